@@ -1,0 +1,1 @@
+"""Claims about batch normalization, run and judged."""

@@ -1,0 +1,404 @@
+"""The schema of a run, `load_config`, and a run's identity. Knows Hydra, not torch.
+
+Each option has one home: its field here, with its type, its default and a line of documentation. The YAML files
+in ``configs/`` say only what differs.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from dataclasses import dataclass, field
+from enum import StrEnum
+from functools import cache
+from pathlib import Path
+from typing import Any, cast
+
+from hydra import compose, initialize_config_dir
+from hydra.core.config_store import ConfigStore
+from hydra.core.global_hydra import GlobalHydra
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+
+class UserError(Exception):
+    """Something the user can mend. The message is what is wrong, where, and what to do; the exit code is 2."""
+
+
+class Precision(StrEnum):
+    """Number format of the forward and backward pass; parameters and statistics stay float32."""
+
+    fp32 = "fp32"
+    bf16 = "bf16"
+
+
+class Device(StrEnum):
+    """Where a run computes; auto takes a GPU where there is one."""
+
+    auto = "auto"
+    cpu = "cpu"
+    cuda = "cuda"
+
+
+class Placement(StrEnum):
+    """Where the norm stands: before the activation (Ioffe & Szegedy) or after it."""
+
+    before = "before"
+    after = "after"
+
+
+class DropoutPosition(StrEnum):
+    """Where dropout stands: directly before each norm, after each norm and its activation, or before the last layer."""
+
+    before_norm = "before_norm"
+    after_norm = "after_norm"
+    last = "last"
+
+
+class Initialization(StrEnum):
+    """Distribution of the initial weights; biases start at zero."""
+
+    he = "he"
+    glorot = "glorot"
+    gaussian = "gaussian"
+
+
+class OptimizerName(StrEnum):
+    """The optimisers, torch's own."""
+
+    sgd = "sgd"
+    adam = "adam"
+    adamw = "adamw"
+
+
+class ScheduleName(StrEnum):
+    """How the learning rate changes after the warm-up."""
+
+    constant = "constant"
+    linear = "linear"
+    cosine = "cosine"
+    step = "step"
+
+
+class Source(StrEnum):
+    """Where a dataset's files come from."""
+
+    package = "package"
+    torchvision = "torchvision"
+    npz = "npz"
+
+
+@dataclass
+class Optimizer:
+    """``optimizer``: how the weights are moved."""
+
+    name: OptimizerName = OptimizerName.adam
+    """sgd, adam or adamw."""
+    lr: float = 1e-3
+    """Learning rate, the schedule's peak."""
+    momentum: float = 0.9
+    """sgd: momentum."""
+    nesterov: bool = False
+    """sgd: Nesterov's momentum."""
+    beta1: float = 0.9
+    """adam, adamw: decay of the gradient's mean."""
+    beta2: float = 0.999
+    """adam, adamw: decay of the squared gradient's mean."""
+    weight_decay: float = 0.0
+    """L2 penalty (sgd, adam) or decoupled decay (adamw)."""
+    decay_norm: bool = True
+    """Whether weight decay applies to gamma and beta of the norms too, as torch does it unasked."""
+
+
+@dataclass
+class Schedule:
+    """``schedule``: the learning rate over the run."""
+
+    name: ScheduleName = ScheduleName.constant
+    """constant, linear (to 0), cosine (to 0) or step."""
+    warmup_epochs: float = 0.0
+    """Epochs of linear warm-up from 0 to optimizer.lr, before the schedule."""
+    milestones: list[float] = field(default_factory=lambda: [0.5, 0.75])
+    """step: where the rate falls, as fractions of the run."""
+    gamma: float = 0.1
+    """step: factor at each milestone."""
+
+
+@dataclass
+class Data:
+    """``data``: a dataset and how its batches are made."""
+
+    name: str = "???"
+    """The dataset's name; the group `data=` sets it."""
+    source: Source = Source.torchvision
+    """package (inside an installed package), torchvision (its files and mirrors) or npz (`data.path`)."""
+    root: str = "data"
+    """Folder of the datasets, laid out as torchvision does; what is missing is downloaded there."""
+    path: str | None = None
+    """source=npz: an archive with Keras's keys x_train, y_train, x_test, y_test."""
+    val_fraction: float = 0.1
+    """Share of the training set held out for validation, by a fixed seed, the same for everyone."""
+    crop: int = 0
+    """Augmentation: pad by so many pixels and crop at random, for each image its own offset. 0: off."""
+    flip: bool = False
+    """Augmentation: mirror half of the images left to right."""
+
+
+@dataclass
+class Model:
+    """``model``: a network; the group `model=` sets the name."""
+
+    name: str = "???"
+    """paper_mlp, lenet, labml_cnn, vgg_small or resnet20."""
+    activation: str = "relu"
+    """relu, sigmoid, tanh, elu or prelu."""
+    placement: Placement = Placement.before
+    """Norm before or after the activation."""
+    dropout: float = 0.0
+    """Probability of dropping a value; 0 for no dropout."""
+    dropout_position: DropoutPosition = DropoutPosition.last
+    """before_norm, after_norm or last."""
+    init: Initialization = Initialization.he
+    """Initial weights: he, glorot or gaussian."""
+    init_std: float = 0.01
+    """gaussian: standard deviation."""
+
+
+@dataclass
+class Norm:
+    """``norm``: options of the variant's layers; null keeps the layer's own default."""
+
+    eps: float | None = None
+    """Added to the variance (torch's BN 1e-5, local statistics 1e-3)."""
+    momentum: float | None = None
+    """Weight of the new batch in the running statistics: torch's sense, Keras's is 1 - momentum."""
+    affine: bool = True
+    """Whether gamma and beta are learned."""
+
+
+@dataclass
+class Config:
+    """One run."""
+
+    variant: str = "bn"
+    """The norm: a name in bnrepro.norm.NORMS (nobn, bn, custombn, convbn, ...)."""
+    seed: int = 0
+    """Seed of the initial weights, the order of the batches, augmentation and dropout."""
+    epochs: int = 10
+    """Passes over the training set."""
+    batch_size: int = 64
+    """Images a step. An incomplete last batch is left out."""
+    eval_every: int | None = None
+    """Steps between evaluations; null: at the end of each epoch."""
+    eval_test: bool = False
+    """Whether the test set is measured at every evaluation too. It chooses nothing either way."""
+    precision: Precision = Precision.fp32
+    """fp32, or bf16 (autocast)."""
+    device: Device = Device.auto
+    """auto, cpu or cuda."""
+    channels_last: bool = False
+    """Memory layout NHWC instead of NCHW."""
+    data: Data = field(default_factory=Data)
+    model: Model = field(default_factory=Model)
+    norm: Norm = field(default_factory=Norm)
+    optimizer: Optimizer = field(default_factory=Optimizer)
+    schedule: Schedule = field(default_factory=Schedule)
+    tensorboard: bool = True
+    """Whether TensorBoard events are written."""
+    root: str = "runs"
+    """Where runs go."""
+
+
+WHERE_NOT_WHAT = ("root", "tensorboard", "data.root", "data.path")
+"""Keys that change where things lie, and no number. An archive counts by its content instead (`content_hash`)."""
+
+
+def configs_dir() -> Path:
+    """The YAML files: inside the package in a wheel, beside it in a checkout."""
+    package = Path(__file__).resolve().parent
+    inside = package / "configs"
+    return inside if inside.is_dir() else package.parent / "configs"
+
+
+def load_config(overrides: list[str] | None = None) -> Config:
+    """The configuration that ``configs/`` and Hydra overrides (``optimizer.lr=0.1``, ``data=cifar10``) give.
+
+    Raises:
+        UserError: an unknown key or group, a wrong type, a value out of range.
+    """
+    for override in overrides or []:
+        _refuse_special(override)
+    ConfigStore.instance().store(name="schema", node=Config)
+    GlobalHydra.instance().clear()
+    try:
+        with initialize_config_dir(str(configs_dir()), version_base="1.3"):
+            composed = compose("config", overrides=overrides or [])
+        return check(cast(Config, OmegaConf.to_object(composed)))
+    except (HydraException, OmegaConfBaseException) as error:
+        raise UserError(_one_sentence(error)) from error
+
+
+def read_config(file: Path) -> Config:
+    """A stored ``config.yaml`` as a `Config`; keys that it lacks take their default.
+
+    Raises:
+        UserError: the file is missing, is not YAML, or does not fit the schema.
+    """
+    try:
+        stored = OmegaConf.load(file)
+        return check(cast(Config, OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Config), stored))))
+    except FileNotFoundError as error:
+        raise UserError(f"There is no configuration {file}.") from error
+    except Exception as error:  # yaml's, OmegaConf's and decoding errors: all say that this is not a configuration
+        raise UserError(f"{file} is not a configuration of a run: {_first_line(error)}") from error
+
+
+def check(cfg: Config) -> Config:
+    """``cfg`` itself, if its values make sense.
+
+    Raises:
+        UserError: naming the first key that does not.
+    """
+    rules = [
+        ("seed", cfg.seed, cfg.seed >= 0, "0 or more"),
+        ("epochs", cfg.epochs, cfg.epochs >= 1, "1 or more"),
+        ("batch_size", cfg.batch_size, cfg.batch_size >= 1, "1 or more"),
+        ("eval_every", cfg.eval_every, cfg.eval_every is None or cfg.eval_every >= 1, "1 or more, or null"),
+        ("optimizer.lr", cfg.optimizer.lr, cfg.optimizer.lr > 0, "above 0"),
+        ("optimizer.momentum", cfg.optimizer.momentum, 0 <= cfg.optimizer.momentum < 1, "in [0, 1)"),
+        ("optimizer.beta1", cfg.optimizer.beta1, 0 <= cfg.optimizer.beta1 < 1, "in [0, 1)"),
+        ("optimizer.beta2", cfg.optimizer.beta2, 0 <= cfg.optimizer.beta2 < 1, "in [0, 1)"),
+        ("optimizer.weight_decay", cfg.optimizer.weight_decay, cfg.optimizer.weight_decay >= 0, "0 or more"),
+        (
+            "optimizer.nesterov",
+            cfg.optimizer.nesterov,
+            not cfg.optimizer.nesterov or cfg.optimizer.momentum > 0,
+            "false where optimizer.momentum is 0",
+        ),
+        ("schedule.warmup_epochs", cfg.schedule.warmup_epochs, cfg.schedule.warmup_epochs >= 0, "0 or more"),
+        (
+            "schedule.milestones",
+            cfg.schedule.milestones,
+            all(0 < m < 1 for m in cfg.schedule.milestones),
+            "fractions of the run, between 0 and 1",
+        ),
+        ("schedule.gamma", cfg.schedule.gamma, cfg.schedule.gamma > 0, "above 0"),
+        ("data.val_fraction", cfg.data.val_fraction, 0 < cfg.data.val_fraction < 1, "between 0 and 1"),
+        ("data.crop", cfg.data.crop, cfg.data.crop >= 0, "0 or more"),
+        (
+            "data.path",
+            cfg.data.path,
+            (cfg.data.path is None) == (cfg.data.source is not Source.npz),
+            "the archive's file, with data.source=npz and only then",
+        ),
+        ("model.dropout", cfg.model.dropout, 0 <= cfg.model.dropout < 1, "in [0, 1)"),
+        ("model.init_std", cfg.model.init_std, cfg.model.init_std > 0, "above 0"),
+        ("norm.eps", cfg.norm.eps, cfg.norm.eps is None or cfg.norm.eps > 0, "above 0, or null"),
+        (
+            "norm.momentum",
+            cfg.norm.momentum,
+            cfg.norm.momentum is None or 0 <= cfg.norm.momentum <= 1,
+            "in [0, 1], or null",
+        ),
+    ]
+    for key, value, holds, wanted in rules:
+        if not holds:
+            raise UserError(f"{key} must be {wanted}; got {value}.")
+    for key, name in (("variant", cfg.variant), ("data.name", cfg.data.name), ("model.name", cfg.model.name)):
+        # These become folder names: nothing that could climb out of the root.
+        if not re.fullmatch(r"[A-Za-z0-9_]+", name):
+            raise UserError(f"{key} must be a name of letters, digits and underscores; got {name!r}.")
+    return cfg
+
+
+def to_dict(cfg: Config) -> dict[str, Any]:
+    """``cfg`` as plain dicts, lists, strings and numbers (enums by name)."""
+    return cast(dict[str, Any], OmegaConf.to_container(_plain(cfg), enum_to_str=True))
+
+
+def to_yaml(cfg: Config) -> str:
+    """``cfg`` in full, as YAML."""
+    return OmegaConf.to_yaml(OmegaConf.create(to_dict(cfg)))
+
+
+def _plain(cfg: Config) -> DictConfig:
+    return OmegaConf.structured(cfg)
+
+
+def config_hash(cfg: Config, without: tuple[str, ...] = ()) -> str:
+    """Eight hexadecimal digits over everything that changes the result; also leave out the keys in ``without``.
+
+    Raises:
+        UserError: `data.path` cannot be read.
+    """
+    counted = to_dict(cfg)
+    for key in (*WHERE_NOT_WHAT, *without):
+        *groups, last = key.split(".")
+        node = counted
+        for group in groups:
+            node = node[group]
+        node.pop(last)
+    if cfg.data.path is not None:
+        counted["data"]["content"] = content_hash(Path(cfg.data.path))
+    text = json.dumps(counted, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:8]
+
+
+def content_hash(file: Path) -> str:
+    """SHA-256 of a file.
+
+    Raises:
+        UserError: the file is missing or unreadable.
+    """
+    try:
+        stat = file.stat()
+        return _content_hash(file, stat.st_size, stat.st_mtime_ns)
+    except OSError as error:
+        raise UserError(f"data.path: cannot read {file} ({error.strerror}). Give the path of an .npz archive.") from error
+
+
+@cache
+def _content_hash(file: Path, size: int, mtime_ns: int) -> str:
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def group_dir(cfg: Config) -> Path:
+    """``<root>/<dataset>/<model>``, where the runs that can be compared lie side by side."""
+    return Path(cfg.root) / cfg.data.name / cfg.model.name
+
+
+def run_dir(cfg: Config) -> Path:
+    """``<root>/<dataset>/<model>/<variant>/seed<k>-<hash>``."""
+    return group_dir(cfg) / cfg.variant / f"seed{cfg.seed}-{config_hash(cfg)}"
+
+
+def _refuse_special(override: str) -> None:
+    """Overrides set values of the schema: nothing added or removed, no `_target_`, no Hydra internals, no lookups."""
+    key, equals, value = override.partition("=")
+    if not equals:
+        raise UserError(f"The override {override!r} is not of the form key=value, as in epochs=5.")
+    if key.startswith(("+", "~")) or "_target_" in key or key.split(".")[0] == "hydra" or "${" in value:
+        raise UserError(f"The override {override!r} is refused: an override sets a key of the schema, as in epochs=5.")
+
+
+def _one_sentence(error: Exception) -> str:
+    """Hydra's and OmegaConf's errors run over many lines: keep what is wrong, and say what to do."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    cause = [line.strip() for line in str(error.__cause__ or "").splitlines() if line.strip()]
+    text = lines[0] if lines else type(error).__name__
+    if cause and cause[0] not in text:
+        text = f"{text.rstrip('.')}: {cause[0]}"
+    for line in lines + cause:
+        if line.startswith("full_key: ") and (key := line.removeprefix("full_key: ")) not in text:
+            text += f" (key {key})"
+    if "Available options in" in str(error):  # Hydra lists the members of a group, one a line
+        members = ", ".join(line for line in lines[1:] if re.fullmatch(r"\w+", line))
+        text = text.removeprefix("In 'config': ") + f". Available: {members}"
+    return f"{text.rstrip('.')}. `bnrepro config` prints every key and its value."
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

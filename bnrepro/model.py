@@ -1,0 +1,266 @@
+"""Networks that are handed a norm. None knows which: a block asks the factory for its layer and no more."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+from typing import TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from bnrepro.config import Config, DropoutPosition, Initialization, Model, Placement, UserError
+from bnrepro.norm import NORMS, NormOptions
+
+Shape = tuple[int, ...]
+T = TypeVar("T")
+MakeNorm = Callable[[int, Shape], nn.Module]
+
+ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
+    "relu": nn.ReLU,
+    "sigmoid": nn.Sigmoid,
+    "tanh": nn.Tanh,
+    "elu": nn.ELU,
+    "prelu": nn.PReLU,
+}
+
+
+@dataclass
+class Blocks:
+    """What every block of a network is made with; remembers the norms that it handed out, in order."""
+
+    norm: MakeNorm
+    activation: Callable[[], nn.Module]
+    placement: Placement
+    dropout: float
+    dropout_position: DropoutPosition
+    norms: list[nn.Module] = field(default_factory=list)
+
+    def make_norm(self, features: int, shape: Shape) -> nn.Module:
+        """A norm for ``features`` channels of ``shape`` (H, W), () after a linear layer."""
+        self.norms.append(self.norm(features, shape))
+        return self.norms[-1]
+
+    def drop(self, position: DropoutPosition) -> list[nn.Module]:
+        """A dropout layer if it belongs at ``position``."""
+        wanted = self.dropout > 0 and position is self.dropout_position
+        return [nn.Dropout(self.dropout)] if wanted else []
+
+    def unit(self, layer: Callable[..., nn.Module], features: int, shape: Shape) -> nn.Sequential:
+        """``layer`` with its norm, activation and dropout; ``layer(bias=...)`` makes a convolution or a linear layer.
+
+        placement=before: layer, norm, activation. placement=after: layer, activation, norm. A bias directly before
+        a norm is cancelled by it and left out (Ioffe & Szegedy 2015, section 3.2).
+        """
+        norm = self.make_norm(features, shape)
+        normed = [*self.drop(DropoutPosition.before_norm), norm]
+        first = layer(bias=self.keeps_bias(norm))
+        if self.placement is Placement.before:
+            inner = [*normed, self.activation()]
+        else:
+            inner = [self.activation(), *normed]
+        return nn.Sequential(first, *inner, *self.drop(DropoutPosition.after_norm))
+
+    def keeps_bias(self, norm: nn.Module) -> bool:
+        """Whether the layer before ``norm`` needs a bias of its own."""
+        return self.placement is Placement.after or isinstance(norm, nn.Identity)
+
+
+class ResidualBlock(nn.Module):
+    """Two 3 x 3 convolutions round a shortcut (He et al. 2015; shortcut "A": subsampled, padded with zero channels).
+
+    placement=before: conv, norm, act, conv, norm, + shortcut, act. placement=after: conv, act, norm, conv,
+    + shortcut, act, norm, so that each norm follows an activation.
+    """
+
+    def __init__(self, blocks: Blocks, inputs: int, features: int, stride: int, shape: Shape) -> None:
+        super().__init__()
+        self.inner = blocks.unit(partial(nn.Conv2d, inputs, features, 3, stride=stride, padding=1), features, shape)
+        norm = blocks.make_norm(features, shape)
+        self.conv = nn.Conv2d(features, features, 3, padding=1, bias=blocks.keeps_bias(norm))
+        normed = nn.Sequential(*blocks.drop(DropoutPosition.before_norm), norm)
+        end = blocks.drop(DropoutPosition.after_norm)
+        if blocks.placement is Placement.before:
+            self.before_sum, self.after_sum = normed, nn.Sequential(blocks.activation(), *end)
+        else:
+            self.before_sum, self.after_sum = nn.Sequential(), nn.Sequential(blocks.activation(), normed, *end)
+        self.stride, self.extra = stride, features - inputs
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, inputs, H, W) -> (N, features, ceil(H / stride), ceil(W / stride))."""
+        shortcut = x[:, :, :: self.stride, :: self.stride]
+        if self.extra:
+            shortcut = nn.functional.pad(shortcut, (0, 0, 0, 0, self.extra // 2, self.extra - self.extra // 2))
+        return self.after_sum(self.before_sum(self.conv(self.inner(x))) + shortcut)
+
+
+class Network(nn.Module):
+    """Images (N, C, H, W) to logits (N, classes). ``norms`` names its norms in order: norm1, norm2, ..."""
+
+    def __init__(self, layers: nn.Module, norms: list[nn.Module]) -> None:
+        super().__init__()
+        self.layers = layers
+        # A plain dict: as submodules they would stand twice in the state_dict.
+        self.norms = {f"norm{i}": norm for i, norm in enumerate(norms, 1)}
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layers(x)
+
+
+def _smaller(shape: Shape, by: int = 0, pool: int = 1) -> Shape:
+    """The map after a valid convolution that takes ``by`` pixels off, and a pooling."""
+    out = tuple((n - by) // pool for n in shape)
+    if min(out) < 1:
+        raise UserError(
+            f"model.name: images of {' x '.join(map(str, shape))} are too small for this network at this depth. "
+            "Use model=paper_mlp, or larger images."
+        )
+    return out
+
+
+def paper_mlp(blocks: Blocks, channels: int, image: Shape, classes: int) -> list[nn.Module]:
+    """Three fully connected layers of 100 (Ioffe & Szegedy 2015, section 4.1; sigmoids by its configuration)."""
+    inputs = channels * image[0] * image[1]
+    units = [blocks.unit(partial(nn.Linear, n, 100), 100, ()) for n in (inputs, 100, 100)]
+    return [nn.Flatten(), *units, *blocks.drop(DropoutPosition.last), nn.Linear(100, classes)]
+
+
+def lenet(blocks: Blocks, channels: int, image: Shape, classes: int) -> list[nn.Module]:
+    """Seed 001's LeNet: conv 6 and conv 16 (3 x 3), each with average pooling, then fc 120 and fc 84."""
+    layers: list[nn.Module] = []
+    shape = image
+    for inputs, features in ((channels, 6), (6, 16)):
+        shape = _smaller(shape, by=2)
+        layers += [blocks.unit(partial(nn.Conv2d, inputs, features, 3), features, shape), nn.AvgPool2d(2)]
+        shape = _smaller(shape, pool=2)
+    layers.append(nn.Flatten())
+    for inputs, features in ((16 * shape[0] * shape[1], 120), (120, 84)):
+        layers.append(blocks.unit(partial(nn.Linear, inputs, features), features, ()))
+    return [*layers, *blocks.drop(DropoutPosition.last), nn.Linear(84, classes)]
+
+
+def labml_cnn(blocks: Blocks, channels: int, image: Shape, classes: int) -> list[nn.Module]:
+    """Seed 002's MNIST network: conv 20 and conv 50 (5 x 5), each with max pooling, then fc 500."""
+    layers: list[nn.Module] = []
+    shape = image
+    for inputs, features in ((channels, 20), (20, 50)):
+        shape = _smaller(shape, by=4)
+        layers += [blocks.unit(partial(nn.Conv2d, inputs, features, 5), features, shape), nn.MaxPool2d(2)]
+        shape = _smaller(shape, pool=2)
+    flat = 50 * shape[0] * shape[1]
+    layers += [nn.Flatten(), blocks.unit(partial(nn.Linear, flat, 500), 500, ())]
+    return [*layers, *blocks.drop(DropoutPosition.last), nn.Linear(500, classes)]
+
+
+def vgg_small(blocks: Blocks, channels: int, image: Shape, classes: int) -> list[nn.Module]:
+    """Three pairs of 3 x 3 convolutions (32, 64, 128) with max pooling, then fc 256: VGG's pattern, small."""
+    layers: list[nn.Module] = []
+    shape, inputs = image, channels
+    for features in (32, 64, 128):
+        for _ in range(2):
+            conv = partial(nn.Conv2d, inputs, features, 3, padding=1)
+            layers.append(blocks.unit(conv, features, shape))
+            inputs = features
+        layers.append(nn.MaxPool2d(2))
+        shape = _smaller(shape, pool=2)
+    flat = inputs * shape[0] * shape[1]
+    layers += [nn.Flatten(), blocks.unit(partial(nn.Linear, flat, 256), 256, ())]
+    return [*layers, *blocks.drop(DropoutPosition.last), nn.Linear(256, classes)]
+
+
+def resnet20(blocks: Blocks, channels: int, image: Shape, classes: int) -> list[nn.Module]:
+    """ResNet-20 for CIFAR (He et al. 2015, section 4.2): 16, 32 and 64 channels, three blocks each."""
+    layers: list[nn.Module] = [blocks.unit(partial(nn.Conv2d, channels, 16, 3, padding=1), 16, image)]
+    shape, inputs = image, 16
+    for features in (16, 32, 64):
+        for block in range(3):
+            stride = 2 if features != 16 and block == 0 else 1
+            shape = tuple(-(-n // stride) for n in shape)
+            layers.append(ResidualBlock(blocks, inputs, features, stride, shape))
+            inputs = features
+    layers += [nn.AdaptiveAvgPool2d(1), nn.Flatten()]
+    return [*layers, *blocks.drop(DropoutPosition.last), nn.Linear(64, classes)]
+
+
+MODELS: dict[str, Callable[[Blocks, int, Shape, int], list[nn.Module]]] = {
+    "paper_mlp": paper_mlp,
+    "lenet": lenet,
+    "labml_cnn": labml_cnn,
+    "vgg_small": vgg_small,
+    "resnet20": resnet20,
+}
+
+
+def _look_up(table: dict[str, T], name: str, key: str) -> T:
+    if name not in table:
+        raise UserError(f"{key}: there is no {name!r}. There are: {', '.join(table)}.")
+    return table[name]
+
+
+def norm_of(cfg: Config) -> MakeNorm:
+    """The norm factory of ``cfg.variant`` with the options in ``cfg.norm``.
+
+    Raises:
+        UserError: no such variant.
+    """
+    options = NormOptions(eps=cfg.norm.eps, momentum=cfg.norm.momentum, affine=cfg.norm.affine)
+    return partial(_look_up(NORMS, cfg.variant, "variant"), options=options)
+
+
+def build(
+    model: Model, norm: MakeNorm, channels: int, image: Shape, classes: int, generator: torch.Generator
+) -> Network:
+    """A network with its initial weights.
+
+    Args:
+        model: which network, activation, placement, dropout, initial distribution.
+        norm: ``(num_features, spatial_shape) -> Module``.
+        channels, image, classes: the data's channels, (H, W) and number of classes.
+        generator: source of the weights. It is used for weights alone and in the order of the layers, so all
+            norms start from the same ones.
+
+    Raises:
+        UserError: no such model or activation; images too small.
+    """
+    make = _look_up(MODELS, model.name, "model.name")
+    activation = _look_up(ACTIVATIONS, model.activation, "model.activation")
+    blocks = Blocks(norm, activation, model.placement, model.dropout, model.dropout_position)
+    network = Network(nn.Sequential(*make(blocks, channels, image, classes)), blocks.norms)
+    _initialize(network, model, generator)
+    return network
+
+
+@torch.no_grad()
+def _initialize(network: nn.Module, model: Model, generator: torch.Generator) -> None:
+    for module in network.modules():
+        if not isinstance(module, nn.Conv2d | nn.Linear):
+            continue
+        if model.init is Initialization.he:
+            nn.init.kaiming_normal_(module.weight, nonlinearity="relu", generator=generator)
+        elif model.init is Initialization.glorot:
+            nn.init.xavier_uniform_(module.weight, generator=generator)
+        else:
+            nn.init.normal_(module.weight, std=model.init_std, generator=generator)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
+
+
+def parameter_groups(network: nn.Module, weight_decay: float, decay_norm: bool) -> list[dict]:
+    """Parameters for an optimiser: all of them decayed, or all but gamma and beta of the norms.
+
+    A norm's parameters are those of the modules that are neither convolution, linear layer nor PReLU.
+    """
+    plain = (nn.Conv2d, nn.Linear, nn.PReLU)
+    decayed, kept = [], []
+    for module in network.modules():
+        own = list(module.parameters(recurse=False))
+        (decayed if decay_norm or isinstance(module, plain) else kept).extend(own)
+    groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": kept, "weight_decay": 0.0}]
+    return [group for group in groups if group["params"]]
+
+
+def size_of(network: nn.Module) -> tuple[int, int]:
+    """(numbers in parameters, numbers in running statistics)."""
+    parameters = sum(p.numel() for p in network.parameters())
+    return parameters, sum(b.numel() for b in network.buffers() if b.is_floating_point())

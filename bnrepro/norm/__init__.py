@@ -1,0 +1,20 @@
+"""Batch normalization over any axes. This package needs torch and nothing else of `bnrepro`: lift it out freely."""
+
+from bnrepro.norm.adaptive import ConvAdaptiveNorm2d
+from bnrepro.norm.layers import BatchNorm1d, BatchNorm2d, BatchNorm3d, ConvBatchNorm2d, NormError
+from bnrepro.norm.statistics import batch_statistics, reestimate_statistics
+from bnrepro.norm.table import NORMS, NormFactory, NormOptions
+
+__all__ = [
+    "NORMS",
+    "BatchNorm1d",
+    "BatchNorm2d",
+    "BatchNorm3d",
+    "ConvAdaptiveNorm2d",
+    "ConvBatchNorm2d",
+    "NormError",
+    "NormFactory",
+    "NormOptions",
+    "batch_statistics",
+    "reestimate_statistics",
+]

@@ -1,0 +1,99 @@
+"""Adaptive normalization: local statistics of the present batch, in training and in use alike."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from bnrepro.norm.function import affine as scale_and_shift
+from bnrepro.norm.function import widen
+from bnrepro.norm.layers import NormError
+
+
+class ConvAdaptiveNorm2d(nn.Module):
+    r"""Normalise each location by the statistics of the batch in a neighbourhood of it; train equals eval.
+
+    With :math:`\mathrm{pool}_k` the average over the ``kernel_size`` window round a location, positions outside
+    the map not counted:
+
+    .. math::
+        \mu = \mathrm{pool}_k\Big(\frac{1}{N} \sum_n x_n\Big), \quad
+        \sigma^2 = \mathrm{pool}_k\Big(\frac{1}{N} \sum_n (x_n - \mu)^2\Big), \quad
+        y = \gamma_c \frac{x - \mu}{\sqrt{\sigma^2 + \epsilon}} + \beta_c
+
+    **Which variance this is.** The source's: each neighbour is centred on the pooled mean *of its own position*
+    before its square is averaged. The variance of the values in the window would centre all of them on the
+    mean of the window that is being normalised, :math:`\mathrm{pool}_k(\frac{1}{N} \sum_n x_n^2) - \mu^2`. The two
+    agree for ``kernel_size=1`` and where the pooled mean is flat across the window; across an edge in the mean
+    image the window's variance also counts how the local means differ, and is larger.
+
+    Shapes: (N, C, H, W) in and out, any H and W; gamma and beta (C,). ``kernel_size=1`` gives the statistics of
+    `ConvBatchNorm2d` in training, a window that covers the map from every position those of `BatchNorm2d`.
+    Windows of an even length reach one further down and right, as TensorFlow's 'same' padding does.
+
+    There are no running statistics: the output for one image depends on the others of its batch, in eval too.
+
+    Raises:
+        NormError: (a ValueError) one value in a window (a batch of 1 with a window of 1 x 1).
+        ValueError: not four dimensions, another number of channels, a ``kernel_size`` below 1.
+
+    Source: https://github.com/lmcintosh/conv-batchnorm (2018), class ``ConvAdaptiveNormalization``.
+    """
+
+    def __init__(
+        self,
+        num_features: int,
+        kernel_size: int | tuple[int, int],
+        eps: float = 1e-3,
+        affine: bool = True,
+        *,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        self.num_features = num_features
+        height, width = (kernel_size, kernel_size) if isinstance(kernel_size, int) else kernel_size
+        if height < 1 or width < 1:
+            raise ValueError(f"kernel_size must be at least 1, got {kernel_size}")
+        self.kernel_size = (height, width)
+        self.eps = eps
+        self.affine = affine
+        self.register_parameter("weight", None)
+        self.register_parameter("bias", None)
+        if affine:
+            self.weight = nn.Parameter(torch.ones(num_features, device=device, dtype=dtype))
+            self.bias = nn.Parameter(torch.zeros(num_features, device=device, dtype=dtype))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Shapes and errors: see the class."""
+        if x.dim() != 4 or x.shape[1] != self.num_features:
+            raise ValueError(
+                f"ConvAdaptiveNorm2d takes an input of shape (N, {self.num_features}, H, W), got {tuple(x.shape)}"
+            )
+        reach = [min(size, k) for size, k in zip(x.shape[2:], self.kernel_size, strict=True)]
+        if x.shape[0] * reach[0] * reach[1] == 1:
+            raise NormError(
+                f"ConvAdaptiveNorm2d would normalise each value of an input of shape {tuple(x.shape)} by itself, to "
+                "zero. Use batches of 2 or more, or a larger kernel_size."
+            )
+        wide = widen(x)
+        mean = self._pool(wide.mean(0, keepdim=True))
+        centred = wide - mean
+        var = self._pool(centred.square().mean(0, keepdim=True))
+        weight, bias = (None if p is None else p.view(1, -1, 1, 1) for p in (self.weight, self.bias))
+        return scale_and_shift(centred * (var + self.eps).rsqrt(), weight, bias).to(x.dtype)
+
+    def _pool(self, maps: Tensor) -> Tensor:
+        """Average of (1, C, H, W) over the window at each position, padding not counted."""
+        height, width = self.kernel_size
+        pad = ((width - 1) // 2, width // 2, (height - 1) // 2, height // 2)
+        inside = torch.ones_like(maps[:, :1])
+        total, count = (
+            F.avg_pool2d(F.pad(t, pad), self.kernel_size, stride=1, divisor_override=1) for t in (maps, inside)
+        )
+        return total / count
+
+    def extra_repr(self) -> str:
+        """The arguments, as torch's layers show theirs."""
+        return f"{self.num_features}, kernel_size={self.kernel_size}, eps={self.eps}, affine={self.affine}"

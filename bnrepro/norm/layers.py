@@ -1,0 +1,219 @@
+"""Layers over `bnrepro.norm.function`: torch's batch normalization, and the local-gain kind."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from bnrepro.norm.function import affine, batch_norm, widen
+
+
+class NormError(ValueError):
+    """An input that a norm cannot take. The message says what, where and what to do."""
+
+
+class _HandDerived(_BatchNorm):
+    """What the layers share: which statistics normalise, and how the running ones are kept.
+
+    torch's `_BatchNorm` supplies the constructor, the buffers and their `state_dict` (versions and
+    old checkpoints included), and the type that torch's own tools look for (`swa_utils.update_bn`).
+    """
+
+    def statistics_axes(self, x: Tensor) -> tuple[int, ...]:
+        """The axes of ``x`` that the statistics are pooled over: all but the channels."""
+        return (0, *range(2, x.dim()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        self._check_input_dim(x)
+        axes = self.statistics_axes(x)
+        weight, bias = (None if p is None else _against(p, x) for p in (self.weight, self.bias))
+        if self.training or self.running_mean is None:
+            count = self._count(x, axes)
+            y, mean, var = batch_norm(x, weight, bias, axes, self.eps)
+            if self.training and self.running_mean is not None:
+                self._update_running(mean, var, count)
+            return y
+        assert self.running_var is not None  # torch sets both or neither
+        mean, var = _against(self.running_mean, x), _against(self.running_var, x)
+        xhat = (widen(x) - mean) * (var + self.eps).rsqrt()
+        return affine(xhat, weight, bias).to(x.dtype)
+
+    def _count(self, x: Tensor, axes: tuple[int, ...]) -> int:
+        count = 1
+        for axis in axes:
+            count *= x.shape[axis]
+        if count == 1:
+            raise NormError(self._one_value(x))
+        return count
+
+    def _one_value(self, x: Tensor) -> str:
+        return (
+            f"{type(self).__name__} needs more than 1 value per channel to train, and an input of shape "
+            f"{tuple(x.shape)} has 1: normalised by itself it is zero whatever it was. Train on batches of 2 "
+            "or more (drop_last=True in a DataLoader drops an odd last one), or call .eval()."
+        )
+
+    @torch.no_grad()
+    def _update_running(self, mean: Tensor, var: Tensor, count: int) -> None:
+        assert self.running_mean is not None and self.running_var is not None
+        assert self.num_batches_tracked is not None
+        self.num_batches_tracked.add_(1)
+        if self.momentum is None:  # the cumulative average over all batches seen
+            factor = self.num_batches_tracked.reciprocal()
+        else:
+            factor = torch.as_tensor(self.momentum, device=mean.device)
+        unbiased = var * (count / (count - 1))
+        for running, batch in ((self.running_mean, mean), (self.running_var, unbiased)):
+            batch = batch.reshape(running.shape).to(running.dtype)
+            running.lerp_(batch, factor.to(running.dtype))
+
+
+def _against(parameter: Tensor, x: Tensor) -> Tensor:
+    """``parameter`` of shape (C,) or (C, H, W), viewed so that it broadcasts against ``x``."""
+    return parameter.view(1, *parameter.shape, *[1] * (x.dim() - 1 - parameter.dim()))
+
+
+class BatchNorm1d(_HandDerived, nn.BatchNorm1d):
+    r"""`torch.nn.BatchNorm1d` with a hand-derived backward: same arguments, `state_dict` and semantics.
+
+    .. math:: y = \frac{x - \mathrm{E}[x]}{\sqrt{\mathrm{Var}[x] + \epsilon}} \cdot \gamma + \beta
+
+    Shapes: (N, C) or (N, C, L), statistics over N (and L), gamma and beta (C,).
+
+    In training the *biased* variance of the batch normalises, and the *unbiased* one, times m/(m-1) for m
+    values per channel, goes into ``running_var``: ``running = (1 - momentum) * running + momentum * batch``.
+    ``momentum`` is torch's (Keras's is 1 - momentum); None keeps the cumulative average. In ``eval()`` the
+    running statistics normalise, or the batch's with ``track_running_stats=False``.
+
+    Raises:
+        NormError: (a ValueError) one value per channel in training.
+        ValueError: another number of dimensions.
+
+    Source: Ioffe & Szegedy, "Batch Normalization" (2015), Algorithms 1 and 2.
+    """
+
+
+class BatchNorm2d(_HandDerived, nn.BatchNorm2d):
+    """`torch.nn.BatchNorm2d` with a hand-derived backward. Input (N, C, H, W), statistics over N, H and W.
+
+    Formula, train and eval, errors and source: `BatchNorm1d`.
+    """
+
+
+class BatchNorm3d(_HandDerived, nn.BatchNorm3d):
+    """`torch.nn.BatchNorm3d` with a hand-derived backward. Input (N, C, D, H, W), statistics over all but C.
+
+    Formula, train and eval, errors and source: `BatchNorm1d`.
+    """
+
+
+Pooling = Literal["location", "channel"]
+
+
+class ConvBatchNorm2d(_HandDerived):
+    r"""Convolutional, local-gain batch normalization: statistics per channel and location, parameters per channel.
+
+    .. math:: y_{nchw} = \gamma_c \frac{x_{nchw} - \mu_{chw}}{\sqrt{\sigma^2_{chw} + \epsilon}} + \beta_c, \quad
+              \mu_{chw} = \frac{1}{N} \sum_n x_{nchw}, \quad
+              \sigma^2_{chw} = \frac{1}{N} \sum_n (x_{nchw} - \mu_{chw})^2
+
+    Shapes: (N, C, H, W) in and out. ``statistics`` and ``parameters`` pick a cell of the 2 x 2 table:
+
+    ============================  ============================  =======================================
+    statistics \ parameters       ``"channel"`` (C,)            ``"location"`` (C, H, W)
+    ============================  ============================  =======================================
+    ``"channel"`` (over N, H, W)  batch normalization           the control
+    ``"location"`` (over N)       local gain (the default)      per-activation batch normalization
+    ============================  ============================  =======================================
+
+    Train and eval as in `BatchNorm1d`; the running statistics have the statistics' shape, so with local
+    statistics the buffers are 2CHW numbers and pin the input's size. A location that is constant over the
+    batch (the border of a digit) has variance 0 and divides by sqrt(eps): hence the larger default ``eps``.
+
+    Raises:
+        NormError: (a ValueError) a training batch of 1 with local statistics; another spatial shape than
+            ``spatial_shape`` where statistics or parameters are local.
+        ValueError: not four dimensions; a ``statistics`` or ``parameters`` of another name.
+
+    Source: https://github.com/lmcintosh/conv-batchnorm (2018), class ``ConvBatchNormalization``. Different there:
+    the running variance is corrected by n/(n - 1.001), and a batch of 1 is let through.
+    """
+
+    def __init__(
+        self,
+        num_features: int,
+        spatial_shape: tuple[int, int],
+        eps: float = 1e-3,
+        momentum: float | None = 0.1,
+        affine: bool = True,
+        track_running_stats: bool = True,
+        *,
+        statistics: Pooling = "location",
+        parameters: Pooling = "channel",
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        for argument, value in (("statistics", statistics), ("parameters", parameters)):
+            if value not in ("location", "channel"):
+                raise ValueError(f"{argument} must be 'location' or 'channel', got {value!r}")
+        # torch's constructor makes parameters and buffers per channel; what is local is made again below.
+        super().__init__(num_features, eps, momentum, affine, track_running_stats, device, dtype)
+        height, width = self.spatial_shape = (int(spatial_shape[0]), int(spatial_shape[1]))
+        self.statistics = statistics
+        self.parameters_per = parameters
+        full = (num_features, height, width)
+        if affine and parameters == "location":
+            self.weight = nn.Parameter(torch.ones(full, device=device, dtype=dtype))
+            self.bias = nn.Parameter(torch.zeros(full, device=device, dtype=dtype))
+        if track_running_stats and statistics == "location":
+            self.running_mean = torch.zeros(full, device=device, dtype=dtype)
+            self.running_var = torch.ones(full, device=device, dtype=dtype)
+
+    def statistics_axes(self, x: Tensor) -> tuple[int, ...]:
+        """(0,) for local statistics, (0, 2, 3) for statistics per channel."""
+        return (0,) if self.statistics == "location" else (0, 2, 3)
+
+    def _check_input_dim(self, x: Tensor) -> None:
+        if x.dim() != 4:
+            raise ValueError(f"ConvBatchNorm2d takes a 4D input (N, C, H, W), got {x.dim()}D of shape {tuple(x.shape)}")
+        if x.shape[1] != self.num_features:
+            raise NormError(
+                f"ConvBatchNorm2d was made for {self.num_features} channels, and the input of shape "
+                f"{tuple(x.shape)} has {x.shape[1]}. Make the layer for the channels of its input."
+            )
+        local = [
+            name
+            for name, kept in (("statistics", self.statistics), ("parameters", self.parameters_per))
+            if kept == "location"
+        ]
+        if local and tuple(x.shape[2:]) != self.spatial_shape:
+            raise NormError(
+                f"ConvBatchNorm2d keeps {' and '.join(local)} per location for maps of {_size(self.spatial_shape)}, and "
+                f"the input's are {_size(x.shape[2:])}: what belongs to a location has no meaning on a map of another "
+                "size. Resize the input, make the layer with that spatial_shape, or use a norm per channel "
+                "(BatchNorm2d)."
+            )
+
+    def _one_value(self, x: Tensor) -> str:
+        if self.statistics == "channel":
+            return super()._one_value(x)
+        return (
+            "ConvBatchNorm2d takes its statistics over the batch alone, so a training batch of 1 (input of shape "
+            f"{tuple(x.shape)}) normalises every value by itself, to zero. Train on batches of 2 or more, the larger "
+            "the better (drop_last=True in a DataLoader drops an odd last one), or call .eval()."
+        )
+
+    def extra_repr(self) -> str:
+        """The arguments, as torch's layers show theirs."""
+        return (
+            f"{self.num_features}, {self.spatial_shape}, eps={self.eps}, momentum={self.momentum}, "
+            f"affine={self.affine}, track_running_stats={self.track_running_stats}, "
+            f"statistics={self.statistics!r}, parameters={self.parameters_per!r}"
+        )
+
+
+def _size(shape: tuple[int, ...] | torch.Size) -> str:
+    return " x ".join(map(str, shape))

@@ -1,0 +1,118 @@
+"""What normalises at inference: the running average, the population's statistics, or the batch's own."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from bnrepro.norm.function import moments, widen
+from bnrepro.norm.layers import NormError
+
+
+def tracking_layers(model: nn.Module) -> dict[str, _BatchNorm]:
+    """The batch-normalization layers of ``model``, torch's and ours, that keep running statistics."""
+    return {
+        name: module
+        for name, module in model.named_modules()
+        if isinstance(module, _BatchNorm) and module.running_mean is not None
+    }
+
+
+class _Pooled:
+    """Mean and variance of all values that were added, batch by batch (Chan, Golub & LeVeque 1979), in float64."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.mean: Tensor
+        self.square: Tensor  # sum of squared distances from the mean
+
+    def add(self, x: Tensor, axes: tuple[int, ...]) -> None:
+        mean, var = (s.double() for s in moments(widen(x), axes))
+        count = x.numel() // max(mean.numel(), 1)
+        if count == 0:
+            return
+        if self.count == 0:
+            self.count, self.mean, self.square = count, mean, var * count
+            return
+        total = self.count + count
+        delta = mean - self.mean
+        self.mean = self.mean + delta * (count / total)
+        self.square = self.square + var * count + delta.square() * (self.count * count / total)
+        self.count = total
+
+
+@torch.no_grad()
+def reestimate_statistics(model: nn.Module, batches: Iterable[Tensor]) -> nn.Module:
+    """Replace the running statistics of ``model``'s norms by those of the population in ``batches`` ("precise BN").
+
+    Each batch goes through the model in training mode, so every layer sees inputs normalised by their own batch,
+    as in training. A layer's ``running_mean`` and ``running_var`` become the mean and the *unbiased* variance of
+    all values that entered it, pooled over the batches: equal to one pass over the joined values, however they
+    were split, as far as the layers before are not themselves changed by the split. Dropout is left off.
+
+    Args:
+        model: any network with torch's or our batch-normalization layers. Changed in place and returned, in the
+            mode (train or eval) that it was in. A layer that no batch reaches keeps its statistics.
+        batches: inputs of the model, each of 2 or more.
+
+    Raises:
+        NormError: (a ValueError) ``batches`` is empty.
+
+    Source: Ioffe & Szegedy (2015), Algorithm 2; Wu & Johnson, "Rethinking 'Batch' in BatchNorm" (2021), section 3.
+    """
+    layers = tracking_layers(model)
+    pooled = {name: _Pooled() for name in layers}
+    modes = {module: module.training for module in model.modules()}
+
+    def collect(name: str):  # type: ignore[no-untyped-def]
+        def hook(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+            (x,) = inputs
+            axes = getattr(module, "statistics_axes", _channel_axes)(x)
+            pooled[name].add(x, axes)
+
+        return hook
+
+    handles = [layer.register_forward_pre_hook(collect(name)) for name, layer in layers.items()]
+    seen = 0
+    model.eval()
+    try:
+        with batch_statistics(model):
+            for batch in batches:
+                seen += 1
+                model(batch)
+    finally:
+        for handle in handles:
+            handle.remove()
+        for module, mode in modes.items():
+            module.training = mode
+    if layers and not seen:
+        raise NormError("reestimate_statistics got no batches: give it the training set's inputs.")
+    for name, layer in layers.items():
+        total = pooled[name]
+        if total.count > 1:
+            assert layer.running_mean is not None and layer.running_var is not None
+            layer.running_mean.copy_(total.mean.reshape(layer.running_mean.shape))
+            layer.running_var.copy_((total.square / (total.count - 1)).reshape(layer.running_var.shape))
+    return model
+
+
+def _channel_axes(x: Tensor) -> tuple[int, ...]:
+    return (0, *range(2, x.dim()))
+
+
+@contextmanager
+def batch_statistics(model: nn.Module) -> Iterator[None]:
+    """Within it, the norms of ``model`` normalise by the batch in eval mode too; their buffers are not touched."""
+    layers = list(tracking_layers(model).values())
+    kept = [(layer.running_mean, layer.running_var) for layer in layers]
+    for layer in layers:
+        layer.running_mean = layer.running_var = None
+    try:
+        yield
+    finally:
+        for layer, (mean, var) in zip(layers, kept, strict=True):
+            layer.running_mean, layer.running_var = mean, var

@@ -1,0 +1,292 @@
+"""What a run leaves behind, and how it is read back. Every file is written whole or not at all.
+
+``metrics.csv`` and ``summary.json`` are the record; TensorBoard's events are a view of it and are never read here.
+Importing this module does not import torch: listing runs must be quick.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+import os
+import platform
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from enum import StrEnum
+from functools import cached_property
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from bnrepro.config import Config, UserError, read_config
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from torch.utils.tensorboard import SummaryWriter
+
+CONFIG, METRICS, SUMMARY, CHECKPOINT = "config.yaml", "metrics.csv", "summary.json", "checkpoint.pt"
+
+SPLITS = ("train", "val", "test")
+COLUMNS = ("step", "epoch", *(f"{s}_{m}" for s in SPLITS for m in ("loss", "accuracy")), "lr", "seconds")
+
+Row = dict[str, float | None]
+
+
+class Status(StrEnum):
+    """How a run ended. ``diverged`` is a result; ``interrupted`` and ``failed`` runs go on when asked for again."""
+
+    completed = "completed"
+    diverged = "diverged"
+    interrupted = "interrupted"
+    failed = "failed"
+
+    @property
+    def finished(self) -> bool:
+        """Whether there is nothing left to run."""
+        return self in (Status.completed, Status.diverged)
+
+
+def write_whole(file: Path, content: bytes | str) -> None:
+    """Write ``file`` so that it is there in full or, whatever happens, as it was before."""
+    raw = content.encode() if isinstance(content, str) else content
+    file.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=file.parent, prefix=f".{file.name}.", suffix=".tmp")
+    temporary = Path(name)
+    try:
+        with os.fdopen(handle, "wb") as stream:
+            stream.write(raw)
+            stream.flush()
+            os.fsync(stream.fileno())
+        temporary.chmod(0o644)
+        temporary.replace(file)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def write_csv(file: Path, columns: tuple[str, ...] | list[str], rows: list[dict[str, Any]]) -> None:
+    """``rows`` as CSV; None is an empty field, and floats are written so that they read back bit for bit."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, columns, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    write_whole(file, text.getvalue())
+
+
+def write_summary(directory: Path, summary: dict[str, Any]) -> None:
+    """``summary.json``; numbers that are not finite become null, since JSON has no word for them."""
+    write_whole(directory / SUMMARY, json.dumps(_finite(summary), indent=2, allow_nan=False) + "\n")
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(v) for key, v in value.items()}
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
+
+
+def read_metrics(file: Path) -> list[Row]:
+    """The rows of a ``metrics.csv``; empty fields are None.
+
+    Raises:
+        UserError: missing, damaged, or not a metrics file.
+    """
+    try:
+        with file.open(newline="", encoding="utf-8") as stream:
+            reader = csv.DictReader(stream, strict=True)
+            if tuple(reader.fieldnames or ()) != COLUMNS:
+                raise ValueError("its columns are not those of a run's metrics")
+            return [{key: float(value) if value else None for key, value in row.items()} for row in reader]
+    except FileNotFoundError as error:
+        raise UserError(f"There is no {file}: this run has not reached its first evaluation.") from error
+    except (ValueError, TypeError, csv.Error, OSError) as error:
+        raise UserError(f"{file} is damaged ({error}). Run it again with --force.") from error
+
+
+@dataclass(frozen=True)
+class Run:
+    """A stored run. Files are read when they are asked for."""
+
+    path: Path
+
+    @cached_property
+    def config(self) -> Config:
+        """The configuration that it ran with."""
+        return read_config(self.path / CONFIG)
+
+    @cached_property
+    def summary(self) -> dict[str, Any]:
+        """The final numbers; a run that has not ended has only ``status: running``."""
+        try:
+            summary = json.loads((self.path / SUMMARY).read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            return {"status": "running"}
+        except (ValueError, OSError) as error:
+            raise UserError(f"{self.path / SUMMARY} is damaged ({error}). Run it again with --force.") from error
+        if not isinstance(summary, dict) or "status" not in summary:
+            raise UserError(f"{self.path / SUMMARY} is damaged (it has no status). Run it again with --force.")
+        return summary
+
+    @cached_property
+    def metrics(self) -> list[Row]:
+        """The rows of ``metrics.csv``."""
+        return read_metrics(self.path / METRICS)
+
+    @property
+    def status(self) -> str:
+        """Its status's name, ``running`` if it has not ended."""
+        return str(self.summary["status"])
+
+    @property
+    def finished(self) -> bool:
+        """Whether there is nothing left to run."""
+        return self.status in (Status.completed, Status.diverged)
+
+
+def find_runs(root: Path) -> Iterator[Run]:
+    """The runs under ``root`` (``<dataset>/<model>/<variant>/<run>``), in the order of their paths."""
+    for config in sorted(root.glob(f"*/*/*/*/{CONFIG}")):
+        yield Run(config.parent)
+
+
+def open_run(path: Path) -> Run:
+    """The run in directory ``path``.
+
+    Raises:
+        UserError: there is none.
+    """
+    if not (path / CONFIG).is_file():
+        raise UserError(f"{path} is not a run's directory (no {CONFIG}). `bnrepro runs` lists them.")
+    return Run(path)
+
+
+# --- checkpoints ------------------------------------------------------------------------------------------------
+
+
+def save_checkpoint(file: Path, payload: dict[str, Any]) -> None:
+    """Tensors, numbers, strings and containers of them; nothing that needs code to be read."""
+    import torch
+
+    buffer = io.BytesIO()
+    torch.save(payload, buffer)
+    write_whole(file, buffer.getvalue())
+
+
+def load_checkpoint(file: Path) -> dict[str, Any]:
+    """A checkpoint as data: pickled objects other than tensors and primitives are refused.
+
+    Raises:
+        UserError: missing, damaged, or carrying code.
+    """
+    import pickle
+
+    import torch
+
+    try:
+        payload = torch.load(file, map_location="cpu", weights_only=True)
+    except FileNotFoundError as error:
+        raise UserError(f"There is no checkpoint {file}. Train the run first.") from error
+    except pickle.UnpicklingError as error:
+        raise UserError(f"{file} is refused: it is damaged or carries objects other than tensors.") from error
+    except (RuntimeError, ValueError, EOFError, OSError, KeyError) as error:
+        raise UserError(f"{file} is damaged. Run it again with --force.") from error
+    if not isinstance(payload, dict):
+        raise UserError(f"{file} is not a checkpoint of a run.")
+    return payload
+
+
+# --- where a number comes from -----------------------------------------------------------------------------------
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of the packages that a number depends on."""
+    packages = ("bnrepro", "torch", "torchvision", "numpy", "hydra-core")
+    return {"python": platform.python_version(), **{name: metadata.version(name) for name in packages}}
+
+
+def git_revision() -> str | None:
+    """The checkout's commit, with ``-dirty`` where the package differs from it; None outside a checkout."""
+    package = Path(__file__).resolve().parent
+
+    def git(*arguments: str) -> str:
+        command = ["git", "-C", str(package), *arguments]
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+
+    try:
+        if Path(git("rev-parse", "--show-toplevel")) != package.parent:
+            return None  # installed inside somebody else's repository
+        changed = git("status", "--porcelain", "--", ".", "../configs")
+        return git("rev-parse", "HEAD") + ("-dirty" if changed else "")
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def machine() -> str:
+    """The processor's name and its number of cores for this process."""
+    name = platform.processor() or platform.machine()
+    info = Path("/proc/cpuinfo")
+    if info.is_file():
+        lines = (line.partition(":") for line in info.read_text(errors="replace").splitlines())
+        name = next((value.strip() for key, _, value in lines if key.strip() == "model name"), name)
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return f"{name}, {cores} cores"
+
+
+# --- TensorBoard -------------------------------------------------------------------------------------------------
+
+
+class Board:
+    """A run's TensorBoard events: one event file in the run's own directory, under tags that compare across runs."""
+
+    def __init__(self, directory: Path, first_step: int = 0) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        self.writer: SummaryWriter = SummaryWriter(
+            str(directory), purge_step=first_step if first_step else None, flush_secs=30
+        )
+
+    def row(self, row: Row) -> None:
+        """The losses, accuracies and learning rate of one evaluation."""
+        step = int(row["step"] or 0)
+        for split in SPLITS:
+            for metric in ("loss", "accuracy"):
+                value = row[f"{split}_{metric}"]
+                if value is not None:
+                    self.writer.add_scalar(f"{metric}/{split}", value, step)
+        self.writer.add_scalar("lr", row["lr"], step)
+
+    def norm_inputs(self, inputs: dict[str, Tensor], step: int) -> None:
+        """For the values that enter each norm: mean, standard deviation, 15/50/85th percentiles, histogram.
+
+        Mean and deviation are of all values; percentiles and histogram of at most 65,536 taken at equal steps.
+        """
+        import torch
+
+        for name, values in inputs.items():
+            flat = values.float().flatten()
+            if not bool(flat.isfinite().all()):
+                continue
+            some = flat[:: -(-len(flat) // 65536)]
+            marks = torch.quantile(some, torch.tensor([0.15, 0.5, 0.85], device=some.device))
+            numbers = {"mean": flat.mean(), "std": flat.std(correction=0)}
+            numbers |= dict(zip(("p15", "p50", "p85"), marks, strict=True))
+            for key, value in numbers.items():
+                self.writer.add_scalar(f"{name}/{key}", float(value), step)
+            self.writer.add_histogram(f"{name}/input", some.cpu().numpy(), step, bins=64)
+
+    def hyperparameters(self, values: dict[str, Any], result: float | None) -> None:
+        """For the HPARAMS page, in this run: the library's own `add_hparams` would make a second one."""
+        from torch.utils.tensorboard.summary import hparams
+
+        metrics = {} if result is None else {"accuracy/test": result}
+        for summary in hparams(values, metrics):
+            self.writer.file_writer.add_summary(summary)  # type: ignore[union-attr]
+
+    def close(self) -> None:
+        """Flush and close the event file."""
+        self.writer.close()
