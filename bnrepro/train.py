@@ -1,0 +1,440 @@
+"""``run(cfg) -> Path``: one configuration in, one directory out, and nothing outside it."""
+
+from __future__ import annotations
+
+import math
+import shutil
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from bnrepro import record
+from bnrepro.config import (
+    Config,
+    Device,
+    OptimizerName,
+    Precision,
+    Schedule,
+    ScheduleName,
+    UserError,
+    config_hash,
+    run_dir,
+    to_dict,
+    to_yaml,
+)
+from bnrepro.data import Dataset, Split, epoch_plan, eval_batches, load, mix, train_batch
+from bnrepro.model import Network, build, norm_of, parameter_groups, size_of
+from bnrepro.norm import NormError
+from bnrepro.record import Row, Run, Status
+
+EVAL_IMAGES = 500  # images a forward pass in evaluation: fits the caches, and no batch is left with 1
+CHECK_STEPS = 10  # steps between looks at the loss, each of which a GPU has to be waited for
+PROBE_IMAGES = 256  # images of the validation set whose way through the norms is recorded
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where a run stands: for a progress bar. Loss and accuracy are of the training batches since the last look."""
+
+    step: int
+    steps: int
+    loss: float
+    accuracy: float
+    row: Row | None = None
+    """The row of metrics.csv that has just been written, at an evaluation."""
+
+
+def resolve(cfg: Config) -> Config:
+    """``cfg`` with device=auto replaced by what is there.
+
+    Raises:
+        UserError: device=cuda without a GPU, or bf16 on one that has none.
+    """
+    there = torch.cuda.is_available()
+    if cfg.device is Device.cuda and not there:
+        raise UserError("device=cuda: torch finds no GPU on this machine. Use device=cpu or device=auto.")
+    return replace(cfg, device=Device.cuda if there and cfg.device is not Device.cpu else Device.cpu)
+
+
+def run(cfg: Config, *, force: bool = False, report: Callable[[Progress], None] | None = None) -> Path:
+    """Train, evaluate and record one run; return its directory.
+
+    A finished run is not run again, a broken one goes on from its last checkpoint, ``force`` starts over. The same
+    configuration gives bit-equal metrics on the same CPU with the same number of threads; all variants of a seed
+    start from the same weights and see the same batches. The test set is measured and chooses nothing.
+
+    Args:
+        cfg: the run.
+        force: delete what is there first.
+        report: called with the progress every few steps and at each evaluation.
+
+    Raises:
+        UserError: the configuration does not fit the data or the machine. Nothing that is finished is touched.
+    """
+    cfg = resolve(cfg)
+    norm = norm_of(cfg)
+    directory = run_dir(cfg)
+    stored = Run(directory)
+    if not force and stored.finished:
+        return directory
+    device = torch.device(cfg.device.value)
+    data = load(cfg.data, device)
+    weights = torch.Generator().manual_seed(mix(cfg.seed, "weights"))
+    network = build(cfg.model, norm, data.channels, data.image_size, data.num_classes, weights)
+    trainer = Trainer(cfg, data, network, report)
+    if force and (directory / record.CONFIG).is_file():
+        shutil.rmtree(directory)
+    record.write_whole(directory / record.CONFIG, to_yaml(cfg))
+    status, error = Status.failed, None
+    try:
+        with _terminate_as_interrupt():
+            status = trainer.train(directory)
+    except KeyboardInterrupt:
+        status = Status.interrupted
+        raise
+    except NormError as problem:
+        error = str(problem)
+        raise UserError(f"variant={cfg.variant}: {problem}") from problem
+    except Exception as problem:
+        error = f"{type(problem).__name__}: {problem}"
+        raise
+    finally:
+        record.write_summary(directory, trainer.summary(status, error))
+    return directory
+
+
+@contextmanager
+def _terminate_as_interrupt() -> Iterator[None]:
+    """SIGTERM ends the run as Ctrl-C does: the summary says ``interrupted``. Signals reach the main thread only."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def interrupt(_signal: int, _frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+class Trainer:
+    """The loop and its state, which is what a checkpoint holds."""
+
+    def __init__(
+        self, cfg: Config, data: Dataset, network: Network, report: Callable[[Progress], None] | None = None
+    ) -> None:
+        self.cfg, self.data, self.report = cfg, data, report
+        self.device = torch.device(cfg.device.value)
+        layout = torch.channels_last if cfg.channels_last else torch.contiguous_format
+        self.network = network.to(self.device, memory_format=layout)  # type: ignore[call-overload]
+        self.optimizer = make_optimizer(cfg, network)
+        self.steps_per_epoch = len(data.train.labels) // cfg.batch_size
+        if self.steps_per_epoch == 0:
+            raise UserError(
+                f"batch_size={cfg.batch_size} is more than the {len(data.train.labels)} training images of "
+                f"{data.name}. Use a smaller batch."
+            )
+        self.steps = cfg.epochs * self.steps_per_epoch
+        self.step = 0
+        self.rows: list[Row] = []
+        self.seconds = 0.0
+        self.diverged_at: int | None = None
+        # Dropout and noise draw from torch's global generators; batches and weights have their own.
+        torch.manual_seed(mix(cfg.seed, "dropout"))
+
+    # --- the loop ---
+
+    def train(self, directory: Path) -> Status:
+        """Run to the end, from the checkpoint in ``directory`` if there is one."""
+        if (directory / record.CHECKPOINT).is_file():
+            self.restore(record.load_checkpoint(directory / record.CHECKPOINT))
+        board = record.Board(directory, self.step + 1 if self.step else 0) if self.cfg.tensorboard else None
+        started = time.perf_counter() - self.seconds
+        since = Tally(self.device)
+        try:
+            while self.step < self.steps:
+                epoch, position = divmod(self.step, self.steps_per_epoch)
+                if position == 0 or since.plan_epoch != epoch:
+                    plan = epoch_plan(len(self.data.train.labels), self.cfg.data, self.cfg.seed, epoch)
+                    since.plan_epoch = epoch
+                start = position * self.cfg.batch_size
+                x, y = train_batch(
+                    self.data, plan, self.cfg.data, start, self.cfg.batch_size, channels_last=self.cfg.channels_last
+                )
+                lr = self.cfg.optimizer.lr * lr_factor(self.cfg.schedule, self.step, self.steps, self.steps_per_epoch)
+                since.add(*self.update(x, y, lr), len(y))
+                self.step += 1
+                due = self.evaluation_due()
+                if due or self.step % CHECK_STEPS == 0:
+                    if (bad := since.first_non_finite()) is not None:
+                        self.diverged_at = self.step - bad
+                        self.seconds = time.perf_counter() - started
+                        return Status.diverged
+                    if self.report:
+                        self.report(Progress(self.step, self.steps, *since.recent()))
+                if due:
+                    self.seconds = time.perf_counter() - started
+                    self.evaluate(directory, board, since, lr)
+                    since.reset()
+        finally:
+            self.seconds = time.perf_counter() - started
+            if board:
+                if self.rows:
+                    board.hyperparameters(_flat(self.cfg), self.rows[-1]["test_accuracy"])
+                board.close()
+        return Status.completed
+
+    def update(self, x: Tensor, y: Tensor, lr: float) -> tuple[Tensor, Tensor]:
+        """One step; the batch's mean loss and number of right answers, on the device."""
+        self.network.train()
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        self.optimizer.zero_grad(set_to_none=True)
+        with self.autocast():
+            logits = self.network(x)
+        logits = logits.float()
+        loss = F.cross_entropy(logits, y)
+        loss.backward()  # type: ignore[no-untyped-call]
+        self.optimizer.step()
+        return loss.detach(), (logits.detach().argmax(1) == y).sum()
+
+    def autocast(self) -> torch.autocast:
+        """bf16 where the configuration asks for it."""
+        enabled = self.cfg.precision is Precision.bf16
+        return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=enabled)
+
+    def evaluation_due(self) -> bool:
+        """After every ``eval_every`` steps, or each epoch; always after the last step."""
+        every = self.cfg.eval_every or self.steps_per_epoch
+        return self.step % every == 0 or self.step == self.steps
+
+    def evaluate(self, directory: Path, board: record.Board | None, since: Tally, lr: float) -> None:
+        """Measure, write the row, the checkpoint and TensorBoard."""
+        train_loss, train_accuracy = since.mean()
+        row: Row = {"step": self.step, "epoch": self.step / self.steps_per_epoch}
+        row |= {"train_loss": train_loss, "train_accuracy": train_accuracy}
+        row["val_loss"], row["val_accuracy"] = self.measure(self.data.val)
+        row["test_loss"] = row["test_accuracy"] = None
+        if self.cfg.eval_test or self.step == self.steps:
+            row["test_loss"], row["test_accuracy"] = self.measure(self.data.test)
+        row |= {"lr": lr, "seconds": self.seconds}
+        self.rows.append(row)
+        # The checkpoint holds the rows too: if the machine stops between these two lines, neither is lost.
+        record.save_checkpoint(directory / record.CHECKPOINT, self.state())
+        self.write_metrics(directory)
+        if board:
+            board.row(row)
+            board.norm_inputs(self.norm_inputs(), self.step)
+        if self.report:
+            self.report(Progress(self.step, self.steps, train_loss, train_accuracy, row))
+
+    def write_metrics(self, directory: Path) -> None:
+        """metrics.csv, whole."""
+        whole = [{**row, "step": int(row["step"] or 0)} for row in self.rows]
+        record.write_csv(directory / record.METRICS, record.COLUMNS, whole)
+
+    def measure(self, split: Split) -> tuple[float, float]:
+        """Mean cross-entropy and accuracy in eval mode."""
+        return measure(self.network, self.data, split, self.cfg)
+
+    @torch.inference_mode()
+    def norm_inputs(self) -> dict[str, Tensor]:
+        """What enters each norm when the first images of the validation set are classified, in eval mode."""
+        inputs: dict[str, Tensor] = {}
+
+        def keep(name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
+            return lambda _module, arguments: inputs.__setitem__(name, arguments[0])
+
+        handles = [norm.register_forward_pre_hook(keep(name)) for name, norm in self.network.norms.items()]
+        probe = Split(self.data.val.images[:PROBE_IMAGES], self.data.val.labels[:PROBE_IMAGES])
+        self.network.eval()
+        with self.autocast():
+            for x, _ in eval_batches(self.data, probe, PROBE_IMAGES, channels_last=self.cfg.channels_last):
+                self.network(x)
+        for handle in handles:
+            handle.remove()
+        return inputs
+
+    # --- what is kept ---
+
+    def state(self) -> dict[str, Any]:
+        """All that the rest of the run depends on, as tensors and primitives."""
+        state: dict[str, Any] = {
+            "config": to_yaml(self.cfg),
+            "network": self.network.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "step": self.step,
+            "rows": self.rows,
+            "seconds": self.seconds,
+            "generator": torch.get_rng_state(),
+        }
+        if self.device.type == "cuda":
+            state["cuda_generator"] = torch.cuda.get_rng_state(self.device)
+        return state
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go on from `state`.
+
+        Raises:
+            UserError: it is not a checkpoint of this run.
+        """
+        try:
+            self.network.load_state_dict(state["network"])
+            self.optimizer.load_state_dict(state["optimizer"])
+            self.step, self.rows, self.seconds = int(state["step"]), list(state["rows"]), float(state["seconds"])
+            torch.set_rng_state(state["generator"])
+            if self.device.type == "cuda":
+                torch.cuda.set_rng_state(state["cuda_generator"], self.device)
+        except (KeyError, RuntimeError, TypeError, ValueError) as error:
+            raise UserError("The checkpoint does not fit this run. Start over with --force.") from error
+
+    def summary(self, status: Status, error: str | None = None) -> dict[str, Any]:
+        """summary.json: the final numbers and where they come from."""
+        last: dict[str, Any] = dict(self.rows[-1]) if self.rows else dict.fromkeys(record.COLUMNS)
+        done = status is Status.completed
+        parameters, buffers = size_of(self.network)
+        gpu = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else None
+        return {
+            "status": status.value,
+            "variant": self.cfg.variant,
+            "seed": self.cfg.seed,
+            "dataset": self.cfg.data.name,
+            "model": self.cfg.model.name,
+            "test_accuracy": last["test_accuracy"] if done else None,
+            "test_loss": last["test_loss"] if done else None,
+            "val_accuracy": last["val_accuracy"],
+            "val_loss": last["val_loss"],
+            "train_accuracy": last["train_accuracy"],
+            "train_loss": last["train_loss"],
+            "steps": self.step,
+            "epochs": self.step / self.steps_per_epoch,
+            "diverged_at_step": self.diverged_at,
+            "error": error,
+            "seconds": round(self.seconds, 3),
+            "parameters": parameters,
+            "buffers": buffers,
+            "data": self.data.description,
+            "data_official": self.data.official,
+            "data_fingerprint": self.data.fingerprint,
+            "precision": self.cfg.precision.value,
+            "device": gpu or "cpu",
+            "machine": record.machine(),
+            "threads": torch.get_num_threads(),
+            "versions": record.versions(),
+            "git_revision": record.git_revision(),
+            "config_hash": config_hash(self.cfg),
+        }
+
+
+class Tally:
+    """Losses and right answers since the last evaluation, kept on the device until they are asked for."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.plan_epoch: int | None = None
+        self.reset()
+
+    def reset(self) -> None:
+        """Start again from nothing."""
+        self.loss = torch.zeros((), dtype=torch.float64, device=self.device)
+        self.right = torch.zeros((), dtype=torch.int64, device=self.device)
+        self.images = 0
+        self.unread: list[Tensor] = []
+        self.unread_right: list[Tensor] = []
+        self.unread_images = 0
+        self.shown = (math.nan, math.nan)
+
+    def add(self, loss: Tensor, right: Tensor, images: int) -> None:
+        """One batch: its mean loss, its right answers, its size."""
+        self.unread.append(loss)
+        self.unread_right.append(right)
+        self.unread_images += images
+
+    def first_non_finite(self) -> int | None:
+        """Take in the batches added since the last call. None if their losses are finite, else how many batches
+
+        before the present step the first one that is not was taken (0: the last batch).
+        """
+        losses, rights = torch.stack(self.unread).double(), torch.stack(self.unread_right)
+        finite = losses.isfinite().tolist()
+        if not all(finite):
+            return len(finite) - 1 - finite.index(False)
+        each = self.unread_images // len(self.unread)
+        self.loss += losses.sum() * each
+        self.right += rights.sum()
+        self.images += self.unread_images
+        self.shown = (float(losses.mean()), float(rights.sum()) / self.unread_images)
+        self.unread, self.unread_right, self.unread_images = [], [], 0
+        return None
+
+    def recent(self) -> tuple[float, float]:
+        """Loss and accuracy of the batches taken in last."""
+        return self.shown
+
+    def mean(self) -> tuple[float, float]:
+        """Loss and accuracy over all batches since the last evaluation, each measured before its update."""
+        return float(self.loss) / self.images, float(self.right) / self.images
+
+
+@torch.inference_mode()
+def measure(network: nn.Module, data: Dataset, split: Split, cfg: Config) -> tuple[float, float]:
+    """Mean cross-entropy and accuracy of ``network`` in eval mode on ``split``."""
+    network.eval()
+    count = len(split.labels)
+    size = -(-count // -(-count // EVAL_IMAGES))  # equal parts, so that none is left with a single image
+    device = split.labels.device
+    loss = torch.zeros((), dtype=torch.float64, device=device)
+    right = torch.zeros((), dtype=torch.int64, device=device)
+    with torch.autocast(device.type, dtype=torch.bfloat16, enabled=cfg.precision is Precision.bf16):
+        for x, y in eval_batches(data, split, size, channels_last=cfg.channels_last):
+            logits = network(x).float()
+            loss += F.cross_entropy(logits, y, reduction="sum").double()
+            right += (logits.argmax(1) == y).sum()
+    return float(loss) / count, float(right) / count
+
+
+def make_optimizer(cfg: Config, network: nn.Module) -> torch.optim.Optimizer:
+    """torch's SGD, Adam or AdamW with the parameter groups that ``optimizer.decay_norm`` asks for."""
+    settings = cfg.optimizer
+    groups = parameter_groups(network, settings.weight_decay, settings.decay_norm)
+    if settings.name is OptimizerName.sgd:
+        return torch.optim.SGD(groups, lr=settings.lr, momentum=settings.momentum, nesterov=settings.nesterov)
+    kind = torch.optim.AdamW if settings.name is OptimizerName.adamw else torch.optim.Adam
+    return kind(groups, lr=settings.lr, betas=(settings.beta1, settings.beta2))
+
+
+def lr_factor(schedule: Schedule, step: int, steps: int, steps_per_epoch: int) -> float:
+    """The learning rate of step ``step`` (from 0) of ``steps``, as a multiple of ``optimizer.lr``."""
+    warmup = round(schedule.warmup_epochs * steps_per_epoch)
+    if step < warmup:
+        return (step + 1) / warmup
+    done = (step - warmup) / max(1, steps - warmup)
+    if schedule.name is ScheduleName.linear:
+        return 1 - done
+    if schedule.name is ScheduleName.cosine:
+        return 0.5 * (1 + math.cos(math.pi * done))
+    if schedule.name is ScheduleName.step:
+        return math.prod(schedule.gamma for milestone in schedule.milestones if step >= milestone * steps)
+    return 1.0
+
+
+def _flat(cfg: Config) -> dict[str, Any]:
+    """The configuration as one level of names and values, for TensorBoard's HPARAMS page."""
+    flat: dict[str, Any] = {}
+    for key, value in to_dict(cfg).items():
+        pairs = {f"{key}.{k}": v for k, v in value.items()} if isinstance(value, dict) else {key: value}
+        flat |= {name: v for name, v in pairs.items() if isinstance(v, bool | int | float | str)}
+    return flat
