@@ -356,7 +356,9 @@ def content_hash(file: Path) -> str:
         stat = file.stat()
         return _content_hash(file, stat.st_size, stat.st_mtime_ns)
     except OSError as error:
-        raise UserError(f"data.path: cannot read {file} ({error.strerror}). Give the path of an .npz archive.") from error
+        raise UserError(
+            f"data.path: cannot read {file} ({error.strerror}). Give the path of an .npz archive."
+        ) from error
 
 
 @cache

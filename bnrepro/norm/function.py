@@ -119,8 +119,6 @@ class BatchNormFunction(torch.autograd.Function):
             dweight = (dy * xhat).sum_to_size(weight.shape).to(weight.dtype)
         if ctx.needs_input_grad[0]:
             dxhat = dy if weight is None else dy * weight
-            dx = rstd * (
-                dxhat - dxhat.mean(axes, keepdim=True) - xhat * (dxhat * xhat).mean(axes, keepdim=True)
-            )
+            dx = rstd * (dxhat - dxhat.mean(axes, keepdim=True) - xhat * (dxhat * xhat).mean(axes, keepdim=True))
             dx = dx.to(x.dtype)
         return dx, dweight, dbias, None, None

