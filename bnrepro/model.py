@@ -56,10 +56,8 @@ class Blocks:
         norm = self.make_norm(features, shape)
         normed = [*self.drop(DropoutPosition.before_norm), norm]
         first = layer(bias=self.keeps_bias(norm))
-        if self.placement is Placement.before:
-            inner = [*normed, self.activation()]
-        else:
-            inner = [self.activation(), *normed]
+        before = self.placement is Placement.before
+        inner = [*normed, self.activation()] if before else [self.activation(), *normed]
         return nn.Sequential(first, *inner, *self.drop(DropoutPosition.after_norm))
 
     def keeps_bias(self, norm: nn.Module) -> bool:
@@ -252,7 +250,8 @@ def parameter_groups(network: nn.Module, weight_decay: float, decay_norm: bool) 
     A norm's parameters are those of the modules that are neither convolution, linear layer nor PReLU.
     """
     plain = (nn.Conv2d, nn.Linear, nn.PReLU)
-    decayed, kept = [], []
+    decayed: list[nn.Parameter] = []
+    kept: list[nn.Parameter] = []
     for module in network.modules():
         own = list(module.parameters(recurse=False))
         (decayed if decay_norm or isinstance(module, plain) else kept).extend(own)

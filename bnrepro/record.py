@@ -284,8 +284,9 @@ class Board:
         from torch.utils.tensorboard.summary import hparams
 
         metrics = {} if result is None else {"accuracy/test": result}
+        file_writer = self.writer._get_file_writer()
         for summary in hparams(values, metrics):
-            self.writer.file_writer.add_summary(summary)  # type: ignore[union-attr]
+            file_writer.add_summary(summary)
 
     def close(self) -> None:
         """Flush and close the event file."""

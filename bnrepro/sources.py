@@ -11,6 +11,7 @@ import hashlib
 import importlib.util
 import io
 import pickle
+import sys
 import tarfile
 import tempfile
 import urllib.request
@@ -86,8 +87,8 @@ def fingerprint(pair: Pair) -> str:
     digest = hashlib.sha256()
     for images, labels in pair:
         digest.update(f"{images.shape}".encode())
-        digest.update(np.ascontiguousarray(images))
-        digest.update(np.ascontiguousarray(labels, dtype="<i8"))
+        digest.update(np.ascontiguousarray(images).data)
+        digest.update(np.ascontiguousarray(labels, dtype="<i8").data)
     return digest.hexdigest()[:16]
 
 
@@ -152,6 +153,7 @@ def _download(urls: list[str], folder: Path, name: str, md5: str) -> bytes:
     """The content behind the first of ``urls`` that answers with the right file."""
     problem = ""
     for url in urls:
+        print(f"Downloading {url}", file=sys.stderr)
         try:
             with urllib.request.urlopen(url, timeout=TIMEOUT) as response:
                 raw: bytes = response.read()

@@ -138,8 +138,9 @@ class Trainer:
     ) -> None:
         self.cfg, self.data, self.report = cfg, data, report
         self.device = torch.device(cfg.device.value)
-        layout = torch.channels_last if cfg.channels_last else torch.contiguous_format
-        self.network = network.to(self.device, memory_format=layout)  # type: ignore[call-overload]
+        self.network = network.to(self.device)
+        if cfg.channels_last:
+            self.network.to(memory_format=torch.channels_last)
         self.optimizer = make_optimizer(cfg, network)
         self.steps_per_epoch = len(data.train.labels) // cfg.batch_size
         if self.steps_per_epoch == 0:
@@ -207,7 +208,7 @@ class Trainer:
             logits = self.network(x)
         logits = logits.float()
         loss = F.cross_entropy(logits, y)
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         self.optimizer.step()
         return loss.detach(), (logits.detach().argmax(1) == y).sum()
 
@@ -364,9 +365,9 @@ class Tally:
         self.unread_images += images
 
     def first_non_finite(self) -> int | None:
-        """Take in the batches added since the last call. None if their losses are finite, else how many batches
+        """Take in the batches added since the last call, and say where the first loss was not finite.
 
-        before the present step the first one that is not was taken (0: the last batch).
+        None if all were; else how many batches before the last one it came (0: it was the last one).
         """
         losses, rights = torch.stack(self.unread).double(), torch.stack(self.unread_right)
         finite = losses.isfinite().tolist()

@@ -34,9 +34,12 @@ along. Both come from the caller; nothing here knows about channels.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
-from torch.autograd.function import FunctionCtx
+
+Gradients = tuple[Tensor | None, Tensor | None, Tensor | None, None, None]
 
 
 def batch_norm(
@@ -54,7 +57,7 @@ def batch_norm(
         y in the shape and dtype of ``x``, and the mean and the *biased* variance, with length 1 along
         ``axes``. Gradients flow through y only; the statistics are detached.
     """
-    y, mean, var = BatchNormFunction.apply(x, weight, bias, axes, eps)  # type: ignore[no-untyped-call]
+    y, mean, var = BatchNormFunction.apply(x, weight, bias, axes, eps)
     return y, mean, var
 
 
@@ -92,16 +95,16 @@ class BatchNormFunction(torch.autograd.Function):
         return y.to(x.dtype), mean, var
 
     @staticmethod
-    def setup_context(ctx: FunctionCtx, inputs: tuple, output: tuple) -> None:
+    def setup_context(ctx: Any, inputs: tuple, output: tuple) -> None:
         x, weight, bias, axes, eps = inputs
         _, mean, var = output
-        ctx.mark_non_differentiable(mean, var)  # type: ignore[attr-defined]
+        ctx.mark_non_differentiable(mean, var)
         # x and not xhat: no second tensor of x's size is kept alive, and double backward needs x.
         ctx.save_for_backward(x, weight, bias, mean, var)
-        ctx.axes, ctx.eps = axes, eps  # type: ignore[attr-defined]
+        ctx.axes, ctx.eps = axes, eps
 
     @staticmethod
-    def backward(ctx, dy: Tensor, _dmean: Tensor, _dvar: Tensor):  # type: ignore[no-untyped-def, override]
+    def backward(ctx: Any, dy: Tensor, _dmean: Tensor, _dvar: Tensor) -> Gradients:
         x, weight, bias, mean, var = ctx.saved_tensors
         axes, eps = ctx.axes, ctx.eps
         wide, dy = widen(x), widen(dy)

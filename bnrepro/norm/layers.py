@@ -191,9 +191,9 @@ class ConvBatchNorm2d(_HandDerived):
         ]
         if local and tuple(x.shape[2:]) != self.spatial_shape:
             raise NormError(
-                f"ConvBatchNorm2d keeps {' and '.join(local)} per location for maps of {_size(self.spatial_shape)}, and "
-                f"the input's are {_size(x.shape[2:])}: what belongs to a location has no meaning on a map of another "
-                "size. Resize the input, make the layer with that spatial_shape, or use a norm per channel "
+                f"ConvBatchNorm2d keeps {' and '.join(local)} per location for maps of {_size(self.spatial_shape)}, "
+                f"and the input's are {_size(x.shape[2:])}: what belongs to a location has no meaning on a map of "
+                "another size. Resize the input, make the layer with that spatial_shape, or use a norm per channel "
                 "(BatchNorm2d)."
             )
 

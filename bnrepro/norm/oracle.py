@@ -109,7 +109,7 @@ def _sum_to(gradient: Array, shape: tuple[int, ...] | None, axes: tuple[int, ...
 def seed004_backward(
     x: ArrayLike, scales: ArrayLike, delta: ArrayLike, epsil: float = 1e-8
 ) -> tuple[Array, Array, Array]:
-    """NumPyNet's ``BatchNorm_layer.backward``, line by line. **The gradient it returns is wrong.**
+    """NumPyNet's ``BatchNorm_layer.backward``, line by line; the gradient that it returns is **wrong**.
 
     ``invN`` should be one over the batch's length, not over the number of locations, and ``mean_delta`` should
     be a sum over the batch, not a mean. With N images of M values each it returns::
@@ -142,4 +142,4 @@ def seed004_backward(
     mean_delta = (delta * (-var)).mean(axis=0)
     var_delta = (delta * (x - mean)).sum(axis=0) * (-0.5 * var * var * var)
     delta = delta * var + var_delta * 2 * (x - mean) * invN + mean_delta * invN
-    return delta, scales_updates, bias_updates
+    return np.asarray(delta), scales_updates, bias_updates

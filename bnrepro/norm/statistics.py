@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 
 import torch
@@ -68,7 +68,7 @@ def reestimate_statistics(model: nn.Module, batches: Iterable[Tensor]) -> nn.Mod
     pooled = {name: _Pooled() for name in layers}
     modes = {module: module.training for module in model.modules()}
 
-    def collect(name: str):  # type: ignore[no-untyped-def]
+    def collect(name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
         def hook(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
             (x,) = inputs
             axes = getattr(module, "statistics_axes", _channel_axes)(x)
