@@ -327,8 +327,8 @@ def _plain(cfg: Config) -> DictConfig:
     return OmegaConf.structured(cfg)
 
 
-def config_hash(cfg: Config, without: tuple[str, ...] = ()) -> str:
-    """Eight hexadecimal digits over everything that changes the result; also leave out the keys in ``without``.
+def identity(cfg: Config, without: tuple[str, ...] = ()) -> dict[str, Any]:
+    """Everything in ``cfg`` that changes the result, less the keys in ``without``.
 
     Raises:
         UserError: `data.path` cannot be read.
@@ -342,7 +342,12 @@ def config_hash(cfg: Config, without: tuple[str, ...] = ()) -> str:
         node.pop(last)
     if cfg.data.path is not None:
         counted["data"]["content"] = content_hash(Path(cfg.data.path))
-    text = json.dumps(counted, sort_keys=True)
+    return counted
+
+
+def config_hash(cfg: Config, without: tuple[str, ...] = ()) -> str:
+    """Eight hexadecimal digits over `identity`."""
+    text = json.dumps(identity(cfg, without), sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:8]
 
 

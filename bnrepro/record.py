@@ -90,6 +90,23 @@ def _finite(value: Any) -> Any:
     return value
 
 
+def read_csv(file: Path, columns: tuple[str, ...]) -> list[dict[str, str]]:
+    """The rows of a CSV file that `write_csv` wrote.
+
+    Raises:
+        ValueError: its columns are others, or a row has more or fewer of them.
+        OSError: it cannot be read.
+    """
+    try:
+        with file.open(newline="", encoding="utf-8") as stream:
+            header, *rows = csv.reader(stream, strict=True)
+    except csv.Error as error:
+        raise ValueError(f"{file.name}: {error}") from error
+    if tuple(header) != columns:
+        raise ValueError(f"{file.name} has other columns")
+    return [dict(zip(columns, row, strict=True)) for row in rows]
+
+
 def read_metrics(file: Path) -> list[Row]:
     """The rows of a ``metrics.csv``; empty fields are None.
 
@@ -97,14 +114,11 @@ def read_metrics(file: Path) -> list[Row]:
         UserError: missing, damaged, or not a metrics file.
     """
     try:
-        with file.open(newline="", encoding="utf-8") as stream:
-            reader = csv.DictReader(stream, strict=True)
-            if tuple(reader.fieldnames or ()) != COLUMNS:
-                raise ValueError("its columns are not those of a run's metrics")
-            return [{key: float(value) if value else None for key, value in row.items()} for row in reader]
+        rows = read_csv(file, COLUMNS)
+        return [{key: float(value) if value else None for key, value in row.items()} for row in rows]
     except FileNotFoundError as error:
         raise UserError(f"There is no {file}: this run has not reached its first evaluation.") from error
-    except (ValueError, TypeError, csv.Error, OSError) as error:
+    except (ValueError, OSError) as error:
         raise UserError(f"{file} is damaged ({error}). Run it again with --force.") from error
 
 

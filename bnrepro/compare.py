@@ -1,0 +1,204 @@
+"""Variants side by side over seeds: the grid, the record of all its runs in three files, and the table.
+
+A comparison's directory stands by itself: ``runs.csv`` (one row a run), ``curves.csv`` (one row an evaluation),
+``provenance.json`` are enough to make the table and the figures again.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from bnrepro import record
+from bnrepro.config import Config, UserError, config_hash, group_dir, identity
+from bnrepro.record import Run, Status
+from bnrepro.stats import Interval, t_interval
+
+VARIANTS = ("nobn", "bn", "custombn", "convbn")
+RUNS, CURVES, TABLE, PROVENANCE = "runs.csv", "curves.csv", "table.csv", "provenance.json"
+
+_TEXT = ("variant", "status", "precision", "device", "config_hash")
+_NUMBERS = ("test_accuracy", "test_loss", "val_accuracy", "val_loss", "train_accuracy", "train_loss")
+_COUNTS = ("steps", "diverged_at_step", "parameters", "buffers", "threads")
+RUN_COLUMNS = ("variant", "seed", "status", *_NUMBERS, *_COUNTS, "seconds", "precision", "device", "config_hash")
+CURVE_COLUMNS = ("variant", "seed", *record.COLUMNS)
+WITHOUT = ("variant", "seed")  # what differs between the runs of a comparison
+
+Point = dict[str, Any]
+
+
+def grid(cfg: Config, variants: Sequence[str], seeds: int) -> list[Config]:
+    """``cfg`` for each variant and for the seeds 0 to ``seeds`` - 1; a seed's variants follow one another."""
+    return [replace(cfg, variant=variant, seed=seed) for seed in range(seeds) for variant in variants]
+
+
+def directory(cfg: Config) -> Path:
+    """``<root>/<dataset>/<model>/compare-<hash>``, the hash over all but variant and seed."""
+    return group_dir(cfg) / f"compare-{config_hash(cfg, WITHOUT)}"
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The records of a comparison."""
+
+    runs: list[Point]
+    """`RUN_COLUMNS`, one row a run."""
+    curves: list[Point]
+    """`CURVE_COLUMNS`, one row an evaluation."""
+    provenance: dict[str, Any]
+    """The data and its fingerprint, machines, versions, git revisions, configuration."""
+
+    @cached_property
+    def variants(self) -> list[str]:
+        """The variants, in the order in which they were asked for."""
+        return list(dict.fromkeys(str(run["variant"]) for run in self.runs))
+
+    def of(self, variant: str) -> list[Point]:
+        """The variant's runs, by seed."""
+        return sorted((run for run in self.runs if run["variant"] == variant), key=lambda run: int(run["seed"]))
+
+    def completed(self, variant: str) -> list[Point]:
+        """Those of the variant's runs that trained to the end."""
+        return [run for run in self.of(variant) if run["status"] == Status.completed]
+
+    def over_seeds(self, variant: str, column: str) -> list[tuple[float, list[float]]]:
+        """(epoch, one value a seed) of a column of the curves, completed runs only."""
+        seeds = {run["seed"] for run in self.completed(variant)}
+        points: dict[float, list[float]] = {}
+        for point in self.curves:
+            if point["variant"] == variant and point["seed"] in seeds and point[column] is not None:
+                points.setdefault(point["epoch"], []).append(point[column])
+        return sorted(points.items())
+
+
+def collect(runs: Iterable[Run]) -> Comparison:
+    """The records of finished runs, as one comparison."""
+    rows: list[Point] = []
+    curves: list[Point] = []
+    found: dict[str, list[Any]] = {"data": [], "machines": [], "versions": [], "git_revisions": []}
+    config: dict[str, Any] = {}
+    for run in runs:
+        summary = run.summary
+        rows.append({column: summary.get(column) for column in RUN_COLUMNS})
+        if (run.path / record.METRICS).is_file():
+            who = {"variant": summary["variant"], "seed": summary["seed"]}
+            curves += [{**who, **row} for row in run.metrics]
+        data = {key: summary.get(key) for key in ("data", "data_official", "data_fingerprint")}
+        for key, value in (
+            ("data", data),
+            ("machines", summary.get("machine")),
+            ("versions", summary.get("versions")),
+            ("git_revisions", summary.get("git_revision")),
+        ):
+            if value not in found[key]:
+                found[key].append(value)
+        config = config or identity(run.config, WITHOUT)
+    return Comparison(rows, curves, {**found, "config": config})
+
+
+def save(comparison: Comparison, folder: Path, threshold: float | None = None) -> None:
+    """Write the comparison's records and its table into ``folder``."""
+    record.write_csv(folder / RUNS, RUN_COLUMNS, comparison.runs)
+    record.write_csv(folder / CURVES, CURVE_COLUMNS, comparison.curves)
+    rows = table(comparison, threshold)
+    record.write_csv(folder / TABLE, list(rows[0]), rows)
+    record.write_whole(folder / PROVENANCE, json.dumps(comparison.provenance, indent=2) + "\n")
+
+
+def find(root: Path) -> Iterator[Path]:
+    """The comparisons in ``root`` and below."""
+    for file in sorted([root / RUNS, *root.glob(f"**/{RUNS}")]):
+        if file.is_file():
+            yield file.parent
+
+
+def open_comparison(folder: Path) -> Comparison:
+    """The comparison that `save` wrote into ``folder``.
+
+    Raises:
+        UserError: there is none, or it is damaged.
+    """
+    try:
+        provenance = json.loads((folder / PROVENANCE).read_text(encoding="utf-8"))
+        runs = [_typed(row) for row in record.read_csv(folder / RUNS, RUN_COLUMNS)]
+        curves = [_typed(row) for row in record.read_csv(folder / CURVES, CURVE_COLUMNS)]
+    except FileNotFoundError as error:
+        raise UserError(
+            f"{folder} is not a comparison ({error.filename} is missing). `bnrepro compare` makes one."
+        ) from error
+    except (ValueError, OSError) as error:
+        raise UserError(
+            f"The comparison in {folder} is damaged ({error}). Make it again with `bnrepro compare`."
+        ) from error
+    return Comparison(runs, curves, provenance)
+
+
+def _typed(row: dict[str, str]) -> Point:
+    return {key: value if key in _TEXT else float(value) if value else None for key, value in row.items()}
+
+
+# --- the table ----------------------------------------------------------------------------------------------------
+
+
+def table(comparison: Comparison, threshold: float | None = None) -> list[dict[str, Any]]:
+    """One row a variant: test accuracy, its difference to the first variant, epochs to a threshold, time, size.
+
+    Args:
+        comparison: the records.
+        threshold: a validation accuracy. None: for each seed, the best that the first variant reached with it, which
+            is how Ioffe & Szegedy (2015, Figure 3) count the steps to the accuracy of the network without BN.
+    """
+    first = comparison.variants[0]
+    rows: list[dict[str, Any]] = []
+    for variant in comparison.variants:
+        completed = comparison.completed(variant)
+        accuracy = {run["seed"]: run["test_accuracy"] for run in completed}
+        base = {run["seed"]: run["test_accuracy"] for run in comparison.completed(first)}
+        pairs = [accuracy[seed] - base[seed] for seed in accuracy if seed in base] if variant != first else []
+        reached = [e for run in completed if (e := _epochs_to(comparison, run, first, threshold)) is not None]
+        rows.append(
+            {
+                "variant": variant,
+                "n": len(completed),
+                "diverged": sum(run["status"] == Status.diverged for run in comparison.of(variant)),
+                **_named("test_accuracy", t_interval(list(accuracy.values()))),
+                **_named(f"minus_{first}", t_interval(pairs)),
+                **_named("epochs_to_threshold", t_interval(reached)),
+                "reached": len(reached),
+                "threshold": threshold,
+                "seconds_median": median(run["seconds"] for run in completed) if completed else None,
+                "parameters": _only(comparison.of(variant), "parameters"),
+                "buffers": _only(comparison.of(variant), "buffers"),
+            }
+        )
+    return rows
+
+
+def _epochs_to(comparison: Comparison, run: Point, first: str, threshold: float | None) -> float | None:
+    """Epochs until the validation accuracy of ``run`` first stood at the threshold; None if it never did."""
+    if threshold is None:
+        best = [
+            row["val_accuracy"] for row in comparison.curves if (row["variant"], row["seed"]) == (first, run["seed"])
+        ]
+        if not best or run["seed"] not in {r["seed"] for r in comparison.completed(first)}:
+            return None
+        threshold = max(best)
+    for row in comparison.curves:
+        if (row["variant"], row["seed"]) == (run["variant"], run["seed"]) and row["val_accuracy"] >= threshold:
+            return float(row["epoch"])
+    return None
+
+
+def _named(name: str, interval: Interval) -> dict[str, float | None]:
+    ends = {"mean": interval.mean, "low": interval.low, "high": interval.high}
+    return {f"{name}_{end}": None if math.isnan(value) else value for end, value in ends.items()}
+
+
+def _only(runs: list[Point], column: str) -> int:
+    return int(runs[0][column])

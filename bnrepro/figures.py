@@ -1,0 +1,172 @@
+"""One style, and pure functions from records to matplotlib figures. Nothing here trains or reads a trainer."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from io import BytesIO
+from itertools import cycle
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from bnrepro.compare import Comparison
+from bnrepro.record import write_whole
+from bnrepro.stats import t_interval
+
+COLUMN = 3.4  # inches: a paper's column
+DPI = 200
+
+# Okabe & Ito's palette, which colour-blind readers can tell apart; line styles say it again for print.
+STYLES: dict[str, tuple[str, Any]] = {
+    "nobn": ("#000000", (0, (1, 1))),
+    "bn": ("#0072B2", "-"),
+    "custombn": ("#E69F00", (0, (4, 2))),
+    "convbn": ("#D55E00", (0, (5, 1, 1, 1))),
+}
+SPARE = ("#009E73", "#CC79A7", "#56B4E9", "#999999")
+LABELS = {
+    "nobn": "no BN",
+    "bn": "framework BN",
+    "custombn": "custom BN",
+    "convbn": "local-gain BN",
+    "peractivationbn": "per-activation BN",
+    "locationaffinebn": "BN, affine per location",
+    "adaptive": "adaptive (pooled)",
+}
+
+CURVES = {
+    "train_accuracy": "training accuracy",
+    "val_accuracy": "validation accuracy",
+    "train_loss": "training loss",
+    "val_loss": "validation loss",
+}
+
+
+@contextmanager
+def style() -> Iterator[None]:
+    """The look of all figures."""
+    settings: Any = {
+        "font.size": 8,
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "axes.grid": True,
+        "grid.color": "#dddddd",
+        "grid.linewidth": 0.5,
+        "legend.frameon": False,
+        "lines.linewidth": 1.3,
+        "svg.fonttype": "none",
+        "svg.hashsalt": "bnrepro",  # the same figure gives the same file
+    }
+    with mpl.rc_context(settings):
+        yield
+
+
+def look(variants: list[str]) -> dict[str, tuple[str, Any]]:
+    """A colour and a line style for each variant; those of the four main ones are always the same."""
+    spare = cycle(SPARE)
+    return {v: STYLES.get(v) or (next(spare), "-") for v in variants}
+
+
+def label(variant: str) -> str:
+    """What legends call a variant."""
+    return LABELS.get(variant, variant)
+
+
+def curve(comparison: Comparison, column: str) -> Figure:
+    """``column`` of the curves against epochs: for each variant the mean over seeds and its 95% interval as a band.
+
+    Losses are drawn on a logarithmic axis, where mean and interval are those of the logarithm.
+    """
+    with style():
+        figure = Figure(figsize=(COLUMN, 2.6), layout="constrained")
+        axes = figure.add_subplot()
+        draw_curve(axes, comparison, column)
+        figure.legend(loc="outside upper center", ncols=2, handlelength=2.6, columnspacing=1.2)
+        return figure
+
+
+def draw_curve(axes: Axes, comparison: Comparison, column: str) -> None:
+    """`curve` into ``axes``, without a legend."""
+    logarithmic = column.endswith("loss")
+    for variant, (color, dashes) in look(comparison.variants).items():
+        points = comparison.over_seeds(variant, column)
+        if not points:
+            axes.plot([], [], color=color, linestyle=dashes, label=_with_count(comparison, variant))
+            continue
+        epochs = [epoch for epoch, _ in points]
+        values = [np.log(v) if logarithmic else np.asarray(v) for _, v in points]
+        intervals = [t_interval(v.tolist()) for v in values]
+        mean, low, high = (np.array([getattr(i, end) for i in intervals]) for end in ("mean", "low", "high"))
+        if logarithmic:
+            mean, low, high = np.exp(mean), np.exp(low), np.exp(high)
+        marker = "o" if len(points) == 1 else None
+        axes.plot(epochs, mean, color=color, linestyle=dashes, marker=marker, label=_with_count(comparison, variant))
+        axes.fill_between(epochs, low, high, color=color, alpha=0.18, linewidth=0)
+    if logarithmic:
+        axes.set_yscale("log")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.set_xlabel("epoch")
+    axes.set_ylabel(CURVES.get(column, column.replace("_", " ")))
+
+
+def _with_count(comparison: Comparison, variant: str) -> str:
+    """The variant's label with its number of seeds, and how many of them diverged."""
+    done, asked = len(comparison.completed(variant)), len(comparison.of(variant))
+    return f"{label(variant)} (n={done})" if done == asked else f"{label(variant)} ({done} of {asked} finished)"
+
+
+def test_accuracy(comparison: Comparison) -> Figure:
+    """Test accuracy of each run as a dot, and each variant's mean with its 95% interval."""
+    with style():
+        variants = comparison.variants
+        figure = Figure(figsize=(COLUMN, 0.7 + 0.32 * len(variants)), layout="constrained")
+        axes = figure.add_subplot()
+        for place, (variant, (color, _)) in enumerate(look(variants).items()):
+            values = [run["test_accuracy"] for run in comparison.completed(variant)]
+            axes.plot(values, [place + 0.18] * len(values), "o", color=color, alpha=0.5, markersize=3, linewidth=0)
+            interval = t_interval(values)
+            if interval.n > 1:
+                half = interval.high - interval.mean
+                axes.errorbar(interval.mean, place - 0.12, xerr=half, fmt="D", color=color, markersize=4, capsize=3)
+        axes.set_yticks(range(len(variants)), [_with_count(comparison, v) for v in variants])
+        axes.set_ylim(len(variants) - 0.5, -0.5)
+        axes.grid(axis="y", visible=False)
+        axes.xaxis.set_major_locator(MaxNLocator(5))
+        axes.set_xlabel("test accuracy (dots: seeds; bar: mean, 95% interval)")
+        return figure
+
+
+def overview(comparison: Comparison) -> Figure:
+    """The four curves side by side, for a page's width."""
+    with style():
+        figure = Figure(figsize=(2 * COLUMN, 4.6), layout="constrained")
+        for axes, column in zip(figure.subplots(2, 2).flat, CURVES, strict=True):
+            draw_curve(axes, comparison, column)
+        handles, labels = figure.axes[0].get_legend_handles_labels()
+        figure.legend(handles, labels, loc="outside upper center", ncols=4, handlelength=2.6, columnspacing=1.2)
+        return figure
+
+
+def draw(comparison: Comparison, folder: Path) -> list[Path]:
+    """All figures of a comparison into ``folder``, each as SVG and PNG; the PNG files are returned."""
+    figures = {column: curve(comparison, column) for column in CURVES}
+    figures |= {"overview": overview(comparison), "test_accuracy": test_accuracy(comparison)}
+    return [save(figure, folder / name) for name, figure in figures.items()]
+
+
+def save(figure: Figure, stem: Path) -> Path:
+    """``stem``.svg and ``stem``.png, whole; the same figure gives the same files."""
+    FigureCanvasAgg(figure)
+    with style():
+        for kind, metadata in (("svg", {"Date": None}), ("png", {"Software": None})):
+            content = BytesIO()
+            figure.savefig(content, format=kind, dpi=DPI, metadata=metadata)
+            write_whole(stem.with_suffix(f".{kind}"), content.getvalue())
+    return stem.with_suffix(".png")
