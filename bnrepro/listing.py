@@ -1,0 +1,153 @@
+"""Stored runs and comparisons as text and CSV, for the terminal."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from bnrepro import record
+from bnrepro.compare import Comparison, table
+from bnrepro.config import UserError, to_yaml
+
+COLUMNS = ("dataset", "model", "variant", "seed", "status", "test_accuracy", "val_accuracy", "seconds", "path")
+SORTS = ("path", "seed", "status", "test_accuracy", "val_accuracy", "seconds")
+
+Row = dict[str, Any]
+
+
+def rows(root: Path, wanted: dict[str, str], sort: str = "path") -> list[Row]:
+    """The runs under ``root`` whose columns are as ``wanted``, sorted; accuracies from the best down.
+
+    A run whose files are damaged is listed with that status.
+
+    Raises:
+        UserError: no such column to sort by.
+    """
+    if sort not in SORTS:
+        raise UserError(f"--sort: there is no {sort!r}. There are: {', '.join(SORTS)}.")
+    found = [_row(run) for run in record.find_runs(root)]
+    found = [row for row in found if all(row[key] == value for key, value in wanted.items())]
+    known = [row for row in found if row[sort] is not None]
+    known.sort(key=lambda row: row[sort], reverse=sort.endswith("accuracy"))
+    return known + [row for row in found if row[sort] is None]
+
+
+def _row(run: record.Run) -> Row:
+    dataset, model, variant, _ = run.path.parts[-4:]
+    row: Row = dict.fromkeys(COLUMNS) | {"dataset": dataset, "model": model, "variant": variant, "path": str(run.path)}
+    try:
+        summary = run.summary
+        row |= {"seed": run.config.seed}
+    except UserError:
+        return row | {"status": "damaged", "seed": -1}
+    return row | {key: summary.get(key) for key in ("status", "test_accuracy", "val_accuracy", "seconds")}
+
+
+def as_csv(found: list[Row]) -> str:
+    """The rows as CSV."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(found)
+    return text.getvalue()
+
+
+def as_text(found: list[Row]) -> str:
+    """The rows as aligned text; the path comes last and is never cut."""
+    lines = [["variant", "seed", "status", "test acc", "val acc", "seconds", "run"]]
+    for row in found:
+        numbers = [
+            _number(row[key], digits) for key, digits in (("test_accuracy", 4), ("val_accuracy", 4), ("seconds", 1))
+        ]
+        lines.append([row["variant"], str(row["seed"]), row["status"], *numbers, row["path"]])
+    return aligned(lines, left=(0, 2, 6))
+
+
+def aligned(lines: Sequence[Sequence[str]], left: Sequence[int] = (0,)) -> str:
+    """Columns of text, two spaces apart; those in ``left`` start at the same place, the others end there."""
+    widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
+    texts = []
+    for line in lines:
+        cells = [
+            cell.ljust(w) if i in left else cell.rjust(w) for i, (cell, w) in enumerate(zip(line, widths, strict=True))
+        ]
+        texts.append("  ".join(cells).rstrip())
+    return "\n".join(texts)
+
+
+def _number(value: float | None, digits: int) -> str:
+    return "-" if value is None or math.isnan(value) else f"{value:.{digits}f}"
+
+
+def describe(path: Path) -> str:
+    """A run in full: summary, curves, configuration.
+
+    Raises:
+        UserError: there is no run, or it is damaged.
+    """
+    run = record.open_run(path)
+    parts = [str(path), ""]
+    for key, value in run.summary.items():
+        if value is not None:
+            text = ", ".join(f"{k} {v}" for k, v in value.items()) if isinstance(value, dict) else value
+            parts.append(f"{key:<17} {text}")
+    if (path / record.METRICS).is_file():
+        lines = [list(record.COLUMNS)]
+        for row in run.metrics:
+            lines.append([_cell(key, row[key]) for key in record.COLUMNS])
+        parts += ["", aligned(lines, left=())]
+    return "\n".join([*parts, "", to_yaml(run.config).rstrip()])
+
+
+def _cell(key: str, value: float | None) -> str:
+    if value is None:
+        return "-"
+    return f"{value:.0f}" if key == "step" else f"{value:.5g}"
+
+
+def comparison_table(comparison: Comparison, threshold: float | None = None) -> str:
+    """The comparison's table as text, with what its columns mean."""
+    found = table(comparison, threshold)
+    first = comparison.variants[0]
+    head = [
+        "variant",
+        "n",
+        "test accuracy, %",
+        f"minus {first}",
+        "epochs to threshold",
+        "seconds",
+        "parameters",
+        "buffers",
+    ]
+    lines = [head]
+    for row in found:
+        count = f"{row['n']}" + (f" (+{row['diverged']} diverged)" if row["diverged"] else "")
+        epochs = "-" if not row["reached"] else _between(row, "epochs_to_threshold", 1, 1)
+        if row["reached"] < row["n"]:
+            epochs += f" ({row['reached']}/{row['n']})"
+        cells = [_between(row, "test_accuracy", 100, 2), _between(row, f"minus_{first}", 100, 2), epochs]
+        sizes = [f"{row['parameters']:,}", f"{row['buffers']:,}"]
+        lines.append([row["variant"], count, *cells, _number(row["seconds_median"], 1), *sizes])
+    goal = (
+        f"a validation accuracy of {threshold:g}"
+        if threshold is not None
+        else f"the best validation accuracy of {first}"
+    )
+    notes = [
+        f"Means with 95% intervals over seeds (Student's t), on {comparison.provenance['data'][0]['data']}.",
+        f"minus {first}: differences of the same seed, in percentage points. Epochs: to {goal}"
+        + (", same seed." if threshold is None else "."),
+    ]
+    return "\n".join([aligned(lines), "", *notes])
+
+
+def _between(row: Row, name: str, scale: float, digits: int) -> str:
+    mean, low, high = (row[f"{name}_{end}"] for end in ("mean", "low", "high"))
+    if mean is None:
+        return "-"
+    ends = "" if low is None else f" [{low * scale:.{digits}f}, {high * scale:.{digits}f}]"
+    return f"{mean * scale:.{digits}f}{ends}"
