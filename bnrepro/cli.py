@@ -22,9 +22,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-data_app = typer.Typer(
-    help="Datasets: where they are, and whether they are what they claim to be.", no_args_is_help=True
-)
+data_app = typer.Typer(help="List, download and check datasets.", no_args_is_help=True)
 app.add_typer(data_app, name="data")
 
 Overrides = Annotated[
@@ -40,7 +38,10 @@ Root = Annotated[Path, typer.Option(help="Folder of the runs.")]
 
 @app.command()
 def train(overrides: Overrides = None, variant: Variant = None, seed: Seed = None, force: Force = False) -> None:
-    """Train one network: bnrepro train --variant=convbn --seed=1 epochs=5."""
+    """Train one network.
+
+    Example: bnrepro train --variant=convbn --seed=1 epochs=5 optimizer.lr=0.01
+    """
     cfg = _configure(overrides, variant=variant, seed=seed)
     from bnrepro import train as training
     from bnrepro.config import run_dir
@@ -77,7 +78,10 @@ def compare(
     out: Annotated[Path | None, typer.Option(help="Folder for table and figures; as a rule beside the runs.")] = None,
     force: Force = False,
 ) -> None:
-    """Train variants side by side over seeds; print and write a table with 95% intervals, and draw the curves."""
+    """Train variants side by side over seeds.
+
+    Prints and writes a table with 95% intervals, and draws the curves.
+    """
     from bnrepro.config import UserError
 
     names = list(dict.fromkeys(name.strip() for name in variants.split(",")))
@@ -123,7 +127,7 @@ def figures(
     ] = None,
     root: Root = Path("runs"),
 ) -> None:
-    """Draw the figures of comparisons again, from their records alone. Nothing is trained."""
+    """Draw the figures again, from records alone."""
     from bnrepro import compare as comparing
     from bnrepro.config import UserError
 
@@ -162,7 +166,7 @@ def runs(
 
 @app.command()
 def show(run: RunPath) -> None:
-    """Show one run in full: its summary, its configuration and its curves."""
+    """Show one run in full."""
     from bnrepro import listing
 
     typer.echo(listing.describe(run))
@@ -170,7 +174,7 @@ def show(run: RunPath) -> None:
 
 @app.command()
 def config(overrides: Overrides = None, variant: Variant = None, seed: Seed = None) -> None:
-    """Print the configuration that the overrides give. Nothing is run."""
+    """Print the resolved configuration; run nothing."""
     from bnrepro.config import to_yaml
 
     typer.echo(to_yaml(_configure(overrides, variant=variant, seed=seed)), nl=False)
@@ -184,7 +188,7 @@ def evaluate(
         typer.Option(help="ema (the running average), population (of the training set) or batch (the batch's own)."),
     ] = "ema",
 ) -> None:
-    """Evaluate a stored checkpoint under each kind of inference statistics."""
+    """Evaluate a run under other statistics."""
     from bnrepro.inference import evaluate as measure
     from bnrepro.record import open_run
 
@@ -197,7 +201,7 @@ def tensorboard(
     root: Annotated[Path, typer.Argument(help="Folder of the runs, or a part of it.")] = Path("runs"),
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port on localhost; 0 for any that is free.")] = 6006,
 ) -> None:
-    """Start TensorBoard on the stored runs, on localhost."""
+    """Start TensorBoard on the stored runs."""
     from bnrepro.config import UserError
 
     if not root.is_dir():

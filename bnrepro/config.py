@@ -152,6 +152,8 @@ class Model:
 
     name: str = "???"
     """paper_mlp, lenet, labml_cnn, vgg_small or resnet20."""
+    width: float = 1.0
+    """Factor on the number of channels and units of every hidden layer."""
     activation: str = "relu"
     """relu, sigmoid, tanh, elu or prelu."""
     placement: Placement = Placement.before
@@ -293,6 +295,7 @@ def check(cfg: Config) -> Config:
             (cfg.data.path is None) == (cfg.data.source is not Source.npz),
             "the archive's file, with data.source=npz and only then",
         ),
+        ("model.width", cfg.model.width, cfg.model.width > 0, "above 0"),
         ("model.dropout", cfg.model.dropout, 0 <= cfg.model.dropout < 1, "in [0, 1)"),
         ("model.init_std", cfg.model.init_std, cfg.model.init_std > 0, "above 0"),
         ("norm.eps", cfg.norm.eps, cfg.norm.eps is None or cfg.norm.eps > 0, "above 0, or null"),

@@ -35,7 +35,12 @@ class Blocks:
     placement: Placement
     dropout: float
     dropout_position: DropoutPosition
+    factor: float
     norms: list[nn.Module] = field(default_factory=list)
+
+    def width(self, features: int) -> int:
+        """``features`` times the configuration's width, at least 1."""
+        return max(1, round(features * self.factor))
 
     def make_norm(self, features: int, shape: Shape) -> nn.Module:
         """A norm for ``features`` channels of ``shape`` (H, W), () after a linear layer."""
@@ -119,66 +124,64 @@ def _smaller(shape: Shape, by: int = 0, pool: int = 1) -> Shape:
 
 def paper_mlp(blocks: Blocks, channels: int, image: Shape, classes: int) -> list[nn.Module]:
     """Three fully connected layers of 100 (Ioffe & Szegedy 2015, section 4.1; sigmoids by its configuration)."""
-    inputs = channels * image[0] * image[1]
-    units = [blocks.unit(partial(nn.Linear, n, 100), 100, ()) for n in (inputs, 100, 100)]
-    return [nn.Flatten(), *units, *blocks.drop(DropoutPosition.last), nn.Linear(100, classes)]
+    return [nn.Flatten(), *_fully_connected(blocks, channels * image[0] * image[1], (100, 100, 100), classes)]
 
 
 def lenet(blocks: Blocks, channels: int, image: Shape, classes: int) -> list[nn.Module]:
     """Seed 001's LeNet: conv 6 and conv 16 (3 x 3), each with average pooling, then fc 120 and fc 84."""
     layers: list[nn.Module] = []
-    shape = image
-    for inputs, features in ((channels, 6), (6, 16)):
+    inputs, shape = channels, image
+    for features in map(blocks.width, (6, 16)):
         shape = _smaller(shape, by=2)
         layers += [blocks.unit(partial(nn.Conv2d, inputs, features, 3), features, shape), nn.AvgPool2d(2)]
-        shape = _smaller(shape, pool=2)
-    layers.append(nn.Flatten())
-    for inputs, features in ((16 * shape[0] * shape[1], 120), (120, 84)):
-        layers.append(blocks.unit(partial(nn.Linear, inputs, features), features, ()))
-    return [*layers, *blocks.drop(DropoutPosition.last), nn.Linear(84, classes)]
+        inputs, shape = features, _smaller(shape, pool=2)
+    return [*layers, nn.Flatten(), *_fully_connected(blocks, inputs * shape[0] * shape[1], (120, 84), classes)]
 
 
 def labml_cnn(blocks: Blocks, channels: int, image: Shape, classes: int) -> list[nn.Module]:
     """Seed 002's MNIST network: conv 20 and conv 50 (5 x 5), each with max pooling, then fc 500."""
     layers: list[nn.Module] = []
-    shape = image
-    for inputs, features in ((channels, 20), (20, 50)):
+    inputs, shape = channels, image
+    for features in map(blocks.width, (20, 50)):
         shape = _smaller(shape, by=4)
         layers += [blocks.unit(partial(nn.Conv2d, inputs, features, 5), features, shape), nn.MaxPool2d(2)]
-        shape = _smaller(shape, pool=2)
-    flat = 50 * shape[0] * shape[1]
-    layers += [nn.Flatten(), blocks.unit(partial(nn.Linear, flat, 500), 500, ())]
-    return [*layers, *blocks.drop(DropoutPosition.last), nn.Linear(500, classes)]
+        inputs, shape = features, _smaller(shape, pool=2)
+    return [*layers, nn.Flatten(), *_fully_connected(blocks, inputs * shape[0] * shape[1], (500,), classes)]
 
 
 def vgg_small(blocks: Blocks, channels: int, image: Shape, classes: int) -> list[nn.Module]:
     """Three pairs of 3 x 3 convolutions (32, 64, 128) with max pooling, then fc 256: VGG's pattern, small."""
     layers: list[nn.Module] = []
-    shape, inputs = image, channels
-    for features in (32, 64, 128):
+    inputs, shape = channels, image
+    for features in map(blocks.width, (32, 64, 128)):
         for _ in range(2):
-            conv = partial(nn.Conv2d, inputs, features, 3, padding=1)
-            layers.append(blocks.unit(conv, features, shape))
+            layers.append(blocks.unit(partial(nn.Conv2d, inputs, features, 3, padding=1), features, shape))
             inputs = features
         layers.append(nn.MaxPool2d(2))
         shape = _smaller(shape, pool=2)
-    flat = inputs * shape[0] * shape[1]
-    layers += [nn.Flatten(), blocks.unit(partial(nn.Linear, flat, 256), 256, ())]
-    return [*layers, *blocks.drop(DropoutPosition.last), nn.Linear(256, classes)]
+    return [*layers, nn.Flatten(), *_fully_connected(blocks, inputs * shape[0] * shape[1], (256,), classes)]
 
 
 def resnet20(blocks: Blocks, channels: int, image: Shape, classes: int) -> list[nn.Module]:
     """ResNet-20 for CIFAR (He et al. 2015, section 4.2): 16, 32 and 64 channels, three blocks each."""
-    layers: list[nn.Module] = [blocks.unit(partial(nn.Conv2d, channels, 16, 3, padding=1), 16, image)]
-    shape, inputs = image, 16
-    for features in (16, 32, 64):
+    inputs, shape = blocks.width(16), image
+    layers: list[nn.Module] = [blocks.unit(partial(nn.Conv2d, channels, inputs, 3, padding=1), inputs, shape)]
+    for stage, features in enumerate(map(blocks.width, (16, 32, 64))):
         for block in range(3):
-            stride = 2 if features != 16 and block == 0 else 1
+            stride = 2 if stage > 0 and block == 0 else 1
             shape = tuple(-(-n // stride) for n in shape)
             layers.append(ResidualBlock(blocks, inputs, features, stride, shape))
             inputs = features
-    layers += [nn.AdaptiveAvgPool2d(1), nn.Flatten()]
-    return [*layers, *blocks.drop(DropoutPosition.last), nn.Linear(64, classes)]
+    return [*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), *_fully_connected(blocks, inputs, (), classes)]
+
+
+def _fully_connected(blocks: Blocks, inputs: int, hidden: tuple[int, ...], classes: int) -> list[nn.Module]:
+    """Hidden layers of these sizes with norm and activation, and the layer of the logits."""
+    layers: list[nn.Module] = []
+    for features in map(blocks.width, hidden):
+        layers.append(blocks.unit(partial(nn.Linear, inputs, features), features, ()))
+        inputs = features
+    return [*layers, *blocks.drop(DropoutPosition.last), nn.Linear(inputs, classes)]
 
 
 MODELS: dict[str, Callable[[Blocks, int, Shape, int], list[nn.Module]]] = {
@@ -223,7 +226,7 @@ def build(
     """
     make = _look_up(MODELS, model.name, "model.name")
     activation = _look_up(ACTIVATIONS, model.activation, "model.activation")
-    blocks = Blocks(norm, activation, model.placement, model.dropout, model.dropout_position)
+    blocks = Blocks(norm, activation, model.placement, model.dropout, model.dropout_position, model.width)
     network = Network(nn.Sequential(*make(blocks, channels, image, classes)), blocks.norms)
     _initialize(network, model, generator)
     return network
