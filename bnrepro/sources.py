@@ -243,7 +243,8 @@ class _ArrayUnpickler(pickle.Unpickler):
     """Reads the dictionaries of arrays that CIFAR's files are, and builds nothing else."""
 
     def find_class(self, module: str, name: str) -> Any:
-        if module.startswith("numpy") and name in ("_reconstruct", "ndarray", "dtype"):
+        array = module.startswith("numpy") and name in ("_reconstruct", "ndarray", "dtype")
+        if array or (module, name) == ("_codecs", "encode"):  # how Python 3 writes bytes for Python 2
             return super().find_class(module, name)
         raise pickle.UnpicklingError(f"{module}.{name} is not an array")
 
@@ -320,7 +321,8 @@ def read_npz(file: Path) -> Pair:
 
     arrays: dict[str, np.ndarray] = {}
     try:
-        with np.load(file, allow_pickle=False) as archive:
+        with file.open("rb") as stream:
+            archive = np.load(stream, allow_pickle=False)
             if not isinstance(archive, np.lib.npyio.NpzFile):
                 raise wrong("is a single array")
             if missing := [key for key in KEYS if key not in archive.files]:
