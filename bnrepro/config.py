@@ -238,7 +238,7 @@ def load_config(overrides: list[str] | None = None) -> Config:
         with initialize_config_dir(str(configs_dir()), version_base="1.3"):
             composed = compose("config", overrides=overrides or [])
         return check(cast(Config, OmegaConf.to_object(composed)))
-    except (HydraException, OmegaConfBaseException) as error:
+    except (HydraException, OmegaConfBaseException, ValueError, TypeError) as error:  # ValueError: Hydra on data=0
         raise UserError(_one_sentence(error)) from error
 
 
@@ -249,7 +249,10 @@ def read_config(file: Path) -> Config:
         UserError: the file is missing, is not YAML, or does not fit the schema.
     """
     try:
-        stored = OmegaConf.load(file)
+        text = file.read_text(encoding="utf-8")
+        if "${" in text:
+            raise ValueError("it looks something up with ${...}")
+        stored = OmegaConf.create(text)
         return check(cast(Config, OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Config), stored))))
     except FileNotFoundError as error:
         raise UserError(f"There is no configuration {file}.") from error
@@ -388,7 +391,7 @@ def run_dir(cfg: Config) -> Path:
 def _refuse_special(override: str) -> None:
     """Overrides set values of the schema: nothing added or removed, no `_target_`, no Hydra internals, no lookups."""
     key, equals, value = override.partition("=")
-    if not equals:
+    if not equals or not key.strip():
         raise UserError(f"The override {override!r} is not of the form key=value, as in epochs=5.")
     if key.startswith(("+", "~")) or "_target_" in key or key.split(".")[0] == "hydra" or "${" in value:
         raise UserError(f"The override {override!r} is refused: an override sets a key of the schema, as in epochs=5.")

@@ -111,14 +111,15 @@ class Network(nn.Module):
         return self.layers(x)
 
 
+class _TooSmall(Exception):
+    """No pixel of the image is left."""
+
+
 def _smaller(shape: Shape, by: int = 0, pool: int = 1) -> Shape:
     """The map after a valid convolution that takes ``by`` pixels off, and a pooling."""
     out = tuple((n - by) // pool for n in shape)
     if min(out) < 1:
-        raise UserError(
-            f"model.name: images of {' x '.join(map(str, shape))} are too small for this network at this depth. "
-            "Use model=paper_mlp, or larger images."
-        )
+        raise _TooSmall
     return out
 
 
@@ -227,7 +228,11 @@ def build(
     make = _look_up(MODELS, model.name, "model.name")
     activation = _look_up(ACTIVATIONS, model.activation, "model.activation")
     blocks = Blocks(norm, activation, model.placement, model.dropout, model.dropout_position, model.width)
-    network = Network(nn.Sequential(*make(blocks, channels, image, classes)), blocks.norms)
+    try:
+        network = Network(nn.Sequential(*make(blocks, channels, image, classes)), blocks.norms)
+    except _TooSmall as error:
+        size = " x ".join(map(str, image))
+        raise UserError(f"model={model.name}: images of {size} are too small. Use model=paper_mlp.") from error
     _initialize(network, model, generator)
     return network
 

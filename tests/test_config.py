@@ -1,0 +1,200 @@
+"""The schema, overrides, and the identity of a run."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from omegaconf import OmegaConf
+
+from bnrepro.config import (
+    Config,
+    UserError,
+    config_hash,
+    configs_dir,
+    identity,
+    load_config,
+    read_config,
+    run_dir,
+    to_dict,
+    to_yaml,
+)
+
+GROUPS = sorted(
+    f"{file.parent.name}={file.stem}" for file in configs_dir().glob("*/*.yaml")
+)  # every file in configs/, as an override
+
+
+@pytest.mark.parametrize("override", GROUPS)
+def test_every_shipped_file_gives_a_valid_configuration(override: str) -> None:
+    group, _, name = override.partition("=")
+    assert to_dict(load_config([override]))[group]["name"] == name
+
+
+def test_names_that_others_rely_on_exist() -> None:
+    overrides = ["variant=convbn", "seed=3", "epochs=2", "batch_size=8", "precision=bf16", "device=cpu", "root=here"]
+    overrides += ["optimizer=sgd", "optimizer.lr=0.5", "data=cifar10", "data.root=d", "data.source=npz", "data.path=f"]
+    overrides += ["data.val_fraction=0.2", "model=resnet20", "model.placement=after", "model.dropout=0.1"]
+    cfg = load_config(overrides)
+    assert (cfg.variant, cfg.seed, cfg.optimizer.lr, cfg.model.name) == ("convbn", 3, 0.5, "resnet20")
+
+
+KEYS = ["epochs", "data", "model", "optimizer.lr", "schedule.milestones", "variant", "data.path", "eval_test"]
+
+BAD = [
+    "epochz=3",
+    "epochs=three",
+    "epochs=0",
+    "epochs=",
+    "epochs",
+    "=3",
+    "batch_size=0",
+    "seed=-1",
+    "eval_every=0",
+    "data=nowhere",
+    "model=nothing",
+    "optimizer.lr=-1",
+    "optimizer.lr=nan",
+    "optimizer.momentum=1",
+    "precision=fp8",
+    "device=tpu",
+    "model.placement=within",
+    "model.dropout=1",
+    "model.width=0",
+    "schedule.milestones=[0.5,2]",
+    "data.val_fraction=1",
+    "data.path=x.npz",
+    "data.source=npz",
+    "norm.eps=0",
+    "norm.momentum=2",
+    "variant=../../etc",
+    "variant=a/b",
+    "data.name=..",
+    "+new=1",
+    "++epochs=1",
+    "~model",
+    "model._target_=os.system",
+    "hydra.run.dir=x",
+    "root=${oc.env:HOME}",
+    "epochs=[1,2",
+    "optimizer.nesterov=true optimizer.momentum=0",
+]
+
+
+@pytest.mark.parametrize("bad", BAD)
+def test_bad_override_is_one_sentence_for_the_user(bad: str) -> None:
+    with pytest.raises(UserError) as error:
+        load_config(bad.split(" "))
+    assert "\n" not in str(error.value)
+    assert len(str(error.value)) < 400
+
+
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(st.one_of(st.text(max_size=12), st.builds("{}={}".format, st.sampled_from(KEYS), st.text(max_size=12))))
+def test_any_text_as_an_override_is_taken_or_refused_in_a_sentence(override: str) -> None:
+    try:
+        load_config([override])
+    except UserError as error:
+        assert str(error)
+
+
+def test_message_says_which_key_and_what_is_wanted() -> None:
+    with pytest.raises(UserError, match=r"epochs=three.*Integer"):
+        load_config(["epochs=three"])
+    with pytest.raises(UserError, match=r"Available: .*cifar10.*mnist5k"):
+        load_config(["data=nowhere"])
+    with pytest.raises(UserError, match=r"model\.dropout must be in \[0, 1\); got 1\.0"):
+        load_config(["model.dropout=1"])
+
+
+def test_identity_ignores_where_things_lie_and_nothing_else() -> None:
+    cfg = load_config([])
+    elsewhere = load_config(["root=other", "tensorboard=false", "data.root=elsewhere"])
+    assert config_hash(cfg) == config_hash(elsewhere)
+    changes = [
+        "seed=1",
+        "variant=convbn",
+        "epochs=3",
+        "eval_test=true",
+        "optimizer.lr=0.1",
+        "norm.eps=0.1",
+        "data=mnist",
+    ]
+    changes += ["model.width=0.5", "schedule=cosine", "channels_last=true", "data.flip=true", "eval_every=5"]
+    hashes = {config_hash(load_config([change])) for change in changes}
+    assert len(hashes | {config_hash(cfg)}) == len(changes) + 1
+
+
+def test_identity_counts_every_key_of_the_schema() -> None:
+    counted = OmegaConf.create(identity(load_config([])))
+    everything = OmegaConf.create(to_dict(load_config([])))
+    missing = {key for key in _keys(everything) if OmegaConf.select(counted, key, default="gone") == "gone"}
+    assert missing == {"root", "tensorboard", "data.root", "data.path"}
+
+
+def _keys(node: object, prefix: str = "") -> list[str]:
+    keys = []
+    for key, value in node.items():  # type: ignore[attr-defined]
+        keys += _keys(value, f"{prefix}{key}.") if OmegaConf.is_dict(value) else [f"{prefix}{key}"]
+    return keys
+
+
+def test_archive_counts_by_its_content_and_not_by_its_name(digits: Path, tmp_path: Path) -> None:
+    def named(file: Path) -> str:
+        return config_hash(load_config(["data.source=npz", f"data.path={file}"]))
+
+    copy, other = tmp_path / "copy.npz", tmp_path / "other.npz"
+    copy.write_bytes(digits.read_bytes())
+    other.write_bytes(digits.read_bytes() + b" ")
+    assert named(digits) == named(copy)
+    assert named(digits) != named(other)
+    with pytest.raises(UserError, match=r"missing\.npz"):
+        named(tmp_path / "missing.npz")
+
+
+def test_run_directory_says_what_the_run_is() -> None:
+    cfg = load_config(["variant=convbn", "seed=7", "root=r"])
+    assert run_dir(cfg) == Path("r/mnist5k/labml_cnn/convbn") / f"seed7-{config_hash(cfg)}"
+
+
+def test_stored_configuration_reads_back_the_same(tmp_path: Path) -> None:
+    cfg = load_config(["variant=convbn", "precision=bf16", "model.dropout=0.25", "schedule=step"])
+    (tmp_path / "config.yaml").write_text(to_yaml(cfg))
+    assert read_config(tmp_path / "config.yaml") == cfg
+    assert config_hash(read_config(tmp_path / "config.yaml")) == config_hash(cfg)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "!!python/object/apply:os.system ['touch sprung']",
+        "epochs: many",
+        "unknown: 1",
+        "- a list",
+        "root: ${oc.env:HOME}",
+        "{",
+        "\x00\x01",
+        "variant: ../../up\ndata: {name: x}\nmodel: {name: y}",
+    ],
+)
+def test_stored_configuration_that_is_none_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "config.yaml").write_text(content)
+    with pytest.raises(UserError):
+        read_config(tmp_path / "config.yaml")
+    assert not (tmp_path / "sprung").exists()
+
+
+def test_missing_configuration_is_named(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"nowhere\.yaml"):
+        read_config(tmp_path / "nowhere.yaml")
+
+
+def test_defaults_are_those_of_the_schema() -> None:
+    cfg = load_config([])
+    assert replace(cfg, data=Config().data, model=Config().model) == Config()

@@ -1,0 +1,158 @@
+"""Networks: sizes, placement, dropout, and the same initial weights for every norm."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from bnrepro.config import UserError, load_config
+from bnrepro.model import MODELS, Network, build, norm_of, parameter_groups, size_of
+from bnrepro.norm import NORMS, BatchNorm2d, ConvBatchNorm2d
+
+
+def network(*overrides: str, channels: int = 1, image: tuple[int, int] = (28, 28), seed: int = 0) -> Network:
+    cfg = load_config(list(overrides))
+    return build(cfg.model, norm_of(cfg), channels, image, 10, torch.Generator().manual_seed(seed))
+
+
+def layers(net: nn.Module) -> list[str]:
+    leaves = [m for m in net.modules() if not list(m.children())]
+    return [type(m).__name__ for m in leaves]
+
+
+@pytest.mark.parametrize("placement", ["before", "after"])
+@pytest.mark.parametrize("variant", NORMS)
+@pytest.mark.parametrize("model", MODELS)
+def test_every_norm_trains_every_network(model: str, variant: str, placement: str) -> None:
+    net = network(f"model={model}", f"variant={variant}", f"model.placement={placement}", channels=3, image=(32, 32))
+    generator = torch.Generator().manual_seed(1)
+    logits = net(torch.randn(4, 3, 32, 32, generator=generator))
+    assert logits.shape == (4, 10)
+    nn.functional.cross_entropy(logits, torch.tensor([0, 1, 2, 3])).backward()
+    without = [name for name, p in net.named_parameters() if p.grad is None or not p.grad.isfinite().all()]
+    assert without == []
+    net.eval()
+    images = 2 if variant == "adaptive" else 1  # whose statistics are always the batch's
+    assert net(torch.randn(images, 3, 32, 32, generator=generator)).shape == (images, 10)
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_all_norms_start_from_the_same_weights(model: str) -> None:
+    def weights(variant: str) -> list[torch.Tensor]:
+        net = network(f"model={model}", f"variant={variant}")
+        return [m.weight for m in net.modules() if isinstance(m, nn.Conv2d | nn.Linear)]
+
+    first = weights("nobn")
+    for variant in NORMS:
+        for ours, theirs in zip(weights(variant), first, strict=True):
+            assert torch.equal(ours, theirs)
+
+
+# Counted by hand from the sources: seed 002's network, He et al.'s 0.27 M, Ioffe & Szegedy's three layers of 100.
+SIZES = [
+    ("labml_cnn", "nobn", 1, (28, 28), 20 * 25 + 20 + 50 * 500 + 50 + 800 * 500 + 500 + 5010, 0),
+    ("labml_cnn", "bn", 1, (28, 28), 20 * 25 + 50 * 500 + 800 * 500 + 5010 + 2 * 570, 2 * 570),
+    ("labml_cnn", "convbn", 1, (28, 28), 20 * 25 + 50 * 500 + 800 * 500 + 5010 + 2 * 570, 2 * (11520 + 3200 + 500)),
+    ("resnet20", "bn", 3, (32, 32), 269_722, 2 * 688),
+    ("paper_mlp", "nobn", 1, (28, 28), 784 * 100 + 100 + 2 * 10100 + 1010, 0),
+]
+
+
+@pytest.mark.parametrize(("model", "variant", "channels", "image", "parameters", "buffers"), SIZES)
+def test_number_of_parameters_and_buffers(
+    model: str, variant: str, channels: int, image: tuple[int, int], parameters: int, buffers: int
+) -> None:
+    net = network(f"model={model}", f"variant={variant}", channels=channels, image=image)
+    assert size_of(net) == (parameters, buffers)
+
+
+def test_placement_puts_the_norm_on_either_side_of_the_activation() -> None:
+    before = layers(network("model=lenet", "variant=bn"))
+    after = layers(network("model=lenet", "variant=bn", "model.placement=after"))
+    assert before[:4] == ["Conv2d", "BatchNorm2d", "ReLU", "AvgPool2d"]
+    assert after[:4] == ["Conv2d", "ReLU", "BatchNorm2d", "AvgPool2d"]
+
+
+def test_bias_is_dropped_only_before_a_norm() -> None:
+    def biases(*overrides: str) -> set[bool]:
+        net = network("model=lenet", *overrides)
+        return {m.bias is not None for m in list(net.modules())[:-1] if isinstance(m, nn.Conv2d)}
+
+    assert biases("variant=convbn") == {False}
+    assert biases("variant=nobn") == {True}
+    assert biases("variant=bn", "model.placement=after") == {True}
+
+
+def test_residual_sums_follow_the_placement() -> None:
+    before = network("model=resnet20", "variant=bn", channels=3, image=(32, 32))
+    after = network("model=resnet20", "variant=bn", "model.placement=after", channels=3, image=(32, 32))
+    assert layers(before)[3:8] == ["Conv2d", "BatchNorm2d", "ReLU", "Conv2d", "BatchNorm2d"]
+    assert len(before.norms) == len(after.norms) == 19
+
+
+@pytest.mark.parametrize(
+    ("position", "expected"),
+    [
+        ("before_norm", ["Conv2d", "Dropout", "BatchNorm2d", "ReLU", "AvgPool2d"]),
+        ("after_norm", ["Conv2d", "BatchNorm2d", "ReLU", "Dropout", "AvgPool2d"]),
+        ("last", ["Conv2d", "BatchNorm2d", "ReLU", "AvgPool2d", "Conv2d"]),
+    ],
+)
+def test_dropout_stands_where_it_is_asked_for(position: str, expected: list[str]) -> None:
+    net = layers(network("model=lenet", "variant=bn", "model.dropout=0.5", f"model.dropout_position={position}"))
+    assert net[:5] == expected
+    assert net.count("Dropout") == (1 if position == "last" else 4)
+    assert position != "last" or net[-2:] == ["Dropout", "Linear"]
+
+
+def test_no_dropout_layer_without_dropout() -> None:
+    assert "Dropout" not in layers(network("model=vgg_small"))
+
+
+def test_width_scales_every_hidden_layer() -> None:
+    net = network("model=vgg_small", "model.width=0.5", channels=3, image=(32, 32))
+    widths = [m.out_channels for m in net.modules() if isinstance(m, nn.Conv2d)]
+    assert widths == [16, 16, 32, 32, 64, 64]
+    assert [m.out_features for m in net.modules() if isinstance(m, nn.Linear)] == [128, 10]
+
+
+def test_images_too_small_for_the_network_are_refused_by_name() -> None:
+    with pytest.raises(UserError, match="images of 6 x 6 are too small"):
+        network("model=labml_cnn", image=(6, 6))
+
+
+@pytest.mark.parametrize("override", ["model.activation=swishy", "variant=nosuch"])
+def test_unknown_name_lists_those_there_are(override: str) -> None:
+    with pytest.raises(UserError, match="There are: "):
+        network(override)
+
+
+def test_norm_options_reach_the_layers() -> None:
+    net = network("variant=custombn", "norm.eps=0.5", "norm.momentum=0.25", "norm.affine=false")
+    norm = next(m for m in net.modules() if isinstance(m, BatchNorm2d))
+    assert (norm.eps, norm.momentum, norm.weight) == (0.5, 0.25, None)
+    assert next(m for m in network("variant=convbn").modules() if isinstance(m, ConvBatchNorm2d)).eps == 1e-3
+
+
+@pytest.mark.parametrize("variant", ["bn", "custombn", "convbn", "peractivationbn"])
+def test_weight_decay_can_leave_gamma_and_beta_alone(variant: str) -> None:
+    net = network("model=lenet", "model.activation=prelu", f"variant={variant}")
+    everything = sum(p.numel() for p in net.parameters())
+    (all_of_them,) = parameter_groups(net, 0.1, decay_norm=True)
+    assert sum(p.numel() for p in all_of_them["params"]) == everything
+    decayed, kept = parameter_groups(net, 0.1, decay_norm=False)
+    gamma_and_beta = sum(p.numel() for norm in net.norms.values() for p in norm.parameters())
+    assert sum(p.numel() for p in kept["params"]) == gamma_and_beta > 0
+    assert sum(p.numel() for p in decayed["params"]) == everything - gamma_and_beta
+    assert (decayed["weight_decay"], kept["weight_decay"]) == (0.1, 0.0)
+
+
+def test_initial_distributions_have_their_scale() -> None:
+    def std(init: str) -> float:
+        net = network("model=labml_cnn", f"model.init={init}", "model.init_std=0.05")
+        return float(next(m for m in net.modules() if isinstance(m, nn.Linear)).weight.detach().std())
+
+    assert std("he") == pytest.approx((2 / 800) ** 0.5, rel=0.02)
+    assert std("glorot") == pytest.approx((2 / 1300) ** 0.5, rel=0.02)
+    assert std("gaussian") == pytest.approx(0.05, rel=0.02)

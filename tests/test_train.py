@@ -1,0 +1,306 @@
+"""The loop: deterministic, the same for all variants, resumable at any moment."""
+
+from __future__ import annotations
+
+import math
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from bnrepro import record, train
+from bnrepro.config import Config, OptimizerName, Schedule, ScheduleName, UserError, run_dir
+from bnrepro.record import Run, Status
+
+Tiny = Callable[..., Config]
+
+
+def results(path: Path) -> list[record.Row]:
+    """The metrics less the clock."""
+    return [{key: value for key, value in row.items() if key != "seconds"} for row in Run(path).metrics]
+
+
+def test_the_network_learns_the_digits(tiny: Tiny) -> None:
+    summary = Run(train.run(tiny("epochs=8", "variant=bn"))).summary
+    assert summary["status"] == "completed"
+    assert summary["test_accuracy"] > 0.75  # a guess gets 0.1
+    assert summary["steps"] == 8 * 9
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ("variant=convbn",),
+        ("variant=bn", "data.crop=2", "data.flip=true", "model.dropout=0.3"),
+        ("variant=nobn", "optimizer=sgd", "precision=bf16", "channels_last=true"),
+    ],
+    ids=["convbn", "augmented", "bf16"],
+)
+def test_same_seed_gives_bit_equal_metrics_twice(tiny: Tiny, tmp_path: Path, overrides: tuple[str, ...]) -> None:
+    first = results(train.run(tiny(*overrides)))
+    second = results(train.run(tiny(*overrides, f"root={tmp_path / 'again'}")))
+    assert first == second
+    other = results(train.run(tiny(*overrides, "seed=1")))
+    assert first != other
+
+
+def test_all_variants_see_the_same_batches_and_start_from_the_same_weights(
+    tiny: Tiny, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: dict[str, list[torch.Tensor]] = {}
+    begun: dict[str, list[torch.Tensor]] = {}
+    original = train.Trainer.update
+
+    def update(self: train.Trainer, x: torch.Tensor, y: torch.Tensor, lr: float) -> tuple[torch.Tensor, torch.Tensor]:
+        if self.step == 0:
+            plain = [m for m in self.network.modules() if isinstance(m, nn.Conv2d | nn.Linear)]
+            begun[self.cfg.variant] = [m.weight.detach().clone() for m in plain]
+        seen.setdefault(self.cfg.variant, []).append(x.clone())
+        return original(self, x, y, lr)
+
+    monkeypatch.setattr(train.Trainer, "update", update)
+    variants = ("nobn", "bn", "custombn", "convbn")
+    for variant in variants:
+        train.run(tiny(f"variant={variant}", "data.crop=2", "data.flip=true"))
+    for variant in variants[1:]:
+        assert all(map(torch.equal, begun["nobn"], begun[variant]))
+        assert all(map(torch.equal, seen["nobn"], seen[variant]))
+    assert len(seen["nobn"]) == 18
+
+
+def test_custom_bn_trains_like_the_frameworks(tiny: Tiny) -> None:
+    ours = results(train.run(tiny("variant=custombn")))
+    theirs = results(train.run(tiny("variant=bn")))
+    for key in ("train_loss", "val_loss", "test_loss"):
+        if ours[-1][key] is not None:
+            assert ours[-1][key] == pytest.approx(theirs[-1][key], rel=0.02)
+
+
+class Stop(Exception):
+    """Stands for whatever ends a run early."""
+
+
+@pytest.mark.parametrize("problem", [Stop(), KeyboardInterrupt()])
+@pytest.mark.parametrize("at", [1, 12])
+def test_broken_run_goes_on_and_ends_as_if_nothing_had_happened(
+    tiny: Tiny, tmp_path: Path, problem: BaseException, at: int
+) -> None:
+    overrides = ("variant=convbn", "data.crop=2", "model.dropout=0.3", "epochs=3", "eval_every=4", "schedule=cosine")
+    whole = results(train.run(tiny(*overrides, f"root={tmp_path / 'whole'}")))
+
+    def stop(progress: train.Progress) -> None:
+        if progress.step >= at:
+            raise problem
+
+    cfg = tiny(*overrides)
+    with pytest.raises(type(problem)):
+        train.run(cfg, report=stop)
+    broken = Run(run_dir(cfg))
+    assert broken.status == ("interrupted" if isinstance(problem, KeyboardInterrupt) else "failed")
+    assert not broken.finished
+    assert results(train.run(cfg)) == whole
+    assert Run(run_dir(cfg)).status == "completed"
+
+
+def test_run_that_stopped_between_checkpoint_and_metrics_loses_no_row(
+    tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = results(train.run(tiny(f"root={tmp_path / 'whole'}")))
+
+    def stop(_: train.Trainer, __: Path) -> None:
+        raise Stop
+
+    cfg = tiny()
+    with monkeypatch.context() as patch:
+        patch.setattr(train.Trainer, "write_metrics", stop)
+        with pytest.raises(Stop):
+            train.run(cfg)
+    assert not (run_dir(cfg) / "metrics.csv").exists()
+    assert results(train.run(cfg)) == whole
+
+
+def test_finished_run_is_not_run_again_unless_forced(tiny: Tiny) -> None:
+    cfg = tiny("epochs=1")
+    path = train.run(cfg)
+    stamp = (path / "summary.json").stat().st_mtime_ns
+    called: list[train.Progress] = []
+    assert train.run(cfg, report=called.append) == path
+    assert called == []
+    assert (path / "summary.json").stat().st_mtime_ns == stamp
+    train.run(cfg, force=True, report=called.append)
+    assert called
+
+
+def test_only_the_runs_own_directory_is_written(tiny: Tiny, tmp_path: Path) -> None:
+    path = train.run(tiny("epochs=1", "tensorboard=true"))
+    files = {file for file in tmp_path.rglob("*") if file.is_file()}
+    assert {file.parent for file in files} == {path}
+    names = {file.name.split(".")[0] for file in files}
+    assert names == {"config", "metrics", "summary", "checkpoint", "events"}
+
+
+def test_divergence_is_a_result_with_its_step(tiny: Tiny) -> None:
+    path = train.run(tiny("variant=nobn", "optimizer=sgd", "optimizer.lr=1e20"))
+    summary = Run(path).summary
+    assert summary["status"] == Status.diverged
+    assert 1 <= summary["diverged_at_step"] <= 5
+    assert summary["test_accuracy"] is None
+    assert train.run(tiny("variant=nobn", "optimizer=sgd", "optimizer.lr=1e20")) == path
+
+
+def test_step_of_divergence_is_that_of_the_first_bad_loss(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
+    original = train.Trainer.update
+
+    def update(self: train.Trainer, x: torch.Tensor, y: torch.Tensor, lr: float) -> tuple[torch.Tensor, torch.Tensor]:
+        loss, right = original(self, x, y, lr)
+        return (loss * math.nan if self.step + 1 >= 7 else loss), right
+
+    monkeypatch.setattr(train.Trainer, "update", update)
+    assert Run(train.run(tiny())).summary["diverged_at_step"] == 7
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (("batch_size=541",), "batch_size=541 is more than the 540 training images"),
+        (("batch_size=1", "variant=convbn"), "variant=convbn: .*batch of 1"),
+        (("variant=nosuch",), "there is no 'nosuch'"),
+        (("model.activation=nosuch",), "there is no 'nosuch'"),
+    ],
+)
+def test_configuration_that_cannot_train_is_one_sentence(tiny: Tiny, overrides: tuple[str, ...], words: str) -> None:
+    with pytest.raises(UserError, match=words):
+        train.run(tiny(*overrides))
+
+
+def test_gpu_that_is_not_there_is_refused(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(UserError, match="device=cuda: torch finds no GPU"):
+        train.resolve(tiny("device=cuda"))
+    assert train.resolve(tiny("device=auto")).device == "cpu"
+
+
+def test_checkpoint_of_another_run_is_refused(tiny: Tiny) -> None:
+    cfg, other = tiny("epochs=1"), tiny("epochs=1", "model=paper_mlp")
+    path = train.run(cfg)
+    run_dir(other).mkdir(parents=True)
+    shutil.copy(path / "checkpoint.pt", run_dir(other) / "checkpoint.pt")
+    with pytest.raises(UserError, match="does not fit this run"):
+        train.run(other)
+
+
+def test_test_set_is_measured_at_the_end_unless_asked_for(tiny: Tiny) -> None:
+    rows = Run(train.run(tiny())).metrics
+    assert [row["test_accuracy"] is None for row in rows] == [True, False]
+    rows = Run(train.run(tiny("eval_test=true"))).metrics
+    assert [row["test_accuracy"] is None for row in rows] == [False, False]
+
+
+def test_training_accuracy_is_that_of_the_batches_since_the_last_row(
+    tiny: Tiny, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    losses: list[float] = []
+    original = train.Trainer.update
+
+    def update(self: train.Trainer, x: torch.Tensor, y: torch.Tensor, lr: float) -> tuple[torch.Tensor, torch.Tensor]:
+        loss, right = original(self, x, y, lr)
+        losses.append(float(loss))
+        return loss, right
+
+    monkeypatch.setattr(train.Trainer, "update", update)
+    rows = Run(train.run(tiny("eval_every=6"))).metrics
+    assert [row["step"] for row in rows] == [6, 12, 18]
+    means = [sum(losses[i : i + 6]) / 6 for i in (0, 6, 12)]
+    assert [row["train_loss"] for row in rows] == pytest.approx(means)
+
+
+# --- optimisers and schedules ---
+
+
+@pytest.mark.parametrize("name", OptimizerName)
+def test_optimizer_is_torchs_with_the_settings_asked_for(tiny: Tiny, name: str) -> None:
+    cfg = tiny(f"optimizer={name}", "optimizer.lr=0.05", "optimizer.weight_decay=0.1", "optimizer.momentum=0.5")
+    cfg.optimizer.nesterov, cfg.optimizer.beta2, cfg.optimizer.decay_norm = True, 0.9, False
+    net = nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3))
+    optimizer = train.make_optimizer(cfg, net)
+    assert type(optimizer).__name__.lower() == name
+    assert [group["weight_decay"] for group in optimizer.param_groups] == [0.1, 0.0]
+    assert {group["lr"] for group in optimizer.param_groups} == {0.05}
+    if name == "sgd":
+        assert all(group["momentum"] == 0.5 and group["nesterov"] for group in optimizer.param_groups)
+    else:
+        assert all(group["betas"] == (0.9, 0.9) for group in optimizer.param_groups)
+
+
+STEPS, EPOCH = 100, 10
+
+
+@pytest.mark.parametrize(
+    ("schedule", "expected"),
+    [
+        (Schedule(), {0: 1, 99: 1}),
+        (Schedule(ScheduleName.linear), {0: 1, 50: 0.5, 99: 0.01}),
+        (Schedule(ScheduleName.cosine), {0: 1, 25: 0.5 + 0.5**1.5, 50: 0.5, 75: 0.5 - 0.5**1.5}),
+        (Schedule(ScheduleName.step), {49: 1, 50: 0.1, 74: 0.1, 75: 0.01}),
+        (Schedule(ScheduleName.step, milestones=[0.3], gamma=0.5), {29: 1, 30: 0.5, 99: 0.5}),
+        (Schedule(ScheduleName.constant, warmup_epochs=1), {0: 0.1, 4: 0.5, 9: 1, 10: 1}),
+        (Schedule(ScheduleName.cosine, warmup_epochs=2), {0: 0.05, 19: 1, 20: 1, 60: 0.5}),
+    ],
+)
+def test_learning_rate_follows_its_schedule(schedule: Schedule, expected: dict[int, float]) -> None:
+    got = {step: train.lr_factor(schedule, step, STEPS, EPOCH) for step in expected}
+    assert got == pytest.approx(expected)
+
+
+def test_learning_rate_in_the_metrics_is_the_one_that_was_used(tiny: Tiny) -> None:
+    rows = Run(train.run(tiny("schedule=linear", "optimizer.lr=0.5", "optimizer=sgd", "variant=bn"))).metrics
+    assert [row["lr"] for row in rows] == pytest.approx([0.5 * (1 - 8 / 18), 0.5 * (1 - 17 / 18)])
+
+
+# --- what is recorded ---
+
+
+def test_summary_holds_what_others_rely_on(tiny: Tiny) -> None:
+    cfg = tiny("epochs=1")
+    summary = Run(train.run(cfg)).summary
+    needed = {"status", "variant", "seed", "test_accuracy", "test_loss", "seconds", "data_fingerprint", "versions"}
+    assert needed | {"config_hash", "data", "data_official", "machine", "git_revision"} <= summary.keys()
+    assert run_dir(cfg).name == f"seed0-{summary['config_hash']}"
+    assert summary["data_official"] is False
+
+
+def test_tensorboard_has_the_documented_tags_in_one_run(tiny: Tiny) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    path = train.run(tiny("tensorboard=true", "variant=convbn"))
+    assert len(list(path.glob("events.*"))) == 1
+    events = EventAccumulator(str(path)).Reload()
+    tags = events.Tags()
+    curves = {f"{metric}/{split}" for metric in ("loss", "accuracy") for split in ("train", "val", "test")}
+    norms = {f"norm{i}/{what}" for i in (1, 2, 3, 4) for what in ("mean", "std", "p15", "p50", "p85")}
+    assert curves | norms | {"lr"} <= set(tags["scalars"])
+    assert set(tags["histograms"]) == {f"norm{i}/input" for i in (1, 2, 3, 4)}
+    stored = [row["val_accuracy"] for row in Run(path).metrics]
+    assert [event.value for event in events.Scalars("accuracy/val")] == pytest.approx(stored)
+    assert {"_hparams_/experiment", "_hparams_/session_start_info"} <= set(events.summary_metadata)
+
+
+def test_percentiles_of_a_norms_input_are_those_of_the_values(tiny: Tiny, tmp_path: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    values = torch.arange(101.0).view(1, 101)
+    board = record.Board(tmp_path)
+    board.norm_inputs({"norm1": values}, step=3)
+    board.close()
+    events = EventAccumulator(str(tmp_path)).Reload()
+    got = {key: events.Scalars(f"norm1/{key}")[0].value for key in ("mean", "std", "p15", "p50", "p85")}
+    assert got == pytest.approx({"mean": 50, "std": (101**2 - 1) ** 0.5 / 12**0.5, "p15": 15, "p50": 50, "p85": 85})
+
+
+def test_configuration_beside_the_run_is_the_one_that_ran(tiny: Tiny) -> None:
+    cfg = tiny("epochs=1", "variant=convbn")
+    assert Run(train.run(cfg)).config == replace(cfg, device="cpu")
