@@ -95,6 +95,11 @@ def curve(comparison: Comparison, column: str) -> Figure:
 def draw_curve(axes: Axes, comparison: Comparison, column: str) -> None:
     """`curve` into ``axes``, without a legend."""
     logarithmic = column.endswith("loss")
+    if logarithmic:
+        axes.set_yscale("log")
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+        axes.yaxis.set_minor_formatter(NullFormatter())
     for variant, (color, dashes) in look(comparison.variants).items():
         points = comparison.over_seeds(variant, column)
         if not points:
@@ -109,11 +114,6 @@ def draw_curve(axes: Axes, comparison: Comparison, column: str) -> None:
         marker = "o" if len(points) == 1 else None
         axes.plot(epochs, mean, color=color, linestyle=dashes, marker=marker, label=_with_count(comparison, variant))
         axes.fill_between(epochs, low, high, color=color, alpha=0.15, linewidth=0)
-    if logarithmic:
-        axes.set_yscale("log")
-        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-        axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
-        axes.yaxis.set_minor_formatter(NullFormatter())
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set_xlabel("epoch")
     axes.set_ylabel(CURVES.get(column, column.replace("_", " ")))

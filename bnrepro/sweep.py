@@ -5,6 +5,8 @@ from __future__ import annotations
 import multiprocessing
 import os
 import queue
+import signal
+import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -61,16 +63,21 @@ def run_all(
     report = report or (lambda _index, _share: None)
     if jobs == 1:
         return [_attempt(index, cfg, force, report) for index, cfg in enumerate(configs)]
+    with train.terminate_as_interrupt():
+        return _in_pools(configs, jobs, force, report)
+
+
+def _in_pools(configs: Sequence[Config], jobs: int, force: bool, report: Report) -> list[Outcome]:
     outcomes: dict[int, Outcome] = {}
-    rest = list(range(len(configs)))
-    # A process that is killed breaks the whole pool: what had not finished gets a second pool, and no third.
-    for _ in range(2):
-        outcomes |= _pool([(i, configs[i]) for i in rest], jobs, force, report)
-        rest = [i for i in rest if i not in outcomes]
-        if not rest:
-            break
-    for i in rest:
-        outcomes[i] = Outcome(configs[i], run_dir(configs[i]), "its process was killed (out of memory?)")
+    rest = list(enumerate(configs))
+    # A process that is killed breaks its whole pool. What is left gets another one as long as that helps, and then
+    # each run its own, so that only the one that kills is lost.
+    while rest and (new := _pool(rest, jobs, force, report)):
+        outcomes |= new
+        rest = [(i, cfg) for i, cfg in rest if i not in outcomes]
+    for i, cfg in rest:
+        killed = Outcome(cfg, run_dir(cfg), "its process was killed (out of memory?)")
+        outcomes |= {i: killed} | _pool([(i, cfg)], 1, force, report)
     return [outcomes[i] for i in range(len(configs))]
 
 
@@ -87,7 +94,8 @@ def _pool(work: list[tuple[int, Config]], jobs: int, force: bool, report: Report
             except queue.Empty:
                 return
 
-    executor = ProcessPoolExecutor(min(jobs, len(work)), context, initializer=_start_worker, initargs=(news,))
+    stop = context.Event()
+    executor = ProcessPoolExecutor(min(jobs, len(work)), context, initializer=_start_worker, initargs=(news, stop))
     try:
         futures: dict[Future[Outcome], int] = {executor.submit(_work, i, cfg, force): i for i, cfg in work}
         pending = set(futures)
@@ -101,7 +109,7 @@ def _pool(work: list[tuple[int, Config]], jobs: int, force: bool, report: Report
                 except BrokenProcessPool:
                     pending = set()
     except BaseException:
-        executor.shutdown(wait=False, cancel_futures=True)
+        stop.set()
         for process in multiprocessing.active_children():
             process.terminate()  # which a run takes as Ctrl-C: it records that it was interrupted
         raise
@@ -111,15 +119,28 @@ def _pool(work: list[tuple[int, Config]], jobs: int, force: bool, report: Report
 
 
 _news: Any = None  # the queue to the process that started this one
+_stop: Any = None  # set when no more runs are to begin
 
 
-def _start_worker(news: Any) -> None:
-    global _news
-    _news = news
+def _start_worker(news: Any, stop: Any) -> None:
+    global _news, _stop
+    _news, _stop = news, stop
     torch.set_num_threads(1)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent, which ends the runs in order
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    """A parent that is killed says nothing: without this, its processes would wait for work for ever."""
+    parent = multiprocessing.parent_process()
+    if parent:
+        parent.join()
+    os._exit(1)
 
 
 def _work(index: int, cfg: Config, force: bool) -> Outcome:
+    if _stop.is_set():  # the pool hands out work ahead of time
+        raise KeyboardInterrupt
     return _attempt(index, cfg, force, lambda *what: _news.put(what))
 
 

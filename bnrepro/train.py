@@ -97,7 +97,7 @@ def run(cfg: Config, *, force: bool = False, report: Callable[[Progress], None] 
     record.write_whole(directory / record.CONFIG, to_yaml(cfg))
     status, error = Status.failed, None
     try:
-        with _terminate_as_interrupt():
+        with terminate_as_interrupt():
             status = trainer.train(directory)
     except KeyboardInterrupt:
         status = Status.interrupted
@@ -114,8 +114,8 @@ def run(cfg: Config, *, force: bool = False, report: Callable[[Progress], None] 
 
 
 @contextmanager
-def _terminate_as_interrupt() -> Iterator[None]:
-    """SIGTERM ends the run as Ctrl-C does: the summary says ``interrupted``. Signals reach the main thread only."""
+def terminate_as_interrupt() -> Iterator[None]:
+    """SIGTERM ends what happens within as Ctrl-C does. Signals reach the main thread only."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return

@@ -1,0 +1,170 @@
+"""Comparisons: the grid, the records that stand by themselves, the table."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bnrepro import compare, listing, record, train
+from bnrepro.compare import Comparison
+from bnrepro.config import Config, UserError, load_config
+from bnrepro.record import Run
+
+
+def point(variant: str, seed: int, epoch: float, val: float) -> dict[str, Any]:
+    row = dict.fromkeys(compare.CURVE_COLUMNS) | {"variant": variant, "seed": seed, "step": 10 * epoch, "epoch": epoch}
+    return row | {"val_accuracy": val, "train_accuracy": val, "val_loss": 1 - val, "train_loss": 1 - val}
+
+
+def ended(variant: str, seed: int, test: float | None, status: str = "completed") -> dict[str, Any]:
+    row = dict.fromkeys(compare.RUN_COLUMNS) | {"variant": variant, "seed": seed, "status": status}
+    row |= {"precision": "fp32", "device": "cpu", "config_hash": "0" * 8}
+    return row | {"test_accuracy": test, "seconds": 10.0 + seed, "parameters": 7, "buffers": 0}
+
+
+@pytest.fixture
+def known() -> Comparison:
+    """Three seeds of three variants with numbers to check by hand; one run of ``wild`` diverged."""
+    runs, curves = [], []
+    for seed, (base, bn) in enumerate([(0.90, 0.93), (0.91, 0.93), (0.92, 0.96)]):
+        runs += [ended("nobn", seed, base), ended("bn", seed, bn)]
+        curves += [point("nobn", seed, e, v) for e, v in ((1, 0.5), (2, 0.8), (3, 0.7))]
+        curves += [point("bn", seed, e, v) for e, v in ((1, 0.6 + 0.1 * seed), (2, 0.9), (3, 0.9))]
+    runs += [ended("wild", 0, 0.5), ended("wild", 1, 0.5), ended("wild", 2, None, "diverged")]
+    curves += [point("wild", seed, e, 0.1 * e) for seed in (0, 1, 2) for e in (1, 2, 3)]
+    return Comparison(runs, curves, {"data": [{"data": "digits"}]})
+
+
+def test_table_gives_means_and_students_intervals(known: Comparison) -> None:
+    nobn, bn, wild = compare.table(known)
+    assert nobn["test_accuracy_mean"] == pytest.approx(0.91)
+    half = 4.302652729911275 * 0.01 / math.sqrt(3)  # t(0.975, 2) s / sqrt(n)
+    assert (nobn["test_accuracy_low"], nobn["test_accuracy_high"]) == pytest.approx((0.91 - half, 0.91 + half))
+    assert (nobn["n"], nobn["diverged"], wild["n"], wild["diverged"]) == (3, 0, 2, 1)
+    assert bn["seconds_median"] == 11
+
+
+def test_difference_is_taken_seed_by_seed(known: Comparison) -> None:
+    nobn, bn, _ = compare.table(known)
+    half = 4.302652729911275 * 0.01 / math.sqrt(3)  # the differences are 0.03, 0.02, 0.04
+    assert bn["minus_nobn_mean"] == pytest.approx(0.03)
+    assert bn["minus_nobn_high"] - bn["minus_nobn_mean"] == pytest.approx(half)
+    assert nobn["minus_nobn_mean"] is None
+
+
+def test_epochs_are_counted_to_the_first_variants_best_of_the_same_seed(known: Comparison) -> None:
+    nobn, bn, wild = compare.table(known)
+    assert nobn["epochs_to_threshold_mean"] == 2
+    assert bn["epochs_to_threshold_mean"] == pytest.approx((2 + 2 + 1) / 3)
+    assert (bn["reached"], wild["reached"], wild["epochs_to_threshold_mean"]) == (3, 0, None)
+
+
+def test_epochs_can_be_counted_to_a_fixed_accuracy(known: Comparison) -> None:
+    nobn, bn, wild = compare.table(known, threshold=0.85)
+    assert (nobn["reached"], bn["epochs_to_threshold_mean"], wild["reached"]) == (0, 2, 0)
+
+
+def test_seeds_whose_baseline_diverged_have_no_threshold(known: Comparison) -> None:
+    runs = [ended("nobn", r["seed"], None, "diverged") if r["variant"] == "nobn" else r for r in known.runs]
+    nobn, bn, _ = compare.table(Comparison(runs, known.curves, known.provenance))
+    assert (nobn["n"], nobn["test_accuracy_mean"], bn["reached"], bn["minus_nobn_mean"]) == (0, None, 0, None)
+    assert bn["test_accuracy_mean"] == pytest.approx(0.94)
+
+
+def test_curves_leave_out_runs_that_diverged(known: Comparison) -> None:
+    assert [len(values) for _, values in known.over_seeds("wild", "val_accuracy")] == [2, 2, 2]
+    assert [epoch for epoch, _ in known.over_seeds("bn", "val_accuracy")] == [1, 2, 3]
+    assert [step for step, _ in known.over_seeds("bn", "val_accuracy", by="step")] == [10, 20, 30]
+
+
+def test_stored_comparison_gives_the_same_table(known: Comparison, tmp_path: Path) -> None:
+    compare.save(known, tmp_path)
+    again = compare.open_comparison(tmp_path)
+    assert again == known
+    assert compare.table(again) == compare.table(known)
+    assert list(compare.find(tmp_path.parent)) == [tmp_path]
+
+
+@pytest.mark.parametrize("name", [compare.RUNS, compare.CURVES, compare.PROVENANCE])
+@pytest.mark.parametrize("content", [None, "nonsense", "\xff"])
+def test_damaged_comparison_is_refused_by_name(
+    known: Comparison, tmp_path: Path, name: str, content: str | None
+) -> None:
+    compare.save(known, tmp_path)
+    if content is None:
+        (tmp_path / name).unlink()
+    else:
+        (tmp_path / name).write_text(content)
+    with pytest.raises(UserError, match="comparison"):
+        compare.open_comparison(tmp_path)
+
+
+def test_text_table_says_n_intervals_and_what_diverged(known: Comparison) -> None:
+    text = listing.comparison_table(known)
+    assert "91.00 [88.52, 93.48]" in text
+    assert "3.00 [0.52, 5.48]" in text
+    assert "2 (+1 diverged)" in text
+    assert "digits" in text
+
+
+def test_grid_has_each_variant_with_each_seed() -> None:
+    grid = compare.grid(load_config([]), ["nobn", "bn"], 2)
+    assert [(cfg.variant, cfg.seed) for cfg in grid] == [("nobn", 0), ("bn", 0), ("nobn", 1), ("bn", 1)]
+
+
+def test_directory_depends_on_all_but_variant_and_seed() -> None:
+    a, b = (compare.directory(load_config([*o])) for o in (["seed=1"], ["variant=convbn"]))
+    assert a == b != compare.directory(load_config(["epochs=1"]))
+
+
+@pytest.fixture
+def trained(tiny: Callable[..., Config]) -> Comparison:
+    grid = compare.grid(tiny("epochs=1"), ["nobn", "convbn"], 2)
+    return compare.collect(Run(train.run(cfg)) for cfg in grid)
+
+
+def test_records_come_from_the_runs_and_name_no_folder(trained: Comparison, digits: Path) -> None:
+    assert trained.variants == ["nobn", "convbn"]
+    assert [len(trained.completed(v)) for v in trained.variants] == [2, 2]
+    text = json.dumps(trained.provenance)
+    assert str(digits) not in text
+    assert str(digits.parent) not in text
+    assert len(trained.provenance["versions"]) == len(trained.provenance["machines"]) == 1
+    assert trained.provenance["config"]["epochs"] == 1
+
+
+def test_tensorboard_gets_each_variants_mean_and_interval(trained: Comparison, tmp_path: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    compare.write_board(trained, tmp_path / "board")
+    compare.write_board(trained, tmp_path / "board")  # again: the old events are replaced, not added to
+    for variant in trained.variants:
+        folder = tmp_path / "board" / variant
+        assert len(list(folder.iterdir())) == 1
+        events = EventAccumulator(str(folder)).Reload()
+        values = [run["val_accuracy"] for run in trained.completed(variant)]
+        (mean,), (low,), (high,) = (events.Scalars(f"accuracy/val{end}") for end in ("", "/low", "/high"))
+        assert mean.value == pytest.approx(sum(values) / 2)
+        assert low.value <= mean.value <= high.value
+        assert "custom_scalars__config__" in events.summary_metadata
+
+
+def test_listing_sorts_filters_and_survives_a_damaged_run(tiny: Callable[..., Config]) -> None:
+    cfg = tiny("epochs=1")
+    runs = [train.run(each) for each in compare.grid(cfg, ["nobn", "bn"], 2)]
+    root = Path(cfg.root)
+    (runs[0] / record.SUMMARY).write_text("{")
+    rows = listing.rows(root, {}, "test_accuracy")
+    accuracies = [row["test_accuracy"] for row in rows[:3]]
+    assert accuracies == sorted(accuracies, reverse=True)
+    assert (rows[3]["status"], rows[3]["path"]) == ("damaged", str(runs[0]))
+    assert {row["variant"] for row in listing.rows(root, {"variant": "bn"})} == {"bn"}
+    assert listing.as_csv(rows).splitlines()[0] == ",".join(listing.COLUMNS)
+    assert str(runs[1]) in listing.as_text(rows)
+    with pytest.raises(UserError, match="There are: path"):
+        listing.rows(root, {}, "colour")

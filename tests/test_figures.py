@@ -1,0 +1,108 @@
+"""Figures: from records alone, readable, and the same file for the same figure."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import matplotlib as mpl
+import numpy as np
+import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.text import Text
+
+from bnrepro import figures
+from bnrepro.compare import Comparison
+from tests.test_compare import ended, known, point
+
+assert known  # a fixture
+
+
+def all_figures(comparison: Comparison) -> dict[str, Figure]:
+    drawn = {column: figures.curve(comparison, column) for column in figures.CURVES}
+    return drawn | {"overview": figures.overview(comparison), "test": figures.test_accuracy(comparison)}
+
+
+def sixteen() -> Comparison:
+    """More variants than styles, one seed each, one evaluation."""
+    names = [*figures.LABELS, *(f"other{i}" for i in range(9))]
+    return Comparison([ended(n, 0, 0.9) for n in names], [point(n, 0, 1, 0.75) for n in names], {})
+
+
+def one_diverged() -> Comparison:
+    runs = [ended("nobn", 0, None, "diverged"), ended("bn", 0, 0.9), ended("bn", 1, 0.9)]
+    return Comparison(runs, [point("bn", s, e, 0.8 + 0.05 * s * e) for s in (0, 1) for e in (1, 2)], {})
+
+
+def texts(figure: Figure) -> list[Text]:
+    return [t for t in figure.findobj(Text) if isinstance(t, Text) and t.get_visible() and t.get_text().strip()]
+
+
+@pytest.mark.parametrize("name", [*figures.CURVES, "overview", "test"])
+@pytest.mark.parametrize("which", ["known", "one_diverged"])
+def test_no_text_is_cut_off_or_small(known: Comparison, name: str, which: str) -> None:
+    figure = all_figures(known if which == "known" else one_diverged())[name]
+    with figures.style():
+        canvas = FigureCanvasAgg(figure)
+        canvas.draw()
+        drawn = figure.get_tightbbox(canvas.get_renderer())  # inches
+    assert drawn.x0 >= -0.01
+    assert drawn.y0 >= -0.01
+    assert drawn.x1 <= figure.get_figwidth() + 0.01
+    assert drawn.y1 <= figure.get_figheight() + 0.01
+    assert min(text.get_fontsize() for text in texts(figure)) >= 5.5
+
+
+def test_every_comparison_can_be_drawn(tmp_path: Path) -> None:
+    for name, comparison in (("many", sixteen()), ("diverged", one_diverged())):
+        drawn = figures.draw(comparison, tmp_path / name)
+        assert {file.stem for file in drawn} == {*figures.CURVES, "overview", "test_accuracy"}
+        for file in drawn:
+            assert file.read_bytes()[:4] == b"\x89PNG"
+            assert "<svg" in file.with_suffix(".svg").read_text()
+
+
+def test_the_same_records_give_the_same_files(known: Comparison, tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        figures.draw(known, tmp_path / name)
+    for file in (tmp_path / "a").iterdir():
+        assert file.read_bytes() == (tmp_path / "b" / file.name).read_bytes(), file.name
+
+
+def test_curve_shows_mean_and_interval_of_each_variant(known: Comparison) -> None:
+    axes = figures.curve(known, "val_accuracy").axes[0]
+    lines = {line.get_label(): line for line in axes.lines}
+    assert list(lines) == ["no BN (n=3)", "framework BN (n=3)", "wild (2 of 3 finished)"]
+    assert lines["framework BN (n=3)"].get_ydata() == pytest.approx([0.7, 0.9, 0.9])
+    band = axes.collections[1].get_paths()[0].vertices
+    half = 4.302652729911275 * 0.1 / 3**0.5
+    at_one = np.unique(np.round(band[band[:, 0] == 1, 1], 6))
+    assert at_one == pytest.approx([0.7 - half, 0.7 + half], abs=1e-5)
+
+
+def test_losses_are_averaged_as_logarithms_on_a_logarithmic_axis(known: Comparison) -> None:
+    axes = figures.curve(known, "val_loss").axes[0]
+    assert axes.get_yscale() == "log"
+    values = [0.4, 0.3, 0.2]
+    assert axes.lines[1].get_ydata()[0] == pytest.approx(np.exp(np.mean(np.log(values))))
+
+
+def test_main_variants_differ_for_colour_blind_readers() -> None:
+    """In grey and under the loss of each cone type, any two of the four differ in colour or in line style."""
+    assert len({str(dashes) for _, dashes in figures.STYLES.values()}) == 4
+    # Viénot, Brettel & Mollon 1999, linear RGB, for protanopia and deuteranopia.
+    losses = {
+        "protan": [[0.11238, 0.88762, 0], [0.11238, 0.88762, 0], [0.00401, -0.00401, 1]],
+        "deutan": [[0.29275, 0.70725, 0], [0.29275, 0.70725, 0], [-0.02234, 0.02234, 1]],
+    }
+    colors = [np.array(mpl.colors.to_rgb(color)) ** 2.2 for color, _ in figures.STYLES.values()]
+    for matrix in losses.values():
+        seen = [np.clip(np.array(matrix) @ color, 0, 1) ** (1 / 2.2) for color in colors]
+        gaps = [np.abs(a - b).max() for i, a in enumerate(seen) for b in seen[:i]]
+        assert min(gaps) > 0.15
+
+
+def test_font_is_text_in_svg(known: Comparison, tmp_path: Path) -> None:
+    figures.save(figures.curve(known, "val_accuracy"), tmp_path / "curve")
+    assert re.search(r"<text[^>]*>validation accuracy</text>", (tmp_path / "curve.svg").read_text())
