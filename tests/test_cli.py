@@ -1,0 +1,320 @@
+"""The command line as a user meets it: exit codes, sentences, and what the commands print and leave."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+import yaml
+
+from bnrepro import cli
+from bnrepro.config import configs_dir
+from bnrepro.record import Run
+from tests.conftest import TINY
+
+
+class Result(NamedTuple):
+    code: int
+    out: str
+    err: str
+
+
+Call = Callable[..., Result]
+
+
+@pytest.fixture
+def call(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Call:
+    """``call("train", "epochs=1")`` as from a shell in an empty folder."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(*arguments: str) -> Result:
+        monkeypatch.setattr(sys, "argv", ["bnrepro", *arguments])
+        capfd.readouterr()
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        out, err = capfd.readouterr()
+        return Result(int(ended.value.code or 0), out, err)
+
+    return run
+
+
+@pytest.fixture
+def short(digits: Path) -> list[str]:
+    """Overrides that train in about a second."""
+    return [*TINY, f"data.path={digits}"]
+
+
+def python(*arguments: str, cwd: Path) -> subprocess.Popen[str]:
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent), "OMP_NUM_THREADS": "1"}
+    pipe = subprocess.PIPE
+    return subprocess.Popen(
+        [sys.executable, *arguments],
+        cwd=cwd,
+        env=environment,
+        text=True,
+        stdout=pipe,
+        stderr=pipe,
+        start_new_session=True,
+    )
+
+
+# --- quick ---
+
+
+def test_help_imports_nothing_heavy(tmp_path: Path) -> None:
+    code = "import sys; sys.argv = ['bnrepro', '--help']\nfrom bnrepro.cli import main\n"
+    code += "try: main()\nexcept SystemExit: pass\n"
+    code += "print({'torch', 'hydra', 'numpy', 'matplotlib', 'tensorboard'} & set(sys.modules))"
+    process = python("-c", code, cwd=tmp_path)
+    out, err = process.communicate(timeout=60)
+    assert out.splitlines()[-1] == "set()", out + err
+
+
+COMMANDS = ["train", "compare", "figures", "runs", "show", "config", "eval", "tensorboard", "data"]
+
+
+def test_help_lists_every_command_in_full(call: Call) -> None:
+    result = call("--help")
+    assert result.code == 0
+    assert [line.split()[0] for line in result.out.split("Commands:")[1].splitlines() if line.strip()] == COMMANDS
+    assert "..." not in result.out.split("Commands:")[1]
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_explains_itself(call: Call, command: str) -> None:
+    result = call(command, "--help")
+    assert result.code == 0
+    assert f"Usage: bnrepro {command}" in result.out
+
+
+def test_config_prints_what_would_run(call: Call) -> None:
+    result = call("config", "--variant=convbn", "--seed=4", "optimizer.lr=0.5")
+    assert result.code == 0
+    config = yaml.safe_load(result.out)
+    assert (config["variant"], config["seed"], config["optimizer"]["lr"]) == ("convbn", 4, 0.5)
+
+
+def test_flag_beats_an_override(call: Call) -> None:
+    assert yaml.safe_load(call("config", "--seed=4", "seed=5").out)["seed"] == 4
+
+
+# --- what the user can mend ---
+
+WRONG = [
+    (["train", "--variant=nosuch"], "There are: nobn, bn, custombn, convbn"),
+    (["train", "--varian=bn"], "--varian"),
+    (["train", "--seed=x"], "--seed"),
+    (["train", "epochz=3"], "epochz"),
+    (["train", "epochs=three"], "epochs=three"),
+    (["train", "epochs=0"], "epochs must be 1 or more; got 0"),
+    (["train", "epochs"], "key=value"),
+    (["train", "data=nowhere"], "mnist5k"),
+    (["train", "data.source=npz", "data.path=none.npz"], "none.npz"),
+    (["compare", "--variants=nobn,nosuch"], "nosuch"),
+    (["compare", "--variants="], "variant"),
+    (["compare", "--seeds=0"], "--seeds"),
+    (["compare", "--threshold=2"], "--threshold"),
+    (["show", "nowhere"], "nowhere is not a run's directory"),
+    (["eval", "nowhere"], "nowhere is not a run's directory"),
+    (["figures"], "There is no comparison under runs"),
+    (["figures", "nowhere"], "nowhere is not a comparison"),
+    (["runs", "--sort=colour"], "--sort"),
+    (["tensorboard", "nowhere"], "There is no folder nowhere"),
+    (["data", "fetch", "nosuch"], "there is no dataset 'nosuch'"),
+    (["data", "verify", "nosuch"], "there is no dataset 'nosuch'"),
+    (["data", "verify", "mnist"], "train-images-idx3-ubyte"),
+    (["nosuch"], "nosuch"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "words"), WRONG, ids=lambda a: " ".join(a) if isinstance(a, list) else "")
+def test_mistake_is_one_sentence_and_exit_code_2(call: Call, tmp_path: Path, arguments: list[str], words: str) -> None:
+    result = call(*arguments)
+    assert result.code == 2
+    assert words in result.err + result.out
+    assert "Traceback" not in result.err
+    assert sum(line.startswith("Error: ") for line in result.err.splitlines()) == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_full_disk_is_told_in_a_sentence(call: Call, short: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(_: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    result = call("train", *short)
+    assert result.code == 2
+    assert "No space left on device" in result.err
+    assert "Traceback" not in result.err
+
+
+# --- one run, from training to evaluation ---
+
+
+def test_train_says_accuracy_directory_and_tensorboard(call: Call, short: list[str]) -> None:
+    result = call("train", "--variant=convbn", *short)
+    assert result.code == 0, result.err
+    first, second, third = result.out.splitlines()
+    path = Path(second.removeprefix("Run: "))
+    summary = Run(path).summary
+    assert f"test accuracy {summary['test_accuracy']:.4f}" in first
+    assert "digits.npz" in first
+    assert third == "Curves: bnrepro tensorboard"
+    assert "epoch 1: loss" in result.err
+    again = call("train", "--variant=convbn", *short)
+    assert "there already" in again.out
+    assert again.out.splitlines()[1:] == result.out.splitlines()
+    assert "there already" not in call("train", "--variant=convbn", "--force", *short).out
+
+    shown = call("show", str(path)).out
+    assert f"test_accuracy     {summary['test_accuracy']}" in shown
+    assert "variant: convbn" in shown
+    listed = call("runs")
+    assert str(path) in listed.out
+    assert f"{summary['test_accuracy']:.4f}" in listed.out
+    assert str(path) not in call("runs", "--variant=bn").out
+    assert call("runs", "--csv").out.splitlines()[1].startswith("mnist5k,lenet,convbn,0,completed,")
+
+
+def test_diverged_run_is_told_as_a_result(call: Call, short: list[str]) -> None:
+    result = call("train", "--variant=nobn", *short, "optimizer=sgd", "optimizer.lr=1e20")
+    assert result.code == 0
+    assert "diverged at step" in result.out
+
+
+def test_eval_under_running_averages_is_what_training_measured(call: Call, short: list[str]) -> None:
+    out = call("train", "--variant=convbn", *short).out
+    path = out.splitlines()[1].removeprefix("Run: ")
+    results = {kind: call("eval", path, f"--statistics={kind}") for kind in ("ema", "population", "batch")}
+    assert {result.code for result in results.values()} == {0}
+    assert f"accuracy {Run(Path(path)).summary['test_accuracy']:.4f}" in results["ema"].out.splitlines()[1]
+    assert len({result.out.replace(kind, "") for kind, result in results.items()}) == 3
+    wrong = call("eval", path, "--statistics=nosuch")
+    assert (wrong.code, "ema, population, batch" in wrong.err) == (2, True)
+
+
+def test_compare_prints_and_writes_table_and_figures_and_figures_draws_them_again(
+    call: Call, short: list[str], tmp_path: Path
+) -> None:
+    arguments = ["compare", "--seeds=2", "--variants=nobn,convbn", *short]
+    result = call(*arguments)
+    assert result.code == 0, result.err
+    assert [line.split()[0] for line in result.out.splitlines()[:3]] == ["variant", "nobn", "convbn"]
+    (folder,) = (tmp_path / "runs" / "mnist5k" / "lenet").glob("compare-*")
+    assert {file.name for file in folder.glob("*.*")} == {"table.csv", "runs.csv", "curves.csv", "provenance.json"}
+    drawn = {file.name: file.read_bytes() for file in (folder / "figures").iterdir()}
+    assert {"train_accuracy.png", "train_loss.svg", "val_accuracy.svg", "val_loss.png"} <= drawn.keys()
+    for file in (folder / "figures").iterdir():
+        file.unlink()
+    assert call("figures").code == 0
+    assert {file.name: file.read_bytes() for file in (folder / "figures").iterdir()} == drawn
+    out = call(*arguments, f"--out={tmp_path / 'results'}").out
+    assert (tmp_path / "results" / "table.csv").read_bytes() == (folder / "table.csv").read_bytes()
+    assert out.splitlines()[:3] == result.out.splitlines()[:3]
+
+
+def test_comparison_with_a_failed_variant_shows_the_others_and_fails(call: Call, short: list[str]) -> None:
+    result = call("compare", "--jobs=1", "--seeds=1", "--variants=nobn,convbn", *short, "batch_size=1", "epochs=1")
+    assert result.code == 2
+    assert result.out.splitlines()[1].startswith("nobn")
+    assert "batch of 1" in result.err
+    assert "1 of 2 runs failed" in result.err
+
+
+# --- signals ---
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_run_ended_by_a_signal_goes_on_where_it_was(
+    call: Call, short: list[str], tmp_path: Path, number: signal.Signals
+) -> None:
+    overrides = ["--variant=bn", *short, "epochs=20", f"root={tmp_path / 'signalled'}"]
+    process = python("-m", "bnrepro", "train", *overrides, cwd=tmp_path)
+    path = _wait_for(lambda: next((tmp_path / "signalled").rglob("metrics.csv"), None)).parent
+    process.send_signal(number)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode not in (0, 2)
+    assert "Traceback" not in err
+    assert Run(path).status == ("running" if number == signal.SIGKILL else "interrupted")
+    assert call("train", *overrides).code == 0
+    assert call("train", *overrides[:-1]).code == 0
+    curves = [Run(p).metrics for p in sorted(tmp_path.rglob("seed0-*"))]
+    assert len(curves) == 2
+    assert len(curves[0]) == 20
+    assert [r["val_loss"] for r in curves[0]] == [r["val_loss"] for r in curves[1]]
+
+
+def _wait_for(found: Callable[[], Path | None]) -> Path:
+    until = time.monotonic() + 60
+    while time.monotonic() < until:
+        if result := found():
+            return result
+        time.sleep(0.02)
+    raise TimeoutError
+
+
+# --- TensorBoard ---
+
+
+@pytest.fixture
+def server(call: Call, short: list[str], tmp_path: Path) -> Iterator[str]:
+    """The address of ``bnrepro tensorboard`` on one comparison."""
+    call("compare", "--jobs=1", "--seeds=2", "--variants=nobn,convbn", *short, "tensorboard=true", "epochs=1")
+    process = python("-m", "bnrepro", "tensorboard", "--port=0", cwd=tmp_path)
+    assert process.stderr
+    lines = iter(process.stderr.readline, "")
+    yield next(line.split(" at ")[1].split(" ")[0] for line in lines if " at http" in line)
+    process.terminate()
+    process.communicate(timeout=30)
+
+
+def test_tensorboard_shows_the_variants_curves_under_one_tag(server: str) -> None:
+    assert server.startswith("http://localhost:")
+
+    def ask(page: str) -> dict:
+        with urllib.request.urlopen(f"{server}{page}", timeout=30) as answer:
+            return json.load(answer)
+
+    def tags() -> dict:
+        until = time.monotonic() + 60
+        while time.monotonic() < until:
+            if len(found := ask("data/plugin/scalars/tags")) == 6:
+                return found
+            time.sleep(0.2)
+        raise TimeoutError
+
+    found = tags()
+    means = [run for run in found if "compare-" in run]
+    assert sorted(run.rsplit("/", 1)[1] for run in means) == ["convbn", "nobn"]
+    assert all({"accuracy/val", "loss/train"} <= set(found[run]) for run in found)
+
+
+# --- the package ---
+
+
+def test_installed_wheel_works_from_any_folder(tmp_path: Path) -> None:
+    root = Path(__file__).parent.parent
+    build = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(tmp_path / "dist")]
+    subprocess.run(build, cwd=root, check=True, capture_output=True)
+    (wheel,) = (tmp_path / "dist").glob("*.whl")
+    site = tmp_path / "site"
+    install = [sys.executable, "-m", "pip", "install", "--no-deps", "--quiet", "--target", str(site), str(wheel)]
+    subprocess.run(install, check=True, capture_output=True)
+    shipped = {str(f.relative_to(site / "bnrepro" / "configs")) for f in (site / "bnrepro" / "configs").rglob("*.yaml")}
+    assert shipped == {str(f.relative_to(configs_dir())) for f in configs_dir().rglob("*.yaml")}
+    code = "import bnrepro, sys; from bnrepro.cli import main; print(bnrepro.__file__)\n"
+    code += "sys.argv = ['bnrepro', 'config', 'data=cifar10']; main()"
+    environment = {**os.environ, "PYTHONPATH": str(site)}
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True)
+    where, _, config = done.stdout.partition("\n")
+    assert Path(where).is_relative_to(site), done.stderr
+    assert yaml.safe_load(config)["data"]["name"] == "cifar10"
