@@ -1,0 +1,95 @@
+"""What the README shows is there: its commands parse, its Python runs, its numbers are those in results/."""
+
+from __future__ import annotations
+
+import csv
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+import torch
+import typer
+
+from bnrepro import cli
+from bnrepro.config import load_config
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
+
+
+COMMANDS = re.findall(r"\bbnrepro [^&\n]*", "".join(blocks("sh")))
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_command_and_its_overrides_are_understood(command: str) -> None:
+    words = shlex.split(command)[1:]
+    current = typer.main.get_command(cli.app)
+    while hasattr(current, "commands"):
+        current = current.commands[words.pop(0)]
+    context = current.make_context(current.name, words)
+    for override in context.params.get("overrides") or []:
+        if not override.startswith(("data.source", "data.path")):  # the two only make sense together
+            load_config([override])
+    load_config(list(context.params.get("overrides") or []))
+
+
+def test_every_command_has_an_example() -> None:
+    shown = {command.split()[1] for command in COMMANDS}
+    assert shown == set(typer.main.get_command(cli.app).commands)
+
+
+@pytest.mark.parametrize("block", blocks("python"))
+def test_python_runs(block: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from bnrepro.norm import NORMS
+
+    monkeypatch.chdir(tmp_path)
+    torch.manual_seed(0)
+    before = dict(NORMS)
+    try:
+        exec(compile(block, "README.md", "exec"), {})
+    finally:
+        NORMS.clear()
+        NORMS.update(before)
+
+
+def test_links_and_pictures_are_there() -> None:
+    for target in re.findall(r"\]\(([^)]+)\)", README):
+        assert target.startswith("https://") or (ROOT / target).exists(), target
+
+
+def test_table_is_that_of_the_results() -> None:
+    assert results_table() == README.split("<!-- results -->\n")[1].split("<!-- end of results -->")[0].strip()
+
+
+def results_table() -> str:
+    """The README's table, from the tables in results/."""
+    lines = [
+        "| data | network | variant | n | test accuracy, % | minus `nobn` |",
+        "| --- | --- | --- | --- | --- | --- |",
+    ]
+    for name, title, network in RESULTS:
+        with (ROOT / "results" / name / "table.csv").open(newline="") as stream:
+            for row in csv.DictReader(stream):
+                accuracy, difference = (_between(row, column) for column in ("test_accuracy", "minus_nobn"))
+                lines.append(f"| {title} | {network} | `{row['variant']}` | {row['n']} | {accuracy} | {difference} |")
+                title = network = ""
+    return "\n".join(lines)
+
+
+RESULTS = [
+    ("mnist5k", "MNIST-5k, 10 epochs", "`labml_cnn`"),
+    ("mnist", "MNIST, 3 epochs", "`labml_cnn`"),
+    ("cifar10", "CIFAR-10 (97 of 60,000 images JPEG stand-ins), 6 epochs", "`vgg_small`, half width"),
+]
+
+
+def _between(row: dict[str, str], column: str) -> str:
+    if not row[f"{column}_mean"]:
+        return ""
+    mean, low, high = (100 * float(row[f"{column}_{end}"]) for end in ("mean", "low", "high"))
+    return f"{mean:.2f} [{low:.2f}, {high:.2f}]"
