@@ -108,13 +108,11 @@ def compare(
     folder = out or comparing.directory(cfg)
     comparison = comparing.collect(finished)
     comparing.save(comparison, folder, threshold)
-    if out is None:
-        comparing.write_board(comparison, folder)
+    comparing.write_board(comparison, comparing.directory(cfg))
     _draw(folder)
     _print_table(comparison, threshold)
     typer.echo(f"Table, records and figures: {folder}")
-    if out is None:
-        typer.echo(f"Curves: bnrepro tensorboard{_root_flag(cfg.root)}")
+    typer.echo(f"Curves: bnrepro tensorboard{_root_flag(cfg.root)}")
     if failed:
         raise UserError(f"{len(failed)} of {len(grid)} runs failed and are not in the table; the reasons are above.")
 
@@ -206,7 +204,10 @@ def tensorboard(
 
     if not root.is_dir():
         raise UserError(f"There is no folder {root}. `bnrepro train` makes runs.")
-    typer.echo("Runs and their means share charts: filter by variant on the left; intervals are under CUSTOM SCALARS.")
+    typer.echo(
+        "Every run is listed; intervals over seeds are under CUSTOM SCALARS. The means that `compare` made, alone:"
+    )
+    typer.echo(f"http://localhost:{port}/?runFilter=compare&smoothing=0#timeseries")
     command = [
         sys.executable,
         "-m",
@@ -369,7 +370,7 @@ def main() -> None:
     """Entry point: what the user can mend is one sentence and exit code 2, never a traceback."""
     # Named before the commands run, imported only when something went wrong: help must not pay for Hydra.
     try:
-        app()
+        app(prog_name="bnrepro")
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # `bnrepro runs | head`
         sys.exit(0)

@@ -219,7 +219,7 @@ def write_board(comparison: Comparison, folder: Path) -> None:
     from bnrepro.record import SPLITS
 
     tags = {f"{split}_{metric}": f"{metric}/{split}" for metric in ("accuracy", "loss") for split in SPLITS}
-    margins = {tag: ["Margin", [tag, f"{tag}/low", f"{tag}/high"]] for tag in tags.values()}
+    margins = {tag: ["Margin", [tag, f"interval/{tag}/low", f"interval/{tag}/high"]] for tag in tags.values()}
     for variant in comparison.variants:
         own = folder / variant
         shutil.rmtree(own, ignore_errors=True)
@@ -230,5 +230,5 @@ def write_board(comparison: Comparison, folder: Path) -> None:
                     interval = t_interval(values)
                     writer.add_scalar(tag, interval.mean, int(step))
                     if interval.n > 1:
-                        writer.add_scalar(f"{tag}/low", interval.low, int(step))
-                        writer.add_scalar(f"{tag}/high", interval.high, int(step))
+                        writer.add_scalar(f"interval/{tag}/low", interval.low, int(step))
+                        writer.add_scalar(f"interval/{tag}/high", interval.high, int(step))

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -296,6 +298,25 @@ def test_tensorboard_shows_the_variants_curves_under_one_tag(server: str) -> Non
     means = [run for run in found if "compare-" in run]
     assert sorted(run.rsplit("/", 1)[1] for run in means) == ["convbn", "nobn"]
     assert all({"accuracy/val", "loss/train"} <= set(found[run]) for run in found)
+
+
+BROWSERS = [path for name in ("chromium", "google-chrome", "chromium-browser") if (path := shutil.which(name))][:1]
+
+
+@pytest.mark.parametrize("browser", BROWSERS, ids=lambda path: Path(path).name)
+def test_browser_draws_the_variants_on_one_chart(server: str, browser: str, tmp_path: Path) -> None:
+    options = ["--headless=new", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'profile'}"]
+    page = f"{server}?runFilter=compare&tagFilter=accuracy/val$#timeseries"
+    found = ""
+    for _ in range(5):  # until TensorBoard has read the events
+        command = [browser, *options, "--virtual-time-budget=20000", "--window-size=1200,1600", "--dump-dom", page]
+        found = subprocess.run(command, capture_output=True, text=True, timeout=120).stdout
+        if "accuracy/val" in found:
+            break
+    (chart,) = re.findall(r"<scalar-card.*?</scalar-card>", found, re.DOTALL)
+    assert "accuracy/val" in chart
+    assert re.search(r"compare-\w+/nobn", chart)
+    assert re.search(r"compare-\w+/convbn", chart)
 
 
 # --- the package ---

@@ -148,7 +148,8 @@ def test_tensorboard_gets_each_variants_mean_and_interval(trained: Comparison, t
         assert len(list(folder.iterdir())) == 1
         events = EventAccumulator(str(folder)).Reload()
         values = [run["val_accuracy"] for run in trained.completed(variant)]
-        (mean,), (low,), (high,) = (events.Scalars(f"accuracy/val{end}") for end in ("", "/low", "/high"))
+        tags = ("accuracy/val", "interval/accuracy/val/low", "interval/accuracy/val/high")
+        (mean,), (low,), (high,) = map(events.Scalars, tags)
         assert mean.value == pytest.approx(sum(values) / 2)
         assert low.value <= mean.value <= high.value
         assert "custom_scalars__config__" in events.summary_metadata
