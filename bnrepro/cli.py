@@ -307,12 +307,13 @@ class _TrainBar:
             TextColumn(f"{cfg.variant} seed {cfg.seed}"),
             BarColumn(),
             MofNCompleteColumn(),
-            TextColumn("loss {task.fields[loss]:.4f}  accuracy {task.fields[accuracy]:.4f}  {task.fields[validation]}"),
+            TextColumn("{task.fields[numbers]}"),
             TimeRemainingColumn(),
             console=console,
             disable=self.lines,
         )
-        self.task = self.bar.add_task("train", total=None, loss=float("nan"), accuracy=float("nan"), validation="")
+        self.task = self.bar.add_task("train", total=None, numbers="preparing")
+        self.validation = ""
 
     def __enter__(self) -> _TrainBar:
         self.bar.start()
@@ -323,13 +324,12 @@ class _TrainBar:
 
     def update(self, progress: Progress) -> None:
         """Show where the run stands."""
-        fields: dict[str, Any] = {"loss": progress.loss, "accuracy": progress.accuracy}
+        numbers = f"loss {progress.loss:.4f}, accuracy {progress.accuracy:.4f}"
         if progress.row:
-            fields["validation"] = f"val {progress.row['val_accuracy']:.4f}"
+            self.validation = f", validation accuracy {progress.row['val_accuracy']:.4f}"
             if self.lines:
-                line = f"epoch {progress.row['epoch']:g}: loss {progress.loss:.4f}, accuracy {progress.accuracy:.4f}, "
-                typer.echo(f"{line}validation accuracy {progress.row['val_accuracy']:.4f}", err=True)
-        self.bar.update(self.task, completed=progress.step, total=progress.steps, **fields)
+                typer.echo(f"epoch {progress.row['epoch']:g}: {numbers}{self.validation}", err=True)
+        self.bar.update(self.task, completed=progress.step, total=progress.steps, numbers=numbers + self.validation)
 
 
 class _SweepBar:
