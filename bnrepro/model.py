@@ -9,9 +9,10 @@ from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from bnrepro.config import Config, DropoutPosition, Initialization, Model, Placement, UserError
-from bnrepro.norm import NORMS, NormOptions
+from bnrepro.norm import NORMS, ConvAdaptiveNorm2d, NormError, NormOptions
 
 Shape = tuple[int, ...]
 T = TypeVar("T")
@@ -66,8 +67,9 @@ class Blocks:
         return nn.Sequential(first, *inner, *self.drop(DropoutPosition.after_norm))
 
     def keeps_bias(self, norm: nn.Module) -> bool:
-        """Whether the layer before ``norm`` needs a bias of its own."""
-        return self.placement is Placement.after or isinstance(norm, nn.Identity)
+        """Whether the layer before ``norm`` needs a bias: a norm either has one, or cancels it, or is none."""
+        cancels = isinstance(norm, _BatchNorm | nn.InstanceNorm2d | ConvAdaptiveNorm2d)
+        return self.placement is Placement.after or not (cancels or getattr(norm, "bias", None) is not None)
 
 
 class ResidualBlock(nn.Module):
@@ -99,13 +101,19 @@ class ResidualBlock(nn.Module):
 
 
 class Network(nn.Module):
-    """Images (N, C, H, W) to logits (N, classes). ``norms`` names its norms in order: norm1, norm2, ..."""
+    """Images (N, C, H, W) to logits (N, classes)."""
 
     def __init__(self, layers: nn.Module, norms: list[nn.Module]) -> None:
         super().__init__()
         self.layers = layers
-        # A plain dict: as submodules they would stand twice in the state_dict.
-        self.norms = {f"norm{i}": norm for i, norm in enumerate(norms, 1)}
+        names = {module: name for name, module in self.named_modules()}
+        # By name and not by reference: a norm may be replaced (`bnrepro.norm.convert`).
+        self._norm_names = [names[norm] for norm in norms]
+
+    @property
+    def norms(self) -> dict[str, nn.Module]:
+        """The norms in order: norm1, norm2, ..."""
+        return {f"norm{i}": self.get_submodule(name) for i, name in enumerate(self._norm_names, 1)}
 
     def forward(self, x: Tensor) -> Tensor:
         return self.layers(x)
@@ -223,13 +231,15 @@ def build(
             norms start from the same ones.
 
     Raises:
-        UserError: no such model or activation; images too small.
+        UserError: no such model or activation; images too small; a norm that does not fit the network.
     """
     make = _look_up(MODELS, model.name, "model.name")
     activation = _look_up(ACTIVATIONS, model.activation, "model.activation")
     blocks = Blocks(norm, activation, model.placement, model.dropout, model.dropout_position, model.width)
     try:
         network = Network(nn.Sequential(*make(blocks, channels, image, classes)), blocks.norms)
+    except NormError as error:
+        raise UserError(str(error)) from error
     except _TooSmall as error:
         size = " x ".join(map(str, image))
         raise UserError(f"model={model.name}: images of {size} are too small. Use model=paper_mlp.") from error

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -22,11 +24,12 @@ class ConvAdaptiveNorm2d(nn.Module):
         \sigma^2 = \mathrm{pool}_k\Big(\frac{1}{N} \sum_n (x_n - \mu)^2\Big), \quad
         y = \gamma_c \frac{x - \mu}{\sqrt{\sigma^2 + \epsilon}} + \beta_c
 
-    **Which variance this is.** The source's: each neighbour is centred on the pooled mean *of its own position*
-    before its square is averaged. The variance of the values in the window would centre all of them on the
-    mean of the window that is being normalised, :math:`\mathrm{pool}_k(\frac{1}{N} \sum_n x_n^2) - \mu^2`. The two
-    agree for ``kernel_size=1`` and where the pooled mean is flat across the window; across an edge in the mean
-    image the window's variance also counts how the local means differ, and is larger.
+    **Which variance this is.** By default the source's, ``variance="pooled"``: each neighbour is centred on the
+    pooled mean *of its own position* before its square is averaged. The variance of the values in the window
+    centres all of them on the mean of the window that is being normalised,
+    :math:`\mathrm{pool}_k(\frac{1}{N} \sum_n x_n^2) - \mu^2`; that is ``variance="window"``. The two agree for
+    ``kernel_size=1`` and where the pooled mean is flat across the window; across an edge in the mean image the
+    window's variance also counts how the local means differ, and is larger.
 
     Shapes: (N, C, H, W) in and out, any H and W; gamma and beta (C,). ``kernel_size=1`` gives the statistics of
     `ConvBatchNorm2d` in training, a window that covers the map from every position those of `BatchNorm2d`.
@@ -35,8 +38,10 @@ class ConvAdaptiveNorm2d(nn.Module):
     There are no running statistics: the output for one image depends on the others of its batch, in eval too.
 
     Raises:
-        NormError: (a ValueError) one value in a window (a batch of 1 with a window of 1 x 1).
-        ValueError: not four dimensions, another number of channels, a ``kernel_size`` below 1.
+        NormError: (a ValueError) one value in a window (a batch of 1 with a window of 1 x 1, or of 2 x 2, which is
+            one value in the last corner).
+        ValueError: not four dimensions, another number of channels, a ``kernel_size`` below 1, another
+            ``variance``.
 
     Source: https://github.com/lmcintosh/conv-batchnorm (2018), class ``ConvAdaptiveNormalization``.
     """
@@ -48,6 +53,7 @@ class ConvAdaptiveNorm2d(nn.Module):
         eps: float = 1e-3,
         affine: bool = True,
         *,
+        variance: Literal["pooled", "window"] = "pooled",
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
@@ -56,7 +62,10 @@ class ConvAdaptiveNorm2d(nn.Module):
         height, width = (kernel_size, kernel_size) if isinstance(kernel_size, int) else kernel_size
         if height < 1 or width < 1:
             raise ValueError(f"kernel_size must be at least 1, got {kernel_size}")
+        if variance not in ("pooled", "window"):
+            raise ValueError(f"variance must be 'pooled' or 'window', got {variance!r}")
         self.kernel_size = (height, width)
+        self.variance = variance
         self.eps = eps
         self.affine = affine
         self.register_parameter("weight", None)
@@ -71,7 +80,8 @@ class ConvAdaptiveNorm2d(nn.Module):
             raise ValueError(
                 f"ConvAdaptiveNorm2d takes an input of shape (N, {self.num_features}, H, W), got {tuple(x.shape)}"
             )
-        reach = [min(size, k) for size, k in zip(x.shape[2:], self.kernel_size, strict=True)]
+        # The smallest windows are those of the last corner, which an even length reaches back to by less.
+        reach = [min(size, (k + 1) // 2) for size, k in zip(x.shape[2:], self.kernel_size, strict=True)]
         if x.shape[0] * reach[0] * reach[1] == 1:
             raise NormError(
                 f"ConvAdaptiveNorm2d would normalise each value of an input of shape {tuple(x.shape)} by itself, to "
@@ -80,9 +90,21 @@ class ConvAdaptiveNorm2d(nn.Module):
         wide = widen(x)
         mean = self._pool(wide.mean(0, keepdim=True))
         centred = wide - mean
-        var = self._pool(centred.square().mean(0, keepdim=True))
+        if self.variance == "pooled":
+            var = self._pool(centred.square().mean(0, keepdim=True))
+        else:
+            var = self._window_variance(wide)
         weight, bias = (None if p is None else p.view(1, -1, 1, 1) for p in (self.weight, self.bias))
         return scale_and_shift(centred * (var + self.eps).rsqrt(), weight, bias).to(x.dtype)
+
+    def _window_variance(self, x: Tensor) -> Tensor:
+        """Variance within each location plus variance between the locations of a window."""
+        own = x.mean(0, keepdim=True)
+        within = (x - own).square().mean(0, keepdim=True)
+        # Means are measured from their channel's: the difference of squares below then cancels little.
+        apart = own - own.mean((2, 3), keepdim=True)
+        between = self._pool(apart.square()) - self._pool(apart).square()
+        return self._pool(within) + between.clamp(min=0)
 
     def _pool(self, maps: Tensor) -> Tensor:
         """Average of (1, C, H, W) over the window at each position, padding not counted."""
@@ -96,4 +118,7 @@ class ConvAdaptiveNorm2d(nn.Module):
 
     def extra_repr(self) -> str:
         """The arguments, as torch's layers show theirs."""
-        return f"{self.num_features}, kernel_size={self.kernel_size}, eps={self.eps}, affine={self.affine}"
+        return (
+            f"{self.num_features}, kernel_size={self.kernel_size}, eps={self.eps}, affine={self.affine}, "
+            f"variance={self.variance!r}"
+        )

@@ -28,8 +28,13 @@ The two subtracted terms are what "normalising outside the gradient" loses, and 
 gets wrong (see `bnrepro.norm.oracle`). They make dx orthogonal, along S, to a constant and to xhat
 (the latter up to eps): shifting or scaling x changes nothing.
 
+Forward mode, from the same two paths, with ``t`` before a name for its tangent::
+
+    ty = weight * rstd * (tx - mean_S(tx) - xhat * mean_S(tx * xhat)) + tweight * xhat + tbias
+
 The 2 x 2 table of the project is two tuples of axes: S, and the axes the parameters are broadcast
-along. Both come from the caller; nothing here knows about channels.
+along. Both come from the caller; nothing here knows about channels. With a process group S goes on
+across its processes: every mean above becomes a sum over all of them divided by their joint m.
 """
 
 from __future__ import annotations
@@ -38,12 +43,18 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch import distributed as dist
 
-Gradients = tuple[Tensor | None, Tensor | None, Tensor | None, None, None]
+Gradients = tuple[Tensor | None, Tensor | None, Tensor | None, None, None, None]
 
 
 def batch_norm(
-    x: Tensor, weight: Tensor | None, bias: Tensor | None, axes: tuple[int, ...], eps: float
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    axes: tuple[int, ...],
+    eps: float,
+    group: dist.ProcessGroup | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Normalise ``x`` by its own statistics over ``axes``; see the module's docstring for the formula.
 
@@ -52,12 +63,17 @@ def batch_norm(
         weight, bias: None, or tensors that broadcast against ``x`` and have its number of dimensions.
         axes: the axes that the statistics are pooled over.
         eps: added to the variance.
+        group: processes whose inputs are pooled too; their shapes may differ along ``axes``. Gradients of x are those
+            of the sum of all processes' losses; those of weight and bias are this process's part, which
+            DistributedDataParallel averages, as it does for every parameter.
 
     Returns:
         y in the shape and dtype of ``x``, and the mean and the *biased* variance, with length 1 along
         ``axes``. Gradients flow through y only; the statistics are detached.
     """
-    y, mean, var = BatchNormFunction.apply(x, weight, bias, axes, eps)
+    # torch.compile refuses functions that define forward mode, so only eager code has it.
+    function = BatchNormFunction if torch.compiler.is_compiling() else _WithForwardMode
+    y, mean, var = function.apply(x, weight, bias, axes, eps, group)
     return y, mean, var
 
 
@@ -66,11 +82,35 @@ def widen(x: Tensor) -> Tensor:
     return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
 
 
-def moments(x: Tensor, axes: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+def pooled_mean(x: Tensor, axes: tuple[int, ...], group: dist.ProcessGroup | None = None) -> Tensor:
+    """Mean over ``axes``, and over the processes of ``group``; length 1 kept. Differentiable."""
+    if group is None:
+        return x.mean(axes, keepdim=True)
+    total = x.sum(axes, keepdim=True)
+    count = total.new_tensor([x.numel() / max(total.numel(), 1)])
+    both = _SumOverProcesses.apply(torch.cat([total.flatten(), count]), group)
+    return (both[:-1] / both[-1]).view(total.shape)
+
+
+def moments(x: Tensor, axes: tuple[int, ...], group: dist.ProcessGroup | None = None) -> tuple[Tensor, Tensor]:
     """Mean and biased variance over ``axes``, length 1 kept there. Two passes."""
-    mean = x.mean(axes, keepdim=True)
-    var = (x - mean).square().mean(axes, keepdim=True)
-    return mean, var
+    mean = pooled_mean(x, axes, group)
+    return mean, pooled_mean((x - mean).square(), axes, group)
+
+
+class _SumOverProcesses(torch.autograd.Function):
+    """The sum of each process's tensor. Its adjoint is the same sum, taken of the gradients."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, group: dist.ProcessGroup) -> Tensor:
+        ctx.group = group
+        total = x.clone()
+        dist.all_reduce(total, group=group)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        return _SumOverProcesses.apply(gradient, ctx.group), None
 
 
 def affine(xhat: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
@@ -83,36 +123,43 @@ def affine(xhat: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
 
 
 class BatchNormFunction(torch.autograd.Function):
-    """``apply(x, weight, bias, axes, eps) -> (y, mean, var)``."""
+    """``apply(x, weight, bias, axes, eps, group) -> (y, mean, var)``."""
+
+    generate_vmap_rule = True
 
     @staticmethod
     def forward(
-        x: Tensor, weight: Tensor | None, bias: Tensor | None, axes: tuple[int, ...], eps: float
+        x: Tensor,
+        weight: Tensor | None,
+        bias: Tensor | None,
+        axes: tuple[int, ...],
+        eps: float,
+        group: dist.ProcessGroup | None,
     ) -> tuple[Tensor, Tensor, Tensor]:
         wide = widen(x)
-        mean, var = moments(wide, axes)
+        mean, var = moments(wide, axes, group)
         y = affine((wide - mean) * (var + eps).rsqrt(), weight, bias)
         return y.to(x.dtype), mean, var
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple, output: tuple) -> None:
-        x, weight, bias, axes, eps = inputs
+        x, weight, bias, axes, eps, group = inputs
         _, mean, var = output
         ctx.mark_non_differentiable(mean, var)
         # x and not xhat: no second tensor of x's size is kept alive, and double backward needs x.
         ctx.save_for_backward(x, weight, bias, mean, var)
-        ctx.axes, ctx.eps = axes, eps
+        ctx.axes, ctx.eps, ctx.group = axes, eps, group
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor, _dmean: Tensor, _dvar: Tensor) -> Gradients:
         x, weight, bias, mean, var = ctx.saved_tensors
-        axes, eps = ctx.axes, ctx.eps
+        axes, group = ctx.axes, ctx.group
         wide, dy = widen(x), widen(dy)
         if torch.is_grad_enabled():
             # Double backward differentiates the lines below. The saved statistics are constants to
             # autograd; made again from x they are the functions of x that they ought to be.
-            mean, var = moments(wide, axes)
-        rstd = (var + eps).rsqrt()
+            mean, var = moments(wide, axes, group)
+        rstd = (var + ctx.eps).rsqrt()
         xhat = (wide - mean) * rstd
 
         dx = dweight = dbias = None
@@ -122,6 +169,38 @@ class BatchNormFunction(torch.autograd.Function):
             dweight = (dy * xhat).sum_to_size(weight.shape).to(weight.dtype)
         if ctx.needs_input_grad[0]:
             dxhat = dy if weight is None else dy * weight
-            dx = rstd * (dxhat - dxhat.mean(axes, keepdim=True) - xhat * (dxhat * xhat).mean(axes, keepdim=True))
-            dx = dx.to(x.dtype)
-        return dx, dweight, dbias, None, None
+            dx = _through_statistics(dxhat, xhat, rstd, axes, group).to(x.dtype)
+        return dx, dweight, dbias, None, None, None
+
+
+class _WithForwardMode(BatchNormFunction):
+    """The same with its forward-mode derivative."""
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple, output: tuple) -> None:
+        BatchNormFunction.setup_context(ctx, inputs, output)
+        ctx.save_for_forward(*inputs[:3], *output[1:])
+
+    @staticmethod
+    def jvp(
+        ctx: Any, tx: Tensor | None, tweight: Tensor | None, tbias: Tensor | None, *_: None
+    ) -> tuple[Tensor, None, None]:
+        x, weight, _, mean, var = ctx.saved_tensors
+        rstd = (var + ctx.eps).rsqrt()
+        xhat = (widen(x) - mean) * rstd
+        ty = torch.zeros_like(xhat)
+        if tx is not None:
+            ty = affine(_through_statistics(widen(tx), xhat, rstd, ctx.axes, ctx.group), weight, None)
+        if tweight is not None:
+            ty = ty + tweight * xhat
+        if tbias is not None:
+            ty = ty + tbias
+        return ty.to(x.dtype), None, None
+
+
+def _through_statistics(
+    gradient: Tensor, xhat: Tensor, rstd: Tensor, axes: tuple[int, ...], group: dist.ProcessGroup | None
+) -> Tensor:
+    """The Jacobian of xhat, which is symmetric, times ``gradient`` (from the right: a tangent)."""
+    along_xhat = xhat * pooled_mean(gradient * xhat, axes, group)
+    return rstd * (gradient - pooled_mean(gradient, axes, group) - along_xhat)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
+from torch import distributed as dist
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from bnrepro.norm.function import affine, batch_norm, widen
@@ -22,18 +24,41 @@ class _HandDerived(_BatchNorm):
     old checkpoints included), and the type that torch's own tools look for (`swa_utils.update_bn`).
     """
 
+    frozen = False
+    """Whether the running statistics normalise in training too (`bnrepro.norm.freeze`)."""
+
+    def __init__(
+        self,
+        num_features: int,
+        eps: float = 1e-5,
+        momentum: float | None = 0.1,
+        affine: bool = True,
+        track_running_stats: bool = True,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        *,
+        bias: bool = True,
+        process_group: dist.ProcessGroup | None = None,
+    ) -> None:
+        without = {} if bias else {"bias": False}  # which older versions of torch do not know
+        super().__init__(num_features, eps, momentum, affine, track_running_stats, device, dtype, **without)
+        self.process_group = process_group
+
     def statistics_axes(self, x: Tensor) -> tuple[int, ...]:
         """The axes of ``x`` that the statistics are pooled over: all but the channels."""
         return (0, *range(2, x.dim()))
 
     def forward(self, x: Tensor) -> Tensor:
         self._check_input_dim(x)
+        self._check_channels(x)
         axes = self.statistics_axes(x)
         weight, bias = (None if p is None else _against(p, x) for p in (self.weight, self.bias))
-        if self.training or self.running_mean is None:
-            count = self._count(x, axes)
-            y, mean, var = batch_norm(x, weight, bias, axes, self.eps)
-            if self.training and self.running_mean is not None:
+        learning = self.training and not self.frozen
+        if learning or self.running_mean is None:
+            group = self.process_group if learning else None
+            count = self._count(x, axes, group)
+            y, mean, var = batch_norm(x, weight, bias, axes, self.eps, group)
+            if learning and self.running_mean is not None:
                 self._update_running(mean, var, count)
             return y
         assert self.running_var is not None  # torch sets both or neither
@@ -41,10 +66,20 @@ class _HandDerived(_BatchNorm):
         xhat = (widen(x) - mean) * (var + self.eps).rsqrt()
         return affine(xhat, weight, bias).to(x.dtype)
 
-    def _count(self, x: Tensor, axes: tuple[int, ...]) -> int:
-        count = 1
-        for axis in axes:
-            count *= x.shape[axis]
+    def _check_channels(self, x: Tensor) -> None:
+        # One channel would broadcast against many without a word.
+        if x.shape[1] != self.num_features:
+            raise NormError(
+                f"{type(self).__name__} was made for {self.num_features} channels, and the input of shape "
+                f"{tuple(x.shape)} has {x.shape[1]}. Make the layer for the channels of its input."
+            )
+
+    def _count(self, x: Tensor, axes: tuple[int, ...], group: dist.ProcessGroup | None) -> int:
+        count = math.prod([x.shape[axis] for axis in axes])
+        if group is not None:
+            joint = torch.tensor(count, device=x.device)
+            dist.all_reduce(joint, group=group)
+            count = int(joint)
         if count == 1:
             raise NormError(self._one_value(x))
         return count
@@ -61,10 +96,12 @@ class _HandDerived(_BatchNorm):
         assert self.running_mean is not None and self.running_var is not None
         assert self.num_batches_tracked is not None
         self.num_batches_tracked.add_(1)
+        if count == 0:  # an empty batch says nothing about the population
+            return
         if self.momentum is None:  # the cumulative average over all batches seen
-            factor = self.num_batches_tracked.reciprocal()
+            factor = self.num_batches_tracked.to(mean.dtype).reciprocal()
         else:
-            factor = torch.as_tensor(self.momentum, device=mean.device)
+            factor = torch.as_tensor(self.momentum, dtype=mean.dtype, device=mean.device)
         unbiased = var * (count / (count - 1))
         for running, batch in ((self.running_mean, mean), (self.running_var, unbiased)):
             batch = batch.reshape(running.shape).to(running.dtype)
@@ -88,8 +125,12 @@ class BatchNorm1d(_HandDerived, nn.BatchNorm1d):
     ``momentum`` is torch's (Keras's is 1 - momentum); None keeps the cumulative average. In ``eval()`` the
     running statistics normalise, or the batch's with ``track_running_stats=False``.
 
+    float16 and bfloat16 are computed in float32, and come out as they went in. With a ``process_group`` the
+    statistics in training are those of the joined batch of its processes, which may be uneven (on gloo and on the
+    CPU too, where `torch.nn.SyncBatchNorm` does not run).
+
     Raises:
-        NormError: (a ValueError) one value per channel in training.
+        NormError: (a ValueError) one value per channel in training; another number of channels.
         ValueError: another number of dimensions.
 
     Source: Ioffe & Szegedy, "Batch Normalization" (2015), Algorithms 1 and 2.
@@ -135,7 +176,7 @@ class ConvBatchNorm2d(_HandDerived):
 
     Raises:
         NormError: (a ValueError) a training batch of 1 with local statistics; another spatial shape than
-            ``spatial_shape`` where statistics or parameters are local.
+            ``spatial_shape`` where statistics or parameters are local; another number of channels.
         ValueError: not four dimensions; a ``statistics`` or ``parameters`` of another name.
 
     Source: https://github.com/lmcintosh/conv-batchnorm (2018), class ``ConvBatchNormalization``. Different there:
@@ -155,12 +196,15 @@ class ConvBatchNorm2d(_HandDerived):
         parameters: Pooling = "channel",
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
+        process_group: dist.ProcessGroup | None = None,
     ) -> None:
         for argument, value in (("statistics", statistics), ("parameters", parameters)):
             if value not in ("location", "channel"):
                 raise ValueError(f"{argument} must be 'location' or 'channel', got {value!r}")
         # torch's constructor makes parameters and buffers per channel; what is local is made again below.
-        super().__init__(num_features, eps, momentum, affine, track_running_stats, device, dtype)
+        super().__init__(
+            num_features, eps, momentum, affine, track_running_stats, device, dtype, process_group=process_group
+        )
         height, width = self.spatial_shape = (int(spatial_shape[0]), int(spatial_shape[1]))
         self.statistics = statistics
         self.parameters_per = parameters
@@ -179,11 +223,6 @@ class ConvBatchNorm2d(_HandDerived):
     def _check_input_dim(self, x: Tensor) -> None:
         if x.dim() != 4:
             raise ValueError(f"ConvBatchNorm2d takes a 4D input (N, C, H, W), got {x.dim()}D of shape {tuple(x.shape)}")
-        if x.shape[1] != self.num_features:
-            raise NormError(
-                f"ConvBatchNorm2d was made for {self.num_features} channels, and the input of shape "
-                f"{tuple(x.shape)} has {x.shape[1]}. Make the layer for the channels of its input."
-            )
         local = [
             name
             for name, kept in (("statistics", self.statistics), ("parameters", self.parameters_per))

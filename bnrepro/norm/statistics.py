@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -29,15 +30,18 @@ class _Pooled:
         self.count = 0
         self.mean: Tensor
         self.square: Tensor  # sum of squared distances from the mean
+        self.within: Tensor  # sum over batches of count times unbiased variance
 
     def add(self, x: Tensor, axes: tuple[int, ...]) -> None:
         mean, var = (s.double() for s in moments(widen(x), axes))
         count = x.numel() // max(mean.numel(), 1)
         if count == 0:
             return
+        within = var * count * (count / max(count - 1, 1))
         if self.count == 0:
-            self.count, self.mean, self.square = count, mean, var * count
+            self.count, self.mean, self.square, self.within = count, mean, var * count, within
             return
+        self.within = self.within + within
         total = self.count + count
         delta = mean - self.mean
         self.mean = self.mean + delta * (count / total)
@@ -46,24 +50,35 @@ class _Pooled:
 
 
 @torch.no_grad()
-def reestimate_statistics(model: nn.Module, batches: Iterable[Tensor]) -> nn.Module:
+def reestimate_statistics(
+    model: nn.Module, batches: Iterable[Tensor], *, variance: Literal["pooled", "mean"] = "pooled"
+) -> nn.Module:
     """Replace the running statistics of ``model``'s norms by those of the population in ``batches`` ("precise BN").
 
     Each batch goes through the model in training mode, so every layer sees inputs normalised by their own batch,
-    as in training. A layer's ``running_mean`` and ``running_var`` become the mean and the *unbiased* variance of
-    all values that entered it, pooled over the batches: equal to one pass over the joined values, however they
-    were split, as far as the layers before are not themselves changed by the split. Dropout is left off.
+    as in training. A layer's ``running_mean`` becomes the mean of all values that entered it, its ``running_var``
+
+    - ``variance="pooled"``: their *unbiased* variance, equal to one pass over the joined values, however they were
+      split (as far as the layers before are not themselves changed by the split);
+    - ``variance="mean"``: the mean of the batches' *unbiased* variances, each weighted by its number of values, which
+      leaves out how the batches' means differ (Ioffe & Szegedy's Algorithm 2 for batches of one size).
+
+    Dropout is left off.
 
     Args:
         model: any network with torch's or our batch-normalization layers. Changed in place and returned, in the
             mode (train or eval) that it was in. A layer that no batch reaches keeps its statistics.
         batches: inputs of the model, each of 2 or more.
+        variance: which estimator.
 
     Raises:
         NormError: (a ValueError) ``batches`` is empty.
+        ValueError: another name of an estimator.
 
     Source: Ioffe & Szegedy (2015), Algorithm 2; Wu & Johnson, "Rethinking 'Batch' in BatchNorm" (2021), section 3.
     """
+    if variance not in ("pooled", "mean"):
+        raise ValueError(f"variance must be 'pooled' or 'mean', got {variance!r}")
     layers = tracking_layers(model)
     pooled = {name: _Pooled() for name in layers}
     modes = {module: module.training for module in model.modules()}
@@ -96,7 +111,8 @@ def reestimate_statistics(model: nn.Module, batches: Iterable[Tensor]) -> nn.Mod
         if total.count > 1:
             assert layer.running_mean is not None and layer.running_var is not None
             layer.running_mean.copy_(total.mean.reshape(layer.running_mean.shape))
-            layer.running_var.copy_((total.square / (total.count - 1)).reshape(layer.running_var.shape))
+            var = total.square / (total.count - 1) if variance == "pooled" else total.within / total.count
+            layer.running_var.copy_(var.reshape(layer.running_var.shape))
     return model
 
 
@@ -108,11 +124,11 @@ def _channel_axes(x: Tensor) -> tuple[int, ...]:
 def batch_statistics(model: nn.Module) -> Iterator[None]:
     """Within it, the norms of ``model`` normalise by the batch in eval mode too; their buffers are not touched."""
     layers = list(tracking_layers(model).values())
-    kept = [(layer.running_mean, layer.running_var) for layer in layers]
+    kept = [(layer.running_mean, layer.running_var, layer.num_batches_tracked) for layer in layers]
     for layer in layers:
-        layer.running_mean = layer.running_var = None
+        layer.running_mean = layer.running_var = layer.num_batches_tracked = None
     try:
         yield
     finally:
-        for layer, (mean, var) in zip(layers, kept, strict=True):
-            layer.running_mean, layer.running_var = mean, var
+        for layer, (mean, var, batches) in zip(layers, kept, strict=True):
+            layer.running_mean, layer.running_var, layer.num_batches_tracked = mean, var, batches

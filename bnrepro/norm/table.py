@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from torch import nn
 
 from bnrepro.norm.adaptive import ConvAdaptiveNorm2d
-from bnrepro.norm.layers import BatchNorm1d, BatchNorm2d, ConvBatchNorm2d, Pooling
+from bnrepro.norm.layers import BatchNorm1d, BatchNorm2d, BatchNorm3d, ConvBatchNorm2d, NormError, Pooling, _HandDerived
+from bnrepro.norm.variants import BatchRenorm, DetachedBatchNorm, GhostBatchNorm, LpBatchNorm, NoisyBatchNorm
 
 
 @dataclass(frozen=True)
@@ -39,11 +41,11 @@ def _none(num_features: int, spatial_shape: tuple[int, ...], options: NormOption
     return nn.Identity()
 
 
-def _channel(flat: type[nn.Module], spatial: type[nn.Module]) -> NormFactory:
-    """Statistics and parameters per channel: ``flat`` after a linear layer, ``spatial`` on maps."""
+def _channel(*by_dimensions: type[nn.Module]) -> NormFactory:
+    """Statistics and parameters per channel: one class for maps of 0, 1, 2 and 3 dimensions each."""
 
     def make(num_features: int, spatial_shape: tuple[int, ...], options: NormOptions = NormOptions()) -> nn.Module:
-        return (spatial if spatial_shape else flat)(num_features, **options.given(*_ALL))
+        return by_dimensions[len(spatial_shape)](num_features, **options.given(*_ALL))
 
     return make
 
@@ -55,26 +57,100 @@ def _cell(statistics: Pooling, parameters: Pooling) -> NormFactory:
         given = {"eps": 1e-3, **options.given(*_ALL)}
         if not spatial_shape:
             return BatchNorm1d(num_features, **given)
-        height, width = spatial_shape
+        height, width = _two(spatial_shape, "a norm with statistics or parameters per location")
         return ConvBatchNorm2d(num_features, (height, width), statistics=statistics, parameters=parameters, **given)
 
     return make
 
 
-def _adaptive(num_features: int, spatial_shape: tuple[int, ...], options: NormOptions = NormOptions()) -> nn.Module:
+def _adaptive(variance: Literal["pooled", "window"]) -> NormFactory:
     """A 5 x 5 window on maps; after a linear layer, the batch's own statistics in training and in eval."""
-    given = {"eps": 1e-3, **options.given("eps", "affine")}
-    if not spatial_shape:
-        return BatchNorm1d(num_features, track_running_stats=False, **given)
-    return ConvAdaptiveNorm2d(num_features, kernel_size=5, **given)
+
+    def make(num_features: int, spatial_shape: tuple[int, ...], options: NormOptions = NormOptions()) -> nn.Module:
+        given = {"eps": 1e-3, **options.given("eps", "affine")}
+        if not spatial_shape:
+            return BatchNorm1d(num_features, track_running_stats=False, **given)
+        _two(spatial_shape, "an adaptive norm")
+        return ConvAdaptiveNorm2d(num_features, kernel_size=5, variance=variance, **given)
+
+    return make
+
+
+def _two(spatial_shape: tuple[int, ...], what: str) -> tuple[int, int]:
+    """(H, W), or a sentence that says what other maps are wrong for."""
+    if len(spatial_shape) != 2:
+        raise NormError(f"{what} is made for maps (H, W) and for linear layers, not for maps {spatial_shape}.")
+    return spatial_shape[0], spatial_shape[1]
+
+
+def _variant(kind: type[nn.Module], **settings: Any) -> NormFactory:
+    """A relative of BN from `bnrepro.norm.variants`, with its own settings."""
+
+    def make(num_features: int, spatial_shape: tuple[int, ...], options: NormOptions = NormOptions()) -> nn.Module:
+        layer = kind(num_features, **options.given(*_ALL))
+        for name, value in settings.items():
+            setattr(layer, name, value)
+        return layer
+
+    return make
+
+
+def _frozen(num_features: int, spatial_shape: tuple[int, ...], options: NormOptions = NormOptions()) -> nn.Module:
+    """BN whose statistics never move from mean 0 and variance 1: what gamma and beta do by themselves."""
+    layer = NORMS["custombn"](num_features, spatial_shape, options=options)
+    assert isinstance(layer, _HandDerived)
+    layer.frozen = True
+    return layer
+
+
+def _group(num_features: int, spatial_shape: tuple[int, ...], options: NormOptions = NormOptions()) -> nn.Module:
+    """`torch.nn.GroupNorm` with 32 groups (Wu & He 2018), or as many as divide both 32 and the channels."""
+    return nn.GroupNorm(math.gcd(32, num_features), num_features, **options.given("eps", "affine"))
+
+
+def _layer(num_features: int, spatial_shape: tuple[int, ...], options: NormOptions = NormOptions()) -> nn.Module:
+    """`torch.nn.LayerNorm` over channels and locations; gamma and beta are per channel and location."""
+    given = options.given("eps")
+    return nn.LayerNorm((num_features, *spatial_shape), elementwise_affine=options.affine, **given)
+
+
+def _instance(num_features: int, spatial_shape: tuple[int, ...], options: NormOptions = NormOptions()) -> nn.Module:
+    """`torch.nn.InstanceNorm2d`. After a linear layer there is one value an instance, and nothing to normalise by."""
+    if math.prod(spatial_shape) == 1:
+        raise NormError(
+            "instancenorm needs maps of more than one location, and here is one (a linear layer, or a map of 1 x 1): "
+            "each value would be normalised by itself, to zero. Use model=resnet20, which has no hidden linear layer."
+        )
+    by_dimensions = {1: nn.InstanceNorm1d, 2: nn.InstanceNorm2d, 3: nn.InstanceNorm3d}
+    return by_dimensions[len(spatial_shape)](num_features, **options.given("eps", "affine"))
+
+
+def _local_response(
+    num_features: int, spatial_shape: tuple[int, ...], options: NormOptions = NormOptions()
+) -> nn.Module:
+    """`torch.nn.LocalResponseNorm` with AlexNet's constants; nothing after a linear layer, as there."""
+    return nn.LocalResponseNorm(5, alpha=1e-4, beta=0.75, k=2.0) if spatial_shape else nn.Identity()
 
 
 NORMS: dict[str, NormFactory] = {
     "nobn": _none,
-    "bn": _channel(nn.BatchNorm1d, nn.BatchNorm2d),
-    "custombn": _channel(BatchNorm1d, BatchNorm2d),
+    "bn": _channel(nn.BatchNorm1d, nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d),
+    "custombn": _channel(BatchNorm1d, BatchNorm1d, BatchNorm2d, BatchNorm3d),
     "convbn": _cell("location", "channel"),
     "peractivationbn": _cell("location", "location"),
     "locationaffinebn": _cell("channel", "location"),
-    "adaptive": _adaptive,
+    "adaptive": _adaptive("pooled"),
+    "adaptivewindow": _adaptive("window"),
+    "ghostbn": _variant(GhostBatchNorm),
+    "renorm": _variant(BatchRenorm),
+    "detachedmean": _variant(DetachedBatchNorm, detach="mean"),
+    "detached": _variant(DetachedBatchNorm, detach="both"),
+    "noisybn": _variant(NoisyBatchNorm),
+    "l1bn": _variant(LpBatchNorm, p=1.0),
+    "linfbn": _variant(LpBatchNorm, p=math.inf),
+    "frozenbn": _frozen,
+    "groupnorm": _group,
+    "layernorm": _layer,
+    "instancenorm": _instance,
+    "lrn": _local_response,
 }

@@ -1,0 +1,190 @@
+"""Relatives of batch normalization that claims are about. In eval mode all of them are batch normalization.
+
+They take inputs (N, C) or (N, C, ...), keep torch's parameters and running statistics per channel, and differ in what
+they do in training. Their backwards are autograd's, except for the ghost batches', which is the hand-derived one.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from bnrepro.norm.function import affine, batch_norm, moments, widen
+from bnrepro.norm.layers import _against, _HandDerived
+
+
+class _Variant(_HandDerived):
+    """A batch normalization that normalises in its own way in training."""
+
+    def _check_input_dim(self, x: Tensor) -> None:
+        if x.dim() < 2 or x.shape[1] != self.num_features:
+            wanted = f"(N, {self.num_features}) or (N, {self.num_features}, ...)"
+            raise ValueError(f"{type(self).__name__} takes an input of shape {wanted}, got {tuple(x.shape)}")
+
+    def forward(self, x: Tensor) -> Tensor:
+        self._check_input_dim(x)
+        if not self.training or self.frozen:
+            return super().forward(x)
+        axes = self.statistics_axes(x)
+        count = self._count(x, axes, None)
+        xhat, mean, var = self._normalize(widen(x), axes)
+        if self.running_mean is not None:
+            self._update_running(mean.detach(), var.detach(), count)
+        weight, bias = (None if p is None else _against(p, x) for p in (self.weight, self.bias))
+        return affine(xhat, weight, bias).to(x.dtype)
+
+    def _normalize(self, x: Tensor, axes: tuple[int, ...]) -> tuple[Tensor, Tensor, Tensor]:
+        """(xhat, mean, biased variance)."""
+        raise NotImplementedError
+
+
+class GhostBatchNorm(_Variant):
+    """Batch normalization over parts of the batch ("ghost batches"): noisier statistics at the same batch size.
+
+    The batch is cut along N into parts of ``ghost_size`` (an incomplete last part joins the one before), and each is
+    normalised by itself. The running statistics move once for each part, in order.
+
+    Raises:
+        ValueError: ``ghost_size`` below 1.
+        NormError: (a ValueError) one value per channel in a part.
+
+    Source: Hoffer, Hubara & Soudry, "Train longer, generalize better" (2017), Algorithm 1.
+    """
+
+    ghost_size = 16
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Shapes: (N, C, ...) in and out."""
+        self._check_input_dim(x)
+        if not self.training or self.frozen:
+            return super().forward(x)
+        if self.ghost_size < 1:
+            raise ValueError(f"ghost_size must be at least 1, got {self.ghost_size}")
+        axes = self.statistics_axes(x)
+        weight, bias = (None if p is None else _against(p, x) for p in (self.weight, self.bias))
+        starts = range(self.ghost_size, len(x) - self.ghost_size + 1, self.ghost_size)
+        outputs = []
+        for part in x.tensor_split(list(starts)):
+            count = self._count(part, axes, None)
+            y, mean, var = batch_norm(part, weight, bias, axes, self.eps)
+            if self.running_mean is not None:
+                self._update_running(mean, var, count)
+            outputs.append(y)
+        return torch.cat(outputs)
+
+
+class BatchRenorm(_Variant):
+    r"""Batch renormalization: training corrects the batch's statistics towards the running ones, within bounds.
+
+    .. math:: \hat x = \frac{x - \mu_B}{\sigma_B} r + d, \quad
+              r = \mathrm{clip}_{[1/r_{max}, r_{max}]}\Big(\frac{\sigma_B}{\sigma}\Big), \quad
+              d = \mathrm{clip}_{[-d_{max}, d_{max}]}\Big(\frac{\mu_B - \mu}{\sigma}\Big)
+
+    with :math:`\sigma_B^2` and :math:`\sigma^2` the batch's and the running variance plus eps, and no gradient through
+    r and d. For the first ``start`` steps r = 1 and d = 0, which is batch normalization; then the bounds widen
+    linearly, r_max to 3 at step ``r_steps`` and d_max to 5 at step ``d_steps`` (the source's schedule, counted in
+    ``num_batches_tracked``; a shorter run needs a shorter one). The running average is of the variance, as torch keeps
+    it, where the source averages the deviation.
+
+    Source: Ioffe, "Batch Renormalization" (2017), Algorithm 1 and section 4.2.
+    """
+
+    start, r_steps, d_steps = 5_000, 40_000, 25_000
+    r_limit, d_limit = 3.0, 5.0
+
+    def bounds(self, steps: int) -> tuple[float, float]:
+        """(r_max, d_max) after ``steps`` training batches."""
+
+        def share(end: int) -> float:
+            return min(1.0, max(0.0, (steps - self.start) / max(1, end - self.start)))
+
+        return 1 + (self.r_limit - 1) * share(self.r_steps), self.d_limit * share(self.d_steps)
+
+    def _normalize(self, x: Tensor, axes: tuple[int, ...]) -> tuple[Tensor, Tensor, Tensor]:
+        xhat, mean, var = batch_norm(x, None, None, axes, self.eps)
+        if self.running_mean is None or self.running_var is None or self.num_batches_tracked is None:
+            return xhat, mean, var
+        r_max, d_max = self.bounds(int(self.num_batches_tracked))
+        running_mean, running_var = (_against(s, x).to(mean.dtype) for s in (self.running_mean, self.running_var))
+        std = (running_var + self.eps).sqrt()
+        r = ((var + self.eps).sqrt() / std).clamp(1 / r_max, r_max)
+        d = ((mean - running_mean) / std).clamp(-d_max, d_max)
+        return xhat * r + d, mean, var
+
+
+class DetachedBatchNorm(_Variant):
+    """Batch normalization with its statistics outside the gradient: what the paper warns of (section 2).
+
+    ``detach="both"`` takes mean and variance for constants in the backward, ``"mean"`` only the mean. The forward is
+    that of batch normalization.
+
+    Source: Ioffe & Szegedy (2015), section 2; seed 002's text.
+    """
+
+    detach: Literal["mean", "both"] = "both"
+
+    def _normalize(self, x: Tensor, axes: tuple[int, ...]) -> tuple[Tensor, Tensor, Tensor]:
+        mean, var = moments(x, axes)
+        if self.detach == "both":
+            var = var.detach()
+        return (x - mean.detach()) * (var + self.eps).rsqrt(), mean, var
+
+
+class NoisyBatchNorm(_HandDerived):
+    r"""Batch normalization whose output is shifted and scaled at random, anew in each step: covariate shift on purpose.
+
+    For each activation j (channel and location) of a step
+    :math:`\mu_j \sim U(-n_\mu, n_\mu), \sigma_j \sim U(1, n_\sigma)`, then for each image i
+    :math:`m_{ij} \sim U(\mu_j - r, \mu_j + r), s_{ij} \sim N(\sigma_j, r)`, and
+    :math:`y_{ij} = s_{ij} \mathrm{BN}(x)_{ij} + m_{ij}`, with :math:`n_\mu = 0.5, n_\sigma = 1.25, r = 0.1`. In eval
+    mode there is no noise. The noise comes from torch's global generator.
+
+    Source: Santurkar et al., "How Does Batch Normalization Help Optimization?" (2018), section 2.2 and appendix.
+    """
+
+    n_mean, n_std, spread = 0.5, 1.25, 0.1
+
+    _check_input_dim = _Variant._check_input_dim
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Shapes: (N, C, ...) in and out."""
+        y = super().forward(x)
+        if not self.training:
+            return y
+        mean = torch.empty_like(y[:1]).uniform_(-self.n_mean, self.n_mean)
+        std = torch.empty_like(y[:1]).uniform_(1, self.n_std)
+        shift = mean + torch.empty_like(y).uniform_(-self.spread, self.spread)
+        scale = std + self.spread * torch.randn_like(y)
+        return scale * y + shift
+
+
+class LpBatchNorm(_Variant):
+    r"""Batch normalization by another measure of spread, scaled so that it is the deviation of Gaussian values.
+
+    With m values per channel and :math:`a = |x - \mu|`: for ``p=1``
+    :math:`\sigma = \sqrt{\pi/2}\,\mathrm{mean}(a)`; for ``p=inf``
+    :math:`\sigma = \frac{1 + \sqrt{\pi \ln 4}}{2 \sqrt{2 \ln m}}` times the mean of the ten largest a.
+    :math:`\hat x = (x - \mu) / \sqrt{\sigma^2 + \epsilon}`; ``running_var`` averages :math:`\sigma^2`.
+
+    Source: Hoffer et al., "Norm matters" (2018), section 4; for p=inf the authors' code, which takes the top ten.
+    """
+
+    p: float = 1.0
+    largest = 10
+
+    def _normalize(self, x: Tensor, axes: tuple[int, ...]) -> tuple[Tensor, Tensor, Tensor]:
+        mean = x.mean(axes, keepdim=True)
+        distance = (x - mean).abs()
+        if self.p == 1:
+            sigma = math.sqrt(math.pi / 2) * distance.mean(axes, keepdim=True)
+        else:
+            rows = distance.transpose(0, 1).flatten(1)  # (C, m)
+            m = rows.shape[1]
+            top = rows.topk(min(self.largest, m)).values.mean(1)
+            constant = (1 + math.sqrt(math.pi * math.log(4))) / (2 * math.sqrt(2 * math.log(m)))
+            sigma = _against(constant * top, x)
+        var = sigma.square()
+        return (x - mean) * (var + self.eps).rsqrt(), mean, var

@@ -1,0 +1,244 @@
+"""Which statistics are kept and which normalise: running ones, those of a population, and the batch's own."""
+
+import copy
+import math
+
+import pytest
+import torch
+from torch import nn
+from torch.optim.swa_utils import update_bn
+
+from bnrepro.norm import (
+    BatchNorm1d,
+    BatchNorm2d,
+    BatchNorm3d,
+    ConvAdaptiveNorm2d,
+    ConvBatchNorm2d,
+    NormError,
+    batch_statistics,
+    reestimate_statistics,
+)
+from bnrepro.norm.statistics import tracking_layers
+
+# On maps (N, 3, 4, 5), and the axes of its statistics.
+NORMS = {
+    "torch": (lambda **given: nn.BatchNorm2d(3, **given), (0, 2, 3)),
+    "own": (lambda **given: BatchNorm2d(3, **given), (0, 2, 3)),
+    "local": (lambda **given: ConvBatchNorm2d(3, (4, 5), **given), (0,)),
+    "control": (
+        lambda **given: ConvBatchNorm2d(3, (4, 5), statistics="channel", parameters="location", **given),
+        (0, 2, 3),
+    ),
+}
+over_norms = pytest.mark.parametrize(("make", "axes"), NORMS.values(), ids=NORMS)
+OWN = [norm for name, norm in NORMS.items() if name != "torch"]
+over_own_norms = pytest.mark.parametrize(("make", "axes"), OWN, ids=[name for name in NORMS if name != "torch"])
+
+
+def maps(*sizes, offset=1.5):
+    """Batches of the given sizes, each from its own distribution, so that averaging them differs from pooling."""
+    generator = torch.Generator().manual_seed(0)
+    drawn = [torch.randn(n, 3, 4, 5, generator=generator, dtype=torch.float64) for n in sizes]
+    return [(i + 1) * x + offset + i for i, x in enumerate(drawn)]
+
+
+def state(model):
+    return {name: t.clone() for name, t in model.state_dict().items()}
+
+
+def assert_unchanged(model, before):
+    assert model.state_dict().keys() == before.keys()
+    for name, t in model.state_dict().items():
+        assert torch.equal(t, before[name]), name
+
+
+def assert_holds(layer, values, axes, **tolerance):
+    """The running statistics are those of ``values``, in one pass over all of them."""
+    var, mean = torch.var_mean(values.double(), axes, correction=1)
+    torch.testing.assert_close(layer.running_mean.double(), mean, **tolerance)
+    torch.testing.assert_close(layer.running_var.double(), var, **tolerance)
+
+
+@over_own_norms
+def test_the_biased_variance_normalises_and_the_unbiased_one_is_kept(make, axes):
+    (x,) = maps(4)
+    layer = make(momentum=1.0, dtype=torch.float64)
+    y = layer(x)
+    assert_holds(layer, x, axes)
+    var, mean = torch.var_mean(x, axes, correction=0, keepdim=True)
+    torch.testing.assert_close(y, (x - mean) / (var + layer.eps).sqrt())
+
+
+@over_own_norms
+def test_the_running_statistics_never_join_the_graph(make, axes):
+    layer, x = make(dtype=torch.float64), maps(4)[0].requires_grad_()
+    kept = [layer(x * scale) for scale in (1, 2, 3)]
+    assert all(b.grad_fn is None and not b.requires_grad for b in layer.buffers())
+    for y in kept:  # each step has a graph of its own: no backward runs into another's
+        (y * x).sum().backward()
+
+
+@pytest.mark.parametrize(
+    ("own", "torchs", "shape"),
+    [
+        (BatchNorm1d, nn.BatchNorm1d, (0, 3)),
+        (BatchNorm2d, nn.BatchNorm2d, (0, 3, 4, 5)),
+        (BatchNorm3d, nn.BatchNorm3d, (0, 3, 2, 2, 2)),
+    ],
+    ids=["1d", "2d", "3d"],
+)
+@pytest.mark.parametrize("momentum", [0.1, None])
+def test_an_empty_batch_counts_and_leaves_the_running_statistics_as_in_torch(own, torchs, shape, momentum):
+    own, torchs = own(3, momentum=momentum), torchs(3, momentum=momentum)
+    for batch in (torch.ones(shape), torch.arange(2.0 * 3 * math.prod(shape[2:])).view(2, *shape[1:])):
+        for layer in (own, torchs):
+            layer(batch)
+        torch.testing.assert_close(own.state_dict(), torchs.state_dict())
+
+
+@over_norms
+@pytest.mark.parametrize("sizes", [(12,), (2, 3, 7), (6, 6), (1, 11)], ids=str)
+def test_reestimated_statistics_are_those_of_the_joined_batches(make, axes, sizes):
+    layer, joined = make(dtype=torch.float64), torch.cat(maps(2, 3, 7))
+    batches = joined.split(sizes)
+    if sizes[0] == 1 and axes == (0,):
+        with pytest.raises(NormError, match="batch of 1"):
+            reestimate_statistics(layer, batches)
+    else:
+        assert reestimate_statistics(layer, iter(batches)) is layer
+        assert_holds(layer, joined, axes)
+
+
+@over_norms
+def test_the_mean_of_the_batches_variances_can_be_asked_for(make, axes):
+    batches = maps(2, 3, 7)
+    layer = reestimate_statistics(make(dtype=torch.float64), batches, variance="mean")
+    parts = [len(x) / 12 * x.var(axes, correction=1) for x in batches]
+    torch.testing.assert_close(layer.running_var, sum(parts))
+    torch.testing.assert_close(layer.running_mean, torch.cat(batches).mean(axes))
+    with pytest.raises(ValueError, match="variance must be 'pooled' or 'mean', got 'median'"):
+        reestimate_statistics(layer, batches, variance="median")
+
+
+@over_norms
+def test_reestimating_stays_right_far_from_zero_in_float32(make, axes):
+    batches = [(3000 + 0.5 * x).float() for x in maps(20, 30, 50)]
+    layer = reestimate_statistics(make(), batches)
+    assert_holds(layer, torch.cat(batches), axes, rtol=5e-4, atol=0)
+
+
+def two_deep():
+    torch.manual_seed(0)
+    layers = [BatchNorm2d(3), nn.Dropout(0.5), nn.Conv2d(3, 2, 3), nn.ReLU(), ConvBatchNorm2d(2, (2, 3)), nn.Flatten()]
+    return nn.Sequential(*layers, nn.Linear(12, 4), nn.BatchNorm1d(4)).double()
+
+
+def test_deeper_layers_see_inputs_normalised_by_their_own_batch_and_no_dropout():
+    model, batches = two_deep(), maps(4, 5, 6)
+    reestimate_statistics(model, batches)
+    expected = two_deep().train()
+    expected[1].eval()
+    for place, axes in ((0, (0, 2, 3)), (4, (0,)), (7, (0,))):
+        entered = torch.cat([expected[:place](x) for x in batches])
+        assert_holds(model[place], entered, axes)
+
+
+def test_reestimating_changes_the_running_statistics_and_nothing_else():
+    model = two_deep()
+    model[4].eval()
+    modes = [module.training for module in model.modules()]
+    before = state(model)
+    reestimate_statistics(model, maps(4, 5))
+    assert [module.training for module in model.modules()] == modes
+    changed = {name for name, t in model.state_dict().items() if not torch.equal(t, before[name])}
+    assert changed == {f"{place}.running_{name}" for place in (0, 4, 7) for name in ("mean", "var")}
+    assert not any(t.requires_grad for t in model.buffers())
+    again = state(model)
+    model.eval()(maps(1)[0])  # no hook is left that would go on collecting
+    assert_unchanged(model, again)
+    assert not any(module._forward_pre_hooks for module in model.modules())
+
+
+def test_a_batch_that_fails_leaves_the_model_as_it_was():
+    model = two_deep().train()
+    before = state(model)
+    with pytest.raises(NormError, match="batch of 1"):
+        reestimate_statistics(model, maps(4, 1))
+    assert_unchanged(model, before)
+    assert all(module.training for module in model.modules())
+    assert not any(module._forward_pre_hooks for module in model.modules())
+
+
+def test_a_layer_that_no_batch_reaches_keeps_its_statistics():
+    class Branching(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.used, self.unused = BatchNorm2d(3), BatchNorm2d(3)
+
+        def forward(self, x):
+            return self.used(x)
+
+    model = Branching().double()
+    (x,) = maps(4)
+    nn.init.constant_(model.unused.running_mean, 7)
+    before = state(model.unused)
+    reestimate_statistics(model, [x])
+    assert_holds(model.used, x, (0, 2, 3))
+    assert_unchanged(model.unused, before)
+
+
+def test_no_batches_are_an_error_unless_there_is_nothing_to_estimate():
+    with pytest.raises(NormError, match="no batches"):
+        reestimate_statistics(BatchNorm2d(3), [])
+    plain = nn.Conv2d(3, 2, 3)
+    assert reestimate_statistics(plain, []) is plain
+
+
+@over_norms
+@pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
+def test_batch_statistics_normalise_within_the_block_and_nothing_is_touched(make, axes, training):
+    model = nn.Sequential(make(dtype=torch.float64)).train(training)
+    (x,) = maps(4)
+    nn.init.constant_(model[0].running_mean, 7)
+    before, buffers = state(model), dict(model.named_buffers())
+    expected = copy.deepcopy(model).train()(x)
+    with batch_statistics(model):
+        torch.testing.assert_close(model(x), expected)
+    assert all(t is buffers[name] for name, t in model.named_buffers())
+    assert_unchanged(model, before)
+    assert not torch.allclose(model.eval()(x), expected)  # the block is over
+
+
+def test_batch_statistics_are_given_back_after_an_error_in_the_block():
+    model = two_deep()
+    before = state(model)
+    with pytest.raises(ZeroDivisionError), batch_statistics(model):
+        raise ZeroDivisionError
+    assert_unchanged(model, before)
+
+
+def test_tracking_layers_are_torchs_and_ours_by_name_and_only_those_that_keep_statistics():
+    model = nn.ModuleDict(
+        {
+            "torch": nn.BatchNorm1d(2),
+            "nested": nn.Sequential(nn.ReLU(), BatchNorm3d(2)),
+            "local": ConvBatchNorm2d(2, (2, 2)),
+            "untracked": BatchNorm2d(2, track_running_stats=False),
+            "instance": nn.InstanceNorm2d(2, track_running_stats=True),
+            "adaptive": ConvAdaptiveNorm2d(2, 3),
+            "none": nn.Identity(),
+        }
+    )
+    found = tracking_layers(model)
+    assert list(found) == ["torch", "nested.1", "local"]
+    assert found["nested.1"] is model["nested"][1]
+
+
+@over_norms
+def test_torchs_update_bn_knows_the_layers(make, axes):
+    batches = maps(4, 4, 4)
+    model = nn.Sequential(make(dtype=torch.float64))
+    update_bn(batches, model)
+    torch.testing.assert_close(model[0].running_mean, sum(x.mean(axes) for x in batches) / 3)
+    torch.testing.assert_close(model[0].running_var, sum(x.var(axes, correction=1) for x in batches) / 3)
+    assert model[0].momentum == 0.1
