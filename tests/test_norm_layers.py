@@ -250,8 +250,8 @@ def test_a_layer_for_maps_refuses_other_dimensions_and_channels(layer, shape):
         layer(torch.ones(shape))
 
 
-def adaptive_by_hand(x, kernel, eps, weight, bias, own_variance=False):
-    """The docstring's formula, location by location; ``own_variance`` centres a window on the window's own mean."""
+def adaptive_by_hand(x, kernel, eps, weight, bias, variance):
+    """The docstring's formula, location by location."""
     (height, width), (rows, columns) = kernel, x.shape[2:]
     y = np.empty_like(x)
 
@@ -262,39 +262,43 @@ def adaptive_by_hand(x, kernel, eps, weight, bias, own_variance=False):
     places = list(np.ndindex(rows, columns))
     mean = np.stack([window(x, *at).mean((0, 2, 3)) for at in places], -1).reshape(x.shape[1:])
     for i, j in places:
-        centre = mean[:, i, j][:, None, None] if own_variance else window(mean, i, j)
+        centre = mean[:, i, j][:, None, None] if variance == "window" else window(mean, i, j)
         var = ((window(x, i, j) - centre) ** 2).mean((0, 2, 3))
         y[:, :, i, j] = weight * (x[:, :, i, j] - mean[:, i, j]) / np.sqrt(var + eps) + bias
     return y
 
 
-KERNELS = [1, 2, 3, 4, 5, (3, 1), (2, 5), 99]
+over_variances = pytest.mark.parametrize("variance", ["pooled", "window"])
 
 
-@pytest.mark.parametrize("kernel", KERNELS, ids=str)
-def test_the_adaptive_norm_equals_its_formula_in_training_and_in_eval(kernel):
-    layer = randomised(ConvAdaptiveNorm2d(2, kernel, eps=0.01, dtype=torch.float64))
+@over_variances
+@pytest.mark.parametrize("kernel", [1, 2, 3, 4, 5, (3, 1), (2, 5), 99], ids=str)
+def test_the_adaptive_norm_equals_its_formula_in_training_and_in_eval(kernel, variance):
+    layer = randomised(ConvAdaptiveNorm2d(2, kernel, eps=0.01, variance=variance, dtype=torch.float64))
     weight, bias = layer.weight.detach().numpy(), layer.bias.detach().numpy()
     for shape in ((4, 2, 5, 6), (3, 2, 4, 1)):  # one layer takes maps of any size
         x = noise(shape)
-        expected = adaptive_by_hand(x.numpy(), layer.kernel_size, 0.01, weight, bias)
+        expected = adaptive_by_hand(x.numpy(), layer.kernel_size, 0.01, weight, bias, variance)
         for training in (True, False):
             y = layer.train(training)(x).detach().numpy()
             np.testing.assert_allclose(y, expected, rtol=1e-10, atol=1e-12)
     assert not list(layer.buffers())
 
 
-def test_the_adaptive_variance_is_the_pooled_one_and_not_the_windows():
-    x = noise((4, 2, 5, 6)) + 10 * (torch.arange(6) > 2)  # an edge in the mean image
+def test_the_adaptive_variance_is_the_pooled_one_unless_the_windows_is_asked_for():
+    x = noise((4, 2, 5, 6)) + 10 * (torch.arange(6) > 2)  # an edge in the mean image tells them apart
     y = ConvAdaptiveNorm2d(2, 3, affine=False)(x).numpy()
-    np.testing.assert_allclose(y, adaptive_by_hand(x.numpy(), (3, 3), 1e-3, 1, 0), rtol=1e-10)
-    assert np.abs(y - adaptive_by_hand(x.numpy(), (3, 3), 1e-3, 1, 0, own_variance=True)).max() > 0.1
+    np.testing.assert_allclose(y, adaptive_by_hand(x.numpy(), (3, 3), 1e-3, 1, 0, "pooled"), rtol=1e-10)
+    assert np.abs(y - adaptive_by_hand(x.numpy(), (3, 3), 1e-3, 1, 0, "window")).max() > 0.1
+    with pytest.raises(ValueError, match="variance must be 'pooled' or 'window', got 'own'"):
+        ConvAdaptiveNorm2d(2, 3, variance="own")
 
 
 @pytest.mark.parametrize("affine", [True, False], ids=["affine", "plain"])
+@over_variances
 @pytest.mark.parametrize("kernel", [1, 2, 3, 99])
-def test_the_adaptive_norm_passes_torchs_checks_of_both_derivatives(kernel, affine):
-    layer = randomised(ConvAdaptiveNorm2d(2, kernel, affine=affine, dtype=torch.float64))
+def test_the_adaptive_norm_passes_torchs_checks_of_both_derivatives(kernel, variance, affine):
+    layer = randomised(ConvAdaptiveNorm2d(2, kernel, affine=affine, variance=variance, dtype=torch.float64))
     check_derivatives(layer, noise((3, 2, 2, 3)))
 
 

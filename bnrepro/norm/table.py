@@ -104,8 +104,9 @@ def _frozen(num_features: int, spatial_shape: tuple[int, ...], options: NormOpti
 
 
 def _group(num_features: int, spatial_shape: tuple[int, ...], options: NormOptions = NormOptions()) -> nn.Module:
-    """`torch.nn.GroupNorm` with 32 groups (Wu & He 2018), or as many as divide both 32 and the channels."""
-    return nn.GroupNorm(math.gcd(32, num_features), num_features, **options.given("eps", "affine"))
+    """`torch.nn.GroupNorm` with at most 32 groups (Wu & He 2018), of at least 8 channels each where there are 8."""
+    groups = max(n for n in range(1, 33) if num_features % n == 0 and (n == 1 or num_features // n >= 8))
+    return nn.GroupNorm(groups, num_features, **options.given("eps", "affine"))
 
 
 def _layer(num_features: int, spatial_shape: tuple[int, ...], options: NormOptions = NormOptions()) -> nn.Module:
