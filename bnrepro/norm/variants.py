@@ -162,12 +162,15 @@ class NoisyBatchNorm(_HandDerived):
 
 
 class LpBatchNorm(_Variant):
-    r"""Batch normalization by another measure of spread, scaled so that it is the deviation of Gaussian values.
+    r"""Batch normalization by another measure of spread than the standard deviation.
 
     With m values per channel and :math:`a = |x - \mu|`: for ``p=1``
     :math:`\sigma = \sqrt{\pi/2}\,\mathrm{mean}(a)`; for ``p=inf``
     :math:`\sigma = \frac{1 + \sqrt{\pi \ln 4}}{2 \sqrt{2 \ln m}}` times the mean of the ten largest a.
     :math:`\hat x = (x - \mu) / \sqrt{\sigma^2 + \epsilon}`; ``running_var`` averages :math:`\sigma^2`.
+
+    For Gaussian values the first is their deviation. The second, with the source's constant, is about a third more
+    than that (measured over 51,200 values; gamma can make up for it).
 
     Source: Hoffer et al., "Norm matters" (2018), section 4; for p=inf the authors' code, which takes the top ten.
     """

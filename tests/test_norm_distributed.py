@@ -1,0 +1,96 @@
+"""Statistics across processes: real processes with uneven batches against one process with the joined batch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, distributed, multiprocessing, nn
+
+from bnrepro.norm import BatchNorm1d, BatchNorm2d, ConvBatchNorm2d
+
+# Images of each process. Once one has a single image, which by itself could not be normalised, and once one has none.
+BATCHES = {2: (5, 1), 4: (3, 1, 4, 0)}
+
+LAYERS = {
+    "channel": lambda group: BatchNorm2d(3, process_group=group),
+    "channel, cumulative": lambda group: BatchNorm2d(3, momentum=None, process_group=group),
+    "linear": lambda group: BatchNorm1d(3, process_group=group),
+    "local": lambda group: ConvBatchNorm2d(3, (4, 2), process_group=group),
+    "location, location": lambda group: ConvBatchNorm2d(3, (4, 2), parameters="location", process_group=group),
+    "without parameters": lambda group: BatchNorm2d(3, affine=False, process_group=group),
+}
+
+
+def joined(name: str, processes: int, step: int) -> tuple[Tensor, Tensor]:
+    """The joined batch of a step, and the upstream gradient; the same in every process."""
+    generator = torch.Generator().manual_seed(step)
+    shape = (sum(BATCHES[processes]), 3, *(() if name == "linear" else (4, 2)))
+    x = 3 + 2 * torch.randn(shape, generator=generator, dtype=torch.float64)
+    return x, torch.rand(shape, generator=generator, dtype=torch.float64)
+
+
+def measure(layer: nn.Module, name: str, processes: int, part: slice) -> dict[str, Any]:
+    """Two training steps on a part of the batch: outputs, gradients, second gradients, buffers, eval."""
+    layer.double()
+    with torch.no_grad():
+        for i, p in enumerate(layer.parameters()):
+            p.copy_(torch.linspace(0.5, 2 + i, p.numel()).view(p.shape))
+    found: dict[str, Any] = {}
+    for step in (0, 1):
+        x, upstream = joined(name, processes, step)
+        x = x[part].requires_grad_()
+        y = layer(x)
+        inputs = [x, *layer.parameters()]
+        first = torch.autograd.grad(((y * upstream[part]) ** 2).sum(), inputs, create_graph=True)
+        weighted = (first[0] * upstream[part].flip(1)).sum()
+        (second,) = torch.autograd.grad(weighted, [x])
+        found[f"y{step}"], found[f"dx{step}"], found[f"ddx{step}"] = y.detach(), first[0].detach(), second
+        found[f"parameters{step}"] = [g.detach() for g in first[1:]]
+    found["buffers"] = {name: b.clone() for name, b in layer.named_buffers()}
+    found["eval"] = layer.eval()(joined(name, processes, 0)[0][part]).detach()
+    return found
+
+
+def work(rank: int, processes: int, folder: str) -> None:
+    """What each process does: every layer on its part of the batch."""
+    torch.set_num_threads(1)
+    distributed.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=processes)
+    start = sum(BATCHES[processes][:rank])
+    part = slice(start, start + BATCHES[processes][rank])
+    group = distributed.group.WORLD
+    results = {name: measure(make(group), name, processes, part) for name, make in LAYERS.items()}
+    torch.save(results, f"{folder}/{rank}.pt")
+    distributed.destroy_process_group()
+
+
+@pytest.fixture(scope="module", params=BATCHES, ids=lambda n: f"{n} processes")
+def apart(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    """What each of two or four processes found."""
+    folder = tmp_path_factory.mktemp("group")
+    multiprocessing.spawn(work, (request.param, str(folder)), nprocs=request.param)
+    return [torch.load(Path(folder) / f"{rank}.pt") for rank in range(request.param)]
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_processes_with_uneven_batches_equal_one_with_the_joined_batch(apart: list[dict[str, Any]], name: str) -> None:
+    processes = len(apart)
+    alone = measure(LAYERS[name](None), name, processes, slice(None))
+    results = [result[name] for result in apart]
+    for key in ("y0", "dx0", "ddx0", "y1", "dx1", "ddx1", "eval"):
+        torch.testing.assert_close(torch.cat([r[key] for r in results]), alone[key], msg=lambda m, k=key: f"{k}: {m}")
+    for key in ("parameters0", "parameters1"):
+        for i, whole in enumerate(alone[key]):
+            torch.testing.assert_close(sum(r[key][i] for r in results), whole)
+    for result in results:
+        for buffer, whole in alone["buffers"].items():
+            torch.testing.assert_close(result["buffers"][buffer], whole, msg=lambda m, b=buffer: f"{b}: {m}")
+
+
+def test_processes_matter(apart: list[dict[str, Any]]) -> None:
+    """The first process by itself gives something else: the comparison above is not one of equals."""
+    part = slice(0, BATCHES[len(apart)][0])
+    alone = measure(LAYERS["channel"](None), "channel", len(apart), part)
+    assert (apart[0]["channel"]["y0"] - alone["y0"]).abs().max() > 0.01
