@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
-    from bnrepro.config import Config
-    from bnrepro.train import Progress
+    from bnrepro.schema import Config
 
 app = typer.Typer(
     name="bnrepro",
@@ -45,12 +44,13 @@ def train(overrides: Overrides = None, variant: Variant = None, seed: Seed = Non
     cfg = _configure(overrides, variant=variant, seed=seed)
     from bnrepro import train as training
     from bnrepro.config import run_dir
+    from bnrepro.progress import TrainBar
     from bnrepro.record import Run
 
     cfg = training.resolve(cfg)
     if not force and Run(run_dir(cfg)).finished:
         typer.echo("This run is there already; --force runs it again.")
-    with _TrainBar(cfg) as bar:
+    with TrainBar(cfg) as bar:
         path = training.run(cfg, force=force, report=bar.update)
     summary = Run(path).summary
     what = f"{cfg.variant}, seed {cfg.seed}, on {summary['data']}"
@@ -90,6 +90,7 @@ def compare(
     from bnrepro import compare as comparing
     from bnrepro import sweep
     from bnrepro.model import norm_of
+    from bnrepro.progress import SweepBar
     from bnrepro.record import Run
     from bnrepro.train import resolve
 
@@ -97,7 +98,7 @@ def compare(
         norm_of(each)
     cfg = resolve(cfg)
     grid = comparing.grid(cfg, names, seeds)
-    with _SweepBar(len(grid)) as bar:
+    with SweepBar(len(grid)) as bar:
         outcomes = sweep.run_all(grid, jobs or sweep.default_jobs(cfg), force=force, report=bar.update)
     failed = [outcome for outcome in outcomes if outcome.error]
     for outcome in failed:
@@ -185,12 +186,13 @@ def evaluate(
         str,
         typer.Option(help="ema (the running average), population (of the training set) or batch (the batch's own)."),
     ] = "ema",
+    size: Annotated[int | None, typer.Option(min=1, help="Resize the images to SIZE x SIZE first.")] = None,
 ) -> None:
     """Evaluate a run under other statistics."""
     from bnrepro.inference import evaluate as measure
     from bnrepro.record import open_run
 
-    for split, (loss, accuracy) in measure(open_run(run), statistics).items():
+    for split, (loss, accuracy) in measure(open_run(run), statistics, size).items():
         typer.echo(f"{split:<10} accuracy {accuracy:.4f}   loss {loss:.4f}   ({statistics} statistics)")
 
 
@@ -291,79 +293,6 @@ def _print_table(comparison: Any, threshold: float | None) -> None:
     from bnrepro import listing
 
     typer.echo(listing.comparison_table(comparison, threshold))
-
-
-class _TrainBar:
-    """A run's progress: a bar on a terminal, a line an evaluation elsewhere."""
-
-    def __init__(self, cfg: Config) -> None:
-        from rich.console import Console
-        from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
-        from rich.progress import Progress as Bar
-
-        console = Console(stderr=True)
-        self.lines = not console.is_terminal
-        self.bar = Bar(
-            TextColumn(f"{cfg.variant} seed {cfg.seed}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[numbers]}"),
-            TimeRemainingColumn(),
-            console=console,
-            disable=self.lines,
-        )
-        self.task = self.bar.add_task("train", total=None, numbers="preparing")
-        self.validation = ""
-
-    def __enter__(self) -> _TrainBar:
-        self.bar.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.bar.stop()
-
-    def update(self, progress: Progress) -> None:
-        """Show where the run stands."""
-        numbers = f"loss {progress.loss:.4f}, accuracy {progress.accuracy:.4f}"
-        if progress.row:
-            self.validation = f", validation accuracy {progress.row['val_accuracy']:.4f}"
-            if self.lines:
-                typer.echo(f"epoch {progress.row['epoch']:g}: {numbers}{self.validation}", err=True)
-        self.bar.update(self.task, completed=progress.step, total=progress.steps, numbers=numbers + self.validation)
-
-
-class _SweepBar:
-    """Progress of many runs: one bar over all of them."""
-
-    def __init__(self, runs: int) -> None:
-        from rich.console import Console
-        from rich.progress import BarColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-        from rich.progress import Progress as Bar
-
-        console = Console(stderr=True)
-        self.shares = [0.0] * runs
-        self.bar = Bar(
-            TextColumn("{task.fields[done]} of {task.total} runs"),
-            BarColumn(),
-            TimeElapsedColumn(),
-            TextColumn("left:"),
-            TimeRemainingColumn(elapsed_when_finished=False),
-            console=console,
-            disable=not console.is_terminal,
-        )
-        self.task = self.bar.add_task("compare", total=runs, done=0)
-
-    def __enter__(self) -> _SweepBar:
-        self.bar.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.bar.stop()
-
-    def update(self, index: int, share: float) -> None:
-        """Show that run ``index`` has done ``share`` of its steps."""
-        self.shares[index] = max(self.shares[index], share)
-        self.bar.update(self.task, completed=sum(self.shares), done=sum(s >= 1 for s in self.shares))
 
 
 def main() -> None:

@@ -17,8 +17,9 @@ from statistics import median
 from typing import Any
 
 from bnrepro import record
-from bnrepro.config import Config, UserError, config_hash, group_dir, identity
+from bnrepro.config import UserError, config_hash, group_dir, identity
 from bnrepro.record import Run, Status
+from bnrepro.schema import Config
 from bnrepro.stats import Interval, t_interval
 
 VARIANTS = ("nobn", "bn", "custombn", "convbn")

@@ -1,16 +1,10 @@
-"""The schema of a run, `load_config`, and a run's identity. Knows Hydra, not torch.
-
-Each option has one home: its field here, with its type, its default and a line of documentation. The YAML files
-in ``configs/`` say only what differs.
-"""
+"""`load_config`, what makes a configuration valid, and a run's identity. Knows Hydra, not torch."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import re
-from dataclasses import dataclass, field
-from enum import StrEnum
 from functools import cache
 from pathlib import Path
 from typing import Any, cast
@@ -22,195 +16,11 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from bnrepro.schema import Config, Source
+
 
 class UserError(Exception):
     """Something the user can mend. The message is what is wrong, where, and what to do; the exit code is 2."""
-
-
-class Precision(StrEnum):
-    """Number format of the forward and backward pass; parameters and statistics stay float32."""
-
-    fp32 = "fp32"
-    bf16 = "bf16"
-
-
-class Device(StrEnum):
-    """Where a run computes; auto takes a GPU where there is one."""
-
-    auto = "auto"
-    cpu = "cpu"
-    cuda = "cuda"
-
-
-class Placement(StrEnum):
-    """Where the norm stands: before the activation (Ioffe & Szegedy) or after it."""
-
-    before = "before"
-    after = "after"
-
-
-class DropoutPosition(StrEnum):
-    """Where dropout stands: directly before each norm, after each norm and its activation, or before the last layer."""
-
-    before_norm = "before_norm"
-    after_norm = "after_norm"
-    last = "last"
-
-
-class Initialization(StrEnum):
-    """Distribution of the initial weights; biases start at zero."""
-
-    he = "he"
-    glorot = "glorot"
-    gaussian = "gaussian"
-
-
-class OptimizerName(StrEnum):
-    """The optimisers, torch's own."""
-
-    sgd = "sgd"
-    adam = "adam"
-    adamw = "adamw"
-
-
-class ScheduleName(StrEnum):
-    """How the learning rate changes after the warm-up."""
-
-    constant = "constant"
-    linear = "linear"
-    cosine = "cosine"
-    step = "step"
-
-
-class Source(StrEnum):
-    """Where a dataset's files come from."""
-
-    package = "package"
-    torchvision = "torchvision"
-    npz = "npz"
-
-
-@dataclass
-class Optimizer:
-    """``optimizer``: how the weights are moved."""
-
-    name: OptimizerName = OptimizerName.adam
-    """sgd, adam or adamw."""
-    lr: float = 1e-3
-    """Learning rate, the schedule's peak."""
-    momentum: float = 0.9
-    """sgd: momentum."""
-    nesterov: bool = False
-    """sgd: Nesterov's momentum."""
-    beta1: float = 0.9
-    """adam, adamw: decay of the gradient's mean."""
-    beta2: float = 0.999
-    """adam, adamw: decay of the squared gradient's mean."""
-    weight_decay: float = 0.0
-    """L2 penalty (sgd, adam) or decoupled decay (adamw)."""
-    decay_norm: bool = True
-    """Whether weight decay applies to gamma and beta of the norms too, as torch does it unasked."""
-
-
-@dataclass
-class Schedule:
-    """``schedule``: the learning rate over the run."""
-
-    name: ScheduleName = ScheduleName.constant
-    """constant, linear (to 0), cosine (to 0) or step."""
-    warmup_epochs: float = 0.0
-    """Epochs of linear warm-up from 0 to optimizer.lr, before the schedule."""
-    milestones: list[float] = field(default_factory=lambda: [0.5, 0.75])
-    """step: where the rate falls, as fractions of the run."""
-    gamma: float = 0.1
-    """step: factor at each milestone."""
-
-
-@dataclass
-class Data:
-    """``data``: a dataset and how its batches are made."""
-
-    name: str = "???"
-    """The dataset's name; the group `data=` sets it."""
-    source: Source = Source.torchvision
-    """package (inside an installed package), torchvision (its files and mirrors) or npz (`data.path`)."""
-    root: str = "data"
-    """Folder of the datasets, laid out as torchvision does; what is missing is downloaded there."""
-    path: str | None = None
-    """source=npz: an archive with Keras's keys x_train, y_train, x_test, y_test."""
-    val_fraction: float = 0.1
-    """Share of the training set held out for validation, by a fixed seed, the same for everyone."""
-    crop: int = 0
-    """Augmentation: pad by so many pixels and crop at random, for each image its own offset. 0: off."""
-    flip: bool = False
-    """Augmentation: mirror half of the images left to right."""
-
-
-@dataclass
-class Model:
-    """``model``: a network; the group `model=` sets the name."""
-
-    name: str = "???"
-    """paper_mlp, lenet, labml_cnn, vgg_small or resnet20."""
-    width: float = 1.0
-    """Factor on the number of channels and units of every hidden layer."""
-    activation: str = "relu"
-    """relu, sigmoid, tanh, elu or prelu."""
-    placement: Placement = Placement.before
-    """Norm before or after the activation."""
-    dropout: float = 0.0
-    """Probability of dropping a value; 0 for no dropout."""
-    dropout_position: DropoutPosition = DropoutPosition.last
-    """before_norm, after_norm or last."""
-    init: Initialization = Initialization.he
-    """Initial weights: he, glorot or gaussian."""
-    init_std: float = 0.01
-    """gaussian: standard deviation."""
-
-
-@dataclass
-class Norm:
-    """``norm``: options of the variant's layers; null keeps the layer's own default."""
-
-    eps: float | None = None
-    """Added to the variance (torch's BN 1e-5, local statistics 1e-3)."""
-    momentum: float | None = None
-    """Weight of the new batch in the running statistics: torch's sense, Keras's is 1 - momentum."""
-    affine: bool = True
-    """Whether gamma and beta are learned."""
-
-
-@dataclass
-class Config:
-    """One run."""
-
-    variant: str = "bn"
-    """The norm: a name in bnrepro.norm.NORMS (nobn, bn, custombn, convbn, ...)."""
-    seed: int = 0
-    """Seed of the initial weights, the order of the batches, augmentation and dropout."""
-    epochs: int = 10
-    """Passes over the training set."""
-    batch_size: int = 64
-    """Images a step. An incomplete last batch is left out."""
-    eval_every: int | None = None
-    """Steps between evaluations; null: at the end of each epoch."""
-    eval_test: bool = False
-    """Whether the test set is measured at every evaluation too. It chooses nothing either way."""
-    precision: Precision = Precision.fp32
-    """fp32, or bf16 (autocast)."""
-    device: Device = Device.auto
-    """auto, cpu or cuda."""
-    channels_last: bool = False
-    """Memory layout NHWC instead of NCHW."""
-    data: Data = field(default_factory=Data)
-    model: Model = field(default_factory=Model)
-    norm: Norm = field(default_factory=Norm)
-    optimizer: Optimizer = field(default_factory=Optimizer)
-    schedule: Schedule = field(default_factory=Schedule)
-    tensorboard: bool = True
-    """Whether TensorBoard events are written."""
-    root: str = "runs"
-    """Where runs go."""
 
 
 WHERE_NOT_WHAT = ("root", "tensorboard", "data.root", "data.path")

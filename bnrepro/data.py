@@ -18,7 +18,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from bnrepro import sources
-from bnrepro.config import Data, UserError
+from bnrepro.config import UserError
+from bnrepro.schema import Data
 
 SPLIT_SEED = 1  # of the validation split, the same for everyone
 

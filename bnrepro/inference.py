@@ -8,13 +8,15 @@ from enum import StrEnum
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from bnrepro import record, train
-from bnrepro.config import Config, UserError
+from bnrepro.config import UserError
 from bnrepro.data import Dataset, Split, epoch_plan, load, mix, train_batch
 from bnrepro.model import build, norm_of
-from bnrepro.norm import NormError, reestimate_statistics
+from bnrepro.norm import NormError, reestimate_statistics, resize
 from bnrepro.norm.statistics import batch_statistics
+from bnrepro.schema import Config
 
 
 class Statistics(StrEnum):
@@ -25,7 +27,7 @@ class Statistics(StrEnum):
     batch = "batch"
 
 
-def evaluate(run: record.Run, statistics: str = "ema") -> dict[str, tuple[float, float]]:
+def evaluate(run: record.Run, statistics: str = "ema", size: int | None = None) -> dict[str, tuple[float, float]]:
     """(mean cross-entropy, accuracy) of a run's checkpoint on the validation and the test set.
 
     Args:
@@ -33,9 +35,11 @@ def evaluate(run: record.Run, statistics: str = "ema") -> dict[str, tuple[float,
         statistics: ``ema``: the running averages, as trained. ``population``: mean and unbiased variance over one
             epoch of training batches (Ioffe & Szegedy 2015, Algorithm 2). ``batch``: each batch's own, in batches of
             the training's size, shuffled by a fixed seed.
+        size: height and width that the images are resized to first (bilinearly, with antialiasing). What the norms
+            keep per location is interpolated to fit (`bnrepro.norm.resize`).
 
     Raises:
-        UserError: no such kind; no checkpoint, or one that does not fit.
+        UserError: no such kind; no checkpoint, or one that does not fit; a network that takes images of one size.
     """
     if statistics not in list(Statistics):
         raise UserError(f"--statistics: there is no {statistics!r}. There are: {', '.join(Statistics)}.")
@@ -50,24 +54,45 @@ def evaluate(run: record.Run, statistics: str = "ema") -> dict[str, tuple[float,
         raise UserError(f"{run.path / record.CHECKPOINT} does not fit the run's configuration.") from error
     network.to(device)
     splits = {"validation": data.val, "test": data.test}
-    size = None
+    batch_size = None
+    if size is not None:
+        splits = {name: Split(resized(split.images, size), split.labels) for name, split in splits.items()}
     try:
+        if size is not None:
+            resize(network, data.normalize(splits["test"].images[:2]))
         if statistics == Statistics.population:
-            reestimate_statistics(network, _training_batches(cfg, data))
+            reestimate_statistics(network, _training_batches(cfg, data, size))
         if statistics == Statistics.batch:
             splits = {name: _shuffled(split) for name, split in splits.items()}
-            size = cfg.batch_size
+            batch_size = cfg.batch_size
         with batch_statistics(network) if statistics == Statistics.batch else nullcontext():
-            return {name: train.measure(network, data, split, cfg, size) for name, split in splits.items()}
+            return {name: train.measure(network, data, split, cfg, batch_size) for name, split in splits.items()}
     except NormError as error:
         raise UserError(f"--statistics={statistics}: {error}") from error
+    except RuntimeError as error:
+        if size is None:
+            raise
+        raise UserError(
+            f"--size={size}: {cfg.model.name} takes images of one size, since it ends in fully connected layers. "
+            "Use a run of model=resnet20."
+        ) from error
 
 
-def _training_batches(cfg: Config, data: Dataset) -> Iterator[Tensor]:
-    """One epoch after the last, augmented as in training."""
+def resized(images: Tensor, size: int) -> Tensor:
+    """uint8 images (N, C, H, W) as (N, C, size, size), bilinearly, with antialiasing."""
+    return _interpolate(images.float(), size).round().clamp(0, 255).to(torch.uint8)
+
+
+def _interpolate(x: Tensor, size: int) -> Tensor:
+    return F.interpolate(x, (size, size), mode="bilinear", antialias=True)
+
+
+def _training_batches(cfg: Config, data: Dataset, size: int | None) -> Iterator[Tensor]:
+    """One epoch after the last, augmented as in training, at the size of the evaluation."""
     plan = epoch_plan(len(data.train.labels), cfg.data, cfg.seed, cfg.epochs)
     for start in range(0, len(data.train.labels) - cfg.batch_size + 1, cfg.batch_size):
-        yield train_batch(data, plan, cfg.data, start, cfg.batch_size, channels_last=cfg.channels_last)[0]
+        x, _ = train_batch(data, plan, cfg.data, start, cfg.batch_size, channels_last=cfg.channels_last)
+        yield x if size is None else _interpolate(x, size)
 
 
 def _shuffled(split: Split) -> Split:

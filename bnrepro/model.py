@@ -11,8 +11,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from bnrepro.config import Config, DropoutPosition, Initialization, Model, Placement, UserError
+from bnrepro.config import UserError
 from bnrepro.norm import NORMS, ConvAdaptiveNorm2d, NormError, NormOptions
+from bnrepro.schema import Config, DropoutPosition, Initialization, Model, Placement
 
 Shape = tuple[int, ...]
 T = TypeVar("T")

@@ -22,7 +22,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bnrepro.config import Config, UserError, read_config
+from bnrepro.config import UserError, read_config
+from bnrepro.schema import Config
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -24,7 +24,8 @@ from typing import Any
 
 import numpy as np
 
-from bnrepro.config import Data, Source, UserError
+from bnrepro.config import UserError
+from bnrepro.schema import Data, Source
 
 Arrays = tuple[np.ndarray, np.ndarray]
 """Images (N, C, H, W) uint8 and labels (N,) int64."""

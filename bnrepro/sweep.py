@@ -17,7 +17,8 @@ from typing import Any
 import torch
 
 from bnrepro import train
-from bnrepro.config import Config, Device, UserError, run_dir
+from bnrepro.config import UserError, run_dir
+from bnrepro.schema import Config, Device
 
 LOOK_SECONDS = 0.2  # between looks at what the processes report
 

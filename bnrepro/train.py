@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import shutil
 import signal
 import threading
@@ -19,23 +18,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from bnrepro import record
-from bnrepro.config import (
-    Config,
-    Device,
-    OptimizerName,
-    Precision,
-    Schedule,
-    ScheduleName,
-    UserError,
-    config_hash,
-    run_dir,
-    to_dict,
-    to_yaml,
-)
+from bnrepro.config import UserError, config_hash, run_dir, to_dict, to_yaml
 from bnrepro.data import Dataset, Split, epoch_plan, eval_batches, load, mix, train_batch
-from bnrepro.model import Network, build, norm_of, parameter_groups, size_of
+from bnrepro.model import Network, build, norm_of, size_of
 from bnrepro.norm import NormError
+from bnrepro.optimizer import lr_factor, make_optimizer
 from bnrepro.record import Row, Run, Status
+from bnrepro.schema import Config, Device, Precision
+from bnrepro.tally import Tally
 
 EVAL_IMAGES = 500  # images a forward pass in evaluation: fits the caches, and no batch is left with 1
 CHECK_STEPS = 10  # steps between looks at the loss, each of which a GPU has to be waited for
@@ -58,7 +48,7 @@ def resolve(cfg: Config) -> Config:
     """``cfg`` with device=auto replaced by what is there.
 
     Raises:
-        UserError: device=cuda without a GPU, or bf16 on one that has none.
+        UserError: device=cuda without a GPU.
     """
     there = torch.cuda.is_available()
     if cfg.device is Device.cuda and not there:
@@ -340,56 +330,6 @@ class Trainer:
         }
 
 
-class Tally:
-    """Losses and right answers since the last evaluation, kept on the device until they are asked for."""
-
-    def __init__(self, device: torch.device) -> None:
-        self.device = device
-        self.plan_epoch: int | None = None
-        self.reset()
-
-    def reset(self) -> None:
-        """Start again from nothing."""
-        self.loss = torch.zeros((), dtype=torch.float64, device=self.device)
-        self.right = torch.zeros((), dtype=torch.int64, device=self.device)
-        self.images = 0
-        self.unread: list[Tensor] = []
-        self.unread_right: list[Tensor] = []
-        self.unread_images = 0
-        self.shown = (math.nan, math.nan)
-
-    def add(self, loss: Tensor, right: Tensor, images: int) -> None:
-        """One batch: its mean loss, its right answers, its size."""
-        self.unread.append(loss)
-        self.unread_right.append(right)
-        self.unread_images += images
-
-    def first_non_finite(self) -> int | None:
-        """Take in the batches added since the last call, and say where the first loss was not finite.
-
-        None if all were; else how many batches before the last one it came (0: it was the last one).
-        """
-        losses, rights = torch.stack(self.unread).double(), torch.stack(self.unread_right)
-        finite = losses.isfinite().tolist()
-        if not all(finite):
-            return len(finite) - 1 - finite.index(False)
-        each = self.unread_images // len(self.unread)
-        self.loss += losses.sum() * each
-        self.right += rights.sum()
-        self.images += self.unread_images
-        self.shown = (float(losses.mean()), float(rights.sum()) / self.unread_images)
-        self.unread, self.unread_right, self.unread_images = [], [], 0
-        return None
-
-    def recent(self) -> tuple[float, float]:
-        """Loss and accuracy of the batches taken in last."""
-        return self.shown
-
-    def mean(self) -> tuple[float, float]:
-        """Loss and accuracy over all batches since the last evaluation, each measured before its update."""
-        return float(self.loss) / self.images, float(self.right) / self.images
-
-
 @torch.inference_mode()
 def measure(
     network: nn.Module, data: Dataset, split: Split, cfg: Config, batch_size: int | None = None
@@ -407,31 +347,6 @@ def measure(
             loss += F.cross_entropy(logits, y, reduction="sum").double()
             right += (logits.argmax(1) == y).sum()
     return float(loss) / count, float(right) / count
-
-
-def make_optimizer(cfg: Config, network: nn.Module) -> torch.optim.Optimizer:
-    """torch's SGD, Adam or AdamW with the parameter groups that ``optimizer.decay_norm`` asks for."""
-    settings = cfg.optimizer
-    groups = parameter_groups(network, settings.weight_decay, settings.decay_norm)
-    if settings.name is OptimizerName.sgd:
-        return torch.optim.SGD(groups, lr=settings.lr, momentum=settings.momentum, nesterov=settings.nesterov)
-    kind = torch.optim.AdamW if settings.name is OptimizerName.adamw else torch.optim.Adam
-    return kind(groups, lr=settings.lr, betas=(settings.beta1, settings.beta2))
-
-
-def lr_factor(schedule: Schedule, step: int, steps: int, steps_per_epoch: int) -> float:
-    """The learning rate of step ``step`` (from 0) of ``steps``, as a multiple of ``optimizer.lr``."""
-    warmup = round(schedule.warmup_epochs * steps_per_epoch)
-    if step < warmup:
-        return (step + 1) / warmup
-    done = (step - warmup) / max(1, steps - warmup)
-    if schedule.name is ScheduleName.linear:
-        return 1 - done
-    if schedule.name is ScheduleName.cosine:
-        return 0.5 * (1 + math.cos(math.pi * done))
-    if schedule.name is ScheduleName.step:
-        return math.prod(schedule.gamma for milestone in schedule.milestones if step >= milestone * steps)
-    return 1.0
 
 
 def _flat(cfg: Config) -> dict[str, Any]:

@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from bnrepro import sources
-from bnrepro.config import Config, load_config
+from bnrepro.config import load_config
+from bnrepro.schema import Config
 
 # One thread a test process: the tests share the cores already.
 torch.set_num_threads(1)

@@ -204,6 +204,21 @@ def test_eval_under_running_averages_is_what_training_measured(call: Call, short
     assert (wrong.code, "ema, population, batch" in wrong.err) == (2, True)
 
 
+def test_eval_at_another_size_fits_local_statistics_and_says_where_it_cannot(call: Call, short: list[str]) -> None:
+    small = [*short, "model=resnet20", "model.width=0.25", "epochs=1"]
+    out = call("train", "--variant=convbn", *small).out
+    path = out.splitlines()[1].removeprefix("Run: ")
+    plain, same, other = (call("eval", path, *more) for more in ([], ["--size=28"], ["--size=20"]))
+    assert (plain.code, plain.out) == (0, same.out)
+    assert (other.code, len(other.out.splitlines())) == (0, 2)
+    assert other.out != plain.out
+    for kind in ("population", "batch"):
+        assert call("eval", path, "--size=20", f"--statistics={kind}").code == 0
+    out = call("train", "--variant=convbn", *short).out
+    refused = call("eval", out.splitlines()[1].removeprefix("Run: "), "--size=20")
+    assert (refused.code, "lenet takes images of one size" in refused.err) == (2, True)
+
+
 def test_compare_prints_and_writes_table_and_figures_and_figures_draws_them_again(
     call: Call, short: list[str], tmp_path: Path
 ) -> None:

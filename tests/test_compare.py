@@ -12,8 +12,9 @@ import pytest
 
 from bnrepro import compare, listing, record, train
 from bnrepro.compare import Comparison
-from bnrepro.config import Config, UserError, load_config
+from bnrepro.config import UserError, load_config
 from bnrepro.record import Run
+from bnrepro.schema import Config
 
 
 def point(variant: str, seed: int, epoch: float, val: float) -> dict[str, Any]:

@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
 from bnrepro.config import (
-    Config,
     UserError,
     config_hash,
     configs_dir,
@@ -22,6 +21,7 @@ from bnrepro.config import (
     to_dict,
     to_yaml,
 )
+from bnrepro.schema import Config
 
 GROUPS = sorted(
     f"{file.parent.name}={file.stem}" for file in configs_dir().glob("*/*.yaml")

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from bnrepro.config import Data, Source, UserError, load_config
+from bnrepro.config import UserError, load_config
 from bnrepro.data import Dataset, Plan, Split, crop_and_flip, epoch_plan, eval_batches, load, mix, train_batch
+from bnrepro.schema import Data, Source
 
 CPU = torch.device("cpu")
 

@@ -19,6 +19,7 @@ from bnrepro.norm import (
     BatchNorm3d,
     ConvBatchNorm2d,
     NormError,
+    batch_statistics,
     convert,
     fold,
     freeze,
@@ -189,6 +190,14 @@ def test_freezing_can_leave_gamma_and_beta_to_learn() -> None:
     assert all(p.requires_grad for p in model.parameters())
     assert freeze(nn.BatchNorm1d(4)).frozen
     assert freeze(ConvBatchNorm2d(4, (5, 5))).frozen
+
+
+def test_frozen_statistics_are_neither_estimated_again_nor_replaced_by_the_batchs() -> None:
+    model = freeze(nn.Sequential(nn.BatchNorm2d(3))).eval()
+    want = model(images())
+    with batch_statistics(model):
+        torch.testing.assert_close(model(images()), want)
+    torch.testing.assert_close(reestimate_statistics(model, [images()])(images()), want)
 
 
 def test_norm_without_running_statistics_cannot_be_frozen() -> None:

@@ -13,6 +13,7 @@ import typer
 
 from bnrepro import cli
 from bnrepro.config import load_config
+from bnrepro.norm import NORMS
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -45,8 +46,6 @@ def test_every_command_has_an_example() -> None:
 
 @pytest.mark.parametrize("block", blocks("python"))
 def test_python_runs(block: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from bnrepro.norm import NORMS
-
     monkeypatch.chdir(tmp_path)
     torch.manual_seed(0)
     before = dict(NORMS)
@@ -93,3 +92,7 @@ def _between(row: dict[str, str], column: str) -> str:
         return ""
     mean, low, high = (100 * float(row[f"{column}_{end}"]) for end in ("mean", "low", "high"))
     return f"{mean:.2f} [{low:.2f}, {high:.2f}]"
+
+
+def test_every_norm_is_named() -> None:
+    assert [name for name in NORMS if f"`{name}`" not in README] == []

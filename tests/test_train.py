@@ -13,8 +13,10 @@ import torch
 from torch import nn
 
 from bnrepro import record, train
-from bnrepro.config import Config, OptimizerName, Schedule, ScheduleName, UserError, run_dir
+from bnrepro.config import UserError, run_dir
+from bnrepro.optimizer import lr_factor, make_optimizer
 from bnrepro.record import Run, Status
+from bnrepro.schema import Config, OptimizerName, Schedule, ScheduleName
 
 Tiny = Callable[..., Config]
 
@@ -226,7 +228,7 @@ def test_optimizer_is_torchs_with_the_settings_asked_for(tiny: Tiny, name: str) 
     cfg = tiny(f"optimizer={name}", "optimizer.lr=0.05", "optimizer.weight_decay=0.1", "optimizer.momentum=0.5")
     cfg.optimizer.nesterov, cfg.optimizer.beta2, cfg.optimizer.decay_norm = True, 0.9, False
     net = nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3))
-    optimizer = train.make_optimizer(cfg, net)
+    optimizer = make_optimizer(cfg, net)
     assert type(optimizer).__name__.lower() == name
     assert [group["weight_decay"] for group in optimizer.param_groups] == [0.1, 0.0]
     assert {group["lr"] for group in optimizer.param_groups} == {0.05}
@@ -252,7 +254,7 @@ STEPS, EPOCH = 100, 10
     ],
 )
 def test_learning_rate_follows_its_schedule(schedule: Schedule, expected: dict[int, float]) -> None:
-    got = {step: train.lr_factor(schedule, step, STEPS, EPOCH) for step in expected}
+    got = {step: lr_factor(schedule, step, STEPS, EPOCH) for step in expected}
     assert got == pytest.approx(expected)
 
 

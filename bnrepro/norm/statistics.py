@@ -15,11 +15,11 @@ from bnrepro.norm.layers import NormError
 
 
 def tracking_layers(model: nn.Module) -> dict[str, _BatchNorm]:
-    """The batch-normalization layers of ``model``, torch's and ours, that keep running statistics."""
+    """The batch-normalization layers of ``model``, torch's and ours, that keep running statistics; none is frozen."""
     return {
         name: module
         for name, module in model.named_modules()
-        if isinstance(module, _BatchNorm) and module.running_mean is not None
+        if isinstance(module, _BatchNorm) and module.running_mean is not None and not getattr(module, "frozen", False)
     }
 
 
