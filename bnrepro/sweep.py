@@ -19,6 +19,7 @@ import torch
 from bnrepro import train
 from bnrepro.config import UserError, run_dir
 from bnrepro.schema import Config, Device
+from bnrepro.signals import terminate_as_interrupt
 
 LOOK_SECONDS = 0.2  # between looks at what the processes report
 
@@ -64,7 +65,7 @@ def run_all(
     report = report or (lambda _index, _share: None)
     if jobs == 1:
         return [_attempt(index, cfg, force, report) for index, cfg in enumerate(configs)]
-    with train.terminate_as_interrupt():
+    with terminate_as_interrupt():
         return _in_pools(configs, jobs, force, report)
 
 

@@ -3,14 +3,10 @@
 from __future__ import annotations
 
 import shutil
-import signal
-import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import torch
@@ -25,6 +21,7 @@ from bnrepro.norm import NormError
 from bnrepro.optimizer import lr_factor, make_optimizer
 from bnrepro.record import Row, Run, Status
 from bnrepro.schema import Config, Device, Precision
+from bnrepro.signals import terminate_as_interrupt
 from bnrepro.tally import Tally
 
 EVAL_IMAGES = 500  # images a forward pass in evaluation: fits the caches, and no batch is left with 1
@@ -101,23 +98,6 @@ def run(cfg: Config, *, force: bool = False, report: Callable[[Progress], None] 
     finally:
         record.write_summary(directory, trainer.summary(status, error))
     return directory
-
-
-@contextmanager
-def terminate_as_interrupt() -> Iterator[None]:
-    """SIGTERM ends what happens within as Ctrl-C does. Signals reach the main thread only."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def interrupt(_signal: int, _frame: FrameType | None) -> None:
-        raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGTERM, interrupt)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 class Trainer:

