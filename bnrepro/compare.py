@@ -115,7 +115,7 @@ def save(comparison: Comparison, folder: Path, threshold: float | None = None) -
 
 def find(root: Path) -> Iterator[Path]:
     """The comparisons in ``root`` and below."""
-    for file in sorted([root / RUNS, *root.glob(f"**/{RUNS}")]):
+    for file in sorted({root / RUNS, *root.glob(f"**/{RUNS}")}):
         if file.is_file():
             yield file.parent
 

@@ -14,7 +14,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, StrMethodFormatter
+from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, NullLocator, StrMethodFormatter
 
 from bnrepro.compare import Comparison
 from bnrepro.record import write_whole
@@ -114,6 +114,10 @@ def draw_curve(axes: Axes, comparison: Comparison, column: str) -> None:
         marker = "o" if len(points) == 1 else None
         axes.plot(epochs, mean, color=color, linestyle=dashes, marker=marker, label=_with_count(comparison, variant))
         axes.fill_between(epochs, low, high, color=color, alpha=0.15, linewidth=0)
+    low, high = axes.get_ylim()
+    if logarithmic and high < 10 * low:  # 1, 2 and 5 alone would leave such an axis almost bare
+        axes.yaxis.set_major_locator(MaxNLocator(6))
+        axes.yaxis.set_minor_locator(NullLocator())
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set_xlabel("epoch")
     axes.set_ylabel(CURVES.get(column, column.replace("_", " ")))

@@ -88,6 +88,17 @@ def test_losses_are_averaged_as_logarithms_on_a_logarithmic_axis(known: Comparis
     assert axes.lines[1].get_ydata()[0] == pytest.approx(np.exp(np.mean(np.log(values))))
 
 
+@pytest.mark.parametrize("losses", [(1.5, 0.8), (0.3, 0.25), (1.0, 0.001), (0.09, 0.03)])
+def test_every_loss_axis_has_labels_to_read_it_by(losses: tuple[float, float]) -> None:
+    curves = [{**point("bn", 0, epoch, 0.5), "val_loss": loss} for epoch, loss in enumerate(losses, 1)]
+    figure = figures.curve(Comparison([ended("bn", 0, 0.9)], curves, {}), "val_loss")
+    FigureCanvasAgg(figure).draw()
+    axes = figure.axes[0]
+    low, high = axes.get_ylim()
+    shown = [t.get_text() for t in axes.get_yticklabels() if t.get_text() and low <= float(t.get_text()) <= high]
+    assert 3 <= len(shown) <= 12
+
+
 def test_main_variants_differ_for_colour_blind_readers() -> None:
     """In grey and under the loss of each cone type, any two of the four differ in colour or in line style."""
     assert len({str(dashes) for _, dashes in figures.STYLES.values()}) == 4

@@ -137,8 +137,14 @@ class BatchNormFunction(torch.autograd.Function):
         group: dist.ProcessGroup | None,
     ) -> tuple[Tensor, Tensor, Tensor]:
         wide = widen(x)
-        mean, var = moments(wide, axes, group)
-        y = affine((wide - mean) * (var + eps).rsqrt(), weight, bias)
+        mean = pooled_mean(wide, axes, group)
+        centred = wide - mean
+        var = pooled_mean(centred.square(), axes, group)
+        scale = affine((var + eps).rsqrt(), weight, None)
+        if bias is not None and bias.numel() == max(bias.shape):
+            y = torch.addcmul(bias, centred, scale)  # one pass less
+        else:  # addcmul's result has the memory format of its first argument, here a map's and not x's
+            y = affine(centred * scale, None, bias)
         return y.to(x.dtype), mean, var
 
     @staticmethod
@@ -160,16 +166,28 @@ class BatchNormFunction(torch.autograd.Function):
             # autograd; made again from x they are the functions of x that they ought to be.
             mean, var = moments(wide, axes, group)
         rstd = (var + ctx.eps).rsqrt()
-        xhat = (wide - mean) * rstd
+        # The formulas above with the factors that are constant along S taken out of the means: each pass over a
+        # tensor of x's size that is saved is time saved.
+        outside = weight is None or all(weight.shape[axis] == 1 for axis in axes)
+        gradient = dy if outside else dy * weight
+        centred = wide - mean
+        product = gradient * centred
+        mean_gradient = pooled_mean(gradient, axes, group)
+        mean_product = pooled_mean(product, axes, group)
 
         dx = dweight = dbias = None
         if ctx.needs_input_grad[2]:
             dbias = dy.sum_to_size(bias.shape).to(bias.dtype)
         if ctx.needs_input_grad[1]:
-            dweight = (dy * xhat).sum_to_size(weight.shape).to(weight.dtype)
+            if outside and group is None:
+                count = x.numel() // max(mean.numel(), 1)
+                dweight = (mean_product * (rstd * count)).sum_to_size(weight.shape).to(weight.dtype)
+            else:
+                dweight = (dy * centred * rstd).sum_to_size(weight.shape).to(weight.dtype)
         if ctx.needs_input_grad[0]:
-            dxhat = dy if weight is None else dy * weight
-            dx = _through_statistics(dxhat, xhat, rstd, axes, group).to(x.dtype)
+            scale = rstd * weight if outside and weight is not None else rstd
+            dx = torch.addcmul(-scale * mean_gradient, gradient, scale)
+            dx = torch.addcmul(dx, centred, -scale * rstd.square() * mean_product).to(x.dtype)
         return dx, dweight, dbias, None, None, None
 
 
