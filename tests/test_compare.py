@@ -84,11 +84,11 @@ def test_curves_leave_out_runs_that_diverged(known: Comparison) -> None:
 
 
 def test_stored_comparison_gives_the_same_table(known: Comparison, tmp_path: Path) -> None:
-    compare.save(known, tmp_path)
-    again = compare.open_comparison(tmp_path)
+    compare.save(known, tmp_path / "a" / "b")
+    again = compare.open_comparison(tmp_path / "a" / "b")
     assert again == known
     assert compare.table(again) == compare.table(known)
-    assert list(compare.find(tmp_path.parent)) == [tmp_path]
+    assert list(compare.find(tmp_path)) == list(compare.find(tmp_path / "a" / "b")) == [tmp_path / "a" / "b"]
 
 
 @pytest.mark.parametrize("name", [compare.RUNS, compare.CURVES, compare.PROVENANCE])
