@@ -114,8 +114,8 @@ def draw_curve(axes: Axes, comparison: Comparison, column: str) -> None:
         marker = "o" if len(points) == 1 else None
         axes.plot(epochs, mean, color=color, linestyle=dashes, marker=marker, label=_with_count(comparison, variant))
         axes.fill_between(epochs, low, high, color=color, alpha=0.15, linewidth=0)
-    low, high = axes.get_ylim()
-    if logarithmic and high < 10 * low:  # 1, 2 and 5 alone would leave such an axis almost bare
+    bottom, top = axes.get_ylim()
+    if logarithmic and top < 10 * bottom:  # 1, 2 and 5 alone would leave such an axis almost bare
         axes.yaxis.set_major_locator(MaxNLocator(6))
         axes.yaxis.set_minor_locator(NullLocator())
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
