@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,6 +13,10 @@ import torch
 from bnrepro import sources
 from bnrepro.config import load_config
 from bnrepro.schema import Config
+
+needs_compiler = pytest.mark.skipif(
+    not (shutil.which("g++") or shutil.which("c++")), reason="without a C++ compiler there are no kernels"
+)
 
 # One thread a test process: the tests share the cores already.
 torch.set_num_threads(1)

@@ -300,8 +300,8 @@ def test_compiles_without_a_graph_break_and_changes_no_number(
     make: Callable[..., nn.Module], momentum: float | None
 ) -> None:
     torch._dynamo.reset()
-    x = torch.randn(6, 2, 4, 5, generator=torch.Generator().manual_seed(0))
-    eager = network(make, momentum=momentum)
+    x = torch.randn(6, 2, 4, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    eager = network(make, momentum=momentum).double()
     compiled_network = copy.deepcopy(eager)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch's compiler on its own deprecated parts

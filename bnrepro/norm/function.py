@@ -45,6 +45,8 @@ import torch
 from torch import Tensor
 from torch import distributed as dist
 
+from bnrepro.norm import native
+
 Gradients = tuple[Tensor | None, Tensor | None, Tensor | None, None, None, None]
 
 
@@ -75,6 +77,11 @@ def batch_norm(
     function = BatchNormFunction if torch.compiler.is_compiling() else _WithForwardMode
     y, mean, var = function.apply(x, weight, bias, axes, eps, group)
     return y, mean, var
+
+
+def _native(group: dist.ProcessGroup | None) -> bool:
+    """Whether to ask for the compiled kernels: torch.compile fuses the tensor operations itself."""
+    return group is None and not torch.compiler.is_compiling()
 
 
 def widen(x: Tensor) -> Tensor:
@@ -136,6 +143,8 @@ class BatchNormFunction(torch.autograd.Function):
         eps: float,
         group: dist.ProcessGroup | None,
     ) -> tuple[Tensor, Tensor, Tensor]:
+        if _native(group) and (made := native.forward(x, weight, bias, axes, eps)):
+            return made
         wide = widen(x)
         mean = pooled_mean(wide, axes, group)
         centred = wide - mean
@@ -159,36 +168,56 @@ class BatchNormFunction(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, dy: Tensor, _dmean: Tensor, _dvar: Tensor) -> Gradients:
         x, weight, bias, mean, var = ctx.saved_tensors
-        axes, group = ctx.axes, ctx.group
-        wide, dy = widen(x), widen(dy)
+        need_dx, need_dweight, need_dbias = ctx.needs_input_grad[:3]
+        made = None
         if torch.is_grad_enabled():
-            # Double backward differentiates the lines below. The saved statistics are constants to
-            # autograd; made again from x they are the functions of x that they ought to be.
-            mean, var = moments(wide, axes, group)
-        rstd = (var + ctx.eps).rsqrt()
-        # The formulas above with the factors that are constant along S taken out of the means: each pass over a
-        # tensor of x's size that is saved is time saved.
-        outside = weight is None or all(weight.shape[axis] == 1 for axis in axes)
-        gradient = dy if outside else dy * weight
-        centred = wide - mean
-        product = gradient * centred
-        mean_gradient = pooled_mean(gradient, axes, group)
-        mean_product = pooled_mean(product, axes, group)
+            # Double backward differentiates the formula. The saved statistics are constants to autograd; made again
+            # from x they are the functions of x that they ought to be.
+            mean, var = moments(widen(x), ctx.axes, ctx.group)
+        elif _native(ctx.group):
+            made = native.backward(x, dy, weight, mean, var, ctx.axes, ctx.eps, need_dx)
+        dx, dweight, dbias = made or _gradients(x, dy, weight, mean, var, ctx.axes, ctx.eps, ctx.group, need_dx)
+        return (
+            dx,
+            dweight.sum_to_size(weight.shape).to(weight.dtype) if need_dweight else None,
+            dbias.sum_to_size(bias.shape).to(bias.dtype) if need_dbias else None,
+            *(None, None, None),
+        )
 
-        dx = dweight = dbias = None
-        if ctx.needs_input_grad[2]:
-            dbias = dy.sum_to_size(bias.shape).to(bias.dtype)
-        if ctx.needs_input_grad[1]:
-            if outside and group is None:
-                count = x.numel() // max(mean.numel(), 1)
-                dweight = (mean_product * (rstd * count)).sum_to_size(weight.shape).to(weight.dtype)
-            else:
-                dweight = (dy * centred * rstd).sum_to_size(weight.shape).to(weight.dtype)
-        if ctx.needs_input_grad[0]:
-            scale = rstd * weight if outside and weight is not None else rstd
-            dx = torch.addcmul(-scale * mean_gradient, gradient, scale)
-            dx = torch.addcmul(dx, centred, -scale * rstd.square() * mean_product).to(x.dtype)
-        return dx, dweight, dbias, None, None, None
+
+def _gradients(
+    x: Tensor,
+    dy: Tensor,
+    weight: Tensor | None,
+    mean: Tensor,
+    var: Tensor,
+    axes: tuple[int, ...],
+    eps: float,
+    group: dist.ProcessGroup | None,
+    need_dx: bool,
+) -> tuple[Tensor | None, Tensor, Tensor]:
+    """The module's formula: dx, and what summed to the shapes of weight and bias gives their gradients.
+
+    The factors that are constant along S are taken out of the means: each pass over a tensor of x's size that is
+    saved is time saved.
+    """
+    wide, dy = widen(x), widen(dy)
+    rstd = (var + eps).rsqrt()
+    outside = weight is None or all(weight.shape[axis] == 1 for axis in axes)
+    gradient = dy if outside else dy * weight
+    centred = wide - mean
+    mean_gradient = pooled_mean(gradient, axes, group)
+    mean_product = pooled_mean(gradient * centred, axes, group)
+    if outside and group is None:
+        dweight = mean_product * (rstd * (x.numel() // max(mean.numel(), 1)))
+    else:
+        dweight = dy * centred * rstd
+    dx = None
+    if need_dx:
+        scale = rstd * weight if outside and weight is not None else rstd
+        dx = torch.addcmul(-scale * mean_gradient, gradient, scale)
+        dx = torch.addcmul(dx, centred, -scale * rstd.square() * mean_product).to(x.dtype)
+    return dx, dweight, dy
 
 
 class _WithForwardMode(BatchNormFunction):
