@@ -204,7 +204,7 @@ def _gradients(
     wide, dy = widen(x), widen(dy)
     rstd = (var + eps).rsqrt()
     outside = weight is None or all(weight.shape[axis] == 1 for axis in axes)
-    gradient = dy if outside else dy * weight
+    gradient = dy if weight is None or outside else dy * weight
     centred = wide - mean
     mean_gradient = pooled_mean(gradient, axes, group)
     mean_product = pooled_mean(gradient * centred, axes, group)

@@ -98,14 +98,13 @@ class _HandDerived(_BatchNorm):
         self.num_batches_tracked.add_(1)
         if count == 0:  # an empty batch says nothing about the population
             return
+        factor: float | Tensor
         if self.momentum is None:  # the cumulative average over all batches seen
-            factor = self.num_batches_tracked.to(mean.dtype).reciprocal()
+            factor = self.num_batches_tracked.to(self.running_mean.dtype).reciprocal()
         else:
-            factor = torch.as_tensor(self.momentum, dtype=mean.dtype, device=mean.device)
-        unbiased = var * (count / (count - 1))
-        for running, batch in ((self.running_mean, mean), (self.running_var, unbiased)):
-            batch = batch.reshape(running.shape).to(running.dtype)
-            running.lerp_(batch, factor.to(running.dtype))
+            factor = self.momentum
+        for running, batch in ((self.running_mean, mean), (self.running_var, var * (count / (count - 1)))):
+            running.lerp_(batch.view(running.shape).to(running.dtype), factor)
 
 
 def _against(parameter: Tensor, x: Tensor) -> Tensor:
