@@ -80,6 +80,26 @@ def results_table() -> str:
     return "\n".join(lines)
 
 
+def test_table_of_other_sizes_is_that_of_the_results() -> None:
+    assert sizes_table() == README.split("<!-- other sizes -->\n")[1].split("<!-- end of other sizes -->")[0].strip()
+
+
+def sizes_table() -> str:
+    """The README's table of other sizes, from the one in results/."""
+    with (ROOT / "results/other_sizes/table.csv").open(newline="") as stream:
+        rows = list(csv.DictReader(stream))
+    sizes = [size for size in dict.fromkeys(row["size"] for row in rows) if 20 <= int(size) <= 40]
+    lines = [f"| variant | statistics | {' | '.join(sizes)} |", "| --- " * (2 + len(sizes)) + "|"]
+    for variant, statistics in dict.fromkeys((row["variant"], row["statistics"]) for row in rows):
+        mine = {row["size"]: row for row in rows if (row["variant"], row["statistics"]) == (variant, statistics)}
+        cells = []
+        for size in sizes:
+            mean, low, high = (100 * float(mine[size][f"test_accuracy_{end}"]) for end in ("mean", "low", "high"))
+            cells.append(f"{mean:.0f} [{low:.0f}, {high:.0f}]")
+        lines.append(f"| `{variant}` | `{statistics}` | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
 RESULTS = [
     ("mnist5k", "MNIST-5k, 10 epochs", "`labml_cnn`"),
     ("mnist", "MNIST, 3 epochs", "`labml_cnn`"),
