@@ -31,8 +31,7 @@ def results(
 
 def by_formula(*arguments: Tensor | tuple[int, ...] | None) -> list[Tensor | None]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(native, "forward", lambda *_: None)
-        patch.setattr(native, "backward", lambda *_: None)
+        patch.setattr(native, "plan", lambda *_: None)
         return results(*arguments)  # type: ignore[arg-type]
 
 
@@ -56,7 +55,7 @@ def check(
     bias = torch.randn(per_statistic, generator=rng, dtype=torch.float64) if biased else None
     inputs = [None if t is None else t.to(dtype) for t in (x, dy, weight, bias)]
     inputs[:2] = [t.to(memory_format=layout) for t in inputs[:2]]  # type: ignore[union-attr]
-    assert native.forward(inputs[0], inputs[2], inputs[3], axes, EPS) is not None  # type: ignore[arg-type]
+    assert native.plan(inputs[0], inputs[2], inputs[3], axes)  # type: ignore[arg-type]
     fast = results(*inputs, axes)  # type: ignore[arg-type]
     exact = by_formula(*(None if t is None else t.double() for t in inputs), axes)
     digit = {torch.float64: 1e-11, torch.float32: 2e-5, torch.bfloat16: 8e-3}[dtype]
@@ -132,7 +131,9 @@ def test_kernels_agree_with_the_formula_on_any_shape(n, c, h, w, local, last):
 def test_a_large_mean_costs_no_digits(shape, axes):
     rng = torch.Generator().manual_seed(0)
     x = torch.randn(shape, generator=rng) + 3000
-    _, mean, var = native.forward(x, None, None, axes, EPS)  # type: ignore[misc]
+    plan = native.plan(x, None, None, axes)
+    assert plan
+    _, mean, var = plan.forward(x, None, None, EPS)
     torch.testing.assert_close(mean.double(), x.double().mean(axes, keepdim=True), rtol=1e-7, atol=0)
     torch.testing.assert_close(var.double(), x.double().var(axes, correction=0, keepdim=True), rtol=1e-5, atol=0)
 
@@ -173,20 +174,20 @@ def test_an_upstream_gradient_in_another_layout_is_taken():
     ids=["strided", "float16", "empty", "meta"],
 )
 def test_what_the_kernels_do_not_take_is_left_to_the_formula(x):
-    assert native.forward(x, None, None, CHANNEL, EPS) is None
+    assert native.plan(x, None, None, CHANNEL) is None
 
 
 def test_other_axes_and_wider_parameters_are_left_to_the_formula():
     x = torch.randn(6, 4, 5, 8)
-    assert native.forward(x, None, None, (1, 2, 3), EPS) is None
-    assert native.forward(x, torch.ones(1, 4, 5, 8), None, CHANNEL, EPS) is None
+    assert native.plan(x, None, None, (1, 2, 3)) is None
+    assert native.plan(x, torch.ones(1, 4, 5, 8), None, CHANNEL) is None
 
 
 def test_layers_use_the_kernels(monkeypatch):
     calls = []
     for name in ("forward", "backward"):
-        whole = getattr(native, name)
-        monkeypatch.setattr(native, name, lambda *a, name=name, whole=whole: calls.append(name) or whole(*a))
+        whole = getattr(native.Plan, name)
+        monkeypatch.setattr(native.Plan, name, lambda *a, name=name, whole=whole: calls.append(name) or whole(*a))
     for layer in (BatchNorm2d(4), ConvBatchNorm2d(4, (5, 3))):
         layer(torch.randn(6, 4, 5, 3, requires_grad=True)).square().sum().backward()
     assert calls == ["forward", "backward"] * 2

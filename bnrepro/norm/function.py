@@ -39,11 +39,12 @@ across its processes: every mean above becomes a sum over all of them divided by
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, overload
 
 import torch
 from torch import Tensor
 from torch import distributed as dist
+from torch.autograd import forward_ad
 
 from bnrepro.norm import native
 
@@ -62,7 +63,8 @@ def batch_norm(
 
     Args:
         x: input of any shape and floating dtype. float16 and bfloat16 are computed in float32.
-        weight, bias: None, or tensors that broadcast against ``x`` and have its number of dimensions.
+        weight, bias: None, or tensors that broadcast against ``x`` and have its number of dimensions. With fewer, their
+            axes are those of ``x`` from the second on: (C,) or (C, H, W).
         axes: the axes that the statistics are pooled over.
         eps: added to the variance.
         group: processes whose inputs are pooled too; their shapes may differ along ``axes``. Gradients of x are those
@@ -73,15 +75,27 @@ def batch_norm(
         y in the shape and dtype of ``x``, and the mean and the *biased* variance, with length 1 along
         ``axes``. Gradients flow through y only; the statistics are detached.
     """
-    # torch.compile refuses functions that define forward mode, so only eager code has it.
-    function = BatchNormFunction if torch.compiler.is_compiling() else _WithForwardMode
-    y, mean, var = function.apply(x, weight, bias, axes, eps, group)
-    return y, mean, var
+    if torch.compiler.is_compiling():  # which fuses the formula itself, and refuses functions with a forward mode
+        return BatchNormFunction.apply(x, weight, bias, axes, eps, group)
+    forward_mode = forward_ad._current_level >= 0
+    if group is None and not forward_mode and (plan := native.plan(x, against(weight, x), against(bias, x), axes)):
+        return _Compiled.apply(x, weight, bias, axes, eps, plan)
+    return _WithForwardMode.apply(x, weight, bias, axes, eps, group)
 
 
-def _native(group: dist.ProcessGroup | None) -> bool:
-    """Whether to ask for the compiled kernels: torch.compile fuses the tensor operations itself."""
-    return group is None and not torch.compiler.is_compiling()
+@overload
+def against(parameter: None, x: Tensor) -> None: ...
+
+
+@overload
+def against(parameter: Tensor, x: Tensor) -> Tensor: ...
+
+
+def against(parameter: Tensor | None, x: Tensor) -> Tensor | None:
+    """``parameter`` of shape (C,) or (C, H, W), viewed so that it broadcasts against ``x``."""
+    if parameter is None or parameter.dim() == x.dim():
+        return parameter
+    return parameter.view(1, *parameter.shape, *[1] * (x.dim() - 1 - parameter.dim()))
 
 
 def widen(x: Tensor) -> Tensor:
@@ -143,9 +157,7 @@ class BatchNormFunction(torch.autograd.Function):
         eps: float,
         group: dist.ProcessGroup | None,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        if _native(group) and (made := native.forward(x, weight, bias, axes, eps)):
-            return made
-        wide = widen(x)
+        weight, bias, wide = against(weight, x), against(bias, x), widen(x)
         mean = pooled_mean(wide, axes, group)
         centred = wide - mean
         var = pooled_mean(centred.square(), axes, group)
@@ -163,26 +175,36 @@ class BatchNormFunction(torch.autograd.Function):
         ctx.mark_non_differentiable(mean, var)
         # x and not xhat: no second tensor of x's size is kept alive, and double backward needs x.
         ctx.save_for_backward(x, weight, bias, mean, var)
-        ctx.axes, ctx.eps, ctx.group = axes, eps, group
+        ctx.axes, ctx.eps, ctx.group, ctx.plan = axes, eps, group, None
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor, _dmean: Tensor, _dvar: Tensor) -> Gradients:
         x, weight, bias, mean, var = ctx.saved_tensors
         need_dx, need_dweight, need_dbias = ctx.needs_input_grad[:3]
-        made = None
+        plan = None
         if torch.is_grad_enabled():
             # Double backward differentiates the formula. The saved statistics are constants to autograd; made again
             # from x they are the functions of x that they ought to be.
             mean, var = moments(widen(x), ctx.axes, ctx.group)
-        elif _native(ctx.group):
-            made = native.backward(x, dy, weight, mean, var, ctx.axes, ctx.eps, need_dx)
-        dx, dweight, dbias = made or _gradients(x, dy, weight, mean, var, ctx.axes, ctx.eps, ctx.group, need_dx)
+        else:
+            plan = ctx.plan
+        factor = against(weight, x)
+        if plan:
+            dx, dweight, dbias = plan.backward(x, dy, factor, mean, var, ctx.eps, need_dx)
+        else:
+            dx, dweight, dbias = _gradients(x, dy, factor, mean, var, ctx.axes, ctx.eps, ctx.group, need_dx)
         return (
             dx,
-            dweight.sum_to_size(weight.shape).to(weight.dtype) if need_dweight else None,
-            dbias.sum_to_size(bias.shape).to(bias.dtype) if need_dbias else None,
+            _summed_as(weight, dweight, x) if need_dweight else None,
+            _summed_as(bias, dbias, x) if need_dbias else None,
             *(None, None, None),
         )
+
+
+def _summed_as(parameter: Tensor, gradient: Tensor, x: Tensor) -> Tensor:
+    """``gradient``, whose axes are those of ``x``, summed to the shape of the parameter that was broadcast."""
+    shape = against(parameter, x).shape
+    return gradient.sum_to_size(shape).view(parameter.shape).to(parameter.dtype)
 
 
 def _gradients(
@@ -220,6 +242,27 @@ def _gradients(
     return dx, dweight, dy
 
 
+class _Compiled(torch.autograd.Function):
+    """The same with the kernels of `native`. Forward and context in one, which apply() is much quicker with."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor | None,
+        bias: Tensor | None,
+        axes: tuple[int, ...],
+        eps: float,
+        plan: native.Plan,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        made = plan.forward(x, against(weight, x), against(bias, x), eps)
+        BatchNormFunction.setup_context(ctx, (x, weight, bias, axes, eps, None), made)
+        ctx.plan = plan
+        return made
+
+    backward = BatchNormFunction.backward
+
+
 class _WithForwardMode(BatchNormFunction):
     """The same with its forward-mode derivative."""
 
@@ -233,6 +276,7 @@ class _WithForwardMode(BatchNormFunction):
         ctx: Any, tx: Tensor | None, tweight: Tensor | None, tbias: Tensor | None, *_: None
     ) -> tuple[Tensor, None, None]:
         x, weight, _, mean, var = ctx.saved_tensors
+        weight, tweight, tbias = against(weight, x), against(tweight, x), against(tbias, x)
         rstd = (var + ctx.eps).rsqrt()
         xhat = (widen(x) - mean) * rstd
         ty = torch.zeros_like(xhat)

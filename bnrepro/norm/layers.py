@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch import distributed as dist
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from bnrepro.norm.function import affine, batch_norm, widen
+from bnrepro.norm.function import affine, against, batch_norm, widen
 
 
 class NormError(ValueError):
@@ -52,19 +52,18 @@ class _HandDerived(_BatchNorm):
         self._check_input_dim(x)
         self._check_channels(x)
         axes = self.statistics_axes(x)
-        weight, bias = (None if p is None else _against(p, x) for p in (self.weight, self.bias))
         learning = self.training and not self.frozen
         if learning or self.running_mean is None:
             group = self.process_group if learning else None
             count = self._count(x, axes, group)
-            y, mean, var = batch_norm(x, weight, bias, axes, self.eps, group)
+            y, mean, var = batch_norm(x, self.weight, self.bias, axes, self.eps, group)
             if learning and self.running_mean is not None:
                 self._update_running(mean, var, count)
             return y
         assert self.running_var is not None  # torch sets both or neither
-        mean, var = _against(self.running_mean, x), _against(self.running_var, x)
+        mean, var = against(self.running_mean, x), against(self.running_var, x)
         xhat = (widen(x) - mean) * (var + self.eps).rsqrt()
-        return affine(xhat, weight, bias).to(x.dtype)
+        return affine(xhat, against(self.weight, x), against(self.bias, x)).to(x.dtype)
 
     def _check_channels(self, x: Tensor) -> None:
         # One channel would broadcast against many without a word.
@@ -91,7 +90,6 @@ class _HandDerived(_BatchNorm):
             "or more (drop_last=True in a DataLoader drops an odd last one), or call .eval()."
         )
 
-    @torch.no_grad()
     def _update_running(self, mean: Tensor, var: Tensor, count: int) -> None:
         assert self.running_mean is not None and self.running_var is not None
         assert self.num_batches_tracked is not None
@@ -105,11 +103,6 @@ class _HandDerived(_BatchNorm):
             factor = self.momentum
         for running, batch in ((self.running_mean, mean), (self.running_var, var * (count / (count - 1)))):
             running.lerp_(batch.view(running.shape).to(running.dtype), factor)
-
-
-def _against(parameter: Tensor, x: Tensor) -> Tensor:
-    """``parameter`` of shape (C,) or (C, H, W), viewed so that it broadcasts against ``x``."""
-    return parameter.view(1, *parameter.shape, *[1] * (x.dim() - 1 - parameter.dim()))
 
 
 class BatchNorm1d(_HandDerived, nn.BatchNorm1d):

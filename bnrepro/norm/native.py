@@ -1,8 +1,8 @@
 """The formulas of `bnrepro.norm.function` compiled for this machine's CPU: kernels.cpp, built once, called by pointer.
 
 What does not fit (another device or dtype, a layout with gaps, axes that are neither per channel nor per location,
-tensors of torch.func and of tracing) gives None, and the caller computes the formula with tensor operations. So does a
-machine without a C++ compiler, after one warning, and BNREPRO_NATIVE=0 in the environment, without.
+tensors of torch.func and of tracing) has no plan, and the caller computes the formula with tensor operations. So it is
+on a machine without a C++ compiler, after one warning, and with BNREPRO_NATIVE=0 in the environment, without.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import subprocess
 import tempfile
 import warnings
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -31,49 +32,59 @@ WIDE = {torch.float32: torch.float32, torch.float64: torch.float64, torch.bfloat
 """Dtypes that there are kernels for, and the dtype of their statistics."""
 
 
-def forward(
-    x: Tensor, weight: Tensor | None, bias: Tensor | None, axes: tuple[int, ...], eps: float
-) -> tuple[Tensor, Tensor, Tensor] | None:
-    """``(y, mean, var)`` as `function.BatchNormFunction` defines them; None where the kernels do not apply."""
-    view = _view(x, axes)
-    if view is None:
-        return None
-    kind, sizes, statistic = view
-    factors = [_a_number_each(p, statistic) for p in (weight, bias)]
-    kernel = _kernel(f"{kind}_forward", x.dtype)
-    if None in factors or kernel is None:
-        return None
-    y, mean, var = torch.empty_like(x), torch.empty_like(statistic), torch.empty_like(statistic)
-    kernel(x.data_ptr(), *(_pointer(f) for f in factors), y.data_ptr(), mean.data_ptr(), var.data_ptr(),
-           *sizes, eps, torch.get_num_threads())  # fmt: skip
-    return y, mean, var
+@dataclass(frozen=True)
+class Plan:
+    """How the kernels see an input: as ``rows`` (n, c, l) or as ``columns`` (m, k), see kernels.cpp."""
+
+    kind: str
+    sizes: tuple[int, ...]
+    statistic: Tensor
+    """Empty, with the shape and dtype of a statistic and its order in memory."""
+    dtype: torch.dtype
+
+    def forward(
+        self, x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """``(y, mean, var)`` as `function.batch_norm` defines them."""
+        y, mean, var = torch.empty_like(x), torch.empty_like(self.statistic), torch.empty_like(self.statistic)
+        factors = [self._a_number_each(p) for p in (weight, bias)]
+        pointers = [_pointer(t) for t in (x, *factors, y, mean, var)]
+        self._kernel("forward")(*pointers, *self.sizes, eps, torch.get_num_threads())
+        return y, mean, var
+
+    def backward(
+        self, x: Tensor, dy: Tensor, weight: Tensor | None, mean: Tensor, var: Tensor, eps: float, need_dx: bool
+    ) -> tuple[Tensor | None, Tensor, Tensor]:
+        """``(dx, sum_S(dy * xhat), sum_S(dy))``, dx None unless needed."""
+        if dy.stride() != x.stride() or dy.dtype is not x.dtype:
+            dy = torch.empty_like(x).copy_(dy)
+        factor = self._a_number_each(weight)
+        dx = torch.empty_like(x) if need_dx else None
+        sum_dy, sum_product = torch.empty_like(mean), torch.empty_like(mean)
+        pointers = [_pointer(t) for t in (x, dy, factor, mean, var, dx, sum_dy, sum_product)]
+        self._kernel("backward")(*pointers, *self.sizes, eps, torch.get_num_threads())
+        return dx, sum_product, sum_dy
+
+    def _a_number_each(self, parameter: Tensor | None) -> Tensor | None:
+        """``parameter`` with one number a statistic, in the statistics' dtype and order."""
+        like = self.statistic
+        if parameter is None or (
+            parameter.shape == like.shape and parameter.dtype is like.dtype and parameter.stride() == like.stride()
+        ):
+            return parameter
+        return torch.empty_like(like).copy_(parameter)
+
+    def _kernel(self, direction: str) -> Callable[..., None]:
+        library = _library()
+        assert library is not None  # else there is no plan
+        return library[self.kind, direction, self.dtype]
 
 
-def backward(
-    x: Tensor, dy: Tensor, weight: Tensor | None, mean: Tensor, var: Tensor, axes: tuple[int, ...], eps: float,
-    need_dx: bool,
-) -> tuple[Tensor | None, Tensor, Tensor] | None:  # fmt: skip
-    """``(dx, sum_S(dy * xhat), sum_S(dy))``, dx None unless needed; None where the kernels do not apply."""
-    view = _view(x, axes)
-    if view is None or type(dy) is not Tensor or dy.dtype is not x.dtype:
-        return None
-    kind, sizes, statistic = view
-    factor = _a_number_each(weight, statistic)
-    kernel = _kernel(f"{kind}_backward", x.dtype)
-    if factor is None or kernel is None or mean.stride() != statistic.stride():
-        return None
-    if dy.stride() != x.stride():
-        dy = torch.empty_like(x).copy_(dy)
-    dx = torch.empty_like(x) if need_dx else None
-    sum_dy, sum_product = torch.empty_like(mean), torch.empty_like(mean)
-    kernel(x.data_ptr(), dy.data_ptr(), _pointer(factor), mean.data_ptr(), var.data_ptr(),
-           None if dx is None else dx.data_ptr(), sum_dy.data_ptr(), sum_product.data_ptr(),
-           *sizes, eps, torch.get_num_threads())  # fmt: skip
-    return dx, sum_product, sum_dy
+def plan(x: Tensor, weight: Tensor | None, bias: Tensor | None, axes: tuple[int, ...]) -> Plan | None:
+    """How to compute `function.batch_norm` of these with kernels; None where they do not apply.
 
-
-def _view(x: Tensor, axes: tuple[int, ...]) -> tuple[str, tuple[int, ...], Tensor] | None:
-    """Kind of kernel, its sizes, and an empty tensor like a statistic (1 along ``axes``) with x's order in memory."""
+    Weight and bias broadcast against ``x`` and have its number of dimensions.
+    """
     wide = WIDE.get(x.dtype)
     if wide is None or x.device.type != "cpu" or type(x) is not Tensor or x.dim() < 2 or x.numel() == 0:
         return None
@@ -81,18 +92,29 @@ def _view(x: Tensor, axes: tuple[int, ...]) -> tuple[str, tuple[int, ...], Tenso
         return None
     n, c, *spatial = x.shape
     contiguous = x.is_contiguous()
-    last = not contiguous and _channels_last(x)
-    if not contiguous and not last:
+    if not (contiguous or _channels_last(x)):
         return None
-    if axes == (0, *range(2, x.dim())):
-        statistic = torch.empty((1, c, *[1] * len(spatial)), dtype=wide)
-        length = math.prod(spatial)
-        if contiguous and length > 1:
-            return "rows", (n, c, length), statistic
-        return "columns", (n * length, c), statistic
+    length = math.prod(spatial)
+    sizes: tuple[int, ...]
     if axes == (0,):
-        return "columns", (n, c * math.prod(spatial)), torch.empty_like(x[:1], dtype=wide)
-    return None
+        statistic = torch.empty_like(x[:1], dtype=wide, requires_grad=False)
+        kind, sizes = "columns", (n, c * length)
+    elif axes == (0, *range(2, x.dim())):
+        statistic = torch.empty((1, c, *[1] * len(spatial)), dtype=wide)
+        kind, sizes = ("rows", (n, c, length)) if contiguous and length > 1 else ("columns", (n * length, c))
+    else:
+        return None
+    for parameter in (weight, bias):  # one that has more numbers than a statistic is summed otherwise
+        if parameter is not None and any(
+            p not in (1, s) for p, s in zip(parameter.shape, statistic.shape, strict=True)
+        ):
+            return None
+    return None if _library() is None else Plan(kind, sizes, statistic, x.dtype)
+
+
+def _fits(parameter: torch.Size, statistic: torch.Size) -> bool:
+    """Whether a parameter has no more than one number a statistic; one that has is summed over other axes."""
+    return parameter == statistic or all(p in (1, s) for p, s in zip(parameter, statistic, strict=True))
 
 
 def _channels_last(x: Tensor) -> bool:
@@ -100,33 +122,13 @@ def _channels_last(x: Tensor) -> bool:
     return x.dim() in formats and x.is_contiguous(memory_format=formats[x.dim()])
 
 
-_ABSENT = torch.empty(0)  # stands for a weight or bias that is None
-
-
-def _a_number_each(parameter: Tensor | None, statistic: Tensor) -> Tensor | None:
-    """``parameter`` with one number a statistic, in the statistics' dtype and order; None if it has more."""
-    if parameter is None:
-        return _ABSENT
-    if parameter.shape == statistic.shape:
-        if parameter.dtype is statistic.dtype and parameter.stride() == statistic.stride():
-            return parameter
-    elif any(p not in (1, s) for p, s in zip(parameter.shape, statistic.shape, strict=True)):
-        return None
-    return torch.empty_like(statistic).copy_(parameter)
-
-
 def _pointer(tensor: Tensor | None) -> int | None:
-    return None if tensor is None or tensor is _ABSENT else tensor.data_ptr()
-
-
-def _kernel(name: str, dtype: torch.dtype) -> Callable[..., None] | None:
-    library = _library()
-    return None if library is None else library[name, dtype]
+    return None if tensor is None else tensor.data_ptr()
 
 
 @functools.cache
-def _library() -> dict[tuple[str, torch.dtype], Callable[..., None]] | None:
-    """The kernels by name and dtype, built if need be; None if they cannot be."""
+def _library() -> dict[tuple[str, str, torch.dtype], Callable[..., None]] | None:
+    """The kernels by kind, direction and dtype, built if need be; None if they cannot be."""
     if os.environ.get("BNREPRO_NATIVE") == "0":
         return None
     try:
@@ -140,16 +142,15 @@ def _library() -> dict[tuple[str, torch.dtype], Callable[..., None]] | None:
             stacklevel=2,
         )
         return None
-    kernels: dict[tuple[str, torch.dtype], Callable[..., None]] = {}
+    kernels: dict[tuple[str, str, torch.dtype], Callable[..., None]] = {}
     pointer, size = ctypes.c_void_p, ctypes.c_int64
     for kind, sizes in (("rows", 3), ("columns", 2)):
         for direction, pointers in (("forward", 6), ("backward", 8)):
             for dtype in WIDE:
-                name = f"{kind}_{direction}"
-                kernel = loaded[f"{name}_{str(dtype).removeprefix('torch.')}"]
+                kernel = loaded[f"{kind}_{direction}_{str(dtype).removeprefix('torch.')}"]
                 kernel.argtypes = [pointer] * pointers + [size] * sizes + [ctypes.c_double, ctypes.c_int]
                 kernel.restype = None
-                kernels[name, dtype] = kernel
+                kernels[kind, direction, dtype] = kernel
     return kernels
 
 

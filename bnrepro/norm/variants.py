@@ -12,8 +12,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from bnrepro.norm.function import affine, batch_norm, moments, widen
-from bnrepro.norm.layers import _against, _HandDerived
+from bnrepro.norm.function import affine, against, batch_norm, moments, widen
+from bnrepro.norm.layers import _HandDerived
 
 
 class _Variant(_HandDerived):
@@ -33,7 +33,7 @@ class _Variant(_HandDerived):
         xhat, mean, var = self._normalize(widen(x), axes)
         if self.running_mean is not None:
             self._update_running(mean.detach(), var.detach(), count)
-        weight, bias = (None if p is None else _against(p, x) for p in (self.weight, self.bias))
+        weight, bias = (against(p, x) for p in (self.weight, self.bias))
         return affine(xhat, weight, bias).to(x.dtype)
 
     def _normalize(self, x: Tensor, axes: tuple[int, ...]) -> tuple[Tensor, Tensor, Tensor]:
@@ -64,7 +64,7 @@ class GhostBatchNorm(_Variant):
         if self.ghost_size < 1:
             raise ValueError(f"ghost_size must be at least 1, got {self.ghost_size}")
         axes = self.statistics_axes(x)
-        weight, bias = (None if p is None else _against(p, x) for p in (self.weight, self.bias))
+        weight, bias = (against(p, x) for p in (self.weight, self.bias))
         starts = range(self.ghost_size, len(x) - self.ghost_size + 1, self.ghost_size)
         outputs = []
         for part in x.tensor_split(list(starts)):
@@ -108,7 +108,7 @@ class BatchRenorm(_Variant):
         if self.running_mean is None or self.running_var is None or self.num_batches_tracked is None:
             return xhat, mean, var
         r_max, d_max = self.bounds(int(self.num_batches_tracked))
-        running_mean, running_var = (_against(s, x).to(mean.dtype) for s in (self.running_mean, self.running_var))
+        running_mean, running_var = (against(s, x).to(mean.dtype) for s in (self.running_mean, self.running_var))
         std = (running_var + self.eps).sqrt()
         r = ((var + self.eps).sqrt() / std).clamp(1 / r_max, r_max)
         d = ((mean - running_mean) / std).clamp(-d_max, d_max)
@@ -188,6 +188,6 @@ class LpBatchNorm(_Variant):
             m = rows.shape[1]
             top = rows.topk(min(self.largest, m)).values.mean(1)
             constant = (1 + math.sqrt(math.pi * math.log(4))) / (2 * math.sqrt(2 * math.log(m)))
-            sigma = _against(constant * top, x)
+            sigma = against(constant * top, x)
         var = sigma.square()
         return (x - mean) * (var + self.eps).rsqrt(), mean, var
