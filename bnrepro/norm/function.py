@@ -78,7 +78,7 @@ def batch_norm(
     if torch.compiler.is_compiling():  # which fuses the formula itself, and refuses functions with a forward mode
         return BatchNormFunction.apply(x, weight, bias, axes, eps, group)
     forward_mode = forward_ad._current_level >= 0
-    if group is None and not forward_mode and (plan := native.plan(x, against(weight, x), against(bias, x), axes)):
+    if group is None and not forward_mode and (plan := native.plan(x, weight, bias, axes)):
         return _Compiled.apply(x, weight, bias, axes, eps, plan)
     return _WithForwardMode.apply(x, weight, bias, axes, eps, group)
 
@@ -95,7 +95,7 @@ def against(parameter: Tensor | None, x: Tensor) -> Tensor | None:
     """``parameter`` of shape (C,) or (C, H, W), viewed so that it broadcasts against ``x``."""
     if parameter is None or parameter.dim() == x.dim():
         return parameter
-    return parameter.view(1, *parameter.shape, *[1] * (x.dim() - 1 - parameter.dim()))
+    return parameter.view(native.aligned(parameter.shape, x.dim()))
 
 
 def widen(x: Tensor) -> Tensor:
@@ -188,10 +188,10 @@ class BatchNormFunction(torch.autograd.Function):
             mean, var = moments(widen(x), ctx.axes, ctx.group)
         else:
             plan = ctx.plan
-        factor = against(weight, x)
         if plan:
-            dx, dweight, dbias = plan.backward(x, dy, factor, mean, var, ctx.eps, need_dx)
+            dx, dweight, dbias = plan.backward(x, dy, weight, mean, var, ctx.eps, need_dx)
         else:
+            factor = against(weight, x)
             dx, dweight, dbias = _gradients(x, dy, factor, mean, var, ctx.axes, ctx.eps, ctx.group, need_dx)
         return (
             dx,
@@ -203,8 +203,9 @@ class BatchNormFunction(torch.autograd.Function):
 
 def _summed_as(parameter: Tensor, gradient: Tensor, x: Tensor) -> Tensor:
     """``gradient``, whose axes are those of ``x``, summed to the shape of the parameter that was broadcast."""
-    shape = against(parameter, x).shape
-    return gradient.sum_to_size(shape).view(parameter.shape).to(parameter.dtype)
+    if gradient.numel() != parameter.numel():
+        gradient = gradient.sum_to_size(native.aligned(parameter.shape, x.dim()))
+    return gradient.reshape(parameter.shape).to(parameter.dtype)
 
 
 def _gradients(
@@ -255,7 +256,7 @@ class _Compiled(torch.autograd.Function):
         eps: float,
         plan: native.Plan,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        made = plan.forward(x, against(weight, x), against(bias, x), eps)
+        made = plan.forward(x, weight, bias, eps)
         BatchNormFunction.setup_context(ctx, (x, weight, bias, axes, eps, None), made)
         ctx.plan = plan
         return made

@@ -91,17 +91,14 @@ class _HandDerived(_BatchNorm):
         )
 
     def _update_running(self, mean: Tensor, var: Tensor, count: int) -> None:
-        assert self.running_mean is not None and self.running_var is not None
-        assert self.num_batches_tracked is not None
-        self.num_batches_tracked.add_(1)
+        running_mean, running_var, batches = self.running_mean, self.running_var, self.num_batches_tracked
+        assert running_mean is not None and running_var is not None and batches is not None
+        batches.add_(1)
         if count == 0:  # an empty batch says nothing about the population
             return
-        factor: float | Tensor
-        if self.momentum is None:  # the cumulative average over all batches seen
-            factor = self.num_batches_tracked.to(self.running_mean.dtype).reciprocal()
-        else:
-            factor = self.momentum
-        for running, batch in ((self.running_mean, mean), (self.running_var, var * (count / (count - 1)))):
+        # Without a momentum: the cumulative average over all batches seen.
+        factor = batches.to(running_mean.dtype).reciprocal() if self.momentum is None else self.momentum
+        for running, batch in ((running_mean, mean), (running_var, var * (count / (count - 1)))):
             running.lerp_(batch.view(running.shape).to(running.dtype), factor)
 
 

@@ -18,7 +18,7 @@ import shutil
 import subprocess
 import tempfile
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -68,11 +68,16 @@ class Plan:
     def _a_number_each(self, parameter: Tensor | None) -> Tensor | None:
         """``parameter`` with one number a statistic, in the statistics' dtype and order."""
         like = self.statistic
-        if parameter is None or (
-            parameter.shape == like.shape and parameter.dtype is like.dtype and parameter.stride() == like.stride()
+        if parameter is None:
+            return None
+        if (
+            parameter.numel() == like.numel()
+            and parameter.dtype is like.dtype
+            and parameter.is_contiguous()
+            and like.is_contiguous()
         ):
             return parameter
-        return torch.empty_like(like).copy_(parameter)
+        return torch.empty_like(like).copy_(parameter.view(aligned(parameter.shape, like.dim())))
 
     def _kernel(self, direction: str) -> Callable[..., None]:
         library = _library()
@@ -81,40 +86,55 @@ class Plan:
 
 
 def plan(x: Tensor, weight: Tensor | None, bias: Tensor | None, axes: tuple[int, ...]) -> Plan | None:
-    """How to compute `function.batch_norm` of these with kernels; None where they do not apply.
-
-    Weight and bias broadcast against ``x`` and have its number of dimensions.
-    """
-    wide = WIDE.get(x.dtype)
-    if wide is None or x.device.type != "cpu" or type(x) is not Tensor or x.dim() < 2 or x.numel() == 0:
+    """How to compute `function.batch_norm` of these with kernels; None where they do not apply."""
+    if x.device.type != "cpu" or type(x) is not Tensor or x.dtype not in WIDE:
         return None
     if torch._C._functorch.maybe_current_level() is not None:  # inside torch.func there is no memory to point at
         return None
-    n, c, *spatial = x.shape
+    shapes = [None if p is None else p.shape for p in (weight, bias)]
+    return _plan(x.shape, x.stride(), x.dtype, *shapes, axes)
+
+
+@functools.lru_cache(maxsize=1024)
+def _plan(
+    shape: torch.Size,
+    stride: tuple[int, ...],
+    dtype: torch.dtype,
+    weight: torch.Size | None,
+    bias: torch.Size | None,
+    axes: tuple[int, ...],
+) -> Plan | None:
+    if len(shape) < 2 or 0 in shape:
+        return None
+    x = torch.empty_strided(shape, stride, dtype=WIDE[dtype], device="meta")
     contiguous = x.is_contiguous()
     if not (contiguous or _channels_last(x)):
         return None
+    n, c, *spatial = shape
     length = math.prod(spatial)
     sizes: tuple[int, ...]
     if axes == (0,):
-        statistic = torch.empty_like(x[:1], dtype=wide, requires_grad=False)
+        statistic = torch.empty_like(x[:1], device="cpu")
         kind, sizes = "columns", (n, c * length)
-    elif axes == (0, *range(2, x.dim())):
-        statistic = torch.empty((1, c, *[1] * len(spatial)), dtype=wide)
+    elif axes == (0, *range(2, len(shape))):
+        statistic = torch.empty((1, c, *[1] * len(spatial)), dtype=x.dtype)
         kind, sizes = ("rows", (n, c, length)) if contiguous and length > 1 else ("columns", (n * length, c))
     else:
         return None
-    for parameter in (weight, bias):  # one that has more numbers than a statistic is summed otherwise
-        if parameter is not None and any(
-            p not in (1, s) for p, s in zip(parameter.shape, statistic.shape, strict=True)
-        ):
+    for parameter in (weight, bias):
+        if parameter is not None and not _fits(aligned(parameter, len(shape)), statistic.shape):
             return None
-    return None if _library() is None else Plan(kind, sizes, statistic, x.dtype)
+    return None if _library() is None else Plan(kind, sizes, statistic, dtype)
 
 
-def _fits(parameter: torch.Size, statistic: torch.Size) -> bool:
+def aligned(parameter: Sequence[int], dim: int) -> tuple[int, ...]:
+    """The shape in which a parameter of shape (C,) or (C, H, W) broadcasts against ``dim`` axes, from the second on."""
+    return tuple(parameter) if len(parameter) == dim else (1, *parameter, *[1] * (dim - 1 - len(parameter)))
+
+
+def _fits(parameter: tuple[int, ...], statistic: torch.Size) -> bool:
     """Whether a parameter has no more than one number a statistic; one that has is summed over other axes."""
-    return parameter == statistic or all(p in (1, s) for p, s in zip(parameter, statistic, strict=True))
+    return all(p in (1, s) for p, s in zip(parameter, statistic, strict=True))
 
 
 def _channels_last(x: Tensor) -> bool:
