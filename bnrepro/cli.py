@@ -43,10 +43,12 @@ def train(overrides: Overrides = None, variant: Variant = None, seed: Seed = Non
     """
     cfg = _configure(overrides, variant=variant, seed=seed)
     from bnrepro import train as training
+    from bnrepro.allocator import keep_memory
     from bnrepro.config import run_dir
     from bnrepro.progress import TrainBar
     from bnrepro.record import Run
 
+    keep_memory()
     cfg = training.resolve(cfg)
     if not force and Run(run_dir(cfg)).finished:
         typer.echo("This run is there already; --force runs it again.")
@@ -89,11 +91,13 @@ def compare(
     grid_of = [_configure(overrides, variant=name) for name in names]
     from bnrepro import compare as comparing
     from bnrepro import sweep
+    from bnrepro.allocator import keep_memory
     from bnrepro.model import norm_of
     from bnrepro.progress import SweepBar
     from bnrepro.record import Run
     from bnrepro.train import resolve
 
+    keep_memory()
     for each in grid_of:
         norm_of(each)
     cfg = resolve(cfg)
@@ -223,6 +227,42 @@ def tensorboard(
     ]
     sys.stdout.flush()
     os.execv(sys.executable, command)
+
+
+@app.command()
+def bench(
+    parts: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[PART]... [KEY=VALUE]...",
+            help="layers, memory, epoch, compare, startup, growth, seeds; as a rule layers and memory.",
+        ),
+    ] = None,
+    norms: Annotated[str, typer.Option(help="Names separated by commas.")] = "bn,custombn,convbn",
+    repeats: Annotated[int, typer.Option(min=1, help="Rounds; what takes long is repeated a tenth as often.")] = 30,
+    threads: Annotated[int | None, typer.Option(min=1, help="Threads; as a rule one a core.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder for CSV and figures; as a rule none are written.")] = None,
+) -> None:
+    """Measure speed and memory on this machine.
+
+    Example: bnrepro bench layers epoch data.root=data --out bench
+    """
+    import torch
+
+    from bnrepro.allocator import keep_memory
+    from bnrepro.bench import output
+
+    keep_memory()
+    torch.set_num_threads(threads or len(os.sched_getaffinity(0)))
+    overrides = [part for part in parts or [] if "=" in part]
+    wanted = [part for part in parts or [] if "=" not in part] or ["layers", "memory"]
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    for table in output.run(wanted, [name.strip() for name in norms.split(",")], overrides, repeats, device):
+        typer.echo(output.text(table) + "\n")
+        if out:
+            output.write(table, out)
+    if out:
+        typer.echo(f"Tables and figures: {out}")
 
 
 DataName = Annotated[str | None, typer.Argument(metavar="[NAME]", help="A dataset; as a rule all.")]

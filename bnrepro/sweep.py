@@ -17,6 +17,7 @@ from typing import Any
 import torch
 
 from bnrepro import train
+from bnrepro.allocator import keep_memory
 from bnrepro.config import UserError, run_dir
 from bnrepro.schema import Config, Device
 from bnrepro.signals import terminate_as_interrupt
@@ -128,6 +129,7 @@ def _start_worker(news: Any, stop: Any) -> None:
     global _news, _stop
     _news, _stop = news, stop
     torch.set_num_threads(1)
+    keep_memory()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent, which ends the runs in order
     threading.Thread(target=_end_with_parent, daemon=True).start()
 

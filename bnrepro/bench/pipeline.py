@@ -1,0 +1,241 @@
+"""The pipeline: an epoch and a comparison beside plain PyTorch, start-up, and cost against size."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn import functional as F
+from torch.utils.data import DataLoader, Dataset
+
+from bnrepro import compare, figures, record, sources, sweep, train
+from bnrepro.bench.timing import Table, alone, in_turn, machine, seconds
+from bnrepro.config import load_config, run_dir, to_yaml
+from bnrepro.data import mix
+from bnrepro.model import build, norm_of
+from bnrepro.norm import NORMS
+from bnrepro.schema import Config
+
+OURS = {
+    "bnrepro": (),
+    "bnrepro, channels last": ("channels_last=true",),
+    "bnrepro, channels last, bf16": ("channels_last=true", "precision=bf16"),
+}
+PLAIN = "plain PyTorch"
+
+
+def epoch(overrides: Sequence[str], repeats: int) -> Table:
+    """One epoch of labml's CNN and the test set, data loading, evaluation and records included."""
+    times: dict[str, list[float]] = {}
+    for _ in range(repeats):
+        times.setdefault(PLAIN, []).append(alone(_plain, _config(overrides, "bn")))
+        for name, own in OURS.items():
+            times.setdefault(name, []).append(alone(_ours, _config([*overrides, *own], "custombn")))
+    base = median(times[PLAIN])
+    rows = [
+        {"what": name, "norm": "bn" if name == PLAIN else "custombn", "seconds": round(median(taken), 2),
+         "times_as_fast": round(base / median(taken), 2)}
+        for name, taken in times.items()
+    ]  # fmt: skip
+    return Table(
+        "epoch",
+        f"One epoch of {_config(overrides, 'bn').data.name} with labml's CNN (conv 20, conv 50, fc 500), Adam, batch "
+        f"64, and the test set: seconds, median of {repeats}, a process each. {machine('cpu')}.",
+        rows,
+        [
+            f"{PLAIN}: one image at a time through PIL, ToTensor and Normalize, a DataLoader, torch's BN, fp32. "
+            "bnrepro: validation, checkpoint, TensorBoard and records included."
+        ],
+    )
+
+
+def comparison(overrides: Sequence[str], repeats: int) -> Table:
+    """Twenty runs with table and figures, beside plain PyTorch twenty times."""
+    plain = median(alone(_plain, _config(overrides, "bn")) for _ in range(repeats))
+    with tempfile.TemporaryDirectory() as scratch:
+        cfg = load_config([*_LABML, *overrides, "channels_last=true", f"root={scratch}"])
+        taken = seconds(lambda: _compare(cfg))
+    return Table(
+        "compare",
+        f"`bnrepro compare` of 4 variants and 5 seeds, one epoch of {cfg.data.name} each, table and figures included "
+        f"(measured once), beside 20 times the median of {repeats} plain runs. {machine('cpu')}.",
+        [
+            {"what": f"20 x {PLAIN}", "seconds": round(20 * plain, 1), "times_as_fast": 1.0},
+            {"what": "bnrepro compare", "seconds": round(taken, 1), "times_as_fast": round(20 * plain / taken, 2)},
+        ],
+    )
+
+
+def startup(repeats: int) -> Table:
+    """What a user waits for before anything happens."""
+    with tempfile.TemporaryDirectory() as scratch:
+        root = Path(scratch)
+        first = [sys.executable, "-c", _FIRST_STEP, f"root={root / 'first'}"]
+        made_up(root / "many", 200)
+        runs = [record.Run(path.parent) for path in (root / "many").rglob(record.SUMMARY)]
+        compare.save(compare.collect(runs), root / "comparison")
+        draw = [sys.executable, "-m", "bnrepro", "figures", str(root / "comparison")]
+        path = train.run(load_config(["epochs=10", "variant=convbn", f"root={root / 'board'}"]))
+        events = sum(file.stat().st_size for file in path.rglob("events.out.*"))
+        commands = {
+            "bnrepro --help, s": ([sys.executable, "-m", "bnrepro", "--help"], 0.4),
+            "to the first training step on mnist5k, s": (first, 4.0),
+            "figures over 200 runs, s": (draw, 10.0),
+        }
+        rows = [
+            {"what": name, "measured": round(median(seconds(partial(_call, command)) for _ in range(repeats)), 3),
+             "goal": goal}
+            for name, (command, goal) in commands.items()
+        ]  # fmt: skip
+        rows.append({"what": "TensorBoard's files of a run at the defaults, MB", "measured": events / 1e6, "goal": 5.0})
+    return Table("startup", f"Start-up (median of {repeats}) and size. {machine('cpu')}.", rows)
+
+
+def growth(repeats: int) -> Table:
+    """Time of a training step against batch, width and depth, and of `bnrepro runs` against the number of runs."""
+    rows = []
+    for along, values, shape in (
+        ("batch", (16, 32, 64, 128, 256), lambda v: (v, 32, 4)),
+        ("channels", (8, 16, 32, 64, 128), lambda v: (64, v, 4)),
+        ("depth", (2, 4, 8, 16, 32), lambda v: (64, 32, v)),
+    ):
+        steps = {str(v): _stack_step(*shape(v)) for v in values}
+        times = in_turn(steps, repeats)
+        rows += [{"what": "step", "along": along, "value": v, "milliseconds": round(times[str(v)], 3)} for v in values]
+    with tempfile.TemporaryDirectory() as scratch:
+        for count in (10, 100, 1000):
+            root = Path(scratch) / str(count)
+            made_up(root, count)
+            command = [sys.executable, "-m", "bnrepro", "runs", "--root", str(root)]
+            taken = 1e3 * median(seconds(partial(_call, command)) for _ in range(3))
+            rows.append({"what": "bnrepro runs", "along": "runs", "value": count, "milliseconds": round(taken, 1)})
+    return Table(
+        "growth",
+        "Time of a training step (blocks of 3 x 3 convolution, custom BN and ReLU on maps of 16 x 16; median of "
+        f"{repeats}) and of listing runs (median of 3). {machine('cpu')}.",
+        rows,
+    )
+
+
+def made_up(root: Path, count: int) -> None:
+    """``count`` finished runs of four variants with invented numbers, for measuring what reads them."""
+    rng = np.random.default_rng(0)
+    for number in range(count):
+        variant = compare.VARIANTS[number % 4]
+        cfg = load_config([f"variant={variant}", f"seed={number // 4}", f"root={root}"])
+        path = run_dir(cfg)
+        rows = [
+            dict.fromkeys(record.COLUMNS, None)
+            | {"step": 60 * (e + 1), "epoch": float(e + 1), "lr": 1e-3, "seconds": 1.0 * e}
+            | {
+                f"{split}_{metric}": float(rng.random())
+                for split in ("train", "val")
+                for metric in ("loss", "accuracy")
+            }
+            for e in range(10)
+        ]
+        record.write_csv(path / record.METRICS, list(record.COLUMNS), rows)
+        summary = dict.fromkeys(compare.RUN_COLUMNS) | {
+            "status": "completed", "variant": variant, "seed": cfg.seed, "test_accuracy": float(rng.random()),
+            "parameters": 1, "buffers": 1, "seconds": 1.0,
+        }  # fmt: skip
+        record.write_summary(path, summary)
+        record.write_whole(path / record.CONFIG, to_yaml(cfg))
+
+
+# --- what is measured ---------------------------------------------------------------------------------------------
+
+_LABML = ("model=labml_cnn", "data=mnist", "epochs=1", "data.val_fraction=0.0001", "device=cpu")
+
+_FIRST_STEP = """
+import os, sys
+from bnrepro.config import load_config
+from bnrepro import train
+train.run(load_config(sys.argv[1:]), report=lambda progress: os._exit(0))
+"""
+
+
+def _config(overrides: Sequence[str], variant: str) -> Config:
+    return load_config([*_LABML, *overrides, f"variant={variant}"])
+
+
+def _ours(cfg: Config) -> float:
+    with tempfile.TemporaryDirectory() as scratch:
+        cfg.root = scratch
+        return seconds(lambda: train.run(cfg))
+
+
+def _compare(cfg: Config) -> None:
+    runs = sweep.run_all(compare.grid(cfg, compare.VARIANTS, 5), sweep.default_jobs(cfg))
+    folder = compare.directory(cfg)
+    compare.save(compare.collect(record.Run(outcome.path) for outcome in runs), folder)
+    figures.draw(compare.open_comparison(folder), folder / "figures")
+
+
+class _Images(Dataset):
+    """Images as torchvision's datasets give them: a PIL image each, through the transforms."""
+
+    def __init__(self, images: np.ndarray, labels: np.ndarray, transform: Callable[[Any], torch.Tensor]) -> None:
+        self.images, self.labels, self.transform = images, labels, transform
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
+        from PIL import Image
+
+        return self.transform(Image.fromarray(self.images[index, 0])), int(self.labels[index])
+
+
+def _plain(cfg: Config) -> float:
+    """The epoch as PyTorch's own examples write it."""
+    from torchvision import transforms
+
+    started = time.perf_counter()
+    (x, y), (x_test, y_test) = sources.read(cfg.data)
+    transform = transforms.Compose([transforms.ToTensor(), transforms.Normalize((0.1307,), (0.3081,))])
+    loader = DataLoader(_Images(x, y, transform), batch_size=cfg.batch_size, shuffle=True, drop_last=True)
+    test = DataLoader(_Images(x_test, y_test, transform), batch_size=1000)
+    weights = torch.Generator().manual_seed(mix(cfg.seed, "weights"))
+    network = build(cfg.model, norm_of(cfg), 1, (28, 28), 10, weights)
+    optimizer = torch.optim.Adam(network.parameters(), lr=cfg.optimizer.lr)
+    network.train()
+    for images, labels in loader:
+        optimizer.zero_grad()
+        F.cross_entropy(network(images), labels).backward()
+        optimizer.step()
+    network.eval()
+    right = 0
+    with torch.no_grad():
+        for images, labels in test:
+            right += int((network(images).argmax(1) == labels).sum())
+    if right < len(y_test) / 2:
+        raise RuntimeError("the plain loop does not learn: what it takes says nothing")
+    return time.perf_counter() - started
+
+
+def _stack_step(batch: int, channels: int, depth: int) -> Callable[[], object]:
+    blocks: list[nn.Module] = []
+    for _ in range(depth):
+        blocks += [
+            nn.Conv2d(channels, channels, 3, padding=1, bias=False),
+            NORMS["custombn"](channels, (16, 16)),
+            nn.ReLU(),
+        ]
+    network = nn.Sequential(*blocks)
+    x = torch.randn(batch, channels, 16, 16)
+    return lambda: network(x).square().mean().backward()
+
+
+def _call(command: list[str]) -> None:
+    subprocess.run(command, check=True, capture_output=True)
