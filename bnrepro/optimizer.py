@@ -18,7 +18,7 @@ def make_optimizer(cfg: Config, network: nn.Module) -> torch.optim.Optimizer:
     if settings.name is OptimizerName.sgd:
         return torch.optim.SGD(groups, lr=settings.lr, momentum=settings.momentum, nesterov=settings.nesterov)
     kind = torch.optim.AdamW if settings.name is OptimizerName.adamw else torch.optim.Adam
-    return kind(groups, lr=settings.lr, betas=(settings.beta1, settings.beta2))
+    return kind(groups, lr=settings.lr, betas=(settings.beta1, settings.beta2), eps=settings.eps)
 
 
 def lr_factor(schedule: Schedule, step: int, steps: int, steps_per_epoch: int) -> float:
