@@ -20,6 +20,7 @@ from bnrepro.experiments.records import find, from_cell, read_rows, to_cell, wri
 from bnrepro.record import Run
 from bnrepro.schema import Config
 from bnrepro.stats import paired, t_interval
+from tests.conftest import Call
 
 CLAIM = Claim("Z1", "Somebody, https://example.org/a_b", "BN <script>alert(1)</script> is better", "no number")
 EXACT = Claim("Z2", "Somebody", "2 is 2", "2")
@@ -319,3 +320,86 @@ def test_text_columns_are_texts_whatever_they_look_like(tmp_path: Path) -> None:
     assert (tmp_path / "a.csv").read_text() == "config_hash,variant\n12345678,1e5\n"
     assert read_rows(tmp_path / "a.csv") == rows
     assert math.isnan(from_cell(to_cell(math.nan)))
+
+
+# --- the command line ---
+
+
+@pytest.fixture
+def listed(made_up: Make, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """``listed(one=..., other=...)``: the experiments that the command line knows."""
+
+    def make(**changes: dict[str, Any]) -> None:
+        known = {name: made_up(**more) for name, more in changes.items()}
+        monkeypatch.setattr(experiments, "NAMES", tuple(known))
+        monkeypatch.setattr(experiments, "experiment", known.__getitem__)
+
+    return make
+
+
+PROBES = {"arms": lambda _: [], "probes": lambda _: [Probe("line", {}, 0, curve, {"points": [1.0, 2.0]})]}
+
+
+def test_reproduce_judges_figures_redraws_and_report_tells(
+    listed: Callable[..., None], call: Call, tmp_path: Path
+) -> None:
+    listed(made_up={})
+    arguments = ["reproduce", "made_up", "--preset=smoke", "--jobs=1"]
+    planned = call(*arguments, "--dry-run")
+    assert planned.out == "made_up (preset smoke): 2 runs, 2 of them to make; 3 measurements, 3 to make.\n"
+    assert not (tmp_path / "results").exists()
+    result = call(*arguments)
+    assert result.code == 0, result.err
+    assert "2 claims: 1 reproduced, 1 inconclusive" in result.out
+    assert "Z2  REPRODUCED: 2 is 2\n    Found: 2\n" in result.out
+    assert "Records, tables and figures: results/experiments/made_up" in result.out
+    assert "0 of them to make; 3 measurements, 0 to make" in call(*arguments).out
+    folder = tmp_path / "results" / "experiments" / "made_up"
+    before = files(folder)
+    (folder / "figures" / "line.png").unlink()
+    (folder / "findings.csv").unlink()
+    assert "not complete" in call("report").err
+    for given in ([], [str(folder)], ["made_up"]):
+        again = call("figures", *given)
+        assert (again.code, again.out.startswith("Figures, tables and verdicts: ")) == (0, True)
+        assert files(folder) == before
+    told = call("report")
+    assert told.out == "Report: results/REPORT.md\nReport: results/report.html\n"
+    assert "2 claims in 1 experiment" in (tmp_path / "results" / "REPORT.md").read_text()
+
+
+def test_experiment_that_cannot_be_concluded_does_not_cost_the_others(
+    listed: Callable[..., None], call: Call, tmp_path: Path
+) -> None:
+    lost = {"arms": lambda _: [], "probes": lambda _: [Probe("line", {}, 0, fail)]}
+    listed(lost=lost, found=PROBES)
+    result = call("reproduce", "--preset=smoke", "--jobs=1")
+    assert result.code == 2
+    assert "by purpose" in result.err
+    assert "1 of 2 experiments could not be concluded" in result.err
+    assert "2 claims" in result.out
+    partly = {"arms": lambda _: [], "probes": lambda s: [*PROBES["probes"](s), Probe("line", {}, 0, fail)]}
+    listed(partly=partly)
+    result = call("reproduce", "--preset=smoke", "--jobs=1")
+    assert (result.code, "1 runs or measurements failed" in result.err) == (2, True)
+    assert "2 claims" in result.out
+
+
+def test_mistake_in_an_analysis_is_raised_after_the_others(listed: Callable[..., None], call: Call) -> None:
+    def wrong(records: Records) -> Analysis:
+        raise RuntimeError("a mistake")
+
+    listed(wrong={**PROBES, "analyse": wrong}, found=PROBES)
+    with pytest.raises(RuntimeError, match="a mistake"):
+        call("reproduce", "--preset=smoke", "--jobs=1")
+
+
+def test_results_of_another_preset_are_replaced_and_it_is_said(
+    listed: Callable[..., None], call: Call, tmp_path: Path
+) -> None:
+    listed(made_up=PROBES)
+    call("reproduce", "--preset=smoke", "--jobs=1")
+    file = tmp_path / "results" / "experiments" / "made_up" / "provenance.json"
+    file.write_text(file.read_text().replace('"preset": "smoke"', '"preset": "full"'))
+    assert "holds the results of preset full, which these replace" in call("reproduce", "--preset=smoke").out
+    assert "which these replace" not in call("reproduce", "--preset=smoke", "--dry-run").out

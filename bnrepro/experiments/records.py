@@ -14,11 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from bnrepro import record
-from bnrepro.compare import PROVENANCE, RUN_COLUMNS, RUNS
+from bnrepro.compare import CURVES, MEASUREMENTS, PROVENANCE, RUN_COLUMNS, RUNS
 from bnrepro.config import UserError
 from bnrepro.experiments.base import Records
 
-CURVES, MEASUREMENTS = "curves.csv", "measurements.csv"
 TEXT = frozenset({"part", "variant", "status", "precision", "device", "config_hash", "quantity"})
 """Columns that hold texts only, and so need no quotation marks."""
 RESERVED = frozenset({"part", "seed", "status", "step", "epoch", "quantity", "x", "value"})
@@ -60,6 +59,14 @@ def read(folder: Path) -> Records:
 def find(root: Path) -> list[Path]:
     """The folders in ``root`` and below that hold an experiment's records."""
     return [file.parent for file in sorted({root / MEASUREMENTS, *root.glob(f"**/{MEASUREMENTS}")}) if file.is_file()]
+
+
+def preset_of(folder: Path) -> str | None:
+    """The preset of the records in ``folder``; None where there are none."""
+    try:
+        return str(json.loads((folder / PROVENANCE).read_text(encoding="utf-8"))["preset"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 
 # --- rows and cells ---

@@ -21,7 +21,7 @@ from bnrepro.experiments.records import RESERVED, Row, merged, plain, read, save
 from bnrepro.record import Run
 from bnrepro.schema import Config, Source
 
-__all__ = ["Places", "Plan", "conclude", "make_plan", "read", "reproduce", "settings"]
+__all__ = ["Places", "Plan", "conclude", "execute", "make_plan", "read", "reproduce", "settings"]
 
 
 class Bar(Protocol):
@@ -63,10 +63,15 @@ class Plan:
     settings: Settings
     arms: list[Arm]
     probes: list[Probe]
-    measurements: Path
-    """The folder of the probes' results."""
+    root: Path
+    """Folder of the runs and measurements."""
     command: str
     """What makes it again, with placeholders for this machine's paths."""
+
+    @property
+    def measurements(self) -> Path:
+        """The folder of the probes' results."""
+        return self.root / "measurements" / self.experiment.name
 
     @cached_property
     def configs(self) -> list[Config]:
@@ -119,7 +124,7 @@ def make_plan(experiment: Experiment, preset: str, root: Path, places: Places | 
     ]
     flags = [f"--archive {name}=FILE" for name in places.archives] + (["--data-root DIR"] if places.root else [])
     command = " ".join(["bnrepro reproduce", experiment.name, f"--preset {preset}", *flags])
-    return Plan(experiment, preset, found, arms, probes, root / "measurements" / experiment.name, command)
+    return Plan(experiment, preset, found, arms, probes, root, command)
 
 
 def reproduce(
@@ -133,17 +138,21 @@ def reproduce(
     *,
     force: bool = False,
 ) -> tuple[Analysis, list[str]]:
+    """`execute` what ``experiment`` needs under ``preset``, with runs under ``root`` and datasets in ``places``."""
+    return execute(make_plan(experiment, preset, root, places), out, jobs, bars, force=force)
+
+
+def execute(
+    plan: Plan, out: Path, jobs: int | None = None, bars: Bars | None = None, *, force: bool = False
+) -> tuple[Analysis, list[str]]:
     """Run and measure what is missing, write the records into ``out``, and conclude from them.
 
     What is finished is neither run nor measured again. What fails is left out, told, and stops nothing else.
 
     Args:
-        experiment: the experiment.
-        preset: smoke, quick or full.
-        root: folder of the runs and measurements.
+        plan: what is needed.
         out: the experiment's folder is made in it.
         jobs: processes; None: one a core, or one on a GPU.
-        places: where the datasets lie.
         bars: makes progress bars.
         force: run and measure again what is finished.
 
@@ -151,22 +160,21 @@ def reproduce(
         The analysis, and a sentence for everything that failed.
 
     Raises:
-        UserError: no such preset; a setting that no run can have; nothing could be run or measured.
+        UserError: nothing could be run or measured.
     """
-    plan = make_plan(experiment, preset, root, places)
     bars = bars or (lambda _what, _count: nullcontext(_Silent()))
     jobs = jobs or sweep.default_jobs(plan.configs[0] if plan.configs else load_config())
     with bars("runs", len(plan.configs)) as bar:
         outcomes = sweep.run_all(plan.configs, jobs, force=force, report=bar.update)
     with bars("measurements", len(plan.probes)) as bar:
         measured = measure_all(plan.probes, plan.measurements, jobs, force=force, report=bar.update)
-    failed = [f"{o.path.relative_to(root)}: {o.error}" for o in outcomes if o.error]
+    failed = [f"{o.path.relative_to(plan.root)}: {o.error}" for o in outcomes if o.error]
     failed += [f"{_title(m.probe)}: {m.error}" for m in measured if m.error]
     if failed and len(failed) == len(outcomes) + len(measured):
-        raise UserError(f"{experiment.name}: nothing could be run or measured. The first reason: {failed[0]}")
-    folder = experiment.directory(out)
+        raise UserError(f"{plan.experiment.name}: nothing could be run or measured. The first reason: {failed[0]}")
+    folder = plan.experiment.directory(out)
     save(_collect(plan, {o.path for o in outcomes if o.error}, measured, failed), folder)
-    return conclude(experiment, read(folder), folder), failed
+    return conclude(plan.experiment, read(folder), folder), failed
 
 
 class _Silent:
