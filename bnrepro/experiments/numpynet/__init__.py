@@ -5,7 +5,7 @@ from __future__ import annotations
 from bnrepro.experiments.base import Arm, Experiment, Settings
 from bnrepro.experiments.numpynet.analysis import analyse
 from bnrepro.experiments.numpynet.claims import CLAIMS, DEVIATIONS, SOURCE
-from bnrepro.experiments.numpynet.probes import probes
+from bnrepro.experiments.numpynet.measurements import probes
 
 __all__ = ["EXPERIMENT"]
 

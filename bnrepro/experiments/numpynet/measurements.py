@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import cache
 from statistics import median
 from typing import Any
 
@@ -17,6 +18,7 @@ from bnrepro.experiments.base import Probe, Settings
 from bnrepro.experiments.numpynet.layer import EPSIL, GRADIENTS, NumPyNetNorm, closed_form, published, text_backward
 from bnrepro.norm import ConvBatchNorm2d
 from bnrepro.norm.oracle import Array, batch_norm_backward, batch_norm_forward, seed004_backward
+from bnrepro.schema import Data
 
 Row = dict[str, Any]
 STEP = 1e-5  # of the finite differences
@@ -297,8 +299,7 @@ def training(seed: int, network: str, lr: float, gradient: str, steps: int, batc
     All gradients of a seed start from the same weights and see the same batches. ``train_loss`` is the mean over the
     steps since the last row. A run whose loss is not finite ends there, and is tested as it is.
     """
-    cfg = load_config(["data=mnist5k"]).data
-    data = load(cfg, torch.device("cpu"))
+    cfg, data = _digits()
     model = make_network(network, gradient, data, torch.Generator().manual_seed(mix(seed, "weights")))
     before = [layer for layer, norm in zip(model, list(model)[1:], strict=False) if isinstance(norm, NumPyNetNorm)]
     optimizer = torch.optim.SGD(model.parameters(), lr=lr)
@@ -328,6 +329,12 @@ def training(seed: int, network: str, lr: float, gradient: str, steps: int, batc
     rows.append({"quantity": "test_accuracy", "x": None, "value": 100 * _share(first == data.test.labels)})
     rows.append({"quantity": "changed_classes", "x": None, "value": 100 * _share(first != again)})
     return rows
+
+
+@cache
+def _digits() -> tuple[Data, Dataset]:
+    cfg = load_config(["data=mnist5k"]).data
+    return cfg, load(cfg, torch.device("cpu"))
 
 
 def make_network(name: str, gradient: str, data: Dataset, generator: torch.Generator) -> nn.Sequential:

@@ -9,6 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from bnrepro.experiments.base import Picture, Records
+from bnrepro.experiments.numpynet.measurements import locations
 from bnrepro.figures import COLUMN, style
 from bnrepro.stats import t_interval
 
@@ -51,7 +52,8 @@ def gradients(records: Records) -> Picture:
     seeds = records.settings["seeds"]
     caption = (
         "The gradient that NumPyNet's code returns, against the exact one and the one that takes mean and variance "
-        f"for constants, for batches of {n} with more and more locations. Mean and 95% interval over n = {seeds} draws."
+        f"for constants, for batches of {n} with more and more locations (grey: as many as images). "
+        f"Geometric mean and 95% interval over n = {seeds} draws."
     )
     return Picture("gradients", caption, figure)
 
@@ -67,9 +69,19 @@ def curves(records: Records) -> Picture:
                 for gradient, (color, dashes, width, label) in LOOK.items():
                     series = records.series(quantity, part="training", network=network, lr=lr, gradient=gradient)
                     if series:
-                        _band(axes, list(series), list(series.values()), color, dashes, width, label)
+                        _band(
+                            axes,
+                            list(series),
+                            list(series.values()),
+                            color,
+                            dashes,
+                            width,
+                            label,
+                            band=gradient != "text",
+                        )
                 axes.set_yscale("log")
-            grid[0, column].set_title(network)
+            ratios = sorted({m / records.settings["batch_size"] for m in locations(network)}, reverse=True)
+            grid[0, column].set_title(f"{network}: M / N = {', '.join(f'{ratio:g}' for ratio in ratios)}")
             grid[1, column].set_xlabel("step")
         grid[0, 0].set_ylabel("training loss")
         grid[1, 0].set_ylabel("|b| before the layers")
@@ -79,17 +91,19 @@ def curves(records: Records) -> Picture:
     caption = (
         f"Networks of {', '.join(networks)} hidden layers with NumPyNet's layer after each, at learning rate {lr:g} "
         f"(SGD, batches of {records.settings['batch_size']}): training loss, and the Euclidean norm of the biases that "
-        f"the layer cancels. Geometric mean and 95% interval over n = {seeds} seeds; 5,000 embedded MNIST digits."
+        f"the layer cancels. Geometric mean and 95% interval over n = {seeds} seeds (no band for the text's, which "
+        "lies on the exact); M / N: locations over images of the layers. 5,000 embedded MNIST digits."
     )
     return Picture("training", caption, figure)
 
 
 def _band(
     axes: Axes, x: list[float], values: list[list[float]], color: str, dashes: Any, width: float, label: str,
-    marker: str | None = None,
+    marker: str | None = None, band: bool = True,
 ) -> None:  # fmt: skip
     """Mean and interval of the logarithms, since the axes are logarithmic."""
     intervals = [t_interval(np.log(np.maximum(v, 1e-12)).tolist()) for v in values]
     mean, low, high = (np.exp([getattr(i, end) for i in intervals]) for end in ("mean", "low", "high"))
     axes.plot(x, mean, color=color, linestyle=dashes, linewidth=width, label=label, marker=marker, markersize=3)
-    axes.fill_between(x, low, high, color=color, alpha=0.15, linewidth=0)
+    if band:
+        axes.fill_between(x, low, high, color=color, alpha=0.15, linewidth=0)
