@@ -22,14 +22,16 @@ from bnrepro.report import (
     Report,
     Section,
     anchor,
+    counted,
     flat,
     found,
+    marked_up,
     number,
-    with_links,
 )
 
 SVG, XLINK = "http://www.w3.org/2000/svg", "http://www.w3.org/1999/xlink"
 HEAVY = 600_000  # bytes from which a figure's PNG is lighter for a browser than its SVG
+SHORT = 30  # characters that a table's cell keeps on one line
 DROPPED = {"script", "style", "metadata", "foreignObject", "title"}
 ZOOM = 1.2 * 4 / 3  # CSS pixels a point: figures are made for print, and are read from further away on a screen
 
@@ -42,14 +44,17 @@ def page(report: Report) -> str:
     return template.substitute(
         title=escape(TITLE),
         summary=escape(report.summary()),
-        contents="".join(
-            f'<li><a href="#{section.name}">{escape(section.title)}</a></li>' for section in report.sections
-        ),
+        contents="".join(map(_entry, report.sections)),
         meanings="".join(f"<dt>{_verdict(v)}</dt><dd>{escape(text)}.</dd>" for v, text in MEANINGS.items()),
         head="".join(f"<th scope=col>{escape(name)}</th>" for name in COLUMNS),
         verdicts="".join(_claim(section, row) for section in judged for row in section.findings),
         sections="".join(_section(section, numbering) for section in report.sections),
     )
+
+
+def _entry(section: Section) -> str:
+    claims = f": {counted(section.findings)}" if section.findings else ""
+    return f'<li><a href="#{section.name}">{escape(section.title)}</a>{claims}</li>'
 
 
 def _claim(section: Section, row: dict[str, Any]) -> str:
@@ -91,7 +96,9 @@ def _section(section: Section, numbering: count[int]) -> str:
 
 def _table(title: str, rows: list[dict[str, Any]]) -> str:
     names = list(rows[0]) if rows else []
-    head = "".join(f"<th scope=col>{escape(name.replace('_', ' '))}</th>" for name in names)
+    texts = {name for name in names if any(isinstance(row[name], str) for row in rows)}
+    kinds = {name: "" if name in texts else " class=number" for name in names}
+    head = "".join(f"<th scope=col{kinds[name]}>{escape(name.replace('_', ' '))}</th>" for name in names)
     body = "".join(f"<tr>{''.join(_cell(row[name]) for name in names)}</tr>\n" for row in rows)
     table = f'<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>\n{body}</tbody></table></div>'
     if len(rows) >= LONG:
@@ -100,7 +107,9 @@ def _table(title: str, rows: list[dict[str, Any]]) -> str:
 
 
 def _cell(value: Any) -> str:
-    return f"<td>{_text(value)}</td>" if isinstance(value, str) else f"<td class=number>{escape(number(value))}</td>"
+    if not isinstance(value, str):
+        return f"<td class=number>{escape(number(value))}</td>"
+    return f"<td{' class=short' if len(value) <= SHORT else ''}>{_text(value)}</td>"
 
 
 def _verdict(verdict: str) -> str:
@@ -108,7 +117,12 @@ def _verdict(verdict: str) -> str:
 
 
 def _text(text: Any) -> str:
-    return with_links(str(text), escape, lambda address: f'<a href="{escape(address)}">{escape(address)}</a>')
+    return marked_up(
+        str(text),
+        escape,
+        lambda address: f'<a href="{escape(address)}">{escape(address)}</a>',
+        lambda code: f"<code>{escape(code)}</code>",
+    )
 
 
 # --- figures ------------------------------------------------------------------------------------------------------

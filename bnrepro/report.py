@@ -43,6 +43,7 @@ MEANINGS = {
 COLUMNS = ("claim", "source", "what it says", "what it reports", "what was found here", "verdict")
 
 Rows = list[dict[str, Any]]
+Mark = Callable[[str], str]
 
 
 @dataclass(frozen=True)
@@ -77,18 +78,14 @@ class Report:
 
     sections: list[Section]
 
-    def counts(self) -> Counter[str]:
-        """How many claims have which verdict."""
-        return Counter(row["verdict"] for section in self.sections for row in section.findings)
-
     def summary(self) -> str:
         """One sentence."""
-        counts, judged = self.counts(), [section for section in self.sections if section.findings]
+        judged = [section for section in self.sections if section.findings]
         if not judged:
             return "No claim was judged."
-        told = ", ".join(f"{counts[verdict]} {verdict}" for verdict in Verdict if counts[verdict])
-        experiments = "experiment" if len(judged) == 1 else "experiments"
-        return f"{counts.total()} claims in {len(judged)} {experiments}: {told}."
+        where = "1 experiment" if len(judged) == 1 else f"{len(judged)} experiments"
+        rows = [row for section in judged for row in section.findings]
+        return f"{len(rows)} claims in {where}: {counted(rows)}."
 
 
 def write(out: Path) -> list[Path]:
@@ -129,11 +126,12 @@ def _of_experiment(conclusion: Conclusion) -> Section:
     runs = {row["config_hash"] or index: row["status"] for index, row in enumerate(records.runs)}
     facts = [("Preset", records.preset), ("Made by", about["command"]), *_origin(about)]
     if runs:
-        facts.append(("Runs", _counted(runs)))
+        facts.append(("Runs", _statuses(runs)))
     if records.measurements:
         facts.append(("Values measured", f"{len(records.measurements):,}"))
-    spent = sum(sum(kinds.values()) for kinds in about["seconds"].values())
-    facts.append(("Computed", f"{_duration(spent)} on one core, all parts together"))
+    spent = {part: sum(kinds.values()) for part, kinds in about["seconds"].items()}
+    each = ", ".join(f"{part} {_duration(seconds)}" for part, seconds in spent.items())
+    facts.append(("Time", f"{_duration(sum(spent.values()))} of one process ({each})"))
     facts += [("Failed", text) for text in about["failed"]]
     return Section(
         name=conclusion.name,
@@ -205,7 +203,7 @@ def _origin(about: dict[str, Any]) -> list[tuple[str, str]]:
     return facts + [("Git revision", str(revision)) for revision in about.get("git_revisions", []) if revision]
 
 
-def _counted(runs: dict[Any, str]) -> str:
+def _statuses(runs: dict[Any, str]) -> str:
     counts = Counter(runs.values())
     parts = [f"{count} {status}" for status, count in counts.items() if status != "completed"]
     return f"{len(runs)}" + (f", of which {', '.join(parts)}" if parts else "")
@@ -223,6 +221,12 @@ def _duration(seconds: float) -> str:
 def anchor(section: Section, row: dict[str, Any]) -> str:
     """A claim's anchor."""
     return f"{section.name}-{re.sub(r'[^A-Za-z0-9.]+', '-', str(row['id']))}"
+
+
+def counted(findings: Rows) -> str:
+    """How many have which verdict."""
+    counts = Counter(row["verdict"] for row in findings)
+    return ", ".join(f"{counts[verdict]} {verdict}" for verdict in Verdict if counts[verdict])
 
 
 def found(row: dict[str, Any]) -> str:
@@ -261,14 +265,18 @@ def _setting(value: Any) -> str:
     return ", ".join(map(_setting, value)) if isinstance(value, list) else NONE if value is None else str(value)
 
 
-LINK = re.compile(r"https?://[^\s<>()\"'`|\\]*[^\s<>()\"'`|\\.,;:!?]")
+SPECIAL = re.compile(
+    r"(?P<address>https?://[^\s<>()\"'`|\\]*[^\s<>()\"'`|\\.,;:!?])"  # a full stop after it ends the sentence
+    r"|`(?P<code>[^`\n]+)`"
+)
 
 
-def with_links(text: str, plain: Callable[[str], str], link: Callable[[str], str]) -> str:
-    """``text`` with its http(s) addresses written by ``link`` and all else by ``plain``."""
+def marked_up(text: str, plain: Mark, address: Mark, code: Mark) -> str:
+    """``text`` with its http(s) addresses, what stands between backticks, and all else, each written its own way."""
     parts, end = [], 0
-    for match in LINK.finditer(text):
-        parts += [plain(text[end : match.start()]), link(match.group())]
+    for match in SPECIAL.finditer(text):
+        parts.append(plain(text[end : match.start()]))
+        parts.append(address(match["address"]) if match["address"] else code(match["code"]))
         end = match.end()
     return "".join([*parts, plain(text[end:])])
 
@@ -279,6 +287,7 @@ def with_links(text: str, plain: Callable[[str], str], link: Callable[[str], str
 def markdown(report: Report, out: Path) -> str:
     """The report as Markdown, with links to the figures' files."""
     lines = [f"# {TITLE}", "", report.summary(), ""]
+    lines += [f"* [{_text(s.title)}](#{s.name}){_claims(s)}" for s in report.sections] + [""]
     judged = [section for section in report.sections if section.findings]
     if judged:
         lines += ["## Verdicts", "", *(f"* **{v}**: {_text(meaning)}." for v, meaning in MEANINGS.items()), ""]
@@ -327,6 +336,10 @@ def _section(section: Section, out: Path) -> list[str]:
     return lines
 
 
+def _claims(section: Section) -> str:
+    return f": {counted(section.findings)}" if section.findings else ""
+
+
 def _table(head: list[str], body: list[list[str]]) -> list[str]:
     if not head:
         return ["(no rows)", ""]
@@ -336,7 +349,7 @@ def _table(head: list[str], body: list[list[str]]) -> list[str]:
 
 def _text(text: Any) -> str:
     """``text`` so that Markdown shows it as it is, on one line; addresses become links."""
-    return with_links(" ".join(str(text).split("\n")), _escape, lambda address: f"<{address}>")
+    return marked_up(" ".join(str(text).split("\n")), _escape, lambda address: f"<{address}>", _code)
 
 
 def _escape(text: str) -> str:
@@ -345,4 +358,4 @@ def _escape(text: str) -> str:
 
 
 def _code(text: str) -> str:
-    return f"`{text.replace('`', chr(39))}`"
+    return "`" + text.replace("`", "'").replace("|", r"\|") + "`"

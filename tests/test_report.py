@@ -152,13 +152,15 @@ def test_page_is_well_formed_and_loads_nothing(page: str) -> None:
 def test_texts_are_shown_as_they_are_and_never_run(page: str) -> None:
     assert "<script" not in page.lower()
     text = Reader(page).text
-    assert text.count(EVIL) >= 5  # claim, deviation, table's title, cell, captions
+    assert text.count(EVIL.replace("`", "")) >= 5  # claim, deviation, table's title, cell, captions
     assert "A made-up & tiny one" in text
 
 
 def test_page_says_what_was_found_and_how(page: str) -> None:
     text = Reader(page).text
     assert "3 claims in 1 experiment: 1 reproduced, 1 inconclusive, 1 not testable here." in text
+    assert "A made-up & tiny one: 1 reproduced, 1 inconclusive, 1 not testable here" in text
+    assert "<code>code</code>" in page
     assert "BN wins by 1.00 [0.75, 1.25] points (95% interval, n=3)." in text
     assert "It is not told Effect: 0.50 [0.10, 0.90] (n=4) epochs." in text
     assert {"made_up-Z1", "made_up-Z2", "made_up-Z3", "made_up"} <= set(Reader(page).ids)
@@ -169,7 +171,7 @@ def test_page_says_what_was_found_and_how(page: str) -> None:
         "python 3.11, torch 2.6",
         "0123abc",
         "2, of which 1 diverged",
-        "2 min on one core",
+        "2 min of one process (a 2 min)",
         "table (kind=x): out of luck",
         "margins.accuracy",
         "0.912 [0.900, 0.925] (n=5)",
@@ -198,6 +200,7 @@ def test_markdown_says_the_same(results: Path) -> None:
     assert f"<{LINK}>" in rows[2]
     assert r"157 \| 315" in rows[2]
     assert r"\$x\$" in rows[2]
+    assert r"\| `code` \*stars\* \_under\_" in rows[2]
     assert rows[2].endswith("| **reproduced** |")
     (image,) = re.findall(r"!\[one\]\(([^)]*)\)", text)
     assert (results / image).is_file()
