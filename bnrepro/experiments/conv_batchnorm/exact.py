@@ -15,7 +15,7 @@ Row = dict[str, Any]
 EPS = 1e-3
 
 
-def row(quantity: str, value: float, x: float | str | None = None) -> Row:
+def row(quantity: str, value: float | Tensor, x: float | str | None = None) -> Row:
     """One measured value."""
     return {"quantity": quantity, "x": x, "value": float(value)}
 
@@ -31,7 +31,7 @@ def _normal(seed: int, *shape: int) -> Tensor:
 def _layer(variant: str, channels: int, height: int, width: int, kernel_size: int | None = None) -> Any:
     """A norm in float64 whose gamma and beta are not 1 and 0."""
     options = NormOptions(eps=EPS, kernel_size=kernel_size)
-    layer = NORMS[variant](channels, (height, width), options=options).double()
+    layer: Any = NORMS[variant](channels, (height, width), options=options).double()
     with torch.no_grad():
         for parameter, value in ((layer.weight, 0.5), (layer.bias, -1.0)):
             steps = torch.arange(parameter.numel(), dtype=torch.float64).view_as(parameter)
@@ -57,9 +57,9 @@ def counts(seed: int, variants: list[str], channels: int, height: int, width: in
 def flattened(seed: int, batch: int, channels: int, height: int, width: int) -> list[Row]:
     """L2. Local gain is `torch.nn.BatchNorm1d` over C*H*W features and then gamma and beta per channel."""
     layer = _layer("convbn", channels, height, width)
-    reference = nn.BatchNorm1d(channels * height * width, eps=EPS, affine=False).double()
+    reference: Any = nn.BatchNorm1d(channels * height * width, eps=EPS, affine=False).double()
 
-    def expected(x: Tensor) -> Tensor:
+    def expected(x: Tensor) -> Any:
         return reference(x.flatten(1)).view_as(x) * layer.weight.view(-1, 1, 1) + layer.bias.view(-1, 1, 1)
 
     errors = {"training": 0.0}
@@ -150,7 +150,7 @@ def bessel(seed: int, source_eps: float, batches: list[int]) -> list[Row]:
         if n == 1:
             continue
         rows.append(row("unbiased", n / (n - 1), n))
-        layer = NORMS["convbn"](1, (1, 1), options=NormOptions(momentum=1.0)).double()
+        layer: Any = NORMS["convbn"](1, (1, 1), options=NormOptions(momentum=1.0)).double()
         x = _normal(seed, n, 1, 1, 1)
         layer(x)
         rows.append(row("ours", float(layer.running_var) / float(x.var(correction=0)), n))

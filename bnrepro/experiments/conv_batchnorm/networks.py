@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from dataclasses import replace
 from functools import lru_cache
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +21,7 @@ from bnrepro.schema import Data, Source
 
 IMAGES = 1024  # of the test set, where not all of them are needed
 TRIM = 3  # pixels at each border where a shifted map is not compared: no padding reaches further
+RARELY = 0.01  # of the images: less often a ReLU is as good as silent, and more often than 0.99 as good as always on
 CONSTANT = 1e-5  # of the map's deviation: what varies less over a batch is constant but for rounding
 
 
@@ -60,10 +61,11 @@ class Opened:
 
     def norm(self, *, training: bool, affine: bool = False) -> nn.Module:
         """A copy of the first norm, in training or in eval, without its gamma and beta unless asked for."""
-        norm = copy.deepcopy(next(iter(self.network.norms.values())))
+        norm: Any = copy.deepcopy(next(iter(self.network.norms.values())))
         if not affine and not isinstance(norm, nn.Identity):
             norm.weight = norm.bias = None
-        return norm.train(training)
+        norm.train(training)
+        return cast(nn.Module, norm)
 
 
 @lru_cache(maxsize=3)  # a process measures many networks on the same images
@@ -154,7 +156,8 @@ def sides(units: list[nn.Module], height: int) -> list[tuple[nn.Module, Tensor, 
         if not isinstance(layer, nn.Conv2d | nn.MaxPool2d | nn.AvgPool2d):
             break
         kernel, stride, padding = (
-            size if isinstance(size, int) else size[0] for size in (layer.kernel_size, layer.stride, layer.padding)
+            int(size) if isinstance(size, int | str) else size[0]
+            for size in (layer.kernel_size, layer.stride, layer.padding)
         )
         top = torch.arange((len(first) + 2 * padding - kernel) // stride + 1) * stride - padding
         first, last = first[top.clamp(min=0)], last[(top + kernel - 1).clamp(max=len(last) - 1)]
@@ -165,29 +168,37 @@ def sides(units: list[nn.Module], height: int) -> list[tuple[nn.Module, Tensor, 
 
 @torch.inference_mode()
 def horizon(run: Run, seed: int, shades: list[float]) -> list[Row]:
-    """Accuracy on the test set, and shares of active ReLUs above and below the horizon, by the test images' shade.
+    """Accuracy on the test set and what the ReLUs do above and below the horizon, by the test images' shade.
 
-    "own" is the shade that the run itself is tested with.
+    For each convolutional layer, counted from 1: the share of ``active`` values; the share of ``silent`` units
+    (channels at locations), which almost no image activates; and of ``switching`` ones, which some images activate
+    and some do not: in the others the ReLU is no more than a constant or the identity. "own" is the shade that the
+    run itself is tested with.
     """
     it = Opened(run)
-    halves = sides(it.units, it.data.image_size[0])
-    seen: dict[str, list[Tensor]] = {}
+    halves = {str(layer): half for layer, half in enumerate(sides(it.units, it.data.image_size[0]), 1)}
+    active: dict[str, Tensor] = {}
 
-    def keep(name: str, above: Tensor, below: Tensor, y: Tensor) -> None:
-        for side, rows in ((f"active above {name}", above), (f"active below {name}", below)):
-            seen.setdefault(side, []).append((y[:, :, rows.to(y.device)] > 0).float().mean((1, 2, 3)))
+    def count(layer: str, y: Tensor) -> None:
+        active[layer] = active.get(layer, 0) + (y > 0).sum(0).double()
 
     hooks = [
-        unit.register_forward_hook(lambda _m, _x, y, a=a, b=b, name=name: keep(str(name), a, b, y))
-        for name, (unit, a, b) in enumerate(halves, 1)
+        unit.register_forward_hook(lambda _unit, _x, y, layer=layer: count(layer, y))
+        for layer, (unit, _, _) in halves.items()
     ]
     rows = []
-    for shade in ("own", *shades):
-        data = it.cfg.data if isinstance(shade, str) else replace(it.cfg.data, shade_test=shade)
-        seen.clear()
+    tests: list[tuple[float | str, Data]] = [("own", it.cfg.data)]
+    tests += [(shade, replace(it.cfg.data, shade_test=shade)) for shade in shades]
+    for shade, data in tests:
+        active.clear()
         _, right = train.measure(it.network, it.data, it.data.test, replace(it.cfg, data=data))
         rows.append(row("accuracy", right, shade))
-        rows += [row(side, torch.cat(shares).mean(), shade) for side, shares in seen.items()]
+        for layer, (_, above, below) in halves.items():
+            for side, places in (("above", above), ("below", below)):
+                share = active[layer][:, places.to(it.device)] / len(it.data.test.labels)
+                switching = (share > RARELY) & (share < 1 - RARELY)
+                for what, value in (("active", share), ("silent", share <= RARELY), ("switching", switching)):
+                    rows.append(row(f"{what} {side} {layer}", value.double().mean(), shade))
     for hook in hooks:
         hook.remove()
     return rows
