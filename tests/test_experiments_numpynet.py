@@ -11,8 +11,9 @@ import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 
 from bnrepro.experiments.base import Analysis, Experiment, Records, Verdict
+from bnrepro.experiments.cells import equal_everywhere, greater_everywhere
 from bnrepro.experiments.numpynet import EXPERIMENT, layer, measurements
-from bnrepro.experiments.numpynet.analysis import BY_ID, equal_everywhere, greater_everywhere
+from bnrepro.experiments.numpynet.analysis import BY_ID
 from bnrepro.experiments.numpynet.layer import GRADIENTS, NumPyNetNorm, closed_form, published, text_backward
 from bnrepro.experiments.reproduce import settings
 from bnrepro.norm.oracle import Array, batch_norm_backward, batch_norm_forward, seed004_backward

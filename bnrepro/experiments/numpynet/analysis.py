@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from statistics import fmean
 from typing import Any
 
-from bnrepro.experiments.base import Analysis, Claim, Finding, Records, Table, Verdict
+from bnrepro.experiments.base import Analysis, Finding, Records, Table, Verdict
+from bnrepro.experiments.cells import equal_everywhere, greater_everywhere
 from bnrepro.experiments.judge import exact, in_words, numbers
 from bnrepro.experiments.numpynet import pictures
 from bnrepro.experiments.numpynet.claims import CLAIMS
 from bnrepro.experiments.numpynet.layer import GRADIENTS
 from bnrepro.experiments.numpynet.measurements import locations
-from bnrepro.stats import Interval, equivalence, holm, p_value, paired, t_interval
+from bnrepro.stats import Interval, paired, t_interval
 
 BY_ID = {claim.id: claim for claim in CLAIMS}
 POINTS = "percentage points of test accuracy"
-Cells = dict[str, list[float]]
-"""Differences over seeds, by network and learning rate."""
 
 
 def analyse(records: Records) -> Analysis:
@@ -167,7 +165,7 @@ def _training(records: Records) -> list[Finding]:
     crowded = [cell for cell in trained if min(locations(cell[0])) >= many * batch]
     half = sorted(records.series("bias_norm", part="training"))[-1] / 2
 
-    def accuracy(a: str, b: str, among: list[tuple[str, float]]) -> Cells:
+    def accuracy(a: str, b: str, among: list[tuple[str, float]]) -> dict[str, list[float]]:
         return {
             name(*cell): paired(*(_of(records, "test_accuracy", cell, gradient) for gradient in (a, b)))
             for cell in among
@@ -235,56 +233,6 @@ def _rows(records: Records, quantity: str, cell: tuple[str, float], gradient: st
 
 def _of(records: Records, quantity: str, cell: tuple[str, float], gradient: str) -> dict[int, float]:
     return {int(row["seed"]): float(row["value"]) for row in _rows(records, quantity, cell, gradient)}
-
-
-def equal_everywhere(claim: Claim, differences: Cells, margin: float, unit: str, lead: str) -> Finding:
-    """Equality in every cell: TOST in each.
-
-    Reproduced if all are equivalent. Where some lie beyond the margin (Holm over the cells), it is not reproduced, or
-    partly if others are equivalent. Otherwise inconclusive.
-    """
-    tests = {cell: equivalence(values, margin) for cell, values in differences.items()}
-    equivalent = {cell: test.equivalent for cell, test in tests.items()}
-    beyond = holm({cell: _beyond(values, margin) for cell, values in differences.items()})
-    intervals = {cell: test.interval for cell, test in tests.items()}
-    return _together(claim, equivalent, beyond, intervals, unit, lead, f"90% intervals, margin ±{margin:g}")
-
-
-def greater_everywhere(claim: Claim, differences: Cells, at_least: float, unit: str, lead: str) -> Finding:
-    """Larger by ``at_least`` in every cell, by one-sided t tests at 2.5% as 95% intervals make them.
-
-    Reproduced if it is in all; where it is smaller in some (Holm over the cells), not, or partly if larger in others.
-    """
-    intervals = {cell: t_interval(values) for cell, values in differences.items()}
-    above = {cell: interval.low > at_least for cell, interval in intervals.items()}
-    below = holm({cell: p_value([d - at_least for d in v], "less") for cell, v in differences.items()})
-    return _together(claim, above, below, intervals, unit, lead, f"95% intervals, to be above {at_least:g}")
-
-
-def _beyond(differences: list[float], margin: float) -> float:
-    sides = (
-        p_value([d - margin for d in differences], "greater"),
-        p_value([d + margin for d in differences], "less"),
-    )
-    return min(1.0, 2 * min(sides))
-
-
-def _together(
-    claim: Claim, holds: Mapping[str, bool], fails: Mapping[str, bool], intervals: Mapping[str, Interval],
-    unit: str, lead: str, how: str,
-) -> Finding:  # fmt: skip
-    if not intervals:
-        return Finding(claim, Verdict.inconclusive, f"{lead}: nothing to compare.")
-    if all(holds.values()):
-        verdict = Verdict.reproduced
-    elif any(fails.values()):
-        verdict = Verdict.partly if any(holds.values()) else Verdict.not_reproduced
-    else:
-        verdict = Verdict.inconclusive
-    largest = max(intervals, key=lambda cell: abs(intervals[cell].mean))
-    each = "; ".join(f"{cell}: {numbers(interval)}" for cell, interval in intervals.items())
-    n = min(interval.n for interval in intervals.values())
-    return Finding(claim, verdict, f"{lead}, {unit} ({how}, n={n}): {each}.", intervals[largest], unit)
 
 
 # --- the repository's tests, and the paper ------------------------------------------------------------------------
