@@ -22,17 +22,18 @@ from bnrepro.report import (
     Report,
     Section,
     anchor,
-    counted,
     flat,
     found,
     marked_up,
     number,
+    told,
 )
 
 SVG, XLINK = "http://www.w3.org/2000/svg", "http://www.w3.org/1999/xlink"
 HEAVY = 600_000  # bytes from which a figure's PNG is lighter for a browser than its SVG
 SHORT = 30  # characters that a table's cell keeps on one line
 DROPPED = {"script", "style", "metadata", "foreignObject", "title"}
+LEAST = 560  # CSS pixels: a wide figure is not drawn smaller, but moves sideways on a phone
 ZOOM = 1.2 * 4 / 3  # CSS pixels a point: figures are made for print, and are read from further away on a screen
 
 
@@ -53,8 +54,7 @@ def page(report: Report) -> str:
 
 
 def _entry(section: Section) -> str:
-    claims = f": {counted(section.findings)}" if section.findings else ""
-    return f'<li><a href="#{section.name}">{escape(section.title)}</a>{claims}</li>'
+    return f'<li><a href="#{section.name}">{escape(section.title)}</a>{escape(told(section))}</li>'
 
 
 def _claim(section: Section, row: dict[str, Any]) -> str:
@@ -119,10 +119,15 @@ def _verdict(verdict: str) -> str:
 def _text(text: Any) -> str:
     return marked_up(
         str(text),
-        escape,
-        lambda address: f'<a href="{escape(address)}">{escape(address)}</a>',
+        _breakable,
+        lambda address: f'<a href="{escape(address)}">{_breakable(address.split("//", 1)[1])}</a>',
         lambda code: f"<code>{escape(code)}</code>",
     )
+
+
+def _breakable(text: str) -> str:
+    """``text`` escaped; a long word may break after a slash or an underscore, rather than anywhere."""
+    return re.sub(r"\S{15,}", lambda word: re.sub(r"([/_])(?=\w)", r"\1<wbr>", word.group()), escape(text))
 
 
 # --- figures ------------------------------------------------------------------------------------------------------
@@ -131,20 +136,23 @@ def _text(text: Any) -> str:
 def _figure(image: Image, numbering: count[int]) -> str:
     number = next(numbering)
     file = image.stem.with_suffix(".svg")
+    drawn, width = inline(file, f"f{number}-", image.caption)
     if file.stat().st_size > HEAVY:
         data = base64.b64encode(image.stem.with_suffix(".png").read_bytes()).decode()
         drawn = f'<img alt="{escape(image.caption)}" src="data:image/png;base64,{data}">'
-    else:
-        drawn = inline(file, f"f{number}-", image.caption)
+    style = f"--width:{width * ZOOM:.0f}px;--least:{min(width * 4 / 3, LEAST):.0f}px"
     caption = f"<b>Figure {number}.</b> {_text(image.caption)}"
-    return f'<figure id="figure-{number}"><div class="wide">{drawn}</div><figcaption>{caption}</figcaption></figure>\n'
+    return (
+        f'<figure id="figure-{number}" style="{style}"><div class="wide">{drawn}</div>'
+        f"<figcaption>{caption}</figcaption></figure>\n"
+    )
 
 
-def inline(file: Path, prefix: str, label: str) -> str:
-    """An SVG file as an element of an HTML page.
+def inline(file: Path, prefix: str, label: str) -> tuple[str, float]:
+    """An SVG file as an element of an HTML page, and its width in points.
 
     Its ids get ``prefix``, since a page's must differ; what could run or load something is left out, and so are its
-    style sheet (the page's own says the same) and its width, so that it fits the screen.
+    style sheet (the page's own says the same) and its size, so that it fits the screen.
     """
     try:
         root = ElementTree.parse(file).getroot()
@@ -154,12 +162,11 @@ def inline(file: Path, prefix: str, label: str) -> str:
     _clean(root, prefix)
     for key in ("width", "height"):
         root.attrib.pop(key, None)
-    size = f"width:{width * ZOOM:.0f}px;min-width:{min(width * 4 / 3, 560):.0f}px"
-    root.attrib |= {"role": "img", "aria-label": label, "style": size}
+    root.attrib |= {"role": "img", "aria-label": label}
     ElementTree.register_namespace("", SVG)
     ElementTree.register_namespace("xlink", XLINK)
     text = ElementTree.tostring(root, encoding="unicode")
-    return re.sub(r' xmlns(:xlink)?="[^"]*"', "", text, count=2)  # HTML knows both
+    return re.sub(r' xmlns(:xlink)?="[^"]*"', "", text, count=2), width  # HTML knows both
 
 
 def _clean(node: ElementTree.Element, prefix: str) -> None:

@@ -92,7 +92,7 @@ def results(tmp_path: Path) -> Path:
 class Reader(HTMLParser):
     """Tags that are closed in order, ids, links, and texts."""
 
-    VOID = ("meta", "br", "img", "link", "hr")
+    VOID = ("meta", "br", "wbr", "img", "link", "hr")
 
     def __init__(self, text: str) -> None:
         super().__init__()
@@ -159,7 +159,7 @@ def test_texts_are_shown_as_they_are_and_never_run(page: str) -> None:
 def test_page_says_what_was_found_and_how(page: str) -> None:
     text = Reader(page).text
     assert "3 claims in 1 experiment: 1 reproduced, 1 inconclusive, 1 not testable here." in text
-    assert "A made-up & tiny one: 1 reproduced, 1 inconclusive, 1 not testable here" in text
+    assert "A made-up & tiny one (preset smoke): 1 reproduced, 1 inconclusive, 1 not testable here" in text
     assert "<code>code</code>" in page
     assert "BN wins by 1.00 [0.75, 1.25] points (95% interval, n=3)." in text
     assert "It is not told Effect: 0.50 [0.10, 0.90] (n=4) epochs." in text
@@ -235,7 +235,8 @@ def test_svg_is_cleaned(tmp_path: Path) -> None:
         'width="100pt" onload="alert(1)"><script>alert(2)</script><g id="a" style="clip-path: url(#b)"/>'
         '<use xlink:href="#a"/><image href="https://example.org/x.png"/><a href="javascript:alert(3)"/></svg>'
     )
-    cleaned = inline(file, "p-", 'a "label"')
+    cleaned, width = inline(file, "p-", 'a "label"')
+    assert width == 100
     assert not re.search("alert|http|onload|width=", cleaned)
     assert 'id="p-a"' in cleaned
     assert "url(#p-b)" in cleaned
