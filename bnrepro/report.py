@@ -70,6 +70,7 @@ class Section:
     tables: list[tuple[str, Rows]]
     """(title, rows)."""
     settings: dict[str, Any]
+    preset: str = ""
 
 
 @dataclass(frozen=True)
@@ -146,6 +147,7 @@ def _of_experiment(conclusion: Conclusion) -> Section:
         ],
         tables=[(title, rows) for _, title, rows in conclusion.tables],
         settings=records.settings,
+        preset=records.preset,
     )
 
 
@@ -229,6 +231,11 @@ def counted(findings: Rows) -> str:
     return ", ".join(f"{counts[verdict]} {verdict}" for verdict in Verdict if counts[verdict])
 
 
+def told(section: Section) -> str:
+    """What the contents say of a section after its title."""
+    return f" (preset {section.preset}): {counted(section.findings)}" if section.findings else ""
+
+
 def found(row: dict[str, Any]) -> str:
     """What was found, with the effect and n if the sentence does not say them."""
     effect, text = row["effect"], str(row["found"])
@@ -287,7 +294,7 @@ def marked_up(text: str, plain: Mark, address: Mark, code: Mark) -> str:
 def markdown(report: Report, out: Path) -> str:
     """The report as Markdown, with links to the figures' files."""
     lines = [f"# {TITLE}", "", report.summary(), ""]
-    lines += [f"* [{_text(s.title)}](#{s.name}){_claims(s)}" for s in report.sections] + [""]
+    lines += [f"* [{_text(s.title)}](#{s.name}){told(s)}" for s in report.sections] + [""]
     judged = [section for section in report.sections if section.findings]
     if judged:
         lines += ["## Verdicts", "", *(f"* **{v}**: {_text(meaning)}." for v, meaning in MEANINGS.items()), ""]
@@ -334,10 +341,6 @@ def _section(section: Section, out: Path) -> list[str]:
         lines += ["<details><summary>Settings</summary>", ""]
         lines += [*(f"* {_code(key)}: {_text(text)}" for key, text in flat(section.settings)), "", "</details>", ""]
     return lines
-
-
-def _claims(section: Section) -> str:
-    return f": {counted(section.findings)}" if section.findings else ""
 
 
 def _table(head: list[str], body: list[list[str]]) -> list[str]:
