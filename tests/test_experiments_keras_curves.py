@@ -252,7 +252,9 @@ def test_diverged_runs_are_left_out_and_no_records_are_no_error() -> None:
 def test_tables_and_pictures_show_every_arm() -> None:
     result = EXPERIMENT.analyse(made_up(curve=faster))
     assert all(len({tuple(row) for row in table.rows}) == 1 for table in result.tables)
-    assert [row["n"] for row in result.tables[0].rows] == [5] * 10
+    assert [row["test accuracy"].n for row in result.tables[0].rows] == [5] * 10
+    assert {row["reached"] for row in result.tables[1].rows} <= {f"{n} of 5" for n in range(6)}
+    assert all(row["epochs"].mean == pytest.approx(row["steps"].mean / 10) for row in result.tables[1].rows)
     pictures = {p.name: p for p in result.pictures}
     both = [f"{what}_{flips}_flips" for flips in ("with", "without") for what in ("curves", "test_accuracy")]
     assert list(pictures) == [*both, "lockstep"]

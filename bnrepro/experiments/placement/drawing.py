@@ -64,7 +64,7 @@ def heat_map(records: Records) -> Figure:
     }
     networks, activations = networks_of(records), records.settings["activations"]
     with figures.style():
-        figure = Figure(figsize=(2 * figures.COLUMN, 0.9 + 0.9 * len(networks)), layout="constrained")
+        figure = Figure(figsize=(2 * figures.COLUMN, 1.2 + 0.8 * len(networks)), layout="constrained")
         axes = figure.subplots(2, 1, sharex=True)
         means = [abs(t_interval(values).mean) for tests in panels.values() for values in tests.values() if values]
         largest = max([LINEAR, *means])
@@ -145,14 +145,15 @@ def ghost(records: Records) -> Figure:
         losses = {"train_loss": "training loss", "test_loss": "test loss", "gap": "test - training"}
         for (quantity, name), look in zip(losses.items(), LOOKS, strict=True):
             _ghost_line(left, records, quantity, sizes, look, name)
-        _ghost_line(right, records, "test_accuracy", sizes, LOOKS[0], "test accuracy")
+        _ghost_line(right, records, "test_accuracy", sizes, ("#000000", "-", "D"), "test accuracy")
         for axes, title in ((left, "loss in eval mode"), (right, "test accuracy")):
             axes.set_xscale("log", base=2)
             axes.set_xticks(sizes, [str(size) for size in sizes])
             axes.xaxis.set_minor_locator(NullLocator())
             axes.set_xlabel("images a statistic is taken from")
             axes.set_ylabel(title)
-        left.legend(handlelength=3)
+        handles, labels = left.get_legend_handles_labels()
+        figure.legend(handles, labels, loc="outside upper center", ncols=3, handlelength=3)
         return figure
 
 
