@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from copy import deepcopy
 from functools import cache
 from pathlib import Path
 from typing import Any, cast
@@ -169,7 +170,14 @@ def check(cfg: Config) -> Config:
 
 def to_dict(cfg: Config) -> dict[str, Any]:
     """``cfg`` as plain dicts, lists, strings and numbers (enums by name)."""
-    return cast(dict[str, Any], OmegaConf.to_container(_plain(cfg), enum_to_str=True))
+    text = repr(cfg)
+    if text not in _dicts:
+        _dicts[text] = cast(dict[str, Any], OmegaConf.to_container(_plain(cfg), enum_to_str=True))
+    return deepcopy(_dicts[text])
+
+
+_dicts: dict[str, dict[str, Any]] = {}
+"""By the configuration's text: OmegaConf takes 10 ms for one, and hundreds of runs ask for theirs many times."""
 
 
 def to_yaml(cfg: Config) -> str:
