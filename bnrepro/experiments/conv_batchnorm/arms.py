@@ -110,12 +110,9 @@ def probes(settings: Settings) -> list[Probe]:
     found = list(_exact())
     for arm in arms(settings):
         seed, run = arm.config.seed, (arm.part, arm.factors, arm.config.seed)
-        normed = arm.factors["variant"] != "nobn"
-        if arm.part == "table":
-            found.append(Probe(*run, networks.accuracies, {}, arm.config))
-            found.append(Probe(*run, networks.shift, {}, arm.config))
-            if normed:
-                found.append(Probe(*run, networks.gap, {"batches": sizes}, arm.config))
+        if arm.part in ("table", "batch"):
+            batches = sizes if arm.part == "table" else [arm.config.batch_size]
+            found.append(Probe(*run, networks.statistics, {"batches": batches}, arm.config))
         if arm.part == "horizon":
             shades = settings["horizon"]["test_shades"] if arm.factors["light"] == "plain" else []
             found.append(Probe(*run, networks.horizon, {"shades": shades}, arm.config))
@@ -126,9 +123,6 @@ def probes(settings: Settings) -> list[Probe]:
             found.append(Probe(*run, networks.window, arguments, arm.config))
         if arm.part == "eps":
             found.append(Probe(*run, networks.extremes, {"batches": sizes}, arm.config))
-        if arm.part == "batch":
-            found.append(Probe(*run, networks.accuracies, {}, arm.config))
-            found.append(Probe(*run, networks.gap, {"batches": [arm.factors["batch_size"]]}, arm.config))
     return found
 
 

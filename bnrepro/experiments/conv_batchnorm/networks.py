@@ -74,12 +74,17 @@ def _data(name: str, source: Source, root: str, path: str | None, val_fraction: 
 
 
 @torch.inference_mode()
-def accuracies(run: Run, seed: int) -> list[Row]:
+def statistics(run: Run, seed: int, batches: list[int]) -> list[Row]:
+    """`accuracies`, `gap` and `shift` of a run's network."""
+    it = Opened(run)
+    return [*accuracies(it), *gap(it, batches), *shift(it)]
+
+
+def accuracies(it: Opened) -> list[Row]:
     """Accuracy on the test set with running statistics and with each batch's own, and on the training set in eval.
 
     The batches are of the training's size and shuffled. Training images are as many as test images.
     """
-    it = Opened(run)
     count = len(it.data.test.labels)
     test, seen = it.some(it.data.test, count), it.some(it.data.train, count)
     rows = [row("accuracy", train.measure(it.network, it.data, test, it.cfg)[1], "running")]
@@ -89,16 +94,31 @@ def accuracies(run: Run, seed: int) -> list[Row]:
     return [*rows, row("accuracy", own, "batch")]
 
 
-@torch.inference_mode()
-def gap(run: Run, seed: int, batches: list[int]) -> list[Row]:
+def gap(it: Opened, batches: list[int]) -> list[Row]:
     """Root mean square of xhat in training minus xhat in eval after the first layer, by batch size."""
-    it = Opened(run)
     u = it.entering(it.normalized(it.some(it.data.test, IMAGES)))
     in_eval = it.norm(training=False)(u)
     rows = []
     for size in batches:
         in_training = torch.cat([it.norm(training=True)(part) for part in u.split(size) if len(part) == size])
         rows.append(row("gap", (in_training - in_eval[: len(in_training)]).square().mean().sqrt(), size))
+    return rows
+
+
+def shift(it: Opened) -> list[Row]:
+    """How far the first norm's output for images moved right by a pixel is from its output, moved.
+
+    Relative: the norm of the difference over that of the output, away from the borders; 0 for a layer that is
+    equivariant to shifts. In eval (running statistics) and in training (those of the batch, which is moved as a whole).
+    """
+    x = it.normalized(it.some(it.data.test, 256))
+    moved = torch.cat([x[..., :1], x[..., :-1]], 3)
+    rows = []
+    for mode, training in (("eval", False), ("training", True)):
+        before, after = (it.norm(training=training, affine=True)(it.entering(images)) for images in (x, moved))
+        inside = before[..., TRIM:-TRIM, TRIM : -TRIM - 1]
+        difference = after[..., TRIM:-TRIM, TRIM + 1 : -TRIM] - inside
+        rows.append(row("shift error", difference.norm() / inside.norm(), mode))
     return rows
 
 
@@ -119,25 +139,6 @@ def extremes(run: Run, seed: int, batches: list[int]) -> list[Row]:
             parts = [part for part in values.split(size) if len(part) == size]
             shares = [((part.amax(0) - part.amin(0)) <= limit).float().mean() for part in parts]
             rows.append(row(quantity, torch.stack(shares).mean(), size))
-    return rows
-
-
-@torch.inference_mode()
-def shift(run: Run, seed: int) -> list[Row]:
-    """How far the first norm's output for images moved right by a pixel is from its output, moved.
-
-    Relative: the norm of the difference over that of the output, away from the borders; 0 for a layer that is
-    equivariant to shifts. In eval (running statistics) and in training (those of the batch, which is moved as a whole).
-    """
-    it = Opened(run)
-    x = it.normalized(it.some(it.data.test, 256))
-    moved = torch.cat([x[..., :1], x[..., :-1]], 3)
-    rows = []
-    for mode, training in (("eval", False), ("training", True)):
-        before, after = (it.norm(training=training, affine=True)(it.entering(images)) for images in (x, moved))
-        inside = before[..., TRIM:-TRIM, TRIM : -TRIM - 1]
-        difference = after[..., TRIM:-TRIM, TRIM + 1 : -TRIM] - inside
-        rows.append(row("shift error", difference.norm() / inside.norm(), mode))
     return rows
 
 
