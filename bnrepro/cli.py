@@ -160,8 +160,8 @@ def reproduce(
         runs, measurements = plan.missing()
         folder = plan.experiment.directory(out)
         typer.echo(
-            f"{plan.experiment.name} (preset {preset}): {len(plan.configs)} runs, {runs} of them to make; "
-            f"{len(plan.probes)} measurements, {measurements} to make."
+            f"{plan.experiment.name} (preset {preset}): {len(plan.configs)} runs, {len(runs)} of them to make; "
+            f"{len(plan.probes)} measurements, {len(measurements)} to make."
         )
         if (held := preset_of(folder)) not in (None, preset):
             typer.echo(f"{folder} holds the results of preset {held}, which these replace.")

@@ -151,17 +151,17 @@ def test_records_are_complete_and_nothing_runs_twice(made_up: Make, go: Go, tmp_
 
 def test_plan_says_what_is_missing(made_up: Make, go: Go, tmp_path: Path) -> None:
     plan = reproduce.make_plan(made_up(), "smoke", tmp_path / "runs")
-    assert (len(plan.configs), plan.missing()) == (2, (2, 3))
+    assert (plan.missing(), len(plan.configs), len(plan.probes)) == ((plan.configs, plan.probes), 2, 3)
     assert not (tmp_path / "runs").exists()
     go(made_up())
-    assert plan.missing() == (0, 0)
+    assert plan.missing() == ([], [])
     (changed,) = (p for p in plan.probes if p.factors == {"window": "full"})
     for other in (
         replace(changed, seed=2),
         replace(changed, arguments={"points": [0.2]}),
         replace(changed, function=fail),
     ):
-        assert replace(plan, probes=[other]).missing() == (0, 1)
+        assert replace(plan, probes=[other]).missing() == ([], [other])
 
 
 def test_conclusions_are_drawn_again_from_records_alone(made_up: Make, go: Go, tmp_path: Path) -> None:

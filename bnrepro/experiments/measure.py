@@ -50,10 +50,20 @@ def measure_all(
 ) -> list[Measurement]:
     """Measure ``probes``, ``jobs`` at a time; the results in their order.
 
-    What is there is not measured again, unless with ``force``. A probe that fails leaves the others alone.
+    What is there is not measured again, unless with ``force``. A probe that fails leaves the others alone. The report
+    is told of those that are measured, which `missing` counts.
     """
-    work = partial(_attempt, folder=folder, force=force, revision=record.git_revision())
-    return map_all(work, probes, jobs, _lost, report)
+    there = {} if force else {i: result for i, probe in enumerate(probes) if (result := stored(probe, folder))}
+    rest = [i for i in range(len(probes)) if i not in there]
+    work = partial(_attempt, folder=folder, revision=record.git_revision() if rest else None)
+    made = map_all(work, [probes[i] for i in rest], jobs, _lost, report)
+    found = dict(zip(rest, made, strict=True)) | {i: Measurement(probes[i], result) for i, result in there.items()}
+    return [found[i] for i in range(len(probes))]
+
+
+def missing(probes: list[Probe], folder: Path) -> list[Probe]:
+    """Those of ``probes`` that are still to measure."""
+    return [probe for probe in probes if stored(probe, folder) is None]
 
 
 def _identity(probe: Probe) -> dict[str, Any]:
@@ -70,11 +80,7 @@ def _lost(probe: Probe) -> Measurement:
     return Measurement(probe, error="its process was killed (out of memory?)")
 
 
-def _attempt(
-    probe: Probe, share: Callable[[float], None], *, folder: Path, force: bool, revision: str | None
-) -> Measurement:
-    if not force and (there := stored(probe, folder)):
-        return Measurement(probe, there)
+def _attempt(probe: Probe, share: Callable[[float], None], *, folder: Path, revision: str | None) -> Measurement:
     try:
         result = _identity(probe) | _measure(probe) | {"git_revision": revision}
         record.write_whole(file_of(probe, folder), json.dumps(result, indent=1) + "\n")

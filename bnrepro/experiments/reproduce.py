@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
+import torch
 from omegaconf import OmegaConf
 
 from bnrepro import record, sweep, train
@@ -16,7 +17,7 @@ from bnrepro.compare import RUN_COLUMNS
 from bnrepro.config import UserError, check, configs_dir, load_config, run_dir
 from bnrepro.experiments.base import Analysis, Arm, Experiment, Factors, Probe, Records, Settings
 from bnrepro.experiments.conclusion import conclude
-from bnrepro.experiments.measure import Measurement, measure_all, stored
+from bnrepro.experiments.measure import Measurement, measure_all, missing
 from bnrepro.experiments.records import RESERVED, Row, merged, plain, read, save
 from bnrepro.record import Run
 from bnrepro.schema import Config, Source
@@ -79,10 +80,10 @@ class Plan:
         wanted = [arm.config for arm in self.arms] + [probe.config for probe in self.probes if probe.config]
         return list({run_dir(cfg): cfg for cfg in wanted}.values())
 
-    def missing(self) -> tuple[int, int]:
-        """How many runs and measurements are still to make."""
-        runs = sum(not Run(run_dir(cfg)).finished for cfg in self.configs)
-        return runs, sum(stored(probe, self.measurements) is None for probe in self.probes)
+    def missing(self) -> tuple[list[Config], list[Probe]]:
+        """The runs and measurements that are still to make."""
+        runs = [cfg for cfg in self.configs if not Run(run_dir(cfg)).finished]
+        return runs, missing(self.probes, self.measurements)
 
 
 def settings(experiment: Experiment, preset: str) -> Settings:
@@ -164,17 +165,29 @@ def execute(
     """
     bars = bars or (lambda _what, _count: nullcontext(_Silent()))
     jobs = jobs or sweep.default_jobs(plan.configs[0] if plan.configs else load_config())
-    with bars("runs", len(plan.configs)) as bar:
-        outcomes = sweep.run_all(plan.configs, jobs, force=force, report=bar.update)
-    with bars("measurements", len(plan.probes)) as bar:
-        measured = measure_all(plan.probes, plan.measurements, jobs, force=force, report=bar.update)
+    runs, probes = (plan.configs, plan.probes) if force else plan.missing()
+    with _one_thread():  # as in processes of their own, so that the numbers do not depend on how many there are
+        with bars("runs", len(runs)) as bar:
+            outcomes = sweep.run_all(runs, jobs, force=force, report=bar.update)
+        with bars("measurements", len(probes)) as bar:
+            measured = measure_all(plan.probes, plan.measurements, jobs, force=force, report=bar.update)
     failed = [f"{o.path.relative_to(plan.root)}: {o.error}" for o in outcomes if o.error]
     failed += [f"{_title(m.probe)}: {m.error}" for m in measured if m.error]
-    if failed and len(failed) == len(outcomes) + len(measured):
+    if failed and len(failed) == len(plan.configs) + len(plan.probes):
         raise UserError(f"{plan.experiment.name}: nothing could be run or measured. The first reason: {failed[0]}")
     folder = plan.experiment.directory(out)
     save(_collect(plan, {o.path for o in outcomes if o.error}, measured, failed), folder)
     return conclude(plan.experiment, read(folder), folder), failed
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 class _Silent:
