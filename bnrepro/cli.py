@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from bnrepro.experiments import NAMES
+
 if TYPE_CHECKING:
     from bnrepro.schema import Config
 
@@ -33,6 +35,9 @@ Seed = Annotated[int | None, typer.Option(help="Seed of weights, batches, augmen
 Force = Annotated[bool, typer.Option("--force", help="Start over, even where a finished run is there.")]
 RunPath = Annotated[Path, typer.Argument(metavar="RUN", help="A run's directory; `bnrepro runs` lists them.")]
 Root = Annotated[Path, typer.Option(help="Folder of the runs.")]
+Out = Annotated[Path, typer.Option(help="Folder of the experiments' results.")]
+EXPERIMENTS = Path("results/experiments")
+EXPERIMENTS_HELP = f"{', '.join(NAMES)}; as a rule all."
 
 
 @app.command()
@@ -123,23 +128,120 @@ def compare(
 
 
 @app.command()
+def reproduce(
+    names: Annotated[list[str] | None, typer.Argument(metavar="[EXPERIMENT]...", help=EXPERIMENTS_HELP)] = None,
+    preset: Annotated[
+        str, typer.Option(help="smoke (seconds), quick (minutes) or full (up to an hour each).")
+    ] = "quick",
+    root: Root = Path("runs"),
+    out: Out = EXPERIMENTS,
+    jobs: Annotated[int | None, typer.Option(min=1, help="Processes; as a rule one a core.")] = None,
+    data_root: Annotated[Path | None, typer.Option(help="Folder of the datasets (data.root), for all runs.")] = None,
+    archive: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME=FILE", help="Read dataset NAME from an .npz archive with Keras's keys instead."),
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be run and measured.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Run and measure again what is finished, too.")] = False,
+) -> None:
+    """Put the sources' claims to the test.
+
+    Runs and measures what is missing, then analyses, draws and judges. Example:
+    bnrepro reproduce labml --preset=smoke
+    """
+    from bnrepro import experiments, listing
+    from bnrepro.config import UserError
+    from bnrepro.experiments.records import preset_of
+    from bnrepro.experiments.reproduce import Places, execute, make_plan
+    from bnrepro.progress import SweepBar
+
+    places = Places(data_root, dict(map(_archive, archive or [])))
+    chosen = [experiments.experiment(name) for name in dict.fromkeys(names or experiments.NAMES)]
+    plans = [make_plan(experiment, preset, root, places) for experiment in chosen]
+    problems: list[Exception] = []
+    failures = 0
+    for plan in plans:
+        runs, measurements = plan.missing()
+        folder = plan.experiment.directory(out)
+        typer.echo(
+            f"{plan.experiment.name} (preset {preset}): {len(plan.configs)} runs, {len(runs)} of them to make; "
+            f"{len(plan.probes)} measurements, {len(measurements)} to make."
+        )
+        if (held := preset_of(folder)) not in (None, preset):
+            typer.echo(f"{folder} holds the results of preset {held}, which these replace.")
+        if dry_run:
+            continue
+        try:
+            analysis, failed = execute(plan, out, jobs, lambda what, count: SweepBar(count, what), force=force)
+        except Exception as error:  # an experiment that cannot be concluded does not cost the others
+            typer.echo(f"{plan.experiment.name}: {type(error).__name__}: {error}", err=True)
+            problems.append(error)
+            continue
+        failures += len(failed)
+        for text in failed:
+            typer.echo(f"{plan.experiment.name}: {text}", err=True)
+        typer.echo(listing.verdict_table(analysis.findings))
+        typer.echo(f"Records, tables and figures: {folder}\n")
+    for problem in problems:
+        if not isinstance(problem, UserError):
+            raise problem
+    if problems:
+        raise UserError(f"{len(problems)} of {len(plans)} experiments could not be concluded; the reasons are above.")
+    if failures:
+        raise UserError(f"{failures} runs or measurements failed and are left out; the reasons are above.")
+
+
+@app.command()
 def figures(
     folders: Annotated[
         list[Path] | None,
-        typer.Argument(metavar="[FOLDER]...", help="What `compare` wrote; as a rule all under --root."),
+        typer.Argument(
+            metavar="[FOLDER]...", help="What `compare` or `reproduce` wrote; as a rule all under --root and --out."
+        ),
     ] = None,
     root: Root = Path("runs"),
+    out: Out = EXPERIMENTS,
 ) -> None:
-    """Draw the figures again, from records alone."""
-    from bnrepro import compare as comparing
-    from bnrepro.config import UserError
+    """Draw the figures again, from records alone.
 
-    found = [folder for given in folders or [root] for folder in (list(comparing.find(given)) or [given])]
-    if folders is None and found == [root]:
-        raise UserError(f"There is no comparison under {root}. `bnrepro compare` makes one.")
-    for folder in found:
+    An experiment's tables and verdicts are made again too. Its name will do for its folder.
+    """
+    from bnrepro import compare as comparing
+    from bnrepro import experiments
+    from bnrepro.config import UserError
+    from bnrepro.experiments import records
+
+    given = [out / folder if str(folder) in experiments.NAMES else folder for folder in folders or [root, out]]
+    comparisons = [folder for each in given for folder in comparing.find(each)]
+    concluded = [folder for each in given for folder in records.find(each)]
+    if folders is None and not comparisons and not concluded:
+        raise UserError(
+            f"There is no comparison under {root} and no experiment under {out}. `bnrepro compare` and "
+            "`bnrepro reproduce` make them."
+        )
+    for folder in given if folders else []:
+        if not any(found.is_relative_to(folder) for found in comparisons + concluded):
+            comparing.open_comparison(folder)  # says what is missing
+    for folder in comparisons:
         _draw(folder)
         typer.echo(f"Figures: {folder / 'figures'}")
+    for folder in concluded:
+        _conclude(folder)
+        typer.echo(f"Figures, tables and verdicts: {folder}")
+
+
+@app.command()
+def report(
+    out: Annotated[Path, typer.Option(help="Folder of the results; the report is written into it.")] = Path("results"),
+) -> None:
+    """Write one report over all stored results.
+
+    REPORT.md, and report.html as a single file.
+    """
+    from bnrepro import report as reporting
+
+    for file in reporting.write(out):
+        typer.echo(f"Report: {file}")
 
 
 @app.command()
@@ -327,6 +429,31 @@ def _draw(folder: Path) -> None:
     from bnrepro.compare import open_comparison
 
     drawing.draw(open_comparison(folder), folder / "figures")
+
+
+def _conclude(folder: Path) -> None:
+    from bnrepro.config import UserError
+    from bnrepro.experiments import experiment
+    from bnrepro.experiments.reproduce import conclude, read
+
+    records = read(folder)
+    if "experiment" not in records.provenance:
+        raise UserError(f"{folder} does not say which experiment it holds. `bnrepro reproduce` makes it again.")
+    conclude(experiment(records.provenance["experiment"]), records, folder)
+
+
+def _archive(text: str) -> tuple[str, Path]:
+    """NAME=FILE."""
+    from bnrepro import sources
+    from bnrepro.config import UserError
+
+    name, equals, file = text.partition("=")
+    if not equals:
+        raise UserError(f"--archive={text} is not of the form NAME=FILE, as in cifar10=cifar10.npz.")
+    sources.lookup(name)
+    if not Path(file).is_file():
+        raise UserError(f"--archive: there is no file {file}.")
+    return name, Path(file)
 
 
 def _print_table(comparison: Any, threshold: float | None) -> None:

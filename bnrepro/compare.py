@@ -24,6 +24,7 @@ from bnrepro.stats import Interval, t_interval
 
 VARIANTS = ("nobn", "bn", "custombn", "convbn")
 RUNS, CURVES, TABLE, PROVENANCE = "runs.csv", "curves.csv", "table.csv", "provenance.json"
+MEASUREMENTS = "measurements.csv"
 
 _TEXT = ("variant", "status", "precision", "device", "config_hash")
 _NUMBERS = ("test_accuracy", "test_loss", "val_accuracy", "val_loss", "train_accuracy", "train_loss")
@@ -114,9 +115,9 @@ def save(comparison: Comparison, folder: Path, threshold: float | None = None) -
 
 
 def find(root: Path) -> Iterator[Path]:
-    """The comparisons in ``root`` and below."""
+    """The comparisons in ``root`` and below. A folder with measurements is an experiment's."""
     for file in sorted({root / RUNS, *root.glob(f"**/{RUNS}")}):
-        if file.is_file():
+        if file.is_file() and not (file.parent / MEASUREMENTS).is_file():
             yield file.parent
 
 

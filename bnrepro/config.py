@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from copy import deepcopy
 from functools import cache
 from pathlib import Path
 from typing import Any, cast
@@ -25,6 +26,21 @@ class UserError(Exception):
 
 WHERE_NOT_WHAT = ("root", "tensorboard", "data.root", "data.path")
 """Keys that change where things lie, and no number. An archive counts by its content instead (`content_hash`)."""
+
+LATER = (
+    "data.rotate",
+    "data.brightness",
+    "data.samplewise",
+    "data.shade",
+    "data.shade_batches",
+    "data.shade_test",
+    "model.keep_bias",
+    "norm.ghost_size",
+    "norm.kernel_size",
+    "optimizer.eps",
+)
+"""Keys that came after runs had been published: at their default they are not counted, so that those keep their names.
+"""
 
 
 def configs_dir() -> Path:
@@ -85,6 +101,7 @@ def check(cfg: Config) -> Config:
         ("optimizer.momentum", cfg.optimizer.momentum, 0 <= cfg.optimizer.momentum < 1, "in [0, 1)"),
         ("optimizer.beta1", cfg.optimizer.beta1, 0 <= cfg.optimizer.beta1 < 1, "in [0, 1)"),
         ("optimizer.beta2", cfg.optimizer.beta2, 0 <= cfg.optimizer.beta2 < 1, "in [0, 1)"),
+        ("optimizer.eps", cfg.optimizer.eps, cfg.optimizer.eps > 0, "above 0"),
         ("optimizer.weight_decay", cfg.optimizer.weight_decay, cfg.optimizer.weight_decay >= 0, "0 or more"),
         (
             "optimizer.nesterov",
@@ -102,6 +119,16 @@ def check(cfg: Config) -> Config:
         ("schedule.gamma", cfg.schedule.gamma, cfg.schedule.gamma > 0, "above 0"),
         ("data.val_fraction", cfg.data.val_fraction, 0 < cfg.data.val_fraction < 1, "between 0 and 1"),
         ("data.crop", cfg.data.crop, cfg.data.crop >= 0, "0 or more"),
+        ("data.rotate", cfg.data.rotate, 0 <= cfg.data.rotate <= 180, "in [0, 180]"),
+        ("data.brightness", cfg.data.brightness, 0 <= cfg.data.brightness <= 1, "in [0, 1]"),
+        ("data.shade", cfg.data.shade, cfg.data.shade >= 0, "0 or more"),
+        (
+            "data.shade_batches",
+            cfg.data.shade_batches,
+            not cfg.data.shade_batches or cfg.data.shade < 1,
+            "false where data.shade is not below 1: factors are drawn between data.shade and 1",
+        ),
+        ("data.shade_test", cfg.data.shade_test, (cfg.data.shade_test or 0) >= 0, "0 or more, or null"),
         (
             "data.path",
             cfg.data.path,
@@ -118,6 +145,18 @@ def check(cfg: Config) -> Config:
             cfg.norm.momentum is None or 0 <= cfg.norm.momentum <= 1,
             "in [0, 1], or null",
         ),
+        (
+            "norm.kernel_size",
+            cfg.norm.kernel_size,
+            cfg.norm.kernel_size is None or cfg.norm.kernel_size >= 1,
+            "1 or more, or null",
+        ),
+        (
+            "norm.ghost_size",
+            cfg.norm.ghost_size,
+            cfg.norm.ghost_size is None or cfg.norm.ghost_size >= 1,
+            "1 or more, or null",
+        ),
     ]
     for key, value, holds, wanted in rules:
         if not holds:
@@ -131,7 +170,14 @@ def check(cfg: Config) -> Config:
 
 def to_dict(cfg: Config) -> dict[str, Any]:
     """``cfg`` as plain dicts, lists, strings and numbers (enums by name)."""
-    return cast(dict[str, Any], OmegaConf.to_container(_plain(cfg), enum_to_str=True))
+    text = repr(cfg)
+    if text not in _dicts:
+        _dicts[text] = cast(dict[str, Any], OmegaConf.to_container(_plain(cfg), enum_to_str=True))
+    return deepcopy(_dicts[text])
+
+
+_dicts: dict[str, dict[str, Any]] = {}
+"""By the configuration's text: OmegaConf takes 10 ms for one, and hundreds of runs ask for theirs many times."""
 
 
 def to_yaml(cfg: Config) -> str:
@@ -150,15 +196,25 @@ def identity(cfg: Config, without: tuple[str, ...] = ()) -> dict[str, Any]:
         UserError: `data.path` cannot be read.
     """
     counted = to_dict(cfg)
-    for key in (*WHERE_NOT_WHAT, *without):
-        *groups, last = key.split(".")
-        node = counted
-        for group in groups:
-            node = node[group]
-        node.pop(last)
+    as_ever = [key for key in LATER if _value(counted, key) == _value(_defaults(), key)]
+    for key in {*WHERE_NOT_WHAT, *as_ever, *without}:
+        group, _, last = key.rpartition(".")
+        (_value(counted, group) if group else counted).pop(last)
     if cfg.data.path is not None:
         counted["data"]["content"] = content_hash(Path(cfg.data.path))
     return counted
+
+
+@cache
+def _defaults() -> dict[str, Any]:
+    return to_dict(Config())
+
+
+def _value(node: dict[str, Any], key: str) -> Any:
+    """What stands in nested dicts at a dotted key."""
+    for part in key.split("."):
+        node = node[part]
+    return node
 
 
 def config_hash(cfg: Config, without: tuple[str, ...] = ()) -> str:

@@ -8,6 +8,7 @@ Normalisation and augmentation work on whole batches, never on single images.
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -47,6 +48,8 @@ class Dataset:
     val: Split
     test: Split
     num_classes: int
+    samplewise: bool = False
+    """Whether each image is normalised by its own mean and deviation."""
 
     @property
     def channels(self) -> int:
@@ -69,9 +72,13 @@ class Dataset:
         return (1 / std).float().view(1, -1, 1, 1), (mean / std).float().view(1, -1, 1, 1)
 
     def normalize(self, images: Tensor, channels_last: bool = False) -> Tensor:
-        """uint8 images as float32 of mean 0 and deviation 1 (per channel, over the training set)."""
+        """Images of 0 to 255 as float32 of mean 0 and deviation 1: per channel over the training set, or one by one."""
+        layout = torch.channels_last if channels_last else torch.contiguous_format
+        x = images.to(torch.float32, memory_format=layout, copy=True)
+        if self.samplewise:
+            x -= x.mean((1, 2, 3), keepdim=True)
+            return x.div_(x.square().mean((1, 2, 3), keepdim=True).sqrt() + 1e-6)  # Keras's place and size of epsilon
         scale, shift = self.scale_and_shift
-        x = images.to(torch.float32, memory_format=torch.channels_last if channels_last else torch.contiguous_format)
         return x.mul_(scale).sub_(shift)
 
 
@@ -105,6 +112,7 @@ def load(cfg: Data, device: torch.device) -> Dataset:
         val=split(x[order[:held_out]], y[order[:held_out]]),
         test=split(*test),
         num_classes=int(y.max()) + 1,
+        samplewise=cfg.samplewise,
     )
 
 
@@ -115,11 +123,17 @@ def mix(seed: int, purpose: str, epoch: int = 0) -> int:
 
 @dataclass(frozen=True)
 class Plan:
-    """What happens to each image of an epoch: its place in the order, its crop and whether it is mirrored."""
+    """What happens to each image of an epoch: its place in the order, its crop, whether it is mirrored, and so on."""
 
     order: Tensor
     offsets: Tensor
     flips: Tensor
+    shades: Tensor | None = None
+    """Factors on the lower halves; a batch has that of its first image. None: all have the configuration's."""
+    angles: Tensor | None = None
+    """Radians to turn each image by; None: none is turned."""
+    factors: Tensor | None = None
+    """To multiply each image's brightness by; None: it stays."""
 
 
 def epoch_plan(images: int, cfg: Data, seed: int, epoch: int) -> Plan:
@@ -128,10 +142,17 @@ def epoch_plan(images: int, cfg: Data, seed: int, epoch: int) -> Plan:
     def generator(purpose: str) -> torch.Generator:
         return torch.Generator().manual_seed(mix(seed, purpose, epoch))
 
+    def between(purpose: str, low: float, high: float) -> Tensor:
+        return torch.rand(images, generator=generator(purpose)) * (high - low) + low
+
+    turn = math.radians(cfg.rotate)
     return Plan(
         order=torch.randperm(images, generator=generator("order")),
         offsets=torch.randint(0, 2 * cfg.crop + 1, (images, 2), generator=generator("crop")),
         flips=torch.rand(images, generator=generator("flip")) < (0.5 if cfg.flip else 0.0),
+        shades=between("shade", cfg.shade, 1) if cfg.shade_batches else None,
+        angles=between("rotate", -turn, turn) if cfg.rotate else None,
+        factors=between("brightness", 1 - cfg.brightness, 1 + cfg.brightness) if cfg.brightness else None,
     )
 
 
@@ -145,7 +166,25 @@ def train_batch(
     if cfg.crop or cfg.flip:
         part = slice(start, start + size)
         images = crop_and_flip(images, cfg.crop, plan.offsets[part].to(device), plan.flips[part].to(device))
+    if plan.angles is not None:
+        images = rotate(images, plan.angles[start : start + size].to(device))
+    if plan.factors is not None:
+        factors = plan.factors[start : start + size].to(device)
+        images = (images * factors.view(-1, 1, 1, 1)).clamp_(max=255)
+    images = shaded(images, cfg.shade if plan.shades is None else float(plan.shades[start]))
     return data.normalize(images, channels_last), labels
+
+
+def shaded(images: Tensor, factor: float) -> Tensor:
+    """Images (N, C, H, W) with the pixels of their lower half (from row H // 2 on) times ``factor``.
+
+    Products are rounded to the nearest of the 256 levels, and capped at the brightest.
+    """
+    if factor == 1:
+        return images
+    horizon = images.shape[2] // 2
+    dark = (images[:, :, horizon:] * factor).round().clamp(max=255).to(images.dtype)
+    return torch.cat([images[:, :, :horizon], dark], 2)
 
 
 def crop_and_flip(images: Tensor, pad: int, offsets: Tensor, flips: Tensor) -> Tensor:
@@ -167,10 +206,35 @@ def crop_and_flip(images: Tensor, pad: int, offsets: Tensor, flips: Tensor) -> T
     return padded[each, channel, rows.view(n, 1, h, 1), columns.view(n, 1, 1, w)]
 
 
+def rotate(images: Tensor, angles: Tensor) -> Tensor:
+    """Turn each image (N, C, H, W) about its centre by ``angles`` (N,) radians, counter-clockwise, as float32.
+
+    Values between pixels are interpolated linearly; outside the image stands its nearest pixel (Keras's default too).
+    """
+    _, _, h, w = images.shape
+    cos, sin, zero = angles.cos(), angles.sin(), torch.zeros_like(angles)
+    # From output to input places, in units of half the height and half the width.
+    rows = [cos, -sin * (h / w), zero, sin * (w / h), cos, zero]
+    grid = F.affine_grid(torch.stack(rows, 1).view(-1, 2, 3), list(images.shape), align_corners=False)
+    return F.grid_sample(images.float(), grid, padding_mode="border", align_corners=False)
+
+
 def eval_batches(
-    data: Dataset, split: Split, size: int, *, channels_last: bool = False
+    data: Dataset, split: Split, size: int, cfg: Data | None = None, *, channels_last: bool = False
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """The images of ``split`` in order, normalised, ``size`` at a time (the last batch may be smaller)."""
-    for start in range(0, len(split.labels), size):
+    """The images of ``split`` in order, normalised, ``size`` at a time (the last batch may be smaller).
+
+    Their lower halves are shaded as ``cfg`` says. Where batches have factors of their own, these stand at equal
+    distances between ``cfg.shade`` and 1, from the first batch to the last.
+    """
+    starts = range(0, len(split.labels), size)
+    factors = _eval_shades(cfg, len(starts)) if cfg else [1.0] * len(starts)
+    for start, factor in zip(starts, factors, strict=True):
         part = slice(start, start + size)
-        yield data.normalize(split.images[part], channels_last), split.labels[part]
+        yield data.normalize(shaded(split.images[part], factor), channels_last), split.labels[part]
+
+
+def _eval_shades(cfg: Data, batches: int) -> list[float]:
+    if cfg.shade_test is not None or not cfg.shade_batches:
+        return [cfg.shade if cfg.shade_test is None else cfg.shade_test] * batches
+    return [cfg.shade + (1 - cfg.shade) * (batch + 0.5) / batches for batch in range(batches)]

@@ -133,7 +133,8 @@ def test_accuracy(comparison: Comparison) -> Figure:
     """Test accuracy of each run as a dot, and each variant's mean with its 95% interval."""
     with style():
         variants = comparison.variants
-        figure = Figure(figsize=(COLUMN, 0.7 + 0.32 * len(variants)), layout="constrained")
+        longer = max(0, max(len(_with_count(comparison, variant)) for variant in variants) - 24)
+        figure = Figure(figsize=(COLUMN + 0.07 * longer, 0.7 + 0.32 * len(variants)), layout="constrained")
         axes = figure.add_subplot()
         for place, (variant, (color, _)) in enumerate(look(variants).items()):
             values = [run["test_accuracy"] for run in comparison.completed(variant)]
@@ -157,7 +158,8 @@ def overview(comparison: Comparison) -> Figure:
         for axes, column in zip(figure.subplots(2, 2).flat, CURVES, strict=True):
             draw_curve(axes, comparison, column)
         handles, labels = figure.axes[0].get_legend_handles_labels()
-        figure.legend(handles, labels, loc="outside upper center", ncols=4, handlelength=2.6, columnspacing=1.2)
+        columns = 4 if sum(map(len, labels)) < 80 else 3  # as many as fit the page
+        figure.legend(handles, labels, loc="outside upper center", ncols=columns, handlelength=2.6, columnspacing=1.2)
         return figure
 
 

@@ -5,6 +5,9 @@ from __future__ import annotations
 import csv
 import io
 import math
+import shutil
+import textwrap
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +15,7 @@ from typing import Any
 from bnrepro import record
 from bnrepro.compare import Comparison, table
 from bnrepro.config import UserError, to_yaml
+from bnrepro.experiments.base import Finding, Verdict
 
 COLUMNS = ("dataset", "model", "variant", "seed", "status", "test_accuracy", "val_accuracy", "seconds", "path")
 SORTS = ("path", "seed", "status", "test_accuracy", "val_accuracy", "seconds")
@@ -151,3 +155,16 @@ def _between(row: Row, name: str, scale: float, digits: int) -> str:
         return "-"
     ends = "" if low is None else f" [{low * scale:.{digits}f}, {high * scale:.{digits}f}]"
     return f"{mean * scale:.{digits}f}{ends}"
+
+
+def verdict_table(findings: Sequence[Finding], width: int | None = None) -> str:
+    """A line for each claim with its verdict, and under it what was found, as wide as the terminal."""
+    width = min(width or shutil.get_terminal_size().columns, 120)
+    indent = " " * (2 + max((len(f.claim.id) for f in findings), default=0))
+    counts = Counter(finding.verdict for finding in findings)
+    lines = [f"{len(findings)} claims: " + ", ".join(f"{counts[v]} {v}" for v in Verdict if counts[v])]
+    for finding in findings:
+        head = f"{finding.claim.id:<{len(indent)}}{finding.verdict.value.upper()}: {finding.claim.sentence}"
+        for first, text in ((head, ""), (indent, f"Found: {finding.found}")):
+            lines += textwrap.wrap(f"{first}{text}", width, subsequent_indent=indent, break_long_words=False)
+    return "\n".join(lines)

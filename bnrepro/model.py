@@ -38,6 +38,7 @@ class Blocks:
     dropout: float
     dropout_position: DropoutPosition
     factor: float
+    keep_bias: bool = False
     norms: list[nn.Module] = field(default_factory=list)
 
     def width(self, features: int) -> int:
@@ -58,7 +59,7 @@ class Blocks:
         """``layer`` with its norm, activation and dropout; ``layer(bias=...)`` makes a convolution or a linear layer.
 
         placement=before: layer, norm, activation. placement=after: layer, activation, norm. A bias directly before
-        a norm is cancelled by it and left out (Ioffe & Szegedy 2015, section 3.2).
+        a norm is cancelled by it and left out (Ioffe & Szegedy 2015, section 3.2), unless ``keep_bias`` is set.
         """
         norm = self.make_norm(features, shape)
         normed = [*self.drop(DropoutPosition.before_norm), norm]
@@ -70,7 +71,8 @@ class Blocks:
     def keeps_bias(self, norm: nn.Module) -> bool:
         """Whether the layer before ``norm`` needs a bias: a norm either has one, or cancels it, or is none."""
         cancels = isinstance(norm, _BatchNorm | nn.InstanceNorm2d | ConvAdaptiveNorm2d)
-        return self.placement is Placement.after or not (cancels or getattr(norm, "bias", None) is not None)
+        needed = self.placement is Placement.after or not (cancels or getattr(norm, "bias", None) is not None)
+        return needed or self.keep_bias
 
 
 class ResidualBlock(nn.Module):
@@ -215,7 +217,13 @@ def norm_of(cfg: Config) -> MakeNorm:
     Raises:
         UserError: no such variant.
     """
-    options = NormOptions(eps=cfg.norm.eps, momentum=cfg.norm.momentum, affine=cfg.norm.affine)
+    options = NormOptions(
+        eps=cfg.norm.eps,
+        momentum=cfg.norm.momentum,
+        affine=cfg.norm.affine,
+        ghost_size=cfg.norm.ghost_size,
+        kernel_size=cfg.norm.kernel_size,
+    )
     return partial(_look_up(NORMS, cfg.variant, "variant"), options=options)
 
 
@@ -236,7 +244,9 @@ def build(
     """
     make = _look_up(MODELS, model.name, "model.name")
     activation = _look_up(ACTIVATIONS, model.activation, "model.activation")
-    blocks = Blocks(norm, activation, model.placement, model.dropout, model.dropout_position, model.width)
+    blocks = Blocks(
+        norm, activation, model.placement, model.dropout, model.dropout_position, model.width, model.keep_bias
+    )
     try:
         network = Network(nn.Sequential(*make(blocks, channels, image, classes)), blocks.norms)
     except NormError as error:

@@ -23,7 +23,8 @@ def make_optimizer(cfg: Config, network: nn.Module) -> torch.optim.Optimizer:
             groups, lr=settings.lr, momentum=settings.momentum, nesterov=settings.nesterov, fused=True
         )
     kind = torch.optim.AdamW if settings.name is OptimizerName.adamw else torch.optim.Adam
-    return kind(groups, lr=settings.lr, betas=(settings.beta1, settings.beta2), fused=True)
+    betas = (settings.beta1, settings.beta2)
+    return kind(groups, lr=settings.lr, betas=betas, eps=settings.eps, fused=True)
 
 
 def lr_factor(schedule: Schedule, step: int, steps: int, steps_per_epoch: int) -> float:

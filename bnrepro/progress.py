@@ -49,13 +49,13 @@ class TrainBar:
 
 
 class SweepBar:
-    """Progress of many runs: one bar over all of them."""
+    """Progress of many runs, or of other work: one bar over all of them."""
 
-    def __init__(self, runs: int) -> None:
+    def __init__(self, runs: int, what: str = "runs") -> None:
         console = Console(stderr=True)
         self.shares = [0.0] * runs
         self.bar = Bar(
-            TextColumn("{task.fields[done]} of {task.total} runs"),
+            TextColumn("{task.fields[done]} of {task.total} " + what),
             BarColumn(),
             TimeElapsedColumn(),
             TextColumn("left:"),
@@ -63,7 +63,7 @@ class SweepBar:
             console=console,
             disable=not console.is_terminal,
         )
-        self.task = self.bar.add_task("compare", total=runs, done=0)
+        self.task = self.bar.add_task(what, total=runs, done=0)
 
     def __enter__(self) -> Self:
         self.bar.start()

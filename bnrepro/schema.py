@@ -85,6 +85,8 @@ class Optimizer:
     """adam, adamw: decay of the gradient's mean."""
     beta2: float = 0.999
     """adam, adamw: decay of the squared gradient's mean."""
+    eps: float = 1e-8
+    """adam, adamw: added to the root of the squared gradient's mean (Keras: 1e-7)."""
     weight_decay: float = 0.0
     """L2 penalty (sgd, adam) or decoupled decay (adamw)."""
     decay_norm: bool = True
@@ -123,6 +125,18 @@ class Data:
     """Augmentation: pad by so many pixels and crop at random, for each image its own offset. 0: off."""
     flip: bool = False
     """Augmentation: mirror half of the images left to right."""
+    shade: float = 1.0
+    """Factor on the pixels of each image's lower half, in training and at validation and test. 1: off."""
+    shade_batches: bool = False
+    """Whether each batch has a factor of its own, between shade and 1, as frames of a drive at sunrise share theirs."""
+    shade_test: float | None = None
+    """Factor at validation and test; null: as in training."""
+    rotate: float = 0.0
+    """Augmentation: turn each image by an angle between -rotate and rotate degrees. 0: off."""
+    brightness: float = 0.0
+    """Augmentation: multiply each image by a factor between 1 - brightness and 1 + brightness. 0: off."""
+    samplewise: bool = False
+    """Whether each image is normalised by its own mean and deviation, not by those of the training set."""
 
 
 @dataclass
@@ -145,6 +159,8 @@ class Model:
     """Initial weights: he, glorot or gaussian."""
     init_std: float = 0.01
     """gaussian: standard deviation."""
+    keep_bias: bool = False
+    """Whether a bias directly before a norm, which cancels it, is kept all the same."""
 
 
 @dataclass
@@ -157,6 +173,10 @@ class Norm:
     """Weight of the new batch in the running statistics: torch's sense, Keras's is 1 - momentum."""
     affine: bool = True
     """Whether gamma and beta are learned."""
+    kernel_size: int | None = None
+    """adaptive, adaptivewindow: length of the window's sides. Other norms have no window and ignore it."""
+    ghost_size: int | None = None
+    """ghostbn: images in a ghost batch, from which statistics are taken (the layer's own default: 16)."""
 
 
 @dataclass

@@ -233,7 +233,9 @@ class Trainer:
         probe = Split(self.data.val.images[:PROBE_IMAGES], self.data.val.labels[:PROBE_IMAGES])
         self.network.eval()
         with self.autocast():
-            for x, _ in eval_batches(self.data, probe, PROBE_IMAGES, channels_last=self.cfg.channels_last):
+            for x, _ in eval_batches(
+                self.data, probe, PROBE_IMAGES, self.cfg.data, channels_last=self.cfg.channels_last
+            ):
                 self.network(x)
         for handle in handles:
             handle.remove()
@@ -322,7 +324,7 @@ def measure(
     loss = torch.zeros((), dtype=torch.float64, device=device)
     right = torch.zeros((), dtype=torch.int64, device=device)
     with torch.autocast(device.type, dtype=torch.bfloat16, enabled=cfg.precision is Precision.bf16):
-        for x, y in eval_batches(data, split, size, channels_last=cfg.channels_last):
+        for x, y in eval_batches(data, split, size, cfg.data, channels_last=cfg.channels_last):
             logits = network(x).float()
             loss += F.cross_entropy(logits, y, reduction="sum").double()
             right += (logits.argmax(1) == y).sum()

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pytest
 import torch
 
-from bnrepro import sources
+from bnrepro import cli, sources
 from bnrepro.config import load_config
 from bnrepro.schema import Config
 
@@ -42,3 +44,30 @@ def tiny(digits: Path, tmp_path: Path) -> Callable[..., Config]:
 
 
 TINY = ("data.source=npz", "model=lenet", "epochs=2", "batch_size=60", "tensorboard=false", "device=cpu")
+
+
+class Result(NamedTuple):
+    """What a command left: exit code, standard output, standard error."""
+
+    code: int
+    out: str
+    err: str
+
+
+Call = Callable[..., Result]
+
+
+@pytest.fixture
+def call(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Call:
+    """``call("train", "epochs=1")`` as from a shell in an empty folder."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(*arguments: str) -> Result:
+        monkeypatch.setattr(sys, "argv", ["bnrepro", *arguments])
+        capfd.readouterr()
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        out, err = capfd.readouterr()
+        return Result(int(ended.value.code or 0), out, err)
+
+    return run

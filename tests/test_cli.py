@@ -13,40 +13,13 @@ import time
 import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import NamedTuple
 
 import pytest
 import yaml
 
-from bnrepro import cli
 from bnrepro.config import configs_dir
 from bnrepro.record import Run
-from tests.conftest import TINY
-
-
-class Result(NamedTuple):
-    code: int
-    out: str
-    err: str
-
-
-Call = Callable[..., Result]
-
-
-@pytest.fixture
-def call(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Call:
-    """``call("train", "epochs=1")`` as from a shell in an empty folder."""
-    monkeypatch.chdir(tmp_path)
-
-    def run(*arguments: str) -> Result:
-        monkeypatch.setattr(sys, "argv", ["bnrepro", *arguments])
-        capfd.readouterr()
-        with pytest.raises(SystemExit) as ended:
-            cli.main()
-        out, err = capfd.readouterr()
-        return Result(int(ended.value.code or 0), out, err)
-
-    return run
+from tests.conftest import TINY, Call
 
 
 @pytest.fixture
@@ -81,7 +54,19 @@ def test_help_imports_nothing_heavy(tmp_path: Path) -> None:
     assert out.splitlines()[-1] == "set()", out + err
 
 
-COMMANDS = ["train", "compare", "figures", "runs", "show", "config", "eval", "tensorboard", "data"]
+COMMANDS = [
+    "train",
+    "compare",
+    "reproduce",
+    "figures",
+    "report",
+    "runs",
+    "show",
+    "config",
+    "eval",
+    "tensorboard",
+    "data",
+]
 
 
 def test_help_lists_every_command_in_full(call: Call) -> None:
@@ -129,6 +114,14 @@ WRONG = [
     (["eval", "nowhere"], "nowhere is not a run's directory"),
     (["figures"], "There is no comparison under runs"),
     (["figures", "nowhere"], "nowhere is not a comparison"),
+    (["reproduce", "nosuch"], "There are: conv_batchnorm, keras_curves, labml, placement, numpynet"),
+    (["reproduce", "numpynet", "--preset=nosuch"], "numpynet has no preset 'nosuch'. There are: smoke, quick, full"),
+    (["reproduce", "--jobs=0"], "--jobs"),
+    (["reproduce", "--archive=cifar10"], "--archive=cifar10 is not of the form NAME=FILE"),
+    (["reproduce", "--archive=nosuch=a.npz"], "there is no dataset 'nosuch'"),
+    (["reproduce", "--archive=cifar10=none.npz"], "there is no file none.npz"),
+    (["report"], "There are no results under results"),
+    (["figures", "labml"], "results/experiments/labml is not"),
     (["runs", "--sort=colour"], "--sort"),
     (["tensorboard", "nowhere"], "There is no folder nowhere"),
     (["data", "fetch", "nosuch"], "there is no dataset 'nosuch'"),

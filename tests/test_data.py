@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,19 @@ import pytest
 import torch
 
 from bnrepro.config import UserError, load_config
-from bnrepro.data import Dataset, Plan, Split, crop_and_flip, epoch_plan, eval_batches, load, mix, train_batch
+from bnrepro.data import (
+    Dataset,
+    Plan,
+    Split,
+    crop_and_flip,
+    epoch_plan,
+    eval_batches,
+    load,
+    mix,
+    rotate,
+    shaded,
+    train_batch,
+)
 from bnrepro.schema import Data, Source
 
 CPU = torch.device("cpu")
@@ -111,6 +124,60 @@ def test_batch_is_normalised_after_augmentation(data: Dataset) -> None:
     assert (x[:, :, :3] == black).all()
 
 
+def test_a_quarter_turn_is_counter_clockwise_and_moves_pixels_only() -> None:
+    images = torch.randint(0, 256, (3, 2, 6, 6), generator=torch.Generator().manual_seed(0)).to(torch.uint8)
+    turned = rotate(images, torch.tensor([0.0, math.pi / 2, -math.pi / 2]))
+    want = torch.stack([images[0], images[1].rot90(1, (1, 2)), images[2].rot90(-1, (1, 2))])
+    torch.testing.assert_close(turned, want.float(), atol=1e-2, rtol=0)
+
+
+def test_rotation_keeps_its_angle_in_an_oblong_image() -> None:
+    y, x = torch.meshgrid(torch.arange(40.0) - 19.5, torch.arange(20.0) - 9.5, indexing="ij")
+    angle = torch.tensor(0.3)
+    plane = (3 * x + 2 * y)[None, None]  # linear, so that interpolation is exact
+    want = 3 * (x * angle.cos() - y * angle.sin()) + 2 * (x * angle.sin() + y * angle.cos())
+    turned = rotate(plane, angle.view(1))[0, 0]
+    torch.testing.assert_close(turned[15:25, 5:15], want[15:25, 5:15], atol=1e-3, rtol=0)
+
+
+def test_angles_and_factors_fill_their_ranges_and_change_nothing_else() -> None:
+    plain = epoch_plan(4000, Data(name="x", crop=2, flip=True), seed=0, epoch=0)
+    plan = epoch_plan(4000, Data(name="x", crop=2, flip=True, rotate=20, brightness=0.5), seed=0, epoch=0)
+    assert plain.angles is plain.factors is None
+    for name in ("order", "offsets", "flips"):
+        assert torch.equal(getattr(plain, name), getattr(plan, name))
+    assert plan.angles is not None and plan.factors is not None
+    assert plan.angles.rad2deg().abs().max() == pytest.approx(20, rel=0.01)
+    assert plan.angles.rad2deg().mean() == pytest.approx(0, abs=0.6)
+    assert (plan.factors.min(), plan.factors.max()) == (pytest.approx(0.5, rel=0.01), pytest.approx(1.5, rel=0.01))
+    assert abs(torch.corrcoef(torch.stack([plan.angles, plan.factors]))[0, 1]) < 0.05
+
+
+def test_brightness_saturates_at_white(data: Dataset) -> None:
+    some = torch.arange(540)
+    factors = torch.full((540,), 1.5)
+    plan = Plan(some, torch.zeros(540, 2, dtype=torch.int64), torch.zeros(540, dtype=torch.bool), factors=factors)
+    x, _ = train_batch(data, plan, Data(name="digits", brightness=0.5), 0, 10)
+    torch.testing.assert_close(x, data.normalize((data.train.images[:10] * 1.5).clamp(max=255)))
+
+
+def test_samplewise_normalisation_is_each_images_own_and_undoes_darkening(digits: Path) -> None:
+    own = load(Data(name="digits", source=Source.npz, path=str(digits), samplewise=True), CPU)
+    x = own.normalize(own.train.images[:20]).double()
+    assert x.mean((1, 2, 3)).abs().max() < 1e-6
+    assert (x.std((1, 2, 3), correction=0) - 1).abs().max() < 1e-6
+    torch.testing.assert_close(own.normalize(own.train.images[:20] * 0.5), x.float(), atol=1e-5, rtol=0)
+    seen, _ = next(eval_batches(own, own.test, 20))
+    assert torch.equal(seen, own.normalize(own.test.images[:20]))
+
+
+def test_normalising_leaves_its_input_alone(data: Dataset) -> None:
+    images = data.train.images[:3].float()
+    before = images.clone()
+    data.normalize(images)
+    assert torch.equal(images, before)
+
+
 def test_evaluation_sees_all_images_in_order(data: Dataset) -> None:
     labels = torch.cat([y for _, y in eval_batches(data, data.test, 64)])
     assert torch.equal(labels, data.test.labels)
@@ -124,6 +191,59 @@ def test_channels_last_changes_layout_and_no_value() -> None:
     x = data.normalize(images, channels_last=True)
     assert x.is_contiguous(memory_format=torch.channels_last)
     assert torch.equal(x, data.normalize(images))
+
+
+def test_shade_multiplies_the_lower_half_and_nothing_else() -> None:
+    images = torch.randint(0, 256, (6, 3, 7, 5), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    dark = shaded(images, 0.3)
+    assert dark.dtype == torch.uint8
+    assert torch.equal(dark[:, :, :3], images[:, :, :3])
+    want = np.rint(images[:, :, 3:].numpy().astype(np.float32) * np.float32(0.3))
+    assert (dark[:, :, 3:].numpy() == want).all()
+    assert shaded(images, 1.0) is images
+    assert (shaded(images, 300.0)[:, :, 3:] == torch.where(images[:, :, 3:] > 0, 255, 0)).all()  # capped, not wrapped
+
+
+def test_one_shade_holds_in_training_and_evaluation(data: Dataset) -> None:
+    cfg = Data(name="digits", shade=0.25)
+    plan = epoch_plan(540, cfg, seed=0, epoch=0)
+    x, _ = train_batch(data, plan, cfg, 0, 10)
+    assert torch.equal(x, data.normalize(shaded(data.train.images[plan.order[:10]], 0.25)))
+    seen = torch.cat([x for x, _ in eval_batches(data, data.test, 64, cfg)])
+    assert torch.equal(seen, data.normalize(shaded(data.test.images, 0.25)))
+
+
+def test_each_batch_has_a_shade_of_its_own_and_the_order_stays(data: Dataset) -> None:
+    cfg, plain = Data(name="digits", shade=0.2, shade_batches=True), Data(name="digits")
+    plan, without = (epoch_plan(540, c, seed=0, epoch=0) for c in (cfg, plain))
+    assert torch.equal(plan.order, without.order)
+    assert plan.shades is not None and without.shades is None
+    assert 0.2 <= plan.shades.min() < 0.3 and 0.9 < plan.shades.max() <= 1
+    for start in (0, 60):
+        x, _ = train_batch(data, plan, cfg, start, 60)
+        images = data.train.images[plan.order[start : start + 60]]
+        assert torch.equal(x, data.normalize(shaded(images, float(plan.shades[start]))))
+    again, other = (epoch_plan(540, cfg, seed=0, epoch=epoch).shades for epoch in (0, 1))
+    assert torch.equal(plan.shades, again) and not torch.equal(plan.shades, other)
+    factors = (0.3, 0.5, 0.7, 0.9)  # the middles of four equal parts of [0.2, 1]
+    batches = [x for x, _ in eval_batches(data, data.test, 50, cfg)]
+    for x, factor, images in zip(batches, factors, data.test.images.split(50), strict=True):
+        assert torch.allclose(x, data.normalize(shaded(images, factor)))
+
+
+def test_shade_of_the_test_overrides_that_of_training(data: Dataset) -> None:
+    for cfg in (Data(name="x", shade_test=0.5), Data(name="x", shade=0.1, shade_batches=True, shade_test=0.5)):
+        x, _ = next(eval_batches(data, data.test, 20, cfg))
+        assert torch.equal(x, data.normalize(shaded(data.test.images[:20], 0.5)))
+    plan = epoch_plan(540, Data(name="x"), seed=0, epoch=0)
+    x, _ = train_batch(data, plan, Data(name="x", shade_test=0.5), 0, 20)
+    assert torch.equal(x, train_batch(data, plan, Data(name="x"), 0, 20)[0])
+
+
+def test_without_options_no_pixel_changes(data: Dataset) -> None:
+    cfg = Data(name="digits")
+    x, _ = next(eval_batches(data, data.test, 20, cfg))
+    assert torch.equal(x, data.normalize(data.test.images[:20]))
 
 
 def test_purposes_have_seeds_of_their_own() -> None:

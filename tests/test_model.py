@@ -9,6 +9,7 @@ from torch import nn
 from bnrepro.config import UserError, load_config
 from bnrepro.model import MODELS, Network, build, norm_of, parameter_groups, size_of
 from bnrepro.norm import NORMS, BatchNorm2d, ConvBatchNorm2d
+from bnrepro.norm.variants import GhostBatchNorm
 
 
 def network(*overrides: str, channels: int = 1, image: tuple[int, int] = (28, 28), seed: int = 0) -> Network:
@@ -89,6 +90,14 @@ def test_bias_is_dropped_only_before_a_norm() -> None:
     assert biases("variant=bn", "model.placement=after") == {True}
 
 
+def test_bias_before_a_norm_is_kept_where_asked_for_and_weights_stay_the_same() -> None:
+    for model in ("lenet", "resnet20"):
+        kept, usual = network(f"model={model}", "variant=bn", "model.keep_bias=true"), network(f"model={model}")
+        assert all(m.bias is not None for m in kept.modules() if isinstance(m, nn.Conv2d | nn.Linear))
+        for name, weight in usual.named_parameters():
+            assert torch.equal(weight, kept.get_parameter(name))
+
+
 def test_residual_sums_follow_the_placement() -> None:
     before = network("model=resnet20", "variant=bn", channels=3, image=(32, 32))
     after = network("model=resnet20", "variant=bn", "model.placement=after", channels=3, image=(32, 32))
@@ -144,6 +153,15 @@ def test_norm_options_reach_the_layers() -> None:
     norm = next(m for m in net.modules() if isinstance(m, BatchNorm2d))
     assert (norm.eps, norm.momentum, norm.weight) == (0.5, 0.25, None)
     assert next(m for m in network("variant=convbn").modules() if isinstance(m, ConvBatchNorm2d)).eps == 1e-3
+
+
+def test_size_of_ghost_batches_reaches_the_layers() -> None:
+    def sizes(*overrides: str) -> set[int]:
+        net = network("model=lenet", "variant=ghostbn", *overrides)
+        return {m.ghost_size for m in net.modules() if isinstance(m, GhostBatchNorm)}
+
+    assert sizes("norm.ghost_size=4") == {4}
+    assert sizes() == {GhostBatchNorm.ghost_size}
 
 
 @pytest.mark.parametrize("variant", ["bn", "custombn", "convbn", "peractivationbn"])

@@ -113,6 +113,14 @@ def test_options_reach_the_layer_and_what_is_not_given_stays_the_layers_own(name
     assert getattr(zero, "momentum", 0.0) == (0.1 if name == "adaptive" and not shape else 0.0)
 
 
+def test_window_reaches_the_adaptive_norms_and_no_other():
+    for name, norm in NORMS.items():
+        layer, default = norm(4, (5, 5), options=NormOptions(kernel_size=3)), norm(4, (5, 5))
+        adaptive = name in ("adaptive", "adaptivewindow")
+        assert getattr(layer, "kernel_size", None) == ((3, 3) if adaptive else None)
+        assert getattr(default, "kernel_size", None) == ((5, 5) if adaptive else None)
+
+
 @over_places
 def test_the_hand_derived_norm_and_torchs_are_one_function(shape):
     x = normal(6, C, *shape)

@@ -227,6 +227,7 @@ def test_training_accuracy_is_that_of_the_batches_since_the_last_row(
 def test_optimizer_is_torchs_with_the_settings_asked_for(tiny: Tiny, name: str) -> None:
     cfg = tiny(f"optimizer={name}", "optimizer.lr=0.05", "optimizer.weight_decay=0.1", "optimizer.momentum=0.5")
     cfg.optimizer.nesterov, cfg.optimizer.beta2, cfg.optimizer.decay_norm = True, 0.9, False
+    cfg.optimizer.eps = 1e-7
     net = nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3))
     optimizer = make_optimizer(cfg, net)
     assert type(optimizer).__name__.lower() == name
@@ -235,7 +236,7 @@ def test_optimizer_is_torchs_with_the_settings_asked_for(tiny: Tiny, name: str) 
     if name == "sgd":
         assert all(group["momentum"] == 0.5 and group["nesterov"] for group in optimizer.param_groups)
     else:
-        assert all(group["betas"] == (0.9, 0.9) for group in optimizer.param_groups)
+        assert all(group["betas"] == (0.9, 0.9) and group["eps"] == 1e-7 for group in optimizer.param_groups)
 
 
 STEPS, EPOCH = 100, 10

@@ -1,1 +1,25 @@
 """The sources' claims as experiments: one module for each source. `base` says what an experiment is."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from bnrepro.experiments.base import Experiment
+
+NAMES = ("conv_batchnorm", "keras_curves", "labml", "placement", "numpynet")
+
+
+def experiment(name: str) -> Experiment:
+    """The experiment called ``name``; its module is imported now and not before.
+
+    Raises:
+        UserError: there is none.
+    """
+    from bnrepro.config import UserError
+
+    if name not in NAMES:
+        raise UserError(f"There is no experiment {name!r}. There are: {', '.join(NAMES)}.")
+    found: Experiment = import_module(f"bnrepro.experiments.{name}").EXPERIMENT
+    return found

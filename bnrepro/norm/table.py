@@ -24,6 +24,10 @@ class NormOptions:
     """Weight of the new batch in the running statistics (torch's sense)."""
     affine: bool = True
     """Whether gamma and beta are learned."""
+    ghost_size: int | None = None
+    """Images in a ghost batch."""
+    kernel_size: int | None = None
+    """Length of the sides of an adaptive norm's window."""
 
     def given(self, *names: str) -> dict[str, Any]:
         """Those of ``names`` that were set, as keyword arguments."""
@@ -64,14 +68,14 @@ def _cell(statistics: Pooling, parameters: Pooling) -> NormFactory:
 
 
 def _adaptive(variance: Literal["pooled", "window"]) -> NormFactory:
-    """A 5 x 5 window on maps; after a linear layer, the batch's own statistics in training and in eval."""
+    """A window of 5 x 5, or as asked, on maps; after a linear layer, the batch's own statistics, in eval too."""
 
     def make(num_features: int, spatial_shape: tuple[int, ...], options: NormOptions = NormOptions()) -> nn.Module:
         given = {"eps": 1e-3, **options.given("eps", "affine")}
         if not spatial_shape:
             return BatchNorm1d(num_features, track_running_stats=False, **given)
         _two(spatial_shape, "an adaptive norm")
-        return ConvAdaptiveNorm2d(num_features, kernel_size=5, variance=variance, **given)
+        return ConvAdaptiveNorm2d(num_features, options.kernel_size or 5, variance=variance, **given)
 
     return make
 
@@ -90,6 +94,8 @@ def _variant(kind: type[nn.Module], **settings: Any) -> NormFactory:
         layer = kind(num_features, **options.given(*_ALL))
         for name, value in settings.items():
             setattr(layer, name, value)
+        if isinstance(layer, GhostBatchNorm) and options.ghost_size is not None:
+            layer.ghost_size = options.ghost_size
         return layer
 
     return make

@@ -1,0 +1,150 @@
+"""What an experiment's records come to, as files: findings.csv, tables/, figures/, captions.json; and back."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from bnrepro import record
+from bnrepro.compare import PROVENANCE
+from bnrepro.config import UserError
+from bnrepro.experiments.base import Analysis, Experiment, Finding, Records
+from bnrepro.experiments.records import Row, plain, read_rows, write_rows
+from bnrepro.stats import Interval
+
+FINDINGS, CAPTIONS = "findings.csv", "captions.json"
+ENDS = ("mean", "low", "high", "n")
+SHOWN = ("id", "source", "sentence", "reported", "found", "verdict", "effect", "unit")
+
+
+@dataclass(frozen=True)
+class Conclusion:
+    """An experiment's folder, read back: all that a report shows, and no code."""
+
+    folder: Path
+    captions: dict[str, Any]
+    """title, source, deviations; the title of each table and the caption of each figure."""
+    findings: list[Row]
+    """`SHOWN`, one row a claim; the effect is an `Interval` or None."""
+    tables: list[tuple[str, str, list[Row]]]
+    """Name, title, rows."""
+    provenance: dict[str, Any]
+    """Preset, settings, command, data, machines, versions, ..."""
+
+    @property
+    def name(self) -> str:
+        """The experiment's name."""
+        return str(self.captions["name"])
+
+
+def conclude(experiment: Experiment, records: Records, folder: Path) -> Analysis:
+    """Analyse ``records``, and write findings, tables and figures into ``folder``. Nothing is trained or measured."""
+    analysis = experiment.analyse(records)
+    asked, found = [claim.id for claim in experiment.claims], [finding.claim.id for finding in analysis.findings]
+    if asked != found:
+        raise ValueError(f"{experiment.name}: claims {asked}, but findings for {found}")
+    write_rows(folder / FINDINGS, _expanded([_finding_row(finding) for finding in analysis.findings]))
+    for table in analysis.tables:
+        write_rows(folder / "tables" / f"{table.name}.csv", _expanded(table.rows))
+    _remove_others(folder / "tables", {table.name for table in analysis.tables})
+    if analysis.pictures:
+        from bnrepro import figures
+
+        for picture in analysis.pictures:
+            figures.save(picture.figure, folder / "figures" / picture.name)
+    _remove_others(folder / "figures", {picture.name for picture in analysis.pictures})
+    captions = {
+        "name": experiment.name,
+        "title": experiment.title,
+        "source": experiment.source,
+        "deviations": list(experiment.deviations),
+        "tables": {table.name: table.title for table in analysis.tables},
+        "figures": {picture.name: picture.caption for picture in analysis.pictures},
+    }
+    record.write_whole(folder / CAPTIONS, json.dumps(captions, indent=2, ensure_ascii=False) + "\n")
+    return analysis
+
+
+def open_conclusion(folder: Path) -> Conclusion:
+    """What `conclude` wrote into ``folder``.
+
+    Raises:
+        UserError: it is missing or damaged.
+    """
+    try:
+        captions = json.loads((folder / CAPTIONS).read_text(encoding="utf-8"))
+        findings = [dict.fromkeys(SHOWN) | row for row in _folded(read_rows(folder / FINDINGS))]
+        tables = [
+            (name, title, _folded(read_rows(folder / "tables" / f"{name}.csv")))
+            for name, title in captions["tables"].items()
+        ]
+        for name in captions["figures"]:
+            (folder / "figures" / f"{name}.svg").stat()
+        provenance = json.loads((folder / PROVENANCE).read_text(encoding="utf-8"))
+        return Conclusion(folder, captions, findings, tables, provenance)
+    except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
+        raise UserError(
+            f"The results in {folder} are not complete ({error}). `bnrepro figures {folder}` makes them again from "
+            "the records."
+        ) from error
+
+
+def _finding_row(finding: Finding) -> Row:
+    claim = finding.claim
+    about = {"id": claim.id, "source": claim.source, "sentence": claim.sentence, "reported": claim.reported}
+    verdict = finding.verdict.value
+    return about | {"found": finding.found, "verdict": verdict, "effect": finding.effect, "unit": finding.unit or None}
+
+
+def _expanded(rows: list[Row]) -> list[Row]:
+    """Each column that holds an `Interval` as four: its mean, ends and n. A plain number there is a mean alone."""
+    wide = {key for row in rows for key, value in row.items() if isinstance(value, Interval)}
+    return [
+        {name: cell for key, value in row.items() for name, cell in _cells(key, value, key in wide)} for row in rows
+    ]
+
+
+def _cells(key: str, value: Any, wide: bool) -> list[tuple[str, Any]]:
+    if not wide:
+        return [(key, plain(value))]
+    ends = [getattr(value, end) for end in ENDS] if isinstance(value, Interval) else [plain(value), None, None, None]
+    return [
+        (f"{key}_{end}", None if isinstance(number, float) and math.isnan(number) else number)
+        for end, number in zip(ENDS, ends, strict=True)
+    ]
+
+
+def _folded(rows: list[Row]) -> list[Row]:
+    """What `_expanded` made of it, with its intervals again."""
+    names = list(rows[0]) if rows else []
+    wide = {n.removesuffix("_mean") for n in names if n.endswith("_mean")}
+    wide = {key for key in wide if all(f"{key}_{end}" in names for end in ENDS)}
+    parts = {f"{key}_{end}" for key in wide for end in ENDS[1:]}
+    folded = []
+    for row in rows:
+        new: Row = {}
+        for name, value in row.items():
+            key = name.removesuffix("_mean")
+            if name.endswith("_mean") and key in wide:
+                new[key] = _interval(*(row[f"{key}_{end}"] for end in ENDS))
+            elif name not in parts:
+                new[name] = value
+        folded.append(new)
+    return folded
+
+
+def _interval(mean: float | None, low: float | None, high: float | None, n: int | None) -> Any:
+    if n is None:
+        return mean
+    mean, low, high = (math.nan if value is None else float(value) for value in (mean, low, high))
+    return Interval(mean, low, high, n)
+
+
+def _remove_others(folder: Path, names: set[str]) -> None:
+    """What an earlier analysis left in ``folder`` under names that are not used any more."""
+    for file in folder.iterdir() if folder.is_dir() else []:
+        if file.stem not in names:
+            file.unlink()

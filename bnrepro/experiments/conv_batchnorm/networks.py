@@ -1,0 +1,248 @@
+"""What is measured of trained networks: statistics in training against eval, shifts, shading, maps, windows, eps."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import replace
+from functools import lru_cache
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from bnrepro import record, train
+from bnrepro.data import Dataset, Split, eval_batches, load, mix
+from bnrepro.experiments.conv_batchnorm.exact import EPS, Row, row
+from bnrepro.model import build, norm_of
+from bnrepro.norm import NORMS, NormOptions
+from bnrepro.norm.statistics import batch_statistics
+from bnrepro.record import Run
+from bnrepro.schema import Data, Source
+
+IMAGES = 1024  # of the test set, where not all of them are needed
+TRIM = 3  # pixels at each border where a shifted map is not compared: no padding reaches further
+RARELY = 0.01  # of the images: less often a ReLU is as good as silent, and more often than 0.99 as good as always on
+CONSTANT = 1e-5  # of the map's deviation: what varies less over a batch is constant but for rounding
+
+
+class Opened:
+    """A stored run's network in eval mode, with its configuration and data."""
+
+    def __init__(self, run: Run) -> None:
+        self.cfg = train.resolve(run.config)
+        about = self.cfg.data
+        self.device = torch.device(self.cfg.device.value)
+        self.data = _data(about.name, about.source, about.root, about.path, about.val_fraction, self.device)
+        data = self.data
+        norm, weights = norm_of(self.cfg), torch.Generator()
+        self.network = build(self.cfg.model, norm, data.channels, data.image_size, data.num_classes, weights)
+        self.network.load_state_dict(record.load_checkpoint(run.path / record.CHECKPOINT)["network"])
+        self.network.to(self.device).eval()
+
+    @property
+    def units(self) -> list[nn.Module]:
+        """Layers, poolings and units (layer, norm, activation) in order."""
+        return list(cast(nn.Sequential, self.network.layers))
+
+    def some(self, split: Split, count: int) -> Split:
+        """``count`` images of ``split`` (or all), shuffled by a fixed seed: sets may be sorted."""
+        order = torch.randperm(len(split.labels), generator=torch.Generator().manual_seed(mix(0, "measurement")))
+        chosen = order[:count].to(self.device)
+        return Split(split.images[chosen], split.labels[chosen])
+
+    def normalized(self, split: Split) -> Tensor:
+        """All images of ``split``, shaded as in the run's own evaluation, as one batch."""
+        return next(eval_batches(self.data, split, len(split.labels), self.cfg.data))[0]
+
+    def entering(self, x: Tensor) -> Tensor:
+        """What enters the first norm."""
+        layer: nn.Module = cast(nn.Sequential, self.units[0])[0]
+        return layer(x)
+
+    def norm(self, *, training: bool, affine: bool = False) -> nn.Module:
+        """A copy of the first norm, in training or in eval, without its gamma and beta unless asked for."""
+        norm: Any = copy.deepcopy(next(iter(self.network.norms.values())))
+        if not affine and not isinstance(norm, nn.Identity):
+            norm.weight = norm.bias = None
+        norm.train(training)
+        return cast(nn.Module, norm)
+
+
+@lru_cache(maxsize=3)  # a process measures many networks on the same images
+def _data(name: str, source: Source, root: str, path: str | None, val_fraction: float, device: torch.device) -> Dataset:
+    return load(Data(name=name, source=source, root=root, path=path, val_fraction=val_fraction), device)
+
+
+@torch.inference_mode()
+def statistics(run: Run, seed: int, batches: list[int]) -> list[Row]:
+    """`accuracies`, `gap` and `shift` of a run's network."""
+    it = Opened(run)
+    return [*accuracies(it), *gap(it, batches), *shift(it)]
+
+
+def accuracies(it: Opened) -> list[Row]:
+    """Accuracy on the test set with running statistics and with each batch's own, and on the training set in eval.
+
+    The batches are of the training's size and shuffled. Training images are as many as test images.
+    """
+    count = len(it.data.test.labels)
+    test, seen = it.some(it.data.test, count), it.some(it.data.train, count)
+    rows = [row("accuracy", train.measure(it.network, it.data, test, it.cfg)[1], "running")]
+    rows.append(row("accuracy", train.measure(it.network, it.data, seen, it.cfg)[1], "training images"))
+    with batch_statistics(it.network):
+        own = train.measure(it.network, it.data, test, it.cfg, it.cfg.batch_size)[1]
+    return [*rows, row("accuracy", own, "batch")]
+
+
+def gap(it: Opened, batches: list[int]) -> list[Row]:
+    """Root mean square of xhat in training minus xhat in eval after the first layer, by batch size."""
+    u = it.entering(it.normalized(it.some(it.data.test, IMAGES)))
+    in_eval = it.norm(training=False)(u)
+    rows = []
+    for size in batches:
+        in_training = torch.cat([it.norm(training=True)(part) for part in u.split(size) if len(part) == size])
+        rows.append(row("gap", (in_training - in_eval[: len(in_training)]).square().mean().sqrt(), size))
+    return rows
+
+
+def shift(it: Opened) -> list[Row]:
+    """How far the first norm's output for images moved right by a pixel is from its output, moved.
+
+    Relative: the norm of the difference over that of the output, away from the borders; 0 for a layer that is
+    equivariant to shifts. In eval (running statistics) and in training (those of the batch, which is moved as a whole).
+    """
+    x = it.normalized(it.some(it.data.test, 256))
+    moved = torch.cat([x[..., :1], x[..., :-1]], 3)
+    rows = []
+    for mode, training in (("eval", False), ("training", True)):
+        before, after = (it.norm(training=training, affine=True)(it.entering(images)) for images in (x, moved))
+        inside = before[..., TRIM:-TRIM, TRIM : -TRIM - 1]
+        difference = after[..., TRIM:-TRIM, TRIM + 1 : -TRIM] - inside
+        rows.append(row("shift error", difference.norm() / inside.norm(), mode))
+    return rows
+
+
+@torch.inference_mode()
+def extremes(run: Run, seed: int, batches: list[int]) -> list[Row]:
+    """Largest xhat in eval after the first layer, and shares of positions that do not vary over a batch.
+
+    ``constant`` is of what enters the first norm (channels and locations), ``constant pixels`` of the images.
+    """
+    it = Opened(run)
+    some = it.some(it.data.test, IMAGES)
+    x = it.normalized(some)
+    u = it.entering(x)
+    rows = [row("largest", it.norm(training=False)(u).abs().max())]
+    for quantity, values in (("constant", u), ("constant pixels", x)):
+        limit = CONSTANT * values.std()
+        for size in batches:
+            parts = [part for part in values.split(size) if len(part) == size]
+            shares = [((part.amax(0) - part.amin(0)) <= limit).float().mean() for part in parts]
+            rows.append(row(quantity, torch.stack(shares).mean(), size))
+    return rows
+
+
+def sides(units: list[nn.Module], height: int) -> list[tuple[nn.Module, Tensor, Tensor]]:
+    """The convolutional units, each with the rows of its map that see only the upper, and only the lower half.
+
+    Args:
+        units: of a network that goes straight on: convolutions, poolings, and sequences that begin with one.
+        height: of the images. The horizon is at height // 2.
+    """
+    horizon = height // 2
+    first = last = torch.arange(height)  # rows of the image that each row of the map sees
+    found = []
+    for unit in units:
+        layer = unit[0] if isinstance(unit, nn.Sequential) else unit
+        if not isinstance(layer, nn.Conv2d | nn.MaxPool2d | nn.AvgPool2d):
+            break
+        kernel, stride, padding = (
+            int(size) if isinstance(size, int | str) else size[0]
+            for size in (layer.kernel_size, layer.stride, layer.padding)
+        )
+        top = torch.arange((len(first) + 2 * padding - kernel) // stride + 1) * stride - padding
+        first, last = first[top.clamp(min=0)], last[(top + kernel - 1).clamp(max=len(last) - 1)]
+        if isinstance(layer, nn.Conv2d):
+            found.append((unit, last < horizon, first >= horizon))
+    return found
+
+
+@torch.inference_mode()
+def horizon(run: Run, seed: int, shades: list[float]) -> list[Row]:
+    """Accuracy on the test set and what the ReLUs do above and below the horizon, by the test images' shade.
+
+    For each convolutional layer, counted from 1: the share of ``active`` values; the share of ``silent`` units
+    (channels at locations), which almost no image activates; and of ``switching`` ones, which some images activate
+    and some do not: in the others the ReLU is no more than a constant or the identity. "own" is the shade that the
+    run itself is tested with.
+    """
+    it = Opened(run)
+    halves = {str(layer): half for layer, half in enumerate(sides(it.units, it.data.image_size[0]), 1)}
+    active: dict[str, Tensor] = {}
+
+    def count(layer: str, y: Tensor) -> None:
+        active[layer] = active.get(layer, 0) + (y > 0).sum(0).double()
+
+    hooks = [
+        unit.register_forward_hook(lambda _unit, _x, y, layer=layer: count(layer, y))
+        for layer, (unit, _, _) in halves.items()
+    ]
+    rows = []
+    tests: list[tuple[float | str, Data]] = [("own", it.cfg.data)]
+    tests += [(shade, replace(it.cfg.data, shade_test=shade)) for shade in shades]
+    for shade, data in tests:
+        active.clear()
+        _, right = train.measure(it.network, it.data, it.data.test, replace(it.cfg, data=data))
+        rows.append(row("accuracy", right, shade))
+        for layer, (_, above, below) in halves.items():
+            for side, places in (("above", above), ("below", below)):
+                share = active[layer][:, places.to(it.device)] / len(it.data.test.labels)
+                switching = (share > RARELY) & (share < 1 - RARELY)
+                for what, value in (("active", share), ("silent", share <= RARELY), ("switching", switching)):
+                    rows.append(row(f"{what} {side} {layer}", value.double().mean(), shade))
+    for hook in hooks:
+        hook.remove()
+    return rows
+
+
+@torch.inference_mode()
+def maps(run: Run, seed: int, whole: bool) -> list[Row]:
+    """Local running statistics of the first norm: mean deviation above and below the horizon; ``whole``: the maps.
+
+    A location's deviation is the mean over channels of the root of the running variance; ``mean`` is the root mean
+    square over channels of the running mean less the channel's average. Locations are counted row by row.
+    """
+    it = Opened(run)
+    norm = next(iter(it.network.norms.values()))
+    mean, var = cast(Tensor, norm.running_mean), cast(Tensor, norm.running_var)  # (C, H, W)
+    deviation = var.sqrt().mean(0)
+    _, above, below = sides(it.units, it.data.image_size[0])[0]
+    rows = [row("deviation", deviation[part].mean(), side) for side, part in (("above", above), ("below", below))]
+    if whole:
+        apart = (mean - mean.mean((1, 2), keepdim=True)).square().mean(0).sqrt()
+        rows.append(row("width", deviation.shape[1]))
+        for quantity, values in (("deviation map", deviation), ("mean map", apart)):
+            rows += [row(quantity, value, place) for place, value in enumerate(values.flatten().tolist())]
+    return rows
+
+
+@torch.inference_mode()
+def window(run: Run, seed: int, kernels: list[int], batch: int) -> list[Row]:
+    """Distance of the adaptive norm's output from that of local and of channel statistics, by its window.
+
+    Root mean squares over one batch of what enters the run's first norm, all in training, without gamma and beta.
+    """
+    it = Opened(run)
+    u = it.entering(it.normalized(it.some(it.data.test, batch)))
+    channels, *shape = u.shape[1:]
+
+    def output(variant: str, kernel_size: int | None = None) -> Tensor:
+        options = NormOptions(eps=EPS, affine=False, kernel_size=kernel_size)
+        return NORMS[variant](channels, tuple(shape), options=options).to(u.device)(u)
+
+    ends = {"to local": output("convbn"), "to channel": output("bn")}
+    rows = []
+    for kernel_size in kernels:
+        y = output("adaptive", kernel_size)
+        rows += [row(name, (y - end).square().mean().sqrt(), kernel_size) for name, end in ends.items()]
+    return rows

@@ -1,0 +1,124 @@
+"""Probes, measured in processes of their own; each result is a file, so that nothing is measured twice."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from bnrepro import record
+from bnrepro.config import UserError, config_hash, run_dir
+from bnrepro.experiments.base import Probe
+from bnrepro.experiments.records import plain
+from bnrepro.parallel import Report, map_all
+from bnrepro.record import Run, Status
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """What became of a probe."""
+
+    probe: Probe
+    stored: dict[str, Any] | None = None
+    """What its file says: rows, seconds, machine, versions, ...; None if it failed."""
+    error: str | None = None
+
+
+def file_of(probe: Probe, folder: Path) -> Path:
+    """Where the result of ``probe`` lies: ``<folder>/<hash>.json``, the hash over all that the result depends on."""
+    return folder / f"{hashlib.sha256(json.dumps(_identity(probe), sort_keys=True).encode()).hexdigest()[:16]}.json"
+
+
+def stored(probe: Probe, folder: Path) -> dict[str, Any] | None:
+    """The result that is there; None if there is none, or none that can be read."""
+    try:
+        found = json.loads(file_of(probe, folder).read_text(encoding="utf-8"))
+        return found if isinstance(found["rows"], list) else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None  # measured again: it costs less than an error
+
+
+def measure_all(
+    probes: list[Probe], folder: Path, jobs: int, *, force: bool = False, report: Report | None = None
+) -> list[Measurement]:
+    """Measure ``probes``, ``jobs`` at a time; the results in their order.
+
+    What is there is not measured again, unless with ``force``. A probe that fails leaves the others alone. The report
+    is told of those that are measured, which `missing` counts.
+    """
+    there = {} if force else {i: result for i, probe in enumerate(probes) if (result := stored(probe, folder))}
+    rest = [i for i in range(len(probes)) if i not in there]
+    work = partial(_attempt, folder=folder, revision=record.git_revision() if rest else None)
+    made = map_all(work, [probes[i] for i in rest], jobs, _lost, report)
+    found = dict(zip(rest, made, strict=True)) | {i: Measurement(probes[i], result) for i, result in there.items()}
+    return [found[i] for i in range(len(probes))]
+
+
+def missing(probes: list[Probe], folder: Path) -> list[Probe]:
+    """Those of ``probes`` that are still to measure."""
+    return [probe for probe in probes if stored(probe, folder) is None]
+
+
+def _identity(probe: Probe) -> dict[str, Any]:
+    return {
+        "function": f"{probe.function.__module__}.{probe.function.__qualname__}",
+        "arguments": probe.arguments,
+        "seed": probe.seed,
+        "factors": probe.factors,
+        "config": probe.config and config_hash(probe.config),
+    }
+
+
+def _lost(probe: Probe) -> Measurement:
+    return Measurement(probe, error="its process was killed (out of memory?)")
+
+
+def _attempt(probe: Probe, share: Callable[[float], None], *, folder: Path, revision: str | None) -> Measurement:
+    try:
+        result = _identity(probe) | _measure(probe) | {"git_revision": revision}
+        record.write_whole(file_of(probe, folder), json.dumps(result, indent=1) + "\n")
+        return Measurement(probe, result)
+    except UserError as error:
+        return Measurement(probe, error=str(error))
+    except Exception as error:  # whatever it is, the others go on, and it is told at the end
+        return Measurement(probe, error=f"{type(error).__name__}: {error}")
+
+
+def _measure(probe: Probe) -> dict[str, Any]:
+    started = time.perf_counter()
+    about: dict[str, Any] = {}
+    rows: list[dict[str, Any]]
+    if probe.config is None:
+        rows = probe.function(seed=probe.seed, **probe.arguments)
+    else:
+        run = Run(run_dir(probe.config))
+        if not run.finished:
+            raise UserError("its run did not finish")
+        about = {key: run.summary.get(key) for key in ("data", "data_official", "data_fingerprint")}
+        if run.status == Status.diverged:  # there is no network to measure, which is a result
+            rows = [{"quantity": "diverged", "x": None, "value": run.summary["diverged_at_step"]}]
+        else:
+            rows = probe.function(run=run, seed=probe.seed, **probe.arguments)
+    return {
+        "rows": [_row(row) for row in rows],
+        "seconds": round(time.perf_counter() - started, 3),
+        "data": about or None,
+        "machine": record.machine(),
+        "threads": torch.get_num_threads(),
+        "versions": record.versions(),
+    }
+
+
+def _row(row: dict[str, Any]) -> dict[str, Any]:
+    """A row with Python's own numbers; what is no row is an error here, not later in the analysis."""
+    if set(row) != {"quantity", "x", "value"}:
+        raise ValueError(f"a row must have quantity, x and value; got {', '.join(map(str, row))}")
+    x = plain(row["x"])
+    return {"quantity": str(row["quantity"]), "x": x, "value": float(row["value"])}

@@ -1,0 +1,144 @@
+"""An experiment's records as files, and back: runs.csv, curves.csv, measurements.csv, provenance.json.
+
+A value comes back as it was: numbers as numbers, texts as texts, bit for bit. A text that would read as something else
+("128", "", "true") is written in quotation marks.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from bnrepro import record
+from bnrepro.compare import CURVES, MEASUREMENTS, PROVENANCE, RUN_COLUMNS, RUNS
+from bnrepro.config import UserError
+from bnrepro.experiments.base import Records
+
+TEXT = frozenset({"part", "variant", "status", "precision", "device", "config_hash", "quantity"})
+"""Columns that hold texts only, and so need no quotation marks."""
+RESERVED = frozenset({"part", "seed", "status", "step", "epoch", "quantity", "x", "value"})
+"""Names that no factor can have: they are columns with a meaning of their own."""
+
+Row = dict[str, Any]
+
+
+def save(records: Records, folder: Path) -> None:
+    """Write ``records`` into ``folder``, each file whole."""
+    write_rows(folder / RUNS, records.runs, ["part", "seed", *RUN_COLUMNS])
+    write_rows(folder / CURVES, records.curves, ["part", "seed", *record.COLUMNS])
+    write_rows(folder / MEASUREMENTS, records.measurements, ["part", "seed", "quantity", "x", "value"])
+    provenance = {"preset": records.preset, "settings": records.settings, **records.provenance}
+    record.write_whole(folder / PROVENANCE, json.dumps(provenance, indent=2) + "\n")
+
+
+def read(folder: Path) -> Records:
+    """The records in ``folder``.
+
+    Raises:
+        UserError: there are none, or they are damaged.
+    """
+    try:
+        provenance = json.loads((folder / PROVENANCE).read_text(encoding="utf-8"))
+        preset, settings = provenance.pop("preset"), provenance.pop("settings")
+        runs, curves, measurements = (read_rows(folder / name) for name in (RUNS, CURVES, MEASUREMENTS))
+    except FileNotFoundError as error:
+        raise UserError(
+            f"{folder} holds no experiment ({error.filename} is missing). `bnrepro reproduce` makes one."
+        ) from error
+    except (ValueError, OSError, KeyError, AttributeError) as error:
+        raise UserError(
+            f"The records in {folder} are damaged ({error}). `bnrepro reproduce` makes them again."
+        ) from error
+    return Records(preset, settings, runs, curves, measurements, provenance)
+
+
+def find(root: Path) -> list[Path]:
+    """The folders in ``root`` and below that hold an experiment's records."""
+    return [file.parent for file in sorted({root / MEASUREMENTS, *root.glob(f"**/{MEASUREMENTS}")}) if file.is_file()]
+
+
+def preset_of(folder: Path) -> str | None:
+    """The preset of the records in ``folder``; None where there are none."""
+    try:
+        return str(json.loads((folder / PROVENANCE).read_text(encoding="utf-8"))["preset"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+# --- rows and cells ---
+
+
+def write_rows(file: Path, rows: list[Row], columns: list[str] | None = None) -> None:
+    """``rows`` as CSV; the first of ``columns`` comes first, then what else the rows hold, then the rest of them."""
+    known = dict.fromkeys(columns or [])
+    first = list(known)[:1]
+    extra = [key for row in rows for key in row if key not in known]
+    names = list(dict.fromkeys([*first, *extra, *known]))
+    written = [{name: to_cell(row.get(name), name in TEXT) for name in names} for row in rows]
+    record.write_csv(file, names, written)
+
+
+def read_rows(file: Path) -> list[Row]:
+    """The rows that `write_rows` wrote.
+
+    Raises:
+        ValueError: it is not such a file.
+        OSError: it cannot be read.
+    """
+    try:
+        with file.open(newline="", encoding="utf-8") as stream:
+            header, *rows = csv.reader(stream, strict=True)
+        return [{name: from_cell(cell, name in TEXT) for name, cell in zip(header, row, strict=True)} for row in rows]
+    except (csv.Error, ValueError) as error:
+        raise ValueError(f"{file.name}: {error}") from error
+
+
+def to_cell(value: Any, text: bool = False) -> str:
+    """A value as a cell of a CSV file; None is an empty one."""
+    if value is None:
+        return ""
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, int | float):
+        return repr(value)
+    if text:
+        return str(value)
+    return json.dumps(str(value), ensure_ascii=False) if _ambiguous(str(value)) else str(value)
+
+
+def from_cell(cell: str, text: bool = False) -> Any:
+    """The value that `to_cell` wrote."""
+    if cell == "":
+        return None
+    if text:
+        return cell
+    if cell.startswith('"'):
+        return json.loads(cell)
+    if cell in ("true", "false"):
+        return cell == "true"
+    if re.fullmatch(r"-?\d+", cell):
+        return int(cell)
+    try:
+        return float(cell)
+    except ValueError:
+        return cell
+
+
+def _ambiguous(text: str) -> bool:
+    return text.startswith('"') or not isinstance(from_cell(text), str)
+
+
+def plain(value: Any) -> Any:
+    """A number of NumPy or torch as Python's own, which is what files and comparisons know."""
+    return value.item() if hasattr(value, "item") else value
+
+
+def merged(found: dict[str, list[Any]], key: str, values: Iterable[Any]) -> None:
+    """Add to ``found[key]`` what is not there yet."""
+    for value in values:
+        if value is not None and value not in found.setdefault(key, []):
+            found[key].append(value)

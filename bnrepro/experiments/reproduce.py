@@ -1,0 +1,248 @@
+"""Make an experiment's records, and draw the conclusions: run what is missing, measure what is missing, analyse."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from omegaconf import OmegaConf
+
+from bnrepro import record, sweep, train
+from bnrepro.compare import RUN_COLUMNS
+from bnrepro.config import UserError, check, configs_dir, load_config, run_dir
+from bnrepro.experiments.base import Analysis, Arm, Experiment, Factors, Probe, Records, Settings
+from bnrepro.experiments.conclusion import conclude
+from bnrepro.experiments.measure import Measurement, measure_all, missing
+from bnrepro.experiments.records import RESERVED, Row, merged, plain, read, save
+from bnrepro.record import Run
+from bnrepro.schema import Config, Source
+
+__all__ = ["Places", "Plan", "conclude", "execute", "make_plan", "read", "reproduce", "settings"]
+
+
+class Bar(Protocol):
+    """Told of progress: a number of an item, and the share of it that is done."""
+
+    def update(self, index: int, share: float, /) -> None:
+        """Show it."""
+
+
+Bars = Callable[[str, int], AbstractContextManager[Bar]]
+"""Makes a bar for "runs" or "measurements", and how many there are."""
+
+
+@dataclass(frozen=True)
+class Places:
+    """Where datasets lie on this machine."""
+
+    root: Path | None = None
+    """`data.root` for all of them; None: as the experiment says."""
+    archives: dict[str, Path] = field(default_factory=dict)
+    """A dataset's name -> the .npz archive to read it from instead."""
+
+    def apply(self, cfg: Config) -> Config:
+        """``cfg`` with its dataset in its place."""
+        data = cfg.data
+        if archive := self.archives.get(data.name):
+            data = replace(data, source=Source.npz, path=str(archive))
+        elif self.root is not None:
+            data = replace(data, root=str(self.root))
+        return replace(cfg, data=data)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What an experiment needs, under one preset and on this machine."""
+
+    experiment: Experiment
+    preset: str
+    settings: Settings
+    arms: list[Arm]
+    probes: list[Probe]
+    root: Path
+    """Folder of the runs and measurements."""
+    command: str
+    """What makes it again, with placeholders for this machine's paths."""
+
+    @property
+    def measurements(self) -> Path:
+        """The folder of the probes' results."""
+        return self.root / "measurements" / self.experiment.name
+
+    @cached_property
+    def configs(self) -> list[Config]:
+        """The runs, each once, however many arms and probes share it."""
+        wanted = [arm.config for arm in self.arms] + [probe.config for probe in self.probes if probe.config]
+        return list({run_dir(cfg): cfg for cfg in wanted}.values())
+
+    def missing(self) -> tuple[list[Config], list[Probe]]:
+        """The runs and measurements that are still to make."""
+        runs = [cfg for cfg in self.configs if not Run(run_dir(cfg)).finished]
+        return runs, missing(self.probes, self.measurements)
+
+
+def settings(experiment: Experiment, preset: str) -> Settings:
+    """What the preset's YAML file says.
+
+    Raises:
+        UserError: the experiment has no such preset, or its file is no YAML mapping.
+    """
+    if preset not in experiment.presets:
+        there = ", ".join(experiment.presets)
+        raise UserError(f"{experiment.name} has no preset {preset!r}. There are: {there}.")
+    file = configs_dir() / "experiment" / experiment.name / f"{preset}.yaml"
+    try:
+        found = OmegaConf.to_container(OmegaConf.create(file.read_text(encoding="utf-8")))
+    except Exception as error:  # yaml's, OmegaConf's and the file system's
+        raise UserError(f"The preset {file} cannot be read: {str(error).splitlines()[0]}") from error
+    if not isinstance(found, dict):
+        raise UserError(f"The preset {file} is not a mapping of keys to values.")
+    return {str(key): value for key, value in found.items()}
+
+
+def make_plan(experiment: Experiment, preset: str, root: Path, places: Places | None = None) -> Plan:
+    """The runs and probes of ``experiment``, with runs under ``root`` and datasets in their ``places``.
+
+    Raises:
+        UserError: no such preset; a setting that no run can have.
+    """
+    places = places or Places()
+    found = settings(experiment, preset)
+
+    def put(cfg: Config) -> Config:
+        # Curves of hundreds of runs are looked at in the report; `bnrepro train` writes events for one.
+        return train.resolve(check(replace(places.apply(cfg), root=str(root), tensorboard=False)))
+
+    arms = [replace(arm, config=put(arm.config), factors=_factors(arm.factors)) for arm in experiment.arms(found)]
+    probes = [
+        replace(probe, config=probe.config and put(probe.config), factors=_factors(probe.factors))
+        for probe in experiment.probes(found)
+    ]
+    flags = [f"--archive {name}=FILE" for name in places.archives] + (["--data-root DIR"] if places.root else [])
+    command = " ".join(["bnrepro reproduce", experiment.name, f"--preset {preset}", *flags])
+    return Plan(experiment, preset, found, arms, probes, root, command)
+
+
+def reproduce(
+    experiment: Experiment,
+    preset: str,
+    root: Path = Path("runs"),
+    out: Path = Path("results/experiments"),
+    jobs: int | None = None,
+    places: Places | None = None,
+    bars: Bars | None = None,
+    *,
+    force: bool = False,
+) -> tuple[Analysis, list[str]]:
+    """`execute` what ``experiment`` needs under ``preset``, with runs under ``root`` and datasets in ``places``."""
+    return execute(make_plan(experiment, preset, root, places), out, jobs, bars, force=force)
+
+
+def execute(
+    plan: Plan, out: Path, jobs: int | None = None, bars: Bars | None = None, *, force: bool = False
+) -> tuple[Analysis, list[str]]:
+    """Run and measure what is missing, write the records into ``out``, and conclude from them.
+
+    What is finished is neither run nor measured again. What fails is left out, told, and stops nothing else.
+
+    Args:
+        plan: what is needed.
+        out: the experiment's folder is made in it.
+        jobs: processes; None: one a core, or one on a GPU.
+        bars: makes progress bars.
+        force: run and measure again what is finished.
+
+    Returns:
+        The analysis, and a sentence for everything that failed.
+
+    Raises:
+        UserError: nothing could be run or measured.
+    """
+    bars = bars or (lambda _what, _count: nullcontext(_Silent()))
+    jobs = jobs or sweep.default_jobs(plan.configs[0] if plan.configs else load_config())
+    runs, probes = (plan.configs, plan.probes) if force else plan.missing()
+    with _one_thread():  # as in processes of their own, so that the numbers do not depend on how many there are
+        with bars("runs", len(runs)) as bar:
+            outcomes = sweep.run_all(runs, jobs, force=force, report=bar.update)
+        with bars("measurements", len(probes)) as bar:
+            measured = measure_all(plan.probes, plan.measurements, jobs, force=force, report=bar.update)
+    failed = [f"{o.path.relative_to(plan.root)}: {o.error}" for o in outcomes if o.error]
+    failed += [f"{_title(m.probe)}: {m.error}" for m in measured if m.error]
+    if failed and len(failed) == len(plan.configs) + len(plan.probes):
+        raise UserError(f"{plan.experiment.name}: nothing could be run or measured. The first reason: {failed[0]}")
+    folder = plan.experiment.directory(out)
+    save(_collect(plan, {o.path for o in outcomes if o.error}, measured, failed), folder)
+    return conclude(plan.experiment, read(folder), folder), failed
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+class _Silent:
+    def update(self, index: int, share: float, /) -> None:
+        pass
+
+
+def _collect(plan: Plan, lost: set[Path], measured: list[Measurement], failed: list[str]) -> Records:
+    """The records of what was run and measured."""
+    runs: list[Row] = []
+    curves: list[Row] = []
+    rows: list[Row] = []
+    found: dict[str, list[Any]] = {key: [] for key in ("data", "machines", "versions", "git_revisions")}
+    seconds: dict[str, dict[str, float]] = {}
+    parts = dict.fromkeys([arm.part for arm in plan.arms] + [probe.part for probe in plan.probes])
+
+    def spend(part: str, kind: str, spent: float | None) -> None:
+        of_part = seconds.setdefault(part, {"runs": 0.0, "measurements": 0.0})
+        of_part[kind] = round(of_part[kind] + (spent or 0.0), 3)
+
+    def note(about: dict[str, Any]) -> None:
+        merged(found, "machines", [about.get("machine")])
+        merged(found, "versions", [about.get("versions")])
+        merged(found, "git_revisions", [about.get("git_revision")])
+
+    for part in parts:
+        for arm in (arm for arm in plan.arms if arm.part == part):
+            run = Run(run_dir(arm.config))
+            who = {"part": part, **arm.factors, "seed": arm.config.seed}
+            if run.path in lost:
+                runs.append({**dict.fromkeys(RUN_COLUMNS), "variant": arm.config.variant, "status": "failed", **who})
+                continue
+            runs.append({**{column: run.summary.get(column) for column in RUN_COLUMNS}, **who})
+            if (run.path / record.METRICS).is_file():
+                curves += [{**row, **who} for row in run.metrics]
+            spend(part, "runs", run.summary.get("seconds"))
+            note(run.summary)
+            merged(found, "data", [{k: run.summary.get(k) for k in ("data", "data_official", "data_fingerprint")}])
+        for measurement in (m for m in measured if m.probe.part == part and m.stored):
+            probe, stored = measurement.probe, measurement.stored or {}
+            rows += [{"part": part, **probe.factors, "seed": probe.seed, **row} for row in stored["rows"]]
+            spend(part, "measurements", stored.get("seconds"))
+            note(stored)
+            merged(found, "data", [stored.get("data")])
+    provenance: dict[str, Any] = {"experiment": plan.experiment.name, "command": plan.command, **found}
+    provenance |= {"seconds": seconds, "failed": failed}
+    return Records(plan.preset, plan.settings, runs, curves, rows, provenance)
+
+
+def _factors(factors: Factors) -> Factors:
+    if clash := RESERVED & factors.keys():
+        raise ValueError(f"no factor can be called {', '.join(sorted(clash))}: the records have such a column")
+    return {key: plain(value) for key, value in factors.items()}
+
+
+def _title(probe: Probe) -> str:
+    factors = ", ".join(f"{key}={value}" for key, value in probe.factors.items())
+    return f"{probe.part} ({factors}), seed {probe.seed}, {probe.function.__name__}"

@@ -1,0 +1,292 @@
+"""The report: complete, escaped, by itself, and the same in a browser."""
+
+from __future__ import annotations
+
+import math
+import re
+import shutil
+import subprocess
+from collections import Counter
+from dataclasses import replace
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+from matplotlib.figure import Figure
+
+from bnrepro import report
+from bnrepro.config import UserError
+from bnrepro.experiments import judge
+from bnrepro.experiments.base import Analysis, Claim, Experiment, Finding, Picture, Records, Table, Verdict
+from bnrepro.experiments.conclusion import conclude
+from bnrepro.experiments.records import save
+from bnrepro.page import inline
+from bnrepro.stats import Interval
+
+EVIL = "<script>alert('x')</script> & \"quoted\" | `code` *stars* _under_ $x$ ~a~ [b](c)"
+LINK = "https://example.org/a_b/c*d"
+CLAIMS = (
+    Claim("Z1", f"Somebody ({LINK}).", EVIL, "157 | 315"),
+    Claim("Z2", "Somebody", "Equal", "no number"),
+    Claim("Z3", "Somebody", "Never tried", "no number"),
+)
+
+
+def analyse(records: Records) -> Analysis:
+    """One finding of a kind, two tables, two figures with the same shapes in them."""
+    findings = [
+        judge.greater(CLAIMS[0], [0.9, 1.0, 1.1], "points", found="BN wins by {effect}."),
+        Finding(CLAIMS[1], Verdict.inconclusive, "It is not told", Interval(0.5, 0.1, 0.9, 4), "epochs"),
+        judge.not_testable(CLAIMS[2], "No ImageNet here."),
+    ]
+    rows = [
+        {"variant_name": EVIL, "accuracy": Interval(0.91234, 0.90, 0.92468, 5), "size": 60000, "share": 1 / 3},
+        {"variant_name": "bn", "accuracy": None, "size": 6, "share": None},
+    ]
+    long = [{"row": i} for i in range(report.LONG)]
+    pictures = []
+    for name in ("one", "two"):
+        figure = Figure(figsize=(3, 2))
+        axes = figure.add_subplot()
+        axes.plot([0, 1], [0, 1], "o-")
+        axes.set_title("<script>alert(2)</script>")
+        pictures.append(Picture(name, f"Caption of {name}: {EVIL}", figure))
+    return Analysis(findings, [Table("small", f"Small {EVIL}", rows), Table("long", "Long", long)], pictures)
+
+
+EXPERIMENT = Experiment(
+    "made_up", "A made-up & tiny one", LINK, (f"Smaller. {EVIL}",), CLAIMS, lambda _: [], lambda _: [], analyse
+)
+RECORDS = Records(
+    preset="smoke",
+    settings={"seeds": 2, "margins": {"accuracy": 0.1}, "parts": ["a", "b"], "no": None},
+    runs=[
+        {"part": "a", "seed": 0, "variant": "bn", "status": "completed", "config_hash": "1"},
+        {"part": "b", "seed": 0, "variant": "bn", "status": "completed", "config_hash": "1"},
+        {"part": "b", "seed": 0, "variant": "nobn", "status": "diverged", "config_hash": "2"},
+    ],
+    curves=[],
+    measurements=[{"part": "a", "seed": 0, "quantity": "q", "x": None, "value": 1.0}],
+    provenance={
+        "experiment": "made_up",
+        "command": "bnrepro reproduce made_up --preset smoke",
+        "data": [{"data": "digits.npz", "data_official": False, "data_fingerprint": "abc"}],
+        "machines": ["a machine, 2 cores"],
+        "versions": [{"python": "3.11", "torch": "2.6"}],
+        "git_revisions": ["0123abc"],
+        "seconds": {"a": {"runs": 100.0, "measurements": 20.0}},
+        "failed": ["table (kind=x): out of luck"],
+    },
+)
+
+
+@pytest.fixture
+def results(tmp_path: Path) -> Path:
+    """A folder with one concluded experiment."""
+    folder = EXPERIMENT.directory(tmp_path / "results" / "experiments")
+    save(RECORDS, folder)
+    conclude(EXPERIMENT, RECORDS, folder)
+    return tmp_path / "results"
+
+
+class Reader(HTMLParser):
+    """Tags that are closed in order, ids, links, and texts."""
+
+    VOID = ("meta", "br", "wbr", "img", "link", "hr")
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.ids: list[str] = []
+        self.links: list[str] = []
+        self.loads: list[str] = []
+        self.tags: Counter[str] = Counter()
+        self.text = ""
+        self.feed(text)
+        self.close()
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.handle_startendtag(tag, attrs)
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags[tag] += 1
+        for key, value in attrs:
+            assert not key.startswith("on")
+            if key == "id":
+                self.ids.append(value or "")
+            if tag == "a" and key == "href":
+                self.links.append(value or "")
+            elif key in ("src", "href", "xlink:href", "srcset", "data"):
+                self.loads.append(value or "")
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if not self.open or self.open[-1] != "style":
+            self.text += data
+
+
+@pytest.fixture
+def page(results: Path) -> str:
+    """The HTML report."""
+    return report.write(results)[1].read_text(encoding="utf-8")
+
+
+def test_page_is_well_formed_and_loads_nothing(page: str) -> None:
+    read = Reader(page)
+    assert read.open == []
+    assert [i for i, n in Counter(read.ids).items() if n > 1] == []
+    assert all(load.startswith(("#f", "data:image/png")) for load in read.loads)
+    assert not {"script", "link", "iframe", "object", "foreignobject", "metadata"} & read.tags.keys()
+    style = page[page.index("<style>") : page.index("</style>")]
+    assert not re.search(r"url\(|@import|http", style)
+    assert all(target in read.ids for load in [*read.loads, *read.links] if (target := load[1:]) and load[0] == "#")
+    assert {link for link in read.links if not link.startswith("#")} == {LINK}
+    assert (read.tags["svg"], read.tags["figure"], read.tags["style"]) == (2, 2, 1)
+    assert all(reference[5:-1] in read.ids for reference in re.findall(r"url\(#[^)]*\)", page))
+
+
+def test_texts_are_shown_as_they_are_and_never_run(page: str) -> None:
+    assert "<script" not in page.lower()
+    text = Reader(page).text
+    assert text.count(EVIL.replace("`", "")) >= 5  # claim, deviation, table's title, cell, captions
+    assert "A made-up & tiny one" in text
+
+
+def test_page_says_what_was_found_and_how(page: str) -> None:
+    text = Reader(page).text
+    assert "3 claims in 1 experiment: 1 reproduced, 1 inconclusive, 1 not testable here." in text
+    assert "A made-up & tiny one (preset smoke): 1 reproduced, 1 inconclusive, 1 not testable here" in text
+    assert "<code>code</code>" in page
+    assert "BN wins by 1.00 [0.75, 1.25] points (95% interval, n=3)." in text
+    assert "It is not told Effect: 0.50 [0.10, 0.90] (n=4) epochs." in text
+    assert {"made_up-Z1", "made_up-Z2", "made_up-Z3", "made_up"} <= set(Reader(page).ids)
+    for words in (
+        "bnrepro reproduce made_up --preset smoke",
+        "digits.npz (not the official files; fingerprint abc)",
+        "a machine, 2 cores",
+        "python 3.11, torch 2.6",
+        "0123abc",
+        "2, of which 1 diverged",
+        "2 min of one process (a 2 min)",
+        "table (kind=x): out of luck",
+        "margins.accuracy",
+        "0.912 [0.900, 0.925] (n=5)",
+        "60,000",
+        "0.3333",
+        "variant name",
+    ):
+        assert words in text
+
+
+def test_verdicts_come_first_and_link_to_themselves(page: str) -> None:
+    assert page.index('id="made_up-Z1"') < page.index('<section id="made_up">')
+    assert '<tr id="made_up-Z3">' in page
+    assert page.count('<a href="#made_up-Z3">Z3</a>') == 2
+    assert '<strong class="verdict not-testable-here">not testable here</strong>' in page
+
+
+def test_markdown_says_the_same(results: Path) -> None:
+    text = report.write(results)[0].read_text(encoding="utf-8")
+    assert "<script" not in text
+    lines = text.splitlines()
+    (start,) = (i for i, line in enumerate(lines) if line.startswith("| claim | source |"))
+    rows = lines[start : start + 5]
+    assert len({len(re.findall(r"(?<!\\)\|", row)) for row in rows}) == 1  # as many cells in each row
+    assert '<a id="made_up-Z1"></a>Z1' in rows[2]
+    assert f"<{LINK}>" in rows[2]
+    assert r"157 \| 315" in rows[2]
+    assert r"\$x\$" in rows[2]
+    assert r"\| `code` \*stars\* \_under\_" in rows[2]
+    assert rows[2].endswith("| **reproduced** |")
+    (image,) = re.findall(r"!\[one\]\(([^)]*)\)", text)
+    assert (results / image).is_file()
+    assert "* Made by: `bnrepro reproduce made_up --preset smoke`" in lines
+    assert "[Z2](#made_up-Z2) inconclusive" in text
+
+
+def test_report_is_the_same_every_time(results: Path) -> None:
+    first = [file.read_bytes() for file in report.write(results)]
+    assert [file.read_bytes() for file in report.write(results)] == first
+
+
+def test_two_of_a_name_and_nothing_at_all_are_told(results: Path, tmp_path: Path) -> None:
+    shutil.copytree(results / "experiments", results / "others")
+    with pytest.raises(UserError, match="made_up is there more than once"):
+        report.write(results)
+    with pytest.raises(UserError, match="no results under"):
+        report.write(tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize("name", ["findings.csv", "captions.json", "tables/small.csv", "figures/one.svg"])
+def test_missing_file_is_named_with_its_remedy(results: Path, name: str) -> None:
+    (results / "experiments" / "made_up" / name).unlink()
+    with pytest.raises(UserError, match=r"not complete .* bnrepro figures|not complete .*`bnrepro figures"):
+        report.write(results)
+
+
+def test_svg_is_cleaned(tmp_path: Path) -> None:
+    file = tmp_path / "a.svg"
+    file.write_text(
+        '<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" viewBox="0 0 100 50" '
+        'width="100pt" onload="alert(1)"><script>alert(2)</script><g id="a" style="clip-path: url(#b)"/>'
+        '<use xlink:href="#a"/><image href="https://example.org/x.png"/><a href="javascript:alert(3)"/></svg>'
+    )
+    cleaned, width = inline(file, "p-", 'a "label"')
+    assert width == 100
+    assert not re.search("alert|http|onload|width=", cleaned)
+    assert 'id="p-a"' in cleaned
+    assert "url(#p-b)" in cleaned
+    assert 'xlink:href="#p-a"' in cleaned
+    assert 'aria-label="a &quot;label&quot;"' in cleaned
+    file.write_text("<svg")
+    with pytest.raises(UserError, match="is not a figure"):
+        inline(file, "p-", "")
+
+
+def test_interval_that_is_none_is_told() -> None:
+    assert report.number(Interval(math.nan, math.nan, math.nan, 0)) == "- (n=0)"
+    assert report.number(Interval(0.5, math.nan, math.nan, 1)) == "0.5 (n=1)"
+    assert (report.number(True), report.number(None), report.number(9999), report.number(1e-7)) == (
+        "yes",
+        "-",
+        "9999",
+        "1e-07",
+    )
+
+
+def test_experiments_stand_in_the_order_of_the_list(results: Path) -> None:
+    for name in ("zeta", "labml", "conv_batchnorm"):
+        other = replace(EXPERIMENT, name=name)
+        folder = other.directory(results / "experiments")
+        save(RECORDS, folder)
+        conclude(other, RECORDS, folder)
+    names = [section.name for section in report.gather(results).sections]
+    assert names == ["conv_batchnorm", "labml", "made_up", "zeta"]
+
+
+BROWSERS = [path for name in ("chromium", "google-chrome", "chromium-browser") if (path := shutil.which(name))][:1]
+
+
+@pytest.mark.parametrize("browser", BROWSERS, ids=lambda path: Path(path).name)
+def test_browser_fits_the_page_on_a_phone(page: str, results: Path, browser: str, tmp_path: Path) -> None:
+    """The page is no wider than the screen. A script asks, which the page itself does not have."""
+    asking = (
+        "<script>e = document.documentElement; document.title = e.clientWidth + ' ' + e.scrollWidth</script></body>"
+    )
+    probe = results / "probe.html"
+    # A window of a desktop browser cannot be as narrow as a phone, but a frame can.
+    probe.write_text(page.replace("</body>", asking), encoding="utf-8")
+    frame = (
+        f'<iframe src="{probe.name}" width=390 height=800 onload="document.title=frames[0].document.title"></iframe>'
+    )
+    (results / "frame.html").write_text(frame)
+    options = ["--headless=new", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'profile'}"]
+    options += ["--allow-file-access-from-files", "--virtual-time-budget=5000", "--dump-dom"]
+    command = [browser, *options, (results / "frame.html").as_uri()]
+    out = subprocess.run(command, capture_output=True, text=True, timeout=120).stdout
+    (found,) = re.findall(r"<title>(\d+) (\d+)</title>", out)
+    assert 370 <= int(found[0]) == int(found[1]) <= 390
