@@ -225,8 +225,8 @@ def k5(records: Records) -> Finding:
     )
     effect = t_interval(tests["bn", "val_accuracy"])
     found = (
-        f"By how much each is better than no BN, as a mean over the ends of epochs (n={effect.n}, 95% intervals; accuracy as a "
-        f"fraction): {words}."
+        f"By how much each is better than no BN, as a mean over the ends of epochs (n={effect.n}, 95% intervals; "
+        f"accuracy as a fraction): {words}."
     )
     return Finding(BY_ID["K5"], family(tests), found, effect, "of validation accuracy (a fraction), mean over epochs")
 
