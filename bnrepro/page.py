@@ -99,17 +99,17 @@ def _table(title: str, rows: list[dict[str, Any]]) -> str:
     texts = {name for name in names if any(isinstance(row[name], str) for row in rows)}
     kinds = {name: "" if name in texts else " class=number" for name in names}
     head = "".join(f"<th scope=col{kinds[name]}>{escape(name.replace('_', ' '))}</th>" for name in names)
-    body = "".join(f"<tr>{''.join(_cell(row[name]) for name in names)}</tr>\n" for row in rows)
+    body = "".join(f"<tr>{''.join(_cell(row[name], name in texts) for name in names)}</tr>\n" for row in rows)
     table = f'<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>\n{body}</tbody></table></div>'
     if len(rows) >= LONG:
         return f"<details><summary>{_text(title)}</summary>{table}</details>"
     return f"<h3 class=caption>{_text(title)}</h3>{table}"
 
 
-def _cell(value: Any) -> str:
-    if not isinstance(value, str):
-        return f"<td class=number>{escape(number(value))}</td>"
-    return f"<td{' class=short' if len(value) <= SHORT else ''}>{_text(value)}</td>"
+def _cell(value: Any, text: bool) -> str:
+    shown = value if isinstance(value, str) else number(value)
+    kind = "" if text else "number"
+    return f'<td class="{"short" if text and len(shown) <= SHORT else kind}">{_text(shown)}</td>'
 
 
 def _verdict(verdict: str) -> str:

@@ -169,6 +169,20 @@ def test_k1_and_k5_follow_the_curves() -> None:
     assert found(made_up())["K1"].verdict is Verdict.inconclusive
 
 
+def test_k5_looks_at_the_ends_of_epochs_as_the_sources_figures_do() -> None:
+    def late(arm: str, seed: int, point: int) -> tuple[float, float]:
+        """Validation far worse within epochs, when moving averages lag; better at their ends."""
+        more = 0.02 if point % 2 == 0 else -0.3
+        return (0.0, 0.0) if arm == "nobn" else (more, more)
+
+    records = made_up(curve=late)
+    for row in records.curves:
+        row["train_accuracy"], row["train_loss"] = (
+            (0.9, 0.5) if row["arm"] == "nobn" else (0.95 + row["step"] / 1e4, 0.4)
+        )
+    assert found(records)["K5"].verdict is Verdict.reproduced
+
+
 def test_k1_counts_steps_and_not_noise() -> None:
     finding = found(made_up(curve=faster))["K1"]
     # 0.9 + 0.015 p reaches 0.97 at the fifth of six points (0.975), and with 0.02 more at the fourth (0.98).

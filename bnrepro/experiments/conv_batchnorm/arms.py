@@ -27,8 +27,8 @@ def _load(overrides: tuple[str, ...]) -> Config:
 
 
 def _base(settings: Settings, data: str, *more: str) -> Config:
-    """The preset's configuration on one of its datasets."""
-    return _load((*settings["overrides"], *settings["data"][data], *more))
+    """The preset's configuration on a dataset: one of the table's, with its overrides, or another."""
+    return _load((*settings["overrides"], *settings["data"].get(data, [f"data={data}"]), *more))
 
 
 def _with(cfg: Config, seed: int, variant: str, **keys: Any) -> Config:

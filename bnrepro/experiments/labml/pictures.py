@@ -34,9 +34,12 @@ def outside(records: Records) -> Picture:
                     (True, RED, DASHED, 1.3, "outside the gradient (detached)"),
                 ):
                     series = records.series(quantity, part="toy", statistic=statistic, detached=detached)
+                    if quantity == "loss":  # by seed, as a multiple of its own start
+                        start = next(iter(series.values()), [])
+                        series = {x: (np.array(v) / start).tolist() for x, v in series.items()}
                     _band(axes, series, color, dashes, label, width)
             grid[0, column].set(title=title, ylabel="bias b" if statistic == "mean" else "factor w")
-            grid[1, column].set(xlabel="step", ylabel="loss", ylim=(0, None))
+            grid[1, column].set(xlabel="step", ylabel="loss / loss at the start", ylim=(0, 1.2))
         handles, labels = grid[0, 0].get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside upper center", ncols=2)
     n, lr = records.settings["seeds"], records.settings["toy"]["lr"]
@@ -61,7 +64,7 @@ def in_networks(records: Records) -> Picture:
                         series.setdefault(row["epoch"], []).append(factor * float(row[column]))
                 _band(axes, series, color, dashes, label, marker="o")
         left.set(xlabel="epoch", ylabel="training loss", ylim=(0, None))
-        right.set(xlabel="epoch", ylabel="validation accuracy, %")
+        right.set(xlabel="epoch", ylabel="validation accuracy, %", ylim=(max(0, right.get_ylim()[0]), 100))
         handles, labels = left.get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside upper center", ncols=3, handlelength=2.6)
     n = records.settings["seeds"]
@@ -107,7 +110,7 @@ def scales(records: Records) -> Picture:
     """How the output and the gradients change with the scale of the weights, by eps."""
     with style():
         figure = Figure(figsize=(2 * COLUMN, 2.4), layout="constrained")
-        names = {"output": "output", "du": "gradient by the inputs", "dw_times_a": "a times gradient by the weights"}
+        names = {"output": "output", "du": "gradient by the inputs", "dw_times_a": "gradient by weights, times a"}
         looks = ((BLUE, "-", "o"), (ORANGE, DASHED, "s"), (RED, DOTTED, "^"))
         for axes, (quantity, title) in zip(figure.subplots(1, 3, sharey=True), names.items(), strict=True):
             for eps, (color, dashes, marker) in zip(records.settings["scale_eps"], looks, strict=False):
@@ -155,34 +158,28 @@ def cancellation(records: Records) -> Picture:
 
 
 def inference(records: Records) -> Picture:
-    """Test accuracy with statistics of a few batches, against the moving average."""
-    networks = list(records.settings["networks"])
+    """Test accuracy with statistics of the training set or its parts, and the test batches' own, less the average's."""
+    networks, counts = list(records.settings["networks"]), records.settings["population_batches"]
+    names = [*map(str, counts), "all", "test\nbatch"]
     with style():
-        figure = Figure(figsize=(COLUMN * max(1.2, len(networks)), 2.6), layout="constrained")
+        figure = Figure(figsize=(COLUMN * max(1.2, len(networks)), 2.5), layout="constrained")
         for axes, network in zip(figure.subplots(1, len(networks), squeeze=False).flat, networks, strict=True):
             who = {"part": "inference", "network": network}
-            _band(
-                axes, records.series("part_accuracy", **who), BLUE, "-", "first batches of the training set", marker="o"
-            )
-            for (kind, label), color, dashes in zip(
-                (("ema", "moving average"), ("population", "whole training set"), ("batch", "each test batch's own")),
-                (RED, GREEN, ORANGE),
-                (DASHED, DOTTED, (0, (5, 1, 1, 1))),
-                strict=True,
-            ):
-                level = t_interval(records.series("accuracy", **who).get(kind, []))
-                axes.axhline(level.mean, color=color, linestyle=dashes, label=label)
-            axes.set(xscale="log", xlabel="training batches", title=network)
-            axes.set_xticks(records.settings["population_batches"], map(str, records.settings["population_batches"]))
-            axes.minorticks_off()
-        figure.axes[0].set_ylabel("test accuracy, %")
-        handles, labels = figure.axes[0].get_legend_handles_labels()
-        figure.legend(handles, labels, loc="outside upper center", ncols=2)
+            accuracy, parts = records.series("accuracy", **who), records.series("part_accuracy", **who)
+            average = accuracy.get("ema", [])
+            kinds = [parts.get(count, []) for count in counts] + [accuracy.get(k, []) for k in ("population", "batch")]
+            intervals = [t_interval([a - b for a, b in zip(values, average, strict=True)]) for values in kinds]
+            halves = [np.nan_to_num(i.high - i.mean) for i in intervals]
+            axes.axhline(0, color=RED, linestyle=DASHED)
+            axes.errorbar(range(len(names)), [i.mean for i in intervals], yerr=halves, fmt="o", color=BLUE, capsize=3)
+            axes.set_xticks(range(len(names)), names)
+            axes.set(title=network, xlabel="training batches in the statistics, or none")
+        figure.axes[0].set_ylabel("test accuracy less that with\nthe moving average, points")
     n = records.settings["seeds"]
     caption = (
-        "Test accuracy of networks with BN by the statistics that normalise at inference: of a part of the training "
-        "set, of all of it, the moving average, or those of each test batch. Mean and 95% interval (where there is a "
-        f"band) over n = {n} seeds."
+        "Test accuracy of networks with BN by the statistics that normalise at inference, less that with the moving "
+        "average (dashed) of the same network: those of so many training batches, of all of them, or of each test "
+        f"batch itself. Mean and 95% interval over n = {n} seeds."
     )
     return Picture("inference", caption, figure)
 

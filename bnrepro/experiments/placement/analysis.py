@@ -288,7 +288,9 @@ def beside(records: Records) -> Table:
     for network, numbers in REPORTED.items():
         row: dict[str, Any] = {"network": network}
         row |= {ORDER_NAMES[order]: _alone(value) for order, value in numbers.items()}
-        rows.append({**row, "after - before, points": _alone(POINTS * (numbers["after"] - numbers["before"]))})
+        rows.append(
+            {**row, "after - before, points": _alone(round(POINTS * (numbers["after"] - numbers["before"]), 1))}
+        )
     for network in networks_of(records):
         values = {order: by_seed(records, network, "relu", order) for order in REPORTED[next(iter(REPORTED))]}
         row = {"network": f"{network} (here)"}
