@@ -23,29 +23,31 @@ def across(
 ) -> Finding:
     """A claim that something is larger, put to the test on several datasets (or sizes): `judge.greater` for each.
 
-    Holm's correction over the family takes back what only one of many would show. The claim is reproduced, or not, if
-    it is so everywhere; partly, if somewhere it holds and elsewhere not; else inconclusive. The effect shown beside
-    the verdict is the first one's; ``{effects}`` in ``found`` becomes all of them.
+    What all of them say is the verdict, and needs no correction, since each had to say it. Where they differ, Holm's
+    correction takes back what only one of many would show; the claim is then partly reproduced if any still says so,
+    else inconclusive. The effect shown beside the verdict is the first one's; ``{effects}`` in ``found`` becomes all.
     """
     each = {name: judge.greater(claim, values, unit, at_least, margin) for name, values in differences.items()}
-    p_values = {name: p_value([v - at_least for v in values]) for name, values in differences.items()}
-    certain = holm(p_values)
-    verdicts = []
-    for name, finding in each.items():
-        effect = finding.effect
-        small = margin is not None and effect is not None and max(abs(effect.low), abs(effect.high)) < margin
-        verdicts.append(finding.verdict if certain[name] or small else Verdict.inconclusive)
-    effects = "; ".join(f"{name}: {finding.found}" for name, finding in each.items())
-    first = next(iter(each.values()))
-    return replace(first, verdict=combined(verdicts), found=found.replace("{effects}", effects))
+    certain = holm({name: p_value([v - at_least for v in values]) for name, values in differences.items()})
+    effects = {name: finding.effect for name, finding in each.items() if finding.effect}
+    small = {name for name, e in effects.items() if margin is not None and max(abs(e.low), abs(e.high)) < margin}
+    corrected = [
+        finding.verdict if certain[name] or name in small else Verdict.inconclusive for name, finding in each.items()
+    ]
+    listed = "; ".join(f"{name}: {judge.numbers(effect)}" for name, effect in effects.items())
+    n = min(effect.n for effect in effects.values())
+    return replace(
+        next(iter(each.values())),
+        verdict=combined([finding.verdict for finding in each.values()], corrected),
+        found=found.replace("{effects}", f"{listed} {unit} (95% interval{'s' * (len(each) > 1)}, n={n})"),
+    )
 
 
-def combined(verdicts: Sequence[Verdict]) -> Verdict:
-    """The verdict over several datasets."""
+def combined(verdicts: Sequence[Verdict], corrected: Sequence[Verdict]) -> Verdict:
+    """The verdict over several datasets, from each one's, and those that a correction for their number leaves."""
     if len(set(verdicts)) == 1:
         return verdicts[0]
-    holds = {Verdict.reproduced, Verdict.partly}
-    return Verdict.partly if holds & set(verdicts) else Verdict.inconclusive
+    return Verdict.partly if {Verdict.reproduced, Verdict.partly} & set(corrected) else Verdict.inconclusive
 
 
 def name_of(dataset: str) -> str:

@@ -36,9 +36,9 @@ def pictures(records: Records) -> list[Picture]:
             "cells",
             f"The 2 x 2 table ({sets}): test accuracy less that of BN with the same seed; the root mean square of the "
             "normalised value in training less that in eval after the first layer, by the batch size it is measured "
-            f"at ({name_of(datasets(records, 'table')[0])}; channel statistics solid, local ones hollow); and the "
-            "relative error of the first norm's output when images move by a pixel, with running statistics (eval) "
-            f"and with those of the moved batch (training). {bars}.",
+            "at (channel statistics solid, local ones hollow); and the relative error of the first norm's output when "
+            "images move by a pixel, with running statistics (eval) and with those of the moved batch (training). "
+            f"The latter two on {name_of(datasets(records, 'table')[0])}. {bars}.",
             cells(records),
         ),
         Picture(
@@ -165,14 +165,9 @@ def cells(records: Records) -> Figure:
         middle.set_ylabel("training less eval (rms)")
         for index, variant in enumerate(variants):
             for mode, name in enumerate(("eval", "training")):
-                shifts = [
-                    error
-                    for dataset in sets
-                    for error in records.measured(
-                        "shift error", part="table", dataset=dataset, variant=variant, x=name
-                    ).values()
-                ]
-                _line(right, [mode + _spread(len(variants), index)], [t_interval(shifts)], variant, linestyle="")
+                about = {"part": "table", "dataset": sets[0], "variant": variant}
+                error = _plain(records.measured("shift error", x=name, **about))
+                _line(right, [mode + _spread(len(variants), index)], [error], variant, linestyle="")
         _categories(right, ["eval", "training"])
         right.set_ylim(bottom=0)
         right.set_ylabel("error when shifted (relative)")
@@ -206,7 +201,8 @@ def horizon(records: Records) -> Figure:
                 _line(right, shades, bent, variant)
             _categories(left, LIGHTS)
             left.set_ylabel(f"{name_of(dataset)}: test accuracy (%)")
-            _categories(middle, ["above the horizon", "below it"])
+            _categories(middle, ["above", "below"])
+            middle.set_xlabel("side of the horizon")
             middle.set_ylabel("active ReLUs (%)")
             right.set_xlabel("light of the lower half at test")
             right.set_ylabel("test accuracy (%)")
@@ -229,7 +225,7 @@ def _map(records: Records, quantity: str, light: str) -> np.ndarray | None:
 def statistics_maps(records: Records) -> Figure:
     """Running deviation and mean by location, for each light."""
     with figures.style():
-        figure = Figure(figsize=(WIDTH, 4.0), layout="constrained")
+        figure = Figure(figsize=(WIDTH, 4.3), layout="compressed")
         rows = figure.subplots(2, len(LIGHTS), squeeze=False)
         named = (("deviation map", "running deviation"), ("mean map", "running mean, spread"))
         for row, (quantity, name) in zip(rows, named, strict=True):
@@ -243,7 +239,8 @@ def statistics_maps(records: Records) -> Figure:
                     continue
                 image = axes.imshow(values, cmap="cividis", vmin=0, vmax=top, interpolation="nearest")
                 axes.axhline(values.shape[0] / 2 - 0.5, color="white", linewidth=0.8, linestyle=(0, (4, 3)))
-                axes.set_title(light if row is rows[0] else "")
+                if quantity == "deviation map":
+                    axes.set_title(light, fontsize=8)
             row[0].set_ylabel(name)
             figure.colorbar(image, ax=list(row), shrink=0.85)
         return figure

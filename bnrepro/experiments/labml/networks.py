@@ -97,8 +97,8 @@ def statistics(run: Run, seed: int, parts: list[int]) -> list[Row]:
             {"quantity": "accuracy", "x": kind.value, "value": 100 * accuracy},
             {"quantity": "loss", "x": kind.value, "value": loss},
         ]
-    for count in parts:
-        cfg, data, network = _stored(run)
+    cfg, data, network = _stored(run)
+    for count in parts:  # which replace all that the one before set
         reestimate_statistics(network, islice(_batches(cfg, data), count))
         _, accuracy = train.measure(network, data, data.test, cfg)
         rows.append({"quantity": "part_accuracy", "x": count, "value": 100 * accuracy})
