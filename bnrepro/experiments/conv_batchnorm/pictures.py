@@ -19,7 +19,7 @@ from bnrepro.stats import Interval, paired, t_interval
 
 VARIANTS = ["nobn", "bn", "convbn", "adaptive", "peractivationbn", "locationaffinebn"]
 LOOK = figures.look(VARIANTS)
-MARKERS = dict(zip(VARIANTS, "Xos^Dv", strict=True))
+MARKERS = dict(zip(VARIANTS, "Pos^Dv", strict=True))
 WIDTH = 2 * figures.COLUMN
 
 
@@ -27,7 +27,7 @@ def pictures(records: Records) -> list[Picture]:
     """All that there are records for."""
     n = records.settings["seeds"]
     shade = records.settings["horizon"]["shade"]
-    bars = f"Means over n={n} seeds with their 95% intervals, preset {records.preset}"
+    bars = f"Means over n={n} seeds with 95% intervals (of the logarithm on logarithmic axes), preset {records.preset}"
     sets = ", ".join(map(name_of, datasets(records, "table")))
     lit = ", ".join(map(name_of, datasets(records, "horizon")))
     window, eps, batch = (name_of(records.settings[part]["data"]) for part in ("window", "eps", "batch"))
@@ -45,7 +45,7 @@ def pictures(records: Records) -> list[Picture]:
             "horizon",
             f"The horizon ({lit}). Left: test accuracy on plain images, with the lower half always at {shade:g} of "
             "its light, and with a factor of its own for each batch, in training and test alike. Middle: share of "
-            "active ReLUs in the first layer above and below the horizon, lower half always dark; thin: the same on "
+            "active ReLUs in the first layer above and below the horizon, lower half always dark; pale: the same on "
             "plain images. Right: networks trained on plain images, by the light of the lower half at test. "
             f"{bars}.",
             horizon(records),
@@ -106,6 +106,18 @@ def _plain(values: Mapping[int, float]) -> Interval:
     return t_interval(list(values.values()))
 
 
+def _geometric(values: Mapping[int, float]) -> Interval:
+    """For logarithmic axes: mean and interval of the logarithm."""
+    interval = t_interval([math.log(value) for value in values.values() if value > 0])
+    return Interval(math.exp(interval.mean), math.exp(interval.low), math.exp(interval.high), interval.n)
+
+
+def _within_percent(axes: Axes) -> None:
+    """No accuracy lies outside of 0 and 100, wherever its interval ends."""
+    bottom, top = axes.get_ylim()
+    axes.set_ylim(max(bottom, 0), min(top, 100.5))
+
+
 def _legend(figure: Figure, axes: Axes, columns: int) -> None:
     """One legend above all panels, without the bars."""
     handles, labels = axes.get_legend_handles_labels()
@@ -128,7 +140,7 @@ def _log(axes: Axes, values: Sequence[float], names: Sequence[str] | None = None
     axes.set_xscale("log")
     axes.xaxis.set_major_locator(FixedLocator(list(values)))
     axes.xaxis.set_minor_locator(NullLocator())
-    axes.set_xticklabels(names or [f"{value:g}" for value in values])
+    axes.set_xticklabels(names or [f"{value:g}".replace("e-0", "e-") for value in values])
 
 
 # --- figures ---
@@ -156,7 +168,7 @@ def cells(records: Records) -> Figure:
         sizes = records.settings["gap"]["batches"]
         for variant in CELLS:
             about = {"part": "table", "dataset": sets[0], "variant": variant}
-            gaps = [_plain(records.measured("gap", x=size, **about)) for size in sizes]
+            gaps = [_geometric(records.measured("gap", x=size, **about)) for size in sizes]
             face = LOOK[variant][0] if variant in ("bn", "locationaffinebn") else "white"
             _line(middle, sizes, gaps, variant, markerfacecolor=face)
         middle.set_yscale("log")
@@ -194,11 +206,13 @@ def horizon(records: Records) -> Figure:
                         _percent(records.measured(f"active {side} 1", light=light, x="own", **about))
                         for side in ("above", "below")
                     ]
-                    thin = 0.12 if light == "plain" else 0.0
+                    thin = 0.06 if light == "plain" else 0.0
                     _line(middle, [offset - thin, 1 + offset - thin], active, variant, linestyle="", alpha=strength)
                 shades = sorted(records.settings["horizon"]["test_shades"])
                 bent = [_percent(records.measured("accuracy", light="plain", x=s, **about)) for s in shades]
                 _line(right, shades, bent, variant)
+            for axes in (left, middle, right):
+                _within_percent(axes)
             _categories(left, LIGHTS)
             left.set_ylabel(f"{name_of(dataset)}: test accuracy (%)")
             _categories(middle, ["above", "below"])
@@ -266,13 +280,15 @@ def window_sweep(records: Records) -> Figure:
         ]
         _line(left, place, accuracy, "adaptive", "adaptive, of the present batch")
         left.set_ylabel("test accuracy (%)")
+        _within_percent(left)
         left.legend(loc="lower center", fontsize=7)
         for end, variant in (("local", "convbn"), ("channel", "bn")):
             distance = records.series(f"to {end}", part="window", variant="bn")
             known = [(x, t_interval(distance[k])) for x, k in zip(place, kernels, strict=True) if k in distance]
             _line(right, [x for x, _ in known], [i for _, i in known], variant, f"from {end} statistics")
         right.set_ylabel("distance of the output (rms)")
-        right.legend(loc="center", fontsize=7)
+        right.set_ylim(top=1.25 * right.get_ylim()[1])
+        right.legend(loc="upper center", ncols=2, fontsize=7)
         for axes in (left, right):
             _log(axes, place, names)
             axes.set_xlabel("side of the window")
@@ -289,9 +305,10 @@ def eps_sweep(records: Records) -> Figure:
             about = {"part": "eps", "variant": variant}
             accuracy = [_percent(records.by_seed("test_accuracy", eps=eps, **about)) for eps in values]
             _line(left, values, accuracy, variant, figures.label(variant))
-            largest = [_plain(records.measured("largest", eps=eps, **about)) for eps in values]
+            largest = [_geometric(records.measured("largest", eps=eps, **about)) for eps in values]
             _line(right, values, largest, variant)
         right.set_yscale("log")
+        _within_percent(left)
         left.set_ylabel("test accuracy (%)")
         right.set_ylabel("largest normalised value")
         for axes in (left, right):
@@ -314,11 +331,12 @@ def batch_sweep(records: Records) -> Figure:
                 accuracy.append(_percent(records.by_seed("test_accuracy", **about)))
                 running, own = (records.measured("accuracy", x=x, **about) for x in ("running", "batch"))
                 lost.append(t_interval(points(paired(running, own))))
-                gap.append(_plain(records.measured("gap", x=size, **about)))
+                gap.append(_geometric(records.measured("gap", x=size, **about)))
             _line(left, sizes, accuracy, variant, figures.label(variant))
             _line(middle, sizes, lost, variant)
             _line(right, sizes, gap, variant)
         right.set_yscale("log")
+        _within_percent(left)
         left.set_ylabel("test accuracy (%)")
         middle.axhline(0, color="#666666", linewidth=0.8)
         middle.set_ylabel("running less batch (points)")
