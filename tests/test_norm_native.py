@@ -78,6 +78,8 @@ SHAPES = [
     (7, 3, 90, 91),  # a row of almost a block
     (2, 2, 129, 127),  # two blocks a row
     (9, 2, 128, 128),  # a channel too long to be kept
+    (600, 3, 4, 4),  # a length that has its own loop
+    (70, 3, 8, 8),
     (130, 3, 32, 32),
     (16, 700, 2, 2),  # more than one tile of columns
     (2050, 20, 1, 1),  # chunks of rows

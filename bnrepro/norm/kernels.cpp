@@ -56,7 +56,7 @@ inline void store(bfloat16* p, float v) {
 }
 
 constexpr int64_t BLOCK = 8192;    // values whose moments are taken at once: they stay in the first-level cache
-constexpr int64_t KEEP = 1 << 17;  // values of a buffer: half a megabyte of floats
+constexpr int64_t KEEP = 1 << 16;  // values of a buffer: a quarter of a megabyte of floats
 constexpr int64_t WIDTH = 256;     // columns of a tile where rows are cut into chunks
 constexpr int64_t CHUNKS = 32;     // at most, of rows
 
@@ -82,7 +82,10 @@ struct Moments {
 };
 
 template <class A>
-Moments moments_of(const A* __restrict x, int64_t count, A sum) {
+Moments moments_of(const A* __restrict x, int64_t count) {
+    A sum = 0;
+#pragma omp simd reduction(+ : sum)
+    for (int64_t i = 0; i < count; ++i) sum += x[i];
     const A guess = sum / static_cast<A>(count);
     A first = 0, second = 0;  // the first moment about the guess is its rounding
 #pragma omp simd reduction(+ : first, second)
@@ -96,15 +99,9 @@ Moments moments_of(const A* __restrict x, int64_t count, A sum) {
 }
 
 template <class T>
-wide<T> copy_and_sum(const T* __restrict x, wide<T>* __restrict to, int64_t count) {
-    wide<T> sum = 0;
-#pragma omp simd reduction(+ : sum)
-    for (int64_t i = 0; i < count; ++i) {
-        const wide<T> v = load(x[i]);
-        to[i] = v;
-        sum += v;
-    }
-    return sum;
+void copy(const T* __restrict x, wide<T>* __restrict to, int64_t count) {
+#pragma omp simd
+    for (int64_t i = 0; i < count; ++i) to[i] = load(x[i]);
 }
 
 template <class S, class T, class A>
@@ -113,10 +110,12 @@ void normalise(const S* __restrict x, T* __restrict y, int64_t count, A mean, A 
     for (int64_t i = 0; i < count; ++i) store(y + i, (load(x[i]) - mean) * scale + shift);
 }
 
-template <class T>
+// LENGTH is l where it is known when this is compiled (a short loop is then unrolled), else 0.
+template <class T, int64_t LENGTH>
 void rows_forward(const T* x, const wide<T>* weight, const wide<T>* bias, T* y, wide<T>* mean, wide<T>* var, int64_t n,
-                  int64_t c, int64_t l, double eps, int threads) {
+                  int64_t c, int64_t any_length, double eps, int threads) {
     using A = wide<T>;
+    const int64_t l = LENGTH ? LENGTH : any_length;
     const bool keep = n * l <= KEEP;
     const int64_t length = std::min(l, BLOCK), rows = std::max<int64_t>(1, BLOCK / l);
 #pragma omp parallel num_threads(threads)
@@ -128,11 +127,9 @@ void rows_forward(const T* x, const wide<T>* weight, const wide<T>* bias, T* y, 
             A* to = buffer;
             for (int64_t i = 0; i < n; i += rows)
                 for (int64_t o = 0; o < l; o += length) {
-                    const int64_t size = std::min(length, l - o), end = std::min(i + rows, n);
-                    A sum = 0;
-                    for (int64_t r = i; r < end; ++r)
-                        sum += copy_and_sum(x + (r * c + ch) * l + o, to + (r - i) * size, size);
-                    const Moments part = moments_of(to, (end - i) * size, sum);
+                    const int64_t size = LENGTH ? LENGTH : std::min(length, l - o), end = std::min(i + rows, n);
+                    for (int64_t r = i; r < end; ++r) copy(x + (r * c + ch) * l + o, to + (r - i) * size, size);
+                    const Moments part = moments_of(to, (end - i) * size);
                     total.join(part.count, part.mean, part.squares);
                     if (keep) to += (end - i) * size;
                 }
@@ -164,10 +161,30 @@ struct Factors {
     }
 };
 
-template <class T>
+// Adds to the sums of dy and of dy * (x - mean).
+template <class T, class A>
+void add_products(const T* __restrict x, const T* __restrict dy, int64_t count, A mean, double& gradient,
+                  double& product) {
+    for (int64_t o = 0; o < count; o += BLOCK) {
+        const int64_t end = std::min(o + BLOCK, count);
+        A g_sum = 0, p_sum = 0;
+#pragma omp simd reduction(+ : g_sum, p_sum)
+        for (int64_t j = o; j < end; ++j) {
+            const A g = load(dy[j]);
+            g_sum += g;
+            p_sum += g * (load(x[j]) - mean);
+        }
+        gradient += g_sum;
+        product += p_sum;
+    }
+}
+
+template <class T, int64_t LENGTH>
 void rows_backward(const T* x, const T* dy, const wide<T>* weight, const wide<T>* mean, const wide<T>* var, T* dx,
-                   wide<T>* sum_dy, wide<T>* sum_dy_xhat, int64_t n, int64_t c, int64_t l, double eps, int threads) {
+                   wide<T>* sum_dy, wide<T>* sum_dy_xhat, int64_t n, int64_t c, int64_t any_length, double eps,
+                   int threads) {
     using A = wide<T>;
+    const int64_t l = LENGTH ? LENGTH : any_length;
     const bool keep = dx && n * l <= KEEP;
 #pragma omp parallel num_threads(threads)
     {
@@ -177,34 +194,15 @@ void rows_backward(const T* x, const T* dy, const wide<T>* weight, const wide<T>
         for (int64_t ch = 0; ch < c; ++ch) {
             const A mu = mean[ch], rstd = 1 / std::sqrt(var[ch] + static_cast<A>(eps));
             double gradient = 0, product = 0;
-            for (int64_t i = 0; i < n; ++i) {
-                const T* __restrict xi = x + (i * c + ch) * l;
-                const T* __restrict gi = dy + (i * c + ch) * l;
-                for (int64_t o = 0; o < l; o += BLOCK) {
-                    const int64_t end = std::min(o + BLOCK, l);
-                    A g_sum = 0, p_sum = 0;
-                    if (keep) {
-                        A* __restrict xo = xs + i * l;
-                        A* __restrict go = gs + i * l;
-#pragma omp simd reduction(+ : g_sum, p_sum)
-                        for (int64_t j = o; j < end; ++j) {
-                            const A d = load(xi[j]) - mu, g = load(gi[j]);
-                            xo[j] = d;
-                            go[j] = g;
-                            g_sum += g;
-                            p_sum += g * d;
-                        }
-                    } else {
-#pragma omp simd reduction(+ : g_sum, p_sum)
-                        for (int64_t j = o; j < end; ++j) {
-                            const A g = load(gi[j]);
-                            g_sum += g;
-                            p_sum += g * (load(xi[j]) - mu);
-                        }
-                    }
-                    gradient += g_sum;
-                    product += p_sum;
+            if (keep) {
+                for (int64_t i = 0; i < n; ++i) {
+                    copy(x + (i * c + ch) * l, xs + i * l, l);
+                    copy(dy + (i * c + ch) * l, gs + i * l, l);
                 }
+                add_products(xs, gs, n * l, mu, gradient, product);
+            } else {
+                for (int64_t i = 0; i < n; ++i)
+                    add_products(x + (i * c + ch) * l, dy + (i * c + ch) * l, l, mu, gradient, product);
             }
             sum_dy[ch] = static_cast<A>(gradient);
             sum_dy_xhat[ch] = static_cast<A>(product * rstd);
@@ -216,7 +214,7 @@ void rows_backward(const T* x, const T* dy, const wide<T>* weight, const wide<T>
                     const A* __restrict xo = xs + i * l;
                     const A* __restrict go = gs + i * l;
 #pragma omp simd
-                    for (int64_t j = 0; j < l; ++j) store(out + j, f.a * go[j] + (f.b * xo[j] + f.c));
+                    for (int64_t j = 0; j < l; ++j) store(out + j, f.a * go[j] + (f.b * (xo[j] - mu) + f.c));
                 } else {
                     const T* __restrict xi = x + (i * c + ch) * l;
                     const T* __restrict gi = dy + (i * c + ch) * l;
@@ -485,12 +483,16 @@ void columns_backward(const T* x, const T* dy, const wide<T>* weight, const wide
 #define EXPORT(NAME, T)                                                                                              \
     extern "C" void rows_forward_##NAME(const T* x, const wide<T>* weight, const wide<T>* bias, T* y, wide<T>* mean, \
                                         wide<T>* var, int64_t n, int64_t c, int64_t l, double eps, int threads) {    \
-        rows_forward(x, weight, bias, y, mean, var, n, c, l, eps, threads);                                          \
+        (l == 16   ? rows_forward<T, 16>                                                                             \
+         : l == 64 ? rows_forward<T, 64>                                                                             \
+                   : rows_forward<T, 0>)(x, weight, bias, y, mean, var, n, c, l, eps, threads);                      \
     }                                                                                                                \
     extern "C" void rows_backward_##NAME(const T* x, const T* dy, const wide<T>* weight, const wide<T>* mean,        \
                                          const wide<T>* var, T* dx, wide<T>* sum_dy, wide<T>* sum_dy_xhat,           \
                                          int64_t n, int64_t c, int64_t l, double eps, int threads) {                 \
-        rows_backward(x, dy, weight, mean, var, dx, sum_dy, sum_dy_xhat, n, c, l, eps, threads);                     \
+        (l == 16   ? rows_backward<T, 16>                                                                            \
+         : l == 64 ? rows_backward<T, 64>                                                                            \
+                   : rows_backward<T, 0>)(x, dy, weight, mean, var, dx, sum_dy, sum_dy_xhat, n, c, l, eps, threads); \
     }                                                                                                                \
     extern "C" void columns_forward_##NAME(const T* x, const wide<T>* weight, const wide<T>* bias, T* y,             \
                                            wide<T>* mean, wide<T>* var, int64_t m, int64_t k, double eps,            \
