@@ -259,11 +259,14 @@ class Board:
     """A run's TensorBoard events: one event file in the run's own directory, under tags that compare across runs."""
 
     def __init__(self, directory: Path, first_step: int = 0) -> None:
+        self.directory, self.first_step = directory, first_step
+
+    @cached_property
+    def writer(self) -> SummaryWriter:
+        """torch's writer, made when there is something to write: importing TensorBoard takes longer than many steps."""
         from torch.utils.tensorboard import SummaryWriter
 
-        self.writer: SummaryWriter = SummaryWriter(
-            str(directory), purge_step=first_step if first_step else None, flush_secs=30
-        )
+        return SummaryWriter(str(self.directory), purge_step=self.first_step or None, flush_secs=30)
 
     def row(self, row: Row) -> None:
         """The losses, accuracies and learning rate of one evaluation."""
@@ -304,5 +307,6 @@ class Board:
             file_writer.add_summary(summary)
 
     def close(self) -> None:
-        """Flush and close the event file."""
-        self.writer.close()
+        """Flush and close the event file, if there is one."""
+        if "writer" in self.__dict__:
+            self.writer.close()
