@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from contextlib import chdir, redirect_stdout
 from functools import partial
-from importlib import import_module
-from importlib.util import find_spec
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -36,24 +32,20 @@ OURS = {
     "bnrepro, channels last, bf16": ("channels_last=true", "precision=bf16"),
 }
 PLAIN = "plain PyTorch"
-LABML = "labml_nn's experiment"
 
 
 def epoch(overrides: Sequence[str], repeats: int) -> Table:
     """One epoch of labml's CNN and the test set, data loading, evaluation and records included."""
     times: dict[str, list[float]] = {}
-    with_labml = bool(find_spec("labml_nn")) and _config(overrides, "bn").data.name == "mnist"
     for _ in range(repeats):
         times.setdefault(PLAIN, []).append(alone(_plain, _config(overrides, "bn")))
-        if with_labml:
-            times.setdefault(LABML, []).append(alone(_labml, _config(overrides, "bn")))
         for name, own in OURS.items():
             times.setdefault(name, []).append(alone(_ours, _config([*overrides, *own], "custombn")))
     base = median(times[PLAIN])
     rows = [
         {
             "what": name,
-            "norm": {PLAIN: "bn", LABML: "its own"}.get(name, "custombn"),
+            "norm": "bn" if name == PLAIN else "custombn",
             "seconds": round(median(taken), 2),
             "over_plain": round(median(taken) / base, 3),
         }
@@ -66,8 +58,7 @@ def epoch(overrides: Sequence[str], repeats: int) -> Table:
         rows,
         [
             f"{PLAIN}: one image at a time through PIL, ToTensor and Normalize, a DataLoader, torch's BN, fp32. "
-            "bnrepro: validation, checkpoint, TensorBoard and records included. labml_nn is measured where it is "
-            "installed (pip install labml-nn), and on mnist only."
+            "bnrepro: validation, checkpoint, TensorBoard and records included."
         ],
     )
 
@@ -115,7 +106,7 @@ def startup(repeats: int) -> Table:
 
 
 def growth(repeats: int) -> Table:
-    """Time of a training step against batch, width and depth, and of `bnrepro runs` against the number of runs."""
+    """Time of a training step against batch, width and depth, and of `runs` and `report` against the number of runs."""
     rows = []
     for along, values, shape in (
         ("batch", (16, 32, 64, 128, 256), lambda v: (v, 32, 4)),
@@ -129,13 +120,16 @@ def growth(repeats: int) -> Table:
         for count in (10, 100, 1000):
             root = Path(scratch) / str(count)
             made_up(root, count)
-            command = [sys.executable, "-m", "bnrepro", "runs", "--root", str(root)]
-            taken = 1e3 * median(seconds(partial(_call, command)) for _ in range(3))
-            rows.append({"what": "bnrepro runs", "along": "runs", "value": count, "milliseconds": round(taken, 1)})
+            found = [record.Run(path.parent) for path in root.rglob(record.SUMMARY)]
+            compare.save(compare.collect(found), root / "results" / "made_up")
+            for what, place in (("runs", ["--root", str(root)]), ("report", ["--out", str(root / "results")])):
+                command = [sys.executable, "-m", "bnrepro", what, *place]
+                taken = 1e3 * median(seconds(partial(_call, command)) for _ in range(3))
+                rows.append({"what": f"bnrepro {what}", "along": "runs", "value": count, "milliseconds": round(taken)})
     return Table(
         "growth",
         "Time of a training step (blocks of 3 x 3 convolution, custom BN and ReLU on maps of 16 x 16; median of "
-        f"{repeats}) and of listing runs (median of 3). {machine('cpu')}.",
+        f"{repeats}), and of listing runs and writing a report on them (median of 3). {machine('cpu')}.",
         rows,
     )
 
@@ -235,25 +229,6 @@ def _plain(cfg: Config) -> float:
     if right < len(y_test) / 2:
         raise RuntimeError("the plain loop does not learn: what it takes says nothing")
     return time.perf_counter() - started
-
-
-def _labml(cfg: Config) -> float:
-    """The experiment of labml_nn/normalization/batch_norm/mnist.py: its own BN, loader and bookkeeping."""
-    labml, modules = import_module("labml.experiment"), "labml_nn.normalization.batch_norm.mnist"
-    settings = {"optimizer.optimizer": "Adam", "optimizer.learning_rate": cfg.optimizer.lr, "epochs": 1}
-    root = Path(cfg.data.root).resolve()
-    with tempfile.TemporaryDirectory() as scratch, chdir(scratch), Path(os.devnull).open("w") as nowhere:
-        Path(".labml.yaml").write_text("check_repo_dirty: false\ndata_path: data\nexperiments_path: logs\n")
-        Path("data").symlink_to(root)
-        with redirect_stdout(nowhere):
-            import_module(modules)  # registers its network with the configuration
-            configs = import_module("labml_nn.experiments.mnist").MNISTConfigs()
-            started = time.perf_counter()
-            labml.create(name="mnist", writers=set())
-            labml.configs(configs, settings)
-            with labml.start():
-                configs.run()
-            return time.perf_counter() - started
 
 
 def _stack_step(batch: int, channels: int, depth: int) -> Callable[[], object]:
