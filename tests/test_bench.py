@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from bnrepro import compare, listing, record
+from bnrepro import compare, listing, record, report
 from bnrepro.bench import layers, output, pipeline, seeds, timing
 from bnrepro.config import UserError
 from bnrepro.norm import NORMS
@@ -109,11 +109,13 @@ def test_an_epoch_is_measured_beside_the_plain_loop(digits, monkeypatch):
     assert all(row["over_plain"] == pytest.approx(row["seconds"] / rows[0]["seconds"], rel=0.1) for row in rows)
 
 
-def test_made_up_runs_can_be_listed_and_compared(tmp_path: Path):
+def test_made_up_runs_can_be_listed_compared_and_reported(tmp_path: Path):
     pipeline.made_up(tmp_path, 10)
     assert len(listing.rows(tmp_path, {"status": "completed"})) == 10
     runs = [record.Run(path.parent) for path in tmp_path.rglob(record.SUMMARY)]
     assert len(compare.table(compare.collect(runs))) == 4
+    compare.save(compare.collect(runs), tmp_path / "results" / "made_up")
+    assert all("invented numbers" in file.read_text() for file in report.write(tmp_path / "results"))
 
 
 def test_stacked_and_separate_training_are_measured(monkeypatch):
