@@ -1,0 +1,53 @@
+"""The command line: parse, call, print. Everything heavy is imported inside the commands, so that help is quick."""
+
+from __future__ import annotations
+
+import errno
+import os
+import sys
+
+import typer
+
+from bnrepro.cli import data, results, run, tools
+
+app = typer.Typer(
+    name="bnrepro",
+    help="Claims about batch normalization, run and judged.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+for command in (
+    *(run.train, run.compare),
+    *(results.reproduce, results.figures, results.report, results.runs, results.show),
+    *(tools.config, run.evaluate, tools.tensorboard, tools.bench),
+):
+    app.command("eval" if command is run.evaluate else None)(command)
+app.add_typer(data.app, name="data")
+
+
+def main() -> None:
+    """Entry point: what the user can mend is one sentence and exit code 2, never a traceback."""
+    # Named before the commands run, imported only when something went wrong: help must not pay for Hydra.
+    try:
+        app(prog_name="bnrepro")
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # `bnrepro runs | head`
+        sys.exit(0)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS, errno.EPERM):
+            raise
+        where = f" {error.filename}" if error.filename else ""
+        _fail(f"Cannot write{where}: {error.strerror}. What had finished is intact; make room and run it again.")
+    except Exception as error:
+        from bnrepro.config import UserError
+
+        if not isinstance(error, UserError):
+            raise
+        _fail(str(error))
+
+
+def _fail(message: str) -> None:
+    typer.echo(f"Error: {message}", err=True)
+    sys.exit(2)

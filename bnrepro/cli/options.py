@@ -1,0 +1,43 @@
+"""Arguments and options that several commands share, and what is made of them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from bnrepro.schema import Config
+
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="[KEY=VALUE]...", help="Any key of the configuration, as in epochs=5 data=cifar10."),
+]
+Variant = Annotated[str | None, typer.Option(help="The norm: nobn, bn, custombn, convbn, ...")]
+Seed = Annotated[int | None, typer.Option(help="Seed of weights, batches, augmentation and dropout.")]
+Force = Annotated[bool, typer.Option("--force", help="Start over, even where a finished run is there.")]
+RunPath = Annotated[Path, typer.Argument(metavar="RUN", help="A run's directory; `bnrepro runs` lists them.")]
+Root = Annotated[Path, typer.Option(help="Folder of the runs.")]
+Out = Annotated[Path, typer.Option(help="Folder of the experiments' results.")]
+EXPERIMENTS = Path("results/experiments")
+
+
+def configure(overrides: list[str] | None, **flags: Any) -> Config:
+    """The configuration of the overrides; a flag that was given comes last and so beats them."""
+    from bnrepro.config import load_config
+
+    return load_config([*(overrides or []), *(f"{k}={v}" for k, v in flags.items() if v is not None)])
+
+
+def root_flag(root: str) -> str:
+    """The folder of the runs as an argument of `bnrepro tensorboard`, where it is not the default."""
+    return "" if root == "runs" else f" {root}"
+
+
+def draw(folder: Path) -> None:
+    """The figures of the comparison in ``folder``."""
+    from bnrepro import figures
+    from bnrepro.compare import open_comparison
+
+    figures.draw(open_comparison(folder), folder / "figures")

@@ -1,0 +1,183 @@
+"""Commands about results: `reproduce`, `figures`, `report`, `runs`, `show`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from bnrepro.cli.options import EXPERIMENTS, Out, Root, RunPath, Variant, draw
+from bnrepro.experiments import NAMES
+
+EXPERIMENTS_HELP = f"{', '.join(NAMES)}; as a rule all."
+
+
+def reproduce(
+    names: Annotated[list[str] | None, typer.Argument(metavar="[EXPERIMENT]...", help=EXPERIMENTS_HELP)] = None,
+    preset: Annotated[
+        str, typer.Option(help="smoke (seconds), quick (minutes) or full (up to an hour each).")
+    ] = "quick",
+    root: Root = Path("runs"),
+    out: Out = EXPERIMENTS,
+    jobs: Annotated[int | None, typer.Option(min=1, help="Processes; as a rule one a core.")] = None,
+    data_root: Annotated[Path | None, typer.Option(help="Folder of the datasets (data.root), for all runs.")] = None,
+    archive: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME=FILE", help="Read dataset NAME from an .npz archive with Keras's keys instead."),
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be run and measured.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Run and measure again what is finished, too.")] = False,
+) -> None:
+    """Put the sources' claims to the test.
+
+    Runs and measures what is missing, then analyses, draws and judges. Example:
+    bnrepro reproduce labml --preset=smoke
+    """
+    from bnrepro import experiments, listing
+    from bnrepro.config import UserError
+    from bnrepro.experiments.records import preset_of
+    from bnrepro.experiments.reproduce import Places, execute, make_plan
+    from bnrepro.progress import SweepBar
+
+    places = Places(data_root, dict(map(_archive, archive or [])))
+    chosen = [experiments.experiment(name) for name in dict.fromkeys(names or experiments.NAMES)]
+    plans = [make_plan(experiment, preset, root, places) for experiment in chosen]
+    problems: list[Exception] = []
+    failures = 0
+    for plan in plans:
+        runs, measurements = plan.missing()
+        folder = plan.experiment.directory(out)
+        typer.echo(
+            f"{plan.experiment.name} (preset {preset}): {len(plan.configs)} runs, {len(runs)} of them to make; "
+            f"{len(plan.probes)} measurements, {len(measurements)} to make."
+        )
+        if (held := preset_of(folder)) not in (None, preset):
+            typer.echo(f"{folder} holds the results of preset {held}, which these replace.")
+        if dry_run:
+            continue
+        try:
+            analysis, failed = execute(plan, out, jobs, lambda what, count: SweepBar(count, what), force=force)
+        except Exception as error:  # an experiment that cannot be concluded does not cost the others
+            typer.echo(f"{plan.experiment.name}: {type(error).__name__}: {error}", err=True)
+            problems.append(error)
+            continue
+        failures += len(failed)
+        for text in failed:
+            typer.echo(f"{plan.experiment.name}: {text}", err=True)
+        typer.echo(listing.verdict_table(analysis.findings))
+        typer.echo(f"Records, tables and figures: {folder}\n")
+    for problem in problems:
+        if not isinstance(problem, UserError):
+            raise problem
+    if problems:
+        raise UserError(f"{len(problems)} of {len(plans)} experiments could not be concluded; the reasons are above.")
+    if failures:
+        raise UserError(f"{failures} runs or measurements failed and are left out; the reasons are above.")
+
+
+def figures(
+    folders: Annotated[
+        list[Path] | None,
+        typer.Argument(
+            metavar="[FOLDER]...", help="What `compare` or `reproduce` wrote; as a rule all under --root and --out."
+        ),
+    ] = None,
+    root: Root = Path("runs"),
+    out: Out = EXPERIMENTS,
+) -> None:
+    """Draw the figures again, from records alone.
+
+    An experiment's tables and verdicts are made again too. Its name will do for its folder.
+    """
+    from bnrepro import compare as comparing
+    from bnrepro import experiments
+    from bnrepro.config import UserError
+    from bnrepro.experiments import records
+
+    given = [out / folder if str(folder) in experiments.NAMES else folder for folder in folders or [root, out]]
+    comparisons = [folder for each in given for folder in comparing.find(each)]
+    concluded = [folder for each in given for folder in records.find(each)]
+    if folders is None and not comparisons and not concluded:
+        raise UserError(
+            f"There is no comparison under {root} and no experiment under {out}. `bnrepro compare` and "
+            "`bnrepro reproduce` make them."
+        )
+    for folder in given if folders else []:
+        if not any(found.is_relative_to(folder) for found in comparisons + concluded):
+            comparing.open_comparison(folder)  # says what is missing
+    for folder in comparisons:
+        draw(folder)
+        typer.echo(f"Figures: {folder / 'figures'}")
+    for folder in concluded:
+        _conclude(folder)
+        typer.echo(f"Figures, tables and verdicts: {folder}")
+
+
+def report(
+    out: Annotated[Path, typer.Option(help="Folder of the results; the report is written into it.")] = Path("results"),
+) -> None:
+    """Write one report over all stored results.
+
+    REPORT.md, and report.html as a single file.
+    """
+    from bnrepro import report as reporting
+
+    for file in reporting.write(out):
+        typer.echo(f"Report: {file}")
+
+
+def runs(
+    root: Root = Path("runs"),
+    dataset: Annotated[str | None, typer.Option(help="Only this dataset.")] = None,
+    model: Annotated[str | None, typer.Option(help="Only this network.")] = None,
+    variant: Variant = None,
+    status: Annotated[
+        str | None, typer.Option(help="Only completed, diverged, interrupted, failed or running.")
+    ] = None,
+    sort: Annotated[str, typer.Option(help="path, seed, status, test_accuracy, val_accuracy or seconds.")] = "path",
+    csv: Annotated[bool, typer.Option("--csv", help="As CSV, for other programs.")] = False,
+) -> None:
+    """List the stored runs."""
+    from bnrepro import listing
+
+    wanted = {"dataset": dataset, "model": model, "variant": variant, "status": status}
+    rows = listing.rows(root, {key: value for key, value in wanted.items() if value is not None}, sort)
+    if csv:
+        typer.echo(listing.as_csv(rows), nl=False)
+    elif rows:
+        typer.echo(listing.as_text(rows))
+    else:
+        typer.echo(f"No such run under {root}. `bnrepro train` makes one.")
+
+
+def show(run: RunPath) -> None:
+    """Show one run in full."""
+    from bnrepro import listing
+
+    typer.echo(listing.describe(run))
+
+
+def _conclude(folder: Path) -> None:
+    from bnrepro.config import UserError
+    from bnrepro.experiments import experiment
+    from bnrepro.experiments.reproduce import conclude, read
+
+    records = read(folder)
+    if "experiment" not in records.provenance:
+        raise UserError(f"{folder} does not say which experiment it holds. `bnrepro reproduce` makes it again.")
+    conclude(experiment(records.provenance["experiment"]), records, folder)
+
+
+def _archive(text: str) -> tuple[str, Path]:
+    """NAME=FILE."""
+    from bnrepro import sources
+    from bnrepro.config import UserError
+
+    name, equals, file = text.partition("=")
+    if not equals:
+        raise UserError(f"--archive={text} is not of the form NAME=FILE, as in cifar10=cifar10.npz.")
+    sources.lookup(name)
+    if not Path(file).is_file():
+        raise UserError(f"--archive: there is no file {file}.")
+    return name, Path(file)

@@ -1,0 +1,111 @@
+"""Commands that train and evaluate: `train`, `compare`, `eval`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from bnrepro.cli.options import Force, Overrides, RunPath, Seed, Variant, configure, draw, root_flag
+
+
+def train(overrides: Overrides = None, variant: Variant = None, seed: Seed = None, force: Force = False) -> None:
+    """Train one network.
+
+    Example: bnrepro train --variant=convbn --seed=1 epochs=5 optimizer.lr=0.01
+    """
+    cfg = configure(overrides, variant=variant, seed=seed)
+    from bnrepro import train as training
+    from bnrepro.allocator import keep_memory
+    from bnrepro.config import run_dir
+    from bnrepro.progress import TrainBar
+    from bnrepro.record import Run
+
+    keep_memory()
+    cfg = training.resolve(cfg)
+    if not force and Run(run_dir(cfg)).finished:
+        typer.echo("This run is there already; --force runs it again.")
+    with TrainBar(cfg) as bar:
+        path = training.run(cfg, force=force, report=bar.update)
+    summary = Run(path).summary
+    what = f"{cfg.variant}, seed {cfg.seed}, on {summary['data']}"
+    if summary["status"] == "diverged":
+        typer.echo(f"{what}: diverged at step {summary['diverged_at_step']} (the loss was not finite).")
+    else:
+        took = f"{summary['epochs']:g} epochs, {summary['seconds']:.1f} s on {summary['device']}"
+        typer.echo(f"{what}: test accuracy {summary['test_accuracy']:.4f} ({took})")
+    typer.echo(f"Run: {path}")
+    typer.echo(f"Curves: bnrepro tensorboard{root_flag(cfg.root)}")
+
+
+def compare(
+    overrides: Overrides = None,
+    variants: Annotated[str, typer.Option(help="Names separated by commas.")] = "nobn,bn,custombn,convbn",
+    seeds: Annotated[int, typer.Option(min=1, help="Seeds 0 to N - 1.")] = 5,
+    jobs: Annotated[int | None, typer.Option(min=1, help="Runs at a time; as a rule one a core.")] = None,
+    threshold: Annotated[
+        float | None,
+        typer.Option(
+            min=0, max=1, help="Validation accuracy to count epochs to; as a rule the first variant's best of the seed."
+        ),
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder for table and figures; as a rule beside the runs.")] = None,
+    force: Force = False,
+) -> None:
+    """Train variants side by side over seeds.
+
+    Prints and writes a table with 95% intervals, and draws the curves.
+    """
+    from bnrepro.config import UserError
+
+    names = list(dict.fromkeys(name.strip() for name in variants.split(",")))
+    cfg = configure(overrides)
+    grid_of = [configure(overrides, variant=name) for name in names]
+    from bnrepro import compare as comparing
+    from bnrepro import listing, sweep
+    from bnrepro.allocator import keep_memory
+    from bnrepro.model import norm_of
+    from bnrepro.progress import SweepBar
+    from bnrepro.record import Run
+    from bnrepro.train import resolve
+
+    keep_memory()
+    for each in grid_of:
+        norm_of(each)
+    cfg = resolve(cfg)
+    grid = comparing.grid(cfg, names, seeds)
+    with SweepBar(len(grid)) as bar:
+        outcomes = sweep.run_all(grid, jobs or sweep.default_jobs(cfg), force=force, report=bar.update)
+    failed = [outcome for outcome in outcomes if outcome.error]
+    for outcome in failed:
+        typer.echo(f"{outcome.path}: {outcome.error}", err=True)
+    finished = [Run(outcome.path) for outcome in outcomes if not outcome.error]
+    if not finished:
+        raise UserError(f"None of the {len(grid)} runs finished; the reasons are above.")
+    folder = out or comparing.directory(cfg)
+    comparison = comparing.collect(finished)
+    comparing.save(comparison, folder, threshold)
+    comparing.write_board(comparison, comparing.directory(cfg))
+    draw(folder)
+    typer.echo(listing.comparison_table(comparison, threshold))
+    typer.echo(f"Table, records and figures: {folder}")
+    typer.echo(f"Curves: bnrepro tensorboard{root_flag(cfg.root)}")
+    if failed:
+        raise UserError(f"{len(failed)} of {len(grid)} runs failed and are not in the table; the reasons are above.")
+
+
+def evaluate(
+    run: RunPath,
+    statistics: Annotated[
+        str,
+        typer.Option(help="ema (the running average), population (of the training set) or batch (the batch's own)."),
+    ] = "ema",
+    size: Annotated[int | None, typer.Option(min=1, help="Resize the images to SIZE x SIZE first.")] = None,
+) -> None:
+    """Evaluate a run under other statistics."""
+    from bnrepro.inference import evaluate as measure
+    from bnrepro.record import open_run
+
+    for split, (loss, accuracy) in measure(open_run(run), statistics, size).items():
+        typer.echo(f"{split:<10} accuracy {accuracy:.4f}   loss {loss:.4f}   ({statistics} statistics)")

@@ -1,0 +1,82 @@
+"""Commands beside the runs: `config`, `tensorboard`, `bench`."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from bnrepro.cli.options import Overrides, Seed, Variant, configure
+
+
+def config(overrides: Overrides = None, variant: Variant = None, seed: Seed = None) -> None:
+    """Print the resolved configuration; run nothing."""
+    from bnrepro.config import to_yaml
+
+    typer.echo(to_yaml(configure(overrides, variant=variant, seed=seed)), nl=False)
+
+
+def tensorboard(
+    root: Annotated[Path, typer.Argument(help="Folder of the runs, or a part of it.")] = Path("runs"),
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port on localhost; 0 for any that is free.")] = 6006,
+) -> None:
+    """Start TensorBoard on the stored runs."""
+    from bnrepro.config import UserError
+
+    if not root.is_dir():
+        raise UserError(f"There is no folder {root}. `bnrepro train` makes runs.")
+    typer.echo(
+        "Every run is listed; intervals over seeds are under CUSTOM SCALARS. The means that `compare` made, alone:"
+    )
+    typer.echo(f"http://localhost:{port}/?runFilter=compare&smoothing=0#timeseries")
+    command = [
+        sys.executable,
+        "-m",
+        "tensorboard.main",
+        "--logdir",
+        str(root),
+        "--host",
+        "localhost",
+        "--port",
+        str(port),
+    ]
+    sys.stdout.flush()
+    os.execv(sys.executable, command)
+
+
+def bench(
+    parts: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[PART]... [KEY=VALUE]...",
+            help="layers, memory, epoch, compare, startup, growth, seeds; as a rule layers and memory.",
+        ),
+    ] = None,
+    norms: Annotated[str, typer.Option(help="Names separated by commas.")] = "bn,custombn,convbn",
+    repeats: Annotated[int, typer.Option(min=1, help="Rounds; what takes long is repeated a tenth as often.")] = 30,
+    threads: Annotated[int | None, typer.Option(min=1, help="Threads; as a rule one a core.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder for CSV and figures; as a rule none are written.")] = None,
+) -> None:
+    """Measure speed and memory on this machine.
+
+    Example: bnrepro bench layers epoch data.root=data --out bench
+    """
+    import torch
+
+    from bnrepro.allocator import keep_memory
+    from bnrepro.bench import output
+
+    keep_memory()
+    torch.set_num_threads(threads or len(os.sched_getaffinity(0)))
+    overrides = [part for part in parts or [] if "=" in part]
+    wanted = [part for part in parts or [] if "=" not in part] or ["layers", "memory"]
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    for table in output.run(wanted, [name.strip() for name in norms.split(",")], overrides, repeats, device):
+        typer.echo(output.text(table) + "\n")
+        if out:
+            output.write(table, out)
+    if out:
+        typer.echo(f"Tables and figures: {out}")
