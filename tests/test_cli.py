@@ -56,9 +56,20 @@ def test_help_imports_nothing_heavy(tmp_path: Path) -> None:
     assert out.splitlines()[-1] == "set()", out + err
 
 
+def test_training_does_not_import_torchs_compiler(short: list[str], tmp_path: Path) -> None:
+    """It is more than a second at each start, and torch's own optimisers import it only to switch it off."""
+    code = f"import sys; sys.argv = ['bnrepro', 'train', *{short!r}, 'epochs=1']\nfrom bnrepro.cli import main\n"
+    code += "try: main()\nexcept SystemExit: pass\n"
+    code += "print({'torch._dynamo', 'triton', 'sympy', 'tensorboard', 'matplotlib'} & set(sys.modules))"
+    process = python("-c", code, cwd=tmp_path)
+    out, err = process.communicate(timeout=60)
+    assert out.splitlines()[-1] == "set()", out + err
+
+
 COMMANDS = [
     "train",
     "compare",
+    "sweep",
     "reproduce",
     "figures",
     "report",
