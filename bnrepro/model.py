@@ -39,6 +39,7 @@ class Blocks:
     dropout_position: DropoutPosition
     factor: float
     keep_bias: bool = False
+    depth: int | None = None
     norms: list[nn.Module] = field(default_factory=list)
 
     def width(self, features: int) -> int:
@@ -135,8 +136,12 @@ def _smaller(shape: Shape, by: int = 0, pool: int = 1) -> Shape:
 
 
 def paper_mlp(blocks: Blocks, channels: int, image: Shape, classes: int) -> list[nn.Module]:
-    """Three fully connected layers of 100 (Ioffe & Szegedy 2015, section 4.1; sigmoids by its configuration)."""
-    return [nn.Flatten(), *_fully_connected(blocks, channels * image[0] * image[1], (100, 100, 100), classes)]
+    """Three fully connected layers of 100 (Ioffe & Szegedy 2015, section 4.1; sigmoids by its configuration).
+
+    ``model.depth`` makes more of them, or fewer.
+    """
+    hidden = (100,) * (blocks.depth or 3)
+    return [nn.Flatten(), *_fully_connected(blocks, channels * image[0] * image[1], hidden, classes)]
 
 
 def lenet(blocks: Blocks, channels: int, image: Shape, classes: int) -> list[nn.Module]:
@@ -245,7 +250,14 @@ def build(
     make = _look_up(MODELS, model.name, "model.name")
     activation = _look_up(ACTIVATIONS, model.activation, "model.activation")
     blocks = Blocks(
-        norm, activation, model.placement, model.dropout, model.dropout_position, model.width, model.keep_bias
+        norm,
+        activation,
+        model.placement,
+        model.dropout,
+        model.dropout_position,
+        model.width,
+        model.keep_bias,
+        model.depth,
     )
     try:
         network = Network(nn.Sequential(*make(blocks, channels, image, classes)), blocks.norms)

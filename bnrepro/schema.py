@@ -147,6 +147,8 @@ class Model:
     """paper_mlp, lenet, labml_cnn, vgg_small or resnet20."""
     width: float = 1.0
     """Factor on the number of channels and units of every hidden layer."""
+    depth: int | None = None
+    """paper_mlp: number of hidden layers; null: 3, as in the paper. The other networks have a depth of their own."""
     activation: str = "relu"
     """relu, sigmoid, tanh, elu or prelu."""
     placement: Placement = Placement.before

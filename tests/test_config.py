@@ -69,6 +69,7 @@ BAD = [
     "model.placement=within",
     "model.dropout=1",
     "model.width=0",
+    "model.depth=5",
     "schedule.milestones=[0.5,2]",
     "data.val_fraction=1",
     "data.path=x.npz",
@@ -160,6 +161,8 @@ def test_later_keys_count_unless_they_stand_at_their_default() -> None:
     }
     hashes = {config_hash(load_config([f"{key}={value}"])) for key, value in values.items()}
     assert len(hashes | {config_hash(load_config([]))}) == len(values) + 1
+    mlp = load_config(["model=paper_mlp"])
+    assert config_hash(load_config(["model=paper_mlp", "model.depth=5"])) != config_hash(mlp)
     assert config_hash(load_config([]), LATER) == config_hash(load_config([]))
     assert config_hash(load_config(["data.rotate=20"]), LATER) == config_hash(load_config([]))
 
