@@ -31,6 +31,8 @@ LATER = (
     "data.rotate",
     "data.brightness",
     "data.samplewise",
+    "data.binarize",
+    "data.together",
     "data.shade",
     "data.shade_batches",
     "data.shade_test",
@@ -122,6 +124,13 @@ def check(cfg: Config) -> Config:
         ("data.crop", cfg.data.crop, cfg.data.crop >= 0, "0 or more"),
         ("data.rotate", cfg.data.rotate, 0 <= cfg.data.rotate <= 180, "in [0, 180]"),
         ("data.brightness", cfg.data.brightness, 0 <= cfg.data.brightness <= 1, "in [0, 1]"),
+        (
+            "data.binarize",
+            cfg.data.binarize,
+            not (cfg.data.binarize and cfg.data.samplewise),
+            "false where data.samplewise is set: images of zeros and ones are not normalised",
+        ),
+        ("data.together", cfg.data.together, cfg.data.together >= 0, "0 or more"),
         ("data.shade", cfg.data.shade, cfg.data.shade >= 0, "0 or more"),
         (
             "data.shade_batches",

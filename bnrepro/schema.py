@@ -137,6 +137,11 @@ class Data:
     """Augmentation: multiply each image by a factor between 1 - brightness and 1 + brightness. 0: off."""
     samplewise: bool = False
     """Whether each image is normalised by its own mean and deviation, not by those of the training set."""
+    binarize: bool = False
+    """Whether pixels are 0 or 1 (at one half of the brightest and above), and are not normalised."""
+    together: int = 0
+    """Images that stay together: in every epoch the same so many follow one another, in an order of groups that is new
+    (batch_size gives fixed batches). 0: each epoch has an order of its own."""
 
 
 @dataclass
