@@ -67,7 +67,7 @@ def along(records: Records) -> Picture:
     caption = (
         "Test error of one network by what stands for mean and variance at test, along its training: mean and 95% "
         f"interval over n={records.settings['seeds']} seeds, {path['images']} test images. The population's statistics "
-        f"are of {path['samples'][-1]:,} training images. Preset {records.preset}."
+        f"are of {records.settings['enough']:,} training images. Preset {records.preset}."
     )
     return Picture("along", caption, figure)
 

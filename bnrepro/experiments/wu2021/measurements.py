@@ -43,6 +43,7 @@ def probes(settings: Settings) -> list[Probe]:
                 factors = {"variant": variant, "batch": size}
                 cfg = _config(seed, *path["overrides"], *overrides, f"variant={variant}")
                 arguments = {key: path[key] for key in ("epochs", "momenta", "points", "images", "samples")}
+                arguments["used"] = settings["enough"]
                 made.append(Probe(PATH, factors, seed, along_training, arguments, cfg))
         for size in ghost["sizes"]:
             cfg = _config(seed, *ghost["overrides"], "variant=ghostbn", f"norm.ghost_size={size}")
@@ -131,23 +132,23 @@ def percent(trainer: Trainer, split: Split, batch_size: int | None = None) -> fl
 
 
 def along_training(
-    run: Run, seed: int, epochs: int, momenta: list[float], points: int, images: int, samples: list[int]
+    run: Run, seed: int, epochs: int, momenta: list[float], points: int, images: int, samples: list[int], used: int
 ) -> list[Row]:
     """Test accuracy (%) by the kind of statistics at ``points`` steps of a training, half of them in its first fifth.
 
-    Rows: ``accuracy_<kind>`` by step, ``final_<kind>`` at the end on the whole test set, ``samples`` by the number of
-    images in the population's statistics at the end.
+    Rows: ``accuracy_<kind>`` by step, on ``images`` test images and with ``used`` training images in the population's
+    statistics; ``final_<kind>`` at the end, on and with all; ``samples`` at the end, by the number of training images.
     """
     trainer = trainer_of(replace(run.config, epochs=epochs))
     averages = Averages(tracking_layers(trainer.network), momenta)
     few, whole = shuffled(trainer.data.test, images), shuffled(trainer.data.test)
     rows: list[Row] = []
 
-    def look(prefix: str, x: float | None, split: Split, used: int | None) -> None:
+    def look(prefix: str, x: float | None, split: Split, count: int | None) -> None:
         for kind in averages.kept:
             averages.put(kind)
             rows.append({"quantity": f"{prefix}_{_name(kind)}", "x": x, "value": percent(trainer, split)})
-        population(trainer, used)
+        population(trainer, count)
         rows.append({"quantity": f"{prefix}_{POPULATION}", "x": x, "value": percent(trainer, split)})
         own = percent(trainer, split, min(run.config.batch_size, len(split.labels)))
         rows.append({"quantity": f"{prefix}_{BATCH}", "x": x, "value": own})
@@ -159,7 +160,7 @@ def along_training(
         if batch.step + 1 in wanted:
             if not bool(loss.isfinite()):
                 return [*rows, {"quantity": "diverged", "x": None, "value": batch.step + 1}]
-            look("accuracy", batch.step + 1, few, samples[-1])
+            look("accuracy", batch.step + 1, few, used)
     look("final", None, whole, None)
     for count in samples:
         population(trainer, count)
