@@ -8,7 +8,17 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from bnrepro.experiments.base import Experiment
 
-NAMES = ("conv_batchnorm", "keras_curves", "labml", "placement", "numpynet", "wu2021", "ioffe2015", "vanlaarhoven2017")
+NAMES = (
+    "conv_batchnorm",
+    "keras_curves",
+    "labml",
+    "placement",
+    "numpynet",
+    "wu2021",
+    "ioffe2015",
+    "vanlaarhoven2017",
+    "bjorck2018",
+)
 
 
 def experiment(name: str) -> Experiment:
