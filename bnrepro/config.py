@@ -17,7 +17,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from bnrepro.schema import Config, Source
+from bnrepro.schema import Config, Source, TrainOnly
 
 
 class UserError(Exception):
@@ -38,9 +38,11 @@ LATER = (
     "data.shade_test",
     "model.depth",
     "model.keep_bias",
+    "norm.gamma",
     "norm.ghost_size",
     "norm.kernel_size",
     "optimizer.eps",
+    "optimizer.train_only",
 )
 """Keys that came after runs had been published: at their default they are not counted, so that those keep their names.
 """
@@ -120,6 +122,12 @@ def check(cfg: Config) -> Config:
             "fractions of the run, between 0 and 1",
         ),
         ("schedule.gamma", cfg.schedule.gamma, cfg.schedule.gamma > 0, "above 0"),
+        (
+            "optimizer.train_only",
+            cfg.optimizer.train_only.value,
+            cfg.optimizer.train_only is not TrainOnly.random or cfg.optimizer.weight_decay == 0,
+            "another than random where there is weight decay, which moves what has no gradient",
+        ),
         ("data.val_fraction", cfg.data.val_fraction, 0 < cfg.data.val_fraction < 1, "between 0 and 1"),
         ("data.crop", cfg.data.crop, cfg.data.crop >= 0, "0 or more"),
         ("data.rotate", cfg.data.rotate, 0 <= cfg.data.rotate <= 180, "in [0, 180]"),
@@ -149,8 +157,8 @@ def check(cfg: Config) -> Config:
         (
             "model.depth",
             cfg.model.depth,
-            cfg.model.depth is None or (cfg.model.depth >= 1 and cfg.model.name == "paper_mlp"),
-            "1 or more, with model=paper_mlp, or null",
+            cfg.model.depth is None or (cfg.model.depth >= 1 and cfg.model.name in ("paper_mlp", "resnet20")),
+            "1 or more, with model=paper_mlp or model=resnet20, or null",
         ),
         ("model.dropout", cfg.model.dropout, 0 <= cfg.model.dropout < 1, "in [0, 1)"),
         ("model.init_std", cfg.model.init_std, cfg.model.init_std > 0, "above 0"),

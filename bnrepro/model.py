@@ -180,11 +180,14 @@ def vgg_small(blocks: Blocks, channels: int, image: Shape, classes: int) -> list
 
 
 def resnet20(blocks: Blocks, channels: int, image: Shape, classes: int) -> list[nn.Module]:
-    """ResNet-20 for CIFAR (He et al. 2015, section 4.2): 16, 32 and 64 channels, three blocks each."""
+    """ResNet-20 for CIFAR (He et al. 2015, section 4.2): 16, 32 and 64 channels, three blocks each.
+
+    ``model.depth`` makes it n blocks each, which is their ResNet of 6 n + 2 layers.
+    """
     inputs, shape = blocks.width(16), image
     layers: list[nn.Module] = [blocks.unit(partial(nn.Conv2d, channels, inputs, 3, padding=1), inputs, shape)]
     for stage, features in enumerate(map(blocks.width, (16, 32, 64))):
-        for block in range(3):
+        for block in range(blocks.depth or 3):
             stride = 2 if stage > 0 and block == 0 else 1
             shape = tuple(-(-n // stride) for n in shape)
             layers.append(ResidualBlock(blocks, inputs, features, stride, shape))
@@ -283,6 +286,11 @@ def _initialize(network: nn.Module, model: Model, generator: torch.Generator) ->
             nn.init.normal_(module.weight, std=model.init_std, generator=generator)
         if module.bias is not None:
             nn.init.zeros_(module.bias)
+
+
+def weighted_layers(network: nn.Module) -> list[nn.Conv2d | nn.Linear]:
+    """All convolutions and linear layers in order; the last is that of the logits, the others have a norm."""
+    return [module for module in network.modules() if isinstance(module, nn.Conv2d | nn.Linear)]
 
 
 def parameter_groups(network: nn.Module, weight_decay: float, decay_norm: bool) -> list[dict]:

@@ -52,6 +52,22 @@ class OptimizerName(StrEnum):
     adamw = "adamw"
 
 
+class TrainOnly(StrEnum):
+    """Parameters that are trained; the others stay as they were drawn."""
+
+    all = "all"
+    norm = "norm"
+    random = "random"
+    last = "last"
+
+
+class Gamma(StrEnum):
+    """The norms' gamma before training: 1, or drawn between 0 and 1."""
+
+    ones = "ones"
+    uniform = "uniform"
+
+
 class ScheduleName(StrEnum):
     """How the learning rate changes after the warm-up."""
 
@@ -91,6 +107,8 @@ class Optimizer:
     """L2 penalty (sgd, adam) or decoupled decay (adamw)."""
     decay_norm: bool = True
     """Whether weight decay applies to gamma and beta of the norms too, as torch does it unasked."""
+    train_only: TrainOnly = TrainOnly.all
+    """all, norm (gamma and beta), random (two weights of each channel, drawn once) or last (the logits' layer)."""
 
 
 @dataclass
@@ -153,7 +171,8 @@ class Model:
     width: float = 1.0
     """Factor on the number of channels and units of every hidden layer."""
     depth: int | None = None
-    """paper_mlp: number of hidden layers; null: 3, as in the paper. The other networks have a depth of their own."""
+    """paper_mlp: number of hidden layers; resnet20: blocks in each of its three stages, n for ResNet-(6 n + 2). null:
+    3, as in the papers. The other networks have a depth of their own."""
     activation: str = "relu"
     """relu, sigmoid, tanh, elu or prelu."""
     placement: Placement = Placement.before
@@ -182,6 +201,8 @@ class Norm:
     """Whether gamma and beta are learned."""
     kernel_size: int | None = None
     """adaptive, adaptivewindow: length of the window's sides. Other norms have no window and ignore it."""
+    gamma: Gamma = Gamma.ones
+    """Before training: ones, or uniform between 0 and 1."""
     ghost_size: int | None = None
     """ghostbn: images in a ghost batch, from which statistics are taken (the layer's own default: 16)."""
 

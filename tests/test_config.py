@@ -77,6 +77,9 @@ BAD = [
     "norm.eps=0",
     "norm.momentum=2",
     "norm.kernel_size=0",
+    "norm.gamma=zeros",
+    "optimizer.train_only=some",
+    "optimizer.train_only=random optimizer.weight_decay=0.1",
     "data.binarize=true data.samplewise=true",
     "data.together=-1",
     "data.shade=-0.5",
@@ -162,6 +165,8 @@ def test_later_keys_count_unless_they_stand_at_their_default() -> None:
         "norm.ghost_size": 4,
         "norm.kernel_size": 3,
         "optimizer.eps": 1e-7,
+        "optimizer.train_only": "norm",
+        "norm.gamma": "uniform",
     }
     hashes = {config_hash(load_config([f"{key}={value}"])) for key, value in values.items()}
     assert len(hashes | {config_hash(load_config([]))}) == len(values) + 1
