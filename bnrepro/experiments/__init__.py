@@ -18,6 +18,7 @@ NAMES = (
     "ioffe2015",
     "vanlaarhoven2017",
     "bjorck2018",
+    "santurkar2018",
 )
 
 
