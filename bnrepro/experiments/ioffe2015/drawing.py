@@ -146,7 +146,7 @@ def figure2(records: Records) -> Picture:
             note = f"{lost} diverged" if lost else f"n={len(own)}"
             band(axes, own, color, dashes, f"{'local-gain BN-x5' if arm == 'convbn-x5' else arm} ({note})")
         axes.set(xlabel="training steps", ylabel="validation accuracy, %", xlim=(0, records.settings["speed"]["steps"]))
-        axes.set_ylim(bottom=0)
+        axes.set_ylim(0, min(100, axes.get_ylim()[1]))
         figure.legend(loc="outside right upper", handlelength=2.6)
     caption = (
         "As Figure 2 of Ioffe & Szegedy (2015), for one small network: validation accuracy by training steps, for "
