@@ -140,8 +140,8 @@ DEVIATIONS = (
     "Section 4.2: a small VGG (or, in the small presets, a LeNet) on CIFAR-10 or digits for a few thousand steps of 32 "
     "images, where the paper trains Inception on ImageNet for tens of millions. The baseline's best is thus what it "
     "reaches in the budget, not where it levels off. The learning rate of the baseline is chosen on validation data; "
-    "it stays constant, and nothing but rate, norm and activation differs between the arms (the paper also removes "
-    "dropout, reduces weight decay and photometric distortions, and lowers the rate faster).",
+    "it stays constant (SGD, momentum 0.9), and nothing but rate, norm and activation differs between the arms. The "
+    "paper also removes dropout, reduces weight decay and photometric distortions, and lowers the rate faster.",
     "Accuracy in the table is single-crop, top-1, on validation images, as in the paper; curves are taken every few "
     "steps, which is the resolution of all counts of steps.",
     "Section 3.3: the Jacobian is that of one layer at one image, with the statistics of a fixed batch as constants.",

@@ -92,10 +92,10 @@ def figure1(records: Records) -> Picture:
             axes.xaxis.set_major_locator(MaxNLocator(4))
             axes.xaxis.set_major_formatter(FuncFormatter(_thousands))
     caption = (
-        "As Figure 1 of Ioffe & Szegedy (2015), on binary MNIST images with three layers of 100 sigmoids. (a) Test "
+        "As Figure 1 of Ioffe & Szegedy (2015), on binary images of digits, with three layers of sigmoids. (a) Test "
         f"accuracy by training steps, mean and 95% interval over n = {seeds} seeds. (b, c) The {{15, 50, 85}}th "
         f"percentiles of the inputs to one sigmoid of the last hidden layer (unit {UNIT}, fixed beforehand), over the "
-        "images of a fixed batch: seed 0 in full, the other seeds faint. Data: see the experiment's provenance."
+        "images of a fixed batch: seed 0 in full, the other seeds faint."
     )
     return Picture("figure1", caption, figure)
 

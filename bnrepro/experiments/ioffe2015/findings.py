@@ -24,6 +24,7 @@ from bnrepro.experiments.ioffe2015.race_findings import i8, i9, i9_2, i9_3, i10,
 from bnrepro.stats import paired, t_interval
 
 TEST = "percentage points of test accuracy"
+NAMES = {"nobn": "without", "bn": "with"}
 
 
 def judged(records: Records) -> list[Finding]:
@@ -41,17 +42,26 @@ def i1(records: Records) -> Finding:
     ends = {variant: final(figure1_curves(records, "test_accuracy", variant)) for variant in ("nobn", "bn")}
     means = {variant: judge.numbers(t_interval(list(values.values()))) for variant, values in ends.items()}
     cells = {variant: chosen_cell(records, CHOICE1, variant=variant) for variant in ("nobn", "bn")}
+    asked = records.settings["figure1"]
     said = ", ".join(
-        f"{'with' if variant == 'bn' else 'without'} BN rate {cell[0]:g} and deviation {cell[1]:g}"
+        f"{NAMES[variant]} BN rate {cell[0]:g}{_edge(cell[0], asked['rates'])} and deviation {cell[1]:g}"
+        f"{_edge(cell[1], asked['deviations'])}"
         for variant, cell in cells.items()
         if cell
     )
-    steps = records.settings["figure1"]["steps"]
+    lost = {variant: len(records.measured("diverged", part=FIGURE1, variant=variant)) for variant in NAMES}
+    diverged = "".join(f" Diverged {NAMES[variant]} BN: {count} seeds." for variant, count in lost.items() if count)
+    steps = asked["steps"]
     found = (
         f"After {steps:,} steps {means['bn']}% with BN and {means['nobn']}% without, a difference of {{effect}}. "
-        f"Chosen on validation data: {said}."
+        f"Chosen on validation data: {said}.{diverged}"
     )
     return judge.greater(BY_ID["I1"], paired(ends["bn"], ends["nobn"]), TEST, found=found)
+
+
+def _edge(value: float, tried: list[float]) -> str:
+    """A choice at the edge of what was tried might lie beyond it."""
+    return " (edge of the grid)" if len(tried) > 1 and value in (min(tried), max(tried)) else ""
 
 
 def i1_2(records: Records) -> Finding:
@@ -85,8 +95,8 @@ def i2(records: Records) -> Finding:
     else:
         verdict = Verdict.not_reproduced if all(fails) else Verdict.inconclusive
     found = (
-        "Deviation over training of the {15, 50, 85}th percentiles, log2 of without over with BN, mean over all units "
-        f"of the last hidden layer: {judge.in_words(effects['absolute'], '')}, smaller with BN in "
+        "Deviation over training of the 15th, 50th and 85th percentiles, log2 of without over with BN, mean over all "
+        f"units of the last hidden layer: {judge.in_words(effects['absolute'], '')}, smaller with BN in "
         f"{judge.numbers(shares['absolute'])}% of the units; of unit {UNIT}, {judge.numbers(first['absolute'])}. As a "
         f"share of the distribution's own width: {judge.numbers(effects['relative'])}, smaller in "
         f"{judge.numbers(shares['relative'])}% of the units; of unit {UNIT}, {judge.numbers(first['relative'])}."
