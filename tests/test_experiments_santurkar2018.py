@@ -410,6 +410,7 @@ def with_accuracy(**changed: float) -> Records:
         ({"noisybn": 41.0}, "S3.2", PARTLY),  # better, by what is negligible
         ({"noise": 30.0}, "S3.3", NO),
         ({"noise": 14.0}, "S3.3", YES),
+        ({"nobn": 12.0}, "S3.3", OPEN),  # there was no training to prevent
         ({"l1norm": 45.0}, "S8", PARTLY),
         ({"l1norm": 45.0, "l2norm": 45.0, "linfnorm": 40.0}, "S8", NO),
         ({"l1norm": 60.0}, "S8", YES),  # better than BN is comparable too
