@@ -19,6 +19,8 @@ NAMES = (
     "vanlaarhoven2017",
     "bjorck2018",
     "santurkar2018",
+    "frankle2021",
+    "luo2019",
 )
 
 
