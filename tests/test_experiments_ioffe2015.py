@@ -22,7 +22,7 @@ from bnrepro.experiments.ioffe2015 import EXPERIMENT, analyse, effects, exact, f
 from bnrepro.experiments.ioffe2015.choosing import at, best, chosen
 from bnrepro.experiments.ioffe2015.claims import REPORTED
 from bnrepro.experiments.ioffe2015.findings import judged
-from bnrepro.experiments.ioffe2015.jacobian import spectra
+from bnrepro.experiments.ioffe2015.jacobian import random_share, spectra
 from bnrepro.experiments.ioffe2015.race import ARMS, race
 from bnrepro.experiments.labml import toys
 from bnrepro.experiments.loop import trainer_of
@@ -228,6 +228,12 @@ def test_jacobian_with_bn_is_autograds_with_the_statistics_as_constants() -> Non
     for kind, parts in found.items():
         joined = torch.cat(parts).numpy()
         np.testing.assert_allclose(list(values(rows, f"{kind}_end").values()), np.percentile(joined, range(0, 101, 5)))
+
+
+def test_share_of_a_random_matrix() -> None:
+    entries = torch.randn(300, 300, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    s = torch.linalg.svdvals(entries / entries.norm(dim=1, keepdim=True))
+    assert random_share() == pytest.approx(100 * ((s >= 0.5) & (s <= 2)).double().mean(), abs=1)
 
 
 # --- the algebra ---

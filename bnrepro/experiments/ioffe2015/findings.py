@@ -20,6 +20,7 @@ from bnrepro.experiments.ioffe2015.effects import (
 )
 from bnrepro.experiments.ioffe2015.figure1 import UNIT
 from bnrepro.experiments.ioffe2015.grid import CHOICE1, DROPOUT, EXACT, FIGURE1
+from bnrepro.experiments.ioffe2015.jacobian import random_share
 from bnrepro.experiments.ioffe2015.race_findings import i8, i9, i9_2, i9_3, i10, i10_2
 from bnrepro.stats import paired, t_interval
 
@@ -190,9 +191,9 @@ def i5(records: Records) -> Finding:
     shares = {key: judge.numbers(value) for key, value in near.items()}
     plain = {v: judge.numbers(t_interval(list(of("plain_near_end", v).values()))) for v in ("bn", "nobn")}
     found = (
-        f"Within a factor of two of 1, in the trained network with BN, are {judge.in_words(end, '% of the values')} "
-        f"(most: {wanted:g}%; of a random matrix with rows of unit length 68%), and {shares['bn', 'start']}% before "
-        f"training; without BN, its vectors normalised all the same, {shares['nobn', 'end']}% and "
+        f"Within a factor of two of 1, in the trained network with BN, are {judge.in_words(end, '% of the values')}, "
+        f"and {shares['bn', 'start']}% before training (most: {wanted:g}%; of a random matrix with rows of unit length "
+        f"{random_share():.1f}%); without BN, its vectors normalised all the same, {shares['nobn', 'end']}% and "
         f"{shares['nobn', 'start']}%. Mean distance abs(log2 s), without less with BN: {judge.numbers(nearer)}. Not "
         f"normalised, from input to input of the sigmoids, {plain['bn']}% with BN and {plain['nobn']}% without."
     )

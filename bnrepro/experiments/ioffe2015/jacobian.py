@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -13,6 +14,18 @@ Row = dict[str, Any]
 LEVELS = tuple(range(0, 101, 5))
 NEAR = 2.0  # "close to 1" is within a factor of 2
 KINDS = ("normalised", "plain")
+
+
+def random_share() -> float:
+    """Percentage of the singular values within a factor of `NEAR` of 1, of a large square matrix of random entries.
+
+    Scaled to rows of unit length, they have the quarter-circle law's density sqrt(4 - s^2) / pi on [0, 2].
+    """
+
+    def below(s: float) -> float:
+        return (s / 2 * math.sqrt(4 - s * s) + 2 * math.asin(s / 2)) / math.pi
+
+    return 100 * (below(min(2.0, NEAR)) - below(1 / NEAR))
 
 
 @torch.no_grad()
