@@ -60,17 +60,19 @@ def gammas(records: Records) -> Picture:
     with figures.style():
         figure = Figure(figsize=(figures.COLUMN, 2.6), layout="constrained")
         axes = figure.add_subplot()
+        highest = 0.1
         for trained in ("norm", "all"):
             name, color, dashes, _ = LOOKS[trained]
             found = records.series("density", part=DEPTH, size=depth, trained=trained)
             intervals = [t_interval(values) for values in found.values()]
             mean, low, high = (np.array([getattr(i, end) for i in intervals]) for end in ("mean", "low", "high"))
+            highest = max([highest, *mean])
             axes.step(list(found), mean, where="mid", color=color, linestyle=dashes, label=f"trained: {name}")
             axes.fill_between(list(found), np.maximum(low, 0), high, step="mid", color=color, alpha=0.15, linewidth=0)
         axes.axvline(0, color="#999999", linewidth=0.8)
         axes.set_xlabel("gamma")
         axes.set_ylabel("density")
-        axes.set_ylim(bottom=0)
+        axes.set_ylim(0, min(axes.get_ylim()[1], 3 * highest))  # of two seeds, the band is all there would be
         figure.legend(loc="outside upper center", ncols=1, handlelength=3)
     caption = (
         f"Gammas of the network of {6 * depth + 2} layers at the end of training, in {BINS} bins (drawn between 0 and "
