@@ -21,6 +21,8 @@ NAMES = (
     "santurkar2018",
     "frankle2021",
     "luo2019",
+    "wu2018",
+    "li2019",
 )
 
 
