@@ -430,6 +430,15 @@ def test_verdicts_follow_the_records(claim: str, changes: dict[str, Any], verdic
     assert found(made_up(**changes))[claim].verdict is verdict
 
 
+def test_cells_of_the_grid_in_which_bn_is_ahead_are_counted() -> None:
+    records = made_up()
+    for run in records.select(records.runs, part=grid.CHOICE1, variant="bn"):
+        run["val_accuracy"] = 0.95
+    extra = [{**run, "rate": 3.0, "val_accuracy": 0.8} for run in records.select(records.runs, part=grid.CHOICE1)]
+    records.runs.extend(extra)
+    assert "BN is ahead in 1 of 2 cells" in found(records)["I1.2"].found
+
+
 def test_noise_leaves_it_open() -> None:
     findings = found(made_up(noise=40, accuracy={"bn": [50, 80, 90, 94, 96]}, shuffle={"bn": 0.5}))
     assert (findings["I1"].verdict, findings["I11"].verdict) == (OPEN, OPEN)

@@ -74,7 +74,7 @@ def figure1(records: Records) -> Picture:
         steps = records.settings["figure1"]["steps"]
         a.set(xlim=(steps / 50, steps), ylim=(lowest, 1), xlabel="training steps", ylabel="test accuracy", title="(a)")
         a.legend(loc="lower right", handlelength=2.4)
-        reach = 2.0
+        low, high = -2.0, 2.0
         for axes, variant, name in ((b, "nobn", "(b) without BN"), (c, "bn", "(c) with BN")):
             for percentile, dashes in zip(PERCENTILES, ("--", "-", "--"), strict=True):
                 for seed, curve in figure1_curves(records, f"p{percentile}", variant).items():
@@ -82,14 +82,14 @@ def figure1(records: Records) -> Picture:
                     width, alpha = (1.3, 1.0) if seed == 0 else (0.6, 0.3)
                     values = list(curve.values())
                     axes.plot(list(curve), values, color=color, linestyle=dashes, linewidth=width, alpha=alpha)
-                    reach = max(reach, *(1.05 * abs(v) for v in values))
+                    low, high = min(low, *(1.05 * v for v in values)), max(high, *(1.05 * v for v in values))
             axes.set(xlim=(0, steps), xlabel="training steps", title=name)
         for axes in (b, c):
-            axes.set_ylim(-reach, reach)
+            axes.set_ylim(low, high)
         b.set_ylabel(f"input of sigmoid {UNIT}")
         c.tick_params(labelleft=False)
         for axes in (a, b, c):
-            axes.xaxis.set_major_locator(MaxNLocator(4))
+            axes.xaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))
             axes.xaxis.set_major_formatter(FuncFormatter(_thousands))
     caption = (
         "As Figure 1 of Ioffe & Szegedy (2015), on binary images of digits, with three layers of sigmoids. (a) Test "
