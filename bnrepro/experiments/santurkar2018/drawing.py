@@ -55,7 +55,8 @@ def pictures(records: Records, found: Traces) -> list[Picture]:
 
 
 def _n(records: Records) -> str:
-    return f"mean and 95% interval over n = {records.settings['seeds']} seeds, preset {records.preset}"
+    seeds = records.settings["seeds"]
+    return f"mean and 95% interval over n = {seeds} seeds, preset {records.preset}; wide bands may leave the axes"
 
 
 # --- curves: Figures 1, 2 and 5 ---
@@ -95,7 +96,7 @@ def _accuracies(records: Records, looks: Sequence[tuple[str, float, Styled]], co
             for variant, rate, look in looks:
                 _line(axes, _curve(records, variant, rate, f"{split}_accuracy"), look)
             name = "training" if split == "train" else "validation"
-            axes.set(xlabel="step", ylabel=f"{name} accuracy, %")
+            axes.set(xlabel="step", ylabel=f"{name} accuracy, %", ylim=(0, 100))
         _legend(figure, panels[0], columns)
         return figure
 
@@ -109,15 +110,14 @@ def norms(records: Records, found: Traces) -> Picture:
         panels = figure.subplots(1, 2)
         for variant in (*BOTH, *LP):
             _line(panels[0], _curve(records, variant, rate, "train_accuracy"), LOOK[variant])
-        panels[0].set(title="VGG", xlabel="step", ylabel="training accuracy, %")
+        panels[0].set(title="VGG", xlabel="step", ylabel="training accuracy, %", ylim=(0, 100))
         for _, _, linear_rate, _ in linear[:1]:
             end = max(_over_seeds(found.of(LINEAR, "l1norm", "loss", linear_rate)), default=0)
             for variant in (*BOTH, "l1norm"):
                 losses = _over_seeds(found.of(LINEAR, variant, "loss", linear_rate))
                 _line(panels[1], {x: v for x, v in losses.items() if x <= end}, LOOK[variant], logarithmic=True)
-            panels[1].set(
-                title=f"deep linear network, rate {linear_rate:g}", xlabel="step", ylabel="loss", yscale="log"
-            )
+            panels[1].set(title=f"deep linear network, rate {linear_rate:g}", xlabel="step", ylabel="loss")
+            _by_lines(panels[1])
         _legend(figure, panels[0], 5)
     caption = (
         "As the paper's Figure 5: normalization by the average of other norms. Left: accuracy on the training batches, "
@@ -158,7 +158,8 @@ def distributions(records: Records, found: Traces) -> Picture:
         for variant in variants:
             shifts = _over_seeds(found.of(DISTRIBUTIONS, variant, "shift"))
             _line(axes, shifts, LOOK[variant], logarithmic=True, marker="o")
-        axes.set(xlabel="step", ylabel="shift, deviations", yscale="log")
+        axes.set(xlabel="step", ylabel="shift, deviations")
+        _by_lines(axes)
         axes.legend(ncols=3, loc="upper right", handlelength=2.6)
         bottom, top = axes.get_ylim()
         axes.set_ylim(bottom, top * (top / bottom) ** 0.3)  # room for the legend
@@ -212,7 +213,8 @@ def covariate_shift(records: Records, found: Traces) -> Picture:
                 _line(grid[1, column], difference, LOOK[variant], logarithmic=True)
             grid[0, column].set(ylim=(-1.05, 1.05))
             grid[0, column].set_title(title, fontsize=8)
-            grid[1, column].set(yscale="log", xlabel="step")
+            grid[1, column].set_xlabel("step")
+            _by_lines(grid[1, column])
             grid[1, column].xaxis.set_major_locator(MaxNLocator(3))
         grid[0, 0].set_ylabel("cosine")
         grid[1, 0].set_ylabel("norm of difference")
@@ -257,7 +259,8 @@ def deep_linear(records: Records, found: Traces) -> Picture:
                 losses = _over_seeds(found.of(LINEAR, variant, "loss", rate))
                 if losses:
                     _line(row[0], losses, LOOK[variant], logarithmic=True)
-            row[0].set(yscale="log", ylabel=f"rate {rate:g}")
+            row[0].set_ylabel(f"rate {rate:g}")
+            _by_lines(row[0])
             row[0].set_title("loss", fontsize=8)
             _along(row[1:], found, LINEAR, rate)
         for axes in grid[:-1].flat:
@@ -288,7 +291,8 @@ def _along(panels: Sequence[Axes], found: Traces, part: str, rate: float) -> Non
             _range(axes, low, high, look)
         _line(panels[2], _over_seeds(found.of(part, variant, "beta", rate)), look, logarithmic=True)
     for axes, name in zip(panels, ("loss along gradient", "gradient change", "effective beta"), strict=True):
-        axes.set(yscale="log", xlabel="step")
+        axes.set_xlabel("step")
+        _by_lines(axes)
         axes.set_title(name, fontsize=8)
 
 
@@ -331,6 +335,16 @@ def _line(
     mean, low, high = (np.exp(values) if logarithmic else values).T
     axes.plot(list(points), mean, color=color, linestyle=dashes, label=name, marker=marker, markersize=2.5)
     axes.fill_between(list(points), low, high, color=color, alpha=0.15, linewidth=0)
+
+
+def _by_lines(axes: Axes) -> None:
+    """Logarithmic, and as high as the lines: a band of few seeds that differ by decades would flatten them."""
+    values = np.concatenate([np.asarray(line.get_ydata(), dtype=float) for line in axes.get_lines()] or [np.ones(1)])
+    values = values[np.isfinite(values) & (values > 0)]
+    axes.set_yscale("log")
+    if values.size:
+        room = max(1.2, (values.max() / values.min()) ** 0.15)
+        axes.set_ylim(values.min() / room, values.max() * room)
 
 
 def _legend(figure: Figure, axes: Axes, columns: int) -> None:
