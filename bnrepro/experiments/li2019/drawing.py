@@ -68,6 +68,7 @@ def _layers(axes: Axes, records: Records) -> None:
         axes.fill_between(list(found), low, high, color=color, alpha=0.15, linewidth=0)
     axes.set(xlabel="BN layer", ylabel="shift of the variance", title=f"dropout {much:g}")
     axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+    axes.set_ylim(bottom=0)
 
 
 def _accuracy(axes: Axes, records: Records, quantity: str) -> None:
