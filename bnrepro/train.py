@@ -22,6 +22,7 @@ from bnrepro.record import Row, Run, Status
 from bnrepro.schema import Config, Device, Precision
 from bnrepro.signals import Stop, stop_between_steps, terminate_as_interrupt
 from bnrepro.tally import Tally
+from bnrepro.trainable import prepare
 
 EVAL_IMAGES = 500  # images a forward pass in evaluation: fits the caches, and no batch is left with 1
 CHECK_STEPS = 10  # steps between looks at the loss, each of which a GPU has to be waited for
@@ -114,6 +115,7 @@ class Trainer:
     ) -> None:
         self.cfg, self.data, self.report = cfg, data, report
         self.device = torch.device(cfg.device.value)
+        prepare(network, cfg)
         self.network = network.to(self.device)
         if cfg.channels_last:
             self.network.to(memory_format=torch.channels_last)

@@ -10,7 +10,7 @@ import math
 from typing import Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from bnrepro.norm.function import affine, against, batch_norm, moments, widen
 from bnrepro.norm.layers import _HandDerived
@@ -152,13 +152,29 @@ class NoisyBatchNorm(_HandDerived):
     def forward(self, x: Tensor) -> Tensor:
         """Shapes: (N, C, ...) in and out."""
         y = super().forward(x)
-        if not self.training:
-            return y
-        mean = torch.empty_like(y[:1]).uniform_(-self.n_mean, self.n_mean)
-        std = torch.empty_like(y[:1]).uniform_(1, self.n_std)
-        shift = mean + torch.empty_like(y).uniform_(-self.spread, self.spread)
-        scale = std + self.spread * torch.randn_like(y)
-        return scale * y + shift
+        return _shaken(y, self.n_mean, self.n_std, self.spread) if self.training else y
+
+
+class Noise(nn.Module):
+    """`NoisyBatchNorm`'s noise without its normalization: what is left of the claim that the noise is harmless.
+
+    Source: Santurkar et al. (2018), section 2.2, who add the same noise to the network without BN.
+    """
+
+    n_mean, n_std, spread = NoisyBatchNorm.n_mean, NoisyBatchNorm.n_std, NoisyBatchNorm.spread
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Shapes: (N, C, ...) in and out."""
+        return _shaken(x, self.n_mean, self.n_std, self.spread) if self.training else x
+
+
+def _shaken(y: Tensor, n_mean: float, n_std: float, spread: float) -> Tensor:
+    """``y`` (N, C, ...) with the noise of `NoisyBatchNorm`, drawn anew."""
+    mean = torch.empty_like(y[:1]).uniform_(-n_mean, n_mean)
+    std = torch.empty_like(y[:1]).uniform_(1, n_std)
+    shift = mean + torch.empty_like(y).uniform_(-spread, spread)
+    scale = std + spread * torch.randn_like(y)
+    return scale * y + shift
 
 
 class LpBatchNorm(_Variant):
@@ -190,4 +206,28 @@ class LpBatchNorm(_Variant):
             constant = (1 + math.sqrt(math.pi * math.log(4))) / (2 * math.sqrt(2 * math.log(m)))
             sigma = against(constant * top, x)
         var = sigma.square()
+        return (x - mean) * (var + self.eps).rsqrt(), mean, var
+
+
+class LpNorm(_Variant):
+    r"""Values less their mean, divided by their average p-norm, which is taken before the mean is.
+
+    With m values per channel, mean :math:`\mu` and :math:`\sigma = (\frac{1}{m} \sum |x|^p)^{1/p}`, the largest
+    :math:`|x|` for ``p=inf``: :math:`\hat x = (x - \mu) / \sqrt{\sigma^2 + \epsilon}`; ``running_var`` averages
+    :math:`\sigma^2`. So no moment but the first is fixed, and p=2 is not batch normalization.
+
+    Source: Santurkar et al., "How Does Batch Normalization Help Optimization?" (2018), section 3.3. What the average
+    is over is ours: the values that batch normalization takes its statistics from.
+    """
+
+    p: float = 1.0
+
+    def _normalize(self, x: Tensor, axes: tuple[int, ...]) -> tuple[Tensor, Tensor, Tensor]:
+        mean, size = x.mean(axes, keepdim=True), x.abs()
+        if self.p == 1:
+            var = size.mean(axes, keepdim=True).square()
+        elif self.p == 2:
+            var = x.square().mean(axes, keepdim=True)
+        else:
+            var = size.amax(axes, keepdim=True).square()
         return (x - mean) * (var + self.eps).rsqrt(), mean, var
