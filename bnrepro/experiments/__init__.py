@@ -14,15 +14,15 @@ NAMES = (
     "labml",
     "placement",
     "numpynet",
-    "wu2021",
     "ioffe2015",
     "vanlaarhoven2017",
     "bjorck2018",
     "santurkar2018",
-    "frankle2021",
-    "luo2019",
     "wu2018",
     "li2019",
+    "luo2019",
+    "frankle2021",
+    "wu2021",
 )
 
 
