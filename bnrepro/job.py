@@ -102,6 +102,7 @@ class Job:
     def __call__(self) -> None:
         """Train, and note on the ticket what went wrong."""
         from submitit import JobEnvironment
+        from submitit.core.utils import UncompletedJobError
 
         number = signal.Signals[f"SIG{JobEnvironment.USR_SIG}"]
         queue_again = cast(Callable[[int, FrameType | None], None], signal.getsignal(number))  # submitit's
@@ -121,7 +122,13 @@ class Job:
             except KeyboardInterrupt:
                 if not asked:
                     raise SystemExit("Ended by SIGTERM.") from None
-                queue_again(number, None)  # does not return
+                try:
+                    queue_again(number, None)  # does not return
+                except UncompletedJobError as error:
+                    raise UserError(
+                        "Its job ran out of time more often than launcher.timeouts allows. Ask for it again, with a "
+                        "longer launcher.time: it goes on where it was."
+                    ) from error
         except UserError as error:
             self._note(error=str(error), by_user=True)
         except Exception as error:  # whatever it is, it is told to whoever waits

@@ -14,7 +14,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 DAEMONS = ("munged", "slurmctld", "slurmd")
-COMMANDS = ("sbatch", "srun", "squeue", "scontrol", "scancel")
+COMMANDS = ("sbatch", "srun", "squeue", "scontrol", "scancel", "setpriv")
 
 CONF = """\
 ClusterName=test
@@ -97,7 +97,13 @@ def _daemon(name: str, options: list[str], folder: Path, env: dict[str, str]) ->
     foreground = "--foreground" if name == "munged" else "-D"
     with (folder / f"{name}.log").open("wb") as log:
         process = subprocess.Popen(
-            [str(_find(name)), foreground, *options],
+            [
+                "setpriv",
+                "--pdeathsig=TERM",
+                str(_find(name)),
+                foreground,
+                *options,
+            ],  # ends even if the tests are killed
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -34,10 +35,9 @@ LONG = "epochs=30"  # long enough to be met while it trains
 def node() -> Iterator[None]:
     if lacking := cluster.missing():
         pytest.skip(f"Slurm is not installed (no {', '.join(lacking)}): apt-get install slurm-wlm munge")
-    with pytest.MonkeyPatch.context() as patch:
+    with pytest.MonkeyPatch.context() as patch, ExitStack() as stack:
         try:
-            up = cluster.slurm()
-            variables = up.__enter__()
+            variables = stack.enter_context(cluster.slurm())
         except (RuntimeError, OSError) as error:
             if os.geteuid() == 0:
                 raise
@@ -45,7 +45,6 @@ def node() -> Iterator[None]:
         for name, value in variables.items():
             patch.setenv(name, value)
         yield
-        up.__exit__(None, None, None)
 
 
 def options(*overrides: str) -> Options:
@@ -157,14 +156,24 @@ def test_preempted_job_is_queued_again_and_its_run_goes_on(node: None, tiny: Tin
 def test_job_that_runs_out_of_time_is_queued_again_and_its_run_goes_on(node: None, tiny: Tiny, tmp_path: Path) -> None:
     jobs: list[str] = []
 
-    def stand_still(job: str) -> None:  # until Slurm, which looks every 30 s, wakes it to say that its time is over
+    def shorten(job: str) -> None:  # and stand still until Slurm, which looks every 30 s, wakes it for its end
         jobs.append(job)
         os.kill(process_of(job), signal.SIGSTOP)
+        ask("scontrol", "update", f"JobId={job}", "EndTime=now+100")
 
-    outcomes, before = run_and([stand_still], [tiny(LONG, "variant=convbn")], options("time=1", "grace=59"))
+    outcomes, before = run_and([shorten], [tiny(LONG, "variant=convbn")], options("time=5", "grace=150"))
     assert restarts(jobs[0]) >= 1
     assert_as_if_here(outcomes, tmp_path)
     assert Run(outcomes[0].path).metrics[: len(before[0])] == before[0]
+
+
+@pytest.mark.slow
+def test_job_that_runs_out_of_time_too_often_says_so(node: None, tiny: Tiny) -> None:
+    acts: list[Act] = [lambda job: ask("scancel", "--signal=USR2", job)]
+    (outcome,), _ = run_and(acts, [tiny(LONG)], options("time=5", "timeouts=0"))
+    assert outcome.by_user
+    assert "longer launcher.time" in str(outcome.error)
+    assert Run(outcome.path).status == "interrupted"
 
 
 @pytest.mark.slow
