@@ -144,7 +144,7 @@ class Job:
     def _train(self) -> None:
         import torch
 
-        from bnrepro import train
+        from bnrepro import sweep
         from bnrepro.allocator import keep_memory
 
         torch.set_num_threads(self.threads)
@@ -154,14 +154,16 @@ class Job:
             return  # taken for lost, and submitted again as another job
         force = ticket is not None and ticket.force
 
-        def begun(_progress: train.Progress) -> None:
+        def begun(_share: float) -> None:
             nonlocal force
             if force:
                 force = False
                 self._note(force=False)
 
-        train.run(self.cfg, force=force, report=begun)
-        if (ticket := Ticket.read(self.path)) and ticket.place == self.ticket.place:
+        outcome = sweep.attempt(self.cfg, begun, force=force)
+        if outcome.error:
+            self._note(error=outcome.error, by_user=outcome.by_user)
+        elif (ticket := Ticket.read(self.path)) and ticket.place == self.ticket.place:
             Ticket.file(self.path).unlink(missing_ok=True)
 
     def _note(self, **changes: Any) -> None:

@@ -54,9 +54,10 @@ def load_options(overrides: Sequence[str] = (), name: str = "slurm") -> Options:
     Raises:
         UserError: there is no such file, an unknown key, a wrong type, a value out of range.
     """
-    file = configs_dir() / "launcher" / f"{name}.yaml"
+    folder = configs_dir() / "launcher"
+    file = folder / f"{name}.yaml"
     if not re.fullmatch(r"\w+", name) or not file.is_file():
-        there = ", ".join(sorted(path.stem for path in file.parent.glob("*.yaml")))
+        there = ", ".join(sorted(path.stem for path in folder.glob("*.yaml")))
         raise UserError(f"There is no launcher {name!r}. Available: {there}.")
     for override in overrides:
         if not re.fullmatch(r"launcher\.[\w.-]+=.*", override, re.DOTALL):

@@ -35,7 +35,9 @@ RETRIES = 2  # times that a run is submitted again after its job was lost
 ENDED = {  # Slurm's states of jobs that are over; in every other one a job is queued, running or on its way to these
     *("BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "NODE_FAIL", "OUT_OF_MEMORY", "PREEMPTED"),
     *("REVOKED", "TIMEOUT"),
+    *("NOT SUBMITTED", "GONE"),
 }
+RUNNING = {"RUNNING", "COMPLETING", "SUSPENDED"}
 FINAL = {  # ends that another try would not change, or that somebody chose
     "CANCELLED": "was cancelled; ask for the run again to submit it again",
     "OUT_OF_MEMORY": "ran out of memory; ask for more with launcher.memory",
@@ -48,6 +50,7 @@ def run_all(
     *,
     force: bool = False,
     report: Report | None = None,
+    ended: Callable[[int, Outcome], None] | None = None,
     say: Callable[[str], None] | None = None,
 ) -> list[Outcome]:
     """Run ``configs`` on the cluster, wait, and return their outcomes in the same order.
@@ -58,21 +61,26 @@ def run_all(
     keeps the reason until it is asked for again. Ctrl-C, or the end of this process, leaves the jobs where they are.
 
     Args:
-        configs: the runs. ``device=auto`` is a GPU where ``options.gpus`` asks for one.
+        configs: the runs, as `resolve` makes them; it is done here too.
         options: what each job asks for.
         force: start each run over, less those that are queued or running.
-        report: told of progress: the share of a run's epochs, at each look.
+        report: told of progress: the share of the epochs, at each look, of the runs whose jobs have started.
+        ended: told of each outcome when it is there.
         say: told what was submitted and what was found in the queue, a sentence each.
 
     Raises:
         UserError: no submitit or no Slurm here, or Slurm refuses the jobs. Nothing that is finished is touched.
     """
-    from bnrepro.sweep import Outcome
+    from bnrepro.sweep import failed
 
     _need_slurm()
-    configs = [_on_device(cfg, options) for cfg in configs]
-    paths = [run_dir(cfg) for cfg in configs]
-    runs = dict(zip(paths, configs, strict=True))  # a run that is asked for twice is one job
+    configs = [resolve(cfg, options) for cfg in configs]
+    indices: dict[Path, list[int]] = {}
+    for index, cfg in enumerate(configs):
+        indices.setdefault(run_dir(cfg), []).append(index)
+    runs = {path: configs[same[0]] for path, same in indices.items()}  # a run that is asked for twice is one job
+    tell = report or (lambda _index, _share: None)
+    take = ended or (lambda _index, _outcome: None)
     say = say or (lambda _sentence: None)
     _submit_missing(runs, options, force, say)
     outcomes: dict[Path, Outcome] = {}
@@ -82,28 +90,32 @@ def run_all(
         states = _states_or_none()  # before the files: a job that is over by now has written all that it will
         over: set[tuple[Path, Ticket | None]] = set()
         again: dict[Path, Config] = {}
-        for path in runs.keys() - outcomes.keys():
+        for path in [path for path in runs if path not in outcomes]:
             ticket = Ticket.read(path)
-            if outcome := _outcome(runs[path], path, ticket):
-                outcomes[path] = outcome
-            elif states is not None and (state := _end(ticket, states)):
+            outcome = _outcome(runs[path], path, ticket)
+            state = _state(ticket, states) if states is not None else None
+            if outcome is None and state in ENDED:
                 over.add((path, ticket))
                 if (path, ticket) not in suspects:
                     continue  # files that another machine wrote may take a moment to be seen here
                 tries[path] += 1
                 if state in FINAL or tries[path] > RETRIES:
-                    error = _story(ticket, state)
+                    outcome = failed(runs[path], _story(ticket, state), by_user=state in FINAL)
                     if ticket:
-                        replace(ticket, error=error).write(path)
-                    outcomes[path] = Outcome(runs[path], path, error, by_user=state in FINAL)
+                        replace(ticket, error=outcome.error, by_user=outcome.by_user).write(path)
                 else:
                     again[path] = runs[path]
+            if outcome:
+                outcomes[path] = outcome
+            for index in indices[path]:
+                if outcome:
+                    tell(index, 1.0)
+                    take(index, outcome)
+                elif state in RUNNING:
+                    tell(index, _share(runs[path], path))
         suspects = over
-        for index, path in enumerate(paths):
-            if report:
-                report(index, 1.0 if path in outcomes else _share(runs[path], path))
         if len(outcomes) == len(runs):
-            return [outcomes[path] for path in paths]
+            return [outcomes[run_dir(cfg)] for cfg in configs]
         with contextlib.suppress(UserError):  # the next look finds it missing, and counts it as a try
             _submit_missing(again, options, False, say)
         time.sleep(options.poll)
@@ -119,8 +131,12 @@ def _need_slurm() -> None:
             raise UserError(f"There is no {command} on this machine. Submit runs to Slurm from a cluster's login node.")
 
 
-def _on_device(cfg: Config, options: Options) -> Config:
-    """``cfg`` with device=auto replaced by what its job will have; this machine may have something else."""
+def resolve(cfg: Config, options: Options) -> Config:
+    """``cfg`` with device=auto replaced by what its job will have; this machine may have something else.
+
+    Raises:
+        UserError: device=cuda, and the jobs have no GPU.
+    """
     if cfg.device is Device.cuda and not options.gpus:
         raise UserError("device=cuda: the jobs have no GPU. Ask for one with launcher.gpus=1.")
     return replace(cfg, device=Device.cuda if options.gpus and cfg.device is not Device.cpu else Device.cpu)
@@ -152,12 +168,11 @@ def _share(cfg: Config, path: Path) -> float:
         return 0.0
 
 
-def _end(ticket: Ticket | None, states: dict[str, str]) -> str | None:
-    """How a job ended; None if it has not."""
+def _state(ticket: Ticket | None, states: dict[str, str]) -> str:
+    """Slurm's state of a run's job; two of our own where Slurm knows none."""
     if ticket is None or ticket.job is None:
         return "NOT SUBMITTED"
-    state = states.get(ticket.job, "GONE")  # Slurm forgets a job some minutes after its end
-    return state if state in ENDED or state == "GONE" else None
+    return states.get(ticket.job, "GONE")  # some minutes after a job's end, Slurm forgets it
 
 
 def _story(ticket: Ticket | None, state: str) -> str:
@@ -186,7 +201,7 @@ def _submit_missing(runs: dict[Path, Config], options: Options, force: bool, say
             start_over = force or (ticket is not None and ticket.force)
             if _finished(path, ticket) and not start_over:
                 continue
-            if ticket and not ticket.error and not _end(ticket, states):
+            if ticket and not ticket.error and _state(ticket, states) not in ENDED:
                 there += 1
             else:
                 missing.append((path, cfg, start_over))

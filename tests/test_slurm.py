@@ -57,7 +57,8 @@ def ask(*command: str) -> str:
 
 def process_of(job: str) -> int:
     """The process that trains, in a job of this machine."""
-    tasks = [line.split() for line in ask("scontrol", "listpids", job).splitlines()[1:]]
+    number = ask("squeue", "--noheader", f"--jobs={job}", "--format=%A").strip()
+    tasks = [line.split() for line in ask("scontrol", "listpids", number).splitlines()[1:]]
     return min(int(pid) for pid, _, step, local, _ in tasks if step == "0" and local == "0")
 
 
@@ -109,9 +110,15 @@ def test_array_is_as_local_runs_and_one_that_fails_leaves_the_others_alone(
     Ticket(str(tmp_path / "gone"), 0, 1).write(run_dir(grid[0]))
     said: list[str] = []
     shares: dict[int, float] = {}
+    told: dict[int, Outcome] = {}
     outcomes = slurm.run_all(
-        [*grid, bad, grid[0]], options("parallelism=2"), report=lambda i, s: shares.update({i: s}), say=said.append
+        [*grid, bad, grid[0]],
+        options("parallelism=2"),
+        report=lambda index, share: shares.update({index: share}),
+        ended=lambda index, outcome: told.update({index: outcome}),
+        say=said.append,
     )
+    assert [told[index] for index in range(5)] == outcomes
     assert [o.config.variant for o in outcomes] == ["nobn", "custombn", "convbn", "bn", "nobn"]
     assert outcomes[4] == outcomes[0]
     assert_as_if_here(outcomes[:3], tmp_path)
@@ -121,6 +128,7 @@ def test_array_is_as_local_runs_and_one_that_fails_leaves_the_others_alone(
     ticket = Ticket.read(failed.path)
     assert ticket
     assert ticket.error == failed.error  # kept until it is asked for again
+    assert Run(failed.path).summary["error"] == failed.error
     assert shares == dict.fromkeys(range(5), 1.0)
     assert len(said) == 1
     assert said[0].startswith("Submitted 4 runs as job ")
@@ -215,16 +223,17 @@ def test_jobs_outlive_who_submitted_them_and_are_waited_for_by_who_asks_again(
     files = [tmp_path / f"{cfg.seed}.yaml" for cfg in grid]
     for file, cfg in zip(files, grid, strict=True):
         file.write_text(to_yaml(cfg))
-    submitter = subprocess.Popen(
+    with subprocess.Popen(
         [sys.executable, "-c", SUBMITTER, "launcher.poll=0.3 launcher.memory=500M", *map(str, files)]
-    )
-    end = time.monotonic() + 60
-    while not all((run_dir(cfg) / record.METRICS).exists() for cfg in grid):
-        assert submitter.poll() is None
-        assert time.monotonic() < end
-        time.sleep(0.1)
-    submitter.kill()
-    submitter.wait()
+    ) as submitter:
+        try:
+            end = time.monotonic() + 300
+            while not all((run_dir(cfg) / record.METRICS).exists() for cfg in grid):
+                assert submitter.poll() is None
+                assert time.monotonic() < end
+                time.sleep(0.1)
+        finally:
+            submitter.kill()
     jobs = {ticket.job for cfg in grid if (ticket := Ticket.read(run_dir(cfg)))}
     assert len(jobs) == 2
     queue = ask("squeue", "--me", "--array", "--noheader", "--states=all", "--format=%i")
