@@ -263,7 +263,7 @@ def _submit(runs: list[tuple[Path, Config, bool]], options: Options, say: Callab
     try:
         with contextlib.redirect_stderr(complaint):
             executor.submit_array(jobs)
-    except (FailedSubmissionError, UncompletedJobError, OSError) as error:
+    except (FailedSubmissionError, UncompletedJobError) as error:
         for path, ticket_before in before.items():
             if ticket_before:
                 ticket_before.write(path)
