@@ -100,23 +100,25 @@ def run_all(
         threads: torch's threads in each process; None: the cores, shared out.
     """
     resolved = [train.resolve(cfg) for cfg in configs]
-    return map_all(partial(_attempt, force=force), resolved, jobs, _lost, report, ended, threads)
+    return map_all(partial(attempt, force=force), resolved, jobs, _lost, report, ended, threads)
 
 
 def _lost(cfg: Config) -> Outcome:
-    return _failed(cfg, "its process was killed (out of memory?)")
+    return failed(cfg, "its process was killed (out of memory?)")
 
 
-def _attempt(cfg: Config, share: Callable[[float], None], *, force: bool) -> Outcome:
+def attempt(cfg: Config, share: Callable[[float], None], *, force: bool) -> Outcome:
+    """One run, and what became of it; only what interrupts it is raised."""
     try:
         return Outcome(cfg, train.run(cfg, force=force, report=lambda p: share(p.step / p.steps)))
     except UserError as error:
-        return _failed(cfg, str(error), by_user=True)
+        return failed(cfg, str(error), by_user=True)
     except Exception as error:  # whatever it is, the other runs go on, and it is told at the end
-        return _failed(cfg, f"{type(error).__name__}: {error}")
+        return failed(cfg, f"{type(error).__name__}: {error}")
 
 
-def _failed(cfg: Config, error: str, by_user: bool = False) -> Outcome:
+def failed(cfg: Config, error: str, by_user: bool = False) -> Outcome:
+    """The outcome of a run that failed; the error is kept in its summary, unless that tells of an end already."""
     path = run_dir(cfg)
     with suppress(OSError, UserError):  # the disk may be what failed
         if Run(path).status == "running":  # nothing has been said of its end

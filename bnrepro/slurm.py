@@ -1,0 +1,296 @@
+"""Many runs on a Slurm cluster: job arrays through submitit, and jobs that outlive whoever submitted them.
+
+What a run came to is read from its directory and its ticket (`bnrepro.job`); nothing that a job pickled is read back.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import shutil
+import subprocess
+import time
+import uuid
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from filelock import FileLock
+
+from bnrepro.config import UserError, run_dir
+from bnrepro.job import Job, Ticket, number_of
+from bnrepro.launcher import Options
+from bnrepro.record import Run
+from bnrepro.schema import Config, Device
+
+if TYPE_CHECKING:
+    from bnrepro.parallel import Report
+    from bnrepro.sweep import Outcome
+
+ARRAY = 1000  # runs in a job array: as many as Slurm takes unless its MaxArraySize was changed
+RETRIES = 2  # times that a run is submitted again after its job was lost
+ENDED = {  # Slurm's states of jobs that are over; in every other one a job is queued, running or on its way to these
+    *("BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "NODE_FAIL", "OUT_OF_MEMORY", "PREEMPTED"),
+    *("REVOKED", "TIMEOUT"),
+    *("NOT SUBMITTED", "GONE"),
+}
+RUNNING = {"RUNNING", "COMPLETING", "SUSPENDED"}
+FINAL = {  # ends that another try would not change, or that somebody chose
+    "CANCELLED": "was cancelled; ask for the run again to submit it again",
+    "OUT_OF_MEMORY": "ran out of memory; ask for more with launcher.memory",
+}
+
+
+def run_all(
+    configs: Sequence[Config],
+    options: Options,
+    *,
+    force: bool = False,
+    report: Report | None = None,
+    ended: Callable[[int, Outcome], None] | None = None,
+    say: Callable[[str], None] | None = None,
+) -> list[Outcome]:
+    """Run ``configs`` on the cluster, wait, and return their outcomes in the same order.
+
+    What is finished is not run again; what is queued or running, whoever submitted it, is waited for. A job that is
+    preempted or runs out of time is queued again and goes on from its checkpoint; one that is lost (its process
+    killed, its node down) is submitted again, twice at most. A run that fails leaves the others alone, and its ticket
+    keeps the reason until it is asked for again. Ctrl-C, or the end of this process, leaves the jobs where they are.
+
+    Args:
+        configs: the runs, as `resolve` makes them; it is done here too.
+        options: what each job asks for.
+        force: start each run over, less those that are queued or running.
+        report: told of progress: the share of the epochs, at each look, of the runs whose jobs have started.
+        ended: told of each outcome when it is there.
+        say: told what was submitted and what was found in the queue, a sentence each.
+
+    Raises:
+        UserError: no submitit or no Slurm here, or Slurm refuses the jobs. Nothing that is finished is touched.
+    """
+    from bnrepro.sweep import failed
+
+    _need_slurm()
+    configs = [resolve(cfg, options) for cfg in configs]
+    indices: dict[Path, list[int]] = {}
+    for index, cfg in enumerate(configs):
+        indices.setdefault(run_dir(cfg), []).append(index)
+    runs = {path: configs[same[0]] for path, same in indices.items()}  # a run that is asked for twice is one job
+    tell = report or (lambda _index, _share: None)
+    take = ended or (lambda _index, _outcome: None)
+    say = say or (lambda _sentence: None)
+    _submit_missing(runs, options, force, say)
+    outcomes: dict[Path, Outcome] = {}
+    tries: Counter[Path] = Counter()
+    suspects: set[tuple[Path, Ticket | None]] = set()
+    while True:
+        states = _states_or_none()  # before the files: a job that is over by now has written all that it will
+        over: set[tuple[Path, Ticket | None]] = set()
+        again: dict[Path, Config] = {}
+        for path in [path for path in runs if path not in outcomes]:
+            ticket = Ticket.read(path)
+            outcome = _outcome(runs[path], path, ticket)
+            state = _state(ticket, states) if states is not None else None
+            if outcome is None and state in ENDED:
+                over.add((path, ticket))
+                if (path, ticket) not in suspects:
+                    continue  # files that another machine wrote may take a moment to be seen here
+                tries[path] += 1
+                if state in FINAL or tries[path] > RETRIES:
+                    outcome = failed(runs[path], _story(ticket, state), by_user=state in FINAL)
+                    if ticket:
+                        replace(ticket, error=outcome.error, by_user=outcome.by_user).write(path)
+                else:
+                    again[path] = runs[path]
+            if outcome:
+                outcomes[path] = outcome
+            for index in indices[path]:
+                if outcome:
+                    tell(index, 1.0)
+                    take(index, outcome)
+                elif state in RUNNING:
+                    tell(index, _share(runs[path], path))
+        suspects = over
+        if len(outcomes) == len(runs):
+            return [outcomes[run_dir(cfg)] for cfg in configs]
+        with contextlib.suppress(UserError):  # the next look finds it missing, and counts it as a try
+            _submit_missing(again, options, False, say)
+        time.sleep(options.poll)
+
+
+def _need_slurm() -> None:
+    try:
+        import submitit  # noqa: F401
+    except ImportError as error:
+        raise UserError("Runs on Slurm need submitit: pip install 'bnrepro[slurm]'.") from error
+    for command in ("sbatch", "srun", "squeue"):
+        if not shutil.which(command):
+            raise UserError(f"There is no {command} on this machine. Submit runs to Slurm from a cluster's login node.")
+
+
+def resolve(cfg: Config, options: Options) -> Config:
+    """``cfg`` with device=auto replaced by what its job will have; this machine may have something else.
+
+    Raises:
+        UserError: device=cuda, and the jobs have no GPU.
+    """
+    if cfg.device is Device.cuda and not options.gpus:
+        raise UserError("device=cuda: the jobs have no GPU. Ask for one with launcher.gpus=1.")
+    return replace(cfg, device=Device.cuda if options.gpus and cfg.device is not Device.cpu else Device.cpu)
+
+
+def _outcome(cfg: Config, path: Path, ticket: Ticket | None) -> Outcome | None:
+    """What became of a run, None if it has not ended."""
+    from bnrepro.sweep import Outcome
+
+    if ticket and ticket.error:
+        return Outcome(cfg, path, ticket.error, by_user=ticket.by_user)
+    return Outcome(cfg, path) if _finished(path, ticket) else None
+
+
+def _finished(path: Path, ticket: Ticket | None) -> bool:
+    if ticket and ticket.force:
+        return False  # what is there is the run before
+    try:
+        return Run(path).finished
+    except UserError:
+        return False  # a damaged summary: the job meets it too, and says so
+
+
+def _share(cfg: Config, path: Path) -> float:
+    """How much of a run is done, as far as its metrics tell."""
+    try:
+        return min(float(Run(path).metrics[-1]["epoch"] or 0.0) / cfg.epochs, 0.999)
+    except (UserError, IndexError):
+        return 0.0
+
+
+def _state(ticket: Ticket | None, states: dict[str, str]) -> str:
+    """Slurm's state of a run's job; two of our own where Slurm knows none."""
+    if ticket is None or ticket.job is None:
+        return "NOT SUBMITTED"
+    return states.get(ticket.job, "GONE")  # some minutes after a job's end, Slurm forgets it
+
+
+def _story(ticket: Ticket | None, state: str) -> str:
+    """Why a run has no result, for the user."""
+    if ticket is None or ticket.job is None:
+        return "its job could not be submitted again"
+    text = f"its job {ticket.job} {FINAL.get(state, f'ended without a result (Slurm: {state})')}; its log: {ticket.log}"
+    lines = ticket.log.read_text(errors="replace").split("\n") if ticket.log.is_file() else []
+    last = next((line.strip() for line in reversed(lines) if line.strip()), "")
+    return text + (f", which ends: {last}" if last else "")
+
+
+# --- submitting ---------------------------------------------------------------------------------------------------
+
+
+def _submit_missing(runs: dict[Path, Config], options: Options, force: bool, say: Callable[[str], None]) -> None:
+    """Submit those of ``runs`` that are neither finished (unless ``force``) nor queued nor running."""
+    if not runs:
+        return
+    with _one_at_a_time(Path(next(iter(runs.values())).root) / "slurm"):
+        states = _states()
+        there = 0
+        missing: list[tuple[Path, Config, bool]] = []
+        for path, cfg in runs.items():
+            ticket = Ticket.read(path)
+            start_over = force or (ticket is not None and ticket.force)
+            if _finished(path, ticket) and not start_over:
+                continue
+            if ticket and not ticket.error and _state(ticket, states) not in ENDED:
+                there += 1
+            else:
+                missing.append((path, cfg, start_over))
+        if there:
+            say(f"Queued or running already: {there} of {len(runs)} runs.")
+        for start in range(0, len(missing), ARRAY):
+            _submit(missing[start : start + ARRAY], options, say)
+
+
+@contextlib.contextmanager
+def _one_at_a_time(folder: Path) -> Iterator[None]:
+    """Between a look at the queue and the jobs that it shows to be missing, nobody else may submit them."""
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder / ".lock")
+    with contextlib.suppress(NotImplementedError):  # a file system without locks
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _submit(runs: list[tuple[Path, Config, bool]], options: Options, say: Callable[[str], None]) -> None:
+    """One job array (a plain job for a single run).
+
+    The tickets are written before Slurm is asked. Should this process end between the two, they name a submission
+    without a number, and the runs count as missing. Should it end between Slurm's answer and the last of submitit's
+    own files, the jobs without theirs give up by themselves within a minute.
+    """
+    import submitit
+    from submitit.core.utils import FailedSubmissionError, UncompletedJobError
+
+    root = Path(options.logs) if options.logs else Path(runs[0][1].root) / "slurm"
+    folder = (root / f"{datetime.now():%Y%m%d-%H%M%S}-{uuid.uuid4().hex[:6]}").absolute()
+    executor = submitit.SlurmExecutor(folder, max_num_timeout=options.timeouts)
+    executor.update_parameters(
+        job_name=options.name,
+        partition=options.partition,
+        time=options.time,
+        mem=options.memory,
+        cpus_per_task=options.cpus,
+        gpus_per_node=options.gpus or None,
+        array_parallelism=options.parallelism,
+        account=options.account,
+        qos=options.qos,
+        setup=options.setup or None,
+        signal_delay_s=options.grace,
+        wckey=None,  # submitit's own would have to be known to the cluster
+        srun_args=[f"--cpus-per-task={options.cpus}"],  # since Slurm 22.05 srun does not take it from sbatch
+        additional_parameters={"requeue": True, **options.extra},  # clusters with JobRequeue=0 need to be told
+    )
+    before = {path: Ticket.read(path) for path, _, _ in runs}
+    jobs = []
+    for task, (path, cfg, start_over) in enumerate(runs):
+        ticket = Ticket(str(folder), task, len(runs), start_over)
+        ticket.write(path)
+        jobs.append(Job(cfg, path, options.cpus, ticket))
+    complaint = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(complaint):
+            executor.submit_array(jobs)
+    except (FailedSubmissionError, UncompletedJobError) as error:
+        for path, ticket_before in before.items():
+            if ticket_before:
+                ticket_before.write(path)
+            else:
+                Ticket.file(path).unlink(missing_ok=True)
+        why = " ".join((complaint.getvalue() or str(error)).split())
+        raise UserError(f"Slurm refuses the jobs: {why} Mend it with launcher.KEY=VALUE.") from error
+    say(f"Submitted {len(runs)} {'run' if len(runs) == 1 else 'runs'} as job {number_of(folder)}; logs: {folder}")
+
+
+def _states() -> dict[str, str]:
+    """Slurm's state of each of the user's jobs that it knows of; of those that ended, Slurm forgets the older ones.
+
+    From squeue and not, as submitit does it, from sacct: that needs an accounting database.
+    """
+    command = ["squeue", "--me", "--states=all", "--array", "--noheader", "--format=%i|%T"]
+    try:
+        answer = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120).stdout
+    except (OSError, subprocess.SubprocessError) as error:
+        why = " ".join((getattr(error, "stderr", None) or str(error)).split())
+        raise UserError(f"squeue does not answer: {why}") from error
+    return dict(line.strip().split("|", 1) for line in answer.splitlines() if "|" in line)
+
+
+def _states_or_none() -> dict[str, str] | None:
+    """None while Slurm does not answer: a controller that restarts loses no job."""
+    try:
+        return _states()
+    except UserError:
+        return None

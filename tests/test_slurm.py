@@ -1,0 +1,307 @@
+"""Runs on a real Slurm: bit-equal to local ones, and nothing lost whatever happens to a job or to who submitted it."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from bnrepro import record, slurm, train
+from bnrepro.config import UserError, run_dir, to_yaml
+from bnrepro.job import Ticket
+from bnrepro.launcher import Options, load_options
+from bnrepro.record import Run
+from bnrepro.schema import Config
+from bnrepro.sweep import Outcome
+from tests import cluster
+
+Tiny = Callable[..., Config]
+Act = Callable[[str], object]
+
+LONG = "epochs=30"  # long enough to be met while it trains
+
+
+@pytest.fixture(scope="module")
+def node() -> Iterator[None]:
+    if lacking := cluster.missing():
+        pytest.skip(f"Slurm is not installed (no {', '.join(lacking)}): apt-get install slurm-wlm munge")
+    with pytest.MonkeyPatch.context() as patch, ExitStack() as stack:
+        try:
+            variables = stack.enter_context(cluster.slurm())
+        except (RuntimeError, OSError) as error:
+            if os.geteuid() == 0:
+                raise
+            pytest.skip(f"only root may start Slurm here: {error}")
+        for name, value in variables.items():
+            patch.setenv(name, value)
+        yield
+
+
+def options(*overrides: str) -> Options:
+    return load_options([*(f"launcher.{each}" for each in overrides), "launcher.poll=0.3", "launcher.memory=500M"])
+
+
+def ask(*command: str) -> str:
+    return subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout
+
+
+def process_of(job: str) -> int:
+    """The process that trains, in a job of this machine."""
+    number = ask("squeue", "--noheader", f"--jobs={job}", "--format=%A").strip()
+    tasks = [line.split() for line in ask("scontrol", "listpids", number).splitlines()[1:]]
+    return min(int(pid) for pid, _, step, local, _ in tasks if step == "0" and local == "0")
+
+
+def rows(path: Path) -> list[record.Row]:
+    """The metrics less the clock."""
+    return [{key: value for key, value in row.items() if key != "seconds"} for row in Run(path).metrics]
+
+
+def assert_as_if_here(outcomes: list[Outcome], tmp_path: Path) -> None:
+    """Metrics and final weights are bit-equal to those of the same runs in this process, with one thread."""
+    for outcome in outcomes:
+        assert outcome.error is None
+        assert not Ticket.file(outcome.path).exists()
+        here = train.run(train.replace(outcome.config, root=str(tmp_path / "here")))
+        assert rows(outcome.path) == rows(here)
+        assert Run(outcome.path).summary["threads"] == 1
+        there, weights = (
+            torch.load(path / record.CHECKPOINT, weights_only=True)["network"] for path in (outcome.path, here)
+        )
+        assert there.keys() == weights.keys()
+        assert all(torch.equal(there[name], weights[name]) for name in there)
+
+
+def run_and(acts: list[Act], grid: list[Config], asked: Options, **kwargs: Any) -> tuple[list[Outcome], list[Any]]:
+    """Do ``acts[i]`` to the job of run ``i`` once it has evaluated; the outcomes, and the metrics as they were then."""
+    met: dict[int, list[record.Row]] = {}
+
+    def report(index: int, share: float) -> None:
+        if index not in met and 0 < share < 1 and (ticket := Ticket.read(run_dir(grid[index]))) and ticket.job:
+            met[index] = Run(run_dir(grid[index])).metrics
+            acts[index](ticket.job)
+
+    outcomes = slurm.run_all(grid, asked, report=report, **kwargs)
+    assert sorted(met) == list(range(len(grid)))
+    return outcomes, [met[index] for index in range(len(grid))]
+
+
+def restarts(job: str) -> int:
+    return int(ask("scontrol", "show", "job", job).partition("Restarts=")[2].split()[0])
+
+
+@pytest.mark.slow
+def test_array_is_as_local_runs_and_one_that_fails_leaves_the_others_alone(
+    node: None, tiny: Tiny, tmp_path: Path
+) -> None:
+    grid = [tiny("epochs=1", f"variant={variant}") for variant in ("nobn", "custombn", "convbn")]
+    bad = tiny("epochs=1", "batch_size=5000")
+    # The ticket of a submission that was cut off before Slurm answered: the run counts as missing.
+    Ticket(str(tmp_path / "gone"), 0, 1).write(run_dir(grid[0]))
+    said: list[str] = []
+    shares: dict[int, float] = {}
+    told: dict[int, Outcome] = {}
+    outcomes = slurm.run_all(
+        [*grid, bad, grid[0]],
+        options("parallelism=2"),
+        report=lambda index, share: shares.update({index: share}),
+        ended=lambda index, outcome: told.update({index: outcome}),
+        say=said.append,
+    )
+    assert [told[index] for index in range(5)] == outcomes
+    assert [o.config.variant for o in outcomes] == ["nobn", "custombn", "convbn", "bn", "nobn"]
+    assert outcomes[4] == outcomes[0]
+    assert_as_if_here(outcomes[:3], tmp_path)
+    failed = outcomes[3]
+    assert failed.by_user
+    assert "batch_size=5000" in str(failed.error)
+    ticket = Ticket.read(failed.path)
+    assert ticket
+    assert ticket.error == failed.error  # kept until it is asked for again
+    assert Run(failed.path).summary["error"] == failed.error
+    assert shares == dict.fromkeys(range(5), 1.0)
+    assert len(said) == 1
+    assert said[0].startswith("Submitted 4 runs as job ")
+
+    assert slurm.run_all(grid, options(), say=said.append) == outcomes[:3]
+    assert len(said) == 1  # nothing was submitted
+
+
+@pytest.mark.slow
+def test_preempted_job_is_queued_again_and_its_run_goes_on(node: None, tiny: Tiny, tmp_path: Path) -> None:
+    grid = [tiny(LONG, "variant=convbn"), tiny(LONG, "variant=bn", "model.dropout=0.2")]
+    # A finished run is started over, but not once more when its job comes back.
+    record.write_whole(run_dir(grid[0]) / record.CONFIG, to_yaml(grid[0]))
+    record.write_summary(run_dir(grid[0]), {"status": "completed"})
+    jobs: list[str] = []
+
+    def by_slurm(job: str) -> None:
+        jobs.append(job)
+        ask("scontrol", "requeue", job)
+
+    def by_signal(job: str) -> None:
+        jobs.append(job)
+        ask("scancel", "--signal=USR2", job)
+
+    outcomes, before = run_and([by_slurm, by_signal], grid, options(), force=True)
+    assert [restarts(job) for job in jobs] == [1, 1]
+    assert_as_if_here(outcomes, tmp_path)
+    for outcome, known in zip(outcomes, before, strict=True):
+        assert Run(outcome.path).metrics[: len(known)] == known  # seconds too: these epochs were not run again
+
+
+@pytest.mark.slow
+def test_job_that_runs_out_of_time_is_queued_again_and_its_run_goes_on(node: None, tiny: Tiny, tmp_path: Path) -> None:
+    jobs: list[str] = []
+
+    def shorten(job: str) -> None:  # and stand still until Slurm, which looks every 30 s, wakes it for its end
+        jobs.append(job)
+        os.kill(process_of(job), signal.SIGSTOP)
+        ask("scontrol", "update", f"JobId={job}", "EndTime=now+100")
+
+    outcomes, before = run_and([shorten], [tiny(LONG, "variant=convbn")], options("time=5", "grace=150"))
+    assert restarts(jobs[0]) >= 1
+    assert_as_if_here(outcomes, tmp_path)
+    assert Run(outcomes[0].path).metrics[: len(before[0])] == before[0]
+
+
+@pytest.mark.slow
+def test_job_that_runs_out_of_time_too_often_says_so(node: None, tiny: Tiny) -> None:
+    acts: list[Act] = [lambda job: ask("scancel", "--signal=USR2", job)]
+    (outcome,), _ = run_and(acts, [tiny(LONG)], options("time=5", "timeouts=0"))
+    assert outcome.by_user
+    assert "longer launcher.time" in str(outcome.error)
+    assert Run(outcome.path).status == "interrupted"
+
+
+@pytest.mark.slow
+def test_job_whose_process_is_killed_is_submitted_again_and_one_that_is_cancelled_is_not(
+    node: None, tiny: Tiny, tmp_path: Path
+) -> None:
+    grid = [tiny(LONG, "variant=convbn"), tiny(LONG, "variant=nobn")]
+    said: list[str] = []
+    acts: list[Act] = [lambda job: os.kill(process_of(job), signal.SIGKILL), lambda job: ask("scancel", job)]
+    (killed, cancelled), before = run_and(acts, grid, options(), say=said.append)
+    assert [sentence.split(" as ")[0] for sentence in said] == ["Submitted 2 runs", "Submitted 1 run"]
+    assert_as_if_here([killed], tmp_path)
+    assert Run(killed.path).metrics[: len(before[0])] == before[0]
+    assert cancelled.by_user
+    assert "was cancelled; ask for the run again" in str(cancelled.error)
+    assert Run(cancelled.path).status == "interrupted"
+
+    again = slurm.run_all([grid[1]], options(), say=said.append)
+    assert_as_if_here(again, tmp_path)
+    assert Run(cancelled.path).metrics[: len(before[1])] == before[1]
+    assert len(said) == 3
+
+
+SUBMITTER = """
+import sys
+from pathlib import Path
+from bnrepro import slurm
+from bnrepro.config import read_config
+from bnrepro.launcher import load_options
+slurm.run_all([read_config(Path(file)) for file in sys.argv[2:]], load_options(sys.argv[1].split()))
+"""
+
+
+@pytest.mark.slow
+def test_jobs_outlive_who_submitted_them_and_are_waited_for_by_who_asks_again(
+    node: None, tiny: Tiny, tmp_path: Path
+) -> None:
+    grid = [tiny(LONG, f"seed={seed}", "variant=convbn") for seed in (0, 1)]
+    files = [tmp_path / f"{cfg.seed}.yaml" for cfg in grid]
+    for file, cfg in zip(files, grid, strict=True):
+        file.write_text(to_yaml(cfg))
+    with subprocess.Popen(
+        [sys.executable, "-c", SUBMITTER, "launcher.poll=0.3 launcher.memory=500M", *map(str, files)]
+    ) as submitter:
+        try:
+            end = time.monotonic() + 300
+            while not all((run_dir(cfg) / record.METRICS).exists() for cfg in grid):
+                assert submitter.poll() is None
+                assert time.monotonic() < end
+                time.sleep(0.1)
+        finally:
+            submitter.kill()
+    jobs = {ticket.job for cfg in grid if (ticket := Ticket.read(run_dir(cfg)))}
+    assert len(jobs) == 2
+    queue = ask("squeue", "--me", "--array", "--noheader", "--states=all", "--format=%i")
+    said: list[str] = []
+    outcomes = slurm.run_all(grid, options(), say=said.append)
+    assert said == ["Queued or running already: 2 of 2 runs."]
+    assert ask("squeue", "--me", "--array", "--noheader", "--states=all", "--format=%i") == queue
+    assert_as_if_here(outcomes, tmp_path)
+
+
+@pytest.mark.slow
+def test_what_slurm_refuses_is_told_and_leaves_no_ticket(node: None, tiny: Tiny, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"Slurm refuses the jobs: .*nowhere.*launcher"):
+        slurm.run_all([tiny(), tiny("seed=1")], options("partition=nowhere"))
+    assert list(tmp_path.rglob("*.job")) == []
+
+
+# --- without Slurm ------------------------------------------------------------------------------------------------
+
+
+def test_without_submitit_or_slurm_one_sentence_says_so(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "")
+    with pytest.raises(UserError, match="There is no sbatch on this machine"):
+        slurm.run_all([tiny()], Options())
+    monkeypatch.setitem(sys.modules, "submitit", None)
+    with pytest.raises(UserError, match=r"pip install 'bnrepro\[slurm\]'"):
+        slurm.run_all([tiny()], Options())
+
+
+def test_options_are_the_files_with_overrides_on_top() -> None:
+    assert load_options() == Options()
+    given = load_options(["launcher.partition=gpu", "launcher.gpus=1", "launcher.extra={constraint: a100}"])
+    assert (given.partition, given.gpus, given.extra) == ("gpu", 1, {"constraint": "a100"})
+    assert load_options(["launcher.setup=[module load python, source venv/bin/activate]"]).setup[0] == (
+        "module load python"
+    )
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("launcher.partitoin=gpu", "partitoin.*The keys: partition, time"),
+        ("launcher.time=long", "launcher: .*long"),
+        ("launcher.cpus=0", "launcher.cpus must be 1 or more; got 0"),
+        ("launcher.time=1", "launcher.grace must be .* below the job's 60 seconds; got 90"),
+        ("epochs=3", "'epochs=3' is not of the form launcher.key=value"),
+        ("launcher.setup=[", "launcher: "),
+    ],
+)
+def test_wrong_option_is_named(override: str, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        load_options([override])
+
+
+def test_launcher_is_one_of_the_files() -> None:
+    for name in ("nothing", "../config"):
+        with pytest.raises(UserError, match=r"There is no launcher .*\. Available: slurm\."):
+            load_options(name=name)
+
+
+def test_ticket_that_makes_no_sense_is_none(tmp_path: Path) -> None:
+    path = tmp_path / "seed0-00000000"
+    ticket = Ticket(str(tmp_path), 3, 5)
+    ticket.write(path)
+    assert Ticket.read(path) == ticket
+    assert ticket.job is None
+    (tmp_path / "12_submission.sh").touch()
+    assert ticket.job == "12_3"
+    for text in ("", "{", "[]", '{"folder": 3, "task": 0, "tasks": 1}', json.dumps({"folder": "a", "jobs": 3})):
+        Ticket.file(path).write_text(text)
+        assert Ticket.read(path) is None
