@@ -23,6 +23,9 @@ Out = Annotated[Path, typer.Option(help="Folder of the experiments' results.")]
 Jobs = Annotated[
     int | None, typer.Option(min=1, help="Processes, among which the cores are shared out; as a rule one a core.")
 ]
+LauncherName = Annotated[
+    str, typer.Option(help="local (processes on this machine) or slurm (jobs; see configs/launcher/slurm.yaml).")
+]
 EXPERIMENTS = Path("results/experiments")
 
 

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from bnrepro.cli.options import EXPERIMENTS, Out, Root, RunPath, Variant, draw
+from bnrepro.cli.options import EXPERIMENTS, Jobs, LauncherName, Out, Root, RunPath, Variant, draw
 from bnrepro.experiments import NAMES
 
 EXPERIMENTS_HELP = f"{', '.join(NAMES)}; as a rule all."
@@ -20,7 +20,8 @@ def reproduce(
     ] = "quick",
     root: Root = Path("runs"),
     out: Out = EXPERIMENTS,
-    jobs: Annotated[int | None, typer.Option(min=1, help="Processes; as a rule one a core.")] = None,
+    jobs: Jobs = None,
+    launcher: LauncherName = "local",
     data_root: Annotated[Path | None, typer.Option(help="Folder of the datasets (data.root), for all runs.")] = None,
     archive: Annotated[
         list[str] | None,
@@ -35,14 +36,16 @@ def reproduce(
     bnrepro reproduce labml --preset=smoke
     """
     from bnrepro import experiments, listing
+    from bnrepro.cli.launch import take_launcher
     from bnrepro.config import UserError
     from bnrepro.experiments.records import preset_of
     from bnrepro.experiments.reproduce import Places, execute, make_plan
     from bnrepro.progress import SweepBar
 
     places = Places(data_root, dict(map(_archive, archive or [])))
+    making, names = take_launcher(launcher, names, jobs)
     chosen = [experiments.experiment(name) for name in dict.fromkeys(names or experiments.NAMES)]
-    plans = [make_plan(experiment, preset, root, places) for experiment in chosen]
+    plans = [make_plan(experiment, preset, root, places, making.resolve) for experiment in chosen]
     problems: list[Exception] = []
     failures = 0
     for plan in plans:
@@ -57,7 +60,9 @@ def reproduce(
         if dry_run:
             continue
         try:
-            analysis, failed = execute(plan, out, jobs, lambda what, names: SweepBar(names, what), force=force)
+            analysis, failed = execute(
+                plan, out, jobs, lambda what, names: SweepBar(names, what), force=force, run_all=making.run_all
+            )
         except Exception as error:  # an experiment that cannot be concluded does not cost the others
             typer.echo(f"{plan.experiment.name}: {type(error).__name__}: {error}", err=True)
             problems.append(error)

@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
-from bnrepro.cli.options import Force, Jobs, Overrides, RunPath, Seed, Variant, configure, draw, root_flag
-
-if TYPE_CHECKING:
-    from bnrepro.schema import Config
-    from bnrepro.sweep import Outcome
+from bnrepro.cli.options import Force, Jobs, LauncherName, Overrides, RunPath, Seed, Variant, configure, draw, root_flag
 
 
 def train(overrides: Overrides = None, variant: Variant = None, seed: Seed = None, force: Force = False) -> None:
@@ -48,6 +44,7 @@ def compare(
     variants: Annotated[str, typer.Option(help="Names separated by commas.")] = "nobn,bn,custombn,convbn",
     seeds: Annotated[int, typer.Option(min=1, help="Seeds 0 to N - 1.")] = 5,
     jobs: Jobs = None,
+    launcher: LauncherName = "local",
     threshold: Annotated[
         float | None,
         typer.Option(
@@ -61,9 +58,11 @@ def compare(
 
     Prints and writes a table with 95% intervals, and draws the curves.
     """
+    from bnrepro.cli.launch import take_launcher
     from bnrepro.config import UserError
 
     names = list(dict.fromkeys(name.strip() for name in variants.split(",")))
+    chosen, overrides = take_launcher(launcher, overrides, jobs)
     cfg = configure(overrides)
     grid_of = [configure(overrides, variant=name) for name in names]
     from bnrepro import compare as comparing
@@ -71,14 +70,13 @@ def compare(
     from bnrepro.allocator import keep_memory
     from bnrepro.model import norm_of
     from bnrepro.record import Run
-    from bnrepro.train import resolve
 
     keep_memory()
     for each in grid_of:
         norm_of(each)
-    cfg = resolve(cfg)
+    cfg = chosen.resolve(cfg)
     grid = comparing.grid(cfg, names, seeds)
-    outcomes = _run_all(grid, jobs, force)
+    outcomes = chosen.show_all(grid, force)
     failed = [outcome for outcome in outcomes if outcome.error]
     finished = [Run(outcome.path) for outcome in outcomes if not outcome.error]
     if not finished:
@@ -103,6 +101,7 @@ def sweep(
         ),
     ] = None,
     jobs: Jobs = None,
+    launcher: LauncherName = "local",
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only list the runs and what is there of them.")] = False,
     force: Force = False,
 ) -> None:
@@ -112,41 +111,29 @@ def sweep(
     """
     from bnrepro import listing
     from bnrepro.allocator import keep_memory
+    from bnrepro.cli.launch import take_launcher
     from bnrepro.config import UserError, run_dir
+    from bnrepro.model import norm_of
     from bnrepro.record import Run
     from bnrepro.sweep import expand
-    from bnrepro.train import resolve
 
     keep_memory()
-    combinations = expand(overrides or [])
-    grid = [resolve(configure(each)) for each in combinations]
+    chosen, overrides = take_launcher(launcher, overrides, jobs)
+    combinations = expand(overrides)
+    grid = [chosen.resolve(configure(each)) for each in combinations]
+    for cfg in grid:
+        norm_of(cfg)  # a name that is no norm's is told before anything runs
     if dry_run:
         there = [Run(run_dir(cfg)) for cfg in grid]
         for run in there:
             typer.echo(f"{run.status if run.started else 'to run':<12} {run.path}")
         typer.echo(f"{len(grid)} runs, {sum(not run.finished for run in there)} of them to make.")
         return
-    outcomes = _run_all(grid, jobs, force)
+    outcomes = chosen.show_all(grid, force)
     typer.echo(listing.sweep_table(list(zip(combinations, outcomes, strict=True))))
     typer.echo(f"Runs: bnrepro runs --root={grid[0].root}")
     if failed := sum(outcome.error is not None for outcome in outcomes):
         raise UserError(f"{failed} of {len(grid)} runs failed; the reasons are above, and in `bnrepro show RUN`.")
-
-
-def _run_all(grid: list[Config], jobs: int | None, force: bool) -> list[Outcome]:
-    """The outcomes of the runs, shown as they come; the reasons of those that failed are told again at the end."""
-    from bnrepro import sweep as sweeping
-    from bnrepro.config import run_dir
-    from bnrepro.progress import SweepBar
-
-    with SweepBar([str(run_dir(cfg).relative_to(cfg.root)) for cfg in grid]) as bar:
-        outcomes = sweeping.run_all(
-            grid, jobs or sweeping.default_jobs(grid[0]), force=force, report=bar.update, ended=bar.ended
-        )
-    for outcome in outcomes:
-        if outcome.error:
-            typer.echo(f"{outcome.path}: {outcome.error}", err=True)
-    return outcomes
 
 
 def evaluate(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -108,8 +108,16 @@ def settings(experiment: Experiment, preset: str) -> Settings:
     return {str(key): value for key, value in found.items()}
 
 
-def make_plan(experiment: Experiment, preset: str, root: Path, places: Places | None = None) -> Plan:
+def make_plan(
+    experiment: Experiment,
+    preset: str,
+    root: Path,
+    places: Places | None = None,
+    resolve: Callable[[Config], Config] = train.resolve,
+) -> Plan:
     """The runs and probes of ``experiment``, with runs under ``root`` and datasets in their ``places``.
+
+    ``resolve`` says which device a run will have.
 
     Raises:
         UserError: no such preset; a setting that no run can have.
@@ -119,7 +127,7 @@ def make_plan(experiment: Experiment, preset: str, root: Path, places: Places | 
 
     def put(cfg: Config) -> Config:
         # Curves of hundreds of runs are looked at in the report; `bnrepro train` writes events for one.
-        return train.resolve(check(replace(places.apply(cfg), root=str(root), tensorboard=False)))
+        return resolve(check(replace(places.apply(cfg), root=str(root), tensorboard=False)))
 
     arms = [replace(arm, config=put(arm.config), factors=_factors(arm.factors)) for arm in experiment.arms(found)]
     probes = [
@@ -147,7 +155,13 @@ def reproduce(
 
 
 def execute(
-    plan: Plan, out: Path, jobs: int | None = None, bars: Bars | None = None, *, force: bool = False
+    plan: Plan,
+    out: Path,
+    jobs: int | None = None,
+    bars: Bars | None = None,
+    *,
+    force: bool = False,
+    run_all: Callable[..., list[sweep.Outcome]] | None = None,
 ) -> tuple[Analysis, list[str]]:
     """Run and measure what is missing, write the records into ``out``, and conclude from them.
 
@@ -159,6 +173,7 @@ def execute(
         jobs: processes; None: one a core, or one on a GPU.
         bars: makes progress bars.
         force: run and measure again what is finished.
+        run_all: makes the runs, as `sweep.run_all` does but for ``jobs``; None: that. Measurements are made here.
 
     Returns:
         The analysis, and a sentence for everything that failed.
@@ -171,7 +186,8 @@ def execute(
     runs, probes = (plan.configs, plan.probes) if force else plan.missing()
     with _one_thread():  # as in processes of their own, so that the numbers do not depend on how many there are
         with bars("runs", [str(run_dir(cfg).relative_to(plan.root)) for cfg in runs]) as bar:
-            outcomes = sweep.run_all(runs, jobs, force=force, report=bar.update, ended=bar.ended, threads=1)
+            run_all = run_all or partial(sweep.run_all, jobs=jobs)
+            outcomes = run_all(runs, force=force, report=bar.update, ended=bar.ended, threads=1)
         with bars("measurements", [_title(probe) for probe in probes]) as bar:
             measured = measure_all(
                 plan.probes, plan.measurements, jobs, force=force, report=bar.update, ended=bar.ended

@@ -1,0 +1,77 @@
+"""Where runs are made: in processes on this machine, or as jobs on a cluster."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import typer
+
+from bnrepro import slurm, sweep, train
+from bnrepro.config import UserError, run_dir
+from bnrepro.launcher import Options, load_options
+from bnrepro.parallel import Report
+from bnrepro.progress import SweepBar
+from bnrepro.schema import Config
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+LOCAL, SLURM = "local", "slurm"
+
+
+@dataclass(frozen=True)
+class Launcher:
+    """Makes runs here, or on a cluster where ``options`` say what a job asks for."""
+
+    options: Options | None = None
+    jobs: int | None = None
+    """Processes on this machine; None: one a core."""
+
+    def resolve(self, cfg: Config) -> Config:
+        """``cfg`` with the device that its run will have."""
+        return slurm.resolve(cfg, self.options) if self.options else train.resolve(cfg)
+
+    def run_all(
+        self,
+        configs: Sequence[Config],
+        *,
+        force: bool = False,
+        report: Report | None = None,
+        ended: Callable[[int, sweep.Outcome], None] | None = None,
+        threads: int | None = None,
+    ) -> list[sweep.Outcome]:
+        """As `sweep.run_all`; a job has as many threads as CPUs."""
+        if self.options:
+            say = lambda sentence: typer.echo(sentence, err=True)  # noqa: E731
+            return slurm.run_all(configs, self.options, force=force, report=report, ended=ended, say=say)
+        jobs = self.jobs or (sweep.default_jobs(configs[0]) if configs else 1)
+        return sweep.run_all(configs, jobs, force=force, report=report, ended=ended, threads=threads)
+
+    def show_all(self, configs: list[Config], force: bool) -> list[sweep.Outcome]:
+        """`run_all`, shown as it goes; the reasons of the runs that failed are told again at the end."""
+        with SweepBar([str(run_dir(cfg).relative_to(cfg.root)) for cfg in configs]) as bar:
+            outcomes = self.run_all(configs, force=force, report=bar.update, ended=bar.ended)
+        for outcome in outcomes:
+            if outcome.error:
+                typer.echo(f"{outcome.path}: {outcome.error}", err=True)
+        return outcomes
+
+
+def take_launcher(name: str, arguments: Sequence[str] | None, jobs: int | None) -> tuple[Launcher, list[str]]:
+    """The launcher called ``name``, with the ``launcher.key=value`` among ``arguments``, and the other arguments.
+
+    Raises:
+        UserError: no such launcher or option; an option of another launcher.
+    """
+    own = [argument for argument in arguments or [] if argument.startswith("launcher.")]
+    rest = [argument for argument in arguments or [] if not argument.startswith("launcher.")]
+    if name == LOCAL:
+        if own:
+            raise UserError(f"{own[0]}: runs on this machine have no such option. Put them on Slurm: --launcher=slurm.")
+        return Launcher(jobs=jobs), rest
+    if name != SLURM:
+        raise UserError(f"--launcher: there is no {name!r}. There are: {LOCAL}, {SLURM}.")
+    if jobs is not None:
+        raise UserError("--jobs counts processes on this machine. On Slurm it is launcher.parallelism=N.")
+    return Launcher(load_options(own)), rest
