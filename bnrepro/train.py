@@ -13,9 +13,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from bnrepro import record
+from bnrepro import distributed, record
 from bnrepro.config import UserError, config_hash, run_dir, to_dict, to_yaml
 from bnrepro.data import Dataset, Split, epoch_plan, eval_batches, load, mix, train_batch
+from bnrepro.distributed import Processes
 from bnrepro.model import Network, build, norm_of, size_of
 from bnrepro.norm import NormError
 from bnrepro.optimizer import lr_factor, make_optimizer
@@ -60,6 +61,9 @@ def run(cfg: Config, *, force: bool = False, report: Callable[[Progress], None] 
     configuration gives bit-equal metrics on the same CPU with the same number of threads; all variants of a seed
     start from the same weights and see the same batches. The test set is measured and chooses nothing.
 
+    In a process group (`torch.distributed`) that is already there, each of its processes calls this, and the run is one
+    process's but for rounding: see `bnrepro.distributed`. Only the first process writes and reports.
+
     Args:
         cfg: the run.
         force: delete what is there first.
@@ -72,19 +76,21 @@ def run(cfg: Config, *, force: bool = False, report: Callable[[Progress], None] 
     norm = norm_of(cfg)
     directory = run_dir(cfg)
     stored = Run(directory)
-    if not force and stored.finished:
+    processes = distributed.current()
+    if processes.from_first(lambda: not force and stored.finished):
         return directory
     device = torch.device(cfg.device.value)
-    data = load(cfg.data, device)
+    data = processes.in_turn(lambda: load(cfg.data, device))
     weights = torch.Generator().manual_seed(mix(cfg.seed, "weights"))
     network = build(cfg.model, norm, data.channels, data.image_size, data.num_classes, weights)
-    trainer = Trainer(cfg, data, network, report)
-    if force and (directory / record.CONFIG).is_file():
-        shutil.rmtree(directory)
-    record.write_whole(directory / record.CONFIG, to_yaml(cfg))
+    trainer = Trainer(cfg, data, network, report, processes)
+    if processes.first:
+        if force and (directory / record.CONFIG).is_file():
+            shutil.rmtree(directory)
+        record.write_whole(directory / record.CONFIG, to_yaml(cfg))
     status, error = Status.failed, None
     try:
-        with terminate_as_interrupt():
+        with terminate_as_interrupt(), processes.together():
             status = trainer.train(directory)
     except KeyboardInterrupt:
         status = Status.interrupted
@@ -96,7 +102,8 @@ def run(cfg: Config, *, force: bool = False, report: Callable[[Progress], None] 
         error = f"{type(problem).__name__}: {problem}"
         raise
     finally:
-        record.write_summary(directory, trainer.summary(status, error))
+        if processes.first:
+            record.write_summary(directory, trainer.summary(status, error))
     return directory
 
 
@@ -104,13 +111,21 @@ class Trainer:
     """The loop and its state, which is what a checkpoint holds."""
 
     def __init__(
-        self, cfg: Config, data: Dataset, network: Network, report: Callable[[Progress], None] | None = None
+        self,
+        cfg: Config,
+        data: Dataset,
+        network: Network,
+        report: Callable[[Progress], None] | None = None,
+        processes: Processes = Processes(),
     ) -> None:
-        self.cfg, self.data, self.report = cfg, data, report
+        self.cfg, self.data, self.processes = cfg, data, processes
+        self.report = report if processes.first else None
+        self.part = processes.part(cfg.batch_size)
         self.device = torch.device(cfg.device.value)
         self.network = network.to(self.device)
         if cfg.channels_last:
             self.network.to(memory_format=torch.channels_last)
+        self.forward = processes.wrap(self.network)  # before the optimiser: norms are replaced
         self.optimizer = make_optimizer(cfg, network)
         self.steps_per_epoch = len(data.train.labels) // cfg.batch_size
         if self.steps_per_epoch == 0:
@@ -130,9 +145,12 @@ class Trainer:
 
     def train(self, directory: Path) -> Status:
         """Run to the end, from the checkpoint in ``directory`` if there is one."""
-        if (directory / record.CHECKPOINT).is_file():
-            self.restore(record.load_checkpoint(directory / record.CHECKPOINT))
-        board = record.Board(directory, self.step + 1 if self.step else 0) if self.cfg.tensorboard else None
+        file = directory / record.CHECKPOINT
+        stored = self.processes.from_first(lambda: record.load_checkpoint(file) if file.is_file() else None)
+        if stored is not None:
+            self.restore(stored)
+        wanted = self.cfg.tensorboard and self.processes.first
+        board = record.Board(directory, self.step + 1 if self.step else 0) if wanted else None
         started = time.perf_counter() - self.seconds
         since = Tally(self.device)
         try:
@@ -142,11 +160,10 @@ class Trainer:
                     plan = epoch_plan(len(self.data.train.labels), self.cfg.data, self.cfg.seed, epoch)
                     since.plan_epoch = epoch
                 start = position * self.cfg.batch_size
-                x, y = train_batch(
-                    self.data, plan, self.cfg.data, start, self.cfg.batch_size, channels_last=self.cfg.channels_last
-                )
+                size, nhwc = self.cfg.batch_size, self.cfg.channels_last
+                x, y = train_batch(self.data, plan, self.cfg.data, start, size, channels_last=nhwc, part=self.part)
                 lr = self.cfg.optimizer.lr * lr_factor(self.cfg.schedule, self.step, self.steps, self.steps_per_epoch)
-                since.add(*self.update(x, y, lr), len(y))
+                since.add(*self.update(x, y, lr), size)
                 self.step += 1
                 due = self.evaluation_due()
                 if due or self.step % CHECK_STEPS == 0:
@@ -169,18 +186,19 @@ class Trainer:
         return Status.completed
 
     def update(self, x: Tensor, y: Tensor, lr: float) -> tuple[Tensor, Tensor]:
-        """One step; the batch's mean loss and number of right answers, on the device."""
+        """One step on this process's part of a batch; the whole batch's mean loss and number of right answers."""
         self.network.train()
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         self.optimizer.zero_grad(set_to_none=True)
         with self.autocast():
-            logits = self.network(x)
+            logits = self.forward(x)
         logits = logits.float()
         loss = F.cross_entropy(logits, y)
-        loss.backward()
+        share = len(y) / self.cfg.batch_size
+        self.processes.weighted(loss, share).backward()
         self.optimizer.step()
-        return loss.detach(), (logits.detach().argmax(1) == y).sum()
+        return self.processes.joint(loss.detach(), (logits.detach().argmax(1) == y).sum(), share)
 
     def autocast(self) -> torch.autocast:
         """bf16 where the configuration asks for it."""
@@ -203,6 +221,8 @@ class Trainer:
             row["test_loss"], row["test_accuracy"] = self.measure(self.data.test)
         row |= {"lr": lr, "seconds": self.seconds}
         self.rows.append(row)
+        if not self.processes.first:
+            return
         # The checkpoint holds the rows too: if the machine stops between these two lines, neither is lost.
         record.save_checkpoint(directory / record.CHECKPOINT, self.state())
         self.write_metrics(directory)
@@ -305,6 +325,7 @@ class Trainer:
             "precision": self.cfg.precision.value,
             "device": gpu or "cpu",
             "machine": record.machine(),
+            "processes": self.processes.size,
             "threads": torch.get_num_threads(),
             "versions": record.versions(),
             "git_revision": record.git_revision(),
