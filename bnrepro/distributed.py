@@ -18,6 +18,7 @@ the others; what they need in common is a path to the data.
 
 from __future__ import annotations
 
+import inspect
 import itertools
 import json
 import os
@@ -99,8 +100,10 @@ class Processes:
             for name, child in parent.named_children():
                 if isinstance(child, nn.Dropout):
                     setattr(parent, name, JointDropout(child.p, self.group))
-        # The norms keep the running statistics equal by themselves.
-        return DistributedDataParallel(network, process_group=self.group, broadcast_buffers=False)
+        # The norms keep the running statistics equal by themselves. The option's name changed with torch 2.15.
+        new = "forward_sync_buffers" in inspect.signature(DistributedDataParallel).parameters
+        option = {"forward_sync_buffers" if new else "broadcast_buffers": False}
+        return DistributedDataParallel(network, process_group=self.group, **option)
 
     def weighted(self, loss: Tensor, share: float) -> Tensor:
         """What to differentiate: ``loss`` is the mean over this process's ``share`` of the batch."""

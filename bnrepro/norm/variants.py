@@ -95,8 +95,9 @@ class GhostBatchNorm(_Variant):
             found.append(torch.stack((mean, var)))
         if self.running_mean is not None:
             if group is not None:  # the statistics of all parts, in their order
-                every = torch.stack(found).new_zeros((len(edges) - 1, *found[0].shape))
-                every[first:last] = torch.stack(found[: last - first])
+                mine = torch.stack(found)[: last - first]  # of no images there is no statistic
+                every = mine.new_zeros((len(edges) - 1, *mine.shape[1:]))
+                every[first:last] = mine
                 dist.all_reduce(every, group=group)
                 found = list(every)
             for (mean, var), (start, stop) in zip(found, pairwise(edges), strict=True):
