@@ -10,13 +10,13 @@ import torch
 from torch import Tensor, distributed, multiprocessing, nn
 
 from bnrepro.norm import (
+    NORMS,
     BatchNorm1d,
     BatchNorm2d,
     BatchNorm3d,
     ConvAdaptiveNorm2d,
     ConvBatchNorm2d,
     NormError,
-    convert,
     synchronize,
 )
 from bnrepro.norm.variants import BatchRenorm, DetachedBatchNorm, GhostBatchNorm, LpBatchNorm, NoisyBatchNorm
@@ -153,8 +153,7 @@ def test_synchronize_reaches_every_norm_that_pools_over_the_batch_and_keeps_the_
     torch.testing.assert_close(dict(torchs.state_dict()), kept, rtol=0, atol=0)
     assert torchs[0].process_group is group and torchs[1][1].process_group is group
     for variant in ("convbn", "adaptive", "ghostbn"):
-        network = convert(nn.Sequential(nn.BatchNorm2d(3), nn.ReLU()), variant, x)
-        assert synchronize(network, group)[0].process_group is group
+        assert synchronize(NORMS[variant](3, (6, 6)), group).process_group is group
     without = synchronize(nn.BatchNorm3d(2, momentum=None, eps=0.5, track_running_stats=False), group)
     assert isinstance(without, BatchNorm3d)
     assert (without.running_mean, without.momentum, without.eps) == (None, None, 0.5)

@@ -91,7 +91,7 @@ class GhostBatchNorm(_Variant):
         for part in x.tensor_split([edge - starts[rank] for edge in edges[first + 1 : last]]):
             self._count(part, axes, None)
             y, mean, var = batch_norm(part, weight, bias, axes, self.eps)
-            outputs.append(y)
+            outputs.append(y if len(part) else affine(part, weight, bias))  # whose gradients are 0 and not 0/0
             found.append(torch.stack((mean, var)))
         if self.running_mean is not None:
             if group is not None:  # the statistics of all parts, in their order
