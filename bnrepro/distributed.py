@@ -89,11 +89,11 @@ class Processes:
         """
         if self.group is None:
             return network
-        local, gpus = _local_rank(self.rank), torch.cuda.device_count()
-        if any(p.is_cuda for p in network.parameters()) and local >= gpus:
+        here, gpus = int(os.environ.get("LOCAL_WORLD_SIZE", self.size)), torch.cuda.device_count()
+        if any(p.is_cuda for p in network.parameters()) and here > gpus:
             raise UserError(
-                f"This machine has {gpus} GPUs and more than that many processes; each needs its own. Use "
-                f"--nproc-per-node={gpus}, or device=cpu."
+                f"{here} processes on a machine with {gpus} GPUs: each needs its own. Use --nproc-per-node={gpus}, or "
+                "device=cpu."
             )
         synchronize(network, self.group)
         for parent in list(network.modules()):
@@ -102,7 +102,7 @@ class Processes:
                     setattr(parent, name, JointDropout(child.p, self.group))
         # The norms keep the running statistics equal by themselves. The option's name changed with torch 2.15.
         new = "forward_sync_buffers" in inspect.signature(DistributedDataParallel).parameters
-        option = {"forward_sync_buffers" if new else "broadcast_buffers": False}
+        option: dict[str, Any] = {"forward_sync_buffers" if new else "broadcast_buffers": False}
         return DistributedDataParallel(network, process_group=self.group, **option)
 
     def weighted(self, loss: Tensor, share: float) -> Tensor:
@@ -133,8 +133,13 @@ class Processes:
             return make()
         leads = _local_rank(self.rank) == 0
         made = [make()] if leads else []
-        dist.barrier(self.group)
+        self.wait()
         return made[0] if leads else make()
+
+    def wait(self) -> None:
+        """Until all have come here."""
+        # Not dist.barrier(), which would ask for a GPU each where there are GPUs, even of a run on the CPU.
+        dist.all_gather_object([None] * self.size, None, group=self.group)
 
     @contextmanager
     def together(self) -> Iterator[None]:
@@ -217,7 +222,7 @@ def joined() -> Iterator[Processes]:
     try:
         with processes.together():
             yield processes
-            dist.barrier()  # else an error of the first, in what it writes last, would be its own
+            processes.wait()  # else an error of the first, in what it writes last, would be its own
     except OtherProcessFailed:
         raise SystemExit(1) from None
     except KeyboardInterrupt:

@@ -43,10 +43,10 @@ OTHERS = {
     "dropout": ("variant=noisybn", "model.dropout=0.4", "channels_last=true", *AUGMENTED),
     "shaded": ("variant=bn", "data.shade=0.2", "data.shade_batches=true", "data.rotate=20", "data.brightness=0.3"),
     "written": ("variant=convbn", "tensorboard=true", *AUGMENTED),
-    "resumed": ("variant=convbn", "model.dropout=0.3", "eval_every=1", "epochs=3", "optimizer=adam"),
+    "resumed": ("variant=convbn", "model.dropout=0.3", "eval_every=1", "epochs=6", "optimizer=adam"),
 }
 POOLED = ("bn", "convbn", "adaptive", "ghostbn", "renorm", "detached", "noisybn", "l1bn", "linfbn")
-DIVERGES = ("variant=nobn", "optimizer.lr=1e20")
+DIVERGES = ("variant=nobn", "optimizer.lr=1e20", "model.activation=relu")
 SHARED = ("bn", "convbn", "linfbn", "noisybn", "ghostbn")  # also run by three processes, with 16, 16 and 15 images
 UNEVEN = "batch_size=47"
 
@@ -238,10 +238,10 @@ def test_what_cannot_be_shared_is_refused_in_one_sentence_by_one_process(three: 
 def test_more_processes_than_gpus_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     network = mock.Mock(spec=nn.Module)
     network.parameters.return_value = [mock.Mock(is_cuda=True)]
-    monkeypatch.setenv("LOCAL_RANK", "2")
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "3")
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     group: Any = object()
-    with pytest.raises(UserError, match="has 2 GPUs and more than that many processes"):
+    with pytest.raises(UserError, match="3 processes on a machine with 2 GPUs: each needs its own"):
         Processes(2, 3, group).wrap(network)
 
 
@@ -326,14 +326,13 @@ def test_torchrun_is_interrupted_goes_on_and_ends_as_if_nothing_had_happened(
     first.terminate()
     _, err = first.communicate(timeout=120)
     assert Run(path).status == "interrupted", err
-    assert Run(path).metrics[-1]["step"] < 9
-    assert err.count("Aborted") == 1
+    assert Run(path).metrics[-1]["step"] < 18
     second = torchrun(tmp_path, "train", *arguments)
     out, err = second.communicate(timeout=300)
     assert second.returncode == 0, err
     assert [line.split(" (")[0] for line in out.splitlines()][-2:] == [f"Run: {path}", CURVES.format(tmp_path / "runs")]
     assert len(out.splitlines()) == 3
-    assert err.count("epoch 3:") == 1
+    assert err.count("epoch 6:") == 1
     assert difference(only_run(two / "resumed"), path) == 0
     assert Run(path).summary["processes"] == 2
 
