@@ -117,6 +117,14 @@ class Processes:
         dist.all_reduce(both, group=self.group)
         return both[0].to(loss.dtype), both[1].to(right.dtype)
 
+    def any(self, here: bool, device: torch.device) -> bool:
+        """Whether ``here`` is true in any of the processes, each of which must ask."""
+        if self.group is None:
+            return here
+        answer = torch.tensor(int(here), device=device)
+        dist.all_reduce(answer, dist.ReduceOp.MAX, group=self.group)
+        return bool(answer)
+
     # --- the rest of a run ---
 
     def from_first(self, make: Callable[[], T]) -> T:
