@@ -17,7 +17,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from bnrepro.schema import Config, Source
+from bnrepro.schema import Config, Source, TrainOnly
 
 
 class UserError(Exception):
@@ -31,13 +31,18 @@ LATER = (
     "data.rotate",
     "data.brightness",
     "data.samplewise",
+    "data.binarize",
+    "data.together",
     "data.shade",
     "data.shade_batches",
     "data.shade_test",
+    "model.depth",
     "model.keep_bias",
+    "norm.gamma",
     "norm.ghost_size",
     "norm.kernel_size",
     "optimizer.eps",
+    "optimizer.train_only",
 )
 """Keys that came after runs had been published: at their default they are not counted, so that those keep their names.
 """
@@ -117,10 +122,23 @@ def check(cfg: Config) -> Config:
             "fractions of the run, between 0 and 1",
         ),
         ("schedule.gamma", cfg.schedule.gamma, cfg.schedule.gamma > 0, "above 0"),
+        (
+            "optimizer.train_only",
+            cfg.optimizer.train_only.value,
+            cfg.optimizer.train_only is not TrainOnly.random or cfg.optimizer.weight_decay == 0,
+            "another than random where there is weight decay, which moves what has no gradient",
+        ),
         ("data.val_fraction", cfg.data.val_fraction, 0 < cfg.data.val_fraction < 1, "between 0 and 1"),
         ("data.crop", cfg.data.crop, cfg.data.crop >= 0, "0 or more"),
         ("data.rotate", cfg.data.rotate, 0 <= cfg.data.rotate <= 180, "in [0, 180]"),
         ("data.brightness", cfg.data.brightness, 0 <= cfg.data.brightness <= 1, "in [0, 1]"),
+        (
+            "data.binarize",
+            cfg.data.binarize,
+            not (cfg.data.binarize and cfg.data.samplewise),
+            "false where data.samplewise is set: images of zeros and ones are not normalised",
+        ),
+        ("data.together", cfg.data.together, cfg.data.together >= 0, "0 or more"),
         ("data.shade", cfg.data.shade, cfg.data.shade >= 0, "0 or more"),
         (
             "data.shade_batches",
@@ -136,6 +154,12 @@ def check(cfg: Config) -> Config:
             "the archive's file, with data.source=npz and only then",
         ),
         ("model.width", cfg.model.width, cfg.model.width > 0, "above 0"),
+        (
+            "model.depth",
+            cfg.model.depth,
+            cfg.model.depth is None or (cfg.model.depth >= 1 and cfg.model.name in ("paper_mlp", "resnet20")),
+            "1 or more, with model=paper_mlp or model=resnet20, or null",
+        ),
         ("model.dropout", cfg.model.dropout, 0 <= cfg.model.dropout < 1, "in [0, 1)"),
         ("model.init_std", cfg.model.init_std, cfg.model.init_std > 0, "above 0"),
         ("norm.eps", cfg.norm.eps, cfg.norm.eps is None or cfg.norm.eps > 0, "above 0, or null"),

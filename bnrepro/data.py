@@ -50,6 +50,8 @@ class Dataset:
     num_classes: int
     samplewise: bool = False
     """Whether each image is normalised by its own mean and deviation."""
+    binarize: bool = False
+    """Whether pixels are 0 or 1 instead."""
 
     @property
     def channels(self) -> int:
@@ -72,8 +74,13 @@ class Dataset:
         return (1 / std).float().view(1, -1, 1, 1), (mean / std).float().view(1, -1, 1, 1)
 
     def normalize(self, images: Tensor, channels_last: bool = False) -> Tensor:
-        """Images of 0 to 255 as float32 of mean 0 and deviation 1: per channel over the training set, or one by one."""
+        """Images of 0 to 255 as float32 of mean 0 and deviation 1: per channel over the training set, or one by one.
+
+        Where pixels are binary, they become 0 or 1 instead.
+        """
         layout = torch.channels_last if channels_last else torch.contiguous_format
+        if self.binarize:
+            return (images >= 128).to(torch.float32, memory_format=layout)
         x = images.to(torch.float32, memory_format=layout, copy=True)
         if self.samplewise:
             x -= x.mean((1, 2, 3), keepdim=True)
@@ -113,6 +120,7 @@ def load(cfg: Data, device: torch.device) -> Dataset:
         test=split(*test),
         num_classes=int(y.max()) + 1,
         samplewise=cfg.samplewise,
+        binarize=cfg.binarize,
     )
 
 
@@ -146,13 +154,28 @@ def epoch_plan(images: int, cfg: Data, seed: int, epoch: int) -> Plan:
         return torch.rand(images, generator=generator(purpose)) * (high - low) + low
 
     turn = math.radians(cfg.rotate)
+    order = torch.randperm(images, generator=generator("order"))
     return Plan(
-        order=torch.randperm(images, generator=generator("order")),
+        order=in_groups(order, cfg.together, mix(seed, "order")) if cfg.together else order,
         offsets=torch.randint(0, 2 * cfg.crop + 1, (images, 2), generator=generator("crop")),
         flips=torch.rand(images, generator=generator("flip")) < (0.5 if cfg.flip else 0.0),
         shades=between("shade", cfg.shade, 1) if cfg.shade_batches else None,
         angles=between("rotate", -turn, turn) if cfg.rotate else None,
         factors=between("brightness", 1 - cfg.brightness, 1 + cfg.brightness) if cfg.brightness else None,
+    )
+
+
+def in_groups(order: Tensor, size: int, seed: int) -> Tensor:
+    """An order of the same images in which groups of ``size``, which ``seed`` alone draws, stay together.
+
+    The groups follow one another as their numbers do in ``order``; the images of an incomplete last one come last.
+    """
+    first = torch.randperm(len(order), generator=torch.Generator().manual_seed(seed))
+    groups = len(order) // size
+    if groups == 0:
+        return first
+    return torch.cat(
+        [first[: groups * size].view(groups, size)[order[order < groups]].flatten(), first[groups * size :]]
     )
 
 

@@ -39,6 +39,7 @@ class Blocks:
     dropout_position: DropoutPosition
     factor: float
     keep_bias: bool = False
+    depth: int | None = None
     norms: list[nn.Module] = field(default_factory=list)
 
     def width(self, features: int) -> int:
@@ -135,8 +136,12 @@ def _smaller(shape: Shape, by: int = 0, pool: int = 1) -> Shape:
 
 
 def paper_mlp(blocks: Blocks, channels: int, image: Shape, classes: int) -> list[nn.Module]:
-    """Three fully connected layers of 100 (Ioffe & Szegedy 2015, section 4.1; sigmoids by its configuration)."""
-    return [nn.Flatten(), *_fully_connected(blocks, channels * image[0] * image[1], (100, 100, 100), classes)]
+    """Three fully connected layers of 100 (Ioffe & Szegedy 2015, section 4.1; sigmoids by its configuration).
+
+    ``model.depth`` makes more of them, or fewer.
+    """
+    hidden = (100,) * (blocks.depth or 3)
+    return [nn.Flatten(), *_fully_connected(blocks, channels * image[0] * image[1], hidden, classes)]
 
 
 def lenet(blocks: Blocks, channels: int, image: Shape, classes: int) -> list[nn.Module]:
@@ -175,11 +180,14 @@ def vgg_small(blocks: Blocks, channels: int, image: Shape, classes: int) -> list
 
 
 def resnet20(blocks: Blocks, channels: int, image: Shape, classes: int) -> list[nn.Module]:
-    """ResNet-20 for CIFAR (He et al. 2015, section 4.2): 16, 32 and 64 channels, three blocks each."""
+    """ResNet-20 for CIFAR (He et al. 2015, section 4.2): 16, 32 and 64 channels, three blocks each.
+
+    ``model.depth`` makes it n blocks each, which is their ResNet of 6 n + 2 layers.
+    """
     inputs, shape = blocks.width(16), image
     layers: list[nn.Module] = [blocks.unit(partial(nn.Conv2d, channels, inputs, 3, padding=1), inputs, shape)]
     for stage, features in enumerate(map(blocks.width, (16, 32, 64))):
-        for block in range(3):
+        for block in range(blocks.depth or 3):
             stride = 2 if stage > 0 and block == 0 else 1
             shape = tuple(-(-n // stride) for n in shape)
             layers.append(ResidualBlock(blocks, inputs, features, stride, shape))
@@ -245,7 +253,14 @@ def build(
     make = _look_up(MODELS, model.name, "model.name")
     activation = _look_up(ACTIVATIONS, model.activation, "model.activation")
     blocks = Blocks(
-        norm, activation, model.placement, model.dropout, model.dropout_position, model.width, model.keep_bias
+        norm,
+        activation,
+        model.placement,
+        model.dropout,
+        model.dropout_position,
+        model.width,
+        model.keep_bias,
+        model.depth,
     )
     try:
         network = Network(nn.Sequential(*make(blocks, channels, image, classes)), blocks.norms)
@@ -271,6 +286,11 @@ def _initialize(network: nn.Module, model: Model, generator: torch.Generator) ->
             nn.init.normal_(module.weight, std=model.init_std, generator=generator)
         if module.bias is not None:
             nn.init.zeros_(module.bias)
+
+
+def weighted_layers(network: nn.Module) -> list[nn.Conv2d | nn.Linear]:
+    """All convolutions and linear layers in order; the last is that of the logits, the others have a norm."""
+    return [module for module in network.modules() if isinstance(module, nn.Conv2d | nn.Linear)]
 
 
 def parameter_groups(network: nn.Module, weight_decay: float, decay_norm: bool) -> list[dict]:

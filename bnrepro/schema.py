@@ -52,6 +52,22 @@ class OptimizerName(StrEnum):
     adamw = "adamw"
 
 
+class TrainOnly(StrEnum):
+    """Parameters that are trained; the others stay as they were drawn."""
+
+    all = "all"
+    norm = "norm"
+    random = "random"
+    last = "last"
+
+
+class Gamma(StrEnum):
+    """The norms' gamma before training: 1, or drawn between 0 and 1."""
+
+    ones = "ones"
+    uniform = "uniform"
+
+
 class ScheduleName(StrEnum):
     """How the learning rate changes after the warm-up."""
 
@@ -91,6 +107,8 @@ class Optimizer:
     """L2 penalty (sgd, adam) or decoupled decay (adamw)."""
     decay_norm: bool = True
     """Whether weight decay applies to gamma and beta of the norms too, as torch does it unasked."""
+    train_only: TrainOnly = TrainOnly.all
+    """all, norm (gamma and beta), random (two weights of each channel, drawn once) or last (the logits' layer)."""
 
 
 @dataclass
@@ -137,6 +155,11 @@ class Data:
     """Augmentation: multiply each image by a factor between 1 - brightness and 1 + brightness. 0: off."""
     samplewise: bool = False
     """Whether each image is normalised by its own mean and deviation, not by those of the training set."""
+    binarize: bool = False
+    """Whether pixels are 0 or 1 (at one half of the brightest and above), and are not normalised."""
+    together: int = 0
+    """Images that stay together: in every epoch the same so many follow one another, in an order of groups that is new
+    (batch_size gives fixed batches). 0: each epoch has an order of its own."""
 
 
 @dataclass
@@ -147,6 +170,9 @@ class Model:
     """paper_mlp, lenet, labml_cnn, vgg_small or resnet20."""
     width: float = 1.0
     """Factor on the number of channels and units of every hidden layer."""
+    depth: int | None = None
+    """paper_mlp: number of hidden layers; resnet20: blocks in each of its three stages, n for ResNet-(6 n + 2). null:
+    3, as in the papers. The other networks have a depth of their own."""
     activation: str = "relu"
     """relu, sigmoid, tanh, elu or prelu."""
     placement: Placement = Placement.before
@@ -175,6 +201,8 @@ class Norm:
     """Whether gamma and beta are learned."""
     kernel_size: int | None = None
     """adaptive, adaptivewindow: length of the window's sides. Other norms have no window and ignore it."""
+    gamma: Gamma = Gamma.ones
+    """Before training: ones, or uniform between 0 and 1."""
     ghost_size: int | None = None
     """ghostbn: images in a ghost batch, from which statistics are taken (the layer's own default: 16)."""
 

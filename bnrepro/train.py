@@ -24,6 +24,7 @@ from bnrepro.record import Row, Run, Status
 from bnrepro.schema import Config, Device, Precision
 from bnrepro.signals import Stop, stop_between_steps, terminate_as_interrupt
 from bnrepro.tally import Tally
+from bnrepro.trainable import prepare
 
 EVAL_IMAGES = 500  # images a forward pass in evaluation: fits the caches, and no batch is left with 1
 CHECK_STEPS = 10  # steps between looks at the loss, each of which a GPU has to be waited for
@@ -132,6 +133,7 @@ class Trainer:
         self.report = report if processes.first else None
         self.part = processes.part(cfg.batch_size)
         self.device = torch.device(cfg.device.value)
+        prepare(network, cfg)
         self.network = network.to(self.device)
         if cfg.channels_last:
             self.network.to(memory_format=torch.channels_last)

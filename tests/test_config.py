@@ -69,6 +69,7 @@ BAD = [
     "model.placement=within",
     "model.dropout=1",
     "model.width=0",
+    "model.depth=5",
     "schedule.milestones=[0.5,2]",
     "data.val_fraction=1",
     "data.path=x.npz",
@@ -76,6 +77,11 @@ BAD = [
     "norm.eps=0",
     "norm.momentum=2",
     "norm.kernel_size=0",
+    "norm.gamma=zeros",
+    "optimizer.train_only=some",
+    "optimizer.train_only=random optimizer.weight_decay=0.1",
+    "data.binarize=true data.samplewise=true",
+    "data.together=-1",
     "data.shade=-0.5",
     "data.shade_test=-1",
     "data.shade_batches=true",
@@ -151,15 +157,21 @@ def test_later_keys_count_unless_they_stand_at_their_default() -> None:
         "data.rotate": 20,
         "data.brightness": 0.5,
         "data.samplewise": True,
+        "data.binarize": True,
+        "data.together": 8,
         "model.keep_bias": True,
         "data.shade": 0.5,
         "data.shade_test": 0.5,
         "norm.ghost_size": 4,
         "norm.kernel_size": 3,
         "optimizer.eps": 1e-7,
+        "optimizer.train_only": "norm",
+        "norm.gamma": "uniform",
     }
     hashes = {config_hash(load_config([f"{key}={value}"])) for key, value in values.items()}
     assert len(hashes | {config_hash(load_config([]))}) == len(values) + 1
+    mlp = load_config(["model=paper_mlp"])
+    assert config_hash(load_config(["model=paper_mlp", "model.depth=5"])) != config_hash(mlp)
     assert config_hash(load_config([]), LATER) == config_hash(load_config([]))
     assert config_hash(load_config(["data.rotate=20"]), LATER) == config_hash(load_config([]))
 

@@ -171,6 +171,26 @@ def test_samplewise_normalisation_is_each_images_own_and_undoes_darkening(digits
     assert torch.equal(seen, own.normalize(own.test.images[:20]))
 
 
+def test_binary_images_are_0_below_one_half_and_1_from_there_on(digits: Path) -> None:
+    own = load(Data(name="digits", source=Source.npz, path=str(digits), binarize=True), CPU)
+    levels = torch.tensor([0, 1, 127, 128, 254, 255], dtype=torch.uint8).view(1, 1, 2, 3)
+    assert own.normalize(levels).flatten().tolist() == [0, 0, 0, 1, 1, 1]
+    x, _ = next(eval_batches(own, own.test, 20, channels_last=True))
+    assert torch.equal(x, (own.test.images[:20] > 127).float()) and x.dtype == torch.float32
+
+
+@pytest.mark.parametrize("images", [60, 63, 8])
+def test_images_that_stay_together_do_so_in_an_order_of_groups_that_changes(images: int) -> None:
+    cfg = Data(name="x", together=12)
+    first, second = (epoch_plan(images, cfg, seed=0, epoch=epoch).order for epoch in (0, 1))
+    assert torch.equal(first.sort().values, torch.arange(images))
+    groups = [{frozenset(part.tolist()) for part in order.split(12) if len(part) == 12} for order in (first, second)]
+    assert groups[0] == groups[1] and len(groups[0]) == images // 12
+    assert torch.equal(first, second) == (images < 12)
+    assert torch.equal(first[images // 12 * 12 :], second[images // 12 * 12 :])
+    assert {frozenset(p.tolist()) for p in epoch_plan(60, cfg, seed=1, epoch=0).order.split(12)} != groups[0]
+
+
 def test_normalising_leaves_its_input_alone(data: Dataset) -> None:
     images = data.train.images[:3].float()
     before = images.clone()

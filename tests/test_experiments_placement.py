@@ -14,6 +14,7 @@ from torch import nn
 
 from bnrepro.config import configs_dir
 from bnrepro.experiments.base import Arm, Finding, Records, Verdict
+from bnrepro.experiments.cells import combined
 from bnrepro.experiments.placement import EXPERIMENT, analysis, drawing, exact
 from bnrepro.experiments.placement.claims import REPORTED
 from bnrepro.experiments.placement.grid import POSITIONS, arms
@@ -284,9 +285,9 @@ def test_p7_wants_the_three_alike_with_bn_and_nearer_than_without() -> None:
 
 def test_verdicts_of_networks_combine() -> None:
     yes, partly, no, open_ = Verdict.reproduced, Verdict.partly, Verdict.not_reproduced, Verdict.inconclusive
-    assert analysis.combined([yes, yes]) is yes and analysis.combined([no, no]) is no
-    assert analysis.combined([yes, no]) is partly and analysis.combined([partly, open_]) is partly
-    assert analysis.combined([no, open_]) is open_
+    assert combined([yes, yes]) is yes and combined([no, no]) is no
+    assert combined([yes, no]) is partly and combined([partly, open_]) is partly
+    assert combined([no, open_]) is open_
 
 
 def test_no_records_are_no_error() -> None:

@@ -98,6 +98,18 @@ def test_bias_before_a_norm_is_kept_where_asked_for_and_weights_stay_the_same() 
             assert torch.equal(weight, kept.get_parameter(name))
 
 
+def test_depth_is_the_number_of_hidden_layers() -> None:
+    sizes = {
+        depth: size_of(network("model=paper_mlp", "variant=nobn", f"model.depth={depth}"))[0] for depth in (1, 3, 7)
+    }
+    assert sizes[3] == size_of(network("model=paper_mlp", "variant=nobn"))[0]
+    assert sizes[3] - sizes[1] == 2 * 100 * 101 and sizes[7] - sizes[3] == 4 * 100 * 101
+    assert len(network("model=paper_mlp", "model.depth=7").norms) == 7
+    assert len(network("model=resnet20").norms) == 19 and len(network("model=resnet20", "model.depth=1").norms) == 7
+    with pytest.raises(UserError, match="model=paper_mlp"):
+        load_config(["model=lenet", "model.depth=4"])
+
+
 def test_residual_sums_follow_the_placement() -> None:
     before = network("model=resnet20", "variant=bn", channels=3, image=(32, 32))
     after = network("model=resnet20", "variant=bn", "model.placement=after", channels=3, image=(32, 32))

@@ -19,7 +19,15 @@ from bnrepro.norm import (
     NormError,
     synchronize,
 )
-from bnrepro.norm.variants import BatchRenorm, DetachedBatchNorm, GhostBatchNorm, LpBatchNorm, NoisyBatchNorm
+from bnrepro.norm.variants import (
+    BatchRenorm,
+    DetachedBatchNorm,
+    GhostBatchNorm,
+    LpBatchNorm,
+    LpNorm,
+    Noise,
+    NoisyBatchNorm,
+)
 
 # Images of each process. Once one has a single image, which by itself could not be normalised, and once one has none.
 BATCHES = {2: (5, 1), 4: (3, 1, 4, 0)}
@@ -53,6 +61,10 @@ LAYERS = {
     "noisy": lambda group: NoisyBatchNorm(3, process_group=group),
     "l1": lambda group: LpBatchNorm(3, process_group=group),
     "linf": lambda group: settings(LpBatchNorm(3, process_group=group), p=float("inf")),
+    "l1, not centred": lambda group: LpNorm(3, process_group=group),
+    "l2, not centred": lambda group: settings(LpNorm(3, process_group=group), p=2.0),
+    "linf, not centred": lambda group: settings(LpNorm(3, process_group=group), p=float("inf")),
+    "noise": lambda group: settings(Noise(), process_group=group),
     "frozen": lambda group: settings(BatchNorm2d(3, process_group=group), frozen=True),
     "torch's": lambda group: synchronize(nn.BatchNorm2d(3), group) if group else nn.BatchNorm2d(3),
 }

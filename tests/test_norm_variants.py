@@ -14,7 +14,8 @@ from bnrepro.norm import NORMS, BatchNorm2d, NormError
 from bnrepro.norm.variants import BatchRenorm, DetachedBatchNorm, GhostBatchNorm, LpBatchNorm, NoisyBatchNorm
 
 C = 4
-NAMES = ["ghostbn", "renorm", "detachedmean", "detached", "noisybn", "l1bn", "linfbn"]
+LP = ["l1bn", "linfbn", "l1norm", "l2norm", "linfnorm"]
+NAMES = ["ghostbn", "renorm", "detachedmean", "detached", "noisybn", *LP]
 
 
 def normal(*shape: int, seed: int = 0) -> Tensor:
@@ -46,7 +47,7 @@ def test_eval_is_batch_normalization(name: str) -> None:
     torch.testing.assert_close(layer.eval()(x), reference.eval()(x))
 
 
-@pytest.mark.parametrize("name", [n for n in NAMES if n not in ("l1bn", "linfbn", "ghostbn")])
+@pytest.mark.parametrize("name", [n for n in NAMES if n not in ("ghostbn", *LP)])
 def test_running_statistics_move_as_torchs(name: str) -> None:
     layer, reference = made(name), nn.BatchNorm2d(C).double()
     for seed in range(3):
@@ -213,6 +214,20 @@ def test_noise_follows_torchs_generator() -> None:
     assert not torch.equal(layer(x), outputs[0])
 
 
+def test_noise_alone_is_the_noise_of_the_norm() -> None:
+    alone, with_norm = NORMS["noise"](C, (5, 6)), NoisyBatchNorm(C, affine=False).double()
+    x = normal(6, C, 5, 6)
+    x = BatchNorm2d(C, affine=False, eps=1e-5).double()(x)  # which normalising once more leaves as it is, but for eps
+    outputs = []
+    for layer in (alone, with_norm):
+        torch.manual_seed(3)
+        outputs.append(layer(x))
+    torch.testing.assert_close(*outputs, rtol=1e-4, atol=1e-4)
+    assert (outputs[0] - x).abs().max() > 0.3
+    assert torch.equal(alone.eval()(x), x)
+    assert list(alone.parameters()) == []
+
+
 # --- other norms of the deviation ---
 
 
@@ -233,6 +248,17 @@ def test_linf_takes_the_mean_of_the_ten_largest() -> None:
     sigma = constant * np.sort(distances)[:, -10:].mean(1).reshape(1, C, 1, 1)
     want = in_numpy(layer, x, mean, np.sqrt(sigma**2 + layer.eps))
     np.testing.assert_allclose(layer(x).detach().numpy(), want, rtol=1e-9)
+
+
+@pytest.mark.parametrize(("name", "p"), [("l1norm", 1.0), ("l2norm", 2.0), ("linfnorm", np.inf)])
+def test_lp_norms_divide_by_the_average_norm_of_what_is_not_yet_shifted(name: str, p: float) -> None:
+    layer, x = made(name), normal(6, C, 5, 6)
+    rows = x.numpy().transpose(1, 0, 2, 3).reshape(C, -1)
+    sigma = (np.linalg.norm(rows, p, axis=1) / rows.shape[1] ** (1 / p)).reshape(1, C, 1, 1)
+    want = in_numpy(layer, x, rows.mean(1).reshape(1, C, 1, 1), np.sqrt(sigma**2 + layer.eps))
+    np.testing.assert_allclose(layer(x).detach().numpy(), want, rtol=1e-9)
+    m = rows.shape[1]
+    np.testing.assert_allclose(layer.running_var.numpy(), 0.9 + 0.1 * sigma.flatten() ** 2 * m / (m - 1), rtol=1e-9)
 
 
 @pytest.mark.parametrize(("p", "sigmas"), [(1.0, 1.0), (math.inf, 1.35)])

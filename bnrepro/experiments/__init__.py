@@ -8,7 +8,22 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from bnrepro.experiments.base import Experiment
 
-NAMES = ("conv_batchnorm", "keras_curves", "labml", "placement", "numpynet")
+NAMES = (
+    "conv_batchnorm",
+    "keras_curves",
+    "labml",
+    "placement",
+    "numpynet",
+    "ioffe2015",
+    "vanlaarhoven2017",
+    "bjorck2018",
+    "santurkar2018",
+    "wu2018",
+    "li2019",
+    "luo2019",
+    "frankle2021",
+    "wu2021",
+)
 
 
 def experiment(name: str) -> Experiment:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from bnrepro.experiments.base import Claim, Finding, Verdict
 from bnrepro.experiments.judge import numbers
@@ -35,6 +35,14 @@ def greater_everywhere(claim: Claim, differences: Cells, at_least: float, unit: 
     above = {cell: interval.low > at_least for cell, interval in intervals.items()}
     below = holm({cell: p_value([d - at_least for d in v], "less") for cell, v in differences.items()})
     return _together(claim, above, below, intervals, unit, lead, f"95% intervals, to be above {at_least:g}")
+
+
+def combined(verdicts: Sequence[Verdict]) -> Verdict:
+    """One verdict of several cells': the same if all agree, partly if some hold, else (and for none) inconclusive."""
+    if len(set(verdicts)) == 1:
+        return verdicts[0]
+    some = {Verdict.reproduced, Verdict.partly} & set(verdicts)
+    return Verdict.partly if some else Verdict.inconclusive
 
 
 def _beyond(differences: list[float], margin: float) -> float:

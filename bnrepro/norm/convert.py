@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import warnings
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
@@ -100,7 +101,7 @@ def synchronize(model: nn.Module, group: dist.ProcessGroup) -> nn.Module:
 
     The result is that of one process with the joint batch. Torch's batch normalization becomes `torch.nn.SyncBatchNorm`
     on a GPU; on the CPU, where that does not run, it becomes our layer of the same formula. Norms whose statistics are
-    each image's own stay as they are. A norm that is neither torch's nor of this package is left alone.
+    each image's own stay as they are. A layer of your own is handed the group if it has an attribute ``process_group``.
 
     Args:
         model: any network, already on its device; changed in place and returned (or its replacement, if it is itself
@@ -108,8 +109,9 @@ def synchronize(model: nn.Module, group: dist.ProcessGroup) -> nn.Module:
         group: the processes. Each must call the network in training on its part of the joint batch, none may skip one.
     """
     new: dict[nn.Module, nn.Module] = {}
-    for layer in model.modules():
-        if isinstance(layer, _HandDerived | ConvAdaptiveNorm2d):
+    layers: list[Any] = list(model.modules())
+    for layer in layers:
+        if hasattr(layer, "process_group"):
             layer.process_group = group
         elif isinstance(layer, _BatchNorm) and (ours := _ours(layer)):
             on_gpu = any(t.is_cuda for t in (*layer.parameters(), *layer.buffers()))

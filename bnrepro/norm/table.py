@@ -11,7 +11,15 @@ from torch import nn
 
 from bnrepro.norm.adaptive import ConvAdaptiveNorm2d
 from bnrepro.norm.layers import BatchNorm1d, BatchNorm2d, BatchNorm3d, ConvBatchNorm2d, NormError, Pooling, _HandDerived
-from bnrepro.norm.variants import BatchRenorm, DetachedBatchNorm, GhostBatchNorm, LpBatchNorm, NoisyBatchNorm
+from bnrepro.norm.variants import (
+    BatchRenorm,
+    DetachedBatchNorm,
+    GhostBatchNorm,
+    LpBatchNorm,
+    LpNorm,
+    Noise,
+    NoisyBatchNorm,
+)
 
 
 @dataclass(frozen=True)
@@ -43,6 +51,11 @@ _ALL = ("eps", "momentum", "affine")
 def _none(num_features: int, spatial_shape: tuple[int, ...], options: NormOptions = NormOptions()) -> nn.Module:
     """No normalization: `torch.nn.Identity`, which the networks know by its type (they keep the bias then)."""
     return nn.Identity()
+
+
+def _noise(num_features: int, spatial_shape: tuple[int, ...], options: NormOptions = NormOptions()) -> nn.Module:
+    """Noise alone; the bias before it is kept, since nothing cancels it."""
+    return Noise()
 
 
 def _channel(*by_dimensions: type[nn.Module]) -> NormFactory:
@@ -155,6 +168,10 @@ NORMS: dict[str, NormFactory] = {
     "noisybn": _variant(NoisyBatchNorm),
     "l1bn": _variant(LpBatchNorm, p=1.0),
     "linfbn": _variant(LpBatchNorm, p=math.inf),
+    "l1norm": _variant(LpNorm, p=1.0),
+    "l2norm": _variant(LpNorm, p=2.0),
+    "linfnorm": _variant(LpNorm, p=math.inf),
+    "noise": _noise,
     "frozenbn": _frozen,
     "groupnorm": _group,
     "layernorm": _layer,

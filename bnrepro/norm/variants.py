@@ -12,7 +12,7 @@ from itertools import accumulate, pairwise
 from typing import Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch import distributed as dist
 from torch.nn import functional as F
 
@@ -189,14 +189,31 @@ class NoisyBatchNorm(_HandDerived):
     def forward(self, x: Tensor) -> Tensor:
         """Shapes: (N, C, ...) in and out."""
         y = super().forward(x)
-        if not self.training:
-            return y
-        whole, mine = (y, slice(None)) if self.process_group is None else joint_batch(y, self.process_group)
-        mean = torch.empty_like(whole[:1]).uniform_(-self.n_mean, self.n_mean)
-        std = torch.empty_like(whole[:1]).uniform_(1, self.n_std)
-        shift = mean + torch.empty_like(whole).uniform_(-self.spread, self.spread)[mine]
-        scale = std + self.spread * torch.randn_like(whole)[mine]
-        return scale * y + shift
+        return _shaken(y, self.n_mean, self.n_std, self.spread, self.process_group) if self.training else y
+
+
+class Noise(nn.Module):
+    """`NoisyBatchNorm`'s noise without its normalization: what is left of the claim that the noise is harmless.
+
+    Source: Santurkar et al. (2018), section 2.2, who add the same noise to the network without BN.
+    """
+
+    n_mean, n_std, spread = NoisyBatchNorm.n_mean, NoisyBatchNorm.n_std, NoisyBatchNorm.spread
+    process_group: dist.ProcessGroup | None = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Shapes: (N, C, ...) in and out."""
+        return _shaken(x, self.n_mean, self.n_std, self.spread, self.process_group) if self.training else x
+
+
+def _shaken(y: Tensor, n_mean: float, n_std: float, spread: float, group: dist.ProcessGroup | None) -> Tensor:
+    """``y`` (N, C, ...) with the noise of `NoisyBatchNorm`, drawn anew."""
+    whole, mine = (y, slice(None)) if group is None else joint_batch(y, group)
+    mean = torch.empty_like(whole[:1]).uniform_(-n_mean, n_mean)
+    std = torch.empty_like(whole[:1]).uniform_(1, n_std)
+    shift = mean + torch.empty_like(whole).uniform_(-spread, spread)[mine]
+    scale = std + spread * torch.randn_like(whole)[mine]
+    return scale * y + shift
 
 
 class LpBatchNorm(_Variant):
@@ -238,3 +255,31 @@ class LpBatchNorm(_Variant):
         top = rows.topk(min(self.largest, rows.shape[1])).values
         top = F.pad(top, (0, self.largest - top.shape[1]), value=-1.0)  # below every distance
         return of_all_processes(top, group).transpose(0, 1).flatten(1)
+
+
+class LpNorm(_Variant):
+    r"""Values less their mean, divided by their average p-norm, which is taken before the mean is.
+
+    With m values per channel, mean :math:`\mu` and :math:`\sigma = (\frac{1}{m} \sum |x|^p)^{1/p}`, the largest
+    :math:`|x|` for ``p=inf``: :math:`\hat x = (x - \mu) / \sqrt{\sigma^2 + \epsilon}`; ``running_var`` averages
+    :math:`\sigma^2`. So no moment but the first is fixed, and p=2 is not batch normalization.
+
+    Source: Santurkar et al., "How Does Batch Normalization Help Optimization?" (2018), section 3.3. What the average
+    is over is ours: the values that batch normalization takes its statistics from.
+    """
+
+    p: float = 1.0
+
+    def _normalize(self, x: Tensor, axes: tuple[int, ...]) -> tuple[Tensor, Tensor, Tensor]:
+        group = self.process_group
+        mean, size = pooled_mean(x, axes, group), x.abs()
+        if self.p == 1:
+            var = pooled_mean(size, axes, group).square()
+        elif self.p == 2:
+            var = pooled_mean(x.square(), axes, group)
+        else:
+            largest = size.amax(axes, keepdim=True) if len(x) else size.sum(axes, keepdim=True)
+            if group is not None:
+                largest = of_all_processes(largest, group).amax(0)
+            var = largest.square()
+        return (x - mean) * (var + self.eps).rsqrt(), mean, var

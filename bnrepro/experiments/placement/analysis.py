@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from itertools import combinations
 from typing import Any
 
 from bnrepro.experiments import judge
 from bnrepro.experiments.base import Analysis, Finding, Records, Table, Verdict
+from bnrepro.experiments.cells import combined
 from bnrepro.experiments.placement.claims import BY_ID, REPORTED
 from bnrepro.experiments.placement.drawing import pictures
 from bnrepro.experiments.placement.effects import (
@@ -62,14 +62,6 @@ def family(tests: dict[Any, list[float]], margin: float) -> tuple[Verdict, dict[
         return (Verdict.reproduced if set(signs.values()) == {1} else Verdict.partly), signs
     negligible = all(-margin < i.low and i.high < margin for i in intervals.values())
     return (Verdict.not_reproduced if -1 in signs.values() or negligible else Verdict.inconclusive), signs
-
-
-def combined(verdicts: Sequence[Verdict]) -> Verdict:
-    """One verdict of several networks': the same if all agree, partly if some hold, else inconclusive."""
-    if len(set(verdicts)) == 1:
-        return verdicts[0]
-    some = {Verdict.reproduced, Verdict.partly} & set(verdicts)
-    return Verdict.partly if some else Verdict.inconclusive
 
 
 def p1(records: Records) -> Finding:
@@ -253,7 +245,7 @@ def p7(records: Records) -> Finding:
     found = f"Equivalent within ±{margin:g} points (TOST, the three pairs of a network all must be). " + "; ".join(
         parts
     )
-    verdict = combined(verdicts) if verdicts else Verdict.inconclusive
+    verdict = combined(verdicts)
     return Finding(BY_ID["P7"], verdict, f"{found}.", shown, f"{UNIT}, {_first(records)}, spread without BN less with")
 
 
