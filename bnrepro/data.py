@@ -180,19 +180,30 @@ def in_groups(order: Tensor, size: int, seed: int) -> Tensor:
 
 
 def train_batch(
-    data: Dataset, plan: Plan, cfg: Data, start: int, size: int, *, channels_last: bool = False
+    data: Dataset,
+    plan: Plan,
+    cfg: Data,
+    start: int,
+    size: int,
+    *,
+    channels_last: bool = False,
+    part: slice = slice(None),
 ) -> tuple[Tensor, Tensor]:
-    """Images ``start`` to ``start + size`` of the epoch, augmented and normalised, and their labels."""
+    """Images ``start`` to ``start + size`` of the epoch, augmented and normalised, and their labels.
+
+    With ``part``, only those of the batch's images, as they are in the whole batch.
+    """
     device = data.train.labels.device
-    index = plan.order[start : start + size].to(device)
+    wanted = range(start, start + size)[part]
+    where = slice(wanted.start, wanted.stop)
+    index = plan.order[where].to(device)
     images, labels = data.train.images[index], data.train.labels[index]
     if cfg.crop or cfg.flip:
-        part = slice(start, start + size)
-        images = crop_and_flip(images, cfg.crop, plan.offsets[part].to(device), plan.flips[part].to(device))
+        images = crop_and_flip(images, cfg.crop, plan.offsets[where].to(device), plan.flips[where].to(device))
     if plan.angles is not None:
-        images = rotate(images, plan.angles[start : start + size].to(device))
+        images = rotate(images, plan.angles[where].to(device))
     if plan.factors is not None:
-        factors = plan.factors[start : start + size].to(device)
+        factors = plan.factors[where].to(device)
         images = (images * factors.view(-1, 1, 1, 1)).clamp_(max=255)
     images = shaded(images, cfg.shade if plan.shades is None else float(plan.shades[start]))
     return data.normalize(images, channels_last), labels

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -12,9 +13,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from bnrepro import record
+from bnrepro import distributed, record
 from bnrepro.config import UserError, config_hash, run_dir, to_dict, to_yaml
 from bnrepro.data import Dataset, Split, epoch_plan, eval_batches, load, mix, train_batch
+from bnrepro.distributed import Processes
 from bnrepro.model import Network, build, norm_of, size_of
 from bnrepro.norm import NormError
 from bnrepro.optimizer import lr_factor, make_optimizer
@@ -60,6 +62,9 @@ def run(cfg: Config, *, force: bool = False, report: Callable[[Progress], None] 
     configuration gives bit-equal metrics on the same CPU with the same number of threads; all variants of a seed
     start from the same weights and see the same batches. The test set is measured and chooses nothing.
 
+    In a process group (`torch.distributed`) that is already there, each of its processes calls this, and the run is one
+    process's but for rounding: see `bnrepro.distributed`. Only the first process writes and reports.
+
     Args:
         cfg: the run.
         force: delete what is there first.
@@ -71,17 +76,18 @@ def run(cfg: Config, *, force: bool = False, report: Callable[[Progress], None] 
     cfg = resolve(cfg)
     norm = norm_of(cfg)
     directory = run_dir(cfg)
-    if not force and Run(directory).finished:
+    processes = distributed.current()
+    if processes.from_first(lambda: not force and Run(directory).finished):
         return directory
     device = torch.device(cfg.device.value)
-    data = load(cfg.data, device)
+    data = processes.in_turn(lambda: load(cfg.data, device))
     weights = torch.Generator().manual_seed(mix(cfg.seed, "weights"))
     network = build(cfg.model, norm, data.channels, data.image_size, data.num_classes, weights)
-    trainer = Trainer(cfg, data, network, report)
-    with terminate_as_interrupt(), record.claim(directory):
-        if force:
+    trainer = Trainer(cfg, data, network, report, processes)
+    with terminate_as_interrupt(), record.claim(directory) if processes.first else nullcontext():
+        if force and processes.first:
             record.clear(directory)
-        elif Run(directory).finished:  # by the process that was waited for
+        if processes.from_first(lambda: Run(directory).finished):  # by the process that was waited for
             return directory
         _train(trainer, directory)
     return directory
@@ -89,10 +95,13 @@ def run(cfg: Config, *, force: bool = False, report: Callable[[Progress], None] 
 
 def _train(trainer: Trainer, directory: Path) -> None:
     """Train into ``directory``, and say in its summary how it ended."""
-    record.write_whole(directory / record.CONFIG, to_yaml(trainer.cfg))
+    first = trainer.processes.first
+    if first:
+        record.write_whole(directory / record.CONFIG, to_yaml(trainer.cfg))
     status, error = Status.failed, None
     try:
-        status = trainer.train(directory)
+        with trainer.processes.together():
+            status = trainer.train(directory)
     except KeyboardInterrupt:
         status = Status.interrupted
         raise
@@ -103,22 +112,32 @@ def _train(trainer: Trainer, directory: Path) -> None:
         error = f"{type(problem).__name__}: {problem}"
         raise
     finally:
-        record.write_summary(directory, trainer.summary(status, error))
-    (directory / record.PREVIOUS).unlink(missing_ok=True)
+        if first:
+            record.write_summary(directory, trainer.summary(status, error))
+    if first:
+        (directory / record.PREVIOUS).unlink(missing_ok=True)
 
 
 class Trainer:
     """The loop and its state, which is what a checkpoint holds."""
 
     def __init__(
-        self, cfg: Config, data: Dataset, network: Network, report: Callable[[Progress], None] | None = None
+        self,
+        cfg: Config,
+        data: Dataset,
+        network: Network,
+        report: Callable[[Progress], None] | None = None,
+        processes: Processes = Processes(),
     ) -> None:
-        self.cfg, self.data, self.report = cfg, data, report
+        self.cfg, self.data, self.processes = cfg, data, processes
+        self.report = report if processes.first else None
+        self.part = processes.part(cfg.batch_size)
         self.device = torch.device(cfg.device.value)
         prepare(network, cfg)
         self.network = network.to(self.device)
         if cfg.channels_last:
             self.network.to(memory_format=torch.channels_last)
+        self.forward = processes.wrap(self.network)  # before the optimiser: norms are replaced
         self.optimizer = make_optimizer(cfg, network)
         self.steps_per_epoch = len(data.train.labels) // cfg.batch_size
         if self.steps_per_epoch == 0:
@@ -143,10 +162,13 @@ class Trainer:
             KeyboardInterrupt: SIGINT or SIGTERM came; a checkpoint was written after the step.
         """
         since = Tally(self.device)
-        if state := record.last_checkpoint(directory):
+        first = self.processes.first
+        if state := self.processes.from_first(lambda: record.last_checkpoint(directory)):
             self.restore(state, since)
-            self.write_metrics(directory)
-        board = record.Board(directory, self.step + 1 if self.step else 0) if self.cfg.tensorboard else None
+            if first:
+                self.write_metrics(directory)
+        wanted = self.cfg.tensorboard and first
+        board = record.Board(directory, self.step + 1 if self.step else 0) if wanted else None
         started = time.perf_counter() - self.seconds
         try:
             with stop_between_steps() as stop:
@@ -168,14 +190,14 @@ class Trainer:
                 plan = epoch_plan(len(self.data.train.labels), self.cfg.data, self.cfg.seed, epoch)
                 planned = epoch
             start = position * self.cfg.batch_size
-            x, y = train_batch(
-                self.data, plan, self.cfg.data, start, self.cfg.batch_size, channels_last=self.cfg.channels_last
-            )
+            size, nhwc = self.cfg.batch_size, self.cfg.channels_last
+            x, y = train_batch(self.data, plan, self.cfg.data, start, size, channels_last=nhwc, part=self.part)
             lr = self.cfg.optimizer.lr * lr_factor(self.cfg.schedule, self.step, self.steps, self.steps_per_epoch)
-            since.add(*self.update(x, y, lr), len(y))
+            since.add(*self.update(x, y, lr), size)
             self.step += 1
             due = self.evaluation_due()
-            if due or self.step % CHECK_STEPS == 0:
+            look = due or self.step % CHECK_STEPS == 0
+            if look:
                 if (bad := since.first_non_finite()) is not None:
                     self.diverged_at = self.step - bad
                     self.seconds = time.perf_counter() - started
@@ -185,25 +207,29 @@ class Trainer:
             if due:
                 self.seconds = time.perf_counter() - started
                 self.evaluate(directory, board, since, lr)
-            if stop.asked and self.step < self.steps:
+            # Several processes have to end at the same step: they agree on it where they wait for each other anyway.
+            asked = stop.asked if self.processes.size == 1 else look and self.processes.any(stop.asked, self.device)
+            if asked and self.step < self.steps:
                 self.seconds = time.perf_counter() - started
-                self.save(directory, since)
+                if self.processes.first:
+                    self.save(directory, since)
                 raise KeyboardInterrupt
         return Status.completed
 
     def update(self, x: Tensor, y: Tensor, lr: float) -> tuple[Tensor, Tensor]:
-        """One step; the batch's mean loss and number of right answers, on the device."""
+        """One step on this process's part of a batch; the whole batch's mean loss and number of right answers."""
         self.network.train()
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         self.optimizer.zero_grad(set_to_none=True)
         with self.autocast():
-            logits = self.network(x)
+            logits = self.forward(x)
         logits = logits.float()
         loss = F.cross_entropy(logits, y)
-        loss.backward()
+        share = len(y) / self.cfg.batch_size
+        self.processes.weighted(loss, share).backward()
         self.optimizer.step()
-        return loss.detach(), (logits.detach().argmax(1) == y).sum()
+        return self.processes.joint(loss.detach(), (logits.detach().argmax(1) == y).sum(), share)
 
     def autocast(self) -> torch.autocast:
         """bf16 where the configuration asks for it."""
@@ -227,6 +253,8 @@ class Trainer:
         row |= {"lr": lr, "seconds": self.seconds}
         self.rows.append(row)
         since.reset()
+        if not self.processes.first:
+            return
         # The checkpoint holds the rows too: if the machine stops between these two lines, neither is lost.
         self.save(directory, since)
         self.write_metrics(directory)
@@ -335,6 +363,7 @@ class Trainer:
             "precision": self.cfg.precision.value,
             "device": gpu or "cpu",
             "machine": record.machine(),
+            "processes": self.processes.size,
             "threads": torch.get_num_threads(),
             "versions": record.versions(),
             "git_revision": record.git_revision(),

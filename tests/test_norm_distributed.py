@@ -9,10 +9,41 @@ import pytest
 import torch
 from torch import Tensor, distributed, multiprocessing, nn
 
-from bnrepro.norm import BatchNorm1d, BatchNorm2d, ConvBatchNorm2d
+from bnrepro.norm import (
+    NORMS,
+    BatchNorm1d,
+    BatchNorm2d,
+    BatchNorm3d,
+    ConvAdaptiveNorm2d,
+    ConvBatchNorm2d,
+    NormError,
+    synchronize,
+)
+from bnrepro.norm.variants import (
+    BatchRenorm,
+    DetachedBatchNorm,
+    GhostBatchNorm,
+    LpBatchNorm,
+    LpNorm,
+    Noise,
+    NoisyBatchNorm,
+)
 
 # Images of each process. Once one has a single image, which by itself could not be normalised, and once one has none.
 BATCHES = {2: (5, 1), 4: (3, 1, 4, 0)}
+
+
+def settings(layer: nn.Module, **values: Any) -> nn.Module:
+    for name, value in values.items():
+        setattr(layer, name, value)
+    return layer
+
+
+class OneImage(GhostBatchNorm):
+    """Ghost batches of one image: no share divides them."""
+
+    ghost_size = 1
+
 
 LAYERS = {
     "channel": lambda group: BatchNorm2d(3, process_group=group),
@@ -21,6 +52,21 @@ LAYERS = {
     "local": lambda group: ConvBatchNorm2d(3, (4, 2), process_group=group),
     "location, location": lambda group: ConvBatchNorm2d(3, (4, 2), parameters="location", process_group=group),
     "without parameters": lambda group: BatchNorm2d(3, affine=False, process_group=group),
+    "adaptive": lambda group: ConvAdaptiveNorm2d(3, 3, process_group=group),
+    "adaptive, window": lambda group: ConvAdaptiveNorm2d(3, 3, variance="window", process_group=group),
+    "ghost": lambda group: OneImage(3, process_group=group),
+    "renorm": lambda group: settings(BatchRenorm(3, process_group=group), start=-1, r_steps=0, d_steps=0),
+    "detached": lambda group: DetachedBatchNorm(3, process_group=group),
+    "detached mean": lambda group: settings(DetachedBatchNorm(3, process_group=group), detach="mean"),
+    "noisy": lambda group: NoisyBatchNorm(3, process_group=group),
+    "l1": lambda group: LpBatchNorm(3, process_group=group),
+    "linf": lambda group: settings(LpBatchNorm(3, process_group=group), p=float("inf")),
+    "l1, not centred": lambda group: LpNorm(3, process_group=group),
+    "l2, not centred": lambda group: settings(LpNorm(3, process_group=group), p=2.0),
+    "linf, not centred": lambda group: settings(LpNorm(3, process_group=group), p=float("inf")),
+    "noise": lambda group: settings(Noise(), process_group=group),
+    "frozen": lambda group: settings(BatchNorm2d(3, process_group=group), frozen=True),
+    "torch's": lambda group: synchronize(nn.BatchNorm2d(3), group) if group else nn.BatchNorm2d(3),
 }
 
 
@@ -42,6 +88,7 @@ def measure(layer: nn.Module, name: str, processes: int, part: slice) -> dict[st
     for step in (0, 1):
         x, upstream = joined(name, processes, step)
         x = x[part].requires_grad_()
+        torch.manual_seed(step)
         y = layer(x)
         inputs = [x, *layer.parameters()]
         first = torch.autograd.grad(((y * upstream[part]) ** 2).sum(), inputs, create_graph=True)
@@ -50,7 +97,8 @@ def measure(layer: nn.Module, name: str, processes: int, part: slice) -> dict[st
         found[f"y{step}"], found[f"dx{step}"], found[f"ddx{step}"] = y.detach(), first[0].detach(), second
         found[f"parameters{step}"] = [g.detach() for g in first[1:]]
     found["buffers"] = {name: b.clone() for name, b in layer.named_buffers()}
-    found["eval"] = layer.eval()(joined(name, processes, 0)[0][part]).detach()
+    if not isinstance(layer, ConvAdaptiveNorm2d):  # which in eval too depends on the rest of its batch
+        found["eval"] = layer.eval()(joined(name, processes, 0)[0][part]).detach()
     return found
 
 
@@ -61,7 +109,10 @@ def work(rank: int, processes: int, folder: str) -> None:
     start = sum(BATCHES[processes][:rank])
     part = slice(start, start + BATCHES[processes][rank])
     group = distributed.group.WORLD
-    results = {name: measure(make(group), name, processes, part) for name, make in LAYERS.items()}
+    results: dict[str, Any] = {name: measure(make(group), name, processes, part) for name, make in LAYERS.items()}
+    with pytest.raises(NormError) as refused:
+        settings(GhostBatchNorm(3, process_group=group), ghost_size=2)(joined("ghost", processes, 0)[0][part].float())
+    results["refused"] = str(refused.value)
     torch.save(results, f"{folder}/{rank}.pt")
     distributed.destroy_process_group()
 
@@ -79,7 +130,7 @@ def test_processes_with_uneven_batches_equal_one_with_the_joined_batch(apart: li
     processes = len(apart)
     alone = measure(LAYERS[name](None), name, processes, slice(None))
     results = [result[name] for result in apart]
-    for key in ("y0", "dx0", "ddx0", "y1", "dx1", "ddx1", "eval"):
+    for key in {"y0", "dx0", "ddx0", "y1", "dx1", "ddx1", "eval"} & alone.keys():
         torch.testing.assert_close(torch.cat([r[key] for r in results]), alone[key], msg=lambda m, k=key: f"{k}: {m}")
     for key in ("parameters0", "parameters1"):
         for i, whole in enumerate(alone[key]):
@@ -94,3 +145,27 @@ def test_processes_matter(apart: list[dict[str, Any]]) -> None:
     part = slice(0, BATCHES[len(apart)][0])
     alone = measure(LAYERS["channel"](None), "channel", len(apart), part)
     assert (apart[0]["channel"]["y0"] - alone["y0"]).abs().max() > 0.01
+
+
+def test_ghost_batch_that_is_divided_between_processes_is_refused_by_all(apart: list[dict[str, Any]]) -> None:
+    shares = list(BATCHES[len(apart)])
+    for result in apart:
+        assert result["refused"].startswith("ghost batches of 2 images would be divided between processes, which have")
+        assert f"{shares} of the {sum(shares)} images" in result["refused"]
+
+
+def test_synchronize_reaches_every_norm_that_pools_over_the_batch_and_keeps_the_state() -> None:
+    group: Any = object()
+    x = torch.randn(4, 3, 6, 6)
+    torchs = nn.Sequential(nn.BatchNorm2d(3), nn.Sequential(nn.GroupNorm(1, 3), nn.BatchNorm2d(3, affine=False)))
+    torchs(x)
+    kept = {name: tensor.clone() for name, tensor in torchs.state_dict().items()}
+    synchronize(torchs, group)
+    assert [type(m) for m in (torchs[0], torchs[1][0], torchs[1][1])] == [BatchNorm2d, nn.GroupNorm, BatchNorm2d]
+    torch.testing.assert_close(dict(torchs.state_dict()), kept, rtol=0, atol=0)
+    assert torchs[0].process_group is group and torchs[1][1].process_group is group
+    for variant in ("convbn", "adaptive", "ghostbn"):
+        assert synchronize(NORMS[variant](3, (6, 6)), group).process_group is group
+    without = synchronize(nn.BatchNorm3d(2, momentum=None, eps=0.5, track_running_stats=False), group)
+    assert isinstance(without, BatchNorm3d)
+    assert (without.running_mean, without.momentum, without.eps) == (None, None, 0.5)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
@@ -14,29 +17,47 @@ def train(overrides: Overrides = None, variant: Variant = None, seed: Seed = Non
     """Train one network.
 
     Example: bnrepro train --variant=convbn --seed=1 epochs=5 optimizer.lr=0.01
-    """
-    cfg = configure(overrides, variant=variant, seed=seed)
-    from bnrepro import train as training
-    from bnrepro.allocator import keep_memory
-    from bnrepro.config import run_dir
-    from bnrepro.progress import TrainBar
-    from bnrepro.record import Run
 
-    keep_memory()
-    cfg = training.resolve(cfg)
-    if not force and Run(run_dir(cfg)).finished:
-        typer.echo("This run is there already; --force runs it again.")
-    with TrainBar(cfg) as bar:
-        path = training.run(cfg, force=force, report=bar.update)
-    summary = Run(path).summary
-    what = f"{cfg.variant}, seed {cfg.seed}, on {summary['data']}"
-    if summary["status"] == "diverged":
-        typer.echo(f"{what}: diverged at step {summary['diverged_at_step']} (the loss was not finite).")
-    else:
-        took = f"{summary['epochs']:g} epochs, {summary['seconds']:.1f} s on {summary['device']}"
-        typer.echo(f"{what}: test accuracy {summary['test_accuracy']:.4f} ({took})")
-    typer.echo(f"Run: {path}")
-    typer.echo(f"Curves: bnrepro tensorboard{root_flag(cfg.root)}")
+    On several GPUs or machines: torchrun --nproc-per-node=2 -m bnrepro train ...
+    """
+    with _one_of_several() as first:
+        cfg = configure(overrides, variant=variant, seed=seed)
+        from bnrepro import train as training
+        from bnrepro.allocator import keep_memory
+        from bnrepro.config import run_dir
+        from bnrepro.progress import TrainBar
+        from bnrepro.record import Run
+
+        keep_memory()
+        cfg = training.resolve(cfg)
+        if not first:
+            training.run(cfg, force=force)
+            return
+        if not force and Run(run_dir(cfg)).finished:
+            typer.echo("This run is there already; --force runs it again.")
+        with TrainBar(cfg) as bar:
+            path = training.run(cfg, force=force, report=bar.update)
+        summary = Run(path).summary
+        what = f"{cfg.variant}, seed {cfg.seed}, on {summary['data']}"
+        if summary["status"] == "diverged":
+            typer.echo(f"{what}: diverged at step {summary['diverged_at_step']} (the loss was not finite).")
+        else:
+            took = f"{summary['epochs']:g} epochs, {summary['seconds']:.1f} s on {summary['device']}"
+            typer.echo(f"{what}: test accuracy {summary['test_accuracy']:.4f} ({took})")
+        typer.echo(f"Run: {path}")
+        typer.echo(f"Curves: bnrepro tensorboard{root_flag(cfg.root)}")
+
+
+@contextmanager
+def _one_of_several() -> Iterator[bool]:
+    """Whether this process is the one that speaks: of those that torchrun started, the first."""
+    if "TORCHELASTIC_RUN_ID" not in os.environ or os.environ["WORLD_SIZE"] == "1":
+        yield True
+        return
+    from bnrepro.distributed import joined
+
+    with joined() as processes:
+        yield processes.first
 
 
 def compare(

@@ -6,10 +6,11 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
+from torch import distributed as dist
 from torch.nn import functional as F
 
 from bnrepro.norm.function import affine as scale_and_shift
-from bnrepro.norm.function import widen
+from bnrepro.norm.function import images_of_each, pooled_mean, widen
 from bnrepro.norm.layers import NormError
 
 
@@ -35,7 +36,8 @@ class ConvAdaptiveNorm2d(nn.Module):
     `ConvBatchNorm2d` in training, a window that covers the map from every position those of `BatchNorm2d`.
     Windows of an even length reach one further down and right, as TensorFlow's 'same' padding does.
 
-    There are no running statistics: the output for one image depends on the others of its batch, in eval too.
+    There are no running statistics: the output for one image depends on the others of its batch, in eval too. With a
+    ``process_group`` the batch in training is the joint one of its processes; in eval it is each process's own.
 
     Raises:
         NormError: (a ValueError) one value in a window (a batch of 1 with a window of 1 x 1, or of 2 x 2, which is
@@ -56,9 +58,11 @@ class ConvAdaptiveNorm2d(nn.Module):
         variance: Literal["pooled", "window"] = "pooled",
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
+        process_group: dist.ProcessGroup | None = None,
     ) -> None:
         super().__init__()
         self.num_features = num_features
+        self.process_group = process_group
         height, width = (kernel_size, kernel_size) if isinstance(kernel_size, int) else kernel_size
         if height < 1 or width < 1:
             raise ValueError(f"kernel_size must be at least 1, got {kernel_size}")
@@ -82,25 +86,29 @@ class ConvAdaptiveNorm2d(nn.Module):
             )
         # The smallest windows are those of the last corner, which an even length reaches back to by less.
         reach = [min(size, (k + 1) // 2) for size, k in zip(x.shape[2:], self.kernel_size, strict=True)]
-        if x.shape[0] * reach[0] * reach[1] == 1:
+        group = self.process_group if self.training else None
+        images = x.shape[0]
+        if reach == [1, 1] and group is not None:
+            images = sum(images_of_each(x, group))
+        if images * reach[0] * reach[1] == 1:
             raise NormError(
                 f"ConvAdaptiveNorm2d would normalise each value of an input of shape {tuple(x.shape)} by itself, to "
                 "zero. Use batches of 2 or more, or a larger kernel_size."
             )
         wide = widen(x)
-        mean = self._pool(wide.mean(0, keepdim=True))
+        mean = self._pool(pooled_mean(wide, (0,), group))
         centred = wide - mean
         if self.variance == "pooled":
-            var = self._pool(centred.square().mean(0, keepdim=True))
+            var = self._pool(pooled_mean(centred.square(), (0,), group))
         else:
-            var = self._window_variance(wide)
+            var = self._window_variance(wide, group)
         weight, bias = (None if p is None else p.view(1, -1, 1, 1) for p in (self.weight, self.bias))
         return scale_and_shift(centred * (var + self.eps).rsqrt(), weight, bias).to(x.dtype)
 
-    def _window_variance(self, x: Tensor) -> Tensor:
+    def _window_variance(self, x: Tensor, group: dist.ProcessGroup | None) -> Tensor:
         """Variance within each location plus variance between the locations of a window."""
-        own = x.mean(0, keepdim=True)
-        within = (x - own).square().mean(0, keepdim=True)
+        own = pooled_mean(x, (0,), group)
+        within = pooled_mean((x - own).square(), (0,), group)
         # Means are measured from their channel's: the difference of squares below then cancels little.
         apart = own - own.mean((2, 3), keepdim=True)
         between = self._pool(apart.square()) - self._pool(apart).square()

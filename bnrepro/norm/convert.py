@@ -5,14 +5,16 @@ from __future__ import annotations
 import copy
 import warnings
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch import distributed as dist
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils.fusion import fuse_conv_bn_weights, fuse_linear_bn_weights
 
 from bnrepro.norm.adaptive import ConvAdaptiveNorm2d
-from bnrepro.norm.layers import ConvBatchNorm2d, NormError, _HandDerived
+from bnrepro.norm.layers import BatchNorm1d, BatchNorm2d, BatchNorm3d, ConvBatchNorm2d, NormError, _HandDerived
 from bnrepro.norm.table import NORMS, NormOptions
 
 Shape = tuple[int, ...]
@@ -84,16 +86,37 @@ def freeze(model: nn.Module, *, parameters: bool = True) -> nn.Module:
         if layer.running_mean is None:
             raise NormError(f"{name or 'The norm'} keeps no running statistics (track_running_stats=False) to freeze.")
         if not isinstance(layer, _HandDerived):
-            dimensions = {nn.BatchNorm1d: (), nn.BatchNorm2d: (1, 1), nn.BatchNorm3d: (1, 1, 1)}
-            shape = next((shape for kind, shape in dimensions.items() if isinstance(layer, kind)), None)
-            if shape is None:
+            ours = _ours(layer)
+            if ours is None:
                 raise NormError(f"{name or 'The norm'} is a {type(layer).__name__}, which cannot be frozen here.")
-            new[layer] = NORMS["custombn"](layer.num_features, shape, options=_options(layer))
-            _carry_over(layer, new[layer])
-            layer = new[layer]
+            new[layer] = layer = ours
         layer.frozen = True
         if parameters:
             layer.requires_grad_(False)
+    return _replace(model, new)
+
+
+def synchronize(model: nn.Module, group: dist.ProcessGroup) -> nn.Module:
+    """Let ``model``'s norms take their statistics in training from the joint batch of ``group``'s processes.
+
+    The result is that of one process with the joint batch. Torch's batch normalization becomes `torch.nn.SyncBatchNorm`
+    on a GPU; on the CPU, where that does not run, it becomes our layer of the same formula. Norms whose statistics are
+    each image's own stay as they are. A layer of your own is handed the group if it has an attribute ``process_group``.
+
+    Args:
+        model: any network, already on its device; changed in place and returned (or its replacement, if it is itself
+            a norm).
+        group: the processes. Each must call the network in training on its part of the joint batch, none may skip one.
+    """
+    new: dict[nn.Module, nn.Module] = {}
+    layers: list[Any] = list(model.modules())
+    for layer in layers:
+        if hasattr(layer, "process_group"):
+            layer.process_group = group
+        elif isinstance(layer, _BatchNorm) and (ours := _ours(layer)):
+            on_gpu = any(t.is_cuda for t in (*layer.parameters(), *layer.buffers()))
+            ours.process_group = group
+            new[layer] = nn.SyncBatchNorm.convert_sync_batchnorm(layer, group) if on_gpu else ours
     return _replace(model, new)
 
 
@@ -195,8 +218,15 @@ def _is_norm(module: nn.Module) -> bool:
     return isinstance(module, _BatchNorm | ConvAdaptiveNorm2d)
 
 
-def _options(layer: _BatchNorm) -> NormOptions:
-    return NormOptions(eps=layer.eps, momentum=layer.momentum, affine=layer.affine)
+def _ours(layer: _BatchNorm) -> _HandDerived | None:
+    """Our layer of the same formula as torch's ``layer``, with its state; None if it is of another kind."""
+    kinds = {nn.BatchNorm1d: BatchNorm1d, nn.BatchNorm2d: BatchNorm2d, nn.BatchNorm3d: BatchNorm3d}
+    ours = next((ours for kind, ours in kinds.items() if isinstance(layer, kind)), None)
+    if ours is None:
+        return None
+    made = ours(layer.num_features, layer.eps, layer.momentum, layer.affine, layer.track_running_stats)
+    _carry_over(layer, made)
+    return made
 
 
 def _shapes_of_inputs(model: nn.Module, example_input: Tensor) -> dict[nn.Module, set[Shape]]:

@@ -119,6 +119,35 @@ def moments(x: Tensor, axes: tuple[int, ...], group: dist.ProcessGroup | None = 
     return mean, pooled_mean((x - mean).square(), axes, group)
 
 
+def images_of_each(x: Tensor, group: dist.ProcessGroup) -> list[int]:
+    """How many images each process of ``group`` has in the joint batch, in the order of their ranks."""
+    counts = torch.zeros(dist.get_world_size(group), dtype=torch.int64, device=x.device)
+    counts[dist.get_rank(group)] = len(x)
+    dist.all_reduce(counts, group=group)
+    return counts.tolist()
+
+
+def joint_batch(x: Tensor, group: dist.ProcessGroup) -> tuple[Tensor, slice]:
+    """An uninitialised tensor like ``x`` with the joint batch's images, and where among them this process's are.
+
+    For random numbers: processes whose generators are in the same state draw the joint batch's, as one process would,
+    and each takes its own.
+    """
+    images, rank = images_of_each(x, group), dist.get_rank(group)
+    nhwc = x.dim() == 4 and not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last)
+    layout = torch.channels_last if nhwc else torch.contiguous_format
+    whole = torch.empty((sum(images), *x.shape[1:]), dtype=x.dtype, device=x.device, memory_format=layout)
+    start = sum(images[:rank])
+    return whole, slice(start, start + len(x))
+
+
+def of_all_processes(x: Tensor, group: dist.ProcessGroup) -> Tensor:
+    """Each process's ``x``, all of one shape, stacked in the order of their ranks. Differentiable."""
+    slots = x.new_zeros((dist.get_world_size(group), *x.shape))
+    slots[dist.get_rank(group)] = x
+    return _SumOverProcesses.apply(slots, group)
+
+
 class _SumOverProcesses(torch.autograd.Function):
     """The sum of each process's tensor. Its adjoint is the same sum, taken of the gradients."""
 

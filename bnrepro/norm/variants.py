@@ -2,18 +2,32 @@
 
 They take inputs (N, C) or (N, C, ...), keep torch's parameters and running statistics per channel, and differ in what
 they do in training. Their backwards are autograd's, except for the ghost batches', which is the hand-derived one.
+With a ``process_group`` each gives what one process would on the joint batch.
 """
 
 from __future__ import annotations
 
 import math
+from itertools import accumulate, pairwise
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
+from torch import distributed as dist
+from torch.nn import functional as F
 
-from bnrepro.norm.function import affine, against, batch_norm, moments, widen
-from bnrepro.norm.layers import _HandDerived
+from bnrepro.norm.function import (
+    affine,
+    against,
+    batch_norm,
+    images_of_each,
+    joint_batch,
+    moments,
+    of_all_processes,
+    pooled_mean,
+    widen,
+)
+from bnrepro.norm.layers import NormError, _HandDerived
 
 
 class _Variant(_HandDerived):
@@ -29,7 +43,7 @@ class _Variant(_HandDerived):
         if not self.training or self.frozen:
             return super().forward(x)
         axes = self.statistics_axes(x)
-        count = self._count(x, axes, None)
+        count = self._count(x, axes, self.process_group)
         xhat, mean, var = self._normalize(widen(x), axes)
         if self.running_mean is not None:
             self._update_running(mean.detach(), var.detach(), count)
@@ -45,11 +59,12 @@ class GhostBatchNorm(_Variant):
     """Batch normalization over parts of the batch ("ghost batches"): noisier statistics at the same batch size.
 
     The batch is cut along N into parts of ``ghost_size`` (an incomplete last part joins the one before), and each is
-    normalised by itself. The running statistics move once for each part, in order.
+    normalised by itself. The running statistics move once for each part, in order. With a ``process_group`` it is the
+    joint batch that is cut, and each process normalises the parts that it has.
 
     Raises:
         ValueError: ``ghost_size`` below 1.
-        NormError: (a ValueError) one value per channel in a part.
+        NormError: (a ValueError) one value per channel in a part; a part that is divided between processes.
 
     Source: Hoffer, Hubara & Soudry, "Train longer, generalize better" (2017), Algorithm 1.
     """
@@ -65,15 +80,36 @@ class GhostBatchNorm(_Variant):
             raise ValueError(f"ghost_size must be at least 1, got {self.ghost_size}")
         axes = self.statistics_axes(x)
         weight, bias = (against(p, x) for p in (self.weight, self.bias))
-        starts = range(self.ghost_size, len(x) - self.ghost_size + 1, self.ghost_size)
-        outputs = []
-        for part in x.tensor_split(list(starts)):
-            count = self._count(part, axes, None)
+        group = self.process_group
+        each, rank = ([len(x)], 0) if group is None else (images_of_each(x, group), dist.get_rank(group))
+        edges = [0, *range(self.ghost_size, sum(each) - self.ghost_size + 1, self.ghost_size), sum(each)]
+        starts = list(accumulate(each, initial=0))
+        if not set(starts) <= set(edges):
+            raise NormError(self._divided(each))
+        first, last = (edges.index(start) for start in starts[rank : rank + 2])
+        outputs, found = [], []
+        for part in x.tensor_split([edge - starts[rank] for edge in edges[first + 1 : last]]):
+            self._count(part, axes, None)
             y, mean, var = batch_norm(part, weight, bias, axes, self.eps)
-            if self.running_mean is not None:
-                self._update_running(mean, var, count)
-            outputs.append(y)
+            outputs.append(y if len(part) else affine(part, weight, bias))  # whose gradients are 0 and not 0/0
+            found.append(torch.stack((mean, var)))
+        if self.running_mean is not None:
+            if group is not None:  # the statistics of all parts, in their order
+                mine = torch.stack(found)[: last - first]  # of no images there is no statistic
+                every = mine.new_zeros((len(edges) - 1, *mine.shape[1:]))
+                every[first:last] = mine
+                dist.all_reduce(every, group=group)
+                found = list(every)
+            for (mean, var), (start, stop) in zip(found, pairwise(edges), strict=True):
+                self._update_running(mean, var, (stop - start) * math.prod(x.shape[2:]))
         return torch.cat(outputs)
+
+    def _divided(self, each: list[int]) -> str:
+        return (
+            f"ghost batches of {self.ghost_size} images would be divided between processes, which have {each} of the "
+            f"{sum(each)} images of a batch. Choose the number of processes, batch_size and norm.ghost_size so that "
+            "each process has whole ghost batches."
+        )
 
 
 class BatchRenorm(_Variant):
@@ -104,7 +140,7 @@ class BatchRenorm(_Variant):
         return 1 + (self.r_limit - 1) * share(self.r_steps), self.d_limit * share(self.d_steps)
 
     def _normalize(self, x: Tensor, axes: tuple[int, ...]) -> tuple[Tensor, Tensor, Tensor]:
-        xhat, mean, var = batch_norm(x, None, None, axes, self.eps)
+        xhat, mean, var = batch_norm(x, None, None, axes, self.eps, self.process_group)
         if self.running_mean is None or self.running_var is None or self.num_batches_tracked is None:
             return xhat, mean, var
         r_max, d_max = self.bounds(int(self.num_batches_tracked))
@@ -127,7 +163,7 @@ class DetachedBatchNorm(_Variant):
     detach: Literal["mean", "both"] = "both"
 
     def _normalize(self, x: Tensor, axes: tuple[int, ...]) -> tuple[Tensor, Tensor, Tensor]:
-        mean, var = moments(x, axes)
+        mean, var = moments(x, axes, self.process_group)
         if self.detach == "both":
             var = var.detach()
         return (x - mean.detach()) * (var + self.eps).rsqrt(), mean, var
@@ -140,7 +176,8 @@ class NoisyBatchNorm(_HandDerived):
     :math:`\mu_j \sim U(-n_\mu, n_\mu), \sigma_j \sim U(1, n_\sigma)`, then for each image i
     :math:`m_{ij} \sim U(\mu_j - r, \mu_j + r), s_{ij} \sim N(\sigma_j, r)`, and
     :math:`y_{ij} = s_{ij} \mathrm{BN}(x)_{ij} + m_{ij}`, with :math:`n_\mu = 0.5, n_\sigma = 1.25, r = 0.1`. In eval
-    mode there is no noise. The noise comes from torch's global generator.
+    mode there is no noise. The noise comes from torch's global generator; with a ``process_group`` the generators of
+    its processes must be in the same state.
 
     Source: Santurkar et al., "How Does Batch Normalization Help Optimization?" (2018), section 2.2 and appendix.
     """
@@ -152,7 +189,7 @@ class NoisyBatchNorm(_HandDerived):
     def forward(self, x: Tensor) -> Tensor:
         """Shapes: (N, C, ...) in and out."""
         y = super().forward(x)
-        return _shaken(y, self.n_mean, self.n_std, self.spread) if self.training else y
+        return _shaken(y, self.n_mean, self.n_std, self.spread, self.process_group) if self.training else y
 
 
 class Noise(nn.Module):
@@ -162,18 +199,20 @@ class Noise(nn.Module):
     """
 
     n_mean, n_std, spread = NoisyBatchNorm.n_mean, NoisyBatchNorm.n_std, NoisyBatchNorm.spread
+    process_group: dist.ProcessGroup | None = None
 
     def forward(self, x: Tensor) -> Tensor:
         """Shapes: (N, C, ...) in and out."""
-        return _shaken(x, self.n_mean, self.n_std, self.spread) if self.training else x
+        return _shaken(x, self.n_mean, self.n_std, self.spread, self.process_group) if self.training else x
 
 
-def _shaken(y: Tensor, n_mean: float, n_std: float, spread: float) -> Tensor:
+def _shaken(y: Tensor, n_mean: float, n_std: float, spread: float, group: dist.ProcessGroup | None) -> Tensor:
     """``y`` (N, C, ...) with the noise of `NoisyBatchNorm`, drawn anew."""
-    mean = torch.empty_like(y[:1]).uniform_(-n_mean, n_mean)
-    std = torch.empty_like(y[:1]).uniform_(1, n_std)
-    shift = mean + torch.empty_like(y).uniform_(-spread, spread)
-    scale = std + spread * torch.randn_like(y)
+    whole, mine = (y, slice(None)) if group is None else joint_batch(y, group)
+    mean = torch.empty_like(whole[:1]).uniform_(-n_mean, n_mean)
+    std = torch.empty_like(whole[:1]).uniform_(1, n_std)
+    shift = mean + torch.empty_like(whole).uniform_(-spread, spread)[mine]
+    scale = std + spread * torch.randn_like(whole)[mine]
     return scale * y + shift
 
 
@@ -195,18 +234,27 @@ class LpBatchNorm(_Variant):
     largest = 10
 
     def _normalize(self, x: Tensor, axes: tuple[int, ...]) -> tuple[Tensor, Tensor, Tensor]:
-        mean = x.mean(axes, keepdim=True)
+        mean = pooled_mean(x, axes, self.process_group)
         distance = (x - mean).abs()
         if self.p == 1:
-            sigma = math.sqrt(math.pi / 2) * distance.mean(axes, keepdim=True)
+            sigma = math.sqrt(math.pi / 2) * pooled_mean(distance, axes, self.process_group)
         else:
             rows = distance.transpose(0, 1).flatten(1)  # (C, m)
             m = rows.shape[1]
+            if self.process_group is not None:
+                m = self._count(x, axes, self.process_group)
+                rows = self._candidates(rows, self.process_group)
             top = rows.topk(min(self.largest, m)).values.mean(1)
             constant = (1 + math.sqrt(math.pi * math.log(4))) / (2 * math.sqrt(2 * math.log(m)))
             sigma = against(constant * top, x)
         var = sigma.square()
         return (x - mean) * (var + self.eps).rsqrt(), mean, var
+
+    def _candidates(self, rows: Tensor, group: dist.ProcessGroup) -> Tensor:
+        """(C, m) distances of this process -> (C, processes x largest), the largest ones of each."""
+        top = rows.topk(min(self.largest, rows.shape[1])).values
+        top = F.pad(top, (0, self.largest - top.shape[1]), value=-1.0)  # below every distance
+        return of_all_processes(top, group).transpose(0, 1).flatten(1)
 
 
 class LpNorm(_Variant):
@@ -223,11 +271,15 @@ class LpNorm(_Variant):
     p: float = 1.0
 
     def _normalize(self, x: Tensor, axes: tuple[int, ...]) -> tuple[Tensor, Tensor, Tensor]:
-        mean, size = x.mean(axes, keepdim=True), x.abs()
+        group = self.process_group
+        mean, size = pooled_mean(x, axes, group), x.abs()
         if self.p == 1:
-            var = size.mean(axes, keepdim=True).square()
+            var = pooled_mean(size, axes, group).square()
         elif self.p == 2:
-            var = x.square().mean(axes, keepdim=True)
+            var = pooled_mean(x.square(), axes, group)
         else:
-            var = size.amax(axes, keepdim=True).square()
+            largest = size.amax(axes, keepdim=True) if len(x) else size.sum(axes, keepdim=True)
+            if group is not None:
+                largest = of_all_processes(largest, group).amax(0)
+            var = largest.square()
         return (x - mean) * (var + self.eps).rsqrt(), mean, var
