@@ -16,6 +16,7 @@ from bnrepro import record
 from bnrepro.compare import Comparison, table
 from bnrepro.config import UserError, to_yaml
 from bnrepro.experiments.base import Finding, Verdict
+from bnrepro.stored import printable
 
 COLUMNS = ("dataset", "model", "variant", "seed", "status", "test_accuracy", "val_accuracy", "seconds", "path")
 SORTS = ("path", "seed", "status", "test_accuracy", "val_accuracy", "seconds")
@@ -74,6 +75,7 @@ def as_text(found: list[Row]) -> str:
 
 def aligned(lines: Sequence[Sequence[str]], left: Sequence[int] = (0,)) -> str:
     """Columns of text, two spaces apart; those in ``left`` start at the same place, the others end there."""
+    lines = [[printable(cell).replace("\n", " ") for cell in line] for line in lines]
     widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
     texts = []
     for line in lines:
@@ -95,11 +97,11 @@ def describe(path: Path) -> str:
         UserError: there is no run, or it is damaged.
     """
     run = record.open_run(path)
-    parts = [str(path), ""]
+    parts = [printable(str(path)), ""]
     for key, value in run.summary.items():
         if value is not None:
             text = ", ".join(f"{k} {v}" for k, v in value.items()) if isinstance(value, dict) else value
-            parts.append(f"{key:<17} {text}")
+            parts.append(printable(f"{key:<17} {text}"))
     if (path / record.METRICS).is_file():
         lines = [list(record.COLUMNS)]
         for row in run.metrics:

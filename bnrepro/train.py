@@ -22,6 +22,7 @@ from bnrepro.optimizer import lr_factor, make_optimizer
 from bnrepro.record import Row, Run, Status
 from bnrepro.schema import Config, Device, Precision
 from bnrepro.signals import terminate_as_interrupt
+from bnrepro.stored import leads_out
 from bnrepro.tally import Tally
 
 EVAL_IMAGES = 500  # images a forward pass in evaluation: fits the caches, and no batch is left with 1
@@ -71,6 +72,8 @@ def run(cfg: Config, *, force: bool = False, report: Callable[[Progress], None] 
     cfg = resolve(cfg)
     norm = norm_of(cfg)
     directory = run_dir(cfg)
+    if leads_out(directory, Path(cfg.root)):  # what --force deletes, and what a run writes, lies in it
+        raise UserError(f"{directory} is a link out of root={cfg.root}. Remove the link, or use another root.")
     stored = Run(directory)
     if not force and stored.finished:
         return directory
