@@ -278,8 +278,8 @@ def _refuse_special(override: str) -> None:
     key, equals, value = override.partition("=")
     if not equals or not key.strip():
         raise UserError(f"The override {shown} is not of the form key=value, as in epochs=5.")
-    if len(override) > LONGEST:
-        raise UserError(f"The override {shown} has {len(override)} characters. It may have at most {LONGEST}.")
+    if len(override) > LONGEST or len(key) > 100:
+        raise UserError(f"The override {shown} is too long: {len(override)} characters.")
     if not re.fullmatch(r"\w+(\.\w+)*", key) or "_target_" in key or key.split(".")[0] == "hydra" or "${" in value:
         raise UserError(f"The override {shown} is refused: an override sets a key of the schema, as in epochs=5.")
     # A group's value is the name of one of its files; Hydra would follow a path out of configs/.

@@ -1,8 +1,9 @@
 """Where datasets come from: found, checked against checksums, read, downloaded. Knows NumPy, not torch.
 
 Nothing is trusted for being there: every file is held to a checksum before it is parsed, and a download becomes
-visible under its final name only when it is whole and right. CIFAR's files are pickles, and MD5 is all that is
-published of them: after it matched, they are read by an unpickler that can build arrays and nothing else.
+visible under its final name only when it is whole and right. CIFAR's files are pickles: they are not opened unless
+they have the published MD5, for which nobody can make another file (to make two alike, one must make both). An
+unpickler that can build arrays and nothing else reads them; alone it would not do, since NumPy crashes on some states.
 """
 
 from __future__ import annotations
@@ -23,11 +24,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-
-try:
-    from numpy._core.multiarray import _reconstruct
-except ImportError:  # NumPy 1
-    from numpy.core.multiarray import _reconstruct
 
 from bnrepro import stored
 from bnrepro.archive import Arrays, Pair, read_npz
@@ -271,6 +267,7 @@ def _latin1(text: str, encoding: str) -> bytes:
     return text.encode("latin1")
 
 
+_reconstruct = np.empty(0).__reduce__()[0]  # wherever this version of NumPy keeps it
 _ARRAY_PARTS: dict[str, Any] = {
     "numpy.core.multiarray._reconstruct": _reconstruct,
     "numpy._core.multiarray._reconstruct": _reconstruct,

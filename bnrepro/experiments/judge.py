@@ -86,7 +86,7 @@ def numbers(effect: Interval) -> str:
     half = (effect.high - effect.low) / 2
     if not all(map(math.isfinite, (*values, half))):
         return f"{effect.mean:.3g}" if math.isnan(half) else "{:.3g} [{:.3g}, {:.3g}]".format(*values)
-    if half == 0:
+    if not half > 0:
         return "{:.4g} [{:.4g}, {:.4g}]".format(*values)
     digits = 1 - math.floor(math.log10(half))
     if 0 <= digits <= 6 and max(map(abs, values)) < 1e6:
