@@ -61,7 +61,8 @@ def load_config(overrides: list[str] | None = None) -> Config:
         UserError: an unknown key or group, a wrong type, a value out of range.
     """
     for override in overrides or []:
-        _refuse_special(override)
+        check_override(override)
+        _check_group(override)
     ConfigStore.instance().store(name="schema", node=Config)
     GlobalHydra.instance().clear()
     try:
@@ -272,8 +273,12 @@ def run_dir(cfg: Config) -> Path:
 LONGEST = 5000  # characters of an override: enough for a path; Hydra's parser takes minutes for a long list
 
 
-def _refuse_special(override: str) -> None:
-    """Overrides set values of the schema: nothing added or removed, no `_target_`, no Hydra internals, no lookups."""
+def check_override(override: str) -> None:
+    """Overrides set values of the schema: nothing added or removed, no `_target_`, no Hydra internals, no lookups.
+
+    Raises:
+        UserError: this one does something else.
+    """
     shown = repr(override if len(override) <= 200 else f"{override[:200]}...")
     key, equals, value = override.partition("=")
     if not equals or not key.strip():
@@ -282,9 +287,13 @@ def _refuse_special(override: str) -> None:
         raise UserError(f"The override {shown} is too long: {len(override)} characters.")
     if not re.fullmatch(r"\w+(\.\w+)*", key) or "_target_" in key or key.split(".")[0] == "hydra" or "${" in value:
         raise UserError(f"The override {shown} is refused: an override sets a key of the schema, as in epochs=5.")
-    # A group's value is the name of one of its files; Hydra would follow a path out of configs/.
+
+
+def _check_group(override: str) -> None:
+    """A group's value is the name of one of its files; Hydra would follow a path out of configs/."""
+    key, _, value = override.partition("=")
     if (configs_dir() / key).is_dir() and not re.fullmatch(r"(['\"]?)\w+\1|\{.*\}", value.strip()):
-        raise UserError(f"The override {shown} is refused: {key}= takes the name of a file in {configs_dir() / key}.")
+        raise UserError(f"The override {override!r} is refused: {key}= takes the name of a file in configs/{key}.")
 
 
 def _one_sentence(error: Exception) -> str:

@@ -10,13 +10,18 @@ import textwrap
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from bnrepro import record
 from bnrepro.compare import Comparison, table
 from bnrepro.config import UserError, to_yaml
 from bnrepro.experiments.base import Finding, Verdict
+from bnrepro.record import Status
+from bnrepro.stats import Interval, t_interval
 from bnrepro.stored import printable
+
+if TYPE_CHECKING:
+    from bnrepro.sweep import Outcome
 
 COLUMNS = ("dataset", "model", "variant", "seed", "status", "test_accuracy", "val_accuracy", "seconds", "path")
 SORTS = ("path", "seed", "status", "test_accuracy", "val_accuracy", "seconds")
@@ -158,6 +163,37 @@ def _between(row: Row, name: str, scale: float, digits: int) -> str:
         return "-"
     ends = "" if low is None else f" [{low * scale:.{digits}f}, {high * scale:.{digits}f}]"
     return f"{mean * scale:.{digits}f}{ends}"
+
+
+def sweep_table(runs: Sequence[tuple[list[str], Outcome]]) -> str:
+    """One line a combination of the swept values, over its seeds: n and accuracies with 95% intervals (Student's t).
+
+    Args:
+        runs: the overrides of each run, and what came of it.
+    """
+    varied = {text for overrides, _ in runs for text in overrides if not all(text in each for each, _ in runs)}
+    cells: dict[str, list[Outcome]] = {}
+    for overrides, outcome in runs:
+        name = " ".join(text for text in overrides if text in varied and not text.startswith("seed="))
+        cells.setdefault(name or "all", []).append(outcome)
+    lines = [["runs", "n", "validation accuracy, %", "test accuracy, %", "diverged", "failed"]]
+    for name, outcomes in cells.items():
+        summaries = [record.Run(outcome.path).summary for outcome in outcomes if outcome.state == Status.completed]
+        accuracies = [
+            _percent(t_interval([float(summary[key]) for summary in summaries if summary.get(key) is not None]))
+            for key in ("val_accuracy", "test_accuracy")
+        ]
+        states = Counter(outcome.state for outcome in outcomes)
+        ends = [str(states[Status.diverged] or "-"), str(states[Status.failed] or "-")]
+        lines.append([name, str(len(summaries)), *accuracies, *ends])
+    return aligned(lines)
+
+
+def _percent(interval: Interval) -> str:
+    if interval.n == 0:
+        return "-"
+    ends = "" if interval.n == 1 else f" [{interval.low * 100:.2f}, {interval.high * 100:.2f}]"
+    return f"{interval.mean * 100:.2f}{ends}"
 
 
 def verdict_table(findings: Sequence[Finding], width: int | None = None) -> str:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 import math
+from collections.abc import Callable
 
 import torch
 from torch import nn
@@ -18,13 +20,30 @@ def make_optimizer(cfg: Config, network: nn.Module) -> torch.optim.Optimizer:
     """
     settings = cfg.optimizer
     groups = parameter_groups(network, settings.weight_decay, settings.decay_norm)
-    if settings.name is OptimizerName.sgd:
-        return torch.optim.SGD(
-            groups, lr=settings.lr, momentum=settings.momentum, nesterov=settings.nesterov, fused=True
-        )
-    kind = torch.optim.AdamW if settings.name is OptimizerName.adamw else torch.optim.Adam
-    betas = (settings.beta1, settings.beta2)
-    return kind(groups, lr=settings.lr, betas=betas, eps=settings.eps, fused=True)
+    own = (
+        {"momentum": settings.momentum, "nesterov": settings.nesterov}
+        if settings.name is OptimizerName.sgd
+        else {"betas": (settings.beta1, settings.beta2), "eps": settings.eps}
+    )
+    return OPTIMIZERS[settings.name](groups, lr=settings.lr, fused=True, **own)
+
+
+def _eager(kind: type[torch.optim.Optimizer]) -> type[torch.optim.Optimizer]:
+    """``kind``, whose methods do not import torch's compiler.
+
+    Torch's own import it at their first call, only to tell it to leave them alone: more than a second at each start.
+    Without the wrappers that do so they are the same functions.
+    """
+    plain = ("add_param_group", "zero_grad", "state_dict", "load_state_dict")
+    methods = {name: inspect.unwrap(getattr(kind, name)) for name in plain}
+    return type(kind.__name__, (kind,), {**methods, "step": torch.no_grad()(inspect.unwrap(kind.step))})
+
+
+OPTIMIZERS: dict[OptimizerName, Callable[..., torch.optim.Optimizer]] = {
+    OptimizerName.sgd: _eager(torch.optim.SGD),
+    OptimizerName.adam: _eager(torch.optim.Adam),
+    OptimizerName.adamw: _eager(torch.optim.AdamW),
+}
 
 
 def lr_factor(schedule: Schedule, step: int, steps: int, steps_per_epoch: int) -> float:

@@ -1,4 +1,4 @@
-"""Work in several processes: one thread each, none stops the others, and Ctrl-C ends them in order."""
+"""Work in several processes: the cores shared out, none stops the others, and Ctrl-C ends them in order."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import torch
@@ -32,6 +33,8 @@ def map_all(
     jobs: int,
     lost: Callable[[Item], Result],
     report: Report | None = None,
+    ended: Callable[[int, Result], None] | None = None,
+    threads: int | None = None,
 ) -> list[Result]:
     """``work(item, share)`` for all items, ``jobs`` at a time; the results in the items' order.
 
@@ -41,37 +44,58 @@ def map_all(
         jobs: processes. With 1, all happens in this process, with all of torch's threads.
         lost: the result for an item whose process was killed, twice.
         report: told of progress.
+        ended: told of each result when it is there.
+        threads: torch's threads in each process; None: the cores, shared out.
     """
     tell = report or (lambda _index, _share: None)
+    take = ended or (lambda _index, _result: None)
     if jobs == 1:
-        return [_here(work, index, item, tell) for index, item in enumerate(items)]
+        return [_here(work, index, item, tell, take) for index, item in enumerate(items)]
+    pools = _Pools(work, jobs, threads or max(1, cores() // jobs), tell, take)
     with terminate_as_interrupt():
-        return _in_pools(work, items, jobs, lost, tell)
+        return pools.run(items, lost)
 
 
-def _here(work: Callable[..., Any], index: int, item: Any, report: Report) -> Any:
+def cores() -> int:
+    """The cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _here(work: Callable[..., Any], index: int, item: Any, report: Report, ended: Callable[..., None]) -> Any:
     result = work(item, lambda share: report(index, share))
     report(index, 1.0)
+    ended(index, result)
     return result
 
 
-def _in_pools(
-    work: Callable[..., Any], items: Sequence[Any], jobs: int, lost: Callable[..., Any], report: Report
-) -> list[Any]:
-    results: dict[int, Any] = {}
-    rest = list(enumerate(items))
-    # A process that is killed breaks its whole pool. What is left gets another one as long as that helps, and then
-    # each item its own, so that only the one that kills is lost.
-    while rest and (new := _pool(work, rest, jobs, report)):
-        results |= new
-        rest = [(i, item) for i, item in rest if i not in results]
-    for i, item in rest:
-        results |= {i: lost(item)} | _pool(work, [(i, item)], 1, report)
-    return [results[i] for i in range(len(items))]
+@dataclass(frozen=True)
+class _Pools:
+    work: Callable[..., Any]
+    jobs: int
+    threads: int
+    report: Report
+    ended: Callable[[int, Any], None]
+
+    def run(self, items: Sequence[Any], lost: Callable[..., Any]) -> list[Any]:
+        """The results of ``items``."""
+        results: dict[int, Any] = {}
+        rest = list(enumerate(items))
+        # A process that is killed breaks its whole pool. What is left gets another one as long as that helps, and
+        # then each item its own, so that only the one that kills is lost.
+        while rest and (new := _pool(self, rest, self.jobs)):
+            results |= new
+            rest = [(i, item) for i, item in rest if i not in results]
+        for i, item in rest:
+            results |= _pool(self, [(i, item)], 1)
+            if i not in results:
+                results[i] = lost(item)
+                self.ended(i, results[i])
+        return [results[i] for i in range(len(items))]
 
 
-def _pool(work: Callable[..., Any], items: list[tuple[int, Any]], jobs: int, report: Report) -> dict[int, Any]:
+def _pool(pools: _Pools, items: list[tuple[int, Any]], jobs: int) -> dict[int, Any]:
     """The results of ``items``, less what a killed process took with it."""
+    work, report = pools.work, pools.report
     context = multiprocessing.get_context("spawn")  # a forked torch can hang in its thread pools
     news: Any = context.Queue()
     results: dict[int, Any] = {}
@@ -84,7 +108,9 @@ def _pool(work: Callable[..., Any], items: list[tuple[int, Any]], jobs: int, rep
                 return
 
     stop = context.Event()
-    executor = ProcessPoolExecutor(min(jobs, len(items)), context, initializer=_start_worker, initargs=(news, stop))
+    executor = ProcessPoolExecutor(
+        min(jobs, len(items)), context, initializer=_start_worker, initargs=(news, stop, pools.threads)
+    )
     try:
         futures: dict[Future[Any], int] = {executor.submit(_work, work, i, item): i for i, item in items}
         pending = set(futures)
@@ -95,6 +121,7 @@ def _pool(work: Callable[..., Any], items: list[tuple[int, Any]], jobs: int, rep
                 try:
                     results[futures[future]] = future.result()
                     report(futures[future], 1.0)
+                    pools.ended(futures[future], results[futures[future]])
                 except BrokenProcessPool:
                     pending = set()
     except BaseException:
@@ -111,10 +138,10 @@ _news: Any = None  # the queue to the process that started this one
 _stop: Any = None  # set when nothing more is to begin
 
 
-def _start_worker(news: Any, stop: Any) -> None:
+def _start_worker(news: Any, stop: Any, threads: int) -> None:
     global _news, _stop
     _news, _stop = news, stop
-    torch.set_num_threads(1)
+    torch.set_num_threads(threads)
     keep_memory()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent, which ends the work in order
     threading.Thread(target=_end_with_parent, daemon=True).start()

@@ -12,9 +12,12 @@ import json
 import math
 import os
 import platform
+import shutil
 import subprocess
+import sys
 import tempfile
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import cached_property
@@ -31,6 +34,7 @@ if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
 
 CONFIG, METRICS, SUMMARY, CHECKPOINT = "config.yaml", "metrics.csv", "summary.json", "checkpoint.pt"
+PREVIOUS, LOCK = "checkpoint.previous.pt", ".lock"
 
 SPLITS = ("train", "val", "test")
 COLUMNS = ("step", "epoch", *(f"{s}_{m}" for s in SPLITS for m in ("loss", "accuracy")), "lr", "seconds")
@@ -120,8 +124,11 @@ class Evaluation:
     seconds: stored.Number | None
 
 
-def write_whole(file: Path, content: bytes | str) -> None:
-    """Write ``file`` so that it is there in full or, whatever happens, as it was before."""
+def write_whole(file: Path, content: bytes | str, previous: Path | None = None) -> None:
+    """Write ``file`` so that it is there in full or, whatever happens, as it was before.
+
+    What was there is kept as ``previous``, where that is given.
+    """
     raw = content.encode() if isinstance(content, str) else content
     file.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(dir=file.parent, prefix=f".{file.name}.", suffix=".tmp")
@@ -132,10 +139,27 @@ def write_whole(file: Path, content: bytes | str) -> None:
             stream.flush()
             os.fsync(stream.fileno())
         temporary.chmod(0o644)
+        if previous and file.exists():
+            file.replace(previous)
         temporary.replace(file)
+        _sync_folder(file.parent)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def _sync_folder(folder: Path) -> None:
+    """Have the new name survive a power cut too, where folders can be synced."""
+    try:
+        handle = os.open(folder, os.O_RDONLY)
+    except OSError:
+        return
+    try:
+        os.fsync(handle)
+    except OSError:
+        pass  # some network file systems
+    finally:
+        os.close(handle)
 
 
 def write_csv(file: Path, columns: tuple[str, ...] | list[str], rows: list[dict[str, Any]]) -> None:
@@ -228,6 +252,11 @@ class Run:
         return str(self.summary["status"])
 
     @property
+    def started(self) -> bool:
+        """Whether anything is there of it."""
+        return (self.path / CONFIG).is_file()
+
+    @property
     def finished(self) -> bool:
         """Whether there is nothing left to run."""
         return self.status in (Status.completed, Status.diverged)
@@ -250,39 +279,110 @@ def open_run(path: Path) -> Run:
     return Run(path)
 
 
-# --- checkpoints ------------------------------------------------------------------------------------------------
+# --- one process a run --------------------------------------------------------------------------------------------
 
 
-def save_checkpoint(file: Path, payload: dict[str, Any]) -> None:
-    """Tensors, numbers, strings and containers of them; nothing that needs code to be read."""
+@contextmanager
+def claim(directory: Path) -> Iterator[None]:
+    """Keep other processes from the run in ``directory``; where one has it, say so and wait until it ends.
+
+    The operating system gives the claim up with the process, however that ends.
+    """
+    from filelock import FileLock, Timeout
+
+    directory.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(directory / LOCK)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        print(f"{directory}: another process is at this run; waiting for it.", file=sys.stderr)
+        lock.acquire()
+    except NotImplementedError:
+        pass  # a file system without locks
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def clear(directory: Path) -> None:
+    """Delete the run in ``directory``, whose claim is held."""
+    for path in directory.iterdir():
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        elif path.name != LOCK:
+            path.unlink()
+
+
+# --- checkpoints --------------------------------------------------------------------------------------------------
+
+
+class DamagedError(UserError):
+    """A checkpoint that was cut off or changed on its way."""
+
+
+def save_checkpoint(file: Path, payload: dict[str, Any], previous: Path | None = None) -> None:
+    """Tensors, numbers, strings and containers of them; nothing that needs code to be read.
+
+    The file is a ZIP archive, as torch writes it, with a checksum (CRC-32) of each member. The checkpoint that was
+    there is kept as ``previous``, where that is given.
+    """
     import torch
 
     buffer = io.BytesIO()
     torch.save(payload, buffer)
-    write_whole(file, buffer.getvalue())
+    write_whole(file, buffer.getvalue(), previous)
 
 
 def load_checkpoint(file: Path) -> dict[str, Any]:
-    """A checkpoint as data: pickled objects other than tensors and primitives are refused.
+    """A checkpoint as data, once its checksums are right: objects other than tensors and primitives are refused.
 
     Raises:
-        UserError: missing, damaged, or carrying code.
+        DamagedError: cut off, or its checksums are wrong.
+        UserError: missing, carrying code, or something else.
     """
     import pickle
+    import zipfile
 
     import torch
 
+    damaged = DamagedError(f"{file} is damaged. Run it again with --force.")
     try:
+        with zipfile.ZipFile(file) as archive:
+            if archive.testzip() is not None:
+                raise damaged
         payload = torch.load(file, map_location="cpu", weights_only=True)
     except FileNotFoundError as error:
         raise UserError(f"There is no checkpoint {file}. Train the run first.") from error
     except pickle.UnpicklingError as error:
-        raise UserError(f"{file} is refused: it is damaged or carries objects other than tensors.") from error
-    except (RuntimeError, ValueError, EOFError, OSError, KeyError) as error:
-        raise UserError(f"{file} is damaged. Run it again with --force.") from error
+        raise UserError(f"{file} is refused: it carries objects other than tensors.") from error
+    except UserError:
+        raise
+    except Exception as error:  # the kinds of errors that zipfile, zlib and torch have for nonsense are many
+        raise damaged from error
     if not isinstance(payload, dict):
         raise UserError(f"{file} is not a checkpoint of a run.")
     return payload
+
+
+def last_checkpoint(directory: Path) -> dict[str, Any] | None:
+    """The newest whole checkpoint of a run; None if there is none. What is damaged is told on standard error.
+
+    Raises:
+        UserError: one carries code, or is no checkpoint.
+    """
+    for name in (CHECKPOINT, PREVIOUS):
+        file = directory / name
+        if not file.exists():
+            continue
+        try:
+            return load_checkpoint(file)
+        except DamagedError:
+            then = "going on from the one before" if name == CHECKPOINT else "starting over"
+            if name == CHECKPOINT and not (directory / PREVIOUS).exists():
+                then = "there is none before it, so the run starts over"
+            print(f"{file} is damaged: {then}.", file=sys.stderr)
+    return None
 
 
 # --- where a number comes from -----------------------------------------------------------------------------------

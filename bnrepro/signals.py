@@ -24,3 +24,37 @@ def terminate_as_interrupt() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+class Stop:
+    """Whether somebody asked for an end."""
+
+    asked = False
+
+
+@contextmanager
+def stop_between_steps() -> Iterator[Stop]:
+    """SIGINT and SIGTERM only set ``asked``, for a loop to end where its state is whole; a second one interrupts.
+
+    In another thread than the main one, where signals do not arrive, nothing sets it. A SIGINT that is ignored, as in
+    a shell's background and in the processes of a sweep, stays so.
+    """
+    stop = Stop()
+    if threading.current_thread() is not threading.main_thread():
+        yield stop
+        return
+
+    def ask(_signal: int, _frame: FrameType | None) -> None:
+        if stop.asked:
+            raise KeyboardInterrupt
+        stop.asked = True
+
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    taken = [number for number, handler in before.items() if handler is not signal.SIG_IGN]
+    for number in taken:
+        signal.signal(number, ask)
+    try:
+        yield stop
+    finally:
+        for number in taken:
+            signal.signal(number, before[number])

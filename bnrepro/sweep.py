@@ -1,17 +1,22 @@
-"""Many runs, several at a time: one process a core, one thread a process, and none stops the others."""
+"""Many runs, several at a time: Hydra's sweep syntax to configurations, and those to runs. None stops the others."""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
+from itertools import islice, product
+from math import prod
 from pathlib import Path
 
-from bnrepro import train
-from bnrepro.config import UserError, run_dir
-from bnrepro.parallel import Report, map_all
+from bnrepro import record, train
+from bnrepro.config import UserError, check_override, configs_dir, run_dir, to_yaml
+from bnrepro.parallel import Report, cores, map_all
+from bnrepro.record import Run, Status
 from bnrepro.schema import Config, Device
+
+MOST = 10_000  # runs of a sweep
 
 
 @dataclass(frozen=True)
@@ -25,41 +30,105 @@ class Outcome:
     by_user: bool = False
     """Whether the error is one that the user can mend."""
 
+    @property
+    def state(self) -> str:
+        """completed, diverged or failed."""
+        return Status.failed.value if self.error else Run(self.path).status
+
+
+def expand(overrides: Sequence[str]) -> list[list[str]]:
+    """Overrides in Hydra's sweep syntax as one list of overrides a run, the last key changing fastest.
+
+    Lists (``seed=0,1,2``), ranges (``seed=range(5)``), choices and globs over a group (``data=glob(mnist*)``) or over
+    the norms (``variant=glob(*bn)``).
+
+    Raises:
+        UserError: not Hydra's syntax; nothing matches; a continuous interval, which has no runs to list; too many.
+    """
+    from hydra import initialize_config_dir
+    from hydra.core.global_hydra import GlobalHydra
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.core.override_parser.types import Glob
+    from hydra.errors import HydraException
+
+    from bnrepro.norm import NORMS
+
+    choices: list[list[str]] = []
+    for text in overrides:
+        check_override(text)
+    GlobalHydra.instance().clear()
+    try:
+        with initialize_config_dir(str(configs_dir()), version_base="1.3"):
+            parser = OverridesParser.create(config_loader=GlobalHydra.instance().config_loader())
+            for text, override in zip(overrides, parser.parse_overrides(list(overrides)), strict=True):
+                key = override.get_key_element()
+                if not override.is_sweep_override():
+                    choices.append([text])
+                elif key == "variant" and isinstance(glob := override.value(), Glob):
+                    choices.append([f"{key}={name}" for name in glob.filter(list(NORMS))])
+                elif override.is_discrete_sweep():
+                    values = islice(override.sweep_string_iterator(), MOST + 1)
+                    choices.append([f"{key}={value}" for value in values])
+                else:
+                    raise UserError(f"{text}: an interval has no runs to list. Give values: {key}=0.1,0.01.")
+                if not choices[-1]:
+                    raise UserError(f"{text} matches nothing.")
+                if prod(map(len, choices)) > MOST:
+                    raise UserError(f"These are more than {MOST:,} runs. Sweep a part of them at a time.")
+    except (HydraException, RecursionError) as error:  # the latter on brackets in brackets
+        raise UserError(str(error).splitlines()[0][:300]) from error
+    return [list(each) for each in product(*choices)]
+
 
 def default_jobs(cfg: Config) -> int:
     """Runs at a time: one a core on the CPU, one on a GPU."""
-    if train.resolve(cfg).device is Device.cuda:
-        return 1
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return 1 if train.resolve(cfg).device is Device.cuda else cores()
 
 
 def run_all(
-    configs: Sequence[Config], jobs: int, *, force: bool = False, report: Report | None = None
+    configs: Sequence[Config],
+    jobs: int,
+    *,
+    force: bool = False,
+    report: Report | None = None,
+    ended: Callable[[int, Outcome], None] | None = None,
+    threads: int | None = None,
 ) -> list[Outcome]:
     """Run ``configs``, ``jobs`` at a time, and return their outcomes in the same order.
 
-    What is finished is not run again. A run that fails, or whose process is killed, leaves the others alone.
-    Ctrl-C interrupts the runs under way, which can go on later, and is raised again.
+    What is finished is not run again. A run that fails, or whose process is killed, leaves the others alone, and its
+    error is kept in its summary. Ctrl-C interrupts the runs under way, which can go on later, and is raised again.
 
     Args:
         configs: the runs.
         jobs: processes. With 1, runs happen in this process, with all of torch's threads.
         force: start each run over.
         report: told of progress.
+        ended: told of each outcome when it is there.
+        threads: torch's threads in each process; None: the cores, shared out.
     """
-    return map_all(partial(_attempt, force=force), [train.resolve(cfg) for cfg in configs], jobs, _lost, report)
+    resolved = [train.resolve(cfg) for cfg in configs]
+    return map_all(partial(_attempt, force=force), resolved, jobs, _lost, report, ended, threads)
 
 
 def _lost(cfg: Config) -> Outcome:
-    return Outcome(cfg, run_dir(cfg), "its process was killed (out of memory?)")
+    return _failed(cfg, "its process was killed (out of memory?)")
 
 
 def _attempt(cfg: Config, share: Callable[[float], None], *, force: bool) -> Outcome:
-    path = run_dir(cfg)
     try:
-        train.run(cfg, force=force, report=lambda p: share(p.step / p.steps))
+        return Outcome(cfg, train.run(cfg, force=force, report=lambda p: share(p.step / p.steps)))
     except UserError as error:
-        return Outcome(cfg, path, str(error), by_user=True)
+        return _failed(cfg, str(error), by_user=True)
     except Exception as error:  # whatever it is, the other runs go on, and it is told at the end
-        return Outcome(cfg, path, f"{type(error).__name__}: {error}")
-    return Outcome(cfg, path)
+        return _failed(cfg, f"{type(error).__name__}: {error}")
+
+
+def _failed(cfg: Config, error: str, by_user: bool = False) -> Outcome:
+    path = run_dir(cfg)
+    with suppress(OSError, UserError):  # the disk may be what failed
+        if Run(path).status == "running":  # nothing has been said of its end
+            record.write_whole(path / record.CONFIG, to_yaml(cfg))
+            who = {"variant": cfg.variant, "seed": cfg.seed, "dataset": cfg.data.name, "model": cfg.model.name}
+            record.write_summary(path, {"status": Status.failed.value, **who, "error": error})
+    return Outcome(cfg, path, error, by_user)

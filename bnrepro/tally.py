@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,7 +14,6 @@ class Tally:
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
-        self.plan_epoch: int | None = None
         self.reset()
 
     def reset(self) -> None:
@@ -56,3 +56,15 @@ class Tally:
     def mean(self) -> tuple[float, float]:
         """Loss and accuracy over all batches since the last evaluation, each measured before its update."""
         return float(self.loss) / self.images, float(self.right) / self.images
+
+    def state(self) -> dict[str, Any]:
+        """All of it, for a checkpoint. Batches not yet taken in are kept apart, or sums would round otherwise."""
+        return dict(vars(self), device=None)
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go on from `state`."""
+        for key in vars(self).keys() - {"device"}:
+            value = state[key]
+            if isinstance(value, Tensor):
+                value = value.to(self.device)
+            setattr(self, key, [v.to(self.device) for v in value] if isinstance(value, list) else value)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -21,7 +20,7 @@ from bnrepro.norm import NormError
 from bnrepro.optimizer import lr_factor, make_optimizer
 from bnrepro.record import Row, Run, Status
 from bnrepro.schema import Config, Device, Precision
-from bnrepro.signals import terminate_as_interrupt
+from bnrepro.signals import Stop, stop_between_steps, terminate_as_interrupt
 from bnrepro.stored import leads_out
 from bnrepro.tally import Tally
 
@@ -74,33 +73,40 @@ def run(cfg: Config, *, force: bool = False, report: Callable[[Progress], None] 
     directory = run_dir(cfg)
     if leads_out(directory, Path(cfg.root)):  # what --force deletes, and what a run writes, lies in it
         raise UserError(f"{directory} is a link out of root={cfg.root}. Remove the link, or use another root.")
-    stored = Run(directory)
-    if not force and stored.finished:
+    if not force and Run(directory).finished:
         return directory
     device = torch.device(cfg.device.value)
     data = load(cfg.data, device)
     weights = torch.Generator().manual_seed(mix(cfg.seed, "weights"))
     network = build(cfg.model, norm, data.channels, data.image_size, data.num_classes, weights)
     trainer = Trainer(cfg, data, network, report)
-    if force and (directory / record.CONFIG).is_file():
-        shutil.rmtree(directory)
-    record.write_whole(directory / record.CONFIG, to_yaml(cfg))
+    with terminate_as_interrupt(), record.claim(directory):
+        if force:
+            record.clear(directory)
+        elif Run(directory).finished:  # by the process that was waited for
+            return directory
+        _train(trainer, directory)
+    return directory
+
+
+def _train(trainer: Trainer, directory: Path) -> None:
+    """Train into ``directory``, and say in its summary how it ended."""
+    record.write_whole(directory / record.CONFIG, to_yaml(trainer.cfg))
     status, error = Status.failed, None
     try:
-        with terminate_as_interrupt():
-            status = trainer.train(directory)
+        status = trainer.train(directory)
     except KeyboardInterrupt:
         status = Status.interrupted
         raise
     except NormError as problem:
         error = str(problem)
-        raise UserError(f"variant={cfg.variant}: {problem}") from problem
+        raise UserError(f"variant={trainer.cfg.variant}: {problem}") from problem
     except Exception as problem:
         error = f"{type(problem).__name__}: {problem}"
         raise
     finally:
         record.write_summary(directory, trainer.summary(status, error))
-    return directory
+    (directory / record.PREVIOUS).unlink(missing_ok=True)
 
 
 class Trainer:
@@ -132,43 +138,58 @@ class Trainer:
     # --- the loop ---
 
     def train(self, directory: Path) -> Status:
-        """Run to the end, from the checkpoint in ``directory`` if there is one."""
-        if (directory / record.CHECKPOINT).is_file():
-            self.restore(record.load_checkpoint(directory / record.CHECKPOINT))
+        """Run to the end, from the last checkpoint in ``directory`` if there is one.
+
+        Raises:
+            KeyboardInterrupt: SIGINT or SIGTERM came; a checkpoint was written after the step.
+        """
+        since = Tally(self.device)
+        if state := record.last_checkpoint(directory):
+            self.restore(state, since)
+            self.write_metrics(directory)
         board = record.Board(directory, self.step + 1 if self.step else 0) if self.cfg.tensorboard else None
         started = time.perf_counter() - self.seconds
-        since = Tally(self.device)
         try:
-            while self.step < self.steps:
-                epoch, position = divmod(self.step, self.steps_per_epoch)
-                if position == 0 or since.plan_epoch != epoch:
-                    plan = epoch_plan(len(self.data.train.labels), self.cfg.data, self.cfg.seed, epoch)
-                    since.plan_epoch = epoch
-                start = position * self.cfg.batch_size
-                x, y = train_batch(
-                    self.data, plan, self.cfg.data, start, self.cfg.batch_size, channels_last=self.cfg.channels_last
-                )
-                lr = self.cfg.optimizer.lr * lr_factor(self.cfg.schedule, self.step, self.steps, self.steps_per_epoch)
-                since.add(*self.update(x, y, lr), len(y))
-                self.step += 1
-                due = self.evaluation_due()
-                if due or self.step % CHECK_STEPS == 0:
-                    if (bad := since.first_non_finite()) is not None:
-                        self.diverged_at = self.step - bad
-                        self.seconds = time.perf_counter() - started
-                        return Status.diverged
-                    if self.report:
-                        self.report(Progress(self.step, self.steps, *since.recent()))
-                if due:
-                    self.seconds = time.perf_counter() - started
-                    self.evaluate(directory, board, since, lr)
-                    since.reset()
+            with stop_between_steps() as stop:
+                status = self.loop(directory, board, since, started, stop)
         finally:
             self.seconds = time.perf_counter() - started
             if board:
                 if self.rows:
                     board.hyperparameters(_flat(self.cfg), self.rows[-1]["test_accuracy"])
                 board.close()
+        return status
+
+    def loop(self, directory: Path, board: record.Board | None, since: Tally, started: float, stop: Stop) -> Status:
+        """The steps that are left."""
+        planned = None
+        while self.step < self.steps:
+            epoch, position = divmod(self.step, self.steps_per_epoch)
+            if planned != epoch:
+                plan = epoch_plan(len(self.data.train.labels), self.cfg.data, self.cfg.seed, epoch)
+                planned = epoch
+            start = position * self.cfg.batch_size
+            x, y = train_batch(
+                self.data, plan, self.cfg.data, start, self.cfg.batch_size, channels_last=self.cfg.channels_last
+            )
+            lr = self.cfg.optimizer.lr * lr_factor(self.cfg.schedule, self.step, self.steps, self.steps_per_epoch)
+            since.add(*self.update(x, y, lr), len(y))
+            self.step += 1
+            due = self.evaluation_due()
+            if due or self.step % CHECK_STEPS == 0:
+                if (bad := since.first_non_finite()) is not None:
+                    self.diverged_at = self.step - bad
+                    self.seconds = time.perf_counter() - started
+                    return Status.diverged
+                if self.report:
+                    self.report(Progress(self.step, self.steps, *since.recent()))
+            if due:
+                self.seconds = time.perf_counter() - started
+                self.evaluate(directory, board, since, lr)
+            if stop.asked and self.step < self.steps:
+                self.seconds = time.perf_counter() - started
+                self.save(directory, since)
+                raise KeyboardInterrupt
         return Status.completed
 
     def update(self, x: Tensor, y: Tensor, lr: float) -> tuple[Tensor, Tensor]:
@@ -206,8 +227,9 @@ class Trainer:
             row["test_loss"], row["test_accuracy"] = self.measure(self.data.test)
         row |= {"lr": lr, "seconds": self.seconds}
         self.rows.append(row)
+        since.reset()
         # The checkpoint holds the rows too: if the machine stops between these two lines, neither is lost.
-        record.save_checkpoint(directory / record.CHECKPOINT, self.state())
+        self.save(directory, since)
         self.write_metrics(directory)
         if board:
             board.row(row)
@@ -246,7 +268,11 @@ class Trainer:
 
     # --- what is kept ---
 
-    def state(self) -> dict[str, Any]:
+    def save(self, directory: Path, since: Tally) -> None:
+        """A checkpoint; the one before is kept until the run has ended."""
+        record.save_checkpoint(directory / record.CHECKPOINT, self.state(since), directory / record.PREVIOUS)
+
+    def state(self, since: Tally) -> dict[str, Any]:
         """All that the rest of the run depends on, as tensors and primitives."""
         state: dict[str, Any] = {
             "config": to_yaml(self.cfg),
@@ -255,13 +281,14 @@ class Trainer:
             "step": self.step,
             "rows": self.rows,
             "seconds": self.seconds,
+            "since": since.state(),
             "generator": torch.get_rng_state(),
         }
         if self.device.type == "cuda":
             state["cuda_generator"] = torch.cuda.get_rng_state(self.device)
         return state
 
-    def restore(self, state: dict[str, Any]) -> None:
+    def restore(self, state: dict[str, Any], since: Tally) -> None:
         """Go on from `state`.
 
         Raises:
@@ -271,6 +298,7 @@ class Trainer:
             self.network.load_state_dict(state["network"])
             self.optimizer.load_state_dict(state["optimizer"])
             self.step, self.rows, self.seconds = int(state["step"]), list(state["rows"]), float(state["seconds"])
+            since.restore(state["since"])
             torch.set_rng_state(state["generator"])
             if self.device.type == "cuda":
                 torch.cuda.set_rng_state(state["cuda_generator"], self.device)

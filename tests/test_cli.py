@@ -56,9 +56,20 @@ def test_help_imports_nothing_heavy(tmp_path: Path) -> None:
     assert out.splitlines()[-1] == "set()", out + err
 
 
+def test_training_does_not_import_torchs_compiler(short: list[str], tmp_path: Path) -> None:
+    """It is more than a second at each start, and torch's own optimisers import it only to switch it off."""
+    code = f"import sys; sys.argv = ['bnrepro', 'train', *{short!r}, 'epochs=1']\nfrom bnrepro.cli import main\n"
+    code += "try: main()\nexcept SystemExit: pass\n"
+    code += "print({'torch._dynamo', 'triton', 'sympy', 'tensorboard', 'matplotlib'} & set(sys.modules))"
+    process = python("-c", code, cwd=tmp_path)
+    out, err = process.communicate(timeout=60)
+    assert out.splitlines()[-1] == "set()", out + err
+
+
 COMMANDS = [
     "train",
     "compare",
+    "sweep",
     "reproduce",
     "figures",
     "report",
@@ -241,6 +252,30 @@ def test_comparison_with_a_failed_variant_shows_the_others_and_fails(call: Call,
     assert result.out.splitlines()[1].startswith("nobn")
     assert "batch of 1" in result.err
     assert "1 of 2 runs failed" in result.err
+
+
+def test_sweep_runs_every_combination_and_goes_on_with_what_is_missing(call: Call, short: list[str]) -> None:
+    arguments = ["sweep", "variant=bn,nobn", "seed=range(2)", *short, "epochs=1", "--jobs=1"]
+    dry = call(*arguments, "--dry-run")
+    assert (dry.code, dry.out.count("to run "), dry.err) == (0, 4, "")
+    assert dry.out.splitlines()[-1] == "4 runs, 4 of them to make."
+    assert call("train", "--variant=bn", "--seed=0", *short, "epochs=1").code == 0
+    again = call(*arguments, "--dry-run").out
+    assert again.count("completed ") == 1
+    assert "4 runs, 3 of them to make." in again
+    done = call(*arguments)
+    assert done.code == 0
+    assert [line.split()[:2] for line in done.out.splitlines()[1:3]] == [["variant=bn", "2"], ["variant=nobn", "2"]]
+    assert done.err.count(": completed") == 4
+    assert call("runs", "--csv").out.count("completed") == 4
+
+
+def test_sweep_with_a_run_that_fails_keeps_its_error_and_ends_with_2(call: Call, short: list[str]) -> None:
+    result = call("sweep", *short, "epochs=1", "batch_size=60,5000", "--jobs=1")
+    assert result.code == 2
+    assert "1 of 2 runs failed" in result.err
+    assert [line.split()[-2:] for line in result.out.splitlines()[1:3]] == [["-", "-"], ["-", "1"]]
+    assert call("runs", "--status=failed", "--csv").out.count("failed") == 1
 
 
 # --- signals ---

@@ -29,7 +29,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torchvision import datasets
 
-from bnrepro import compare, listing, record, report, sources, train
+from bnrepro import compare, listing, record, report, sources, sweep, train
 from bnrepro.archive import read_npz
 from bnrepro.config import UserError, configs_dir, load_config, read_config, run_dir, to_yaml
 from bnrepro.experiments import conclusion, measure, records, reproduce
@@ -510,6 +510,22 @@ def test_override_that_is_more_than_a_value_is_refused_in_a_sentence(override: s
     assert len(str(error.value)) < 600
 
 
+SWEEPS = [
+    *("seed=range(10000000000)", "seed=range(101) epochs=range(1,101)", f"seed={'[' * 2000}1,2"),
+    *("hydra/launcher=basic,x", "root=a,${oc.env:HOME}", "+seed=1,2", "optimizer.lr=interval(0,1)", "data=glob(../*)"),
+    "data=../model/lenet,mnist",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("overrides", SWEEPS, ids=lambda text: text[:30])
+def test_sweep_that_is_more_than_values_is_refused_in_a_sentence(overrides: str) -> None:
+    with pytest.raises(UserError) as error:
+        for each in sweep.expand(overrides.split(" ")):
+            load_config(each)
+    assert "\n" not in str(error.value)
+    assert len(str(error.value)) < 600
+
+
 @settings(fuzz, max_examples=25)
 @given(
     st.sampled_from(["variant", "data.name", "model.name"]),
@@ -865,7 +881,8 @@ def test_figure_neither_runs_nor_loads_anything(tmp_path: Path, element: str) ->
 @pytest.mark.parametrize(
     "text",
     [
-        "", "<svg", "<svg/>", "<html/>", DRAWING.replace("0 0 9 9", "0 0 nan 1"), DRAWING.replace("0 0 9 9", "0 0 -1 1"),
+        "", "<svg", "<svg/>", "<html/>",
+        DRAWING.replace("0 0 9 9", "0 0 nan 1"), DRAWING.replace("0 0 9 9", "0 0 -1 1"),
         '<?xml version="1.0" encoding="nonsense"?><svg/>', DRAWING.format("<g>" * 50_000 + "</g>" * 50_000),
         '<!DOCTYPE svg [<!ENTITY a "aaaaaaaaaa">' + "".join(
             f'<!ENTITY {b} "{f"&{a};" * 10}">' for a, b in zip("abcdefghi", "bcdefghij", strict=True)

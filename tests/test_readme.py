@@ -14,6 +14,7 @@ import typer
 from bnrepro import cli
 from bnrepro.config import load_config
 from bnrepro.norm import NORMS
+from bnrepro.sweep import expand
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -33,10 +34,12 @@ def test_command_and_its_overrides_are_understood(command: str) -> None:
     while hasattr(current, "commands"):
         current = current.commands[words.pop(0)]
     context = current.make_context(current.name, words)
-    for override in context.params.get("overrides") or []:
-        if not override.startswith(("data.source", "data.path")):  # the two only make sense together
-            load_config([override])
-    load_config(list(context.params.get("overrides") or []))
+    given = list(context.params.get("overrides") or [])
+    for overrides in expand(given) if current.name == "sweep" else [given]:
+        for override in overrides:
+            if not override.startswith(("data.source", "data.path")):  # the two only make sense together
+                load_config([override])
+        load_config(overrides)
 
 
 def test_every_command_has_an_example() -> None:

@@ -6,11 +6,17 @@ import multiprocessing
 import os
 import signal
 from collections.abc import Callable
+from dataclasses import dataclass
+from io import StringIO
 from pathlib import Path
 
 import pytest
+import torch
+from rich.console import Console
 
-from bnrepro import compare, sweep
+from bnrepro import compare, parallel, sweep
+from bnrepro.config import UserError, run_dir
+from bnrepro.progress import SweepBar
 from bnrepro.record import Run
 from bnrepro.schema import Config
 
@@ -71,3 +77,102 @@ def test_interrupt_stops_all_runs_and_they_go_on_later(tiny: Tiny, tmp_path: Pat
 
 def test_one_job_a_core_on_the_cpu(tiny: Tiny) -> None:
     assert 1 <= sweep.default_jobs(tiny()) <= (os.cpu_count() or 1)
+
+
+# --- Hydra's sweep syntax ---
+
+
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        (["epochs=1"], [["epochs=1"]]),
+        ([], [[]]),
+        (["variant=bn,nobn", "seed=range(2)"], [[f"variant={v}", f"seed={s}"] for v in ("bn", "nobn") for s in (0, 1)]),
+        (["seed=choice(3,5)", "epochs=1"], [["seed=3", "epochs=1"], ["seed=5", "epochs=1"]]),
+        (["data=glob(mnist*)"], [["data=mnist"], ["data=mnist5k"]]),
+        (["variant=glob(*custombn)"], [["variant=custombn"]]),
+        (["optimizer.lr=0.1,1e-2"], [["optimizer.lr=0.1"], ["optimizer.lr=0.01"]]),
+        (["schedule.milestones=[0.1,0.2],[0.5]"], [["schedule.milestones=[0.1,0.2]"], ["schedule.milestones=[0.5]"]]),
+    ],
+)
+def test_sweep_syntax_is_hydras(overrides: list[str], expected: list[list[str]]) -> None:
+    assert sweep.expand(overrides) == expected
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("variant=glob(x*)", "matches nothing"),
+        ("optimizer.lr=interval(0,1)", "interval has no runs"),
+        ("seed=range(", "range"),
+        ("data=glob(nothing*)", "matches nothing"),
+    ],
+)
+def test_sweep_that_lists_no_runs_is_one_sentence(override: str, words: str) -> None:
+    with pytest.raises(UserError, match=words) as error:
+        sweep.expand([override])
+    assert "\n" not in str(error.value)
+
+
+def test_error_of_a_run_is_kept_where_its_record_would_be(tiny: Tiny) -> None:
+    bad = tiny("batch_size=5000")
+    (outcome,) = sweep.run_all([bad], jobs=1)
+    assert outcome.state == "failed"
+    assert Run(run_dir(bad)).summary["error"] == outcome.error
+    good = tiny("epochs=1")
+    sweep.run_all([good], jobs=1)
+    before = (run_dir(good) / "summary.json").read_bytes()
+    assert sweep._failed(good, "too late").error == "too late"
+    assert (run_dir(good) / "summary.json").read_bytes() == before
+
+
+def test_cores_are_shared_out_among_the_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(parallel, "cores", lambda: 4)
+    there = parallel.map_all(_threads, [0, 1], jobs=2, lost=_no_threads)
+    assert there == [2, 2]
+    assert parallel.map_all(_threads, [0, 1], jobs=2, lost=_no_threads, threads=1) == [1, 1]
+
+
+def _threads(_item: int, _share: Callable[[float], None]) -> int:
+    return torch.get_num_threads()
+
+
+def _no_threads(_item: int) -> int:
+    return -1
+
+
+# --- what is shown ---
+
+
+def test_line_for_each_run_that_ended_where_there_is_no_terminal(tiny: Tiny, capfd: pytest.CaptureFixture[str]) -> None:
+    with SweepBar(["good", "bad"]) as bar:
+        sweep.run_all([tiny("epochs=1"), tiny("batch_size=5000")], 1, report=bar.update, ended=bar.ended)
+    lines = capfd.readouterr().err.splitlines()
+    assert lines[0] == "[1/2] good: completed"
+    assert lines[1].startswith("[2/2] bad: failed (batch_size=5000 is more than")
+
+
+@dataclass(frozen=True)
+class Ended:
+    state: str
+    error: str | None = None
+
+
+def test_live_table_counts_and_estimates(monkeypatch: pytest.MonkeyPatch) -> None:
+    bar = SweepBar(["a", "b", "c", "d"])
+    now = bar.started
+    monkeypatch.setattr("time.monotonic", lambda: now + 60)
+    assert bar.summary() == "4 runs: 4 waiting (0:01:00)"
+    bar.ended(0, Ended("completed"))
+    bar.ended(1, Ended("failed", "why"))
+    bar.update(2, 0.5)
+    bar.update(2, 0.4)  # news may arrive late
+    assert bar.running() == {2: 0.5}
+    text = "4 runs: 1 completed, 1 failed, 1 running, 1 waiting (0:01:00, about 0:00:36 left)"
+    assert bar.summary() == text
+    console = Console(width=100, record=True, file=StringIO())
+    console.print(bar.shown())
+    shown = console.export_text()
+    assert text in shown
+    assert "c " in shown
+    assert "50%" in shown

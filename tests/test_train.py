@@ -239,6 +239,25 @@ def test_optimizer_is_torchs_with_the_settings_asked_for(tiny: Tiny, name: str) 
         assert all(group["betas"] == (0.9, 0.9) and group["eps"] == 1e-7 for group in optimizer.param_groups)
 
 
+@pytest.mark.parametrize("name", OptimizerName)
+def test_optimizer_moves_the_weights_as_torchs_own(tiny: Tiny, name: str) -> None:
+    kind = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[name]
+    options = {"momentum": 0.9} if name == "sgd" else {}
+    nets = [nn.Linear(3, 2), nn.Linear(3, 2)]
+    nets[1].load_state_dict(nets[0].state_dict())
+    ours = make_optimizer(tiny(f"optimizer={name}", "optimizer.lr=0.05", "optimizer.weight_decay=0.1"), nets[0])
+    theirs = kind(nets[1].parameters(), lr=0.05, weight_decay=0.1, fused=True, **options)
+    for _ in range(5):
+        x = torch.randn(7, 3)
+        for net, optimizer in zip(nets, (ours, theirs), strict=True):
+            optimizer.zero_grad()
+            net(x).square().mean().backward()
+            optimizer.step()
+    assert torch.equal(nets[0].weight, nets[1].weight)
+    theirs.load_state_dict(ours.state_dict())
+    assert theirs.state_dict()["state"].keys() == ours.state_dict()["state"].keys()
+
+
 STEPS, EPOCH = 100, 10
 
 

@@ -19,7 +19,7 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 for command in (
-    *(run.train, run.compare),
+    *(run.train, run.compare, run.sweep),
     *(results.reproduce, results.figures, results.report, results.runs, results.show),
     *(tools.config, run.evaluate, tools.tensorboard, tools.bench),
 ):

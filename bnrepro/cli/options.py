@@ -20,6 +20,9 @@ Force = Annotated[bool, typer.Option("--force", help="Start over, even where a f
 RunPath = Annotated[Path, typer.Argument(metavar="RUN", help="A run's directory; `bnrepro runs` lists them.")]
 Root = Annotated[Path, typer.Option(help="Folder of the runs.")]
 Out = Annotated[Path, typer.Option(help="Folder of the experiments' results.")]
+Jobs = Annotated[
+    int | None, typer.Option(min=1, help="Processes, among which the cores are shared out; as a rule one a core.")
+]
 EXPERIMENTS = Path("results/experiments")
 
 

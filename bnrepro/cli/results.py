@@ -57,7 +57,7 @@ def reproduce(
         if dry_run:
             continue
         try:
-            analysis, failed = execute(plan, out, jobs, lambda what, count: SweepBar(count, what), force=force)
+            analysis, failed = execute(plan, out, jobs, lambda what, names: SweepBar(names, what), force=force)
         except Exception as error:  # an experiment that cannot be concluded does not cost the others
             typer.echo(f"{plan.experiment.name}: {type(error).__name__}: {error}", err=True)
             problems.append(error)

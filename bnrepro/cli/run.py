@@ -1,13 +1,17 @@
-"""Commands that train and evaluate: `train`, `compare`, `eval`."""
+"""Commands that train and evaluate: `train`, `compare`, `sweep`, `eval`."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from bnrepro.cli.options import Force, Overrides, RunPath, Seed, Variant, configure, draw, root_flag
+from bnrepro.cli.options import Force, Jobs, Overrides, RunPath, Seed, Variant, configure, draw, root_flag
+
+if TYPE_CHECKING:
+    from bnrepro.schema import Config
+    from bnrepro.sweep import Outcome
 
 
 def train(overrides: Overrides = None, variant: Variant = None, seed: Seed = None, force: Force = False) -> None:
@@ -43,7 +47,7 @@ def compare(
     overrides: Overrides = None,
     variants: Annotated[str, typer.Option(help="Names separated by commas.")] = "nobn,bn,custombn,convbn",
     seeds: Annotated[int, typer.Option(min=1, help="Seeds 0 to N - 1.")] = 5,
-    jobs: Annotated[int | None, typer.Option(min=1, help="Runs at a time; as a rule one a core.")] = None,
+    jobs: Jobs = None,
     threshold: Annotated[
         float | None,
         typer.Option(
@@ -63,10 +67,9 @@ def compare(
     cfg = configure(overrides)
     grid_of = [configure(overrides, variant=name) for name in names]
     from bnrepro import compare as comparing
-    from bnrepro import listing, sweep
+    from bnrepro import listing
     from bnrepro.allocator import keep_memory
     from bnrepro.model import norm_of
-    from bnrepro.progress import SweepBar
     from bnrepro.record import Run
     from bnrepro.train import resolve
 
@@ -75,11 +78,8 @@ def compare(
         norm_of(each)
     cfg = resolve(cfg)
     grid = comparing.grid(cfg, names, seeds)
-    with SweepBar(len(grid)) as bar:
-        outcomes = sweep.run_all(grid, jobs or sweep.default_jobs(cfg), force=force, report=bar.update)
+    outcomes = _run_all(grid, jobs, force)
     failed = [outcome for outcome in outcomes if outcome.error]
-    for outcome in failed:
-        typer.echo(f"{outcome.path}: {outcome.error}", err=True)
     finished = [Run(outcome.path) for outcome in outcomes if not outcome.error]
     if not finished:
         raise UserError(f"None of the {len(grid)} runs finished; the reasons are above.")
@@ -93,6 +93,60 @@ def compare(
     typer.echo(f"Curves: bnrepro tensorboard{root_flag(cfg.root)}")
     if failed:
         raise UserError(f"{len(failed)} of {len(grid)} runs failed and are not in the table; the reasons are above.")
+
+
+def sweep(
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[KEY=VALUE,VALUE...]...", help="As for `train`, with lists, range(...) and glob(...) for values."
+        ),
+    ] = None,
+    jobs: Jobs = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only list the runs and what is there of them.")] = False,
+    force: Force = False,
+) -> None:
+    """Train every combination of the values given, in Hydra's sweep syntax.
+
+    Example: bnrepro sweep variant=bn,convbn seed=range(3) optimizer.lr=0.1,0.01 --jobs=2
+    """
+    from bnrepro import listing
+    from bnrepro.allocator import keep_memory
+    from bnrepro.config import UserError, run_dir
+    from bnrepro.record import Run
+    from bnrepro.sweep import expand
+    from bnrepro.train import resolve
+
+    keep_memory()
+    combinations = expand(overrides or [])
+    grid = [resolve(configure(each)) for each in combinations]
+    if dry_run:
+        there = [Run(run_dir(cfg)) for cfg in grid]
+        for run in there:
+            typer.echo(f"{run.status if run.started else 'to run':<12} {run.path}")
+        typer.echo(f"{len(grid)} runs, {sum(not run.finished for run in there)} of them to make.")
+        return
+    outcomes = _run_all(grid, jobs, force)
+    typer.echo(listing.sweep_table(list(zip(combinations, outcomes, strict=True))))
+    typer.echo(f"Runs: bnrepro runs --root={grid[0].root}")
+    if failed := sum(outcome.error is not None for outcome in outcomes):
+        raise UserError(f"{failed} of {len(grid)} runs failed; the reasons are above, and in `bnrepro show RUN`.")
+
+
+def _run_all(grid: list[Config], jobs: int | None, force: bool) -> list[Outcome]:
+    """The outcomes of the runs, shown as they come; the reasons of those that failed are told again at the end."""
+    from bnrepro import sweep as sweeping
+    from bnrepro.config import run_dir
+    from bnrepro.progress import SweepBar
+
+    with SweepBar([str(run_dir(cfg).relative_to(cfg.root)) for cfg in grid]) as bar:
+        outcomes = sweeping.run_all(
+            grid, jobs or sweeping.default_jobs(grid[0]), force=force, report=bar.update, ended=bar.ended
+        )
+    for outcome in outcomes:
+        if outcome.error:
+            typer.echo(f"{outcome.path}: {outcome.error}", err=True)
+    return outcomes
 
 
 def evaluate(

@@ -32,6 +32,11 @@ class Measurement:
     """What its file says: rows, seconds, machine, versions, ...; None if it failed."""
     error: str | None = None
 
+    @property
+    def state(self) -> str:
+        """measured or failed."""
+        return "failed" if self.error else "measured"
+
 
 @dataclass
 class _Value:
@@ -65,17 +70,23 @@ def stored(probe: Probe, folder: Path) -> dict[str, Any] | None:
 
 
 def measure_all(
-    probes: list[Probe], folder: Path, jobs: int, *, force: bool = False, report: Report | None = None
+    probes: list[Probe],
+    folder: Path,
+    jobs: int,
+    *,
+    force: bool = False,
+    report: Report | None = None,
+    ended: Callable[[int, Measurement], None] | None = None,
 ) -> list[Measurement]:
     """Measure ``probes``, ``jobs`` at a time; the results in their order.
 
-    What is there is not measured again, unless with ``force``. A probe that fails leaves the others alone. The report
-    is told of those that are measured, which `missing` counts.
+    What is there is not measured again, unless with ``force``. A probe that fails leaves the others alone. ``report``
+    and ``ended`` are told of those that are measured, which `missing` counts.
     """
     there = {} if force else {i: result for i, probe in enumerate(probes) if (result := stored(probe, folder))}
     rest = [i for i in range(len(probes)) if i not in there]
     work = partial(_attempt, folder=folder, revision=record.git_revision() if rest else None)
-    made = map_all(work, [probes[i] for i in rest], jobs, _lost, report)
+    made = map_all(work, [probes[i] for i in rest], jobs, _lost, report, ended, threads=1)
     found = dict(zip(rest, made, strict=True)) | {i: Measurement(probes[i], result) for i, result in there.items()}
     return [found[i] for i in range(len(probes))]
 

@@ -32,9 +32,12 @@ class Bar(Protocol):
     def update(self, index: int, share: float, /) -> None:
         """Show it."""
 
+    def ended(self, index: int, outcome: Any, /) -> None:
+        """Show what came of it."""
 
-Bars = Callable[[str, int], AbstractContextManager[Bar]]
-"""Makes a bar for "runs" or "measurements", and how many there are."""
+
+Bars = Callable[[str, list[str]], AbstractContextManager[Bar]]
+"""Makes a bar for "runs" or "measurements", and their names."""
 
 
 @dataclass(frozen=True)
@@ -164,14 +167,16 @@ def execute(
     Raises:
         UserError: nothing could be run or measured.
     """
-    bars = bars or (lambda _what, _count: nullcontext(_Silent()))
+    bars = bars or (lambda _what, _names: nullcontext(_Silent()))
     jobs = jobs or sweep.default_jobs(plan.configs[0] if plan.configs else load_config())
     runs, probes = (plan.configs, plan.probes) if force else plan.missing()
     with _one_thread():  # as in processes of their own, so that the numbers do not depend on how many there are
-        with bars("runs", len(runs)) as bar:
-            outcomes = sweep.run_all(runs, jobs, force=force, report=bar.update)
-        with bars("measurements", len(probes)) as bar:
-            measured = measure_all(plan.probes, plan.measurements, jobs, force=force, report=bar.update)
+        with bars("runs", [str(run_dir(cfg).relative_to(plan.root)) for cfg in runs]) as bar:
+            outcomes = sweep.run_all(runs, jobs, force=force, report=bar.update, ended=bar.ended, threads=1)
+        with bars("measurements", [_title(probe) for probe in probes]) as bar:
+            measured = measure_all(
+                plan.probes, plan.measurements, jobs, force=force, report=bar.update, ended=bar.ended
+            )
     failed = [f"{o.path.relative_to(plan.root)}: {o.error}" for o in outcomes if o.error]
     failed += [f"{_title(m.probe)}: {m.error}" for m in measured if m.error]
     if failed and len(failed) == len(plan.configs) + len(plan.probes):
@@ -193,6 +198,9 @@ def _one_thread() -> Iterator[None]:
 
 class _Silent:
     def update(self, index: int, share: float, /) -> None:
+        pass
+
+    def ended(self, index: int, outcome: Any, /) -> None:
         pass
 
 
