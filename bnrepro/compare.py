@@ -10,13 +10,13 @@ import json
 import math
 import shutil
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from statistics import median
 from typing import Any
 
-from bnrepro import record
+from bnrepro import record, stored
 from bnrepro.config import UserError, config_hash, group_dir, identity
 from bnrepro.record import Run, Status
 from bnrepro.schema import Config
@@ -128,9 +128,14 @@ def open_comparison(folder: Path) -> Comparison:
         UserError: there is none, or it is damaged.
     """
     try:
-        provenance = json.loads((folder / PROVENANCE).read_text(encoding="utf-8"))
+        provenance = stored.read_json(folder / PROVENANCE, Provenance)
         runs = [_typed(row) for row in record.read_csv(folder / RUNS, RUN_COLUMNS)]
         curves = [_typed(row) for row in record.read_csv(folder / CURVES, CURVE_COLUMNS)]
+        if not runs:
+            raise ValueError(f"{RUNS} has no rows")
+        stored.hold(runs, list[_Run], RUNS)
+        stored.hold([run for run in runs if run["status"] == Status.completed], list[record.Result], RUNS)
+        stored.hold(curves, list[_Point], CURVES)
     except FileNotFoundError as error:
         raise UserError(
             f"{folder} is not a comparison ({error.filename} is missing). `bnrepro compare` makes one."
@@ -140,6 +145,69 @@ def open_comparison(folder: Path) -> Comparison:
             f"The comparison in {folder} is damaged ({error}). Make it again with `bnrepro compare`."
         ) from error
     return Comparison(runs, curves, provenance)
+
+
+@dataclass
+class Data:
+    """What is recorded of a run's data."""
+
+    data: str | None = None
+    data_official: bool | None = None
+    data_fingerprint: str | None = None
+
+
+@dataclass
+class Origin:
+    """What is recorded of where numbers come from."""
+
+    data: list[Data] = field(default_factory=list)
+    machines: list[str | None] = field(default_factory=list)
+    versions: list[dict[str, str]] = field(default_factory=list)
+    git_revisions: list[str | None] = field(default_factory=list)
+
+
+@dataclass
+class _Named:
+    name: str = ""
+
+
+@dataclass
+class _Shared:
+    data: _Named = field(default_factory=_Named)
+    model: _Named = field(default_factory=_Named)
+
+
+@dataclass
+class Provenance(Origin):
+    """What provenance.json says, as far as it is read."""
+
+    config: _Shared = field(default_factory=_Shared)
+
+
+@dataclass
+class _Run:
+    variant: stored.Name
+    seed: stored.Count
+    status: Status
+    parameters: stored.Count
+    buffers: stored.Count
+    test_accuracy: stored.Finite | None
+    test_loss: stored.Number | None
+    val_accuracy: stored.Number | None
+    val_loss: stored.Number | None
+    train_accuracy: stored.Number | None
+    train_loss: stored.Number | None
+    steps: stored.Count | None
+    diverged_at_step: stored.Count | None
+    threads: stored.Count | None
+    seconds: stored.Finite | None
+
+
+@dataclass
+class _Point(record.Evaluation):
+    variant: stored.Name
+    seed: stored.Count
+    val_accuracy: stored.Number
 
 
 def _typed(row: dict[str, str]) -> Point:

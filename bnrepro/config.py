@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import re
+from collections.abc import Iterator
 from copy import deepcopy
+from dataclasses import asdict
 from functools import cache
 from pathlib import Path
 from typing import Any, cast
@@ -17,6 +20,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from bnrepro import stored
 from bnrepro.schema import Config, Source, TrainOnly
 
 
@@ -62,14 +66,16 @@ def load_config(overrides: list[str] | None = None) -> Config:
         UserError: an unknown key or group, a wrong type, a value out of range.
     """
     for override in overrides or []:
-        _refuse_special(override)
+        check_override(override)
+        _check_group(override)
     ConfigStore.instance().store(name="schema", node=Config)
     GlobalHydra.instance().clear()
     try:
         with initialize_config_dir(str(configs_dir()), version_base="1.3"):
             composed = compose("config", overrides=overrides or [])
         return check(cast(Config, OmegaConf.to_object(composed)))
-    except (HydraException, OmegaConfBaseException, ValueError, TypeError) as error:  # ValueError: Hydra on data=0
+    except (HydraException, OmegaConfBaseException, ValueError, TypeError, RecursionError, OSError) as error:
+        # ValueError: Hydra on data=0; RecursionError: on brackets in brackets; OSError: a name too long for a file's
         raise UserError(_one_sentence(error)) from error
 
 
@@ -80,11 +86,8 @@ def read_config(file: Path) -> Config:
         UserError: the file is missing, is not YAML, or does not fit the schema.
     """
     try:
-        text = file.read_text(encoding="utf-8")
-        if "${" in text:
-            raise ValueError("it looks something up with ${...}")
-        stored = OmegaConf.create(text)
-        return check(cast(Config, OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Config), stored))))
+        found = OmegaConf.create(stored.read_yaml(file))
+        return check(cast(Config, OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Config), found))))
     except FileNotFoundError as error:
         raise UserError(f"There is no configuration {file}.") from error
     except Exception as error:  # yaml's, OmegaConf's and decoding errors: all say that this is not a configuration
@@ -98,7 +101,7 @@ def check(cfg: Config) -> Config:
         UserError: naming the first key that does not.
     """
     rules = [
-        ("seed", cfg.seed, cfg.seed >= 0, "0 or more"),
+        ("seed", cfg.seed, 0 <= cfg.seed < 2**63, "0 or more, and less than 2^63"),
         ("epochs", cfg.epochs, cfg.epochs >= 1, "1 or more"),
         ("batch_size", cfg.batch_size, cfg.batch_size >= 1, "1 or more"),
         ("eval_every", cfg.eval_every, cfg.eval_every is None or cfg.eval_every >= 1, "1 or more, or null"),
@@ -182,14 +185,27 @@ def check(cfg: Config) -> Config:
             "1 or more, or null",
         ),
     ]
+    rules += [(key, value, math.isfinite(value), "a finite number") for key, value in _floats(asdict(cfg))]
     for key, value, holds, wanted in rules:
         if not holds:
             raise UserError(f"{key} must be {wanted}; got {value}.")
     for key, name in (("variant", cfg.variant), ("data.name", cfg.data.name), ("model.name", cfg.model.name)):
         # These become folder names: nothing that could climb out of the root.
-        if not re.fullmatch(r"[A-Za-z0-9_]+", name):
-            raise UserError(f"{key} must be a name of letters, digits and underscores; got {name!r}.")
+        if not re.fullmatch(r"[A-Za-z0-9_]{1,100}", name):
+            raise UserError(f"{key} must be a name of at most 100 letters, digits and underscores; got {name[:200]!r}.")
+    for key, path in (("root", cfg.root), ("data.root", cfg.data.root), ("data.path", cfg.data.path or "")):
+        if not path.isprintable():
+            raise UserError(f"{key} must be a path without control characters; got {path[:200]!r}.")
     return cfg
+
+
+def _floats(node: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, float]]:
+    """The dotted keys of all floats, with their values."""
+    for key, value in node.items():
+        if isinstance(value, dict):
+            yield from _floats(value, f"{prefix}{key}.")
+        elif isinstance(value, float):
+            yield f"{prefix}{key}", value
 
 
 def to_dict(cfg: Config) -> dict[str, Any]:
@@ -254,8 +270,8 @@ def content_hash(file: Path) -> str:
         UserError: the file is missing or unreadable.
     """
     try:
-        stat = file.stat()
-        return _content_hash(file, stat.st_size, stat.st_mtime_ns)
+        size = stored.plain_size(file)
+        return _content_hash(file, size, file.stat().st_mtime_ns)
     except OSError as error:
         raise UserError(
             f"data.path: cannot read {file} ({error.strerror}). Give the path of an .npz archive."
@@ -278,13 +294,30 @@ def run_dir(cfg: Config) -> Path:
     return group_dir(cfg) / cfg.variant / f"seed{cfg.seed}-{config_hash(cfg)}"
 
 
-def _refuse_special(override: str) -> None:
-    """Overrides set values of the schema: nothing added or removed, no `_target_`, no Hydra internals, no lookups."""
+LONGEST = 5000  # characters of an override: enough for a path; Hydra's parser takes minutes for a long list
+
+
+def check_override(override: str) -> None:
+    """Overrides set values of the schema: nothing added or removed, no `_target_`, no Hydra internals, no lookups.
+
+    Raises:
+        UserError: this one does something else.
+    """
+    shown = repr(override if len(override) <= 200 else f"{override[:200]}...")
     key, equals, value = override.partition("=")
     if not equals or not key.strip():
-        raise UserError(f"The override {override!r} is not of the form key=value, as in epochs=5.")
-    if key.startswith(("+", "~")) or "_target_" in key or key.split(".")[0] == "hydra" or "${" in value:
-        raise UserError(f"The override {override!r} is refused: an override sets a key of the schema, as in epochs=5.")
+        raise UserError(f"The override {shown} is not of the form key=value, as in epochs=5.")
+    if len(override) > LONGEST or len(key) > 100:
+        raise UserError(f"The override {shown} is too long: {len(override)} characters.")
+    if not re.fullmatch(r"\w+(\.\w+)*", key) or "_target_" in key or key.split(".")[0] == "hydra" or "${" in value:
+        raise UserError(f"The override {shown} is refused: an override sets a key of the schema, as in epochs=5.")
+
+
+def _check_group(override: str) -> None:
+    """A group's value is the name of one of its files; Hydra would follow a path out of configs/."""
+    key, _, value = override.partition("=")
+    if (configs_dir() / key).is_dir() and not re.fullmatch(r"(['\"]?)\w+\1|\{.*\}", value.strip()):
+        raise UserError(f"The override {override!r} is refused: {key}= takes the name of a file in configs/{key}.")
 
 
 def _one_sentence(error: Exception) -> str:
@@ -300,8 +333,8 @@ def _one_sentence(error: Exception) -> str:
     if "Available options in" in str(error):  # Hydra lists the members of a group, one a line
         members = ", ".join(line for line in lines[1:] if re.fullmatch(r"\w+", line))
         text = text.removeprefix("In 'config': ") + f". Available: {members}"
-    return f"{text.rstrip('.')}. `bnrepro config` prints every key and its value."
+    return f"{text[:300].rstrip('.')}. `bnrepro config` prints every key and its value."
 
 
 def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    return str(error).strip().splitlines()[0][:300] if str(error).strip() else type(error).__name__

@@ -18,6 +18,7 @@ from bnrepro.config import UserError, to_yaml
 from bnrepro.experiments.base import Finding, Verdict
 from bnrepro.record import Status
 from bnrepro.stats import Interval, t_interval
+from bnrepro.stored import printable
 
 if TYPE_CHECKING:
     from bnrepro.sweep import Outcome
@@ -79,6 +80,7 @@ def as_text(found: list[Row]) -> str:
 
 def aligned(lines: Sequence[Sequence[str]], left: Sequence[int] = (0,)) -> str:
     """Columns of text, two spaces apart; those in ``left`` start at the same place, the others end there."""
+    lines = [[printable(cell).replace("\n", " ") for cell in line] for line in lines]
     widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
     texts = []
     for line in lines:
@@ -100,11 +102,11 @@ def describe(path: Path) -> str:
         UserError: there is no run, or it is damaged.
     """
     run = record.open_run(path)
-    parts = [str(path), ""]
+    parts = [printable(str(path)), ""]
     for key, value in run.summary.items():
         if value is not None:
             text = ", ".join(f"{k} {v}" for k, v in value.items()) if isinstance(value, dict) else value
-            parts.append(f"{key:<17} {text}")
+            parts.append(printable(f"{key:<17} {text}"))
     if (path / record.METRICS).is_file():
         lines = [list(record.COLUMNS)]
         for row in run.metrics:
@@ -178,7 +180,7 @@ def sweep_table(runs: Sequence[tuple[list[str], Outcome]]) -> str:
     for name, outcomes in cells.items():
         summaries = [record.Run(outcome.path).summary for outcome in outcomes if outcome.state == Status.completed]
         accuracies = [
-            _percent(t_interval([float(summary[key]) for summary in summaries]))
+            _percent(t_interval([float(summary[key]) for summary in summaries if summary.get(key) is not None]))
             for key in ("val_accuracy", "test_accuracy")
         ]
         states = Counter(outcome.state for outcome in outcomes)

@@ -11,6 +11,7 @@ from string import Template
 from typing import Any
 from xml.etree import ElementTree
 
+from bnrepro import stored
 from bnrepro.config import UserError
 from bnrepro.report import (
     COLUMNS,
@@ -32,7 +33,13 @@ from bnrepro.report import (
 SVG, XLINK = "http://www.w3.org/2000/svg", "http://www.w3.org/1999/xlink"
 HEAVY = 600_000  # bytes from which a figure's PNG is lighter for a browser than its SVG
 SHORT = 30  # characters that a table's cell keeps on one line
-DROPPED = {"script", "style", "metadata", "foreignObject", "title"}
+KEPT = {
+    *("svg", "g", "defs", "use", "symbol", "marker", "clipPath", "mask", "pattern", "linearGradient", "radialGradient"),
+    *("stop", "path", "rect", "circle", "ellipse", "line", "polyline", "polygon", "image", "text", "tspan", "filter"),
+    *("feColorMatrix", "feGaussianBlur", "feOffset", "feBlend", "feComposite"),
+}
+"""Elements of a drawing: nothing that runs, loads, links or changes other elements."""
+SAFE_CALLS = {"url", "rgb", "rgba", "hsl", "hsla", "matrix", "translate", "scale", "rotate", "skewX", "skewY", "calc"}
 LEAST = 560  # CSS pixels: a wide figure is not drawn smaller, but moves sideways on a phone
 ZOOM = 1.2 * 4 / 3  # CSS pixels a point: figures are made for print, and are read from further away on a screen
 
@@ -138,7 +145,10 @@ def _figure(image: Image, numbering: count[int]) -> str:
     file = image.stem.with_suffix(".svg")
     drawn, width = inline(file, f"f{number}-", image.caption)
     if file.stat().st_size > HEAVY:
-        data = base64.b64encode(image.stem.with_suffix(".png").read_bytes()).decode()
+        try:
+            data = base64.b64encode(stored.read_bytes(image.stem.with_suffix(".png"))).decode()
+        except (OSError, ValueError) as error:
+            raise UserError(f"{file} has no PNG beside it ({error}). `bnrepro figures` draws it again.") from error
         drawn = f'<img alt="{escape(image.caption)}" src="data:image/png;base64,{data}">'
     style = f"--width:{width * ZOOM:.0f}px;--least:{min(width * 4 / 3, LEAST):.0f}px"
     caption = f"<b>Figure {number}.</b> {_text(image.caption)}"
@@ -155,11 +165,15 @@ def inline(file: Path, prefix: str, label: str) -> tuple[str, float]:
     style sheet (the page's own says the same) and its size, so that it fits the screen.
     """
     try:
-        root = ElementTree.parse(file).getroot()
+        root = ElementTree.fromstring(stored.read_bytes(file))
+        if root.tag != f"{{{SVG}}}svg":
+            raise ValueError("it is no SVG")
         width = float(root.attrib["viewBox"].split()[2])
-    except (ElementTree.ParseError, KeyError, ValueError, IndexError) as error:
+        if not 0 < width < 1e5:
+            raise ValueError(f"it is {width} wide")
+        _clean(root, prefix)
+    except (ElementTree.ParseError, OSError, KeyError, ValueError, IndexError, LookupError, RecursionError) as error:
         raise UserError(f"{file} is not a figure ({error}). `bnrepro figures` draws it again.") from error
-    _clean(root, prefix)
     for key in ("width", "height"):
         root.attrib.pop(key, None)
     root.attrib |= {"role": "img", "aria-label": label}
@@ -171,13 +185,18 @@ def inline(file: Path, prefix: str, label: str) -> tuple[str, float]:
 
 def _clean(node: ElementTree.Element, prefix: str) -> None:
     for child in list(node):
-        if child.tag.rpartition("}")[2] in DROPPED:
+        space, _, tag = str(child.tag).rpartition("}")
+        if space != f"{{{SVG}" or tag not in KEPT:
             node.remove(child)
         else:
             _clean(child, prefix)
     for key, value in list(node.attrib.items()):
         name = key.rpartition("}")[2]
-        if name.startswith("on") or (name == "href" and not value.startswith(("#", "data:image/"))):
+        if (
+            name.lower().startswith("on")
+            or (name == "href" and not value.startswith(("#", "data:image/png")))
+            or (not _harmless(value) and name != "href")
+        ):
             del node.attrib[key]
         elif name == "id":
             node.attrib[key] = prefix + value
@@ -185,3 +204,9 @@ def _clean(node: ElementTree.Element, prefix: str) -> None:
             node.attrib[key] = f"#{prefix}{value[1:]}"
         else:
             node.attrib[key] = value.replace("url(#", f"url(#{prefix}")
+
+
+def _harmless(value: str) -> bool:
+    """Whether an attribute, a style for one, loads nothing: it calls nothing that could, by no hidden name."""
+    calls = set(re.findall(r"([\w-]*)\s*\(", value))
+    return calls <= SAFE_CALLS and value.count("url(") == value.count("url(#") and not set("\\@") & set(value)

@@ -25,6 +25,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from bnrepro import stored
 from bnrepro.config import UserError, read_config
 from bnrepro.schema import Config
 
@@ -53,6 +54,75 @@ class Status(StrEnum):
     def finished(self) -> bool:
         """Whether there is nothing left to run."""
         return self in (Status.completed, Status.diverged)
+
+
+@dataclass
+class Summary:
+    """What ``summary.json`` says, as far as it is read. Names become names of folders."""
+
+    status: Status
+    variant: stored.Name | None = None
+    seed: stored.Count | None = None
+    dataset: str | None = None
+    model: str | None = None
+    test_accuracy: stored.Finite | None = None
+    test_loss: stored.Finite | None = None
+    val_accuracy: stored.Finite | None = None
+    val_loss: stored.Finite | None = None
+    train_accuracy: stored.Finite | None = None
+    train_loss: stored.Finite | None = None
+    steps: stored.Count | None = None
+    epochs: stored.Finite | None = None
+    diverged_at_step: stored.Count | None = None
+    error: str | None = None
+    seconds: stored.Finite | None = None
+    parameters: stored.Count | None = None
+    buffers: stored.Count | None = None
+    threads: stored.Count | None = None
+    processes: stored.Count | None = None
+    data: str | None = None
+    data_official: bool | None = None
+    data_fingerprint: str | None = None
+    precision: str | None = None
+    device: str | None = None
+    machine: str | None = None
+    versions: dict[str, str] | None = None
+    git_revision: str | None = None
+    config_hash: str | None = None
+
+
+@dataclass
+class Ended:
+    """What the summary of a run that has ended cannot do without."""
+
+    variant: stored.Name
+    seed: stored.Count
+    seconds: stored.Finite
+    parameters: stored.Count
+    buffers: stored.Count
+
+
+@dataclass
+class Result(Ended):
+    """... and that of one that trained to the end."""
+
+    test_accuracy: stored.Finite
+
+
+@dataclass
+class Evaluation:
+    """A row of ``metrics.csv``."""
+
+    step: stored.Count
+    epoch: stored.Finite
+    train_loss: stored.Number | None
+    train_accuracy: stored.Number | None
+    val_loss: stored.Number | None
+    val_accuracy: stored.Number | None
+    test_loss: stored.Number | None
+    test_accuracy: stored.Number | None
+    lr: stored.Number | None
+    seconds: stored.Number | None
 
 
 def write_whole(file: Path, content: bytes | str, previous: Path | None = None) -> None:
@@ -123,8 +193,8 @@ def read_csv(file: Path, columns: tuple[str, ...]) -> list[dict[str, str]]:
         OSError: it cannot be read.
     """
     try:
-        with file.open(newline="", encoding="utf-8") as stream:
-            header, *rows = csv.reader(stream, strict=True)
+        text = stored.read_bytes(file).decode()
+        header, *rows = csv.reader(io.StringIO(text, newline=""), strict=True)
     except csv.Error as error:
         raise ValueError(f"{file.name}: {error}") from error
     if tuple(header) != columns:
@@ -139,8 +209,9 @@ def read_metrics(file: Path) -> list[Row]:
         UserError: missing, damaged, or not a metrics file.
     """
     try:
-        rows = read_csv(file, COLUMNS)
-        return [{key: float(value) if value else None for key, value in row.items()} for row in rows]
+        rows = [{k: float(v) if v else None for k, v in row.items()} for row in read_csv(file, COLUMNS)]
+        stored.hold(rows, list[Evaluation], file.name)
+        return rows
     except FileNotFoundError as error:
         raise UserError(f"There is no {file}: this run has not reached its first evaluation.") from error
     except (ValueError, OSError) as error:
@@ -162,13 +233,13 @@ class Run:
     def summary(self) -> dict[str, Any]:
         """The final numbers; a run that has not ended has only ``status: running``."""
         try:
-            summary = json.loads((self.path / SUMMARY).read_text(encoding="utf-8"))
+            summary: dict[str, Any] = stored.read_json(self.path / SUMMARY, Summary)
+            if summary["status"] in (Status.completed, Status.diverged):
+                stored.hold(summary, Result if summary["status"] == Status.completed else Ended, SUMMARY)
         except FileNotFoundError:
             return {"status": "running"}
         except (ValueError, OSError) as error:
             raise UserError(f"{self.path / SUMMARY} is damaged ({error}). Run it again with --force.") from error
-        if not isinstance(summary, dict) or "status" not in summary:
-            raise UserError(f"{self.path / SUMMARY} is damaged (it has no status). Run it again with --force.")
         return summary
 
     @cached_property

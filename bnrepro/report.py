@@ -294,7 +294,7 @@ def marked_up(text: str, plain: Mark, address: Mark, code: Mark) -> str:
 def markdown(report: Report, out: Path) -> str:
     """The report as Markdown, with links to the figures' files."""
     lines = [f"# {TITLE}", "", report.summary(), ""]
-    lines += [f"* [{_text(s.title)}](#{s.name}){told(s)}" for s in report.sections] + [""]
+    lines += [f"* [{_text(s.title)}](#{s.name}){_text(told(s))}" for s in report.sections] + [""]
     judged = [section for section in report.sections if section.findings]
     if judged:
         lines += ["## Verdicts", "", *(f"* **{v}**: {_text(meaning)}." for v, meaning in MEANINGS.items()), ""]
@@ -332,7 +332,7 @@ def _section(section: Section, out: Path) -> list[str]:
     for title, rows in section.tables:
         names = list(rows[0]) if rows else []
         body = _table(
-            [name.replace("_", " ") for name in names], [[_text(number(row[n])) for n in names] for row in rows]
+            [_text(name.replace("_", " ")) for name in names], [[_text(number(row[n])) for n in names] for row in rows]
         )
         folded = len(rows) >= LONG
         lines += [f"<details><summary>{_text(title)}</summary>", ""] if folded else [_text(title), ""]
@@ -352,7 +352,7 @@ def _table(head: list[str], body: list[list[str]]) -> list[str]:
 
 def _text(text: Any) -> str:
     """``text`` so that Markdown shows it as it is, on one line; addresses become links."""
-    return marked_up(" ".join(str(text).split("\n")), _escape, lambda address: f"<{address}>", _code)
+    return marked_up(_line(text), _escape, lambda address: f"<{address}>", _code)
 
 
 def _escape(text: str) -> str:
@@ -361,4 +361,9 @@ def _escape(text: str) -> str:
 
 
 def _code(text: str) -> str:
-    return "`" + text.replace("`", "'").replace("|", r"\|") + "`"
+    return "`" + _line(text).replace("`", "'").replace("|", r"\|") + "`"
+
+
+def _line(text: Any) -> str:
+    """``text`` on one line: an empty one would end the paragraph, and with it what is escaped."""
+    return " ".join(str(text).splitlines())

@@ -1,7 +1,9 @@
 """Where datasets come from: found, checked against checksums, read, downloaded. Knows NumPy, not torch.
 
 Nothing is trusted for being there: every file is held to a checksum before it is parsed, and a download becomes
-visible under its final name only when it is whole and right.
+visible under its final name only when it is whole and right. CIFAR's files are pickles: they are not opened unless
+they have the published MD5, for which nobody can make another file (to make two alike, one must make both). An
+unpickler that can build arrays and nothing else reads them; alone it would not do, since NumPy crashes on some states.
 """
 
 from __future__ import annotations
@@ -13,7 +15,6 @@ import io
 import pickle
 import sys
 import tarfile
-import tempfile
 import urllib.request
 import zlib
 from collections.abc import Callable
@@ -24,6 +25,7 @@ from typing import Any
 
 import numpy as np
 
+from bnrepro import stored
 from bnrepro.archive import Arrays, Pair, read_npz
 from bnrepro.config import UserError
 from bnrepro.schema import Data, Source
@@ -32,6 +34,7 @@ MNIST5K_SHA256 = "167bbe5fc3dfbce27f9a4c6c1814964f3367677ee226d9811d79cbd41fd5d0
 MNIST5K_SPLIT_SEED = 0  # of the 4,000 to train on and the 1,000 to test on
 PRESENT = "complete, and what it claims to be"
 TIMEOUT = 30  # seconds without a byte after which a download has failed
+LARGEST = 2**28  # bytes of a published file, unpacked: CIFAR-100's archive, the largest, has 169 million
 
 
 @dataclass(frozen=True)
@@ -122,12 +125,19 @@ def state(name: str, root: Path) -> str:
 def _bytes(file: Path) -> bytes:
     """The content of ``file``, unpacked if its name ends in .gz."""
     try:
-        raw = file.read_bytes()
-        return gzip.decompress(raw) if file.suffix == ".gz" else raw
+        raw = stored.read_bytes(file, LARGEST)
+        if file.suffix == ".gz":
+            with gzip.open(io.BytesIO(raw)) as stream:
+                raw = stream.read(LARGEST + 1)  # and no more, whatever is packed in it
+        if len(raw) > LARGEST:
+            raise ValueError(f"it unpacks to more than {LARGEST:,} bytes")
+        return raw
     except FileNotFoundError as error:
         raise UserError(f"{file} is missing. {_REMEDY}") from error
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise UserError(f"{file} is damaged: it does not unpack. Delete it. {_REMEDY}") from error
+    except ValueError as error:
+        raise UserError(f"{file} is not the published file: {error}. Delete it. {_REMEDY}") from error
     except OSError as error:
         raise UserError(f"{file} cannot be read ({error.strerror}). {_REMEDY}") from error
 
@@ -150,7 +160,7 @@ def _download(urls: list[str], folder: Path, name: str, md5: str) -> bytes:
         print(f"Downloading {url}", file=sys.stderr)
         try:
             with urllib.request.urlopen(url, timeout=TIMEOUT) as response:
-                raw: bytes = response.read()
+                raw: bytes = response.read(LARGEST)
         except (OSError, ValueError, EOFError) as error:  # URLError and timeouts are OSErrors
             problem = f"{url}: {getattr(error, 'reason', error)}"
             continue
@@ -245,10 +255,26 @@ class _ArrayUnpickler(pickle.Unpickler):
     """Reads the dictionaries of arrays that CIFAR's files are, and builds nothing else."""
 
     def find_class(self, module: str, name: str) -> Any:
-        array = module.startswith("numpy") and name in ("_reconstruct", "ndarray", "dtype")
-        if array or (module, name) == ("_codecs", "encode"):  # how Python 3 writes bytes for Python 2
-            return super().find_class(module, name)
+        if found := _ARRAY_PARTS.get(f"{module}.{name}"):  # looked up here: no module is imported for its name
+            return found
         raise pickle.UnpicklingError(f"{module}.{name} is not an array")
+
+
+def _latin1(text: str, encoding: str) -> bytes:
+    """How Python 3 writes bytes for Python 2; any other codec is refused."""
+    if encoding != "latin1":
+        raise pickle.UnpicklingError(f"it asks for the codec {encoding!r}")
+    return text.encode("latin1")
+
+
+_reconstruct = np.empty(0).__reduce__()[0]  # wherever this version of NumPy keeps it
+_ARRAY_PARTS: dict[str, Any] = {
+    "numpy.core.multiarray._reconstruct": _reconstruct,
+    "numpy._core.multiarray._reconstruct": _reconstruct,
+    "numpy.ndarray": np.ndarray,
+    "numpy.dtype": np.dtype,
+    "_codecs.encode": _latin1,
+}
 
 
 @dataclass(frozen=True)
@@ -278,8 +304,11 @@ class Cifar:
         try:
             content = _ArrayUnpickler(io.BytesIO(raw), encoding="bytes").load()
             images = np.asarray(content[b"data"], np.uint8).reshape(-1, 3, 32, 32)
-            return images, np.asarray(content[self.labels], np.int64)
-        except (pickle.UnpicklingError, KeyError, ValueError, TypeError) as error:
+            labels = np.asarray(content[self.labels], np.int64)
+            if labels.shape != (len(images),):
+                raise ValueError(f"{len(images)} images and labels of shape {labels.shape}")
+            return images, labels
+        except Exception as error:  # a pickle can fail in any way
             raise UserError(f"{file} is not a batch of CIFAR images ({error}). Delete it. {_REMEDY}") from error
 
     def there(self, root: Path) -> bool:
@@ -291,17 +320,27 @@ class Cifar:
         """Download and unpack the archive unless every file is there."""
         if self.there(root):
             return
+        from bnrepro.record import write_whole
+
         published = self._published()
         folder = root / published.base_folder
         raw = _download([published.url], root, published.filename, published.tgz_md5)
-        folder.mkdir(parents=True, exist_ok=True)
-        with (
-            tempfile.TemporaryDirectory(dir=root, prefix=".unpacking-") as temporary,
-            tarfile.open(fileobj=io.BytesIO(raw)) as archive,
-        ):
-            archive.extractall(temporary, filter="data")
-            for name, _ in published.train_list + published.test_list:
-                (Path(temporary) / published.base_folder / name).replace(folder / name)
+        # Nothing is unpacked to where the archive says: the files that are wanted are read out of it by name.
+        try:
+            with tarfile.open(fileobj=io.BytesIO(raw)) as archive:
+                for name, _ in published.train_list + published.test_list:
+                    write_whole(folder / name, _member(archive, f"{published.base_folder}/{name}"))
+        except (tarfile.TarError, KeyError, ValueError, EOFError, zlib.error, gzip.BadGzipFile) as error:
+            raise UserError(f"{published.filename} from {published.url} cannot be unpacked: {error}.") from error
+
+
+def _member(archive: tarfile.TarFile, name: str) -> bytes:
+    """The content of a file in an archive; what is there as a link, a folder or a device is no file."""
+    member = archive.getmember(name)
+    stream = archive.extractfile(member) if member.isreg() and member.size <= LARGEST else None
+    if stream is None:
+        raise ValueError(f"{name} is not a file of at most {LARGEST:,} bytes")
+    return stream.read()
 
 
 # --- what there is ------------------------------------------------------------------------------------------------

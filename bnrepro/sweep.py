@@ -6,14 +6,17 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
-from itertools import product
+from itertools import islice, product
+from math import prod
 from pathlib import Path
 
 from bnrepro import record, train
-from bnrepro.config import UserError, configs_dir, run_dir, to_yaml
+from bnrepro.config import UserError, check_override, configs_dir, run_dir, to_yaml
 from bnrepro.parallel import Report, cores, map_all
 from bnrepro.record import Run, Status
 from bnrepro.schema import Config, Device
+
+MOST = 10_000  # runs of a sweep
 
 
 @dataclass(frozen=True)
@@ -40,7 +43,7 @@ def expand(overrides: Sequence[str]) -> list[list[str]]:
     the norms (``variant=glob(*bn)``).
 
     Raises:
-        UserError: not Hydra's syntax; nothing matches; a continuous interval, which has no runs to list.
+        UserError: not Hydra's syntax; nothing matches; a continuous interval, which has no runs to list; too many.
     """
     from hydra import initialize_config_dir
     from hydra.core.global_hydra import GlobalHydra
@@ -51,6 +54,8 @@ def expand(overrides: Sequence[str]) -> list[list[str]]:
     from bnrepro.norm import NORMS
 
     choices: list[list[str]] = []
+    for text in overrides:
+        check_override(text)
     GlobalHydra.instance().clear()
     try:
         with initialize_config_dir(str(configs_dir()), version_base="1.3"):
@@ -62,13 +67,16 @@ def expand(overrides: Sequence[str]) -> list[list[str]]:
                 elif key == "variant" and isinstance(glob := override.value(), Glob):
                     choices.append([f"{key}={name}" for name in glob.filter(list(NORMS))])
                 elif override.is_discrete_sweep():
-                    choices.append([f"{key}={value}" for value in override.sweep_string_iterator()])
+                    values = islice(override.sweep_string_iterator(), MOST + 1)
+                    choices.append([f"{key}={value}" for value in values])
                 else:
                     raise UserError(f"{text}: an interval has no runs to list. Give values: {key}=0.1,0.01.")
                 if not choices[-1]:
                     raise UserError(f"{text} matches nothing.")
-    except HydraException as error:
-        raise UserError(str(error).splitlines()[0]) from error
+                if prod(map(len, choices)) > MOST:
+                    raise UserError(f"These are more than {MOST:,} runs. Sweep a part of them at a time.")
+    except (HydraException, RecursionError) as error:  # the latter on brackets in brackets
+        raise UserError(str(error).splitlines()[0][:300]) from error
     return [list(each) for each in product(*choices)]
 
 

@@ -23,6 +23,7 @@ from bnrepro.optimizer import lr_factor, make_optimizer
 from bnrepro.record import Row, Run, Status
 from bnrepro.schema import Config, Device, Precision
 from bnrepro.signals import Stop, stop_between_steps, terminate_as_interrupt
+from bnrepro.stored import leads_out
 from bnrepro.tally import Tally
 from bnrepro.trainable import prepare
 
@@ -76,6 +77,8 @@ def run(cfg: Config, *, force: bool = False, report: Callable[[Progress], None] 
     cfg = resolve(cfg)
     norm = norm_of(cfg)
     directory = run_dir(cfg)
+    if leads_out(directory, Path(cfg.root)):  # what --force deletes, and what a run writes, lies in it
+        raise UserError(f"{directory} is a link out of root={cfg.root}. Remove the link, or use another root.")
     processes = distributed.current()
     if processes.from_first(lambda: not force and Run(directory).finished):
         return directory

@@ -49,5 +49,7 @@ def main() -> None:
 
 
 def _fail(message: str) -> None:
-    typer.echo(f"Error: {message}", err=True)
+    from bnrepro.stored import printable  # what is told may come from a file
+
+    typer.echo(f"Error: {printable(message)}", err=True)
     sys.exit(2)

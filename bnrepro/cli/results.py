@@ -171,7 +171,15 @@ def _conclude(folder: Path) -> None:
     records = read(folder)
     if "experiment" not in records.provenance:
         raise UserError(f"{folder} does not say which experiment it holds. `bnrepro reproduce` makes it again.")
-    conclude(experiment(records.provenance["experiment"]), records, folder)
+    found = experiment(records.provenance["experiment"])
+    try:
+        conclude(found, records, folder)
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+        # Files can hold any numbers, factors and settings, and only the analysis knows which it needs.
+        raise UserError(
+            f"{found.name} can conclude nothing from the records in {folder} ({type(error).__name__}: {error}). "
+            "`bnrepro reproduce` makes them again."
+        ) from error
 
 
 def _archive(text: str) -> tuple[str, Path]:

@@ -126,9 +126,9 @@ def sweep(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only list the runs and what is there of them.")] = False,
     force: Force = False,
 ) -> None:
-    """Train every combination of the values given, in Hydra's sweep syntax.
+    """Train every combination of some values.
 
-    Example: bnrepro sweep variant=bn,convbn seed=range(3) optimizer.lr=0.1,0.01 --jobs=2
+    Values in Hydra's sweep syntax: lists, range(...), glob(...). Example: bnrepro sweep variant=bn,convbn seed=range(3) optimizer.lr=0.1,0.01 --jobs=2
     """
     from bnrepro import listing
     from bnrepro.allocator import keep_memory

@@ -34,6 +34,7 @@ def tensorboard(
     typer.echo(f"http://localhost:{port}/?runFilter=compare&smoothing=0#timeseries")
     command = [
         sys.executable,
+        "-P",  # else Python would look for modules in the folder that it is called from
         "-m",
         "tensorboard.main",
         "--logdir",

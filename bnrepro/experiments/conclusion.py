@@ -8,16 +8,40 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bnrepro import record
+from bnrepro import record, stored
 from bnrepro.compare import PROVENANCE
 from bnrepro.config import UserError
-from bnrepro.experiments.base import Analysis, Experiment, Finding, Records
-from bnrepro.experiments.records import Row, plain, read_rows, write_rows
+from bnrepro.experiments.base import Analysis, Experiment, Finding, Records, Verdict
+from bnrepro.experiments.records import Provenance, Row, plain, read_rows, write_rows
 from bnrepro.stats import Interval
 
 FINDINGS, CAPTIONS = "findings.csv", "captions.json"
 ENDS = ("mean", "low", "high", "n")
 SHOWN = ("id", "source", "sentence", "reported", "found", "verdict", "effect", "unit")
+
+
+@dataclass
+class Captions:
+    """What captions.json says. Names become names of files."""
+
+    name: stored.Name
+    title: str
+    source: str
+    deviations: list[str]
+    tables: dict[stored.Name, str]
+    figures: dict[stored.Name, str]
+
+
+@dataclass
+class _Row:
+    id: str
+    source: str
+    sentence: str
+    reported: str | None
+    found: str
+    verdict: Verdict
+    effect: Interval | None
+    unit: str | None
 
 
 @dataclass(frozen=True)
@@ -43,6 +67,9 @@ class Conclusion:
 def conclude(experiment: Experiment, records: Records, folder: Path) -> Analysis:
     """Analyse ``records``, and write findings, tables and figures into ``folder``. Nothing is trained or measured."""
     analysis = experiment.analyse(records)
+    for part in ("tables", "figures"):  # files that are not needed any more are deleted there
+        if stored.leads_out(folder / part, folder):
+            raise UserError(f"{folder / part} is a link out of its folder. Put a folder in its place.")
     asked, found = [claim.id for claim in experiment.claims], [finding.claim.id for finding in analysis.findings]
     if asked != found:
         raise ValueError(f"{experiment.name}: claims {asked}, but findings for {found}")
@@ -75,17 +102,22 @@ def open_conclusion(folder: Path) -> Conclusion:
         UserError: it is missing or damaged.
     """
     try:
-        captions = json.loads((folder / CAPTIONS).read_text(encoding="utf-8"))
-        findings = [dict.fromkeys(SHOWN) | row for row in _folded(read_rows(folder / FINDINGS))]
+        captions = stored.read_json(folder / CAPTIONS, Captions, folder)
+        findings = [dict.fromkeys(SHOWN) | row for row in _folded(read_rows(folder / FINDINGS, folder))]
+        stored.hold(findings, list[_Row], FINDINGS)
         tables = [
-            (name, title, _folded(read_rows(folder / "tables" / f"{name}.csv")))
+            (name, title, _folded(read_rows(folder / "tables" / f"{name}.csv", folder)))
             for name, title in captions["tables"].items()
         ]
-        for name in captions["figures"]:
-            (folder / "figures" / f"{name}.svg").stat()
-        provenance = json.loads((folder / PROVENANCE).read_text(encoding="utf-8"))
+        for figure in (
+            folder / "figures" / f"{name}.{kind}" for name in captions["figures"] for kind in ("svg", "png")
+        ):
+            stored.plain_size(figure)
+            if stored.leads_out(figure, folder):
+                raise ValueError(f"{figure.name} is a link that leads out of the folder")
+        provenance = stored.read_json(folder / PROVENANCE, Provenance, folder)
         return Conclusion(folder, captions, findings, tables, provenance)
-    except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
+    except (OSError, ValueError, TypeError) as error:
         raise UserError(
             f"The results in {folder} are not complete ({error}). `bnrepro figures {folder}` makes them again from "
             "the records."
@@ -139,6 +171,8 @@ def _folded(rows: list[Row]) -> list[Row]:
 def _interval(mean: float | None, low: float | None, high: float | None, n: int | None) -> Any:
     if n is None:
         return mean
+    if type(n) is not int or n < 0:
+        raise ValueError(f"an interval has n = {n}")
     mean, low, high = (math.nan if value is None else float(value) for value in (mean, low, high))
     return Interval(mean, low, high, n)
 

@@ -84,9 +84,9 @@ def numbers(effect: Interval) -> str:
     """``0.42 [0.31, 0.53]``, with as many digits as the interval leaves: two of its half width."""
     values = (effect.mean, effect.low, effect.high)
     half = (effect.high - effect.low) / 2
-    if not all(map(math.isfinite, values)):
+    if not all(map(math.isfinite, (*values, half))):
         return f"{effect.mean:.3g}" if math.isnan(half) else "{:.3g} [{:.3g}, {:.3g}]".format(*values)
-    if half == 0:
+    if not half > 0:
         return "{:.4g} [{:.4g}, {:.4g}]".format(*values)
     digits = 1 - math.floor(math.log10(half))
     if 0 <= digits <= 6 and max(map(abs, values)) < 1e6:

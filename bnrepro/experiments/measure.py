@@ -14,11 +14,13 @@ from typing import Any
 import torch
 
 from bnrepro import record
+from bnrepro.compare import Data
 from bnrepro.config import UserError, config_hash, run_dir
 from bnrepro.experiments.base import Probe
 from bnrepro.experiments.records import plain
 from bnrepro.parallel import Report, map_all
 from bnrepro.record import Run, Status
+from bnrepro.stored import read_json
 
 
 @dataclass(frozen=True)
@@ -36,6 +38,23 @@ class Measurement:
         return "failed" if self.error else "measured"
 
 
+@dataclass
+class _Value:
+    quantity: str
+    x: str | bool | int | float | None
+    value: float
+
+
+@dataclass
+class _Stored:
+    rows: list[_Value]
+    seconds: float | None = None
+    data: Data | None = None
+    machine: str | None = None
+    versions: dict[str, str] | None = None
+    git_revision: str | None = None
+
+
 def file_of(probe: Probe, folder: Path) -> Path:
     """Where the result of ``probe`` lies: ``<folder>/<hash>.json``, the hash over all that the result depends on."""
     return folder / f"{hashlib.sha256(json.dumps(_identity(probe), sort_keys=True).encode()).hexdigest()[:16]}.json"
@@ -44,9 +63,9 @@ def file_of(probe: Probe, folder: Path) -> Path:
 def stored(probe: Probe, folder: Path) -> dict[str, Any] | None:
     """The result that is there; None if there is none, or none that can be read."""
     try:
-        found = json.loads(file_of(probe, folder).read_text(encoding="utf-8"))
-        return found if isinstance(found["rows"], list) else None
-    except (OSError, ValueError, KeyError, TypeError):
+        found: dict[str, Any] = read_json(file_of(probe, folder), _Stored)
+        return found
+    except (OSError, ValueError):
         return None  # measured again: it costs less than an error
 
 

@@ -7,16 +7,21 @@ A value comes back as it was: numbers as numbers, texts as texts, bit for bit. A
 from __future__ import annotations
 
 import csv
+import io
 import json
 import re
 from collections.abc import Iterable
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from bnrepro import record
-from bnrepro.compare import CURVES, MEASUREMENTS, PROVENANCE, RUN_COLUMNS, RUNS
+from pydantic_core import from_json
+
+from bnrepro import record, stored
+from bnrepro.compare import CURVES, MEASUREMENTS, PROVENANCE, RUN_COLUMNS, RUNS, Origin
 from bnrepro.config import UserError
 from bnrepro.experiments.base import Records
+from bnrepro.record import Status
 
 TEXT = frozenset({"part", "variant", "status", "precision", "device", "config_hash", "quantity"})
 """Columns that hold texts only, and so need no quotation marks."""
@@ -42,14 +47,17 @@ def read(folder: Path) -> Records:
         UserError: there are none, or they are damaged.
     """
     try:
-        provenance = json.loads((folder / PROVENANCE).read_text(encoding="utf-8"))
+        provenance = stored.read_json(folder / PROVENANCE, Provenance, folder)
         preset, settings = provenance.pop("preset"), provenance.pop("settings")
-        runs, curves, measurements = (read_rows(folder / name) for name in (RUNS, CURVES, MEASUREMENTS))
+        runs, curves, measurements = (read_rows(folder / name, folder) for name in (RUNS, CURVES, MEASUREMENTS))
+        stored.hold(runs, list[_Run], RUNS)
+        stored.hold(curves, list[_Point], CURVES)
+        stored.hold(measurements, list[_Value], MEASUREMENTS)
     except FileNotFoundError as error:
         raise UserError(
             f"{folder} holds no experiment ({error.filename} is missing). `bnrepro reproduce` makes one."
         ) from error
-    except (ValueError, OSError, KeyError, AttributeError) as error:
+    except (ValueError, OSError) as error:
         raise UserError(
             f"The records in {folder} are damaged ({error}). `bnrepro reproduce` makes them again."
         ) from error
@@ -64,9 +72,46 @@ def find(root: Path) -> list[Path]:
 def preset_of(folder: Path) -> str | None:
     """The preset of the records in ``folder``; None where there are none."""
     try:
-        return str(json.loads((folder / PROVENANCE).read_text(encoding="utf-8"))["preset"])
-    except (OSError, ValueError, KeyError, TypeError):
+        return str(stored.read_json(folder / PROVENANCE, Provenance)["preset"])
+    except (OSError, ValueError):
         return None
+
+
+@dataclass
+class Provenance(Origin):
+    """What provenance.json says, as far as it is read."""
+
+    preset: str = field(kw_only=True)
+    settings: dict[str, Any] = field(kw_only=True)
+    experiment: str = field(kw_only=True)
+    command: str = field(kw_only=True)
+    seconds: dict[str, dict[str, stored.Finite]] = field(kw_only=True)
+    failed: list[str] = field(kw_only=True)
+
+
+@dataclass
+class _Run:
+    part: str
+    seed: int
+    status: Status
+    config_hash: str | None
+
+
+@dataclass
+class _Point:
+    part: str
+    seed: int
+    step: stored.Count
+    epoch: stored.Finite
+
+
+@dataclass
+class _Value:
+    part: str
+    seed: int
+    quantity: str
+    x: str | bool | int | float | None
+    value: float
 
 
 # --- rows and cells ---
@@ -82,16 +127,18 @@ def write_rows(file: Path, rows: list[Row], columns: list[str] | None = None) ->
     record.write_csv(file, names, written)
 
 
-def read_rows(file: Path) -> list[Row]:
-    """The rows that `write_rows` wrote.
+def read_rows(file: Path, within: Path | None = None) -> list[Row]:
+    """The rows that `write_rows` wrote; ``within`` is as for `stored.read_bytes`.
 
     Raises:
         ValueError: it is not such a file.
         OSError: it cannot be read.
     """
     try:
-        with file.open(newline="", encoding="utf-8") as stream:
-            header, *rows = csv.reader(stream, strict=True)
+        text = stored.read_bytes(file, within=within).decode()
+        header, *rows = csv.reader(io.StringIO(text, newline=""), strict=True)
+        if len(set(header)) < len(header):
+            raise ValueError("two columns have the same name")
         return [{name: from_cell(cell, name in TEXT) for name, cell in zip(header, row, strict=True)} for row in rows]
     except (csv.Error, ValueError) as error:
         raise ValueError(f"{file.name}: {error}") from error
@@ -117,10 +164,10 @@ def from_cell(cell: str, text: bool = False) -> Any:
     if text:
         return cell
     if cell.startswith('"'):
-        return json.loads(cell)
+        return from_json(cell)  # it refuses what json.loads takes: halves of characters
     if cell in ("true", "false"):
         return cell == "true"
-    if re.fullmatch(r"-?\d+", cell):
+    if re.fullmatch(r"-?[0-9]{1,18}", cell):  # a longer one is beyond what arrays and tables can hold as an integer
         return int(cell)
     try:
         return float(cell)

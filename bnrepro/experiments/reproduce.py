@@ -21,6 +21,7 @@ from bnrepro.experiments.measure import Measurement, measure_all, missing
 from bnrepro.experiments.records import RESERVED, Row, merged, plain, read, save
 from bnrepro.record import Run
 from bnrepro.schema import Config, Source
+from bnrepro.stored import read_yaml
 
 __all__ = ["Places", "Plan", "conclude", "execute", "make_plan", "read", "reproduce", "settings"]
 
@@ -100,7 +101,7 @@ def settings(experiment: Experiment, preset: str) -> Settings:
         raise UserError(f"{experiment.name} has no preset {preset!r}. There are: {there}.")
     file = configs_dir() / "experiment" / experiment.name / f"{preset}.yaml"
     try:
-        found = OmegaConf.to_container(OmegaConf.create(file.read_text(encoding="utf-8")))
+        found = OmegaConf.to_container(OmegaConf.create(read_yaml(file)))
     except Exception as error:  # yaml's, OmegaConf's and the file system's
         raise UserError(f"The preset {file} cannot be read: {str(error).splitlines()[0]}") from error
     if not isinstance(found, dict):
