@@ -122,7 +122,7 @@ def test_error_of_a_run_is_kept_where_its_record_would_be(tiny: Tiny) -> None:
     good = tiny("epochs=1")
     sweep.run_all([good], jobs=1)
     before = (run_dir(good) / "summary.json").read_bytes()
-    assert sweep._failed(good, "too late").error == "too late"
+    assert sweep.failed(good, "too late").error == "too late"
     assert (run_dir(good) / "summary.json").read_bytes() == before
 
 
