@@ -128,7 +128,8 @@ def sweep(
 ) -> None:
     """Train every combination of some values.
 
-    Values in Hydra's sweep syntax: lists, range(...), glob(...). Example: bnrepro sweep variant=bn,convbn seed=range(3) optimizer.lr=0.1,0.01 --jobs=2
+    Values in Hydra's sweep syntax: lists, range(...), glob(...). Example:
+    bnrepro sweep variant=bn,convbn seed=range(3) optimizer.lr=0.1,0.01
     """
     from bnrepro import listing
     from bnrepro.allocator import keep_memory
