@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import json
+import os
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from contextlib import redirect_stdout
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -31,7 +35,7 @@ OURS = {
     "bnrepro, channels last": ("channels_last=true",),
     "bnrepro, channels last, bf16": ("channels_last=true", "precision=bf16"),
 }
-PLAIN = "plain PyTorch"
+PLAIN, LABML = "plain PyTorch", "labml's experiment"
 
 
 def epoch(overrides: Sequence[str], repeats: int) -> Table:
@@ -41,11 +45,13 @@ def epoch(overrides: Sequence[str], repeats: int) -> Table:
         times.setdefault(PLAIN, []).append(alone(_plain, _config(overrides, "bn")))
         for name, own in OURS.items():
             times.setdefault(name, []).append(alone(_ours, _config([*overrides, *own], "custombn")))
+        if find_spec("labml_nn"):
+            times.setdefault(LABML, []).append(alone(_labml, _config(overrides, "bn")))
     base = median(times[PLAIN])
     rows = [
         {
             "what": name,
-            "norm": "bn" if name == PLAIN else "custombn",
+            "norm": {PLAIN: "bn", LABML: "its own"}.get(name, "custombn"),
             "seconds": round(median(taken), 2),
             "over_plain": round(median(taken) / base, 3),
         }
@@ -58,7 +64,9 @@ def epoch(overrides: Sequence[str], repeats: int) -> Table:
         rows,
         [
             f"{PLAIN}: one image at a time through PIL, ToTensor and Normalize, a DataLoader, torch's BN, fp32. "
-            "bnrepro: validation, checkpoint, TensorBoard and records included."
+            "bnrepro: validation, checkpoint, TensorBoard and records included.",
+            f"{LABML}: as its page has it, where it is installed (labml_nn, labml_helpers and labml below 0.5, whose "
+            "later versions do not fit them), MNIST's files in data.root.",
         ],
     )
 
@@ -203,6 +211,26 @@ class _Images(Dataset):
         from PIL import Image
 
         return self.transform(Image.fromarray(self.images[index, 0])), int(self.labels[index])
+
+
+def _labml(cfg: Config) -> float:
+    """The epoch as the source's own experiment makes it."""
+    from labml import experiment
+    from labml_nn.experiments.mnist import MNISTConfigs
+    from labml_nn.normalization.batch_norm import mnist  # noqa: F401  it registers its network
+
+    root = Path(cfg.data.root).resolve()
+    with tempfile.TemporaryDirectory() as scratch, Path(os.devnull).open("w") as nowhere, redirect_stdout(nowhere):
+        os.chdir(scratch)
+        settings = {"check_repo_dirty": False, "data_path": str(root), "experiments_path": scratch}
+        Path(".labml.yaml").write_text(json.dumps(settings), encoding="utf-8")
+        conf = MNISTConfigs()
+        experiment.create(name="mnist_batch_norm", writers=set())
+        asked = {"optimizer.optimizer": "Adam", "epochs": 1, "device.use_cuda": False}
+        sizes = {"train_batch_size": cfg.batch_size, "valid_batch_size": cfg.batch_size}
+        experiment.configs(conf, asked | sizes)
+        with experiment.start():
+            return seconds(conf.run)
 
 
 def _plain(cfg: Config) -> float:
