@@ -224,8 +224,9 @@ def _labml(cfg: Config) -> float:
         os.chdir(scratch)
         settings = {"check_repo_dirty": False, "data_path": str(root), "experiments_path": scratch}
         Path(".labml.yaml").write_text(json.dumps(settings), encoding="utf-8")
+        Path("mnist.py").touch()  # labml looks for its settings beside it
         conf = MNISTConfigs()
-        experiment.create(name="mnist_batch_norm", writers=set())
+        experiment.create(name="mnist_batch_norm", python_file=str(Path(scratch) / "mnist.py"), writers=set())
         asked = {"optimizer.optimizer": "Adam", "epochs": 1, "device.use_cuda": False}
         sizes = {"train_batch_size": cfg.batch_size, "valid_batch_size": cfg.batch_size}
         experiment.configs(conf, asked | sizes)
