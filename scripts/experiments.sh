@@ -1,5 +1,6 @@
 #!/bin/sh
-# How results/experiments, results/REPORT.md and results/report.html were made: some hours on two cores without a GPU.
+# Makes results/experiments, results/REPORT.md and results/report.html: hours on two cores without a GPU. What lies there
+# says in each provenance.json by which command and from which revisions it was made, one experiment at a time so far.
 #
 #   scripts/experiments.sh [DATA_ROOT [CIFAR10_NPZ]]
 #

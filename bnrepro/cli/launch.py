@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 import typer
@@ -43,7 +44,7 @@ class Launcher:
     ) -> list[sweep.Outcome]:
         """As `sweep.run_all`; a job has as many threads as CPUs."""
         if self.options:
-            say = lambda sentence: typer.echo(sentence, err=True)  # noqa: E731
+            say = partial(typer.echo, err=True)
             return slurm.run_all(configs, self.options, force=force, report=report, ended=ended, say=say)
         jobs = self.jobs or (sweep.default_jobs(configs[0]) if configs else 1)
         return sweep.run_all(configs, jobs, force=force, report=report, ended=ended, threads=threads)

@@ -69,9 +69,10 @@ def bench(
 
     from bnrepro.allocator import keep_memory
     from bnrepro.bench import output
+    from bnrepro.parallel import cores
 
     keep_memory()
-    torch.set_num_threads(threads or len(os.sched_getaffinity(0)))
+    torch.set_num_threads(threads or cores())
     overrides = [part for part in parts or [] if "=" in part]
     wanted = [part for part in parts or [] if "=" not in part] or ["layers", "memory"]
     device = "cuda" if torch.cuda.is_available() else "cpu"
