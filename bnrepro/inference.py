@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from bnrepro import record, train
 from bnrepro.config import UserError
 from bnrepro.data import Dataset, Split, epoch_plan, load, mix, train_batch
-from bnrepro.model import build, norm_of
+from bnrepro.model import Network, build, norm_of
 from bnrepro.norm import NormError, reestimate_statistics, resize
 from bnrepro.norm.statistics import batch_statistics
 from bnrepro.schema import Config
@@ -25,6 +25,24 @@ class Statistics(StrEnum):
     ema = "ema"
     population = "population"
     batch = "batch"
+
+
+def restore(run: record.Run, data: Dataset | None = None) -> tuple[Config, Dataset, Network]:
+    """A run's configuration, its data (``data``, where they are at hand), and its network as it ended.
+
+    Raises:
+        UserError: no checkpoint, or one that does not fit.
+    """
+    cfg = train.resolve(run.config)
+    device = torch.device(cfg.device.value)
+    state = record.load_checkpoint(run.path / record.CHECKPOINT)
+    data = data or load(cfg.data, device)
+    network = build(cfg.model, norm_of(cfg), data.channels, data.image_size, data.num_classes, torch.Generator())
+    try:
+        network.load_state_dict(state["network"])
+    except (KeyError, RuntimeError, TypeError) as error:
+        raise UserError(f"{run.path / record.CHECKPOINT} does not fit the run's configuration.") from error
+    return cfg, data, network.to(device)
 
 
 def evaluate(run: record.Run, statistics: str = "ema", size: int | None = None) -> dict[str, tuple[float, float]]:
@@ -43,16 +61,7 @@ def evaluate(run: record.Run, statistics: str = "ema", size: int | None = None) 
     """
     if statistics not in list(Statistics):
         raise UserError(f"--statistics: there is no {statistics!r}. There are: {', '.join(Statistics)}.")
-    cfg = train.resolve(run.config)
-    state = record.load_checkpoint(run.path / record.CHECKPOINT)
-    device = torch.device(cfg.device.value)
-    data = load(cfg.data, device)
-    network = build(cfg.model, norm_of(cfg), data.channels, data.image_size, data.num_classes, torch.Generator())
-    try:
-        network.load_state_dict(state["network"])
-    except (KeyError, RuntimeError, TypeError) as error:
-        raise UserError(f"{run.path / record.CHECKPOINT} does not fit the run's configuration.") from error
-    network.to(device)
+    cfg, data, network = restore(run)
     splits = {"validation": data.val, "test": data.test}
     batch_size = None
     if size is not None:

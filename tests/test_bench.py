@@ -134,6 +134,16 @@ def test_step_times_are_measured_against_every_size(monkeypatch):
     whole = pipeline.made_up
     monkeypatch.setattr(pipeline, "made_up", lambda root, count: whole(root, min(count, 20)))
     monkeypatch.setattr(pipeline, "_call", lambda _: None)
+    monkeypatch.setattr(pipeline, "alone", lambda _, sizes: [1e6 * n for n in range(len(sizes))])
     rows = pipeline.growth(1).rows
     assert {row["along"] for row in rows} == {"batch", "channels", "depth", "runs"}
     assert [row["value"] for row in rows if row["what"] == "bnrepro report"] == [10, 100, 1000]
+    assert [row["megabytes"] for row in rows if row["along"] == "depth"] == [0, 1, 2, 3, 4]
+
+
+def test_peak_of_a_step_holds_what_its_backward_needs() -> None:
+    sizes = [(128, 32, 4), (128, 32, 8), (256, 32, 8)]  # what the libraries take beside is small against these
+    peaks = timing.alone(pipeline._stack_peaks, sizes)
+    for (batch, channels, depth), peak in zip(sizes, peaks, strict=True):
+        one = 4 * batch * channels * 16 * 16
+        assert 2 * depth * one <= peak < 8 * depth * one  # the inputs of norm and of convolution are kept

@@ -23,7 +23,7 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
 
 from bnrepro import compare, figures, record, sources, sweep, train
-from bnrepro.bench.timing import Table, alone, in_turn, machine, seconds
+from bnrepro.bench.timing import Table, alone, forget_peak, in_turn, machine, resident, seconds
 from bnrepro.config import load_config, run_dir, to_yaml
 from bnrepro.data import mix
 from bnrepro.model import build, norm_of
@@ -114,7 +114,7 @@ def startup(repeats: int) -> Table:
 
 
 def growth(repeats: int) -> Table:
-    """Time of a training step against batch, width and depth, and of `runs` and `report` against the number of runs."""
+    """A step's time and memory against batch, width and depth; `runs` and `report` against the number of runs."""
     rows = []
     for along, values, shape in (
         ("batch", (16, 32, 64, 128, 256), lambda v: (v, 32, 4)),
@@ -123,7 +123,10 @@ def growth(repeats: int) -> Table:
     ):
         steps = {str(v): _stack_step(*shape(v)) for v in values}
         times = in_turn(steps, repeats)
-        rows += [{"what": "step", "along": along, "value": v, "milliseconds": round(times[str(v)], 3)} for v in values]
+        peaks = alone(_stack_peaks, [shape(v) for v in values])
+        for v, peak in zip(values, peaks, strict=True):
+            numbers = {"milliseconds": round(times[str(v)], 3), "megabytes": round(peak / 1e6, 1)}
+            rows.append({"what": "step", "along": along, "value": v, **numbers})
     with tempfile.TemporaryDirectory() as scratch:
         for count in (10, 100, 1000):
             root = Path(scratch) / str(count)
@@ -132,12 +135,14 @@ def growth(repeats: int) -> Table:
             compare.save(compare.collect(found), root / "results" / "made_up")
             for what, place in (("runs", ["--root", str(root)]), ("report", ["--out", str(root / "results")])):
                 command = [sys.executable, "-m", "bnrepro", what, *place]
-                taken = 1e3 * median(seconds(partial(_call, command)) for _ in range(3))
-                rows.append({"what": f"bnrepro {what}", "along": "runs", "value": count, "milliseconds": round(taken)})
+                taken = round(1e3 * median(seconds(partial(_call, command)) for _ in range(3)))
+                row = {"what": f"bnrepro {what}", "along": "runs", "value": count, "milliseconds": taken}
+                rows.append(row | {"megabytes": None})
     return Table(
         "growth",
-        "Time of a training step (blocks of 3 x 3 convolution, custom BN and ReLU on maps of 16 x 16; median of "
-        f"{repeats}), and of listing runs and writing a report on them (median of 3). {machine('cpu')}.",
+        "A training step (blocks of 3 x 3 convolution, custom BN and ReLU on maps of 16 x 16): time, median of "
+        f"{repeats}, and peak memory over that before it. Listing runs, and a report on them: time, median of 3. "
+        f"{machine('cpu')}.",
         rows,
     )
 
@@ -272,6 +277,22 @@ def _stack_step(batch: int, channels: int, depth: int) -> Callable[[], object]:
     network = nn.Sequential(*blocks)
     x = torch.randn(batch, channels, 16, 16)
     return lambda: network(x).square().mean().backward()
+
+
+def _stack_peaks(sizes: list[tuple[int, int, int]]) -> list[int]:
+    """Bytes that the first step of each network takes at most, from the smallest to the largest.
+
+    All over what the process had before the first of them: freed memory stays with it and is used again.
+    """
+    _stack_step(1, 8, 1)()  # what the libraries take once
+    before = resident()
+    peaks = []
+    for size in sizes:
+        step = _stack_step(*size)
+        forget_peak()
+        step()
+        peaks.append(resident(peak=True) - before)
+    return peaks
 
 
 def _call(command: list[str]) -> None:

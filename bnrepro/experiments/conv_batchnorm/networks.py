@@ -10,10 +10,9 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from bnrepro import record, train
+from bnrepro import inference, train
 from bnrepro.data import Dataset, Split, eval_batches, load, mix
 from bnrepro.experiments.conv_batchnorm.exact import EPS, Row, row
-from bnrepro.model import build, norm_of
 from bnrepro.norm import NORMS, NormOptions
 from bnrepro.norm.statistics import batch_statistics
 from bnrepro.record import Run
@@ -29,15 +28,12 @@ class Opened:
     """A stored run's network in eval mode, with its configuration and data."""
 
     def __init__(self, run: Run) -> None:
-        self.cfg = train.resolve(run.config)
-        about = self.cfg.data
-        self.device = torch.device(self.cfg.device.value)
-        self.data = _data(about.name, about.source, about.root, about.path, about.val_fraction, self.device)
-        data = self.data
-        norm, weights = norm_of(self.cfg), torch.Generator()
-        self.network = build(self.cfg.model, norm, data.channels, data.image_size, data.num_classes, weights)
-        self.network.load_state_dict(record.load_checkpoint(run.path / record.CHECKPOINT)["network"])
-        self.network.to(self.device).eval()
+        cfg = train.resolve(run.config)
+        about = cfg.data
+        self.device = torch.device(cfg.device.value)
+        data = _data(about.name, about.source, about.root, about.path, about.val_fraction, self.device)
+        self.cfg, self.data, self.network = inference.restore(run, data)
+        self.network.eval()
 
     @property
     def units(self) -> list[nn.Module]:

@@ -11,12 +11,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bnrepro import inference, record, train
+from bnrepro import inference, train
 from bnrepro.config import load_config
-from bnrepro.data import Dataset, epoch_plan, load, mix, train_batch
+from bnrepro.data import Dataset, epoch_plan, mix, train_batch
 from bnrepro.experiments.base import Arm, Probe, Settings
 from bnrepro.experiments.labml import toys
-from bnrepro.model import Network, build, norm_of
+from bnrepro.model import build, norm_of
 from bnrepro.norm import reestimate_statistics
 from bnrepro.record import Run
 from bnrepro.schema import Config
@@ -97,7 +97,7 @@ def statistics(run: Run, seed: int, parts: list[int]) -> list[Row]:
             {"quantity": "accuracy", "x": kind.value, "value": 100 * accuracy},
             {"quantity": "loss", "x": kind.value, "value": loss},
         ]
-    cfg, data, network = _stored(run)
+    cfg, data, network = inference.restore(run)
     for count in parts:  # which replace all that the one before set
         reestimate_statistics(network, islice(_batches(cfg, data), count))
         _, accuracy = train.measure(network, data, data.test, cfg)
@@ -107,7 +107,7 @@ def statistics(run: Run, seed: int, parts: list[int]) -> list[Row]:
 
 def outside_network(run: Run, seed: int) -> list[Row]:
     """Norm of the biases that a norm follows, of the weights before it, and test accuracy by the batch's statistics."""
-    _, _, network = _stored(run)
+    _, _, network = inference.restore(run)
     before = [next(iter(unit)) for unit in network.modules() if isinstance(unit, nn.Sequential) and _normed(unit)]
     rows: list[Row] = []
     for name in ("weight", "bias"):
@@ -130,8 +130,10 @@ def sigmoid_inputs(run: Run, seed: int) -> list[Row]:
     ``normalised`` is before gamma and beta, ``input`` after them; at the start they are the same. Statistics are those
     of the validation images as one batch. ``density`` is the histogram of all layers' inputs, by the bins' middles.
     """
-    cfg, data, trained = _stored(run)
-    at_start = _built(cfg, data, torch.Generator().manual_seed(mix(cfg.seed, "weights")))
+    cfg, data, trained = inference.restore(run)
+    weights = torch.Generator().manual_seed(mix(cfg.seed, "weights"))
+    at_start = build(cfg.model, norm_of(cfg), data.channels, data.image_size, data.num_classes, weights)
+    at_start.to(cfg.device.value)
     images = data.normalize(data.val.images[:1000])
     rows: list[Row] = []
     edges = torch.linspace(-6, 6, 49)
@@ -160,20 +162,6 @@ def sigmoid_inputs(run: Run, seed: int) -> list[Row]:
 
 def _keep(outputs: dict[str, Tensor], name: str, _module: nn.Module, _inputs: Any, output: Tensor) -> None:
     outputs[name] = output
-
-
-def _stored(run: Run) -> tuple[Config, Dataset, Network]:
-    """A run's configuration, its data, and its network as it ended."""
-    cfg = train.resolve(run.config)
-    data = load(cfg.data, torch.device(cfg.device.value))
-    network = _built(cfg, data, torch.Generator())
-    network.load_state_dict(record.load_checkpoint(run.path / record.CHECKPOINT)["network"])
-    return cfg, data, network
-
-
-def _built(cfg: Config, data: Dataset, generator: torch.Generator) -> Network:
-    network = build(cfg.model, norm_of(cfg), data.channels, data.image_size, data.num_classes, generator)
-    return network.to(cfg.device.value)
 
 
 def _batches(cfg: Config, data: Dataset) -> Iterator[Tensor]:

@@ -7,9 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bnrepro import record, train
-from bnrepro.data import eval_batches, load
-from bnrepro.model import build, norm_of
+from bnrepro import inference, train
+from bnrepro.data import eval_batches
 from bnrepro.norm import reestimate_statistics
 from bnrepro.record import Run
 
@@ -24,11 +23,7 @@ def shifts(run: Run, seed: int) -> list[Row]:
     images; ``shift_mended``, the same after statistics were taken again from these images without dropout; and
     ``accuracy`` and ``accuracy_mended``, test accuracy in % with either.
     """
-    cfg = train.resolve(run.config)
-    data = load(cfg.data, torch.device(cfg.device.value))
-    network = build(cfg.model, norm_of(cfg), data.channels, data.image_size, data.num_classes, torch.Generator())
-    network.load_state_dict(record.load_checkpoint(run.path / record.CHECKPOINT)["network"])
-    network.to(cfg.device.value)
+    cfg, data, network = inference.restore(run)
     images = [x for x, _ in eval_batches(data, data.train, train.EVAL_IMAGES)]
     rows: list[Row] = []
     for suffix in ("", "_mended"):

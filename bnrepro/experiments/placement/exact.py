@@ -7,11 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bnrepro import record, train
-from bnrepro.data import load
+from bnrepro import inference, train
 from bnrepro.experiments.base import Probe, Settings
 from bnrepro.experiments.placement.grid import GHOST, ghosts
-from bnrepro.model import build, norm_of
 from bnrepro.norm import NORMS, NormOptions
 from bnrepro.norm.oracle import batch_norm_forward
 from bnrepro.record import Run
@@ -32,11 +30,7 @@ def fit(run: Run, seed: int) -> list[Row]:
 
     The training loss in metrics.csv is no measure of fit here: it is taken with the batches' own noisy statistics.
     """
-    cfg = train.resolve(run.config)
-    data = load(cfg.data, torch.device(cfg.device.value))
-    network = build(cfg.model, norm_of(cfg), data.channels, data.image_size, data.num_classes, torch.Generator())
-    network.load_state_dict(record.load_checkpoint(run.path / record.CHECKPOINT)["network"])
-    network.to(cfg.device.value)
+    cfg, data, network = inference.restore(run)
     (train_loss, train_accuracy), (test_loss, test_accuracy) = (
         train.measure(network, data, split, cfg) for split in (data.train, data.test)
     )
