@@ -27,16 +27,17 @@ def terminate_as_interrupt() -> Iterator[None]:
 
 
 class Stop:
-    """Whether somebody asked for an end."""
+    """Whether somebody asked for an end, and whether it is being written down, when no signal interrupts any more."""
 
     asked = False
+    ending = False
 
 
 @contextmanager
 def stop_between_steps() -> Iterator[Stop]:
     """SIGINT and SIGTERM only set ``asked``, for a loop to end where its state is whole; a second one interrupts.
 
-    In another thread than the main one, where signals do not arrive, nothing sets it. A SIGINT that is ignored, as in
+    Once ``ending`` is set, none interrupts: a sweep that is stopped can send two. In another thread than the main one, where signals do not arrive, nothing sets it. A SIGINT that is ignored, as in
     a shell's background and in the processes of a sweep, stays so.
     """
     stop = Stop()
@@ -45,7 +46,7 @@ def stop_between_steps() -> Iterator[Stop]:
         return
 
     def ask(_signal: int, _frame: FrameType | None) -> None:
-        if stop.asked:
+        if stop.asked and not stop.ending:
             raise KeyboardInterrupt
         stop.asked = True
 

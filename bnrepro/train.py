@@ -99,24 +99,26 @@ def run(cfg: Config, *, force: bool = False, report: Callable[[Progress], None] 
 def _train(trainer: Trainer, directory: Path) -> None:
     """Train into ``directory``, and say in its summary how it ended."""
     first = trainer.processes.first
-    if first:
-        record.write_whole(directory / record.CONFIG, to_yaml(trainer.cfg))
     status, error = Status.failed, None
-    try:
-        with trainer.processes.together():
-            status = trainer.train(directory)
-    except KeyboardInterrupt:
-        status = Status.interrupted
-        raise
-    except NormError as problem:
-        error = str(problem)
-        raise UserError(f"variant={trainer.cfg.variant}: {problem}") from problem
-    except Exception as problem:
-        error = f"{type(problem).__name__}: {problem}"
-        raise
-    finally:
-        if first:
-            record.write_summary(directory, trainer.summary(status, error))
+    with stop_between_steps() as stop:
+        try:
+            if first:
+                record.write_whole(directory / record.CONFIG, to_yaml(trainer.cfg))
+            with trainer.processes.together():
+                status = trainer.train(directory, stop)
+        except KeyboardInterrupt:
+            status = Status.interrupted
+            raise
+        except NormError as problem:
+            error = str(problem)
+            raise UserError(f"variant={trainer.cfg.variant}: {problem}") from problem
+        except Exception as problem:
+            error = f"{type(problem).__name__}: {problem}"
+            raise
+        finally:
+            stop.ending = True
+            if first:
+                record.write_summary(directory, trainer.summary(status, error))
     if first:
         (directory / record.PREVIOUS).unlink(missing_ok=True)
 
@@ -158,11 +160,11 @@ class Trainer:
 
     # --- the loop ---
 
-    def train(self, directory: Path) -> Status:
+    def train(self, directory: Path, stop: Stop) -> Status:
         """Run to the end, from the last checkpoint in ``directory`` if there is one.
 
         Raises:
-            KeyboardInterrupt: SIGINT or SIGTERM came; a checkpoint was written after the step.
+            KeyboardInterrupt: ``stop`` was asked for; a checkpoint was written after the step.
         """
         since = Tally(self.device)
         first = self.processes.first
@@ -174,8 +176,7 @@ class Trainer:
         board = record.Board(directory, self.step + 1 if self.step else 0) if wanted else None
         started = time.perf_counter() - self.seconds
         try:
-            with stop_between_steps() as stop:
-                status = self.loop(directory, board, since, started, stop)
+            status = self.loop(directory, board, since, started, stop)
         finally:
             self.seconds = time.perf_counter() - started
             if board:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import shutil
+import signal
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -106,6 +107,25 @@ def test_broken_run_goes_on_and_ends_as_if_nothing_had_happened(
     assert not broken.finished
     assert results(train.run(cfg)) == whole
     assert Run(run_dir(cfg)).status == "completed"
+
+
+def test_signals_while_files_are_written_leave_it_interrupted(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = record.write_whole
+
+    def signalled(file: Path, content: bytes | str, previous: Path | None = None) -> None:
+        whole(file, content, previous)
+        if file.name in files:
+            signal.raise_signal(signal.SIGTERM)
+            signal.raise_signal(signal.SIGTERM)
+
+    monkeypatch.setattr(record, "write_whole", signalled)
+    cfg = tiny("epochs=1")
+    for files in ({record.CONFIG, record.SUMMARY}, {record.CHECKPOINT, record.SUMMARY}):
+        with pytest.raises(KeyboardInterrupt):
+            train.run(cfg)
+        assert Run(run_dir(cfg)).status == "interrupted"
+    files = {record.SUMMARY}
+    assert Run(train.run(cfg)).status == "completed"
 
 
 def test_run_that_stopped_between_checkpoint_and_metrics_loses_no_row(
