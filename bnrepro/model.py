@@ -145,7 +145,7 @@ def paper_mlp(blocks: Blocks, channels: int, image: Shape, classes: int) -> list
 
 
 def lenet(blocks: Blocks, channels: int, image: Shape, classes: int) -> list[nn.Module]:
-    """Seed 001's LeNet: conv 6 and conv 16 (3 x 3), each with average pooling, then fc 120 and fc 84."""
+    """The LeNet of dksakkos/BatchNorm: conv 6 and conv 16 (3 x 3), each with average pooling, then fc 120 and fc 84."""
     layers: list[nn.Module] = []
     inputs, shape = channels, image
     for features in map(blocks.width, (6, 16)):
@@ -156,7 +156,7 @@ def lenet(blocks: Blocks, channels: int, image: Shape, classes: int) -> list[nn.
 
 
 def labml_cnn(blocks: Blocks, channels: int, image: Shape, classes: int) -> list[nn.Module]:
-    """Seed 002's MNIST network: conv 20 and conv 50 (5 x 5), each with max pooling, then fc 500."""
+    """labml's MNIST network: conv 20 and conv 50 (5 x 5), each with max pooling, then fc 500."""
     layers: list[nn.Module] = []
     inputs, shape = channels, image
     for features in map(blocks.width, (20, 50)):

@@ -37,8 +37,9 @@ class Stop:
 def stop_between_steps() -> Iterator[Stop]:
     """SIGINT and SIGTERM only set ``asked``, for a loop to end where its state is whole; a second one interrupts.
 
-    Once ``ending`` is set, none interrupts: a sweep that is stopped can send two. In another thread than the main one, where signals do not arrive, nothing sets it. A SIGINT that is ignored, as in
-    a shell's background and in the processes of a sweep, stays so.
+    Once ``ending`` is set, none does: a sweep that is stopped can send two. In another thread than the main one, where
+    signals do not arrive, nothing sets it. A SIGINT that is ignored, as in a shell's background and in the processes of
+    a sweep, stays so.
     """
     stop = Stop()
     if threading.current_thread() is not threading.main_thread():

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
+
+# One thread a process, those that tests start included: the tests share the cores already.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import numpy as np
 import pytest
@@ -20,8 +24,7 @@ needs_compiler = pytest.mark.skipif(
     not (shutil.which("g++") or shutil.which("c++")), reason="without a C++ compiler there are no kernels"
 )
 
-# One thread a test process: the tests share the cores already.
-torch.set_num_threads(1)
+torch.set_num_threads(1)  # whatever the environment says
 
 
 @pytest.fixture(scope="session")

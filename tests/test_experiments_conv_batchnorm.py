@@ -1,4 +1,4 @@
-"""Seed 000: local gain. Exact checks, measurements of networks, the grid, and the verdicts on made-up records."""
+"""conv-batchnorm: exact checks, measurements of networks, the grid, and the verdicts on made-up records."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Seed 001's experiment: its arms are the source's, its probes right, and its verdicts follow the records."""
+"""dksakkos/BatchNorm: its arms are the source's, its probes right, and its verdicts follow the records."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Seed 002's claims: toys against closed forms, networks as the source says, verdicts on made-up records."""
+"""labml's claims: toys against closed forms, networks as the source says, verdicts on made-up records."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Seed 004's layer: its mended forms, its claims judged on made-up and on real records, the swap that flips them."""
+"""NumPyNet's layer: its mended forms, its claims judged on made-up and on real records, the swap that flips them."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def as_published() -> Records:
 
 @pytest.fixture
 def swapped(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
-    """The seed's backward replaced by ours, in NumPy."""
+    """The source's backward replaced by ours, in NumPy."""
     monkeypatch.setattr(measurements, "seed004_backward", right_backward)
     return monkeypatch
 

@@ -1,4 +1,4 @@
-"""Seed 003's experiment: its arms are what their factors say, its probes right, and its verdicts follow the records."""
+"""Placement: its arms are what their factors say, its probes right, and its verdicts follow the records."""
 
 from __future__ import annotations
 

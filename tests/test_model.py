@@ -55,7 +55,7 @@ def test_all_norms_start_from_the_same_weights(model: str) -> None:
             assert torch.equal(ours, theirs)
 
 
-# Counted by hand from the sources: seed 002's network, He et al.'s 0.27 M, Ioffe & Szegedy's three layers of 100.
+# Counted by hand from the sources: labml's network, He et al.'s 0.27 M, Ioffe & Szegedy's three layers of 100.
 SIZES = [
     ("labml_cnn", "nobn", 1, (28, 28), 20 * 25 + 20 + 50 * 500 + 50 + 800 * 500 + 500 + 5010, 0),
     ("labml_cnn", "bn", 1, (28, 28), 20 * 25 + 50 * 500 + 800 * 500 + 5010 + 2 * 570, 2 * 570),

@@ -114,17 +114,18 @@ def test_signals_while_files_are_written_leave_it_interrupted(tiny: Tiny, monkey
 
     def signalled(file: Path, content: bytes | str, previous: Path | None = None) -> None:
         whole(file, content, previous)
-        if file.name in files:
+        if file.name in noisy:
             signal.raise_signal(signal.SIGTERM)
             signal.raise_signal(signal.SIGTERM)
 
     monkeypatch.setattr(record, "write_whole", signalled)
     cfg = tiny("epochs=1")
-    for files in ({record.CONFIG, record.SUMMARY}, {record.CHECKPOINT, record.SUMMARY}):
+    for file in (record.CONFIG, record.CHECKPOINT):
+        noisy = {file, record.SUMMARY}
         with pytest.raises(KeyboardInterrupt):
             train.run(cfg)
         assert Run(run_dir(cfg)).status == "interrupted"
-    files = {record.SUMMARY}
+    noisy = {record.SUMMARY}
     assert Run(train.run(cfg)).status == "completed"
 
 

@@ -157,7 +157,7 @@ class DetachedBatchNorm(_Variant):
     ``detach="both"`` takes mean and variance for constants in the backward, ``"mean"`` only the mean. The forward is
     that of batch normalization.
 
-    Source: Ioffe & Szegedy (2015), section 2; seed 002's text.
+    Source: Ioffe & Szegedy (2015), section 2; labml's page.
     """
 
     detach: Literal["mean", "both"] = "both"

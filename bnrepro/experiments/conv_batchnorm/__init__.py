@@ -1,4 +1,4 @@
-"""Seed 000: local gain. Where statistics are pooled, where gamma and beta live, and a car at sunrise."""
+"""conv-batchnorm, local gain. Where statistics are pooled, where gamma and beta live, and a car at sunrise."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Seed 001: a Keras layer of one's own beside the framework's and none, on augmented digits (claims K1 to K8)."""
+"""dksakkos/BatchNorm: a Keras layer of one's own beside the framework's and none, on augmented digits."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from bnrepro.experiments.keras_curves.grid import arms
 
 EXPERIMENT = Experiment(
     name="keras_curves",
-    title="Curves with no, the framework's and a custom BN (seed 001)",
+    title="Curves with no, the framework's and a custom BN",
     source=SOURCE,
     deviations=(
         "A fixed number of epochs at a constant learning rate. The source stops early (patience 10) and halves the "

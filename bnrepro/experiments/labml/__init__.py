@@ -1,4 +1,4 @@
-"""Seed 002, labml's page on batch normalization: statistics outside the gradient, what BN cancels, its networks."""
+"""labml's page on batch normalization: statistics outside the gradient, what BN cancels, its networks."""
 
 from bnrepro.experiments.base import Experiment
 from bnrepro.experiments.labml.analysis import analyse

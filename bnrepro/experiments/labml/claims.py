@@ -1,11 +1,11 @@
-"""What seed 002 says, sentence by sentence, and the formula in the code that it documents."""
+"""What labml's page says, sentence by sentence, and the formula in the code that it documents."""
 
 from __future__ import annotations
 
 from bnrepro.experiments.base import Claim
 
-SOURCE = "labml.ai, annotated batch normalization (seed 002): https://nn.labml.ai/normalization/batch_norm/"
-PAGE = "https://nn.labml.ai/normalization/batch_norm/ (seed 002)"
+SOURCE = "labml.ai, annotated batch normalization: https://nn.labml.ai/normalization/batch_norm/"
+PAGE = "https://nn.labml.ai/normalization/batch_norm/"
 CODE = "https://nn.labml.ai/normalization/batch_norm/, its code"
 NONE = "no number"
 

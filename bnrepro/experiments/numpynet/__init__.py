@@ -1,4 +1,4 @@
-"""Seed 004, NumPyNet's batch normalization: its forward, its backward, what its gradient trains to, and its tests."""
+"""NumPyNet's batch normalization: its forward, its backward, what its gradient trains to, and its tests."""
 
 from __future__ import annotations
 

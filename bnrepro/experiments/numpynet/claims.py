@@ -1,14 +1,14 @@
-"""What seed 004 says, sentence by sentence; its text, its code, and the tests of the repository that it documents."""
+"""What NumPyNet says, sentence by sentence; its text, its code, and the tests of the repository that it documents."""
 
 from __future__ import annotations
 
 from bnrepro.experiments.base import Claim
 
-SOURCE = "NumPyNet, documentation of its batch normalization layer (seed 004): https://github.com/Nico-Curti/NumPyNet"
-TEXT = "NumPyNet's documentation, text (seed 004)"
-CODE = "NumPyNet's documentation, code (seed 004)"
+SOURCE = "NumPyNet, documentation of its batch normalization layer: https://github.com/Nico-Curti/NumPyNet"
+TEXT = "NumPyNet's documentation, text"
+CODE = "NumPyNet's documentation, code"
 TESTS = "NumPyNet, testing/test_batchnorm_layer.py: https://github.com/Nico-Curti/NumPyNet"
-READING = "this project's reading of seed 004's code"
+READING = "this project's reading of NumPyNet's code"
 NONE = "no number"
 
 CLAIMS = (
@@ -62,14 +62,14 @@ CLAIMS = (
     Claim(
         "N4.12",
         READING,
-        "Seed 004's mistake is what seed 002 warns of: where locations outnumber images, the code trains as with "
+        "NumPyNet's mistake is what labml's page warns of: where locations outnumber images, the code trains as with "
         "statistics outside the gradient.",
         NONE,
     ),
     Claim(
         "N4.13",
         READING,
-        "With the code's gradient, as seed 002 says of statistics outside the gradient, the bias before the layer "
+        "With the code's gradient, as labml's page says of statistics outside the gradient, the bias before the layer "
         '"will increase or decrease ... and keep on growing"; with the exact one it stays where it is.',
         NONE,
     ),

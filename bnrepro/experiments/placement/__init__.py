@@ -1,17 +1,17 @@
-"""Seed 003: where to put batch normalization and dropout, and what gamma, beta and the noise do (claims P1 to P7)."""
+"""Where to put batch normalization and dropout, and what gamma, beta and the noise do."""
 
 from __future__ import annotations
 
 from bnrepro.experiments.base import Experiment
 from bnrepro.experiments.placement.analysis import analyse
-from bnrepro.experiments.placement.claims import BENCHMARK, CLAIMS, SEED
+from bnrepro.experiments.placement.claims import BENCHMARK, CLAIMS, NOTES
 from bnrepro.experiments.placement.exact import probes
 from bnrepro.experiments.placement.grid import arms
 
 EXPERIMENT = Experiment(
     name="placement",
-    title="Before or after the activation, and dropout beside it (seed 003)",
-    source=f"{SEED}; {BENCHMARK}",
+    title="Before or after the activation, and dropout beside it",
+    source=f"{NOTES}; {BENCHMARK}",
     deviations=(
         "Small networks on digits and CIFAR-10 for a few epochs, where the benchmark trains CaffeNet and GoogLeNet on "
         "ImageNet at 128 pixels. The benchmark's numbers stand beside ours, and are not held to be the same.",

@@ -169,7 +169,7 @@ def p4(records: Records) -> Finding:
         BY_ID["P4"],
         holds,
         f"beta = mean and gamma = sqrt(variance + eps) give the input back to {error:.1e} (float64, tolerance "
-        f"{EXACT:g}), and gamma 2 and beta 3 give deviation 2 and mean 3. gamma = deviation, as the seed's formula "
+        f"{EXACT:g}), and gamma 2 and beta 3 give deviation 2 and mean 3. gamma = deviation, as the source's formula "
         f"without eps has it, is off by {rough:.1e}, which is what eps 1e-5 comes to.",
     )
 

@@ -4,38 +4,38 @@ from __future__ import annotations
 
 from bnrepro.experiments.base import Claim
 
-SEED = "Notes on batch normalization (seed 003)"
+NOTES = "Notes on batch normalization"
 BENCHMARK = "ducha-aiki/caffenet-benchmark (https://github.com/ducha-aiki/caffenet-benchmark), batchnorm.md"
 
 CLAIMS = (
     Claim(
         "P1",
-        f"{SEED}, which shows {BENCHMARK}",
+        f"{NOTES}, which shows {BENCHMARK}",
         "Putting batch normalization after the activation function provides better performance than before it.",
         "CaffeNet128 on ImageNet, top-1: before .474, after .499 (with gamma and beta .478, .493), no BN .471; "
         "the same file's GoogLeNet128 says the opposite: before .603 and .607, after .596 and .584, no BN .619",
     ),
     Claim(
         "P2",
-        SEED,
+        NOTES,
         "Dropout is generally not put after batch normalization, or with a very low probability of about 0.1.",
         "no number of its own; the benchmark's CaffeNet128 with BN: dropout 0.5 .499, 0.2 .527, 0 .513",
     ),
     Claim(
         "P3",
-        SEED,
+        NOTES,
         "The computation of mean and deviation on the batch adds noise during training and regularizes.",
         "no number",
     ),
     Claim(
         "P4",
-        SEED,
+        NOTES,
         "Gamma and beta allow the model to avoid mean 0 and unit variance if it needs to.",
         "no number; exactly: gamma = deviation and beta = mean give the identity. The formula has no eps",
     ),
     Claim(
         "P5",
-        SEED,
+        NOTES,
         "For convolutional layers, the normalization is applied per channel.",
         "BatchNorm2d(6) after Conv2d(1, 6)",
     ),

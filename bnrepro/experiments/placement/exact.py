@@ -40,7 +40,7 @@ def fit(run: Run, seed: int) -> list[Row]:
 
 
 def identity(seed: int, batch: int, channels: int, height: int, width: int) -> list[Row]:
-    """P4. BN with beta = mean and gamma = sqrt(variance + eps), or the seed's gamma = deviation, against its input.
+    """P4. BN with beta = mean and gamma = sqrt(variance + eps), or the source's gamma = deviation, against its input.
 
     Largest absolute differences in float64 (``error``, x which gamma), beside what the missing eps comes to,
     |x - mean| (1 - deviation / sqrt(variance + eps)) (``expected``). ``moved`` is the mean and the deviation of the
