@@ -43,7 +43,7 @@ DEVIATIONS = (
     "Residual networks of 8 to 26 layers at a fraction of the width, on digits for a few epochs; the source trains up "
     "to 866 layers on CIFAR-10 for 160 epochs.",
     "As in the authors' code (facebookresearch/open_lth, models/cifar_resnet.py): gamma is drawn between 0 and 1, He's "
-    "initial weights, SGD at rate 0.1 with momentum 0.9 that falls twice by ten, batches of 128. All arms have the same "
+    "initial weights, SGD at rate 0.1 with momentum 0.9 that falls twice by ten, batches of 128. All arms have one "
     "rate. There is no weight decay (1e-4 there).",
     "The equal number of other parameters is two weights of each channel, drawn at random, for its gamma and beta; the "
     "layer of the logits is not among them.",
