@@ -193,6 +193,8 @@ def test_verdicts_where_all_is_as_the_sources_say() -> None:
         "T1": no,
         "E1": Verdict.not_testable,
         "Z1": Verdict.not_testable,
+        "N1": Verdict.not_testable,
+        "N3": Verdict.not_testable,
     }
 
 
@@ -222,7 +224,7 @@ def test_noise_leaves_claims_open_and_no_records_are_no_error() -> None:
     noisy = found(made_up({("bn", 2): 75.0}, noise=5.0))
     assert {noisy[claim].verdict for claim in ("G1.1", "G1.2", "G1.3")} == {Verdict.inconclusive}
     nothing = Records("full", SETTINGS, [], [], [], {})
-    testable = [f for claim, f in found(nothing).items() if claim not in ("E1", "Z1")]
+    testable = [f for claim, f in found(nothing).items() if claim not in ("E1", "Z1", "N1", "N3")]
     assert {finding.verdict for finding in testable} == {Verdict.inconclusive}
     assert EXPERIMENT.analyse(nothing).pictures == []
 

@@ -13,6 +13,8 @@ LRN = (
 )
 GHOST = "Summers & Dinneen, Four Things Everyone Should Know to Improve Batch Normalization (2020)"
 EVAL = "Singh & Shrivastava, EvalNorm: Estimating Batch Normalization Statistics for Evaluation (2019)"
+DIVISIVE = "Ren et al., Normalizing the Normalizers: Comparing and Extending Network Normalization Schemes (2017)"
+CONTEXT = "Ortiz et al., Local Context Normalization (2020); Li et al., Positional Normalization (2019)"
 STOCHASTIC = "Atanov et al., Uncertainty Estimation via Stochastic Batch Normalization (2018)"
 
 REPORTED = {
@@ -92,6 +94,18 @@ CLAIMS = (
         STOCHASTIC,
         "Averaging predictions over the statistics of random training batches improves accuracy.",
         "ResNet-18, CIFAR-10: .9407 to .9415 and .9422",
+    ),
+    Claim(
+        "N1",
+        DIVISIVE,
+        "Batch and layer normalization are cases of a divisive norm, and smoothing its denominator improves them.",
+        "numbers not read again",
+    ),
+    Claim(
+        "N3",
+        CONTEXT,
+        "Other things called local: statistics of a window of one image, or over the channels at one location.",
+        "numbers not read again",
     ),
 )
 BY_ID = {claim.id: claim for claim in CLAIMS}
