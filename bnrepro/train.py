@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -44,6 +44,15 @@ class Progress:
     """The row of metrics.csv that has just been written, at an evaluation."""
 
 
+class Batch(NamedTuple):
+    """One step's images (normalised), labels and learning rate; ``step`` counts from 0."""
+
+    step: int
+    x: Tensor
+    y: Tensor
+    lr: float
+
+
 def resolve(cfg: Config) -> Config:
     """``cfg`` with device=auto replaced by what is there.
 
@@ -75,18 +84,13 @@ def run(cfg: Config, *, force: bool = False, report: Callable[[Progress], None] 
         UserError: the configuration does not fit the data or the machine. Nothing that is finished is touched.
     """
     cfg = resolve(cfg)
-    norm = norm_of(cfg)
     directory = run_dir(cfg)
     if leads_out(directory, Path(cfg.root)):  # what --force deletes, and what a run writes, lies in it
         raise UserError(f"{directory} is a link out of root={cfg.root}. Remove the link, or use another root.")
     processes = distributed.current()
     if processes.from_first(lambda: not force and Run(directory).finished):
         return directory
-    device = torch.device(cfg.device.value)
-    data = processes.in_turn(lambda: load(cfg.data, device))
-    weights = torch.Generator().manual_seed(mix(cfg.seed, "weights"))
-    network = build(cfg.model, norm, data.channels, data.image_size, data.num_classes, weights)
-    trainer = Trainer(cfg, data, network, report, processes)
+    trainer = trainer_of(cfg, report, processes)
     with terminate_as_interrupt(), record.claim(directory) if processes.first else nullcontext():
         if force and processes.first:
             record.clear(directory)
@@ -94,6 +98,18 @@ def run(cfg: Config, *, force: bool = False, report: Callable[[Progress], None] 
             return directory
         _train(trainer, directory)
     return directory
+
+
+def trainer_of(
+    cfg: Config, report: Callable[[Progress], None] | None = None, processes: Processes = Processes()
+) -> Trainer:
+    """A trainer of ``cfg`` at the start: its data, and the initial weights that all variants of a seed share."""
+    cfg = resolve(cfg)
+    norm, device = norm_of(cfg), torch.device(cfg.device.value)
+    data = processes.in_turn(lambda: load(cfg.data, device))
+    weights = torch.Generator().manual_seed(mix(cfg.seed, "weights"))
+    network = build(cfg.model, norm, data.channels, data.image_size, data.num_classes, weights)
+    return Trainer(cfg, data, network, report, processes)
 
 
 def _train(trainer: Trainer, directory: Path) -> None:
@@ -187,17 +203,8 @@ class Trainer:
 
     def loop(self, directory: Path, board: record.Board | None, since: Tally, started: float, stop: Stop) -> Status:
         """The steps that are left."""
-        planned = None
-        while self.step < self.steps:
-            epoch, position = divmod(self.step, self.steps_per_epoch)
-            if planned != epoch:
-                plan = epoch_plan(len(self.data.train.labels), self.cfg.data, self.cfg.seed, epoch)
-                planned = epoch
-            start = position * self.cfg.batch_size
-            size, nhwc = self.cfg.batch_size, self.cfg.channels_last
-            x, y = train_batch(self.data, plan, self.cfg.data, start, size, channels_last=nhwc, part=self.part)
-            lr = self.cfg.optimizer.lr * lr_factor(self.cfg.schedule, self.step, self.steps, self.steps_per_epoch)
-            since.add(*self.update(x, y, lr), size)
+        for batch in self.batches(self.step):
+            since.add(*self.update(batch.x, batch.y, batch.lr), self.cfg.batch_size)
             self.step += 1
             due = self.evaluation_due()
             look = due or self.step % CHECK_STEPS == 0
@@ -210,7 +217,7 @@ class Trainer:
                     self.report(Progress(self.step, self.steps, *since.recent()))
             if due:
                 self.seconds = time.perf_counter() - started
-                self.evaluate(directory, board, since, lr)
+                self.evaluate(directory, board, since, batch.lr)
             # Several processes have to end at the same step: they agree on it where they wait for each other anyway.
             asked = stop.asked if self.processes.size == 1 else look and self.processes.any(stop.asked, self.device)
             if asked and self.step < self.steps:
@@ -219,6 +226,17 @@ class Trainer:
                     self.save(directory, since)
                 raise KeyboardInterrupt
         return Status.completed
+
+    def batches(self, start: int = 0, end: int | None = None) -> Iterator[Batch]:
+        """The batches of steps ``start`` to ``end`` (None: the last), of each the part that falls to this process."""
+        cfg, plan = self.cfg, None
+        for step in range(start, self.steps if end is None else end):
+            epoch, position = divmod(step, self.steps_per_epoch)
+            if plan is None or position == 0:
+                plan = epoch_plan(len(self.data.train.labels), cfg.data, cfg.seed, epoch)
+            first, size, nhwc = position * cfg.batch_size, cfg.batch_size, cfg.channels_last
+            x, y = train_batch(self.data, plan, cfg.data, first, size, channels_last=nhwc, part=self.part)
+            yield Batch(step, x, y, cfg.optimizer.lr * lr_factor(cfg.schedule, step, self.steps, self.steps_per_epoch))
 
     def update(self, x: Tensor, y: Tensor, lr: float) -> tuple[Tensor, Tensor]:
         """One step on this process's part of a batch; the whole batch's mean loss and number of right answers."""

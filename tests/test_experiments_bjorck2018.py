@@ -13,7 +13,7 @@ import yaml  # type: ignore[import-untyped]
 from bnrepro.config import configs_dir
 from bnrepro.experiments.base import Finding, Records, Verdict
 from bnrepro.experiments.bjorck2018 import EXPERIMENT, analysis, effects, moments
-from bnrepro.experiments.loop import batches, trainer_of
+from bnrepro.train import trainer_of
 
 FOLDER = configs_dir() / "experiment" / "bjorck2018"
 PRESETS: dict[str, dict[str, Any]] = {
@@ -106,7 +106,7 @@ def test_diverging_update_lies_between_a_finite_loss_and_one_beyond_the_bound() 
     cfg = moments.configured(TINY, "nobn", 0, rows["rate", None])
     losses = []
     trainer = trainer_of(replace(cfg, epochs=9))
-    for batch in batches(trainer, 0, update + 1):
+    for batch in trainer.batches(0, update + 1):
         losses.append(float(trainer.update(batch.x, batch.y, cfg.optimizer.lr)[0]))
     assert all(loss <= 1000 for loss in losses[:update]) and not losses[update] <= 1000
     layers = [x for quantity, x in rows if quantity == "nobn/1/variance"]

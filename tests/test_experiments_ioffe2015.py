@@ -25,12 +25,12 @@ from bnrepro.experiments.ioffe2015.findings import judged
 from bnrepro.experiments.ioffe2015.jacobian import random_share, spectra
 from bnrepro.experiments.ioffe2015.race import ARMS, race
 from bnrepro.experiments.labml import toys
-from bnrepro.experiments.loop import trainer_of
 from bnrepro.experiments.placement.exact import channels
 from bnrepro.experiments.reproduce import settings
 from bnrepro.model import Network, build, norm_of
 from bnrepro.record import Run
 from bnrepro.schema import Config
+from bnrepro.train import trainer_of
 
 YES, PARTLY, NO, OPEN = Verdict.reproduced, Verdict.partly, Verdict.not_reproduced, Verdict.inconclusive
 Rows = list[dict[str, Any]]

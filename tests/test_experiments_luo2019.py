@@ -15,10 +15,10 @@ from torch.nn import functional as F
 from bnrepro import train
 from bnrepro.config import configs_dir
 from bnrepro.experiments.base import Records, Verdict
-from bnrepro.experiments.loop import batches, trainer_of
 from bnrepro.experiments.luo2019 import EXPERIMENT, analysis, networks
 from bnrepro.experiments.luo2019.networks import BN, NOISE, PN, TRAINING
 from bnrepro.record import Run
+from bnrepro.train import trainer_of
 
 FOLDER = configs_dir() / "experiment" / "luo2019"
 PRESETS = {name: yaml.safe_load((FOLDER / f"{name}.yaml").read_text()) for name in EXPERIMENT.presets}
@@ -51,7 +51,7 @@ def test_a_pool_of_none_is_batch_normalization(tiny: Any) -> None:
     cfg = tiny("variant=bn", "optimizer=sgd", "epochs=1")
     ordinary, ours, pooled = (trainer_of(cfg) for _ in range(3))
     others = next(networks._others(pooled, 20, 0))
-    for batch in batches(ordinary, 0, 2):
+    for batch in ordinary.batches(0, 2):
         ordinary.update(batch.x, batch.y, batch.lr)
         networks.step(ours, batch.x, batch.y, batch.lr, batch.x[:0], 0.0)
         networks.step(pooled, batch.x, batch.y, batch.lr, others, 0.0)
@@ -63,7 +63,7 @@ def test_a_pool_of_none_is_batch_normalization(tiny: Any) -> None:
 def test_gamma_decay_pulls_gamma_by_its_gradient(tiny: Any) -> None:
     cfg = tiny("variant=bn", "optimizer=sgd", "optimizer.momentum=0")
     plain, decayed = trainer_of(cfg), trainer_of(cfg)
-    batch = next(batches(plain))
+    batch = next(plain.batches())
     for trainer, decay in ((plain, 0.0), (decayed, 0.05)):
         networks.step(trainer, batch.x, batch.y, 0.1, batch.x[:0], decay)
     for a, b in zip(networks.gammas(plain.network), networks.gammas(decayed.network), strict=True):

@@ -14,11 +14,11 @@ from torch import Tensor, nn
 
 from bnrepro.config import configs_dir, load_config
 from bnrepro.experiments.base import Records, Verdict
-from bnrepro.experiments.loop import batches, trainer_of
 from bnrepro.experiments.vanlaarhoven2017 import EXPERIMENT, analysis, exact, training
 from bnrepro.experiments.vanlaarhoven2017.grid import ARMS, EXACT, GRID
 from bnrepro.experiments.vanlaarhoven2017.training import CORRECTED, OFF, ON, REVERSE
 from bnrepro.norm import NORMS
+from bnrepro.train import trainer_of
 
 FOLDER = configs_dir() / "experiment" / "vanlaarhoven2017"
 PRESETS = {name: yaml.safe_load((FOLDER / f"{name}.yaml").read_text()) for name in EXPERIMENT.presets}
@@ -91,7 +91,7 @@ def test_only_weights_that_a_norm_follows_are_decayed() -> None:
 def test_a_step_takes_each_layers_rate() -> None:
     trainer = trainer_of(run_of("optimizer.momentum=0").config)
     trainer.optimizer = training.layerwise(trainer, 0.0)
-    batch = next(batches(trainer))
+    batch = next(trainer.batches())
     weights = training.normed_weights(trainer.network)
     before = [w.detach().clone() for w in weights]
     training.update(trainer, batch, [2.0, 1.0, 0.5])

@@ -16,12 +16,12 @@ from torch import nn
 from bnrepro import train
 from bnrepro.config import configs_dir, load_config
 from bnrepro.experiments.base import Records, Verdict
-from bnrepro.experiments.loop import batches, trainer_of
 from bnrepro.experiments.wu2021 import EXPERIMENT, analysis
 from bnrepro.experiments.wu2021 import measurements as m
 from bnrepro.norm.statistics import tracking_layers
 from bnrepro.record import Run
 from bnrepro.schema import Config
+from bnrepro.train import trainer_of
 
 FOLDER = configs_dir() / "experiment" / "wu2021"
 PRESETS = {name: yaml.safe_load((FOLDER / f"{name}.yaml").read_text()) for name in EXPERIMENT.presets}
@@ -55,7 +55,7 @@ def test_the_loop_trains_what_a_run_trains(tiny: Callable[..., Config]) -> None:
     cfg = tiny("schedule=cosine", "epochs=2")
     run = Run(train.run(cfg))
     trainer = trainer_of(cfg)
-    for batch in batches(trainer):
+    for batch in trainer.batches():
         trainer.update(batch.x, batch.y, batch.lr)
     assert trainer.measure(trainer.data.test) == (run.summary["test_loss"], run.summary["test_accuracy"])
 

@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from bnrepro.experiments.loop import batches, trainer_of
 from bnrepro.schema import Config, TrainOnly
+from bnrepro.train import trainer_of
 from bnrepro.trainable import drawn, restrict
 
 Tiny = Callable[..., Config]
@@ -19,7 +19,7 @@ def changed(cfg: Config) -> tuple[dict[str, Tensor], nn.Module]:
     """Which numbers of each parameter three steps move."""
     trainer = trainer_of(cfg)
     before = {name: p.detach().clone() for name, p in trainer.network.named_parameters()}
-    for batch in batches(trainer, 0, 3):
+    for batch in trainer.batches(0, 3):
         trainer.update(batch.x, batch.y, batch.lr)
     return {name: p.detach() != before[name] for name, p in trainer.network.named_parameters()}, trainer.network
 

@@ -13,9 +13,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from bnrepro.config import load_config
-from bnrepro.experiments.loop import batches, trainer_of
 from bnrepro.schema import Config
-from bnrepro.train import Trainer
+from bnrepro.train import Trainer, trainer_of
 
 Row = dict[str, Any]
 SHOWN_IMAGES = 50  # of which the gradient at each logit is kept, for the figure
@@ -100,7 +99,7 @@ def diverging(
 def first_divergence(cfg: Config, steps: int, loss: float) -> int | None:
     """The update (from 1) after which the next batch's loss is above ``loss`` or no number; None if none of them is."""
     trainer = trainer_of(_long(cfg, steps))
-    for batch in batches(trainer, 0, steps + 1):
+    for batch in trainer.batches(0, steps + 1):
         value = float(trainer.update(batch.x, batch.y, cfg.optimizer.lr)[0])
         if not value <= loss:
             return max(1, batch.step)
@@ -111,7 +110,7 @@ def _up_to(cfg: Config, update: int) -> tuple[Trainer, tuple[list[Tensor], list[
     """A trainer after ``update`` updates, the parameters before and after the last, and its images."""
     trainer = trainer_of(_long(cfg, update))
     before: list[Tensor] = []
-    for batch in batches(trainer, 0, update):
+    for batch in trainer.batches(0, update):
         before = [p.detach().clone() for p in trainer.network.parameters()]
         trainer.update(batch.x, batch.y, cfg.optimizer.lr)
     after = [p.detach().clone() for p in trainer.network.parameters()]

@@ -12,9 +12,9 @@ from torch import Tensor
 from bnrepro import record
 from bnrepro.config import load_config
 from bnrepro.experiments.base import Arm, Probe, Settings
-from bnrepro.experiments.loop import trainer_of
 from bnrepro.record import Run
 from bnrepro.schema import Config
+from bnrepro.train import trainer_of
 from bnrepro.trainable import norms, restrict
 
 DEPTH, WIDTH = "depth", "width"

@@ -10,11 +10,10 @@ from torch import Tensor, nn
 
 from bnrepro.experiments.ioffe2015.choosing import at, chosen
 from bnrepro.experiments.ioffe2015.jacobian import spectra
-from bnrepro.experiments.loop import batches, trainer_of
 from bnrepro.model import Network
 from bnrepro.norm.statistics import batch_statistics
 from bnrepro.record import Run
-from bnrepro.train import Trainer
+from bnrepro.train import Trainer, trainer_of
 
 Row = dict[str, Any]
 PERCENTILES = (15, 50, 85)
@@ -49,7 +48,7 @@ def train_and_watch(
     rows += spectra(trainer.network, x, jacobians, "start")
     looks = [_percentiles(trainer.network, x)]
     rows += _look(trainer, looks[0], 0)
-    for batch in batches(trainer, 0, steps):
+    for batch in trainer.batches(0, steps):
         loss, _ = trainer.update(batch.x, batch.y, batch.lr)
         done = batch.step + 1
         if done % every == 0 or done == steps:

@@ -7,8 +7,8 @@ from dataclasses import replace
 from typing import Any, NamedTuple
 
 from bnrepro.experiments.ioffe2015.choosing import at, chosen
-from bnrepro.experiments.loop import batches, trainer_of
 from bnrepro.record import Run
+from bnrepro.train import trainer_of
 
 Row = dict[str, Any]
 
@@ -50,7 +50,7 @@ def race(
     cfg = replace(cfg, variant=who.variant, model=replace(cfg.model, activation=who.activation))
     trainer = trainer_of(cfg)
     rows: list[Row] = [{"quantity": "rate", "x": None, "value": cfg.optimizer.lr}]
-    for batch in batches(trainer, 0, steps):
+    for batch in trainer.batches(0, steps):
         loss, _ = trainer.update(batch.x, batch.y, batch.lr)
         done = batch.step + 1
         if not math.isfinite(float(loss)):

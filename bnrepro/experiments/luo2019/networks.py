@@ -15,12 +15,11 @@ from bnrepro import record, train
 from bnrepro.config import load_config
 from bnrepro.data import Split, mix
 from bnrepro.experiments.base import Arm, Probe, Settings
-from bnrepro.experiments.loop import batches, trainer_of
 from bnrepro.norm import reestimate_statistics
 from bnrepro.norm.statistics import batch_statistics, tracking_layers
 from bnrepro.record import Run
 from bnrepro.schema import Config
-from bnrepro.train import Trainer
+from bnrepro.train import Trainer, trainer_of
 
 NOISE, TRAINING = "noise", "training"
 BN, PN = "bn", "pn"
@@ -108,7 +107,7 @@ def trained(run: Run, seed: int, epochs: int, pool: int, decay: float) -> list[R
     """
     trainer = trainer_of(replace(run.config, epochs=epochs))
     others = _others(trainer, pool, seed)
-    for batch in batches(trainer):
+    for batch in trainer.batches():
         step(trainer, batch.x, batch.y, batch.lr, next(others), decay / len(batch.y))
     population(trainer)
     rows: list[Row] = []

@@ -13,10 +13,10 @@ from torch.func import functional_call
 from torch.nn import functional as F
 
 from bnrepro.data import mix
-from bnrepro.experiments.loop import batches, trainer_of
 from bnrepro.experiments.santurkar2018.landscape import Objective, Row, copies, measured
 from bnrepro.model import Network
 from bnrepro.record import Run
+from bnrepro.train import trainer_of
 
 BINS = 24
 REACH = 4.0  # standard deviations from the mean over the whole time that a histogram shows
@@ -26,7 +26,7 @@ def landscape(run: Run, seed: int, steps: int, every: int, along: list[float], l
     """The first ``steps`` of a run again, with all measures on every ``every``-th batch before its step."""
     trainer = trainer_of(run.config)
     rows: list[Row] = []
-    for step, x, y, lr in batches(trainer, 0, steps):
+    for step, x, y, lr in trainer.batches(0, steps):
         if step % every == 0:
             objective = Objective(trainer.network, x, partial(F.cross_entropy, target=y))
             rows += measured(step, objective, [p.detach() for p in trainer.network.parameters()], lr, along, layers)
@@ -54,7 +54,7 @@ def distributions(
     x = data.normalize(data.val.images[:images], trainer.cfg.channels_last)
     chosen: dict[str, Tensor] = {}
     times: list[tuple[int, dict[str, Tensor]]] = []
-    for step, batch, y, lr in batches(trainer, 0, steps + 1):
+    for step, batch, y, lr in trainer.batches(0, steps + 1):
         if step % every == 0:
             times.append((step, _sampled(trainer.network, x, units, chosen, mix(seed, "noise", step), seed)))
         loss, _ = trainer.update(batch, y, lr)

@@ -12,9 +12,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from bnrepro import record
-from bnrepro.experiments.loop import Batch, batches, trainer_of
 from bnrepro.record import Run
-from bnrepro.train import Trainer
+from bnrepro.train import Batch, Trainer, trainer_of
 
 Row = dict[str, Any]
 ON, OFF, CORRECTED, REVERSE = "on", "off", "off, corrected", "on, corrected"
@@ -67,7 +66,7 @@ def four_arms(run: Run, seed: int, epochs: int, decay: float) -> list[Row]:
     def note(arm: str, quantity: str, step: int | None, value: float) -> None:
         rows.append({"quantity": f"{arm}: {quantity}", "x": step, "value": value})
 
-    for batch in batches(arms[ON]):
+    for batch in arms[ON].batches():
         held = {arm: squares(trainer.network) for arm, trainer in arms.items()}
         for arm, trainer in arms.items():
             follows = held[FOLLOWS.get(arm, arm)]

@@ -15,12 +15,11 @@ from bnrepro import train
 from bnrepro.config import load_config
 from bnrepro.data import Split, mix
 from bnrepro.experiments.base import Arm, Probe, Settings
-from bnrepro.experiments.loop import batches, trainer_of
 from bnrepro.norm import reestimate_statistics
 from bnrepro.norm.statistics import batch_statistics, tracking_layers
 from bnrepro.record import Run
 from bnrepro.schema import Config
-from bnrepro.train import Trainer
+from bnrepro.train import Trainer, trainer_of
 
 Row = dict[str, Any]
 PATH, GHOST = "path", "ghost"
@@ -154,7 +153,7 @@ def along_training(
         rows.append({"quantity": f"{prefix}_{BATCH}", "x": x, "value": own})
 
     wanted = places(trainer.steps, points)
-    for batch in batches(trainer):
+    for batch in trainer.batches():
         loss, _ = trainer.update(batch.x, batch.y, batch.lr)
         averages.update()
         if batch.step + 1 in wanted:
@@ -194,11 +193,11 @@ def ghost_batches(
     trained, test = shuffled(trainer.data.train, images), shuffled(trainer.data.test, images)
     rows: list[Row] = []
     fork = (epochs - frozen_epochs) * trainer.steps_per_epoch
-    for batch in batches(trainer, 0, fork):
+    for batch in trainer.batches(0, fork):
         trainer.update(batch.x, batch.y, batch.lr)
     state = {key: value.clone() for key, value in trainer.network.state_dict().items()}
     optimizer = _copied(trainer.optimizer.state_dict())
-    for batch in batches(trainer, fork):
+    for batch in trainer.batches(fork):
         trainer.update(batch.x, batch.y, batch.lr)
 
     def look(kind: str, batch_size: int | None = None) -> None:
@@ -214,7 +213,7 @@ def ghost_batches(
     population(trainer, samples, size)
     for layer in tracking_layers(trainer.network).values():
         setattr(layer, "frozen", True)  # noqa: B010  (ours have it; torch's type does not)
-    for batch in batches(trainer, fork):
+    for batch in trainer.batches(fork):
         trainer.update(batch.x, batch.y, batch.lr)
     look(FROZEN)
     return rows
