@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from bnrepro import record, train
+from bnrepro import checkpoint, record, train
 from bnrepro.config import UserError
 from bnrepro.data import Dataset, Split, epoch_plan, load, mix, train_batch
 from bnrepro.model import Network, build, norm_of
@@ -35,7 +35,7 @@ def restore(run: record.Run, data: Dataset | None = None) -> tuple[Config, Datas
     """
     cfg = train.resolve(run.config)
     device = torch.device(cfg.device.value)
-    state = record.load_checkpoint(run.path / record.CHECKPOINT)
+    state = checkpoint.load(run.path / record.CHECKPOINT)
     data = data or load(cfg.data, device)
     network = build(cfg.model, norm_of(cfg), data.channels, data.image_size, data.num_classes, torch.Generator())
     try:

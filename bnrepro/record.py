@@ -11,9 +11,7 @@ import io
 import json
 import math
 import os
-import platform
 import shutil
-import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -21,17 +19,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import cached_property
-from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from bnrepro import stored
 from bnrepro.config import UserError, read_config
 from bnrepro.schema import Config
-
-if TYPE_CHECKING:
-    from torch import Tensor
-    from torch.utils.tensorboard import SummaryWriter
 
 CONFIG, METRICS, SUMMARY, CHECKPOINT = "config.yaml", "metrics.csv", "summary.json", "checkpoint.pt"
 PREVIOUS, LOCK = "checkpoint.previous.pt", ".lock"
@@ -280,9 +273,6 @@ def open_run(path: Path) -> Run:
     return Run(path)
 
 
-# --- one process a run --------------------------------------------------------------------------------------------
-
-
 @contextmanager
 def claim(directory: Path) -> Iterator[None]:
     """Keep other processes from the run in ``directory``; where one has it, say so and wait until it ends.
@@ -313,171 +303,3 @@ def clear(directory: Path) -> None:
             shutil.rmtree(path)
         elif path.name != LOCK:
             path.unlink()
-
-
-# --- checkpoints --------------------------------------------------------------------------------------------------
-
-
-class DamagedError(UserError):
-    """A checkpoint that was cut off or changed on its way."""
-
-
-def save_checkpoint(file: Path, payload: dict[str, Any], previous: Path | None = None) -> None:
-    """Tensors, numbers, strings and containers of them; nothing that needs code to be read.
-
-    The file is a ZIP archive, as torch writes it, with a checksum (CRC-32) of each member. The checkpoint that was
-    there is kept as ``previous``, where that is given.
-    """
-    import torch
-
-    buffer = io.BytesIO()
-    torch.save(payload, buffer)
-    write_whole(file, buffer.getvalue(), previous)
-
-
-def load_checkpoint(file: Path) -> dict[str, Any]:
-    """A checkpoint as data, once its checksums are right: objects other than tensors and primitives are refused.
-
-    Raises:
-        DamagedError: cut off, or its checksums are wrong.
-        UserError: missing, carrying code, or something else.
-    """
-    import pickle
-    import zipfile
-
-    import torch
-
-    damaged = DamagedError(f"{file} is damaged. Run it again with --force.")
-    try:
-        with zipfile.ZipFile(file) as archive:
-            if archive.testzip() is not None:
-                raise damaged
-        payload = torch.load(file, map_location="cpu", weights_only=True)
-    except FileNotFoundError as error:
-        raise UserError(f"There is no checkpoint {file}. Train the run first.") from error
-    except pickle.UnpicklingError as error:
-        raise UserError(f"{file} is refused: it carries objects other than tensors.") from error
-    except UserError:
-        raise
-    except Exception as error:  # the kinds of errors that zipfile, zlib and torch have for nonsense are many
-        raise damaged from error
-    if not isinstance(payload, dict):
-        raise UserError(f"{file} is not a checkpoint of a run.")
-    return payload
-
-
-def last_checkpoint(directory: Path) -> dict[str, Any] | None:
-    """The newest whole checkpoint of a run; None if there is none. What is damaged is told on standard error.
-
-    Raises:
-        UserError: one carries code, or is no checkpoint.
-    """
-    for name in (CHECKPOINT, PREVIOUS):
-        file = directory / name
-        if not file.exists():
-            continue
-        try:
-            return load_checkpoint(file)
-        except DamagedError:
-            then = "going on from the one before" if name == CHECKPOINT else "starting over"
-            if name == CHECKPOINT and not (directory / PREVIOUS).exists():
-                then = "there is none before it, so the run starts over"
-            print(f"{file} is damaged: {then}.", file=sys.stderr)
-    return None
-
-
-# --- where a number comes from -----------------------------------------------------------------------------------
-
-
-def versions() -> dict[str, str]:
-    """Versions of Python and of the packages that a number depends on."""
-    packages = ("bnrepro", "torch", "torchvision", "numpy", "hydra-core")
-    return {"python": platform.python_version(), **{name: metadata.version(name) for name in packages}}
-
-
-def git_revision() -> str | None:
-    """The checkout's commit, with ``-dirty`` where the package differs from it; None outside a checkout."""
-    package = Path(__file__).resolve().parent
-
-    def git(*arguments: str) -> str:
-        command = ["git", "-C", str(package), *arguments]
-        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
-
-    try:
-        if Path(git("rev-parse", "--show-toplevel")) != package.parent:
-            return None  # installed inside somebody else's repository
-        changed = git("status", "--porcelain", "--", ".", "../configs")
-        return git("rev-parse", "HEAD") + ("-dirty" if changed else "")
-    except (OSError, subprocess.SubprocessError):
-        return None
-
-
-def machine() -> str:
-    """The processor's name and its number of cores for this process."""
-    name = platform.processor() or platform.machine()
-    info = Path("/proc/cpuinfo")
-    if info.is_file():
-        lines = (line.partition(":") for line in info.read_text(errors="replace").splitlines())
-        name = next((value.strip() for key, _, value in lines if key.strip() == "model name"), name)
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return f"{name}, {cores} cores"
-
-
-# --- TensorBoard -------------------------------------------------------------------------------------------------
-
-
-class Board:
-    """A run's TensorBoard events: one event file in the run's own directory, under tags that compare across runs."""
-
-    def __init__(self, directory: Path, first_step: int = 0) -> None:
-        self.directory, self.first_step = directory, first_step
-
-    @cached_property
-    def writer(self) -> SummaryWriter:
-        """torch's writer, made when there is something to write: importing TensorBoard takes longer than many steps."""
-        from torch.utils.tensorboard import SummaryWriter
-
-        return SummaryWriter(str(self.directory), purge_step=self.first_step or None, flush_secs=30)
-
-    def row(self, row: Row) -> None:
-        """The losses, accuracies and learning rate of one evaluation."""
-        step = int(row["step"] or 0)
-        for split in SPLITS:
-            for metric in ("loss", "accuracy"):
-                value = row[f"{split}_{metric}"]
-                if value is not None:
-                    self.writer.add_scalar(f"{metric}/{split}", value, step)
-        self.writer.add_scalar("lr", row["lr"], step)
-
-    def norm_inputs(self, inputs: dict[str, Tensor], step: int) -> None:
-        """For the values that enter each norm: mean, standard deviation, 15/50/85th percentiles, histogram.
-
-        Mean and deviation are of all values; percentiles and histogram of at most 65,536 taken at equal steps.
-        """
-        import torch
-
-        for name, values in inputs.items():
-            flat = values.float().flatten()
-            if not bool(flat.isfinite().all()):
-                continue
-            some = flat[:: -(-len(flat) // 65536)]
-            marks = torch.quantile(some, torch.tensor([0.15, 0.5, 0.85], device=some.device))
-            numbers = {"mean": flat.mean(), "std": flat.std(correction=0)}
-            numbers |= dict(zip(("p15", "p50", "p85"), marks, strict=True))
-            for key, value in numbers.items():
-                self.writer.add_scalar(f"{name}/{key}", float(value), step)
-            self.writer.add_histogram(f"{name}/input", some.cpu().numpy(), step, bins=64)
-
-    def hyperparameters(self, values: dict[str, Any], result: float | None) -> None:
-        """For the HPARAMS page, in this run: the library's own `add_hparams` would make a second one."""
-        from torch.utils.tensorboard.summary import hparams
-
-        metrics = {} if result is None else {"accuracy/test": result}
-        file_writer = self.writer._get_file_writer()
-        for summary in hparams(values, metrics):
-            file_writer.add_summary(summary)
-
-    def close(self) -> None:
-        """Flush and close the event file, if there is one."""
-        if "writer" in self.__dict__:
-            self.writer.close()

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from bnrepro import distributed, record
+from bnrepro import checkpoint, distributed, provenance, record
+from bnrepro.board import Board
 from bnrepro.config import UserError, config_hash, run_dir, to_dict, to_yaml
 from bnrepro.data import Dataset, Split, epoch_plan, eval_batches, load, mix, train_batch
 from bnrepro.distributed import Processes
@@ -184,12 +185,12 @@ class Trainer:
         """
         since = Tally(self.device)
         first = self.processes.first
-        if state := self.processes.from_first(lambda: record.last_checkpoint(directory)):
+        if state := self.processes.from_first(lambda: checkpoint.last(directory)):
             self.restore(state, since)
             if first:
                 self.write_metrics(directory)
         wanted = self.cfg.tensorboard and first
-        board = record.Board(directory, self.step + 1 if self.step else 0) if wanted else None
+        board = Board(directory, self.step + 1 if self.step else 0) if wanted else None
         started = time.perf_counter() - self.seconds
         try:
             status = self.loop(directory, board, since, started, stop)
@@ -201,7 +202,7 @@ class Trainer:
                 board.close()
         return status
 
-    def loop(self, directory: Path, board: record.Board | None, since: Tally, started: float, stop: Stop) -> Status:
+    def loop(self, directory: Path, board: Board | None, since: Tally, started: float, stop: Stop) -> Status:
         """The steps that are left."""
         for batch in self.batches(self.step):
             since.add(*self.update(batch.x, batch.y, batch.lr), self.cfg.batch_size)
@@ -263,7 +264,7 @@ class Trainer:
         every = self.cfg.eval_every or self.steps_per_epoch
         return self.step % every == 0 or self.step == self.steps
 
-    def evaluate(self, directory: Path, board: record.Board | None, since: Tally, lr: float) -> None:
+    def evaluate(self, directory: Path, board: Board | None, since: Tally, lr: float) -> None:
         """Measure, write the row, the checkpoint and TensorBoard."""
         train_loss, train_accuracy = since.mean()
         row: Row = {"step": self.step, "epoch": self.step / self.steps_per_epoch}
@@ -319,7 +320,7 @@ class Trainer:
 
     def save(self, directory: Path, since: Tally) -> None:
         """A checkpoint; the one before is kept until the run has ended."""
-        record.save_checkpoint(directory / record.CHECKPOINT, self.state(since), directory / record.PREVIOUS)
+        checkpoint.save(directory / record.CHECKPOINT, self.state(since), directory / record.PREVIOUS)
 
     def state(self, since: Tally) -> dict[str, Any]:
         """All that the rest of the run depends on, as tensors and primitives."""
@@ -384,11 +385,11 @@ class Trainer:
             "data_fingerprint": self.data.fingerprint,
             "precision": self.cfg.precision.value,
             "device": gpu or "cpu",
-            "machine": record.machine(),
+            "machine": provenance.machine(),
             "processes": self.processes.size,
             "threads": torch.get_num_threads(),
-            "versions": record.versions(),
-            "git_revision": record.git_revision(),
+            "versions": provenance.versions(),
+            "git_revision": provenance.git_revision(),
             "config_hash": config_hash(self.cfg),
         }
 

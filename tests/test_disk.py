@@ -34,7 +34,7 @@ from pathlib import Path
 
 import torch
 
-from bnrepro import cli, compare, record
+from bnrepro import checkpoint, cli, compare, record
 from bnrepro.config import load_config, run_dir
 from bnrepro.record import Run
 
@@ -64,7 +64,7 @@ def bnrepro(*arguments):
 
 def results(path):
     rows = [{k: v for k, v in row.items() if k != "seconds"} for row in Run(path).metrics]
-    return rows, record.load_checkpoint(path / record.CHECKPOINT)["network"]
+    return rows, checkpoint.load(path / record.CHECKPOINT)["network"]
 
 def same(one, other):
     (rows, weights), (other_rows, other_weights) = results(one), results(other)

@@ -22,7 +22,7 @@ import torch
 from torch import distributed as dist
 from torch import multiprocessing, nn
 
-from bnrepro import data, distributed, record, train
+from bnrepro import checkpoint, data, distributed, record, train
 from bnrepro.config import UserError, load_config, run_dir
 from bnrepro.distributed import OtherProcessFailed, Processes
 from bnrepro.norm import NORMS
@@ -68,7 +68,7 @@ def run_here(root: Path, rank: int, name: str, digits: Path, *more: str) -> Path
         return train.run(cfg)
     with (
         mock.patch.object(record, "write_whole", side_effect=AssertionError("another than the first writes")),
-        mock.patch.object(record, "Board", side_effect=AssertionError("another than the first writes")),
+        mock.patch.object(train, "Board", side_effect=AssertionError("another than the first writes")),
     ):
         return train.run(cfg, report=pytest.fail)
 
@@ -136,7 +136,7 @@ def difference(one: Path, other: Path) -> float:
     keys = [key for key in rows[0] if key.endswith("_loss")]
     pairs = [(a[key], b[key]) for a, b in zip(rows, others, strict=True) for key in keys if a[key] is not None]
     found = [abs(a - b) / a for a, b in pairs if a is not None and b is not None]
-    states = [record.load_checkpoint(path / record.CHECKPOINT)["network"] for path in (one, other)]
+    states = [checkpoint.load(path / record.CHECKPOINT)["network"] for path in (one, other)]
     assert states[0].keys() == states[1].keys()
     for name, tensor in states[0].items():
         a, b = tensor.double(), states[1][name].double()

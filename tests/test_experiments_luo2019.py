@@ -12,7 +12,7 @@ import yaml
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from torch.nn import functional as F
 
-from bnrepro import train
+from bnrepro import checkpoint, train
 from bnrepro.config import configs_dir
 from bnrepro.experiments.base import Records, Verdict
 from bnrepro.experiments.luo2019 import EXPERIMENT, analysis, networks
@@ -78,7 +78,7 @@ def test_the_penalty_is_the_loss_with_batch_statistics_less_that_with_all(tiny: 
     trainer = trainer_of(cfg)
     from bnrepro import record
 
-    trainer.network.load_state_dict(record.load_checkpoint(run.path / record.CHECKPOINT)["network"])
+    trainer.network.load_state_dict(checkpoint.load(run.path / record.CHECKPOINT)["network"])
     networks.population(trainer)
     images, labels = trainer.data.normalize(trainer.data.train.images), trainer.data.train.labels
     with torch.no_grad():

@@ -30,7 +30,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torchvision import datasets
 
-from bnrepro import compare, listing, record, report, sources, sweep, train
+from bnrepro import checkpoint, compare, listing, record, report, sources, sweep, train
 from bnrepro.archive import read_npz
 from bnrepro.config import UserError, configs_dir, load_config, read_config, run_dir, to_yaml
 from bnrepro.experiments import conclusion, measure, records, reproduce
@@ -671,7 +671,7 @@ def test_run_that_is_a_link_out_of_the_root_is_left_alone(tiny: Callable[..., Co
 @pytest.fixture(scope="module")
 def good_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> bytes:
     file = tmp_path_factory.mktemp("checkpoint") / "c.pt"
-    record.save_checkpoint(file, {"network": {"w": torch.arange(6.0).view(2, 3)}, "step": 3, "rows": [{"a": None}]})
+    checkpoint.save(file, {"network": {"w": torch.arange(6.0).view(2, 3)}, "step": 3, "rows": [{"a": None}]})
     return file.read_bytes()
 
 
@@ -682,7 +682,7 @@ def test_checkpoint_with_any_damage_is_read_or_refused(
 ) -> None:
     (tmp_path / "c.pt").write_bytes(data.draw(damaged(good_checkpoint)))
     try:
-        assert isinstance(record.load_checkpoint(tmp_path / "c.pt"), dict)
+        assert isinstance(checkpoint.load(tmp_path / "c.pt"), dict)
     except UserError as error:
         assert "c.pt" in str(error)
 

@@ -16,7 +16,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from bnrepro import record, train
+from bnrepro import checkpoint, record, train
 from bnrepro.config import UserError, run_dir
 from bnrepro.record import Run
 from bnrepro.schema import Config
@@ -29,7 +29,7 @@ RANDOM = ("variant=convbn", "model.dropout=0.3", "data.crop=2", "epochs=4", "eva
 def results(path: Path) -> tuple[list[dict[str, float | None]], dict[str, torch.Tensor]]:
     """All that a run leaves but for times: the rows of metrics.csv, and the final weights and statistics."""
     rows = [{key: value for key, value in row.items() if key != "seconds"} for row in Run(path).metrics]
-    return rows, record.load_checkpoint(path / record.CHECKPOINT)["network"]
+    return rows, checkpoint.load(path / record.CHECKPOINT)["network"]
 
 
 def assert_same(one: Path, other: Path) -> None:
@@ -121,7 +121,7 @@ def test_signal_ends_a_run_after_its_step_with_a_checkpoint(
         finally:
             signal.signal(signal.SIGINT, before)
     assert Run(run_dir(cfg)).status == "interrupted"
-    assert record.load_checkpoint(run_dir(cfg) / record.CHECKPOINT)["step"] == at
+    assert checkpoint.load(run_dir(cfg) / record.CHECKPOINT)["step"] == at
     assert_same(train.run(cfg), whole)
 
 
@@ -180,7 +180,7 @@ def test_damaged_checkpoint_falls_back_to_the_one_before_and_says_so(
     newest = path / record.CHECKPOINT
     newest.write_bytes(damage(newest.read_bytes()))
     (path / record.METRICS).write_bytes(damage((path / record.METRICS).read_bytes()))
-    assert record.load_checkpoint(path / record.PREVIOUS)["step"] == 8
+    assert checkpoint.load(path / record.PREVIOUS)["step"] == 8
     assert_same(train.run(tiny(*RANDOM)), whole)
     err = capfd.readouterr().err
     assert f"{newest} is damaged: going on from the one before.\n" in err
@@ -206,24 +206,24 @@ def test_checkpoint_that_carries_code_is_not_passed_over(tiny: Tiny) -> None:
 
 
 @pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, bytes]:
+def saved(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, bytes]:
     """A checkpoint and its bytes."""
     file = tmp_path_factory.mktemp("checkpoint") / "c.pt"
-    record.save_checkpoint(file, {"w": torch.arange(50.0), "rows": [{"step": 3}], "step": 3})
+    checkpoint.save(file, {"w": torch.arange(50.0), "rows": [{"step": 3}], "step": 3})
     return file, file.read_bytes()
 
 
 @settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_any_flipped_bit_is_noticed_or_changes_nothing(
-    checkpoint: tuple[Path, bytes], data: st.DataObject, tmp_path: Path
+    saved: tuple[Path, bytes], data: st.DataObject, tmp_path: Path
 ) -> None:
-    _, raw = checkpoint
+    _, raw = saved
     place = data.draw(st.integers(0, 8 * len(raw) - 1))
     file = tmp_path / "flipped.pt"
     file.write_bytes(raw[: place // 8] + bytes([raw[place // 8] ^ 1 << place % 8]) + raw[place // 8 + 1 :])
     try:
-        loaded = record.load_checkpoint(file)
+        loaded = checkpoint.load(file)
     except UserError:
         return
     assert torch.equal(loaded["w"], torch.arange(50.0))

@@ -22,7 +22,7 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
 
-from bnrepro import compare, figures, record, sources, sweep, train
+from bnrepro import compare, figures, provenance, record, sources, sweep, train
 from bnrepro.bench.timing import Table, alone, forget_peak, in_turn, machine, resident, seconds
 from bnrepro.config import load_config, run_dir, to_yaml
 from bnrepro.data import mix
@@ -168,7 +168,7 @@ def made_up(root: Path, count: int) -> None:
         summary = dict.fromkeys(compare.RUN_COLUMNS) | {
             "status": "completed", "variant": variant, "seed": cfg.seed, "test_accuracy": float(rng.random()),
             "parameters": 1, "buffers": 1, "seconds": 1.0, "data": "invented numbers", "data_official": False,
-            "data_fingerprint": "none", "machine": record.machine(), "versions": record.versions(),
+            "data_fingerprint": "none", "machine": provenance.machine(), "versions": provenance.versions(),
         }  # fmt: skip
         record.write_summary(path, summary)
         record.write_whole(path / record.CONFIG, to_yaml(cfg))

@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 
 import torch
 
-from bnrepro import record
+from bnrepro import provenance
 from bnrepro.allocator import keep_memory
 
 T = TypeVar("T")
@@ -92,6 +92,6 @@ def machine(device: str) -> str:
         return f"{torch.cuda.get_device_name()}, torch {torch.__version__}"
     load = f", load {os.getloadavg()[0]:.1f}" if hasattr(os, "getloadavg") else ""
     return (
-        f"{record.machine()}, {torch.get_num_threads()} threads{load}, torch {torch.__version__}, "
+        f"{provenance.machine()}, {torch.get_num_threads()} threads{load}, torch {torch.__version__}, "
         f"Python {platform.python_version()}"
     )

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from bnrepro import record
+from bnrepro import provenance, record
 from bnrepro.compare import Data
 from bnrepro.config import UserError, config_hash, run_dir
 from bnrepro.experiments.base import Probe
@@ -85,7 +85,7 @@ def measure_all(
     """
     there = {} if force else {i: result for i, probe in enumerate(probes) if (result := stored(probe, folder))}
     rest = [i for i in range(len(probes)) if i not in there]
-    work = partial(_attempt, folder=folder, revision=record.git_revision() if rest else None)
+    work = partial(_attempt, folder=folder, revision=provenance.git_revision() if rest else None)
     made = map_all(work, [probes[i] for i in rest], jobs, _lost, report, ended, threads=1)
     found = dict(zip(rest, made, strict=True)) | {i: Measurement(probes[i], result) for i, result in there.items()}
     return [found[i] for i in range(len(probes))]
@@ -140,9 +140,9 @@ def _measure(probe: Probe) -> dict[str, Any]:
         "rows": [_row(row) for row in rows],
         "seconds": round(time.perf_counter() - started, 3),
         "data": about or None,
-        "machine": record.machine(),
+        "machine": provenance.machine(),
         "threads": torch.get_num_threads(),
-        "versions": record.versions(),
+        "versions": provenance.versions(),
     }
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bnrepro import record
+from bnrepro import checkpoint, record
 from bnrepro.config import load_config
 from bnrepro.experiments.base import Arm, Probe, Settings
 from bnrepro.record import Run
@@ -61,7 +61,7 @@ def gammas(run: Run, seed: int, threshold: float) -> list[Row]:
     network = trainer_of(run.config).network
     counted = restrict(network, run.config.optimizer.train_only, torch.Generator().manual_seed(0))
     start = _gammas(network)
-    network.load_state_dict(record.load_checkpoint(run.path / record.CHECKPOINT)["network"])
+    network.load_state_dict(checkpoint.load(run.path / record.CHECKPOINT)["network"])
     end = _gammas(network)
     rows: list[Row] = [{"quantity": "trained", "x": None, "value": counted}]
     for name, values in (("disabled", end), ("disabled_at_start", start)):

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from bnrepro import record, train
+from bnrepro import checkpoint, record, train
 from bnrepro.config import load_config
 from bnrepro.data import Split, mix
 from bnrepro.experiments.base import Arm, Probe, Settings
@@ -74,7 +74,7 @@ def penalty(run: Run, seed: int, sizes: list[int], repeats: int) -> list[Row]:
     ``repeats`` times with batches drawn anew; an incomplete last batch is left out of them.
     """
     trainer = trainer_of(run.config)
-    trainer.network.load_state_dict(record.load_checkpoint(run.path / record.CHECKPOINT)["network"])
+    trainer.network.load_state_dict(checkpoint.load(run.path / record.CHECKPOINT)["network"])
     whole = trainer.data.train
     population(trainer)
     base, _ = train.measure(trainer.network, trainer.data, whole, trainer.cfg)

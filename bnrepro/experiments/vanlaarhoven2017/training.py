@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from bnrepro import record
+from bnrepro import checkpoint, record
 from bnrepro.record import Run
 from bnrepro.train import Batch, Trainer, trainer_of
 
@@ -40,7 +40,7 @@ def norms(run: Run, seed: int) -> list[Row]:
     """At the end of a run: the mean of |w|² over that at its start, and the mean effective rate lr / |w|²."""
     network = trainer_of(run.config).network
     start = mean_square(network)
-    network.load_state_dict(record.load_checkpoint(run.path / record.CHECKPOINT)["network"])
+    network.load_state_dict(checkpoint.load(run.path / record.CHECKPOINT)["network"])
     end = mean_square(network)
     return [
         {"quantity": "growth", "x": None, "value": end / start},
