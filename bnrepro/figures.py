@@ -92,14 +92,19 @@ def curve(comparison: Comparison, column: str) -> Figure:
         return figure
 
 
+def log_scale(axes: Axes) -> None:
+    """A logarithmic y axis of few decades: plain numbers at 1, 2 and 5 of each."""
+    axes.set_yscale("log")
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    axes.yaxis.set_minor_formatter(NullFormatter())
+
+
 def draw_curve(axes: Axes, comparison: Comparison, column: str) -> None:
     """`curve` into ``axes``, without a legend."""
     logarithmic = column.endswith("loss")
     if logarithmic:
-        axes.set_yscale("log")
-        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-        axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
-        axes.yaxis.set_minor_formatter(NullFormatter())
+        log_scale(axes)
     for variant, (color, dashes) in look(comparison.variants).items():
         points = comparison.over_seeds(variant, column)
         if not points:

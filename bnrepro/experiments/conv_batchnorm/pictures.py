@@ -130,7 +130,7 @@ def _spread(count: int, index: int, width: float = 0.7) -> float:
 
 
 def _categories(axes: Axes, names: Sequence[str]) -> None:
-    axes.set_xticks(range(len(names)), names)
+    axes.set_xticks(range(len(names)), [n.replace("-", "-\n", 1) if len(n) > 9 else n for n in names])
     axes.set_xlim(-0.6, len(names) - 0.4)
     axes.grid(axis="x", visible=False)
 
@@ -171,7 +171,7 @@ def cells(records: Records) -> Figure:
             gaps = [_geometric(records.measured("gap", x=size, **about)) for size in sizes]
             face = LOOK[variant][0] if variant in ("bn", "locationaffinebn") else "white"
             _line(middle, sizes, gaps, variant, markerfacecolor=face)
-        middle.set_yscale("log")
+        figures.log_scale(middle)
         _log(middle, sizes)
         middle.set_xlabel("batch size")
         middle.set_ylabel("training less eval (rms)")
@@ -281,7 +281,9 @@ def window_sweep(records: Records) -> Figure:
         _line(left, place, accuracy, "adaptive", "adaptive, of the present batch")
         left.set_ylabel("test accuracy (%)")
         _within_percent(left)
-        left.legend(loc="lower center", fontsize=7)
+        low, high = left.get_ylim()
+        left.set_ylim(low - 0.35 * (high - low), high)  # room for the legend below the bars
+        left.legend(loc="lower right", fontsize=7)
         for end, variant in (("local", "convbn"), ("channel", "bn")):
             distance = records.series(f"to {end}", part="window", variant="bn")
             known = [(x, t_interval(distance[k])) for x, k in zip(place, kernels, strict=True) if k in distance]
