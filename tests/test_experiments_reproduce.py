@@ -137,6 +137,7 @@ def test_records_are_complete_and_nothing_runs_twice(made_up: Make, go: Go, tmp_
     assert about["command"] == "bnrepro reproduce made_up --preset smoke"
     assert [row["data_fingerprint"] for row in about["data"]] == [run.summary["data_fingerprint"]]
     assert about["seconds"].keys() == {"table", "again", "sizes", "line"}
+    assert about["seconds"]["table"]["runs"] > about["seconds"]["again"]["runs"] == 0  # the same runs count once
     assert str(tmp_path) not in json.dumps(about)
 
     before = files(folder)
@@ -403,3 +404,9 @@ def test_results_of_another_preset_are_replaced_and_it_is_said(
     file.write_text(file.read_text().replace('"preset": "smoke"', '"preset": "full"'))
     assert "holds the results of preset full, which these replace" in call("reproduce", "--preset=smoke").out
     assert "which these replace" not in call("reproduce", "--preset=smoke", "--dry-run").out
+
+
+def test_seed_that_the_machine_slept_through_costs_no_more_than_the_others() -> None:
+    spent = {("a", "runs", "x"): [1.0, 2.0, 3000.0], ("a", "runs", "y"): [5.0], ("b", "measurements", "x"): [0.5, 0.7]}
+    cost = reproduce._cost(["a", "b"], spent)
+    assert cost == {"a": {"runs": 11.0, "measurements": 0.0}, "b": {"runs": 0.0, "measurements": 1.2}}

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
+from statistics import median
 from typing import Any, Protocol
 
 import torch
@@ -226,12 +227,12 @@ def _collect(plan: Plan, lost: set[Path], measured: list[Measurement], failed: l
     curves: list[Row] = []
     rows: list[Row] = []
     found: dict[str, list[Any]] = {key: [] for key in ("data", "machines", "versions", "git_revisions")}
-    seconds: dict[str, dict[str, float]] = {}
+    spent: dict[tuple[str, str, str], list[float]] = {}
+    counted: set[Path] = set()
     parts = dict.fromkeys([arm.part for arm in plan.arms] + [probe.part for probe in plan.probes])
 
-    def spend(part: str, kind: str, spent: float | None) -> None:
-        of_part = seconds.setdefault(part, {"runs": 0.0, "measurements": 0.0})
-        of_part[kind] = round(of_part[kind] + (spent or 0.0), 3)
+    def spend(part: str, kind: str, factors: Factors, seconds: float | None) -> None:
+        spent.setdefault((part, kind, str(factors)), []).append(seconds or 0.0)
 
     def note(about: dict[str, Any]) -> None:
         merged(found, "machines", [about.get("machine")])
@@ -248,18 +249,32 @@ def _collect(plan: Plan, lost: set[Path], measured: list[Measurement], failed: l
             runs.append({**{column: run.summary.get(column) for column in RUN_COLUMNS}, **who})
             if (run.path / record.METRICS).is_file():
                 curves += [{**row, **who} for row in run.metrics]
-            spend(part, "runs", run.summary.get("seconds"))
+            if run.path not in counted:  # by the part before, which has the same run
+                spend(part, "runs", arm.factors, run.summary.get("seconds"))
+            counted.add(run.path)
             note(run.summary)
             merged(found, "data", [{k: run.summary.get(k) for k in ("data", "data_official", "data_fingerprint")}])
         for measurement in (m for m in measured if m.probe.part == part and m.stored):
             probe, stored = measurement.probe, measurement.stored or {}
             rows += [{"part": part, **probe.factors, "seed": probe.seed, **row} for row in stored["rows"]]
-            spend(part, "measurements", stored.get("seconds"))
+            spend(part, "measurements", probe.factors, stored.get("seconds"))
             note(stored)
             merged(found, "data", [stored.get("data")])
     provenance: dict[str, Any] = {"experiment": plan.experiment.name, "command": plan.command, **found}
-    provenance |= {"seconds": seconds, "failed": failed}
+    provenance |= {"seconds": _cost(parts, spent), "failed": failed}
     return Records(plan.preset, plan.settings, runs, curves, rows, provenance)
+
+
+def _cost(parts: Iterable[str], spent: dict[tuple[str, str, str], list[float]]) -> dict[str, dict[str, float]]:
+    """Seconds of one process by part and kind.
+
+    The seeds of a cell do the same work, so that each is counted with their median: one that the machine slept through
+    costs no more than the others.
+    """
+    cost = {part: {"runs": 0.0, "measurements": 0.0} for part in parts}
+    for (part, kind, _), seconds in spent.items():
+        cost[part][kind] = round(cost[part][kind] + len(seconds) * median(seconds), 3)
+    return cost
 
 
 def _factors(factors: Factors) -> Factors:
