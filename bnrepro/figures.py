@@ -151,7 +151,7 @@ def test_accuracy(comparison: Comparison) -> Figure:
         axes.set_yticks(range(len(variants)), [_with_count(comparison, v) for v in variants])
         axes.set_ylim(len(variants) - 0.5, -0.5)
         axes.grid(axis="y", visible=False)
-        axes.xaxis.set_major_locator(MaxNLocator(5))
+        axes.xaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))
         axes.set_xlabel("test accuracy (mean, 95% interval)")
         return figure
 
