@@ -78,7 +78,7 @@ def p1(records: Records) -> Finding:
     found = (
         f"Of {len(tests)} pairs of network and activation, after is better than before in {_count(signs, 1)} and worse "
         f"in {_count(signs, -1)} (Holm's correction at 5%). With ReLU, after less before: {words}. The benchmark that "
-        f"the seed shows is one network; its own GoogLeNet says the opposite. No BN less BN before, ReLU, points: "
+        f"the source shows is one network; its own GoogLeNet says the opposite. No BN less BN before, ReLU, points: "
         f"{'; '.join(best)}."
     )
     first = next(iter(relu.values()), [])
