@@ -185,8 +185,8 @@ def check(cfg: Config) -> Config:
             "1 or more, or null",
         ),
     ]
-    rules += [(key, value, math.isfinite(value), "a finite number") for key, value in _floats(asdict(cfg))]
-    for key, value, holds, wanted in rules:
+    finite = [(key, value, math.isfinite(value), "a finite number") for key, value in _floats(asdict(cfg))]
+    for key, value, holds, wanted in [*finite, *rules]:
         if not holds:
             raise UserError(f"{key} must be {wanted}; got {value}.")
     for key, name in (("variant", cfg.variant), ("data.name", cfg.data.name), ("model.name", cfg.model.name)):

@@ -20,6 +20,7 @@ from bnrepro.experiments.conv_batchnorm.family import across, combined
 from bnrepro.experiments.conv_batchnorm.findings import findings
 from bnrepro.experiments.conv_batchnorm.pictures import pictures
 from bnrepro.experiments.reproduce import settings
+from bnrepro.model import build, norm_of
 from bnrepro.norm import NORMS
 from bnrepro.record import Run
 from bnrepro.schema import Config
@@ -97,7 +98,7 @@ def test_rows_that_see_one_half_are_those_that_the_other_does_not_change(
     tiny: Callable[..., Config], model: str
 ) -> None:
     cfg = tiny(f"model={model}", "model.width=0.3", "variant=nobn")
-    network = networks.build(cfg.model, networks.norm_of(cfg), 1, (28, 28), 10, torch.Generator().manual_seed(0))
+    network = build(cfg.model, norm_of(cfg), 1, (28, 28), 10, torch.Generator().manual_seed(0))
     halves = networks.sides(list(network.layers), 28)
     assert len(halves) == {"lenet": 2, "vgg_small": 6}[model]
     x = torch.randn(4, 1, 28, 28, generator=torch.Generator().manual_seed(1))
