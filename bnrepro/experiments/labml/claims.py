@@ -76,7 +76,7 @@ CLAIMS = (
 DEVIATIONS = (
     "The VGG is three pairs of convolutions at a quarter of the usual width (8, 16 and 32 channels), not the source's "
     "13 convolutions of 64 to 512 channels, and is trained for fewer epochs, to fit two cores; optimiser, batch size, "
-    "crops and flips are the source's. The MNIST network is the source's, and is trained for fewer epochs than its ten.",
+    "crops and flips are the source's. The MNIST network is the source's, trained for fewer than its ten epochs.",
     "Images are normalised by the training set's mean and deviation per channel, not the source's constants.",
     "Biases directly before a norm are left out, as the source says one should (its own VGG keeps them); the arms that "
     "need them have them.",
