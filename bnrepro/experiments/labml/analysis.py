@@ -39,7 +39,7 @@ def analyse(records: Records) -> Analysis:
 def findings(records: Records) -> list[Finding]:
     """One for each claim, in their order."""
     no_number = f"The source reports no accuracy to hold ours to. Ours, on test data: {supplied(records)}."
-    elsewhere = "They are on other pages than the seed, which claims nothing of them; not built here."
+    elsewhere = "They are on other pages than this one, which claims nothing of them; not built here."
     return [
         toy(records, "A1", "mean"),
         toy(records, "A1.2", "variance"),
