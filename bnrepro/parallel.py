@@ -7,10 +7,12 @@ import os
 import queue
 import signal
 import threading
-from collections.abc import Callable, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import count
 from typing import Any, TypeVar
 
 import torch
@@ -56,6 +58,22 @@ def map_all(
         return pools.run(items, lost)
 
 
+@contextmanager
+def kept_workers() -> Iterator[None]:
+    """Within it, a `map_all` leaves its processes to the next one, which then need not import torch again."""
+    global _kept
+    if _kept is not None:  # by a caller
+        yield
+        return
+    _kept = {}
+    try:
+        yield
+    finally:
+        kept, _kept = _kept, None
+        for workers in kept.values():
+            workers.close()
+
+
 def cores() -> int:
     """The cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -82,56 +100,99 @@ class _Pools:
         rest = list(enumerate(items))
         # A process that is killed breaks its whole pool. What is left gets another one as long as that helps, and
         # then each item its own, so that only the one that kills is lost.
-        while rest and (new := _pool(self, rest, self.jobs)):
+        while rest and (new := self._pool(rest, self.jobs)):
             results |= new
             rest = [(i, item) for i, item in rest if i not in results]
         for i, item in rest:
-            results |= _pool(self, [(i, item)], 1)
+            results |= self._pool([(i, item)], 1)
             if i not in results:
                 results[i] = lost(item)
                 self.ended(i, results[i])
         return [results[i] for i in range(len(items))]
 
+    def _pool(self, items: list[tuple[int, Any]], jobs: int) -> dict[int, Any]:
+        """The results of ``items``, less what a killed process took with it."""
+        results: dict[int, Any] = {}
+        with _workers(jobs, self.threads) as workers:
+            tickets = {next(_tickets): i for i, _ in items}
+            futures = {
+                workers.executor.submit(_work, self.work, ticket, item): tickets[ticket]
+                for ticket, (_, item) in zip(tickets, items, strict=True)
+            }
+            pending = set(futures)
+            while pending:
+                done, pending = wait(pending, timeout=LOOK_SECONDS, return_when=FIRST_COMPLETED)
+                for ticket, share in workers.said():
+                    if ticket in tickets:  # and not of the work before this
+                        self.report(tickets[ticket], share)
+                for future in done:
+                    try:
+                        results[futures[future]] = future.result()
+                        self.report(futures[future], 1.0)
+                        self.ended(futures[future], results[futures[future]])
+                    except BrokenProcessPool:
+                        pending = set()
+        return results
 
-def _pool(pools: _Pools, items: list[tuple[int, Any]], jobs: int) -> dict[int, Any]:
-    """The results of ``items``, less what a killed process took with it."""
-    work, report = pools.work, pools.report
-    context = multiprocessing.get_context("spawn")  # a forked torch can hang in its thread pools
-    news: Any = context.Queue()
-    results: dict[int, Any] = {}
 
-    def pass_on() -> None:
+class _Workers:
+    """Processes that wait for work."""
+
+    def __init__(self, jobs: int, threads: int) -> None:
+        context = multiprocessing.get_context("spawn")  # a forked torch can hang in its thread pools
+        self._news: Any = context.Queue()
+        self._stop = context.Event()
+        self.executor = ProcessPoolExecutor(
+            jobs, context, initializer=_start_worker, initargs=(self._news, self._stop, threads)
+        )
+
+    def said(self) -> Iterator[tuple[int, float]]:
+        """The tickets of what is under way, and the shares of it that are done."""
         while True:
             try:
-                report(*news.get_nowait())
+                yield self._news.get_nowait()
             except queue.Empty:
                 return
 
-    stop = context.Event()
-    executor = ProcessPoolExecutor(
-        min(jobs, len(items)), context, initializer=_start_worker, initargs=(news, stop, pools.threads)
-    )
-    try:
-        futures: dict[Future[Any], int] = {executor.submit(_work, work, i, item): i for i, item in items}
-        pending = set(futures)
-        while pending:
-            done, pending = wait(pending, timeout=LOOK_SECONDS, return_when=FIRST_COMPLETED)
-            pass_on()
-            for future in done:
-                try:
-                    results[futures[future]] = future.result()
-                    report(futures[future], 1.0)
-                    pools.ended(futures[future], results[futures[future]])
-                except BrokenProcessPool:
-                    pending = set()
-    except BaseException:
-        stop.set()
+    def alive(self) -> bool:
+        """Whether there is no killed process among them, which breaks them all."""
+        try:
+            self.executor.submit(int).result()
+        except BrokenProcessPool:
+            self.close()
+            return False
+        return True
+
+    def interrupt(self) -> None:
+        """End what is under way in order, and begin nothing more."""
+        self._stop.set()
         for process in multiprocessing.active_children():
             process.terminate()  # which a run takes as Ctrl-C: it records that it was interrupted
+
+    def close(self) -> None:
+        self.executor.shutdown(wait=True, cancel_futures=True)
+
+
+_kept: dict[tuple[int, int], _Workers] | None = None  # by their numbers of processes and threads; None: none are kept
+_tickets = count()
+
+
+@contextmanager
+def _workers(jobs: int, threads: int) -> Iterator[_Workers]:
+    """Those that were kept, or new ones."""
+    workers = (_kept or {}).pop((jobs, threads), None)
+    if workers is None or not workers.alive():
+        workers = _Workers(jobs, threads)
+    try:
+        yield workers
+    except BaseException:
+        workers.interrupt()
+        workers.close()
         raise
-    finally:
-        executor.shutdown(wait=True, cancel_futures=True)
-    return results
+    if _kept is None:
+        workers.close()
+    else:
+        _kept[jobs, threads] = workers
 
 
 _news: Any = None  # the queue to the process that started this one
@@ -155,7 +216,7 @@ def _end_with_parent() -> None:
     os._exit(1)
 
 
-def _work(work: Callable[..., Any], index: int, item: Any) -> Any:
+def _work(work: Callable[..., Any], ticket: int, item: Any) -> Any:
     if _stop.is_set():  # the pool hands out work ahead of time
         raise KeyboardInterrupt
-    return work(item, lambda share: _news.put((index, share)))
+    return work(item, lambda share: _news.put((ticket, share)))

@@ -61,6 +61,42 @@ def test_process_that_is_killed_is_replaced_and_its_run_done_again(tiny: Tiny) -
     assert {Run(o.path).status for o in outcomes} == {"completed"}
 
 
+def test_processes_stay_for_the_next_work_unless_they_are_killed() -> None:
+    def who(items: list[int]) -> set[int]:
+        return set(parallel.map_all(_who, items, jobs=2, lost=_no_threads))
+
+    with parallel.kept_workers():
+        first = who([0, 1])
+        with parallel.kept_workers():  # as that of a caller
+            assert who([0, 1, 2]) <= first
+        assert who([0]) <= first
+        for process in multiprocessing.active_children():
+            process.kill()
+            process.join()
+        assert not who([0]) & first
+    assert multiprocessing.active_children() == []
+    assert not who([0]) & first
+
+
+def _who(_item: int, share: Callable[[float], None]) -> int:
+    share(0.5)
+    return os.getpid()
+
+
+def test_what_is_told_late_is_not_taken_for_the_next_work() -> None:
+    shares: list[tuple[int, float]] = []
+    with parallel.kept_workers():
+        parallel.map_all(_tell, [0.1] * 200, jobs=1 + 1, lost=_no_threads)
+        parallel.map_all(_tell, [0.2, 0.2], 2, _no_threads, report=lambda i, share: shares.append((i, share)))
+    assert {share for _, share in shares} <= {0.2, 1.0}
+    assert {i for i, _ in shares} == {0, 1}
+
+
+def _tell(item: float, share: Callable[[float], None]) -> int:
+    share(item)
+    return 0
+
+
 def test_interrupt_stops_all_runs_and_they_go_on_later(tiny: Tiny, tmp_path: Path) -> None:
     def interrupt(_: int, share: float) -> None:
         if share > 0:
@@ -137,7 +173,7 @@ def _threads(_item: int, _share: Callable[[float], None]) -> int:
     return torch.get_num_threads()
 
 
-def _no_threads(_item: int) -> int:
+def _no_threads(_item: float) -> int:
     return -1
 
 

@@ -40,6 +40,7 @@ def reproduce(
     from bnrepro.config import UserError
     from bnrepro.experiments.records import preset_of
     from bnrepro.experiments.reproduce import Places, execute, make_plan
+    from bnrepro.parallel import kept_workers
     from bnrepro.progress import SweepBar
 
     places = Places(data_root, dict(map(_archive, archive or [])))
@@ -48,30 +49,31 @@ def reproduce(
     plans = [make_plan(experiment, preset, root, places, making.resolve) for experiment in chosen]
     problems: list[Exception] = []
     failures = 0
-    for plan in plans:
-        runs, measurements = plan.missing()
-        folder = plan.experiment.directory(out)
-        typer.echo(
-            f"{plan.experiment.name} (preset {preset}): {len(plan.configs)} runs, {len(runs)} of them to make; "
-            f"{len(plan.probes)} measurements, {len(measurements)} to make."
-        )
-        if (held := preset_of(folder)) not in (None, preset):
-            typer.echo(f"{folder} holds the results of preset {held}, which these replace.")
-        if dry_run:
-            continue
-        try:
-            analysis, failed = execute(
-                plan, out, jobs, lambda what, names: SweepBar(names, what), force=force, run_all=making.run_all
+    with kept_workers():
+        for plan in plans:
+            runs, measurements = plan.missing()
+            folder = plan.experiment.directory(out)
+            typer.echo(
+                f"{plan.experiment.name} (preset {preset}): {len(plan.configs)} runs, {len(runs)} of them to make; "
+                f"{len(plan.probes)} measurements, {len(measurements)} to make."
             )
-        except Exception as error:  # an experiment that cannot be concluded does not cost the others
-            typer.echo(f"{plan.experiment.name}: {type(error).__name__}: {error}", err=True)
-            problems.append(error)
-            continue
-        failures += len(failed)
-        for text in failed:
-            typer.echo(f"{plan.experiment.name}: {text}", err=True)
-        typer.echo(listing.verdict_table(analysis.findings))
-        typer.echo(f"Records, tables and figures: {folder}\n")
+            if (held := preset_of(folder)) not in (None, preset):
+                typer.echo(f"{folder} holds the results of preset {held}, which these replace.")
+            if dry_run:
+                continue
+            try:
+                analysis, failed = execute(
+                    plan, out, jobs, lambda what, names: SweepBar(names, what), force=force, run_all=making.run_all
+                )
+            except Exception as error:  # an experiment that cannot be concluded does not cost the others
+                typer.echo(f"{plan.experiment.name}: {type(error).__name__}: {error}", err=True)
+                problems.append(error)
+                continue
+            failures += len(failed)
+            for text in failed:
+                typer.echo(f"{plan.experiment.name}: {text}", err=True)
+            typer.echo(listing.verdict_table(analysis.findings))
+            typer.echo(f"Records, tables and figures: {folder}\n")
     for problem in problems:
         if not isinstance(problem, UserError):
             raise problem

@@ -20,6 +20,7 @@ from bnrepro.experiments.base import Analysis, Arm, Experiment, Factors, Probe, 
 from bnrepro.experiments.conclusion import conclude
 from bnrepro.experiments.measure import Measurement, measure_all, missing
 from bnrepro.experiments.records import RESERVED, Row, merged, plain, read, save
+from bnrepro.parallel import kept_workers
 from bnrepro.record import Run
 from bnrepro.schema import Config, Source
 from bnrepro.stored import read_yaml
@@ -186,7 +187,8 @@ def execute(
     bars = bars or (lambda _what, _names: nullcontext(_Silent()))
     jobs = jobs or sweep.default_jobs(plan.configs[0] if plan.configs else load_config())
     runs, probes = (plan.configs, plan.probes) if force else plan.missing()
-    with _one_thread():  # as in processes of their own, so that the numbers do not depend on how many there are
+    # One thread as in processes of their own, so that the numbers do not depend on how many there are.
+    with _one_thread(), kept_workers():
         with bars("runs", [str(run_dir(cfg).relative_to(plan.root)) for cfg in runs]) as bar:
             run_all = run_all or partial(sweep.run_all, jobs=jobs)
             outcomes = run_all(runs, force=force, report=bar.update, ended=bar.ended, threads=1)
