@@ -107,7 +107,9 @@ def arms(records: Records) -> Picture:
                     mean, low, high = np.exp(mean), np.exp(low), np.exp(high)
                 axes.plot(list(found), mean, color=color, linestyle=dashes, label=label, marker="o", markersize=2)
                 axes.fill_between(list(found), low, high, color=color, alpha=0.15, linewidth=0)
-            if quantity != "error":
+            if quantity == "error":
+                axes.set_ylim(bottom=0)  # an interval of t can reach below it, an error cannot
+            else:
                 _plain_ticks(axes)
             axes.xaxis.set_major_locator(MaxNLocator(4, integer=True))
             axes.set_xlabel("step")
