@@ -100,6 +100,16 @@ def log_scale(axes: Axes) -> None:
     axes.yaxis.set_minor_formatter(NullFormatter())
 
 
+def log_ticks(axes: Axes) -> None:
+    """Ticks of a logarithmic y axis that has its limits: powers of ten over many decades, else plain numbers."""
+    bottom, top = axes.get_ylim()
+    if top > 300 * bottom:
+        return
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)) if top > 10 * bottom else MaxNLocator(5))
+    axes.yaxis.set_minor_locator(NullLocator())
+    axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+
+
 def draw_curve(axes: Axes, comparison: Comparison, column: str) -> None:
     """`curve` into ``axes``, without a legend."""
     logarithmic = column.endswith("loss")

@@ -14,7 +14,7 @@ from matplotlib.ticker import MaxNLocator
 from bnrepro.experiments.base import Picture, Records
 from bnrepro.experiments.santurkar2018.grid import CURVES, DISTRIBUTIONS, LANDSCAPE, LINEAR, LP
 from bnrepro.experiments.santurkar2018.traces import Trace, Traces
-from bnrepro.figures import COLUMN, style
+from bnrepro.figures import COLUMN, log_ticks, style
 from bnrepro.stats import t_interval
 
 BLACK, BLUE, RED, GREEN, PURPLE, SKY, ORANGE = (
@@ -345,6 +345,7 @@ def _by_lines(axes: Axes) -> None:
     if values.size:
         room = max(1.2, (values.max() / values.min()) ** 0.15)
         axes.set_ylim(values.min() / room, values.max() * room)
+        log_ticks(axes)
 
 
 def _legend(figure: Figure, axes: Axes, columns: int) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator, StrMethodFormatter
+from matplotlib.ticker import MaxNLocator
 
 from bnrepro import figures
 from bnrepro.experiments.base import Picture, Records
@@ -110,7 +110,7 @@ def arms(records: Records) -> Picture:
             if quantity == "error":
                 axes.set_ylim(bottom=0)  # an interval of t can reach below it, an error cannot
             else:
-                _plain_ticks(axes)
+                figures.log_ticks(axes)
             axes.xaxis.set_major_locator(MaxNLocator(4, integer=True))
             axes.set_xlabel("step")
             axes.set_title(name, fontsize=8)
@@ -122,11 +122,3 @@ def arms(records: Records) -> Picture:
         f"Preset {records.preset}."
     )
     return Picture("arms", caption, figure)
-
-
-def _plain_ticks(axes: Axes) -> None:
-    """Of a logarithmic axis: 1, 2 and 5 of each decade; on less than a decade, equal distances."""
-    bottom, top = axes.get_ylim()
-    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)) if top > 10 * bottom else MaxNLocator(5))
-    axes.yaxis.set_minor_locator(NullLocator())
-    axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
