@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import math
 from collections.abc import Callable
@@ -23,7 +24,7 @@ from bnrepro.stats import paired, t_interval
 from tests.conftest import Call
 
 CLAIM = Claim("Z1", "Somebody, https://example.org/a_b", "BN <script>alert(1)</script> is better", "no number")
-EXACT = Claim("Z2", "Somebody", "2 is 2", "2")
+EXACT = Claim("Z2", "Somebody", '"2 is 2"', "2")
 
 
 def count_parameters(run: Run, seed: int, log: str) -> list[dict[str, Any]]:
@@ -189,9 +190,12 @@ def test_conclusion_reads_back(made_up: Make, go: Go, tmp_path: Path) -> None:
     analysis, _ = go(made_up())
     read = open_conclusion(tmp_path / "out" / "made_up")
     assert (read.name, read.captions["deviations"]) == ("made_up", ["Smaller."])
-    assert [(row["id"], row["verdict"], row["found"]) for row in read.findings] == [
-        (f.claim.id, f.verdict.value, f.found) for f in analysis.findings
+    texts = ("id", "sentence", "reported", "verdict", "found")
+    assert [tuple(row[key] for key in texts) for row in read.findings] == [
+        (f.claim.id, f.claim.sentence, f.claim.reported, f.verdict.value, f.found) for f in analysis.findings
     ]
+    with (tmp_path / "out" / "made_up" / "findings.csv").open(newline="") as stream:  # as other programs read it
+        assert [row["sentence"] for row in csv.DictReader(stream)][1] == '"2 is 2"'
     assert read.findings[1]["effect"] is None
     effect, expected = read.findings[0]["effect"], analysis.findings[0].effect
     assert expected
@@ -352,7 +356,7 @@ def test_reproduce_judges_figures_redraws_and_report_tells(
     result = call(*arguments)
     assert result.code == 0, result.err
     assert "2 claims: 1 reproduced, 1 inconclusive" in result.out
-    assert "Z2  REPRODUCED: 2 is 2\n    Found: 2\n" in result.out
+    assert 'Z2  REPRODUCED: "2 is 2"\n    Found: 2\n' in result.out
     assert "Records, tables and figures: results/experiments/made_up" in result.out
     assert "0 of them to make; 3 measurements, 0 to make" in call(*arguments).out
     folder = tmp_path / "results" / "experiments" / "made_up"

@@ -18,6 +18,7 @@ from bnrepro.stats import Interval
 FINDINGS, CAPTIONS = "findings.csv", "captions.json"
 ENDS = ("mean", "low", "high", "n")
 SHOWN = ("id", "source", "sentence", "reported", "found", "verdict", "effect", "unit")
+SENTENCES = frozenset(SHOWN) - {"effect"}  # columns of findings.csv that hold texts only
 
 
 @dataclass
@@ -73,7 +74,7 @@ def conclude(experiment: Experiment, records: Records, folder: Path) -> Analysis
     asked, found = [claim.id for claim in experiment.claims], [finding.claim.id for finding in analysis.findings]
     if asked != found:
         raise ValueError(f"{experiment.name}: claims {asked}, but findings for {found}")
-    write_rows(folder / FINDINGS, _expanded([_finding_row(finding) for finding in analysis.findings]))
+    write_rows(folder / FINDINGS, _expanded([_finding_row(f) for f in analysis.findings]), texts=SENTENCES)
     for table in analysis.tables:
         write_rows(folder / "tables" / f"{table.name}.csv", _expanded(table.rows))
     _remove_others(folder / "tables", {table.name for table in analysis.tables})
@@ -103,7 +104,7 @@ def open_conclusion(folder: Path) -> Conclusion:
     """
     try:
         captions = stored.read_json(folder / CAPTIONS, Captions, folder)
-        findings = [dict.fromkeys(SHOWN) | row for row in _folded(read_rows(folder / FINDINGS, folder))]
+        findings = [dict.fromkeys(SHOWN) | row for row in _folded(read_rows(folder / FINDINGS, folder, SENTENCES))]
         stored.hold(findings, list[_Row], FINDINGS)
         tables = [
             (name, title, _folded(read_rows(folder / "tables" / f"{name}.csv", folder)))

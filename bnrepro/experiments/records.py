@@ -24,7 +24,7 @@ from bnrepro.experiments.base import Records
 from bnrepro.record import Status
 
 TEXT = frozenset({"part", "variant", "status", "precision", "device", "config_hash", "quantity"})
-"""Columns that hold texts only, and so need no quotation marks."""
+"""Columns of records that hold texts only, and so need no quotation marks."""
 RESERVED = frozenset({"part", "seed", "status", "step", "epoch", "quantity", "x", "value"})
 """Names that no factor can have: they are columns with a meaning of their own."""
 
@@ -117,18 +117,23 @@ class _Value:
 # --- rows and cells ---
 
 
-def write_rows(file: Path, rows: list[Row], columns: list[str] | None = None) -> None:
-    """``rows`` as CSV; the first of ``columns`` comes first, then what else the rows hold, then the rest of them."""
+def write_rows(
+    file: Path, rows: list[Row], columns: list[str] | None = None, texts: frozenset[str] = TEXT
+) -> None:  # fmt: skip
+    """``rows`` as CSV; the first of ``columns`` comes first, then what else the rows hold, then the rest of them.
+
+    ``texts`` are columns that hold texts only.
+    """
     known = dict.fromkeys(columns or [])
     first = list(known)[:1]
     extra = [key for row in rows for key in row if key not in known]
     names = list(dict.fromkeys([*first, *extra, *known]))
-    written = [{name: to_cell(row.get(name), name in TEXT) for name in names} for row in rows]
+    written = [{name: to_cell(row.get(name), name in texts) for name in names} for row in rows]
     record.write_csv(file, names, written)
 
 
-def read_rows(file: Path, within: Path | None = None) -> list[Row]:
-    """The rows that `write_rows` wrote; ``within`` is as for `stored.read_bytes`.
+def read_rows(file: Path, within: Path | None = None, texts: frozenset[str] = TEXT) -> list[Row]:
+    """The rows that `write_rows` wrote with these ``texts``; ``within`` is as for `stored.read_bytes`.
 
     Raises:
         ValueError: it is not such a file.
@@ -139,7 +144,7 @@ def read_rows(file: Path, within: Path | None = None) -> list[Row]:
         header, *rows = csv.reader(io.StringIO(text, newline=""), strict=True)
         if len(set(header)) < len(header):
             raise ValueError("two columns have the same name")
-        return [{name: from_cell(cell, name in TEXT) for name, cell in zip(header, row, strict=True)} for row in rows]
+        return [{name: from_cell(cell, name in texts) for name, cell in zip(header, row, strict=True)} for row in rows]
     except (csv.Error, ValueError) as error:
         raise ValueError(f"{file.name}: {error}") from error
 
