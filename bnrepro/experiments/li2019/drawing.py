@@ -65,10 +65,10 @@ def _layers(axes: Axes, records: Records) -> None:
         mean, low, high = _ends([t_interval(values) for values in found.values()])
         style = {"color": color, "linestyle": dashes, "marker": marker, "markersize": 3.5}
         axes.plot(list(found), mean, label=label, **style)
-        axes.fill_between(list(found), low, high, color=color, alpha=0.15, linewidth=0)
-    axes.set(xlabel="BN layer", ylabel="shift of the variance", title=f"dropout {much:g}")
+        axes.fill_between(list(found), np.maximum(low, 1), high, color=color, alpha=0.15, linewidth=0)
+    axes.set(xlabel="BN layer", ylabel="shift of the variance", title=f"dropout {much:g}", yscale="log")
     axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
-    axes.set_ylim(bottom=0)
+    figures.log_ticks(axes)
 
 
 def _accuracy(axes: Axes, records: Records, quantity: str) -> None:
