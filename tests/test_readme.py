@@ -103,6 +103,20 @@ def sizes_table() -> str:
     return "\n".join(lines)
 
 
+def test_first_figure_stands_beside_the_words_of_its_claims() -> None:
+    assert figure1_table() == README.split("<!-- figure 1 -->\n")[1].split("<!-- end of figure 1 -->")[0].strip()
+
+
+def figure1_table() -> str:
+    """The README's table of what Figure 1 is said to show, from the verdicts in results/."""
+    with (ROOT / "results/experiments/ioffe2015/findings.csv").open(newline="", encoding="utf-8") as stream:
+        rows = {row["id"]: row for row in csv.DictReader(stream)}
+    lines = ["| the claim | what we found | verdict |", "| --- | --- | --- |"]
+    for claim in ("I1", "I1.2", "I2"):
+        lines.append("| {sentence} | {found} | {verdict} |".format(**rows[claim]))
+    return "\n".join(lines)
+
+
 RESULTS = [
     ("mnist5k", "MNIST-5k, 10 epochs", "`labml_cnn`"),
     ("mnist", "MNIST, 3 epochs", "`labml_cnn`"),
