@@ -167,9 +167,10 @@ def rates(records: Records) -> Picture:
             where = [rate * 1.06 ** (place - 1) for rate, _ in found]  # side by side: bars would hide one another
             alive = [[v for v in values if v is not None] for _, values in found]
             intervals = [t_interval(values) for values in alive]
-            halves = [np.nan_to_num(i.high - i.mean) for i in intervals]
+            means, lows, highs = (np.array([getattr(i, end) for i in intervals]) for end in ("mean", "low", "high"))
+            bars = np.nan_to_num([means - np.maximum(lows, 0), np.minimum(highs, 100) - means])  # an accuracy's bounds
             marks = {"color": color, "linestyle": dashes, "marker": "os^"[place % 3], "markersize": 3.5, "capsize": 2}
-            axes.errorbar(where, [i.mean for i in intervals], yerr=halves, label=label(variant), **marks)
+            axes.errorbar(where, means, yerr=bars, label=label(variant), **marks)
             for x, (_, values) in zip(where, found, strict=True):
                 if lost := sum(value is None for value in values):
                     axes.text(x, -6 - 7 * place, f"{lost}x", color=color, ha="center", va="center", size=6)
