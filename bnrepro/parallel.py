@@ -8,9 +8,9 @@ import queue
 import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from itertools import count
 from typing import Any, TypeVar
@@ -114,11 +114,12 @@ class _Pools:
         """The results of ``items``, less what a killed process took with it."""
         results: dict[int, Any] = {}
         with _workers(jobs, self.threads) as workers:
-            tickets = {next(_tickets): i for i, _ in items}
-            futures = {
-                workers.executor.submit(_work, self.work, ticket, item): tickets[ticket]
-                for ticket, (_, item) in zip(tickets, items, strict=True)
-            }
+            tickets: dict[int, int] = {}
+            futures: dict[Future[Any], int] = {}
+            with suppress(BrokenProcessPool):  # already: what is not handed out is for another pool
+                for i, item in items:
+                    tickets[ticket := next(_tickets)] = i
+                    futures[workers.executor.submit(_work, self.work, ticket, item)] = i
             pending = set(futures)
             while pending:
                 done, pending = wait(pending, timeout=LOOK_SECONDS, return_when=FIRST_COMPLETED)
