@@ -233,6 +233,18 @@ def test_a_smaller_network_of_the_same_kind_trains_and_is_deterministic() -> Non
     assert values(rows["nobn"], "cosine_4")[0] > max(0.9, values(rows["bn"], "cosine_4")[0])
 
 
+@pytest.mark.slow
+def test_the_papers_network_reaches_a_lower_loss_with_bn() -> None:
+    """25 layers as in the paper, for the first fifth of its steps."""
+    linear = SETTINGS["deep_linear"]
+    arguments = {key: linear[key] for key in ("depth", "width", "samples", "along", "layers")}
+    losses = {
+        v: values(deep_linear.trained(0, v, 1e-6, steps=2000, every=500, **arguments), "loss") for v in ("nobn", "bn")
+    }
+    assert all(bn < 0.5 * nobn for bn, nobn in zip(losses["bn"][1:], losses["nobn"][1:], strict=True)), losses
+    assert all(found[-1] < 0.5 * found[0] for found in losses.values()), losses
+
+
 def test_divergence_is_a_row() -> None:
     rows = deep_linear.trained(0, "nobn", 1.0, depth=3, steps=50, every=10, **SMALL)
     assert rows[-1]["quantity"] == "diverged" and 0 < rows[-1]["value"] < 50
