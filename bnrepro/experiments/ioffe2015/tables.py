@@ -127,7 +127,7 @@ def grids(records: Records) -> Table:
                         "deviation": deviation or None,
                         "validation accuracy, %": POINTS * fmean(values),
                         "runs": len(values),
-                        "chosen": "yes" if fmean(values) == top else "",
+                        "chosen": fmean(values) == top,
                     }
                 )
     return Table("choices", "Learning rates and deviations that were tried, each in short runs; 0: diverged.", rows)
