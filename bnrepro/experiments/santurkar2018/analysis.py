@@ -107,7 +107,7 @@ def noise(records: Records, found: Traces) -> list[Finding]:
     """S3: nearly BN; S3.2: better than none; S3.3: alone it prevents training; S3.4: it unsettles distributions."""
     rate, margin = first_rate(records), float(records.settings["negligible_points"])
     test = {variant: accuracies(records, variant, rate, "test_accuracy") for variant in VARIANTS}
-    trained = accuracies(records, "noise", rate, "train_accuracy")
+    train = {variant: accuracies(records, variant, rate, "train_accuracy") for variant in VARIANTS}
     shifts = {v: means(found.of(DISTRIBUTIONS, v, "shift")) for v in ("noisybn", "nobn")}
     both = sorted(shifts["noisybn"].keys() & shifts["nobn"].keys())
     near = float(records.settings["chance_points"])
@@ -117,12 +117,12 @@ def noise(records: Records, found: Traces) -> list[Finding]:
     alone = _prevented(
         judge.equal(
             BY_ID["S3.3"],
-            [value - CHANCE for value in trained.values()],
+            [value - CHANCE for value in train["noise"].values()],
             near,
             "percentage points of training accuracy",
             "With the noise and no BN, training accuracy over the last batches less that of chance: {effect}.",
         ),
-        accuracies(records, "nobn", rate, "train_accuracy"),
+        train["nobn"],
         near,
     )
     unsettled = judge.greater(
@@ -131,9 +131,14 @@ def noise(records: Records, found: Traces) -> list[Finding]:
         DECADES,
         found="log10 of how far a distribution moves with noisy BN over how far without BN: {effect}.",
     )
-    ends = {v: f"{_mean(values):.1f}%" for v, values in test.items()}
+    ends, before = ({v: f"{_mean(values):.1f}%" for v, values in each.items()} for each in (test, train))
+    more = f" Test accuracies: noisy BN {ends['noisybn']}, BN {ends['bn']}, no BN {ends['nobn']}."
+    more += (
+        f" In training, over the last batches and with the noise: {before['noisybn']}, {before['bn']}, "
+        f"{before['nobn']}. At test the noise is off, and the running statistics behind it are still those with it."
+    )
     return [
-        _more(like, f" Test accuracies: noisy BN {ends['noisybn']}, BN {ends['bn']}, no BN {ends['nobn']}."),
+        _more(like, more),
         better,
         _more(alone, f" Its test accuracy, without the noise, is {ends['noise']}; that of no BN {ends['nobn']}."),
         unsettled,

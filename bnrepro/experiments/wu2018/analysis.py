@@ -209,7 +209,9 @@ def tables(records: Records) -> list[Table]:
         {"norm": "BN", "batches": f"{classes} runs of one class", "by": "the batch", "test accuracy, %": _mean(values)}
     )
     for name, value in REPORTED_SORTED.items():
-        rows.append({"norm": f"{name} (source: ImageNet)", "batches": None, "by": None, "test accuracy, %": _one(value)})
+        rows.append(
+            {"norm": f"{name} (source: ImageNet)", "batches": None, "by": None, "test accuracy, %": _one(value)}
+        )
     title = f"Test accuracy by the composition of batches; mean and 95% interval over n = {n} seeds"
     return [first, Table("composition", title, rows)]
 
