@@ -117,9 +117,7 @@ class _Value:
 # --- rows and cells ---
 
 
-def write_rows(
-    file: Path, rows: list[Row], columns: list[str] | None = None, texts: frozenset[str] = TEXT
-) -> None:  # fmt: skip
+def write_rows(file: Path, rows: list[Row], columns: list[str] | None = None, texts: frozenset[str] = TEXT) -> None:
     """``rows`` as CSV; the first of ``columns`` comes first, then what else the rows hold, then the rest of them.
 
     ``texts`` are columns that hold texts only.
