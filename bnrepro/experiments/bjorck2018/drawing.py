@@ -29,7 +29,7 @@ def pictures(records: Records) -> list[Picture]:
     if networks_of(records):
         caption = (
             "Left: the largest learning rate that trains, by number of layers (line: fully connected networks; "
-            "marked: others). Then test accuracy of the runs that train, by rate. "
+            "marked: others); where none trains, the lowest. Then test accuracy of the runs that train, by rate. "
             f"{bands}, of the rate's logarithm on the left."
         )
         drawn.append(Picture("rates", caption, rates(records)))
@@ -48,7 +48,7 @@ def pictures(records: Records) -> list[Picture]:
         caption = (
             "Gradients at the start. Left: the loss's derivative by each logit, a row for each of 50 images sorted by "
             "class (seed 0). Right: density of the gradient by the weights of the middle layer, in units of its "
-            f"deviation, on a logarithmic axis, with a normal distribution in grey. {bands}."
+            f"deviation, on a logarithmic axis, with a normal distribution in grey; mean over n = {n} seeds."
         )
         drawn.append(Picture("gradients", caption, gradients(records)))
     return drawn
@@ -91,7 +91,7 @@ def _largest(axes: Axes, records: Records, networks: list[str]) -> None:
         _points(axes, [x for x, _ in chain], [i for _, i in chain], color, dashes, MARKERS[variant], None)
     axes.set(xscale="log", yscale="log", xlabel="layers", ylabel="learning rate", title="largest rate that trains")
     known = sorted({records.settings["networks"][network]["layers"] for network in networks})
-    shown = [x for i, x in enumerate(known) if i == 0 or x / known[i - 1] > 1.3]
+    shown = [x for i, x in enumerate(known) if i == 0 or x / known[i - 1] > 1.2]
     axes.set_xticks(shown, [str(x) for x in shown])
     axes.xaxis.set_minor_locator(NullLocator())
     bottom, top = min(records.settings["rates"]), max(records.settings["rates"])
