@@ -31,7 +31,8 @@ def judged(records: Records) -> list[Finding]:
         """With dropout less without."""
         return paired(cell(records, quantity, where, amount, width), cell(records, quantity, NOWHERE, 0.0, width))
 
-    shift = paired(network_shift(records, "before_norm", much, width), network_shift(records, NOWHERE, 0.0, width))
+    before = network_shift(records, "before_norm", much, width)
+    shift = paired(before, network_shift(records, NOWHERE, 0.0, width))
     after = paired(network_shift(records, "after_norm", much, width), network_shift(records, NOWHERE, 0.0, width))
     last = paired(network_shift(records, "last", much, width), network_shift(records, NOWHERE, 0.0, width))
     mended = paired(
@@ -48,7 +49,8 @@ def judged(records: Records) -> list[Finding]:
             margin=slight,
             found=f"Dropout {much:g} directly before each BN, mean shift over layers less that without dropout: "
             f"{{effect}}. After each BN: {in_words(t_interval(after), '')}; after the last only: "
-            f"{in_words(t_interval(last), '')}.",
+            f"{in_words(t_interval(last), '')}. Seed by seed, before each BN: "
+            f"{', '.join(f'{value:.3g}' for value in before.values())}.",
         ),
         greater(
             BY_ID["D1.2"],
