@@ -47,14 +47,23 @@ def heat_maps(records: Records) -> Picture:
         figure = Figure(figsize=(2 * figures.COLUMN, 0.9 + 0.36 * len(decays)), layout="constrained")
         for axes, (title, (number, colors, form)) in zip(figure.subplots(1, 2), panels.items(), strict=True):
             cells = np.array([[number(rate, decay) for rate in rates] for decay in decays])
-            axes.imshow(cells, cmap=colors, aspect="auto", origin="lower")
+            image = axes.imshow(cells, cmap=colors, aspect="auto", origin="lower")
             known = cells[np.isfinite(cells)]
             low, high = (known.min(), known.max()) if known.size else (0.0, 1.0)
             for (y, x), value in np.ndenumerate(cells):
                 dark = (value - low) / max(high - low, 1e-12) < 0.6
                 text = form.format(value) if math.isfinite(value) else "diverged"
+                color, behind = "white" if dark else "black", image.cmap(image.norm(value))
                 axes.text(
-                    x, y + 0.28, text, ha="center", va="center", size=6, color="white" if dark else "black", zorder=4
+                    x,
+                    y + 0.28,
+                    text,
+                    ha="center",
+                    va="center",
+                    size=6,
+                    color=color,
+                    zorder=4,
+                    bbox={"facecolor": behind, "edgecolor": "none", "pad": 0.6},  # the lines end before the numbers
                 )
             iso_lines(axes, rates, decays)
             axes.set_xticks(range(len(rates)), [f"{rate:g}" for rate in rates])
