@@ -18,7 +18,6 @@ import torch
 
 from bnrepro import cli, sources
 from bnrepro.config import load_config
-from bnrepro.parallel import cores
 from bnrepro.schema import Config
 
 needs_compiler = pytest.mark.skipif(
@@ -26,11 +25,6 @@ needs_compiler = pytest.mark.skipif(
 )
 
 torch.set_num_threads(1)  # whatever the environment says
-
-
-def pytest_xdist_auto_num_workers() -> int:
-    """One more than the cores: tests with Slurm and with processes of their own spend most of their time waiting."""
-    return cores() + 1
 
 
 @pytest.fixture(scope="session")
