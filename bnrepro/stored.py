@@ -113,7 +113,8 @@ def read_yaml(file: Path) -> str:
     text = read_bytes(file, LARGEST_YAML).decode()
     depth = 0
     try:
-        for event in yaml.parse(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader)):
+        # PyYAML's own scanner, since libyaml has limits of its own that come before ours (1,000 levels from 0.2.6 on).
+        for event in yaml.parse(text, Loader=yaml.SafeLoader):
             if isinstance(event, yaml.AliasEvent):
                 raise ValueError("it has aliases")
             if isinstance(event, yaml.NodeEvent) and getattr(event, "tag", None) is not None:
