@@ -30,7 +30,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torchvision import datasets
 
-from bnrepro import checkpoint, compare, listing, record, report, sources, sweep, train
+from bnrepro import checkpoint, compare, listing, record, report, sources, stored, sweep, train
 from bnrepro.archive import read_npz
 from bnrepro.config import UserError, configs_dir, load_config, read_config, run_dir, to_yaml
 from bnrepro.experiments import conclusion, measure, records, reproduce
