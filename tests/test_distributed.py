@@ -157,7 +157,7 @@ def test_two_processes_give_one_processes_curve_and_weights(two: Path, alone: Al
     assert summaries[0]["config_hash"] == summaries[1]["config_hash"]
 
 
-TOLERANCE = 5e-5  # 9e-6 was the largest that was seen
+TOLERANCE = 5e-4  # rounding: 9e-6 was the largest that was seen with torch 2.14, 8e-5 with torch 2.6
 
 
 @pytest.mark.parametrize("name", POOLED)
