@@ -39,6 +39,7 @@ across its processes: every mean above becomes a sum over all of them divided by
 
 from __future__ import annotations
 
+import math
 from typing import Any, overload
 
 import torch
@@ -77,9 +78,11 @@ def batch_norm(
     """
     if torch.compiler.is_compiling():  # which fuses the formula itself, and refuses functions with a forward mode
         return BatchNormFunction.apply(x, weight, bias, axes, eps, group)
-    forward_mode = forward_ad._current_level >= 0
-    if group is None and not forward_mode and (plan := native.plan(x, weight, bias, axes)):
+    if group is None and (plan := native.plan(x, weight, bias, axes)):
         return _Compiled.apply(x, weight, bias, axes, eps, plan)
+    if torch._C._get_tracing_state() is not None:  # records operations, and cannot save a Python function
+        y, mean, var = BatchNormFunction.forward(x, weight, bias, axes, eps, group)
+        return y, mean.detach(), var.detach()
     return _WithForwardMode.apply(x, weight, bias, axes, eps, group)
 
 
@@ -202,21 +205,22 @@ class BatchNormFunction(torch.autograd.Function):
         x, weight, bias, axes, eps, group = inputs
         _, mean, var = output
         ctx.mark_non_differentiable(mean, var)
-        # x and not xhat: no second tensor of x's size is kept alive, and double backward needs x.
-        ctx.save_for_backward(x, weight, bias, mean, var)
-        ctx.axes, ctx.eps, ctx.group, ctx.plan = axes, eps, group, None
+        # x and not xhat: no second tensor of x's size is kept alive, and double backward needs x. Nothing is needed of
+        # bias but its shape, and as with torch's layer it may change before the backward.
+        ctx.save_for_backward(x, weight, mean, var)
+        ctx.axes, ctx.eps, ctx.group, ctx.bias = axes, eps, group, native.of_parameter(bias)
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor, _dmean: Tensor, _dvar: Tensor) -> Gradients:
-        x, weight, bias, mean, var = ctx.saved_tensors
+        x, weight, mean, var = ctx.saved_tensors
         need_dx, need_dweight, need_dbias = ctx.needs_input_grad[:3]
         plan = None
-        if torch.is_grad_enabled():
-            # Double backward differentiates the formula. The saved statistics are constants to autograd; made again
-            # from x they are the functions of x that they ought to be.
+        if torch.is_grad_enabled() or forward_ad._current_level >= 0:
+            # Double backward, and forward over reverse, differentiate the formula. The saved statistics are constants
+            # to them; made again from x they are the functions of x that they ought to be.
             mean, var = moments(widen(x), ctx.axes, ctx.group)
-        else:
-            plan = ctx.plan
+        elif ctx.group is None and not torch.compiler.is_compiling():
+            plan = native.backward_plan(x, dy, weight, ctx.bias, mean, var, ctx.axes)
         if plan:
             dx, dweight, dbias = plan.backward(x, dy, weight, mean, var, ctx.eps, need_dx)
         else:
@@ -224,17 +228,18 @@ class BatchNormFunction(torch.autograd.Function):
             dx, dweight, dbias = _gradients(x, dy, factor, mean, var, ctx.axes, ctx.eps, ctx.group, need_dx)
         return (
             dx,
-            _summed_as(weight, dweight, x) if need_dweight else None,
-            _summed_as(bias, dbias, x) if need_dbias else None,
+            _summed_as(native.of_parameter(weight), dweight, x) if need_dweight else None,
+            _summed_as(ctx.bias, dbias, x) if need_dbias else None,
             *(None, None, None),
         )
 
 
-def _summed_as(parameter: Tensor, gradient: Tensor, x: Tensor) -> Tensor:
+def _summed_as(parameter: native.Parameter, gradient: Tensor, x: Tensor) -> Tensor:
     """``gradient``, whose axes are those of ``x``, summed to the shape of the parameter that was broadcast."""
-    if gradient.numel() != parameter.numel():
-        gradient = gradient.sum_to_size(native.aligned(parameter.shape, x.dim()))
-    return gradient.reshape(parameter.shape).to(parameter.dtype)
+    shape, dtype = parameter
+    if gradient.numel() != math.prod(shape):
+        gradient = gradient.sum_to_size(native.aligned(shape, x.dim()))
+    return gradient.reshape(shape).to(dtype)
 
 
 def _gradients(
@@ -253,6 +258,7 @@ def _gradients(
     The factors that are constant along S are taken out of the means: each pass over a tensor of x's size that is
     saved is time saved.
     """
+    dtype = dy.dtype
     wide, dy = widen(x), widen(dy)
     rstd = (var + eps).rsqrt()
     outside = weight is None or all(weight.shape[axis] == 1 for axis in axes)
@@ -268,7 +274,7 @@ def _gradients(
     if need_dx:
         scale = rstd * weight if outside and weight is not None else rstd
         dx = torch.addcmul(-scale * mean_gradient, gradient, scale)
-        dx = torch.addcmul(dx, centred, -scale * rstd.square() * mean_product).to(x.dtype)
+        dx = torch.addcmul(dx, centred, -scale * rstd.square() * mean_product).to(dtype)
     return dx, dweight, dy
 
 
@@ -287,7 +293,6 @@ class _Compiled(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor, Tensor]:
         made = plan.forward(x, weight, bias, eps)
         BatchNormFunction.setup_context(ctx, (x, weight, bias, axes, eps, None), made)
-        ctx.plan = plan
         return made
 
     backward = BatchNormFunction.backward
@@ -299,13 +304,13 @@ class _WithForwardMode(BatchNormFunction):
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple, output: tuple) -> None:
         BatchNormFunction.setup_context(ctx, inputs, output)
-        ctx.save_for_forward(*inputs[:3], *output[1:])
+        ctx.save_for_forward(*inputs[:2], *output[1:])
 
     @staticmethod
     def jvp(
         ctx: Any, tx: Tensor | None, tweight: Tensor | None, tbias: Tensor | None, *_: None
     ) -> tuple[Tensor, None, None]:
-        x, weight, _, mean, var = ctx.saved_tensors
+        x, weight, mean, var = ctx.saved_tensors
         weight, tweight, tbias = against(weight, x), against(tweight, x), against(tbias, x)
         rstd = (var + ctx.eps).rsqrt()
         xhat = (widen(x) - mean) * rstd
