@@ -237,9 +237,11 @@ class BatchNormFunction(torch.autograd.Function):
 def _summed_as(parameter: native.Parameter, gradient: Tensor, x: Tensor) -> Tensor:
     """``gradient``, whose axes are those of ``x``, summed to the shape of the parameter that was broadcast."""
     shape, dtype = parameter
-    if gradient.numel() != math.prod(shape):
-        gradient = gradient.sum_to_size(native.aligned(shape, x.dim()))
-    return gradient.reshape(shape).to(dtype)
+    if gradient.shape != shape:
+        if gradient.numel() != math.prod(shape):
+            gradient = gradient.sum_to_size(native.aligned(shape, x.dim()))
+        gradient = gradient.reshape(shape)
+    return gradient.to(dtype)
 
 
 def _gradients(

@@ -49,20 +49,21 @@ class Plan:
         """``(y, mean, var)`` as `function.batch_norm` defines them."""
         y, mean, var = torch.empty_like(x), torch.empty_like(self.statistic), torch.empty_like(self.statistic)
         factors = [self._a_number_each(p) for p in (weight, bias)]
-        pointers = [_pointer(t) for t in (x, *factors, y, mean, var)]
+        pointers = [None if t is None else t.data_ptr() for t in (x, *factors, y, mean, var)]
         self.forward_kernel(*pointers, *self.sizes, eps, min(torch.get_num_threads(), CORES))
         return y, mean, var
 
     def backward(
         self, x: Tensor, dy: Tensor, weight: Tensor | None, mean: Tensor, var: Tensor, eps: float, need_dx: bool
     ) -> tuple[Tensor | None, Tensor, Tensor]:
-        """``(dx, sum_S(dy * xhat), sum_S(dy))``, dx None unless needed."""
+        """``(dx, sum_S(dy * xhat), sum_S(dy))``, dx None unless needed; the sums shaped as ``weight`` if it fits."""
         if dy.stride() != x.stride():
             dy = torch.empty_like(x).copy_(dy)
         factors = [self._a_number_each(t) for t in (weight, mean, var)]
         dx = torch.empty_like(x) if need_dx else None
-        sum_dy, sum_product = torch.empty_like(self.statistic), torch.empty_like(self.statistic)
-        pointers = [_pointer(t) for t in (x, dy, *factors, dx, sum_dy, sum_product)]
+        like = self.statistic if weight is None or factors[0] is not weight else weight
+        sum_dy, sum_product = torch.empty_like(like), torch.empty_like(like)
+        pointers = [None if t is None else t.data_ptr() for t in (x, dy, *factors, dx, sum_dy, sum_product)]
         self.backward_kernel(*pointers, *self.sizes, eps, min(torch.get_num_threads(), CORES))
         return dx, sum_product, sum_dy
 
@@ -216,10 +217,6 @@ def _fits(shape: torch.Size, dtype: torch.dtype, statistic: Tensor) -> bool:
 def _channels_last(x: Tensor) -> bool:
     formats = {4: torch.channels_last, 5: torch.channels_last_3d}
     return x.dim() in formats and x.is_contiguous(memory_format=formats[x.dim()])
-
-
-def _pointer(tensor: Tensor | None) -> int | None:
-    return None if tensor is None else tensor.data_ptr()
 
 
 @functools.cache
