@@ -80,10 +80,19 @@ def batch_norm(
         return BatchNormFunction.apply(x, weight, bias, axes, eps, group)
     if group is None and (plan := native.plan(x, weight, bias, axes)):
         return _Compiled.apply(x, weight, bias, axes, eps, plan)
-    if torch._C._get_tracing_state() is not None:  # records operations, and cannot save a Python function
+    if _only_operations():
         y, mean, var = BatchNormFunction.forward(x, weight, bias, axes, eps, group)
         return y, mean.detach(), var.detach()
     return _WithForwardMode.apply(x, weight, bias, axes, eps, group)
+
+
+def _only_operations() -> bool:
+    """Whether no Python function may stand in the graph: in `torch.jit.trace` and `torch.func.functionalize`."""
+    if torch._C._get_tracing_state() is not None:
+        return True
+    functorch = torch._C._functorch
+    stack = functorch.get_interpreter_stack() if functorch.maybe_current_level() is not None else None
+    return any(level.key() == functorch.TransformType.Functionalize for level in stack or ())
 
 
 @overload
