@@ -6,7 +6,8 @@ into each statistic, and let every mean below run over :math:`S`.
 Forward, with the *biased* variance (Ioffe & Szegedy 2015, Algorithm 1)::
 
     mean = mean_S(x)
-    var  = mean_S((x - mean)^2)          two passes: no cancellation when |mean| >> std
+    var  = mean_S((x - mean)^2)          two passes: no cancellation when |mean| >> std; less what
+                                         the mean's rounding adds to it
     rstd = 1 / sqrt(var + eps)
     xhat = (x - mean) * rstd
     y    = weight * xhat + bias
@@ -117,18 +118,34 @@ def widen(x: Tensor) -> Tensor:
 
 def pooled_mean(x: Tensor, axes: tuple[int, ...], group: dist.ProcessGroup | None = None) -> Tensor:
     """Mean over ``axes``, and over the processes of ``group``; length 1 kept. Differentiable."""
+    return _pooled_means(axes, group, x)[0]
+
+
+def _pooled_means(axes: tuple[int, ...], group: dist.ProcessGroup | None, *tensors: Tensor) -> list[Tensor]:
+    """`pooled_mean` of each of ``tensors``, which have one shape, with one exchange between the processes."""
     if group is None:
-        return x.mean(axes, keepdim=True)
-    total = x.sum(axes, keepdim=True)
-    count = total.new_tensor([x.numel() / max(total.numel(), 1)])
-    both = _SumOverProcesses.apply(torch.cat([total.flatten(), count]), group)
-    return (both[:-1] / both[-1]).view(total.shape)
+        return [x.mean(axes, keepdim=True) for x in tensors]
+    totals = torch.stack([x.sum(axes, keepdim=True) for x in tensors])
+    count = totals.new_tensor([tensors[0].numel() / max(totals[0].numel(), 1)])
+    both = _SumOverProcesses.apply(torch.cat([totals.flatten(), count]), group)
+    return list((both[:-1] / both[-1]).view(totals.shape))
 
 
 def moments(x: Tensor, axes: tuple[int, ...], group: dist.ProcessGroup | None = None) -> tuple[Tensor, Tensor]:
     """Mean and biased variance over ``axes``, length 1 kept there. Two passes."""
     mean = pooled_mean(x, axes, group)
-    return mean, pooled_mean((x - mean).square(), axes, group)
+    rest, var = _centred_moments(x - mean, axes, group)
+    return mean + rest, var
+
+
+def _centred_moments(centred: Tensor, axes: tuple[int, ...], group: dist.ProcessGroup | None) -> tuple[Tensor, Tensor]:
+    """What is left of the mean, which was rounded before it was subtracted, and the biased variance, never negative.
+
+    Of a constant 1e7 in float32 the mean is off by units: squared, they are no variance.
+    """
+    rest, square = _pooled_means(axes, group, centred, centred.square())
+    rest = rest.detach()  # a constant: 0 but for rounding
+    return rest, (square - rest.square()).clamp(min=0)
 
 
 def images_of_each(x: Tensor, group: dist.ProcessGroup) -> list[int]:
@@ -201,13 +218,13 @@ class BatchNormFunction(torch.autograd.Function):
         weight, bias, wide = against(weight, x), against(bias, x), widen(x)
         mean = pooled_mean(wide, axes, group)
         centred = wide - mean
-        var = pooled_mean(centred.square(), axes, group)
+        rest, var = _centred_moments(centred, axes, group)
         scale = affine((var + eps).rsqrt(), weight, None)
-        if bias is not None and bias.numel() == max(bias.shape):
-            y = torch.addcmul(bias, centred, scale)  # one pass less
-        else:  # addcmul's result has the memory format of its first argument, here a map's and not x's
-            y = affine(centred * scale, None, bias)
-        return y.to(x.dtype), mean, var
+        shift = affine(-rest * scale, None, bias)
+        # addcmul is one pass less; its result has the memory format of its first argument, which is to be x's.
+        per_channel = shift.numel() == max(shift.shape)
+        y = torch.addcmul(shift, centred, scale) if per_channel else centred * scale + shift
+        return y.to(x.dtype), mean + rest, var
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple, output: tuple) -> None:
