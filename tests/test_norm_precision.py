@@ -44,7 +44,7 @@ def test_statistics_and_outputs_are_float64s(problem: tuple[Tensor, tuple[int, .
     want_mean = wide.mean(axes, keepdim=True)
     want_var = (wide - want_mean).square().mean(axes, keepdim=True)
     assert (var >= 0).all()
-    torch.testing.assert_close(mean.double(), want_mean, rtol=2e-7, atol=1e-6)
+    torch.testing.assert_close(mean.double(), want_mean, rtol=2e-7, atol=1e-6 * float((wide - want_mean).abs().max()))
     torch.testing.assert_close(var.double(), want_var, rtol=1e-2, atol=1e-3 * EPS)
     torch.testing.assert_close(y.double(), (wide - want_mean) * (want_var + EPS).rsqrt(), rtol=5e-3, atol=5e-3)
 

@@ -134,11 +134,11 @@ def _pooled_means(axes: tuple[int, ...], group: dist.ProcessGroup | None, *tenso
 def moments(x: Tensor, axes: tuple[int, ...], group: dist.ProcessGroup | None = None) -> tuple[Tensor, Tensor]:
     """Mean and biased variance over ``axes``, length 1 kept there. Two passes."""
     mean = pooled_mean(x, axes, group)
-    rest, var = _centred_moments(x - mean, axes, group)
+    rest, var = centred_moments(x - mean, axes, group)
     return mean + rest, var
 
 
-def _centred_moments(centred: Tensor, axes: tuple[int, ...], group: dist.ProcessGroup | None) -> tuple[Tensor, Tensor]:
+def centred_moments(centred: Tensor, axes: tuple[int, ...], group: dist.ProcessGroup | None) -> tuple[Tensor, Tensor]:
     """What is left of the mean, which was rounded before it was subtracted, and the biased variance, never negative.
 
     Of a constant 1e7 in float32 the mean is off by units: squared, they are no variance.
@@ -218,7 +218,7 @@ class BatchNormFunction(torch.autograd.Function):
         weight, bias, wide = against(weight, x), against(bias, x), widen(x)
         mean = pooled_mean(wide, axes, group)
         centred = wide - mean
-        rest, var = _centred_moments(centred, axes, group)
+        rest, var = centred_moments(centred, axes, group)
         scale = affine((var + eps).rsqrt(), weight, None)
         shift = affine(-rest * scale, None, bias)
         # addcmul is one pass less; its result has the memory format of its first argument, which is to be x's.

@@ -46,7 +46,8 @@ def kernels(dtypes: tuple[str, ...]) -> dict[tuple[str, str, str], Kernel] | Non
         _say(
             "bnrepro.norm works with tensor operations, several times slower than torch's norms on the CPU, because "
             f"its kernels cannot be compiled here: {error}. Install a C++ compiler with OpenMP (on Debian: apt install "
-            "g++), name it in CXX, or set BNREPRO_NATIVE=0 to do without and not be told."
+            "g++), name it in CXX, or set BNREPRO_NATIVE=0 to do without and not be told.",
+            f"{os.environ.get('CXX')}: {error if isinstance(error, Unavailable) else type(error)}",
         )
         return None
 
@@ -192,7 +193,8 @@ def _compiled(compiler: list[str], made: Path) -> Path:
             _say(
                 f"The kernels of bnrepro.norm are compiled without threads (OpenMP): {reasons[0]}. On several cores "
                 "they are slower than they could be. Install a compiler with OpenMP (on Debian: apt install g++) or "
-                "name one in CXX."
+                "name one in CXX.",
+                compiler[0],
             )
         return made
     raise Unavailable(reasons[0])
@@ -236,10 +238,10 @@ def _processor() -> object:
 # --- saying so ---
 
 
-def _say(message: str) -> None:
-    """Warn, unless another process of this user has said the same within the hour: workers come in dozens."""
+def _say(message: str, reason: str) -> None:
+    """Warn, unless a process of this user has for this ``reason`` within the hour: workers come in dozens."""
     for folder in _folders():
-        marker = folder / f"said-{_digest(message.encode())}"
+        marker = folder / f"said-{_digest(reason.encode())}"
         with suppress(OSError):
             if time.time() - marker.stat().st_mtime < SAID_FOR:
                 return
