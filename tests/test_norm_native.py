@@ -10,8 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from bnrepro import train
 from bnrepro.norm import BatchNorm2d, ConvBatchNorm2d, native
 from bnrepro.norm.function import batch_norm
+from bnrepro.record import Run
 from tests.conftest import needs_compiler
 
 EPS = 1e-5
@@ -226,3 +228,17 @@ def test_the_kernels_can_be_switched_off(tmp_path):
     assert done.stdout.strip() == "3"
     assert not done.stderr
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("allowed", ["1", "0"])
+def test_a_runs_summary_says_which_arithmetic_made_it(allowed, tiny, monkeypatch):
+    monkeypatch.setenv("BNREPRO_NATIVE", allowed)
+    native._library.cache_clear()
+    native._plan.cache_clear()
+    try:
+        path = train.run(tiny("epochs=1", "variant=custombn"))
+        assert Run(path).summary["kernels"] == ("kernels" if allowed == "1" else "tensor operations")
+    finally:
+        monkeypatch.undo()
+        native._library.cache_clear()
+        native._plan.cache_clear()

@@ -14,7 +14,7 @@ from bnrepro.norm import library
 from tests.conftest import needs_compiler
 
 SANITIZERS = ("-fsanitize=address,undefined", "-fno-sanitize-recover=all")
-CALLS = 2000
+CALLS = 1000
 
 
 @needs_compiler
