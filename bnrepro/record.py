@@ -73,6 +73,7 @@ class Summary:
     buffers: stored.Count | None = None
     threads: stored.Count | None = None
     processes: stored.Count | None = None
+    kernels: str | None = None
     data: str | None = None
     data_official: bool | None = None
     data_fingerprint: str | None = None

@@ -19,7 +19,7 @@ from bnrepro.config import UserError, config_hash, run_dir, to_dict, to_yaml
 from bnrepro.data import Dataset, Split, epoch_plan, eval_batches, load, mix, train_batch
 from bnrepro.distributed import Processes
 from bnrepro.model import Network, build, norm_of, size_of
-from bnrepro.norm import NormError
+from bnrepro.norm import NormError, native
 from bnrepro.optimizer import lr_factor, make_optimizer
 from bnrepro.record import Row, Run, Status
 from bnrepro.schema import Config, Device, Precision
@@ -388,6 +388,7 @@ class Trainer:
             "machine": provenance.machine(),
             "processes": self.processes.size,
             "threads": torch.get_num_threads(),
+            "kernels": native.arithmetic(),
             "versions": provenance.versions(),
             "git_revision": provenance.git_revision(),
             "config_hash": config_hash(self.cfg),

@@ -10,7 +10,7 @@ from torch import distributed as dist
 from torch.nn import functional as F
 
 from bnrepro.norm.function import affine as scale_and_shift
-from bnrepro.norm.function import images_of_each, pooled_mean, widen
+from bnrepro.norm.function import images_of_each, moments, pooled_mean, widen
 from bnrepro.norm.layers import NormError
 
 
@@ -96,23 +96,35 @@ class ConvAdaptiveNorm2d(nn.Module):
                 "zero. Use batches of 2 or more, or a larger kernel_size."
             )
         wide = widen(x)
-        mean = self._pool(pooled_mean(wide, (0,), group))
+        own = pooled_mean(wide, (0,), group)
+        level = own.mean((2, 3), keepdim=True).detach()  # what is common to all means is not to cost their digits
+        mean = self._pool(own - level) + level
         centred = wide - mean
         if self.variance == "pooled":
             var = self._pool(pooled_mean(centred.square(), (0,), group))
         else:
-            var = self._window_variance(wide, group)
+            own, within = moments(wide, (0,), group)
+            var = self._pool(within) + self._variance_between(own - level)
         weight, bias = (None if p is None else p.view(1, -1, 1, 1) for p in (self.weight, self.bias))
         return scale_and_shift(centred * (var + self.eps).rsqrt(), weight, bias).to(x.dtype)
 
-    def _window_variance(self, x: Tensor, group: dist.ProcessGroup | None) -> Tensor:
-        """Variance within each location plus variance between the locations of a window."""
-        own = pooled_mean(x, (0,), group)
-        within = pooled_mean((x - own).square(), (0,), group)
-        # Means are measured from their channel's: the difference of squares below then cancels little.
-        apart = own - own.mean((2, 3), keepdim=True)
-        between = self._pool(apart.square()) - self._pool(apart).square()
-        return self._pool(within) + between.clamp(min=0)
+    def _variance_between(self, maps: Tensor) -> Tensor:
+        """Variance of the values of (1, C, H, W) in the window at each position: along the width, then the height.
+
+        Each value is centred before it is squared: a difference of squares may be negative, and is noise where the
+        values are large.
+        """
+        between = torch.zeros_like(maps)
+        for axis, length in ((3, self.kernel_size[1]), (2, self.kernel_size[0])):
+            windows = _windows(maps, axis, length)
+            inside = _windows(torch.ones_like(maps[:1, :1]), axis, length)
+            count = inside.sum(-1)
+            mean = (windows * inside).sum(-1) / count
+            apart = (windows - mean.unsqueeze(-1)) * inside
+            # The variance so far is itself averaged over the windows of this axis.
+            between = (_windows(between, axis, length) * inside + apart.square()).sum(-1) / count
+            maps = mean
+        return between
 
     def _pool(self, maps: Tensor) -> Tensor:
         """Average of (1, C, H, W) over the window at each position, padding not counted."""
@@ -132,3 +144,10 @@ class ConvAdaptiveNorm2d(nn.Module):
             f"{self.num_features}, kernel_size={self.kernel_size}, eps={self.eps}, affine={self.affine}, "
             f"variance={self.variance!r}"
         )
+
+
+def _windows(maps: Tensor, axis: int, length: int) -> Tensor:
+    """(1, C, H, W) -> (1, C, H, W, length): the values round each position along ``axis``, zeros outside the map."""
+    length = min(length, 2 * maps.shape[axis] - 1)  # every window is the whole map
+    pad = ((length - 1) // 2, length // 2)
+    return F.pad(maps, (*pad, 0, 0) if axis == 3 else (0, 0, *pad)).unfold(axis, length, 1)

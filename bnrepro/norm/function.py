@@ -6,7 +6,8 @@ into each statistic, and let every mean below run over :math:`S`.
 Forward, with the *biased* variance (Ioffe & Szegedy 2015, Algorithm 1)::
 
     mean = mean_S(x)
-    var  = mean_S((x - mean)^2)          two passes: no cancellation when |mean| >> std
+    var  = mean_S((x - mean)^2)          two passes: no cancellation when |mean| >> std; less what
+                                         the mean's rounding adds to it
     rstd = 1 / sqrt(var + eps)
     xhat = (x - mean) * rstd
     y    = weight * xhat + bias
@@ -39,6 +40,7 @@ across its processes: every mean above becomes a sum over all of them divided by
 
 from __future__ import annotations
 
+import math
 from typing import Any, overload
 
 import torch
@@ -77,10 +79,21 @@ def batch_norm(
     """
     if torch.compiler.is_compiling():  # which fuses the formula itself, and refuses functions with a forward mode
         return BatchNormFunction.apply(x, weight, bias, axes, eps, group)
-    forward_mode = forward_ad._current_level >= 0
-    if group is None and not forward_mode and (plan := native.plan(x, weight, bias, axes)):
+    if group is None and (plan := native.plan(x, weight, bias, axes)):
         return _Compiled.apply(x, weight, bias, axes, eps, plan)
+    if _only_operations():
+        y, mean, var = BatchNormFunction.forward(x, weight, bias, axes, eps, group)
+        return y, mean.detach(), var.detach()
     return _WithForwardMode.apply(x, weight, bias, axes, eps, group)
+
+
+def _only_operations() -> bool:
+    """Whether no Python function may stand in the graph: in `torch.jit.trace` and `torch.func.functionalize`."""
+    if torch._C._get_tracing_state() is not None:
+        return True
+    functorch = torch._C._functorch
+    stack = functorch.get_interpreter_stack() if functorch.maybe_current_level() is not None else None
+    return any(level.key() == functorch.TransformType.Functionalize for level in stack or ())
 
 
 @overload
@@ -105,18 +118,34 @@ def widen(x: Tensor) -> Tensor:
 
 def pooled_mean(x: Tensor, axes: tuple[int, ...], group: dist.ProcessGroup | None = None) -> Tensor:
     """Mean over ``axes``, and over the processes of ``group``; length 1 kept. Differentiable."""
+    return _pooled_means(axes, group, x)[0]
+
+
+def _pooled_means(axes: tuple[int, ...], group: dist.ProcessGroup | None, *tensors: Tensor) -> list[Tensor]:
+    """`pooled_mean` of each of ``tensors``, which have one shape, with one exchange between the processes."""
     if group is None:
-        return x.mean(axes, keepdim=True)
-    total = x.sum(axes, keepdim=True)
-    count = total.new_tensor([x.numel() / max(total.numel(), 1)])
-    both = _SumOverProcesses.apply(torch.cat([total.flatten(), count]), group)
-    return (both[:-1] / both[-1]).view(total.shape)
+        return [x.mean(axes, keepdim=True) for x in tensors]
+    totals = torch.stack([x.sum(axes, keepdim=True) for x in tensors])
+    count = totals.new_tensor([tensors[0].numel() / max(totals[0].numel(), 1)])
+    both = _SumOverProcesses.apply(torch.cat([totals.flatten(), count]), group)
+    return list((both[:-1] / both[-1]).view(totals.shape))
 
 
 def moments(x: Tensor, axes: tuple[int, ...], group: dist.ProcessGroup | None = None) -> tuple[Tensor, Tensor]:
     """Mean and biased variance over ``axes``, length 1 kept there. Two passes."""
     mean = pooled_mean(x, axes, group)
-    return mean, pooled_mean((x - mean).square(), axes, group)
+    rest, var = centred_moments(x - mean, axes, group)
+    return mean + rest, var
+
+
+def centred_moments(centred: Tensor, axes: tuple[int, ...], group: dist.ProcessGroup | None) -> tuple[Tensor, Tensor]:
+    """What is left of the mean, which was rounded before it was subtracted, and the biased variance, never negative.
+
+    Of a constant 1e7 in float32 the mean is off by units: squared, they are no variance.
+    """
+    rest, square = _pooled_means(axes, group, centred, centred.square())
+    rest = rest.detach()  # a constant: 0 but for rounding
+    return rest, (square - rest.square()).clamp(min=0)
 
 
 def images_of_each(x: Tensor, group: dist.ProcessGroup) -> list[int]:
@@ -189,34 +218,35 @@ class BatchNormFunction(torch.autograd.Function):
         weight, bias, wide = against(weight, x), against(bias, x), widen(x)
         mean = pooled_mean(wide, axes, group)
         centred = wide - mean
-        var = pooled_mean(centred.square(), axes, group)
+        rest, var = centred_moments(centred, axes, group)
         scale = affine((var + eps).rsqrt(), weight, None)
-        if bias is not None and bias.numel() == max(bias.shape):
-            y = torch.addcmul(bias, centred, scale)  # one pass less
-        else:  # addcmul's result has the memory format of its first argument, here a map's and not x's
-            y = affine(centred * scale, None, bias)
-        return y.to(x.dtype), mean, var
+        shift = affine(-rest * scale, None, bias)
+        # addcmul is one pass less; its result has the memory format of its first argument, which is to be x's.
+        per_channel = shift.numel() == max(shift.shape)
+        y = torch.addcmul(shift, centred, scale) if per_channel else centred * scale + shift
+        return y.to(x.dtype), mean + rest, var
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple, output: tuple) -> None:
         x, weight, bias, axes, eps, group = inputs
         _, mean, var = output
         ctx.mark_non_differentiable(mean, var)
-        # x and not xhat: no second tensor of x's size is kept alive, and double backward needs x.
-        ctx.save_for_backward(x, weight, bias, mean, var)
-        ctx.axes, ctx.eps, ctx.group, ctx.plan = axes, eps, group, None
+        # x and not xhat: no second tensor of x's size is kept alive, and double backward needs x. Nothing is needed of
+        # bias but its shape, and as with torch's layer it may change before the backward.
+        ctx.save_for_backward(x, weight, mean, var)
+        ctx.axes, ctx.eps, ctx.group, ctx.bias = axes, eps, group, native.of_parameter(bias)
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor, _dmean: Tensor, _dvar: Tensor) -> Gradients:
-        x, weight, bias, mean, var = ctx.saved_tensors
+        x, weight, mean, var = ctx.saved_tensors
         need_dx, need_dweight, need_dbias = ctx.needs_input_grad[:3]
         plan = None
-        if torch.is_grad_enabled():
-            # Double backward differentiates the formula. The saved statistics are constants to autograd; made again
-            # from x they are the functions of x that they ought to be.
+        if torch.is_grad_enabled() or forward_ad._current_level >= 0:
+            # Double backward, and forward over reverse, differentiate the formula. The saved statistics are constants
+            # to them; made again from x they are the functions of x that they ought to be.
             mean, var = moments(widen(x), ctx.axes, ctx.group)
-        else:
-            plan = ctx.plan
+        elif ctx.group is None and not torch.compiler.is_compiling():
+            plan = native.backward_plan(x, dy, weight, ctx.bias, mean, var, ctx.axes)
         if plan:
             dx, dweight, dbias = plan.backward(x, dy, weight, mean, var, ctx.eps, need_dx)
         else:
@@ -224,17 +254,20 @@ class BatchNormFunction(torch.autograd.Function):
             dx, dweight, dbias = _gradients(x, dy, factor, mean, var, ctx.axes, ctx.eps, ctx.group, need_dx)
         return (
             dx,
-            _summed_as(weight, dweight, x) if need_dweight else None,
-            _summed_as(bias, dbias, x) if need_dbias else None,
+            _summed_as(native.of_parameter(weight), dweight, x) if need_dweight else None,
+            _summed_as(ctx.bias, dbias, x) if need_dbias else None,
             *(None, None, None),
         )
 
 
-def _summed_as(parameter: Tensor, gradient: Tensor, x: Tensor) -> Tensor:
+def _summed_as(parameter: native.Parameter, gradient: Tensor, x: Tensor) -> Tensor:
     """``gradient``, whose axes are those of ``x``, summed to the shape of the parameter that was broadcast."""
-    if gradient.numel() != parameter.numel():
-        gradient = gradient.sum_to_size(native.aligned(parameter.shape, x.dim()))
-    return gradient.reshape(parameter.shape).to(parameter.dtype)
+    shape, dtype = parameter
+    if gradient.shape != shape:
+        if gradient.numel() != math.prod(shape):
+            gradient = gradient.sum_to_size(native.aligned(shape, x.dim()))
+        gradient = gradient.reshape(shape)
+    return gradient.to(dtype)
 
 
 def _gradients(
@@ -253,6 +286,7 @@ def _gradients(
     The factors that are constant along S are taken out of the means: each pass over a tensor of x's size that is
     saved is time saved.
     """
+    dtype = dy.dtype
     wide, dy = widen(x), widen(dy)
     rstd = (var + eps).rsqrt()
     outside = weight is None or all(weight.shape[axis] == 1 for axis in axes)
@@ -268,7 +302,7 @@ def _gradients(
     if need_dx:
         scale = rstd * weight if outside and weight is not None else rstd
         dx = torch.addcmul(-scale * mean_gradient, gradient, scale)
-        dx = torch.addcmul(dx, centred, -scale * rstd.square() * mean_product).to(x.dtype)
+        dx = torch.addcmul(dx, centred, -scale * rstd.square() * mean_product).to(dtype)
     return dx, dweight, dy
 
 
@@ -287,7 +321,6 @@ class _Compiled(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor, Tensor]:
         made = plan.forward(x, weight, bias, eps)
         BatchNormFunction.setup_context(ctx, (x, weight, bias, axes, eps, None), made)
-        ctx.plan = plan
         return made
 
     backward = BatchNormFunction.backward
@@ -299,13 +332,13 @@ class _WithForwardMode(BatchNormFunction):
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple, output: tuple) -> None:
         BatchNormFunction.setup_context(ctx, inputs, output)
-        ctx.save_for_forward(*inputs[:3], *output[1:])
+        ctx.save_for_forward(*inputs[:2], *output[1:])
 
     @staticmethod
     def jvp(
         ctx: Any, tx: Tensor | None, tweight: Tensor | None, tbias: Tensor | None, *_: None
     ) -> tuple[Tensor, None, None]:
-        x, weight, _, mean, var = ctx.saved_tensors
+        x, weight, mean, var = ctx.saved_tensors
         weight, tweight, tbias = against(weight, x), against(tweight, x), against(tbias, x)
         rstd = (var + ctx.eps).rsqrt()
         xhat = (widen(x) - mean) * rstd

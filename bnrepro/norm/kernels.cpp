@@ -7,8 +7,9 @@
 //                       where k = C*H*W.
 // One channel (or a tile of columns) at a time is copied into a buffer that fits the cache, so that all passes but the
 // first stay out of memory. Means and sums of squares of blocks are joined as by Chan, Golub & LeVeque (1983), in
-// double; nothing is ever subtracted from a sum of squares but the rounding of the mean. How the work is cut depends
-// on the shape alone, so that the number of threads does not change a bit of the result.
+// double; nothing is ever subtracted from a sum of squares but the rounding of the mean, and where that rounding is as
+// large as the spread (constants of 1e7) the deviations are taken again from a better mean. How the work is cut
+// depends on the shape alone, so that the number of threads does not change a bit of the result.
 //
 // Forward fills mean and var (biased); backward fills sum_dy and sum_dy_xhat, which are the gradients of bias and
 // weight. weight and bias hold one number a statistic, or are null.
@@ -68,6 +69,20 @@ A* scratch(int64_t count) {
 }
 
 inline double finite_or_zero(double v) { return std::abs(v) <= std::numeric_limits<double>::max() ? v : 0.0; }
+inline double not_negative(double v) { return v < 0 ? 0.0 : v; }  // and NaN where it is NaN
+
+// Whether deviations from a guess of the mean are for no small part its error, which is more than its last digits.
+template <class A>
+inline bool far(A first, A second, A count, A guess) {
+    const A digits = 16 * std::numeric_limits<A>::epsilon() * count;
+    return (4 * first * first > second * count) & (std::abs(first) > digits * std::abs(guess));
+}
+
+// The mean in double goes into an output through its shift, where its rounding to A would be too much.
+template <class A>
+A shifted(A bias, double mean, A rounded, A scale) {
+    return bias - static_cast<A>(finite_or_zero(mean - static_cast<double>(rounded))) * scale;
+}
 
 // Count, mean and sum of squared deviations, and how two of them join.
 struct Moments {
@@ -86,16 +101,20 @@ Moments moments_of(const A* __restrict x, int64_t count) {
     A sum = 0;
 #pragma omp simd reduction(+ : sum)
     for (int64_t i = 0; i < count; ++i) sum += x[i];
-    const A guess = sum / static_cast<A>(count);
-    A first = 0, second = 0;  // the first moment about the guess is its rounding
+    A guess = sum / static_cast<A>(count);
+    for (bool again = true;; again = false) {
+        A first = 0, second = 0;  // the first moment about the guess is its rounding
 #pragma omp simd reduction(+ : first, second)
-    for (int64_t i = 0; i < count; ++i) {
-        const A d = x[i] - guess;
-        first += d;
-        second += d * d;
+        for (int64_t i = 0; i < count; ++i) {
+            const A d = x[i] - guess;
+            first += d;
+            second += d * d;
+        }
+        const double off = finite_or_zero(first) / count, mean = static_cast<double>(guess) + off;
+        if (!again || !far(first, second, static_cast<A>(count), guess))
+            return {static_cast<double>(count), mean, not_negative(second - off * off * count)};
+        guess = static_cast<A>(mean);
     }
-    const double off = finite_or_zero(first) / count;
-    return {static_cast<double>(count), static_cast<double>(guess) + off, second - off * off * count};
 }
 
 template <class T>
@@ -137,7 +156,8 @@ void rows_forward(const T* x, const wide<T>* weight, const wide<T>* bias, T* y, 
             mean[ch] = static_cast<A>(total.mean);
             var[ch] = static_cast<A>(variance);
             const A rstd = 1 / std::sqrt(var[ch] + static_cast<A>(eps));
-            const A scale = weight ? rstd * weight[ch] : rstd, shift = bias ? bias[ch] : 0;
+            const A scale = weight ? rstd * weight[ch] : rstd;
+            const A shift = shifted<A>(bias ? bias[ch] : 0, total.mean, mean[ch], scale);
             for (int64_t i = 0; i < n; ++i) {
                 T* out = y + (i * c + ch) * l;
                 if (keep)
@@ -189,7 +209,7 @@ void rows_backward(const T* x, const T* dy, const wide<T>* weight, const wide<T>
 #pragma omp parallel num_threads(threads)
     {
         A* xs = scratch<A>(keep ? 2 * n * l : 0);
-        A* gs = xs + n * l;
+        A* gs = keep ? xs + n * l : nullptr;
 #pragma omp for schedule(static)
         for (int64_t ch = 0; ch < c; ++ch) {
             const A mu = mean[ch], rstd = 1 / std::sqrt(var[ch] + static_cast<A>(eps));
@@ -270,21 +290,32 @@ void column_moments(const T* x, int64_t k, int64_t r0, int64_t r1, int64_t width
             }
         }
         for (int64_t j = 0; j < width; ++j) guess[j] /= count;
-        for (int64_t i = r; i < end; ++i) {
-            const A* __restrict copy = to + (i - r) * width;
-#pragma omp simd
-            for (int64_t j = 0; j < width; ++j) {
-                const A d = copy[j] - guess[j];
-                first[j] += d;
-                second[j] += d * d;
-            }
-        }
         const double before = static_cast<double>(r - r0), more = count, total = before + more;
+        for (bool again = true;; again = false) {
+            for (int64_t i = r; i < end; ++i) {
+                const A* __restrict copy = to + (i - r) * width;
+#pragma omp simd
+                for (int64_t j = 0; j < width; ++j) {
+                    const A d = copy[j] - guess[j];
+                    first[j] += d;
+                    second[j] += d * d;
+                }
+            }
+            int any_far = 0;
+#pragma omp simd reduction(| : any_far)
+            for (int64_t j = 0; j < width; ++j)
+                any_far |= far(first[j], second[j], count, guess[j]);
+            if (!again || !any_far) break;
+            for (int64_t j = 0; j < width; ++j)
+                guess[j] = static_cast<A>(guess[j] + finite_or_zero(first[j]) / more);
+            std::fill_n(first, width, A(0));
+            std::fill_n(second, width, A(0));
+        }
 #pragma omp simd
         for (int64_t j = 0; j < width; ++j) {
             const double off = finite_or_zero(first[j]) / more, its_mean = guess[j] + off, delta = its_mean - mean[j];
             mean[j] = (before * mean[j] + more * its_mean) / total;
-            squares[j] += second[j] - off * off * more + delta * delta * (before * more / total);
+            squares[j] += not_negative(second[j] - off * off * more) + delta * delta * (before * more / total);
         }
     }
 }
@@ -309,7 +340,7 @@ void finish_columns(const double* means, const double* squares, int64_t m, int64
         var[j] = static_cast<A>(squares[j] / m);
         const A rstd = 1 / std::sqrt(var[j] + static_cast<A>(eps));
         scale[j] = weight ? rstd * weight[j] : rstd;
-        shift[j] = bias ? bias[j] : 0;
+        shift[j] = shifted<A>(bias ? bias[j] : 0, means[j], mean[j], scale[j]);
     }
 }
 
@@ -399,7 +430,7 @@ void columns_backward(const T* x, const T* dy, const wide<T>* weight, const wide
 #pragma omp parallel num_threads(threads)
     {
         A* xs = scratch<A>(keep ? 2 * m * cut.width : 0);
-        A* gs = xs + m * cut.width;
+        A* gs = keep ? xs + m * cut.width : nullptr;
 #pragma omp for schedule(static)
         for (int64_t piece = 0; piece < pieces; ++piece) {
             const int64_t chunk = piece / cut.tiles, c0 = piece % cut.tiles * cut.width;

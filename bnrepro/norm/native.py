@@ -1,35 +1,34 @@
-"""The formulas of `bnrepro.norm.function` compiled for this machine's CPU: kernels.cpp, built once, called by pointer.
+"""The formulas of `bnrepro.norm.function` compiled for this machine's CPU: kernels.cpp, called by pointer.
 
-What does not fit (another device or dtype, a layout with gaps, axes that are neither per channel nor per location,
-tensors of torch.func and of tracing) has no plan, and the caller computes the formula with tensor operations. So it is
-on a machine without a C++ compiler, after one warning, and with BNREPRO_NATIVE=0 in the environment, without.
+The kernels read and write memory behind torch's back. So they are for plain tensors only: dense, strided, on the CPU,
+outside tracing, batching, functional transforms, modes and subclasses. Everything else (another device or dtype, a
+layout with gaps, axes that are neither per channel nor per location) has no plan, and the caller computes the formula
+with tensor operations. So it is on a machine without a C++ compiler, after one warning, and with BNREPRO_NATIVE=0 in
+the environment, without.
 """
 
 from __future__ import annotations
 
-import ctypes
 import functools
-import hashlib
 import math
 import os
-import platform
-import shlex
-import shutil
-import subprocess
-import tempfile
-import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.autograd import forward_ad
+from torch.utils._device import DeviceContext
 
-SOURCE = Path(__file__).with_name("kernels.cpp")
-FLAGS = ("-O3", "-march=native", "-std=c++17", "-fopenmp", "-fPIC", "-shared")
+from bnrepro.norm import library
+
 WIDE = {torch.float32: torch.float32, torch.float64: torch.float64, torch.bfloat16: torch.float32}
 """Dtypes that there are kernels for, and the dtype of their statistics."""
+CORES = os.cpu_count() or 1
+
+Parameter = tuple[torch.Size, torch.dtype]
+"""What a plan depends on in a weight or bias."""
 
 
 @dataclass(frozen=True)
@@ -39,8 +38,10 @@ class Plan:
     kind: str
     sizes: tuple[int, ...]
     statistic: Tensor
-    """Empty, with the shape and dtype of a statistic and its order in memory."""
-    dtype: torch.dtype
+    """Empty, with the shape and dtype of a statistic and its order in memory, which is the kernels'."""
+    contiguous: bool
+    forward_kernel: library.Kernel
+    backward_kernel: library.Kernel
 
     def forward(
         self, x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float
@@ -48,51 +49,118 @@ class Plan:
         """``(y, mean, var)`` as `function.batch_norm` defines them."""
         y, mean, var = torch.empty_like(x), torch.empty_like(self.statistic), torch.empty_like(self.statistic)
         factors = [self._a_number_each(p) for p in (weight, bias)]
-        pointers = [_pointer(t) for t in (x, *factors, y, mean, var)]
-        self._kernel("forward")(*pointers, *self.sizes, eps, torch.get_num_threads())
+        pointers = [None if t is None else t.data_ptr() for t in (x, *factors, y, mean, var)]
+        self.forward_kernel(*pointers, *self.sizes, eps, min(torch.get_num_threads(), CORES))
         return y, mean, var
 
     def backward(
         self, x: Tensor, dy: Tensor, weight: Tensor | None, mean: Tensor, var: Tensor, eps: float, need_dx: bool
     ) -> tuple[Tensor | None, Tensor, Tensor]:
-        """``(dx, sum_S(dy * xhat), sum_S(dy))``, dx None unless needed."""
-        if dy.stride() != x.stride() or dy.dtype is not x.dtype:
+        """``(dx, sum_S(dy * xhat), sum_S(dy))``, dx None unless needed; the sums shaped as ``weight`` if it fits."""
+        if dy.stride() != x.stride():
             dy = torch.empty_like(x).copy_(dy)
-        factor = self._a_number_each(weight)
+        factors = [self._a_number_each(t) for t in (weight, mean, var)]
         dx = torch.empty_like(x) if need_dx else None
-        sum_dy, sum_product = torch.empty_like(mean), torch.empty_like(mean)
-        pointers = [_pointer(t) for t in (x, dy, factor, mean, var, dx, sum_dy, sum_product)]
-        self._kernel("backward")(*pointers, *self.sizes, eps, torch.get_num_threads())
+        like = self.statistic if weight is None or factors[0] is not weight else weight
+        sum_dy, sum_product = torch.empty_like(like), torch.empty_like(like)
+        pointers = [None if t is None else t.data_ptr() for t in (x, dy, *factors, dx, sum_dy, sum_product)]
+        self.backward_kernel(*pointers, *self.sizes, eps, min(torch.get_num_threads(), CORES))
         return dx, sum_product, sum_dy
 
-    def _a_number_each(self, parameter: Tensor | None) -> Tensor | None:
-        """``parameter`` with one number a statistic, in the statistics' dtype and order."""
+    def _a_number_each(self, values: Tensor | None) -> Tensor | None:
+        """``values`` with one number for each statistic, in the statistics' dtype and order."""
         like = self.statistic
-        if parameter is None:
+        if values is None:
             return None
-        if (
-            parameter.numel() == like.numel()
-            and parameter.dtype is like.dtype
-            and parameter.is_contiguous()
-            and like.is_contiguous()
+        if values.dtype is like.dtype and (
+            (self.contiguous and values.is_contiguous() and values.numel() == like.numel())
+            or (values.stride() == like.stride() and values.shape == like.shape)
         ):
-            return parameter
-        return torch.empty_like(like).copy_(parameter.view(aligned(parameter.shape, like.dim())))
-
-    def _kernel(self, direction: str) -> Callable[..., None]:
-        library = _library()
-        assert library is not None  # else there is no plan
-        return library[self.kind, direction, self.dtype]
+            return values
+        return torch.empty_like(like).copy_(values.view(aligned(values.shape, like.dim())))
 
 
 def plan(x: Tensor, weight: Tensor | None, bias: Tensor | None, axes: tuple[int, ...]) -> Plan | None:
     """How to compute `function.batch_norm` of these with kernels; None where they do not apply."""
-    if x.device.type != "cpu" or type(x) is not Tensor or x.dtype not in WIDE:
+    if not _plain(x, weight, bias):
         return None
-    if torch._C._functorch.maybe_current_level() is not None:  # inside torch.func there is no memory to point at
+    return _plan(x.shape, x.stride(), x.dtype, of_parameter(weight), of_parameter(bias), axes)
+
+
+def backward_plan(
+    x: Tensor,
+    dy: Tensor,
+    weight: Tensor | None,
+    bias: Parameter | None,
+    mean: Tensor,
+    var: Tensor,
+    axes: tuple[int, ...],
+) -> Plan | None:
+    """The same for the gradients, from the tensors that the backward gets: hooks may have changed those it saved."""
+    if dy.shape != x.shape or dy.dtype is not x.dtype or not _plain(x, dy, weight, mean, var):
         return None
-    shapes = [None if p is None else p.shape for p in (weight, bias)]
-    return _plan(x.shape, x.stride(), x.dtype, *shapes, axes)
+    found = _plan(x.shape, x.stride(), x.dtype, of_parameter(weight), bias, axes)
+    return found if found and mean.shape == var.shape == found.statistic.shape else None
+
+
+@overload
+def of_parameter(parameter: None) -> None: ...
+
+
+@overload
+def of_parameter(parameter: Tensor) -> Parameter: ...
+
+
+def of_parameter(parameter: Tensor | None) -> Parameter | None:
+    """What a plan depends on in ``parameter``."""
+    return None if parameter is None else (parameter.shape, parameter.dtype)
+
+
+def arithmetic() -> str:
+    """What the norms on this process's CPU have computed with so far: "kernels" or "tensor operations"."""
+    return "kernels" if _library.cache_info().currsize and _library() else "tensor operations"
+
+
+# --- what is plain ---
+
+
+def _key_set(*names: str) -> int:
+    """The number of a set of dispatch keys; -1, which no set has, where torch has no such interface any more."""
+    keys: Any = getattr(torch._C, "DispatchKeySet", None)
+    try:
+        found = keys(getattr(torch._C.DispatchKey, names[0]))
+        for name in names[1:]:
+            found = found.add(getattr(torch._C.DispatchKey, name))
+        return int(found.raw_repr())
+    except (AttributeError, TypeError):
+        return -1
+
+
+# Tracers, batching, functional transforms and modes each include a key of their own in the thread's, and the tensors
+# that they wrap have one; so have conjugates, negatives, zeros without memory, sparse, quantised and nested tensors.
+PLAIN = frozenset({_key_set("CPU", "AutocastCPU", "ADInplaceOrView", "AutogradCPU"), _key_set("CPU", "AutocastCPU")})
+OUTSIDE = frozenset({_key_set("BackendSelect", "ADInplaceOrView"), _key_set("BackendSelect")})
+"""The second of each: under `torch.inference_mode`."""
+TYPES = frozenset({Tensor, nn.Parameter})
+_keys: Any = getattr(torch._C, "_dispatch_keys", None)
+_included: Any = getattr(torch._C, "_dispatch_tls_local_include_set", None)
+_function_modes = getattr(torch._C, "_len_torch_function_stack", lambda: 0)
+
+
+def _plain(*tensors: Tensor | None) -> bool:
+    """Whether these are plain tensors, and nothing transforms or records what is done with them."""
+    if forward_ad._current_level >= 0 or _included is None or _included().raw_repr() not in OUTSIDE:
+        return False
+    for t in tensors:
+        if t is not None and (type(t) not in TYPES or _keys(t).raw_repr() not in PLAIN):
+            return False
+    return not _function_modes() or _only_default_devices()
+
+
+def _only_default_devices() -> bool:
+    """Whether the active function modes say nothing but where new tensors go, which the kernels' say themselves."""
+    stack = [torch._C._get_function_stack_at(i) for i in range(_function_modes())]
+    return all(type(mode) is DeviceContext for mode in stack)
 
 
 @functools.lru_cache(maxsize=1024)
@@ -100,11 +168,11 @@ def _plan(
     shape: torch.Size,
     stride: tuple[int, ...],
     dtype: torch.dtype,
-    weight: torch.Size | None,
-    bias: torch.Size | None,
+    weight: Parameter | None,
+    bias: Parameter | None,
     axes: tuple[int, ...],
 ) -> Plan | None:
-    if len(shape) < 2 or 0 in shape:
+    if dtype not in WIDE or len(shape) < 2 or 0 in shape:
         return None
     x = torch.empty_strided(shape, stride, dtype=WIDE[dtype], device="meta")
     contiguous = x.is_contiguous()
@@ -114,17 +182,21 @@ def _plan(
     length = math.prod(spatial)
     sizes: tuple[int, ...]
     if axes == (0,):
-        statistic = torch.empty_like(x[:1], device="cpu")
+        statistic = torch.empty_like(x[:1])
         kind, sizes = "columns", (n, c * length)
     elif axes == (0, *range(2, len(shape))):
-        statistic = torch.empty((1, c, *[1] * len(spatial)), dtype=x.dtype)
+        statistic = torch.empty((1, c, *[1] * len(spatial)), dtype=x.dtype, device="meta")
         kind, sizes = ("rows", (n, c, length)) if contiguous and length > 1 else ("columns", (n * length, c))
     else:
         return None
     for parameter in (weight, bias):
-        if parameter is not None and not _fits(aligned(parameter, len(shape)), statistic.shape):
+        if parameter is not None and not _fits(*parameter, statistic):
             return None
-    return None if _library() is None else Plan(kind, sizes, statistic, dtype)
+    if (kernels := _library()) is None:
+        return None
+    name = str(dtype).removeprefix("torch.")
+    forward, backward = (kernels[kind, direction, name] for direction in ("forward", "backward"))
+    return Plan(kind, sizes, torch.empty_like(statistic, device="cpu"), statistic.is_contiguous(), forward, backward)
 
 
 def aligned(parameter: Sequence[int], dim: int) -> tuple[int, ...]:
@@ -132,9 +204,14 @@ def aligned(parameter: Sequence[int], dim: int) -> tuple[int, ...]:
     return tuple(parameter) if len(parameter) == dim else (1, *parameter, *[1] * (dim - 1 - len(parameter)))
 
 
-def _fits(parameter: tuple[int, ...], statistic: torch.Size) -> bool:
-    """Whether a parameter has no more than one number a statistic; one that has is summed over other axes."""
-    return all(p in (1, s) for p, s in zip(parameter, statistic, strict=True))
+def _fits(shape: torch.Size, dtype: torch.dtype, statistic: Tensor) -> bool:
+    """Whether a parameter has at most one number for each statistic, and no more digits; others take other sums."""
+    per_axis = zip(aligned(shape, statistic.dim()), statistic.shape, strict=True)
+    return (
+        dtype.is_floating_point
+        and torch.promote_types(dtype, statistic.dtype) is statistic.dtype
+        and all(p in (1, s) for p, s in per_axis)
+    )
 
 
 def _channels_last(x: Tensor) -> bool:
@@ -142,82 +219,9 @@ def _channels_last(x: Tensor) -> bool:
     return x.dim() in formats and x.is_contiguous(memory_format=formats[x.dim()])
 
 
-def _pointer(tensor: Tensor | None) -> int | None:
-    return None if tensor is None else tensor.data_ptr()
-
-
 @functools.cache
-def _library() -> dict[tuple[str, str, torch.dtype], Callable[..., None]] | None:
-    """The kernels by kind, direction and dtype, built if need be; None if they cannot be."""
+def _library() -> dict[tuple[str, str, str], library.Kernel] | None:
+    """The kernels by kind, direction and dtype; None if there are none here, or they are not wanted."""
     if os.environ.get("BNREPRO_NATIVE") == "0":
         return None
-    try:
-        loaded = _loaded()
-    except (OSError, subprocess.SubprocessError) as error:
-        warnings.warn(
-            "bnrepro.norm works with tensor operations, several times slower than torch's norms on the CPU, because "
-            f"its kernels cannot be compiled here: {_reason(error)}. Install a C++ compiler with OpenMP (on Debian: "
-            "apt install g++), name it in CXX, or set BNREPRO_NATIVE=0 to do without and not be told.",
-            RuntimeWarning,
-            stacklevel=2,
-        )
-        return None
-    kernels: dict[tuple[str, str, torch.dtype], Callable[..., None]] = {}
-    pointer, size = ctypes.c_void_p, ctypes.c_int64
-    for kind, sizes in (("rows", 3), ("columns", 2)):
-        for direction, pointers in (("forward", 6), ("backward", 8)):
-            for dtype in WIDE:
-                kernel = loaded[f"{kind}_{direction}_{str(dtype).removeprefix('torch.')}"]
-                kernel.argtypes = [pointer] * pointers + [size] * sizes + [ctypes.c_double, ctypes.c_int]
-                kernel.restype = None
-                kernels[kind, direction, dtype] = kernel
-    return kernels
-
-
-def _loaded() -> ctypes.CDLL:
-    path = _built()
-    try:
-        return ctypes.CDLL(str(path))
-    except OSError:  # damaged, by a full disk for one
-        path.unlink(missing_ok=True)
-        return ctypes.CDLL(str(_built()))
-
-
-def _reason(error: Exception) -> str:
-    said = getattr(error, "stderr", None)
-    return said.strip().splitlines()[0] if said and said.strip() else str(error)
-
-
-def _built() -> Path:
-    """The compiled kernels, made if they are not in the user's cache yet. Safe to call from many processes at once."""
-    compiler = shlex.split(os.environ.get("CXX") or shutil.which("g++") or shutil.which("c++") or "")
-    if not compiler:
-        raise OSError("there is no g++ or c++")
-    version = subprocess.run([*compiler, "--version"], capture_output=True, text=True, check=True).stdout
-    identity = (SOURCE.read_text(), FLAGS, version, _processor())
-    name = f"kernels-{hashlib.sha256(repr(identity).encode()).hexdigest()[:16]}.so"
-    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "bnrepro"
-    if (folder / name).exists():
-        return folder / name
-    try:
-        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        scratch = tempfile.mkdtemp(dir=folder)
-    except OSError:  # a home that cannot be written to: built again by each process
-        folder = Path(scratch := tempfile.mkdtemp(prefix="bnrepro-"))
-    made = Path(scratch) / name
-    try:
-        subprocess.run([*compiler, *FLAGS, str(SOURCE), "-o", str(made)], capture_output=True, text=True, check=True)
-        made.replace(folder / name)
-    finally:
-        if Path(scratch) != folder:
-            shutil.rmtree(scratch, ignore_errors=True)
-    return folder / name
-
-
-def _processor() -> Any:
-    """What -march=native depends on: a cache may be shared by machines."""
-    try:
-        text = Path("/proc/cpuinfo").read_text()
-    except OSError:
-        return platform.machine(), platform.processor()
-    return sorted({line for line in text.splitlines() if line.startswith(("flags", "model name", "Features"))})
+    return library.kernels(tuple(str(dtype).removeprefix("torch.") for dtype in WIDE))

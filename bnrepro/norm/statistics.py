@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from bnrepro.norm.function import moments, widen
+from bnrepro.norm.function import centred_moments, pooled_mean, widen
 from bnrepro.norm.layers import NormError
 
 
@@ -33,7 +33,10 @@ class _Pooled:
         self.within: Tensor  # sum over batches of count times unbiased variance
 
     def add(self, x: Tensor, axes: tuple[int, ...]) -> None:
-        mean, var = (s.double() for s in moments(widen(x), axes))
+        wide = widen(x)
+        mean = pooled_mean(wide, axes)
+        rest, var = (s.double() for s in centred_moments(wide - mean, axes, None))
+        mean = mean.double() + rest
         count = x.numel() // max(mean.numel(), 1)
         if count == 0:
             return
