@@ -167,6 +167,8 @@ def fold(model: nn.Module, example_input: Any = None) -> nn.Module:
     folded = copy.deepcopy(model)
     names = {module: name for name, module in folded.named_modules()}
     norms = [norm for norm in names if isinstance(norm, _BatchNorm)]
+    if not norms:
+        return folded
     dimensions = {} if example_input is None else _dimensions(model, folded, example_input)
     before: dict[_BatchNorm, nn.Module] = {}
     try:
