@@ -284,7 +284,7 @@ _PROBED = 50_000_000  # parameters: of a larger network only the shapes are trie
 
 
 def check_builds(configs: Iterable[Config]) -> None:
-    """Build each distinct network of ``configs`` and run it once in training mode on two images, or on one where batch_size=1.
+    """Build each distinct network of ``configs`` and run it in training mode on two images, or one with batch_size=1.
 
     So that what would stop a run at its first step is said before any other run has trained. The weights are not those
     of a run, no data of a known dataset is read, and torch's global generator stays as it is.
