@@ -152,7 +152,7 @@ class _HandDerived(_BatchNorm):
                 running.lerp_(batch.view(running.shape).to(running.dtype), weight)
 
     def __prepare_scriptable__(self) -> nn.Module:
-        """What `torch.jit.script` compiles in this layer's place: torch's own, over the same tensors."""
+        """What `torch.jit.script` compiles, and leaves, in this layer's place: torch's own, over the same tensors."""
         kinds = {BatchNorm1d: nn.BatchNorm1d, BatchNorm2d: nn.BatchNorm2d, BatchNorm3d: nn.BatchNorm3d}
         kind = kinds.get(type(self))
         if kind is None or self.frozen or self.process_group is not None:
