@@ -26,7 +26,7 @@ from bnrepro.norm import (
     reestimate_statistics,
     resize,
 )
-from bnrepro.norm.convert import LocationAffine
+from bnrepro.norm.folding import LocationAffine
 
 
 class Shared(nn.Module):

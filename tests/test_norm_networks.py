@@ -15,7 +15,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torchvision import models
 
 from bnrepro.norm import BatchNorm2d, ConvBatchNorm2d, NormError, convert, fold, freeze, synchronize
-from bnrepro.norm.convert import LocationAffine
+from bnrepro.norm.folding import LocationAffine
 
 # (library, network, side of its images); what takes long is left to the slow part.
 QUICK = [

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -25,6 +25,37 @@ class UnsupportedInput(NormError, NotImplementedError):
 
 
 _TAKEN = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+_DENSE = torch.strided
+
+
+def check_tensors(layer: Any, x: Tensor, *own_tensors: Tensor | None) -> None:
+    """Refuse what torch refuses, where broadcasting and type promotion would compute something without a word."""
+    dtype = x.dtype
+    if dtype not in _TAKEN or x.layout is not _DENSE:
+        what = str(dtype if x.layout is _DENSE else x.layout).removeprefix("torch.")
+        raise UnsupportedInput(
+            f"{type(layer).__name__} takes dense floating-point inputs of 16, 32 or 64 bits, and the input of "
+            f"shape {tuple(x.shape)} is {what}. Convert it first, for example with "
+            f"{'.float()' if x.layout is _DENSE else '.to_dense()'}."
+        )
+    if layer.eps < 0:
+        raise NormError(f"{type(layer).__name__}: eps must be non-negative, got {layer.eps}.")
+    channels = x.shape[1]
+    for tensor in own_tensors:
+        if tensor is None:
+            continue
+        if tensor.shape[0] != channels:
+            raise NormError(
+                f"{type(layer).__name__} was made for {tensor.shape[0]} channels, and the input of shape "
+                f"{tuple(x.shape)} has {channels}. Make the layer for the channels of its input."
+            )
+        own = tensor.dtype
+        if own != dtype and not (own == torch.float32 and dtype in (torch.bfloat16, torch.float16)):
+            raise NormError(
+                f"{type(layer).__name__} keeps {str(own).removeprefix('torch.')} parameters and statistics, and "
+                f"the input is {str(dtype).removeprefix('torch.')}. Convert one of them: layer.to(input.dtype) or "
+                "input.to(layer's dtype); only 16-bit inputs may meet float32."
+            )
 
 
 class _HandDerived(_BatchNorm):
@@ -66,10 +97,10 @@ class _HandDerived(_BatchNorm):
     def forward(self, input: Tensor) -> Tensor:
         x = input  # the name that torch's layers take it by
         self._check_input_dim(x)
-        weight, bias, running_mean, running_var = self.weight, self.bias, self.running_mean, self.running_var
-        self._check_tensors(x, weight, running_mean)
+        weight, bias, running_mean = self.weight, self.bias, self.running_mean
+        check_tensors(self, x, weight, running_mean)
         learning = self.training and not self.frozen
-        if learning or (running_mean is None and running_var is None):
+        if learning or (running_mean is None and self.running_var is None):
             axes = self.statistics_axes(x)
             group = self.process_group if learning else None
             count = self._count(x, axes, group)
@@ -77,6 +108,7 @@ class _HandDerived(_BatchNorm):
             if learning:
                 self._update_running(mean, var, count)
             return y
+        running_var = self.running_var
         if running_mean is None or running_var is None:
             raise NormError(
                 f"{type(self).__name__} has one of running_mean and running_var, and the other is None. Set both to "
@@ -84,35 +116,6 @@ class _HandDerived(_BatchNorm):
             )
         xhat = (widen(x) - against(running_mean, x)) * (against(running_var, x) + self.eps).rsqrt()
         return affine(xhat, against(weight, x), against(bias, x)).to(x.dtype)
-
-    def _check_tensors(self, x: Tensor, weight: Tensor | None, running_mean: Tensor | None) -> None:
-        """Refuse what torch refuses, where broadcasting and type promotion would compute something without a word."""
-        dtype = x.dtype
-        if dtype not in _TAKEN or x.layout is not torch.strided:
-            what = str(dtype if x.layout is torch.strided else x.layout).removeprefix("torch.")
-            raise UnsupportedInput(
-                f"{type(self).__name__} takes dense floating-point inputs of 16, 32 or 64 bits, and the input of "
-                f"shape {tuple(x.shape)} is {what}. Convert it first, for example with "
-                f"{'.float()' if x.layout is torch.strided else '.to_dense()'}."
-            )
-        if self.eps < 0:
-            raise NormError(f"{type(self).__name__}: eps must be non-negative, got {self.eps}.")
-        channels = x.shape[1]
-        for tensor in (weight, running_mean):
-            if tensor is None:
-                continue
-            if tensor.shape[0] != channels:
-                raise NormError(
-                    f"{type(self).__name__} was made for {tensor.shape[0]} channels, and the input of shape "
-                    f"{tuple(x.shape)} has {channels}. Make the layer for the channels of its input."
-                )
-            own = tensor.dtype
-            if own != dtype and not (own == torch.float32 and dtype in (torch.bfloat16, torch.float16)):
-                raise NormError(
-                    f"{type(self).__name__} keeps {str(own).removeprefix('torch.')} parameters and statistics, and "
-                    f"the input is {str(dtype).removeprefix('torch.')}. Convert one of them: layer.to(input.dtype) or "
-                    "input.to(layer's dtype); only 16-bit inputs may meet float32."
-                )
 
     def _count(self, x: Tensor, axes: tuple[int, ...], group: dist.ProcessGroup | None) -> int:
         count = math.prod([x.shape[axis] for axis in axes])
@@ -139,16 +142,14 @@ class _HandDerived(_BatchNorm):
             batches.add_(1)
         if count == 0:  # an empty batch says nothing about the population
             return
-        factor: float | Tensor
-        if self.momentum is not None:
-            factor = self.momentum
-        elif batches is not None:  # the cumulative average over all batches seen
+        factor: Any = self.momentum
+        if factor is None:  # the cumulative average over all batches seen
+            if batches is None:  # as in torch: without a count there is no average
+                return
             factor = batches.to(mean.dtype).reciprocal()
-        else:  # as in torch: without a count of the batches there is no average over them
-            return
         for running, batch in ((self.running_mean, mean), (self.running_var, var * (count / (count - 1)))):
             if running is not None:
-                weight = factor.to(running.dtype) if isinstance(factor, Tensor) else factor
+                weight = factor if self.momentum is not None else factor.to(running.dtype)
                 running.lerp_(batch.view(running.shape).to(running.dtype), weight)
 
     def __prepare_scriptable__(self) -> nn.Module:
