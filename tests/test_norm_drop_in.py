@@ -17,7 +17,17 @@ from hypothesis import strategies as st
 from torch import Tensor, fx, nn
 from torch.optim import swa_utils
 
-from bnrepro.norm import BatchNorm1d, BatchNorm2d, BatchNorm3d, ConvBatchNorm2d, NormError, convert, fold, freeze
+from bnrepro.norm import (
+    NORMS,
+    BatchNorm1d,
+    BatchNorm2d,
+    BatchNorm3d,
+    ConvBatchNorm2d,
+    NormError,
+    convert,
+    fold,
+    freeze,
+)
 
 TWINS = {
     "1d": (BatchNorm1d, nn.BatchNorm1d, (5, 3)),
@@ -336,3 +346,32 @@ def test_quantization_prepares_a_converted_network() -> None:
         model = network(BatchNorm2d(3)).eval()
         prepared = prepare_fx(copy.deepcopy(model), get_default_qconfig_mapping(), (IMAGES,))
         torch.testing.assert_close(prepared(IMAGES), model(IMAGES))
+
+
+# --- every norm of the package ---
+
+OWN = {
+    name: norm for name, make in NORMS.items() if type(norm := make(3, (2, 3))).__module__.startswith("bnrepro.norm.")
+}
+over_own = pytest.mark.parametrize("norm", OWN.values(), ids=OWN)
+
+
+@over_own
+def test_every_norm_refuses_values_that_are_no_floats_in_both_modes(norm: nn.Module) -> None:
+    if not hasattr(norm, "num_features"):
+        pytest.skip("noise takes what it is added to")
+    for training in (True, False):
+        for values in VALUES.values():
+            with pytest.raises(NormError, match="takes dense floating-point inputs"):
+                copy.deepcopy(norm).train(training)(values(IMAGES))
+        with pytest.raises(NormError, match="keeps float32 parameters and statistics, and the input is float64"):
+            copy.deepcopy(norm).train(training)(IMAGES.double())
+
+
+@over_own
+def test_every_norm_is_called_by_keyword_and_traced_whole(norm: nn.Module) -> None:
+    norm = copy.deepcopy(norm).eval()
+    torch.testing.assert_close(norm(input=IMAGES), norm(IMAGES))
+    traced = fx.symbolic_trace(network(norm))
+    assert [node.op for node in traced.graph.nodes] == ["placeholder", *["call_module"] * 3, "output"]
+    torch.testing.assert_close(traced(IMAGES), network(norm)(IMAGES))

@@ -204,8 +204,13 @@ class Noise(nn.Module):
     n_mean, n_std, spread = NoisyBatchNorm.n_mean, NoisyBatchNorm.n_std, NoisyBatchNorm.spread
     process_group: dist.ProcessGroup | None = None
 
-    def forward(self, x: Tensor) -> Tensor:
+    def __init__(self) -> None:
+        super().__init__()
+        self.__dict__["__module__"] = "torch.nn"  # whole in graphs of torch.fx: see `bnrepro.norm.layers`
+
+    def forward(self, input: Tensor) -> Tensor:
         """Shapes: (N, C, ...) in and out."""
+        x = input
         return _shaken(x, self.n_mean, self.n_std, self.spread, self.process_group) if self.training else x
 
 
