@@ -339,6 +339,21 @@ def test_what_does_more_than_is_known_is_refused_and_nothing_is_changed(made: Ca
     assert type(model["stem"][0]) is nn.BatchNorm2d
 
 
+def test_a_norm_that_a_layer_for_quantization_uses_is_refused() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        from torch.ao.nn.intrinsic import ConvBn2d as Fused
+        from torch.ao.nn.intrinsic.qat import ConvBn2d
+        from torch.ao.quantization import get_default_qat_qconfig
+
+        model = nn.Sequential(ConvBn2d(3, 4, 3, qconfig=get_default_qat_qconfig())).eval()
+    for operation in (freeze, fold, lambda model: convert(model, "custombn", IMAGES)):
+        with pytest.raises(NormError, match=r"0\.bn \(BatchNorm2d\) cannot be replaced: ConvBn2d, which it is a part"):
+            operation(model)
+    only_put_together = nn.Sequential(Fused(nn.Conv2d(3, 4, 3), randomised(nn.BatchNorm2d(4)))).eval()
+    torch.testing.assert_close(fold(only_put_together)(IMAGES), only_put_together(IMAGES))
+
+
 def test_remedies_work() -> None:
     for made, remedy in (
         (pruned, lambda norm: nn.utils.prune.remove(norm, "weight")),

@@ -226,11 +226,12 @@ def _path(kind: type) -> str:
 
 def _owner(model: nn.Module, name: str) -> str | None:
     """Why the module that ``name`` belongs to needs just this norm, if it does."""
-    parent = model.get_submodule(name.rpartition(".")[0]) if name else None
-    if type(parent).__module__.startswith(("torch.ao.nn", "torch.nn.intrinsic")) and not isinstance(
-        parent, nn.Sequential
+    parent = type(model.get_submodule(name.rpartition(".")[0])) if name else nn.Module
+    if (
+        parent.__module__.startswith(("torch.ao.", "torch.nn.intrinsic"))
+        and parent.forward is not nn.Sequential.forward
     ):
-        return f"{type(parent).__name__}, which it is a part of, uses its tensors. Convert before quantization."
+        return f"{parent.__name__}, which it is a part of, uses its tensors. Do this before quantization."
     return None
 
 
