@@ -293,6 +293,12 @@ def replaced_forward() -> nn.Module:
     return norm
 
 
+def flagged() -> nn.Module:
+    norm = nn.BatchNorm2d(3)
+    norm.frozen = True  # a note of the user's own, which our layers would take for theirs
+    return norm
+
+
 def parametrized() -> nn.Module:
     norm = nn.BatchNorm2d(3)
     nn.utils.parametrize.register_parametrization(norm, "weight", nn.Softplus())
@@ -317,6 +323,7 @@ REFUSED = {
     "train": (lambda: Stubborn(3), "a train of its own"),
     "of ours": (lambda: Ours(3), "a forward of its own"),
     "instance": (replaced_forward, "a forward of its own"),
+    "attribute": (flagged, "our layers use the name frozen for something else"),
     "parametrized": (parametrized, "its weight is computed from other tensors"),
     "pruned": (pruned, "its weight is computed from other tensors"),
     "lazy": (nn.LazyBatchNorm2d, "it has no size yet"),

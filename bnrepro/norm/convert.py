@@ -161,6 +161,8 @@ _KINDS: dict[type[nn.Module], type[_HandDerived]] = {
     nn.BatchNorm2d: BatchNorm2d,
     nn.BatchNorm3d: BatchNorm3d,
 }
+_NAMES = ("num_features", "eps", "momentum", "affine", "track_running_stats")
+_SETTINGS = (*_NAMES, "process_group", "spatial_shape", "statistics", "parameters_per", "kernel_size", "variance")
 _TENSORS = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
 _DROP_AND_ACT = {"timm.layers.norm_act.BatchNormAct2d", "timm.layers.norm_act.SyncBatchNormAct"}
 """Batch normalizations that end in their submodules ``drop`` and ``act``. By name: timm need not be installed."""
@@ -203,6 +205,11 @@ def _unknown(module: nn.Module) -> str | None:
         )
     changed = sorted({name for each in derived for name in vars(each)} - _HARMLESS)
     changed += [name for name in vars(module) if callable(vars(module)[name]) and hasattr(kind, name)]
+    changed = [name for name in changed if name != "_compiled_call_impl"]  # of Module.compile: calls what there is then
+    if not isinstance(module, _HandDerived | ConvAdaptiveNorm2d):  # whose attributes these would become
+        theirs = {*_NAMES, "process_group"} if isinstance(module, nn.SyncBatchNorm) else _NAMES
+        if taken := sorted(vars(module).keys() & ({*_SETTINGS, "frozen"} - {*theirs})):
+            return f"our layers use the name {taken[0]} for something else than its attribute. Rename the attribute."
     if changed:
         return (
             f"it has {' and '.join(f'a {name} of its own' for name in changed)}, and a layer in its place would not do "
@@ -272,7 +279,7 @@ def _made(name: str, old: Any, variant: str, shapes: set[Shape]) -> nn.Module:
         raise NormError(f"{name or 'The model'}: {error}") from error
     except LookupError as error:  # of a table by dimensions
         raise NormError(f"{name or 'The model'}: there is no {variant} for maps {min(shapes)}.") from error
-    if getattr(old, "frozen", False) and not isinstance(made, _HandDerived | nn.Identity):
+    if isinstance(old, _HandDerived) and old.frozen and not isinstance(made, _HandDerived | nn.Identity):
         raise NormError(
             f"{name or 'The model'} is frozen, and {variant} would thaw it: a {type(made).__name__} has no frozen "
             "statistics. Set its attribute frozen to False first, or convert to custombn."
@@ -301,12 +308,6 @@ def become(old: nn.Module, new: nn.Module, *, carry: bool = True) -> list[str]:
     return lost
 
 
-_SETTINGS = {
-    "num_features", "eps", "momentum", "affine", "track_running_stats",
-    "process_group", "spatial_shape", "statistics", "parameters_per", "kernel_size", "variance",
-}  # fmt: skip
-
-
 def _carry_over(old: nn.Module, new: Any) -> list[str]:
     """Put the state of ``old`` into ``new`` as far as it fits; what did not, in words."""
     lost = []
@@ -318,7 +319,7 @@ def _carry_over(old: nn.Module, new: Any) -> list[str]:
         new.momentum = old.momentum  # None too, which as an option means the layer's default
         new.affine, new.track_running_stats = old.affine, old.track_running_stats
     if isinstance(new, _HandDerived):
-        new.frozen = new.frozen or getattr(old, "frozen", False)
+        new.frozen = new.frozen or (isinstance(old, _HandDerived) and old.frozen)
     if (group := getattr(old, "process_group", None)) is not None or isinstance(old, nn.SyncBatchNorm):
         if hasattr(new, "process_group") and dist.is_available() and dist.is_initialized():
             new.process_group = dist.group.WORLD if group is None else group

@@ -184,7 +184,9 @@ class BatchNorm1d(_HandDerived, nn.BatchNorm1d):
     CPU too, where `torch.nn.SyncBatchNorm` does not run).
 
     Raises:
-        NormError: (a ValueError) one value per channel in training; another number of channels.
+        NormError: (a ValueError and a RuntimeError) one value per channel in training; another number of channels; a
+            dtype that is not that of the parameters (16-bit inputs may meet float32); complex numbers, integers, 8-bit
+            floats and sparse tensors (then also a NotImplementedError).
         ValueError: another number of dimensions.
 
     Source: Ioffe & Szegedy, "Batch Normalization" (2015), Algorithms 1 and 2.

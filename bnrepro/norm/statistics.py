@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from bnrepro.norm.function import moments, widen
-from bnrepro.norm.layers import NormError
+from bnrepro.norm.layers import NormError, _HandDerived
 
 
 def tracking_layers(model: nn.Module) -> dict[str, _BatchNorm]:
@@ -19,7 +19,9 @@ def tracking_layers(model: nn.Module) -> dict[str, _BatchNorm]:
     return {
         name: module
         for name, module in model.named_modules()
-        if isinstance(module, _BatchNorm) and module.running_mean is not None and not getattr(module, "frozen", False)
+        if isinstance(module, _BatchNorm)
+        and module.running_mean is not None
+        and not (isinstance(module, _HandDerived) and module.frozen)
     }
 
 
