@@ -364,7 +364,7 @@ def run(model: nn.Module, example_input: Any, notes: dict[nn.Module, Callable[[n
     modes = {module: module.training for module in model.modules()}
 
     def hook(module: nn.Module, inputs: tuple, keywords: dict) -> None:
-        notes[module](module, inputs[0] if inputs else keywords["input"])
+        notes[module](module, inputs[0] if inputs else next(iter(keywords.values())))
 
     handles = [module.register_forward_pre_hook(hook, with_kwargs=True) for module in notes]
     try:

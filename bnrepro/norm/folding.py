@@ -217,8 +217,8 @@ def _compare(want: Any, got: Any) -> None:
         if not apart <= bound:
             raise NormError(
                 f"fold: an output of shape {tuple(before.shape)} on the example differs by {apart:.2g}, where its "
-                f"largest value is {scale:.2g}: more than rounding. Its norms cannot be folded. (A network whose "
-                "outputs are random cannot be compared: fold it without an example.)"
+                f"largest value is {scale:.2g}: more than rounding. (A network whose outputs are random, or a "
+                "selection that rounding can tip, such as boxes, cannot be compared: fold it without an example.)"
             )
 
 
