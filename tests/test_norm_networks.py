@@ -197,42 +197,49 @@ def test_networks_for_detection_and_segmentation_with_frozen_norms() -> None:
 # --- hooks and whatever else a module has ---
 
 
-def test_hooks_of_every_kind_attributes_and_references_stay() -> None:
+CHANGES: dict[str, Callable[[nn.Module], nn.Module]] = {
+    **{v: partial(convert, variant=v, example_input=IMAGES) for v in ("custombn", "convbn", "groupnorm", "nobn")},
+    "freeze": freeze,
+    "synchronize": partial(synchronize, group=None),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_hooks_of_every_kind_attributes_and_references_stay(change: str) -> None:
     calls: list[str] = []
 
     def note(what: str) -> Callable[..., None]:
         return lambda *_: calls.append(what)
 
-    for variant in ("custombn", "convbn", "groupnorm", "nobn"):
-        norm = nn.BatchNorm2d(3)
-        model = nn.Sequential(nn.Conv2d(3, 3, 1), norm)
-        kept = [norm]  # as some networks have it, beside the registered one
-        norm.mine, norm.extra, norm.boost = "a note", nn.Linear(2, 2), nn.Parameter(torch.tensor(0.5))
-        norm.register_buffer("steps", torch.tensor(3), persistent=False)
-        handle = norm.register_forward_pre_hook(note("removed"))
-        norm.register_forward_pre_hook(note("before"))
-        norm.register_forward_hook(lambda module, inputs, y: y + module.boost)
-        norm.register_full_backward_hook(note("backward"))
-        norm.register_full_backward_pre_hook(note("before backward"))
-        norm.register_state_dict_pre_hook(note("state"))
-        norm.register_load_state_dict_pre_hook(note("load"))
-        norm.register_load_state_dict_post_hook(note("loaded"))
-        gamma = norm.weight
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of the statistics that some variants do not keep
-            assert convert(model, variant, IMAGES) is model
-        assert model[1] is kept[0]
-        handle.remove()
-        calls.clear()
-        y = model(IMAGES)
-        y.square().sum().backward()
-        assert norm.boost.grad is not None
-        model.load_state_dict(model.state_dict())
-        assert calls == ["before", "before backward", "backward", "state", "load", "loaded"]
-        assert (norm.mine, int(norm.steps), norm.extra.in_features) == ("a note", 3, 2)
-        assert "1.steps" not in model.state_dict()
-        if variant in ("custombn", "convbn"):
-            assert norm.weight is gamma  # what an optimizer holds
+    norm = nn.BatchNorm2d(3)
+    model = nn.Sequential(nn.Conv2d(3, 3, 1), norm)
+    kept = [norm]  # as some networks have it, beside the registered one
+    norm.mine, norm.extra, norm.boost = "a note", nn.Linear(2, 2), nn.Parameter(torch.tensor(0.5))
+    norm.register_buffer("steps", torch.tensor(3), persistent=False)
+    handle = norm.register_forward_pre_hook(note("removed"))
+    norm.register_forward_pre_hook(note("before"))
+    norm.register_forward_hook(lambda module, inputs, y: y + module.boost)
+    norm.register_full_backward_hook(note("backward"))
+    norm.register_full_backward_pre_hook(note("before backward"))
+    norm.register_state_dict_pre_hook(note("state"))
+    norm.register_load_state_dict_pre_hook(note("load"))
+    norm.register_load_state_dict_post_hook(note("loaded"))
+    gamma = norm.weight
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of the statistics that some variants do not keep
+        assert CHANGES[change](model) is model
+    assert model[1] is kept[0]
+    handle.remove()
+    calls.clear()
+    y = model(IMAGES)
+    y.square().sum().backward()
+    assert norm.boost.grad is not None
+    model.load_state_dict(model.state_dict())
+    assert calls == ["before", "before backward", "backward", "state", "load", "loaded"]
+    assert (norm.mine, int(norm.steps), norm.extra.in_features) == ("a note", 3, 2)
+    assert "1.steps" not in model.state_dict()
+    if change not in ("groupnorm", "nobn"):
+        assert norm.weight is gamma  # what an optimizer holds
 
 
 def test_missing_parameters_stay_missing() -> None:

@@ -97,8 +97,9 @@ def freeze(model: nn.Module, *, parameters: bool = True) -> nn.Module:
             become(old, ours)
         assert isinstance(old, _HandDerived)
         old.frozen = True
-        for parameter in old.parameters(recurse=False) if parameters else ():
-            parameter.requires_grad_(False)
+        for parameter in (old.weight, old.bias) if parameters else ():
+            if parameter is not None:
+                parameter.requires_grad_(False)
     return model
 
 
