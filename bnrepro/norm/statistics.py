@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from bnrepro.norm.function import moments, widen
-from bnrepro.norm.layers import NormError, _HandDerived
+from bnrepro.norm.layers import NormError
 
 
 def tracking_layers(model: nn.Module) -> dict[str, _BatchNorm]:
@@ -21,7 +21,7 @@ def tracking_layers(model: nn.Module) -> dict[str, _BatchNorm]:
         for name, module in model.named_modules()
         if isinstance(module, _BatchNorm)
         and module.running_mean is not None
-        and not (isinstance(module, _HandDerived) and module.frozen)
+        and not (hasattr(type(module), "frozen") and module.frozen)  # of ours; not an attribute of the user's
     }
 
 
