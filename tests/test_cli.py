@@ -254,7 +254,27 @@ def test_compare_prints_and_writes_table_and_figures_and_figures_draws_them_agai
     assert out.splitlines()[:3] == result.out.splitlines()[:3]
 
 
-def test_comparison_with_a_failed_variant_shows_the_others_and_fails(call: Call, short: list[str]) -> None:
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        (["compare", "--variants=nobn,instancenorm", "--seeds=4"], "instancenorm needs maps of more than one location"),
+        (["compare", "--variants=nobn,convbn", "batch_size=1"], "Use batch_size=2 or more"),
+        (["sweep", "variant=nobn,convbn", "seed=range(3)", "batch_size=60,1"], "Use batch_size=2 or more"),
+    ],
+)
+def test_a_norm_that_does_not_fit_is_told_of_once_and_before_anything_runs(
+    call: Call, short: list[str], tmp_path: Path, arguments: list[str], reason: str
+) -> None:
+    result = call(arguments[0], *short, *arguments[1:])
+    assert result.code == 2
+    assert " ".join(result.err.split()).count(reason) == 1
+    assert not (tmp_path / "runs").exists()
+
+
+def test_comparison_with_a_failed_variant_shows_the_others_and_fails(
+    call: Call, short: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("bnrepro.model.check_builds", lambda configs: None)  # as if only training had found it
     result = call("compare", "--jobs=1", "--seeds=1", "--variants=nobn,convbn", *short, "batch_size=1", "epochs=1")
     assert result.code == 2
     assert result.out.splitlines()[1].startswith("nobn")

@@ -26,7 +26,7 @@ from bnrepro.norm import (
     reestimate_statistics,
     resize,
 )
-from bnrepro.norm.convert import LocationAffine
+from bnrepro.norm.folding import LocationAffine
 
 
 class Shared(nn.Module):
@@ -138,7 +138,7 @@ def test_norm_that_the_example_does_not_reach_is_left_and_named() -> None:
     model = nn.Sequential(nn.Conv2d(3, 4, 3))
     model.idle = nn.ModuleList([nn.BatchNorm2d(4)])
     model.forward = lambda x: model[0](x)
-    with pytest.warns(UserWarning, match=r"idle\.0 was not reached by example_input and stays as it is"):
+    with pytest.warns(UserWarning, match=r"example_input did not reach idle\.0: these stay BatchNorm2d\."):
         convert(model, "convbn", images())
     assert type(model.idle[0]) is nn.BatchNorm2d
 
@@ -230,9 +230,10 @@ def test_folding_into_a_linear_layer_and_without_one() -> None:
     x = torch.randn(8, 6).double() * 3 + 1
     for _ in range(3):
         model(x)
-    folded = fold(model.eval())
-    torch.testing.assert_close(folded(x), model(x))
-    assert [type(m).__name__ for m in folded] == ["LocationAffine", "Linear", "Identity", "ReLU"]
+    for example, last in ((None, "LocationAffine"), (x, "Identity")):  # the example shows which axis has the channels
+        folded = fold(model.eval(), example)
+        torch.testing.assert_close(folded(x), model(x))
+        assert [type(m).__name__ for m in folded] == ["LocationAffine", "Linear", last, "ReLU"]
 
 
 def test_layer_whose_output_goes_elsewhere_too_is_not_folded_into() -> None:

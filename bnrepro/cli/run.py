@@ -89,12 +89,11 @@ def compare(
     from bnrepro import compare as comparing
     from bnrepro import listing
     from bnrepro.allocator import keep_memory
-    from bnrepro.model import norm_of
+    from bnrepro.model import check_builds
     from bnrepro.record import Run
 
     keep_memory()
-    for each in grid_of:
-        norm_of(each)
+    check_builds(grid_of)
     cfg = chosen.resolve(cfg)
     grid = comparing.grid(cfg, names, seeds)
     outcomes = chosen.show_all(grid, force)
@@ -135,7 +134,7 @@ def sweep(
     from bnrepro.allocator import keep_memory
     from bnrepro.cli.launch import take_launcher
     from bnrepro.config import UserError, run_dir
-    from bnrepro.model import norm_of
+    from bnrepro.model import check_builds
     from bnrepro.record import Run
     from bnrepro.sweep import expand
 
@@ -143,8 +142,7 @@ def sweep(
     chosen, overrides = take_launcher(launcher, overrides, jobs)
     combinations = expand(overrides)
     grid = [chosen.resolve(configure(each)) for each in combinations]
-    for cfg in grid:
-        norm_of(cfg)  # a name that is no norm's is told before anything runs
+    check_builds(grid)
     if dry_run:
         there = [Run(run_dir(cfg)) for cfg in grid]
         for run in there:

@@ -1,7 +1,8 @@
 """Batch normalization over any axes. This package needs torch and nothing else of `bnrepro`: lift it out freely."""
 
 from bnrepro.norm.adaptive import ConvAdaptiveNorm2d
-from bnrepro.norm.convert import convert, fold, freeze, resize, synchronize
+from bnrepro.norm.convert import convert, freeze, resize, synchronize
+from bnrepro.norm.folding import fold
 from bnrepro.norm.layers import BatchNorm1d, BatchNorm2d, BatchNorm3d, ConvBatchNorm2d, NormError
 from bnrepro.norm.statistics import batch_statistics, reestimate_statistics
 from bnrepro.norm.table import NORMS, NormFactory, NormOptions

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from bnrepro.norm.function import affine as scale_and_shift
 from bnrepro.norm.function import images_of_each, moments, pooled_mean, widen
-from bnrepro.norm.layers import NormError
+from bnrepro.norm.layers import NormError, check_tensors
 
 
 class ConvAdaptiveNorm2d(nn.Module):
@@ -61,6 +61,7 @@ class ConvAdaptiveNorm2d(nn.Module):
         process_group: dist.ProcessGroup | None = None,
     ) -> None:
         super().__init__()
+        self.__dict__["__module__"] = "torch.nn"  # whole in graphs of torch.fx: see `bnrepro.norm.layers`
         self.num_features = num_features
         self.process_group = process_group
         height, width = (kernel_size, kernel_size) if isinstance(kernel_size, int) else kernel_size
@@ -78,12 +79,14 @@ class ConvAdaptiveNorm2d(nn.Module):
             self.weight = nn.Parameter(torch.ones(num_features, device=device, dtype=dtype))
             self.bias = nn.Parameter(torch.zeros(num_features, device=device, dtype=dtype))
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, input: Tensor) -> Tensor:
         """Shapes and errors: see the class."""
+        x = input
         if x.dim() != 4 or x.shape[1] != self.num_features:
             raise ValueError(
                 f"ConvAdaptiveNorm2d takes an input of shape (N, {self.num_features}, H, W), got {tuple(x.shape)}"
             )
+        check_tensors(self, x, self.weight)
         # The smallest windows are those of the last corner, which an even length reaches back to by less.
         reach = [min(size, (k + 1) // 2) for size, k in zip(x.shape[2:], self.kernel_size, strict=True)]
         group = self.process_group if self.training else None

@@ -1,17 +1,22 @@
-"""Surgery on whole networks: swap their norms, freeze them, fold them away, fit them to another size of input."""
+"""Surgery on whole networks: swap their norms, freeze them, fit them to another size of input.
+
+A norm that is replaced stays the object that it was, wherever the network or its user holds it: its class changes, and
+with it what a norm of that class keeps. So all else stays too: hooks, names, tied parameters, gradients, mode,
+attributes and submodules of a user's own. What a norm does beyond its formula is either known here (the activation and
+dropout inside timm's `BatchNormAct2d`) or the network is refused, with the module's name, before anything is changed.
+"""
 
 from __future__ import annotations
 
-import copy
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 from torch import distributed as dist
 from torch.nn.modules.batchnorm import _BatchNorm
-from torch.nn.utils.fusion import fuse_conv_bn_weights, fuse_linear_bn_weights
+from torch.nn.parameter import is_lazy
 
 from bnrepro.norm.adaptive import ConvAdaptiveNorm2d
 from bnrepro.norm.layers import BatchNorm1d, BatchNorm2d, BatchNorm3d, ConvBatchNorm2d, NormError, _HandDerived
@@ -20,80 +25,82 @@ from bnrepro.norm.table import NORMS, NormOptions
 Shape = tuple[int, ...]
 
 
-def convert(model: nn.Module, variant: str, example_input: Tensor) -> nn.Module:
-    """Replace the norms of ``model`` by those that ``NORMS[variant]`` makes, and carry their state over.
+def convert(model: nn.Module, variant: str, example_input: Any) -> nn.Module:
+    """Turn the norms of ``model`` into those that ``NORMS[variant]`` makes, and carry their state over.
 
-    Replaced are torch's batch-normalization layers and the layers of this package, wherever they stand; one module
-    that is used in several places is replaced by one module. Kept are eps, momentum, gamma and beta, the running
-    statistics, ``num_batches_tracked``, device, dtype, train or eval mode and ``requires_grad``, where the new layer
-    has them in that shape. Statistics and parameters per channel are spread over the locations, so that in eval mode
-    ``convert(model, "convbn", x)`` computes what ``model`` did; statistics per location are pooled into channels
-    (mean of the means; mean of the variances plus variance of the means). `reestimate_statistics` gives the statistics
-    that the new layers would have had.
+    Taken are torch's batch-normalization layers, timm's with activation and the layers of this package, wherever they
+    stand; each stays the same module with another class. Kept are eps, momentum, gamma and beta (each or both may be
+    None), the running statistics, ``num_batches_tracked``, device, dtype, train or eval mode, ``requires_grad``, frozen
+    statistics (`freeze`), hooks, and attributes and submodules of your own, where the new layer has them in that shape;
+    a parameter of the same shape is the same object still. Statistics and parameters per channel are spread over the
+    locations, so that in eval mode ``convert(model, "convbn", x)`` computes what ``model`` did; statistics per location
+    are pooled into channels (mean of the means; mean of the variances plus variance of the means).
+    `reestimate_statistics` gives the statistics that the new layers would have had.
 
     Args:
         model: any network; changed in place.
         variant: a name in `NORMS`.
-        example_input: an input of the model, which shows the size of each norm's maps. Run once, in eval mode.
+        example_input: an input of the model (its one positional argument), which shows the size of each norm's maps.
+            Run once, in eval mode.
 
     Returns:
-        The model, or the new layer if ``model`` is itself a norm. What could not be carried over is told in one
+        The model. What could not be carried over, and which norms the example did not reach, is told in one
         `UserWarning` that names the layers.
 
     Raises:
         NormError: (a ValueError) no such variant; a norm is used on maps of several sizes and the variant needs one;
-            a norm of this kind cannot be made for such maps.
+            a norm of this kind cannot be made for such maps; a norm does more than is known here (a forward of its
+            own, a parametrization, pruning), or is frozen and the variant cannot be. The model is as it was then.
     """
     if variant not in NORMS:
         raise NormError(f"There is no norm {variant!r}. There are: {', '.join(NORMS)}.")
     shapes = _shapes_of_inputs(model, example_input)
     new: dict[nn.Module, nn.Module] = {}
     lost: list[str] = []
-    for name, old in model.named_modules():
-        if not _is_norm(old):
-            continue
-        if old not in shapes:
-            lost.append(f"{name or 'the model'} was not reached by example_input and stays as it is")
-            continue
-        if len(shapes[old]) > 1 and variant not in ("nobn", "bn", "custombn"):
-            sizes = ", ".join("x".join(map(str, shape)) for shape in sorted(shapes[old]))
-            raise NormError(f"{name} is used on maps of several sizes ({sizes}), and {variant} needs one size.")
-        channels = int(old.num_features)
-        options = NormOptions(eps=old.eps, momentum=getattr(old, "momentum", None), affine=old.affine)
-        new[old] = NORMS[variant](channels, min(shapes[old]), options=options)
-        lost += [f"{name or 'the model'}: {what}" for what in _carry_over(old, new[old])]
+    names = {norm: name or "the model" for name, norm in norms_of(model)}
+    for norm, name in names.items():
+        if norm in shapes:
+            new[norm] = _made(name, norm, variant, shapes[norm])
+    for norm, layer in new.items():
+        lost += [f"{names[norm]}: {what}" for what in become(norm, layer)]
+    if unreached := [name for norm, name in names.items() if norm not in shapes]:
+        kinds = sorted({type(norm).__name__ for norm in names if norm not in shapes})
+        lost.append(f"example_input did not reach {', '.join(unreached)}: these stay {' and '.join(kinds)}")
     if lost:
         warnings.warn(f"convert to {variant}: {'; '.join(lost)}.", stacklevel=2)
-    return _replace(model, new)
+    return model
 
 
 def freeze(model: nn.Module, *, parameters: bool = True) -> nn.Module:
     """Let the running statistics of ``model``'s norms normalise from now on, in training too, and never change.
 
-    Torch's own layers are replaced by ours, since theirs thaw at the next ``.train()``.
+    Torch's own layers become ours, since theirs thaw at the next ``.train()``. Layers that are frozen by their class
+    (torchvision's `FrozenBatchNorm2d` and timm's) stay as they are.
 
     Args:
-        model: any network; changed in place and returned (or its replacement, if it is itself a norm).
+        model: any network; changed in place and returned.
         parameters: whether gamma and beta stop learning too.
 
     Raises:
-        NormError: (a ValueError) a norm keeps no running statistics.
+        NormError: (a ValueError) a norm keeps no running statistics, or does more than is known here (see `convert`).
+            The model is as it was then.
     """
-    new: dict[nn.Module, nn.Module] = {}
-    for name, layer in model.named_modules():
+    new: dict[nn.Module, nn.Module | None] = {}
+    for name, layer in norms_of(model):
         if not isinstance(layer, _BatchNorm):
             continue
-        if layer.running_mean is None:
+        if layer.running_mean is None or layer.running_var is None:
             raise NormError(f"{name or 'The norm'} keeps no running statistics (track_running_stats=False) to freeze.")
-        if not isinstance(layer, _HandDerived):
-            ours = _ours(layer)
-            if ours is None:
-                raise NormError(f"{name or 'The norm'} is a {type(layer).__name__}, which cannot be frozen here.")
-            new[layer] = layer = ours
-        layer.frozen = True
-        if parameters:
-            layer.requires_grad_(False)
-    return _replace(model, new)
+        new[layer] = None if isinstance(layer, _HandDerived) else _ours(name, layer, "frozen")
+    for old, ours in new.items():
+        if ours is not None:
+            become(old, ours)
+        assert isinstance(old, _HandDerived)
+        old.frozen = True
+        for parameter in (old.weight, old.bias) if parameters else ():
+            if parameter is not None:
+                parameter.requires_grad_(False)
+    return model
 
 
 def synchronize(model: nn.Module, group: dist.ProcessGroup) -> nn.Module:
@@ -104,59 +111,26 @@ def synchronize(model: nn.Module, group: dist.ProcessGroup) -> nn.Module:
     each image's own stay as they are. A layer of your own is handed the group if it has an attribute ``process_group``.
 
     Args:
-        model: any network, already on its device; changed in place and returned (or its replacement, if it is itself
-            a norm).
+        model: any network, already on its device; changed in place and returned.
         group: the processes. Each must call the network in training on its part of the joint batch, none may skip one.
-    """
-    new: dict[nn.Module, nn.Module] = {}
-    layers: list[Any] = list(model.modules())
-    for layer in layers:
-        if hasattr(layer, "process_group"):
-            layer.process_group = group
-        elif isinstance(layer, _BatchNorm) and (ours := _ours(layer)):
-            on_gpu = any(t.is_cuda for t in (*layer.parameters(), *layer.buffers()))
-            ours.process_group = group
-            new[layer] = nn.SyncBatchNorm.convert_sync_batchnorm(layer, group) if on_gpu else ours
-    return _replace(model, new)
-
-
-def fold(model: nn.Module) -> nn.Module:
-    """A copy of ``model`` for inference in which its norms cost nothing, or as little as they can.
-
-    A norm with statistics and parameters per channel goes into the convolution or linear layer directly before it.
-    One with either of them per location cannot: a convolution has one weight for all locations. It becomes
-    `LocationAffine`, one multiplication and one addition a value, and so does a norm per channel that follows something
-    else. Outputs change by rounding alone.
-
-    Args:
-        model: a network in eval mode that `torch.fx` can trace (no control flow that depends on values).
 
     Raises:
-        NormError: (a ValueError) the model is in training mode, or a norm keeps no running statistics.
+        NormError: (a ValueError) a batch normalization does more than is known here (see `convert`) and has no
+            ``process_group``.
     """
-    folded = copy.deepcopy(model)
-    norms = {name: m for name, m in folded.named_modules() if isinstance(m, _BatchNorm)}
-    for name, norm in norms.items():
-        if norm.training or norm.running_mean is None:
-            raise NormError(
-                f"{name}: only running statistics can be folded. Call .eval() first, on layers that keep them."
-            )
-    before = _layers_before(folded)
     new: dict[nn.Module, nn.Module] = {}
-    for norm in norms.values():
-        layer = before.get(norm)
-        assert norm.running_mean is not None and norm.running_var is not None
-        local = norm.running_mean.dim() > 1 or (norm.weight is not None and norm.weight.dim() > 1)
-        fuse = None if local else _fuse(layer)
-        if layer is None or fuse is None:
-            new[norm] = LocationAffine.of(norm)
-            continue
-        weight, bias = fuse(
-            layer.weight, layer.bias, norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias
-        )
-        layer.weight, layer.bias = nn.Parameter(weight.detach()), nn.Parameter(bias.detach())
-        new[norm] = nn.Identity()
-    return _replace(folded, new)
+    for name, layer in norms_of(model, but=lambda layer: hasattr(layer, "process_group")):
+        if isinstance(layer, _BatchNorm) and not hasattr(layer, "process_group"):
+            ours = _ours(name, layer, "synchronized")
+            on_gpu = any(t.is_cuda for t in (*layer.parameters(), *layer.buffers()))
+            new[layer] = nn.SyncBatchNorm(layer.num_features) if on_gpu else ours
+    for old, layer in new.items():
+        become(old, layer)
+    layers: list[Any] = list(model.modules())
+    for each in layers:
+        if hasattr(each, "process_group"):
+            each.process_group = group
+    return model
 
 
 def resize(model: nn.Module, example_input: Tensor) -> nn.Module:
@@ -172,83 +146,231 @@ def resize(model: nn.Module, example_input: Tensor) -> nn.Module:
         example_input: an input of the new size. Run once, in eval mode.
     """
 
-    def fit(layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+    def fit(layer: nn.Module, x: Tensor) -> None:
         assert isinstance(layer, ConvBatchNorm2d)
-        _resize(layer, (inputs[0].shape[2], inputs[0].shape[3]))
+        _resize(layer, (x.shape[2], x.shape[3]))
 
     layers = [layer for layer in model.modules() if isinstance(layer, ConvBatchNorm2d)]
-    _run(model, example_input, dict.fromkeys(layers, fit))
+    run(model, example_input, dict.fromkeys(layers, fit))
     return model
 
 
-class LocationAffine(nn.Module):
-    """``y = weight * x + bias``, either per channel (C, 1, 1) or per channel and location (C, H, W)."""
+# --- which norms there are, and what else they do -----------------------------------------------------------------
 
-    def __init__(self, weight: Tensor, bias: Tensor) -> None:
-        super().__init__()
-        self.weight, self.bias = nn.Parameter(weight), nn.Parameter(bias)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Shapes: (N, C, ...) in and out."""
-        return x * self.weight.to(x.dtype) + self.bias.to(x.dtype)
-
-    @classmethod
-    @torch.no_grad()
-    def of(cls, norm: _BatchNorm) -> LocationAffine:
-        """What ``norm`` does in eval mode."""
-        assert norm.running_mean is not None and norm.running_var is not None
-        dimensions = 2 if isinstance(norm, nn.BatchNorm2d | ConvBatchNorm2d) else 3 * isinstance(norm, nn.BatchNorm3d)
-
-        def spread(t: Tensor) -> Tensor:
-            return t.view(*t.shape, *[1] * (1 + dimensions - t.dim()))
-
-        scale = spread((norm.running_var + norm.eps).rsqrt())
-        if norm.weight is not None:
-            scale = scale * spread(norm.weight)
-        shift = -spread(norm.running_mean) * scale
-        if norm.bias is not None:
-            shift = shift + spread(norm.bias)
-        return cls(scale.clone(), shift.clone())
+_KINDS: dict[type[nn.Module], type[_HandDerived]] = {
+    nn.BatchNorm1d: BatchNorm1d,
+    nn.BatchNorm2d: BatchNorm2d,
+    nn.BatchNorm3d: BatchNorm3d,
+}
+_NAMES = ("num_features", "eps", "momentum", "affine", "track_running_stats")
+_SETTINGS = (*_NAMES, "process_group", "spatial_shape", "statistics", "parameters_per", "kernel_size", "variance")
+_TENSORS = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
+_DROP_AND_ACT = {"timm.layers.norm_act.BatchNormAct2d", "timm.layers.norm_act.SyncBatchNormAct"}
+"""Batch normalizations that end in their submodules ``drop`` and ``act``. By name: timm need not be installed."""
 
 
-# --- how ----------------------------------------------------------------------------------------------------------
+def norms_of(model: nn.Module, but: Callable[[nn.Module], bool] = lambda _: False) -> Iterator[tuple[str, nn.Module]]:
+    """The norms of ``model`` with their names, each once.
+
+    Raises:
+        NormError: one of them, unless ``but`` is true of it, does more than is known here.
+    """
+    for name, module in model.named_modules():
+        if not isinstance(module, _BatchNorm | ConvAdaptiveNorm2d):
+            continue
+        if not but(module) and (reason := _unknown(module) or _owner(model, name)):
+            raise NormError(f"{name or 'The model'} ({type(module).__name__}) cannot be replaced: {reason}")
+        yield name, module
 
 
-def _is_norm(module: nn.Module) -> bool:
-    return isinstance(module, _BatchNorm | ConvAdaptiveNorm2d)
+def _unknown(module: nn.Module) -> str | None:
+    """Why ``module`` may do more than its formula; None if it is known to do that alone, then perhaps drop and act."""
+    kind = type(module)
+    base = next(
+        (
+            base
+            for base in kind.__mro__
+            if base.__module__.startswith(("torch.nn.modules.", f"{__package__}.")) or _path(base) in _DROP_AND_ACT
+        ),
+    )
+    derived = kind.__mro__[: kind.__mro__.index(base)]
+    if any(is_lazy(tensor) for tensor in (*module.parameters(False), *module.buffers(False))):
+        return "it has no size yet (lazy). Run the model once first."
+    computed = [name for name in _TENSORS[:2] if name not in module._parameters]
+    computed += [name for name in _TENSORS[2:] if isinstance(module, _BatchNorm) and name not in module._buffers]
+    if computed:
+        return (
+            f"its {' and '.join(computed)} {'is' if len(computed) == 1 else 'are'} computed from other tensors "
+            "(parametrization, pruning, weight norm). Make that permanent first, with torch.nn.utils.parametrize."
+            "remove_parametrizations, torch.nn.utils.prune.remove or what undoes the one that you used."
+        )
+    changed = sorted({name for each in derived for name in vars(each)} - _HARMLESS)
+    changed += [name for name in vars(module) if callable(vars(module)[name]) and hasattr(kind, name)]
+    changed = [name for name in changed if name != "_compiled_call_impl"]  # of Module.compile: calls what there is then
+    if not isinstance(module, _HandDerived | ConvAdaptiveNorm2d):  # whose attributes these would become
+        theirs = {*_NAMES, "process_group"} if isinstance(module, nn.SyncBatchNorm) else _NAMES
+        if taken := sorted(vars(module).keys() & ({*_SETTINGS, "frozen"} - {*theirs})):
+            return f"our layers use the name {taken[0]} for something else than its attribute. Rename the attribute."
+    if changed:
+        return (
+            f"it has {' and '.join(f'a {name} of its own' for name in changed)}, and a layer in its place would not do "
+            "that. Use torch's layer there, with what else it does in a module after it."
+        )
+    return None
 
 
-def _ours(layer: _BatchNorm) -> _HandDerived | None:
-    """Our layer of the same formula as torch's ``layer``, with its state; None if it is of another kind."""
-    kinds = {nn.BatchNorm1d: BatchNorm1d, nn.BatchNorm2d: BatchNorm2d, nn.BatchNorm3d: BatchNorm3d}
-    ours = next((ours for kind, ours in kinds.items() if isinstance(layer, kind)), None)
-    if ours is None:
-        return None
-    made = ours(layer.num_features, layer.eps, layer.momentum, layer.affine, layer.track_running_stats)
-    _carry_over(layer, made)
+_HARMLESS = {
+    "__init__", "__module__", "__qualname__", "__doc__", "__dict__", "__weakref__", "__annotations__", "__annotate__",
+    "__annotate_func__", "__annotations_cache__", "__firstlineno__", "__static_attributes__", "__classdictcell__",
+    "__parameters__", "__orig_bases__", "__constants__", "__abstractmethods__", "_abc_impl",
+    "extra_repr", "__repr__", "reset_parameters",
+}  # fmt: skip
+"""What a class may define without doing anything else in its forward."""
+
+
+def _path(kind: type) -> str:
+    return f"{kind.__module__}.{kind.__qualname__}"
+
+
+def _owner(model: nn.Module, name: str) -> str | None:
+    """Why the module that ``name`` belongs to needs just this norm, if it does."""
+    parent = type(model.get_submodule(name.rpartition(".")[0])) if name else nn.Module
+    if (
+        parent.__module__.startswith(("torch.ao.", "torch.nn.intrinsic"))
+        and parent.forward is not nn.Sequential.forward
+    ):
+        return f"{parent.__name__}, which it is a part of, uses its tensors. Do this before quantization."
+    return None
+
+
+def drop_and_act(module: Any, inputs: tuple, output: Tensor) -> Tensor:
+    """A forward hook: what timm's layers with an activation do after their norm."""
+    for part in ("drop", "act"):
+        if (then := module._modules.get(part)) is not None:
+            output = then(output)
+    return output
+
+
+# --- replacing -----------------------------------------------------------------------------------------------------
+
+
+def _ours(name: str, layer: _BatchNorm, done: str) -> _HandDerived:
+    """Our layer of the same formula as torch's ``layer``, for `become`."""
+    kind = next((ours for kind, ours in _KINDS.items() if isinstance(layer, kind)), None)
+    if kind is None:
+        raise NormError(
+            f"{name or 'The norm'} is a {type(layer).__name__}, which cannot be {done} here, since it does not say for "
+            "which dimensions it is. Turn it into our layers first: bnrepro.norm.convert(model, 'custombn', an input)."
+        )
+    return kind(layer.num_features, layer.eps, layer.momentum, device="meta")
+
+
+def _made(name: str, old: Any, variant: str, shapes: set[Shape]) -> nn.Module:
+    """The norm of ``variant`` that ``old`` is to become."""
+    if len(shapes) > 1 and variant not in ("nobn", "bn", "custombn"):
+        sizes = ", ".join("x".join(map(str, shape)) for shape in sorted(shapes))
+        raise NormError(f"{name} is used on maps of several sizes ({sizes}), and {variant} needs one size.")
+    tensors = [t for t in (old.weight, old.bias, getattr(old, "running_mean", None)) if t is not None]
+    channels = tensors[0].shape[0] if tensors else int(old.num_features)
+    affine = old.weight is not None or old.bias is not None
+    options = NormOptions(eps=old.eps, momentum=getattr(old, "momentum", None), affine=affine)
+    try:
+        made = NORMS[variant](channels, min(shapes), options=options)
+    except NormError as error:
+        raise NormError(f"{name or 'The model'}: {error}") from error
+    except LookupError as error:  # of a table by dimensions
+        raise NormError(f"{name or 'The model'}: there is no {variant} for maps {min(shapes)}.") from error
+    if isinstance(old, _HandDerived) and old.frozen and not isinstance(made, _HandDerived | nn.Identity):
+        raise NormError(
+            f"{name or 'The model'} is frozen, and {variant} would thaw it: a {type(made).__name__} has no frozen "
+            "statistics. Set its attribute frozen to False first, or convert to custombn."
+        )
     return made
 
 
-def _shapes_of_inputs(model: nn.Module, example_input: Tensor) -> dict[nn.Module, set[Shape]]:
+@torch.no_grad()
+def become(old: nn.Module, new: nn.Module, *, carry: bool = True) -> list[str]:
+    """Let ``old`` be what ``new`` is, with its own state as far as it fits; what did not fit, in words.
+
+    Without ``carry`` the tensors are those of ``new``.
+    """
+    lost = _carry_over(old, new) if carry else []
+    if any(_path(kind) in _DROP_AND_ACT for kind in type(old).__mro__):
+        old.register_forward_hook(drop_and_act, prepend=True)
+    mine, core = vars(old), vars(nn.Module())
+    for own in ("_parameters", "_buffers", "_modules"):
+        rest = {name: value for name, value in mine[own].items() if name not in _TENSORS}
+        mine[own] = type(mine[own])({**vars(new)[own], **rest})
+    for name in list(mine):  # the settings of the old class
+        if name not in core and (name in _SETTINGS or hasattr(type(old), name)):
+            del mine[name]
+    mine.update({name: value for name, value in vars(new).items() if name not in core})
+    old.__class__ = type(new)
+    return lost
+
+
+def _carry_over(old: nn.Module, new: Any) -> list[str]:
+    """Put the state of ``old`` into ``new`` as far as it fits; what did not, in words."""
+    lost = []
+    like = next((t for t in (*old.parameters(False), *old.buffers(False)) if t.is_floating_point()), None)
+    if like is not None and not any(t.is_meta for t in new.parameters()):
+        new.to(like.device, like.dtype)
+    both = isinstance(old, _BatchNorm) and isinstance(new, _BatchNorm)
+    if both:
+        new.momentum = old.momentum  # None too, which as an option means the layer's default
+        new.affine, new.track_running_stats = old.affine, old.track_running_stats
+    if isinstance(new, _HandDerived):
+        new.frozen = new.frozen or (isinstance(old, _HandDerived) and old.frozen)
+    if (group := getattr(old, "process_group", None)) is not None or isinstance(old, nn.SyncBatchNorm):
+        if hasattr(new, "process_group") and dist.is_available() and dist.is_initialized():
+            new.process_group = dist.group.WORLD if group is None else group
+        else:
+            lost.append("takes its statistics from each process alone now (see bnrepro.norm.synchronize)")
+    sources = {name: getattr(old, name, None) for name in _TENSORS}
+    for name, source in sources.items():
+        own = new._parameters if name in new._parameters else new._buffers
+        if source is None:
+            if own.get(name) is not None and (both or name in ("weight", "bias")):
+                own[name] = None
+            continue
+        target = own.get(name)
+        fitted = None if target is None else _fit(name, source, target.shape, sources)
+        if fitted is None or target is None:
+            there = "has none" if target is None else f"keeps {tuple(target.shape)}"
+            lost.append(f"{name} {tuple(source.shape)} not carried over, the new layer {there}")
+        elif fitted is source:
+            own[name] = source
+        else:
+            fitted = fitted.contiguous()
+            own[name] = nn.Parameter(fitted, source.requires_grad) if name in new._parameters else fitted
+    if both and sources["running_mean"] is None and getattr(new, "statistics", None) == "location":
+        lost.append("keeps no running statistics, and those of a batch are taken per location now")
+    return lost
+
+
+def _shapes_of_inputs(model: nn.Module, example_input: Any) -> dict[nn.Module, set[Shape]]:
     """The spatial shapes that each norm of ``model`` meets."""
     shapes: dict[nn.Module, set[Shape]] = {}
 
-    def note(layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        shapes.setdefault(layer, set()).add(tuple(inputs[0].shape[2:]))
+    def note(layer: nn.Module, x: Tensor) -> None:
+        shapes.setdefault(layer, set()).add(tuple(x.shape[2:]))
 
-    _run(model, example_input, {module: note for module in model.modules() if _is_norm(module)})
+    norms = [module for module in model.modules() if isinstance(module, _BatchNorm | ConvAdaptiveNorm2d)]
+    run(model, example_input, dict.fromkeys(norms, note))
     return shapes
 
 
-def _run(
-    model: nn.Module, example_input: Tensor, hooks: dict[nn.Module, Callable[[nn.Module, tuple[Tensor, ...]], None]]
-) -> None:
-    """``model(example_input)`` in eval mode with ``hooks`` before their modules; modes are put back."""
+def run(model: nn.Module, example_input: Any, notes: dict[nn.Module, Callable[[nn.Module, Tensor], None]]) -> Any:
+    """``model(example_input)`` in eval mode, each of ``notes`` shown its module's input; modes are put back."""
     modes = {module: module.training for module in model.modules()}
-    handles = [module.register_forward_pre_hook(hook) for module, hook in hooks.items()]
+
+    def hook(module: nn.Module, inputs: tuple, keywords: dict) -> None:
+        notes[module](module, inputs[0] if inputs else next(iter(keywords.values())))
+
+    handles = [module.register_forward_pre_hook(hook, with_kwargs=True) for module in notes]
     try:
         with torch.no_grad():
-            model.eval()(example_input)
+            return model.eval()(example_input)
     finally:
         for handle in handles:
             handle.remove()
@@ -256,39 +378,7 @@ def _run(
             module.training = mode
 
 
-def _replace(model: nn.Module, new: dict[nn.Module, nn.Module]) -> nn.Module:
-    """``model`` with each key of ``new`` replaced by its value wherever it stands."""
-    for parent in list(model.modules()):
-        for name, child in list(parent._modules.items()):
-            if child in new:
-                setattr(parent, name, new[child])
-    return new.get(model, model)
-
-
-@torch.no_grad()
-def _carry_over(old: nn.Module, new: nn.Module) -> list[str]:
-    """Copy the state of ``old`` into ``new`` as far as it fits; what did not, in words."""
-    lost = []
-    if isinstance(old, _BatchNorm) and isinstance(new, _BatchNorm):
-        new.momentum = old.momentum  # None too, which as an option means the layer's default
-    like = next((t for t in (*old.parameters(), *old.buffers()) if t.is_floating_point()), None)
-    if like is not None:
-        new.to(like.device, like.dtype)
-    new.train(old.training)
-    sources, targets = ({**dict(m.named_parameters()), **dict(m.named_buffers())} for m in (old, new))
-    for name, source in sources.items():
-        target = targets.get(name)
-        fitted = None if target is None else _fit(name, source, target.shape, sources)
-        if fitted is None or target is None:
-            there = "has none" if target is None else f"keeps {tuple(target.shape)}"
-            lost.append(f"{name} {tuple(source.shape)} not carried over, the new layer {there}")
-            continue
-        target.copy_(fitted)
-        target.requires_grad_(source.requires_grad)
-    return lost
-
-
-def _fit(name: str, source: Tensor, shape: torch.Size, sources: dict[str, Tensor]) -> Tensor | None:
+def _fit(name: str, source: Tensor, shape: torch.Size, sources: dict[str, Any]) -> Tensor | None:
     """``source`` in another shape: spread over locations, or (statistics only) pooled over them."""
     if source.shape == shape:
         return source
@@ -309,33 +399,3 @@ def _resize(layer: ConvBatchNorm2d, shape: tuple[int, int]) -> None:
         if t.dim() == 3:
             resampled = nn.functional.interpolate(t.detach()[None], shape, mode="bilinear", antialias=False)[0]
             setattr(layer, name, nn.Parameter(resampled, t.requires_grad) if isinstance(t, nn.Parameter) else resampled)
-
-
-def _layers_before(model: nn.Module) -> dict[nn.Module, nn.Module]:
-    """For each norm, the module whose output it alone takes, if both are used once."""
-
-    class Tracer(fx.Tracer):
-        def is_leaf_module(self, module: nn.Module, name: str) -> bool:
-            return _is_norm(module) or super().is_leaf_module(module, name)
-
-    graph = Tracer().trace(model)
-    calls = [node for node in graph.nodes if node.op == "call_module"]
-    modules = {node: model.get_submodule(str(node.target)) for node in calls}
-    uses = list(modules.values())
-    found = {}
-    for node, module in modules.items():
-        source = node.args[0] if node.args else None
-        if _is_norm(module) and isinstance(source, fx.Node) and source in modules and len(source.users) == 1:
-            layer = modules[source]
-            if uses.count(layer) == uses.count(module) == 1:
-                found[module] = layer
-    return found
-
-
-def _fuse(layer: nn.Module | None) -> Callable[..., tuple[Tensor, Tensor]] | None:
-    """Torch's formula for folding a norm into ``layer``, if there is one."""
-    if isinstance(layer, nn.Conv1d | nn.Conv2d | nn.Conv3d):
-        return fuse_conv_bn_weights
-    if isinstance(layer, nn.Linear):
-        return fuse_linear_bn_weights
-    return None

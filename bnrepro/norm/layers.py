@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -13,8 +13,49 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from bnrepro.norm.function import affine, against, batch_norm, widen
 
 
-class NormError(ValueError):
-    """An input that a norm cannot take. The message says what, where and what to do."""
+class NormError(ValueError, RuntimeError):
+    """An input or a network that a norm cannot take. The message says what, where and what to do.
+
+    Torch's layers raise now a ValueError, now a RuntimeError; what catches either of them catches this.
+    """
+
+
+class UnsupportedInput(NormError, NotImplementedError):
+    """An input of a dtype or layout that torch's layers have no kernel for either."""
+
+
+_TAKEN = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+_DENSE = torch.strided
+
+
+def check_tensors(layer: Any, x: Tensor, *own_tensors: Tensor | None) -> None:
+    """Refuse what torch refuses, where broadcasting and type promotion would compute something without a word."""
+    dtype = x.dtype
+    if dtype not in _TAKEN or x.layout is not _DENSE:
+        what = str(dtype if x.layout is _DENSE else x.layout).removeprefix("torch.")
+        raise UnsupportedInput(
+            f"{type(layer).__name__} takes dense floating-point inputs of 16, 32 or 64 bits, and the input of "
+            f"shape {tuple(x.shape)} is {what}. Convert it first, for example with "
+            f"{'.float()' if x.layout is _DENSE else '.to_dense()'}."
+        )
+    if layer.eps < 0:
+        raise NormError(f"{type(layer).__name__}: eps must be non-negative, got {layer.eps}.")
+    channels = x.shape[1]
+    for tensor in own_tensors:
+        if tensor is None:
+            continue
+        if tensor.shape[0] != channels:
+            raise NormError(
+                f"{type(layer).__name__} was made for {tensor.shape[0]} channels, and the input of shape "
+                f"{tuple(x.shape)} has {channels}. Make the layer for the channels of its input."
+            )
+        own = tensor.dtype
+        if own != dtype and not (own == torch.float32 and dtype in (torch.bfloat16, torch.float16)):
+            raise NormError(
+                f"{type(layer).__name__} keeps {str(own).removeprefix('torch.')} parameters and statistics, and "
+                f"the input is {str(dtype).removeprefix('torch.')}. Convert one of them: layer.to(input.dtype) or "
+                "input.to(layer's dtype); only 16-bit inputs may meet float32."
+            )
 
 
 class _HandDerived(_BatchNorm):
@@ -22,6 +63,8 @@ class _HandDerived(_BatchNorm):
 
     torch's `_BatchNorm` supplies the constructor, the buffers and their `state_dict` (versions and
     old checkpoints included), and the type that torch's own tools look for (`swa_utils.update_bn`).
+    As in torch's layers, attributes count when they are used: ``momentum``, ``track_running_stats`` and the tensors
+    (None, or of another number of channels) may change at any time.
     """
 
     frozen = False
@@ -43,35 +86,36 @@ class _HandDerived(_BatchNorm):
         without = {} if bias else {"bias": False}  # which older versions of torch do not know
         super().__init__(num_features, eps, momentum, affine, track_running_stats, device, dtype, **without)
         self.process_group = process_group
+        # torch.fx and what is built on it (feature extraction, quantization) keep a module whole, one node of the
+        # graph, if this attribute of the instance begins like that of torch's layers. The class's own is not touched.
+        self.__dict__["__module__"] = "torch.nn"
 
     def statistics_axes(self, x: Tensor) -> tuple[int, ...]:
         """The axes of ``x`` that the statistics are pooled over: all but the channels."""
         return (0, *range(2, x.dim()))
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, input: Tensor) -> Tensor:
+        x = input  # the name that torch's layers take it by
         self._check_input_dim(x)
-        self._check_channels(x)
-        axes = self.statistics_axes(x)
+        weight, bias, running_mean = self.weight, self.bias, self.running_mean
+        check_tensors(self, x, weight, running_mean)
         learning = self.training and not self.frozen
-        if learning or self.running_mean is None:
+        if learning or (running_mean is None and self.running_var is None):
+            axes = self.statistics_axes(x)
             group = self.process_group if learning else None
             count = self._count(x, axes, group)
-            y, mean, var = batch_norm(x, self.weight, self.bias, axes, self.eps, group)
-            if learning and self.running_mean is not None:
+            y, mean, var = batch_norm(x, weight, bias, axes, self.eps, group)
+            if learning:
                 self._update_running(mean, var, count)
             return y
-        assert self.running_var is not None  # torch sets both or neither
-        mean, var = against(self.running_mean, x), against(self.running_var, x)
-        xhat = (widen(x) - mean) * (var + self.eps).rsqrt()
-        return affine(xhat, against(self.weight, x), against(self.bias, x)).to(x.dtype)
-
-    def _check_channels(self, x: Tensor) -> None:
-        # One channel would broadcast against many without a word.
-        if x.shape[1] != self.num_features:
+        running_var = self.running_var
+        if running_mean is None or running_var is None:
             raise NormError(
-                f"{type(self).__name__} was made for {self.num_features} channels, and the input of shape "
-                f"{tuple(x.shape)} has {x.shape[1]}. Make the layer for the channels of its input."
+                f"{type(self).__name__} has one of running_mean and running_var, and the other is None. Set both to "
+                "None to normalise by the batch, or neither."
             )
+        xhat = (widen(x) - against(running_mean, x)) * (against(running_var, x) + self.eps).rsqrt()
+        return affine(xhat, against(weight, x), against(bias, x)).to(x.dtype)
 
     def _count(self, x: Tensor, axes: tuple[int, ...], group: dist.ProcessGroup | None) -> int:
         count = math.prod([x.shape[axis] for axis in axes])
@@ -91,15 +135,36 @@ class _HandDerived(_BatchNorm):
         )
 
     def _update_running(self, mean: Tensor, var: Tensor, count: int) -> None:
-        running_mean, running_var, batches = self.running_mean, self.running_var, self.num_batches_tracked
-        assert running_mean is not None and running_var is not None and batches is not None
-        batches.add_(1)
+        if not self.track_running_stats:
+            return
+        batches = self.num_batches_tracked
+        if batches is not None:
+            batches.add_(1)
         if count == 0:  # an empty batch says nothing about the population
             return
-        # Without a momentum: the cumulative average over all batches seen.
-        factor = batches.to(running_mean.dtype).reciprocal() if self.momentum is None else self.momentum
-        for running, batch in ((running_mean, mean), (running_var, var * (count / (count - 1)))):
-            running.lerp_(batch.view(running.shape).to(running.dtype), factor)
+        factor: Any = self.momentum
+        if factor is None:  # the cumulative average over all batches seen
+            if batches is None:  # as in torch: without a count there is no average
+                return
+            factor = batches.to(mean.dtype).reciprocal()
+        for running, batch in ((self.running_mean, mean), (self.running_var, var * (count / (count - 1)))):
+            if running is not None:
+                weight = factor if self.momentum is not None else factor.to(running.dtype)
+                running.lerp_(batch.view(running.shape).to(running.dtype), weight)
+
+    def __prepare_scriptable__(self) -> nn.Module:
+        """What `torch.jit.script` compiles, and leaves, in this layer's place: torch's own, over the same tensors."""
+        kinds = {BatchNorm1d: nn.BatchNorm1d, BatchNorm2d: nn.BatchNorm2d, BatchNorm3d: nn.BatchNorm3d}
+        kind = kinds.get(type(self))
+        if kind is None or self.frozen or self.process_group is not None:
+            what = f"{'A frozen' if self.frozen else 'A'} {type(self).__name__}"
+            raise NormError(
+                f"{what} cannot be compiled by torch.jit.script. Fold the network first (bnrepro.norm.fold, in eval "
+                "mode), or use torch.jit.trace or torch.export on it."
+            )
+        theirs = kind.__new__(kind)
+        theirs.__dict__.update({k: v for k, v in self.__dict__.items() if k not in ("process_group", "__module__")})
+        return theirs
 
 
 class BatchNorm1d(_HandDerived, nn.BatchNorm1d):
@@ -119,7 +184,9 @@ class BatchNorm1d(_HandDerived, nn.BatchNorm1d):
     CPU too, where `torch.nn.SyncBatchNorm` does not run).
 
     Raises:
-        NormError: (a ValueError) one value per channel in training; another number of channels.
+        NormError: (a ValueError and a RuntimeError) one value per channel in training; another number of channels; a
+            dtype that is not that of the parameters (16-bit inputs may meet float32); complex numbers, integers, 8-bit
+            floats and sparse tensors (then also a NotImplementedError).
         ValueError: another number of dimensions.
 
     Source: Ioffe & Szegedy, "Batch Normalization" (2015), Algorithms 1 and 2.

@@ -19,7 +19,9 @@ def tracking_layers(model: nn.Module) -> dict[str, _BatchNorm]:
     return {
         name: module
         for name, module in model.named_modules()
-        if isinstance(module, _BatchNorm) and module.running_mean is not None and not getattr(module, "frozen", False)
+        if isinstance(module, _BatchNorm)
+        and module.running_mean is not None
+        and not (hasattr(type(module), "frozen") and module.frozen)  # of ours; not an attribute of the user's
     }
 
 
@@ -86,15 +88,15 @@ def reestimate_statistics(
     pooled = {name: _Pooled() for name in layers}
     modes = {module: module.training for module in model.modules()}
 
-    def collect(name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
-        def hook(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-            (x,) = inputs
+    def collect(name: str) -> Callable[[nn.Module, tuple[Tensor, ...], dict[str, Tensor]], None]:
+        def hook(module: nn.Module, inputs: tuple[Tensor, ...], keywords: dict[str, Tensor]) -> None:
+            (x,) = inputs or keywords.values()
             axes = getattr(module, "statistics_axes", _channel_axes)(x)
             pooled[name].add(x, axes)
 
         return hook
 
-    handles = [layer.register_forward_pre_hook(collect(name)) for name, layer in layers.items()]
+    handles = [layer.register_forward_pre_hook(collect(name), with_kwargs=True) for name, layer in layers.items()]
     seen = 0
     model.eval()
     try:

@@ -27,7 +27,7 @@ from bnrepro.norm.function import (
     pooled_mean,
     widen,
 )
-from bnrepro.norm.layers import NormError, _HandDerived
+from bnrepro.norm.layers import NormError, _HandDerived, check_tensors
 
 
 class _Variant(_HandDerived):
@@ -37,8 +37,10 @@ class _Variant(_HandDerived):
         if x.dim() < 2 or x.shape[1] != self.num_features:
             wanted = f"(N, {self.num_features}) or (N, {self.num_features}, ...)"
             raise ValueError(f"{type(self).__name__} takes an input of shape {wanted}, got {tuple(x.shape)}")
+        check_tensors(self, x, self.weight, self.running_mean)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, input: Tensor) -> Tensor:
+        x = input
         self._check_input_dim(x)
         if not self.training or self.frozen:
             return super().forward(x)
@@ -71,8 +73,9 @@ class GhostBatchNorm(_Variant):
 
     ghost_size = 16
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, input: Tensor) -> Tensor:
         """Shapes: (N, C, ...) in and out."""
+        x = input
         self._check_input_dim(x)
         if not self.training or self.frozen:
             return super().forward(x)
@@ -186,9 +189,9 @@ class NoisyBatchNorm(_HandDerived):
 
     _check_input_dim = _Variant._check_input_dim
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, input: Tensor) -> Tensor:
         """Shapes: (N, C, ...) in and out."""
-        y = super().forward(x)
+        y = super().forward(input)
         return _shaken(y, self.n_mean, self.n_std, self.spread, self.process_group) if self.training else y
 
 
@@ -201,8 +204,13 @@ class Noise(nn.Module):
     n_mean, n_std, spread = NoisyBatchNorm.n_mean, NoisyBatchNorm.n_std, NoisyBatchNorm.spread
     process_group: dist.ProcessGroup | None = None
 
-    def forward(self, x: Tensor) -> Tensor:
+    def __init__(self) -> None:
+        super().__init__()
+        self.__dict__["__module__"] = "torch.nn"  # whole in graphs of torch.fx: see `bnrepro.norm.layers`
+
+    def forward(self, input: Tensor) -> Tensor:
         """Shapes: (N, C, ...) in and out."""
+        x = input
         return _shaken(x, self.n_mean, self.n_std, self.spread, self.process_group) if self.training else x
 
 
