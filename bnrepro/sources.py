@@ -17,7 +17,7 @@ import sys
 import tarfile
 import urllib.request
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -26,7 +26,8 @@ from typing import Any
 import numpy as np
 
 from bnrepro import stored
-from bnrepro.archive import Arrays, Pair, read_npz
+from bnrepro.archive import Archive, read_archive
+from bnrepro.arrays import Arrays, Pair
 from bnrepro.config import UserError
 from bnrepro.schema import Data, Source
 
@@ -59,8 +60,13 @@ def read(cfg: Data) -> Pair:
     Raises:
         UserError: an unknown name; a file that is missing, damaged or not what its name says.
     """
+    return read_with_notes(cfg).pair
+
+
+def read_with_notes(cfg: Data) -> Archive:
+    """As `read`, with what had to be understood to read an archive so."""
     if cfg.source is Source.npz:
-        return read_npz(Path(cfg.path or ""))
+        return read_archive(Path(cfg.path or ""))
     known = lookup(cfg.name)
     if (cfg.source is Source.package) != (known.fetch is None):
         right = Source.package if known.fetch is None else Source.torchvision
@@ -68,7 +74,7 @@ def read(cfg: Data) -> Pair:
     root = Path(cfg.root).expanduser()
     if known.fetch:
         known.fetch(root)
-    return known.read(root)
+    return Archive(known.read(root), ())
 
 
 def lookup(name: str) -> Known:
@@ -95,16 +101,21 @@ def fingerprint(pair: Pair) -> str:
     return digest.hexdigest()[:16]
 
 
-def describe(cfg: Data, found: str) -> tuple[str, bool]:
-    """What reports call the data with fingerprint ``found``, and whether it is the official data."""
+def describe(cfg: Data, found: str, notes: Sequence[str] = ()) -> tuple[str, bool]:
+    """What reports call the data with fingerprint ``found``, and whether it is the official data.
+
+    Args:
+        cfg: the data that were asked for.
+        found: their `fingerprint`.
+        notes: what had to be understood to read them.
+    """
     if cfg.source is not Source.npz:
         return lookup(cfg.name).title, True
     for known in DATASETS.values():
         if found == known.fingerprint:
             return known.title, True
-    return STAND_INS.get(
-        found, f"{Path(cfg.path or '').name} as {cfg.name} (not checked against the official data)"
-    ), False
+    about = "; ".join([*notes, "not checked against the official data"])
+    return STAND_INS.get(found, f"{Path(cfg.path or '').name} as {cfg.name} ({about})"), False
 
 
 def state(name: str, root: Path) -> str:

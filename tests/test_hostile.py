@@ -199,10 +199,10 @@ ARCHIVES = {
     "half a text": ({"x_train": header("{'descr': '''") + PLAIN}, "damaged"),
     "another version": ({"x_train": header("{}", 3) + PLAIN}, "version"),
     "no array": ({"x_train": b"hello"}, "damaged"),
-    "nan labels": ({"y_train": npy(np.full(20, np.nan))}, "y_train of float64"),
-    "label beyond the classes": ({"y_train": npy(np.arange(20) + 1)}, "the label 20"),
-    "label of 10^18": ({"y_train": npy(np.full(20, 10**18))}, "the label 1000000000000000000"),
-    "label of 2^64 - 1": ({"y_train": npy(np.full(20, 2**64 - 1, np.uint64))}, "labels below 0"),
+    "nan labels": ({"y_train": npy(np.full(20, np.nan))}, "not whole numbers"),
+    "a class for each image": ({"y_train": npy(np.arange(20) + 1)}, "a label of its own for every image"),
+    "label of 10^18": ({"y_train": npy(np.full(20, 10**18))}, "test labels that the training set lacks"),
+    "label of 2^64 - 1": ({"y_train": npy(np.full(20, 2**64 - 1, np.uint64))}, "the label 18446744073709551615"),
 }
 
 
