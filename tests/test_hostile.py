@@ -30,7 +30,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torchvision import datasets
 
-from bnrepro import checkpoint, compare, listing, record, report, sources, sweep, train
+from bnrepro import checkpoint, compare, listing, published, record, report, sources, sweep, train
 from bnrepro.archive import read_npz
 from bnrepro.config import UserError, configs_dir, load_config, read_config, run_dir, to_yaml
 from bnrepro.experiments import conclusion, measure, records, reproduce
@@ -334,7 +334,7 @@ def test_what_is_no_plain_file_is_not_waited_for(tmp_path: Path, place: str) -> 
     os.mkfifo(tmp_path / "pipe")
     (tmp_path / "folder").mkdir()
     file = tmp_path / place
-    for read in (read_npz, read_config, sources._bytes, record.read_metrics):
+    for read in (read_npz, read_config, published.content, record.read_metrics):
         with pytest.raises(UserError, match="not a plain file"):
             read(file)
     with pytest.raises(UserError, match="not a plain file"):

@@ -11,6 +11,7 @@ import math
 import os
 import pickle
 import re
+import shutil
 import tarfile
 import threading
 import zipfile
@@ -226,6 +227,105 @@ def test_interrupt_while_a_download_is_written_leaves_nothing(
     assert files_in(tmp_path) == []
 
 
+PLACES: dict[str, Callable[[str], str]] = {
+    "Kaggle's names": lambda name: name.replace("-idx", ".idx"),
+    "Kaggle's folders": lambda name: f"archive/{name}/{name}",
+    "packed without .gz": lambda name: f"MNIST/raw/{name}",
+    "unpacked with .gz": lambda name: f"MNIST/raw/{name}.gz",
+    "in root": lambda name: f"{name}.gz",
+    "in raw": lambda name: f"raw/{name}",
+    "second copies": lambda name: f"Downloads/{name} (1).gz",
+    "names of nothing": lambda name: f"a/b/{hashlib.md5(name.encode()).hexdigest()}",
+    "another dataset's folder": lambda name: f"FashionMNIST/raw/{name}.gz",
+}
+
+
+@pytest.mark.parametrize("packed", [True, False])
+@pytest.mark.parametrize("place", PLACES.values(), ids=PLACES)
+def test_idx_files_are_known_by_their_content_wherever_they_are(
+    idx: Idx, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: Callable[[str], str], packed: bool
+) -> None:
+    right = sources.fingerprint(idx.read(tmp_path))
+    for name in sources.IDX_FILES:
+        file = tmp_path / "MNIST" / "raw" / f"{name}.gz"
+        raw = file.read_bytes() if packed else gzip.decompress(file.read_bytes())
+        file.unlink()
+        (tmp_path / place(name)).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / place(name)).write_bytes(raw)
+    monkeypatch.setattr(sources, "_download", pytest.fail)
+    before = files_in(tmp_path)
+    assert idx.there(tmp_path)
+    idx.fetch(tmp_path)
+    assert sources.fingerprint(idx.read(tmp_path)) == right
+    assert files_in(tmp_path) == before
+
+
+@pytest.mark.parametrize("kind", ["zip", "zip of gz", "tar", "tar.gz"])
+def test_idx_files_are_read_out_of_an_archive(idx: Idx, tmp_path: Path, kind: str) -> None:
+    right = sources.fingerprint(idx.read(tmp_path))
+    files = list((tmp_path / "MNIST" / "raw").iterdir())
+    if kind.startswith("zip"):
+        with zipfile.ZipFile(tmp_path / "archive.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+            for file in files:
+                raw = file.read_bytes()
+                archive.writestr(f"raw/{file.stem}", raw if kind == "zip of gz" else gzip.decompress(raw))
+    else:
+        with tarfile.open(tmp_path / f"a.{kind}", "w:gz" if kind == "tar.gz" else "w") as archive:
+            for file in files:
+                archive.add(file, f"x/{file.name}")
+    for file in files:
+        file.unlink()
+    assert idx.there(tmp_path)
+    assert sources.fingerprint(idx.read(tmp_path)) == right
+
+
+def test_good_copy_elsewhere_is_read_where_the_usual_place_has_a_damaged_file(idx: Idx, tmp_path: Path) -> None:
+    right = sources.fingerprint(idx.read(tmp_path))
+    file = tmp_path / "MNIST" / "raw" / f"{sources.IDX_FILES[0]}.gz"
+    (tmp_path / "copy").write_bytes(file.read_bytes())
+    cut(file)
+    assert sources.fingerprint(idx.read(tmp_path)) == right
+
+
+def test_search_is_bounded_and_passes_over_what_it_cannot_read(idx: Idx, tmp_path: Path) -> None:
+    for name in sources.IDX_FILES:
+        (tmp_path / "MNIST" / "raw" / f"{name}.gz").unlink()
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "loop").symlink_to(tmp_path)
+    (tmp_path / "dangling").symlink_to("nowhere")
+    (tmp_path / "bad.zip").write_bytes(b"PK\x03\x04" + bytes(100))
+    (tmp_path / "bad.gz").write_bytes(b"\x1f\x8b" + bytes(100))
+    (tmp_path / "short.gz").write_bytes(b"\x1f\x8b")
+    (tmp_path / "empty").touch()
+    with (tmp_path / "huge").open("wb") as stream:
+        stream.truncate(2**40)
+    assert not idx.there(tmp_path)
+    with pytest.raises(UserError, match="is missing"):
+        idx.read(tmp_path)
+
+
+def test_remedy_of_a_damaged_file_works_when_followed(published: Idx, tmp_path: Path, served: tuple[Path, str]) -> None:
+    published.fetch(tmp_path)
+    right = sources.fingerprint(published.read(tmp_path))
+    file = tmp_path / "MNIST" / "raw" / f"{sources.IDX_FILES[0]}.gz"
+    for follow in (
+        lambda: published.fetch(tmp_path),
+        lambda: (tmp_path / "copied").write_bytes((served[0] / file.name).read_bytes()),
+    ):
+        cut(file)
+        with pytest.raises(UserError, match=r"Delete it\. `bnrepro data fetch mnist --root=.*` downloads .* or copy"):
+            published.read(tmp_path)
+        file.unlink()
+        follow()
+        assert sources.fingerprint(published.read(tmp_path)) == right
+
+
+def test_folder_that_cannot_be_written_is_named(published: Idx, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match=r"cannot be written \(.*\)\. Set data\.root"):
+        published.fetch(tmp_path / "file")
+
+
 # --- CIFAR ---
 
 
@@ -260,6 +360,62 @@ def test_cifar_is_downloaded_unpacked_and_read(cifar: Cifar, tmp_path: Path) -> 
     assert y.tolist() == [0, 1, 2, 1] * 2
     assert x_test.shape == (4, 3, 32, 32)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["cifar-10-batches-py"]
+
+
+@pytest.mark.parametrize("place", ["cifar.tar.gz", "Downloads/cifar (1).tar.gz", "cifar.tar", "data.zip"])
+def test_cifar_archive_that_was_put_there_is_unpacked_without_a_download(
+    cifar: Cifar, tmp_path: Path, served: tuple[Path, str], monkeypatch: pytest.MonkeyPatch, place: str
+) -> None:
+    raw = (served[0] / "cifar.tar.gz").read_bytes()
+    cifar.fetch(tmp_path / "whole")
+    right = sources.fingerprint(cifar.read(tmp_path / "whole"))
+    root = tmp_path / "root"
+    (root / place).parent.mkdir(parents=True)
+    if place.endswith(".zip"):
+        with zipfile.ZipFile(root / place, "w") as archive:
+            for file in (tmp_path / "whole" / "cifar-10-batches-py").iterdir():
+                archive.write(file, file.name)
+    else:
+        (root / place).write_bytes(raw if place.endswith(".gz") else gzip.decompress(raw))
+    monkeypatch.setattr(sources, "_download", pytest.fail)
+    assert cifar.there(root)
+    cifar.fetch(root)
+    assert sources.fingerprint(cifar.read(root)) == right
+    assert len(files_in(root / "cifar-10-batches-py")) == 3
+    shutil.rmtree(root / "cifar-10-batches-py")
+    (root / "cifar-10-batches-py").touch()  # where nothing can be written
+    cifar.fetch(root)
+    assert sources.fingerprint(cifar.read(root)) == right
+
+
+@pytest.mark.parametrize("folder", ["", "cifar-10-python/cifar-10-batches-py", "x"])
+def test_cifar_batches_elsewhere_are_read_there(
+    cifar: Cifar, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, folder: str
+) -> None:
+    cifar.fetch(tmp_path / "whole")
+    right = sources.fingerprint(cifar.read(tmp_path / "whole"))
+    (tmp_path / "root" / folder).mkdir(parents=True)
+    for file in (tmp_path / "whole" / "cifar-10-batches-py").iterdir():
+        file.rename(tmp_path / "root" / folder / f"{file.name}.bin")
+    monkeypatch.setattr(sources, "_download", pytest.fail)
+    cifar.fetch(tmp_path / "root")
+    assert sources.fingerprint(cifar.read(tmp_path / "root")) == right
+
+
+def test_message_of_a_failed_cifar_download_is_a_remedy_and_names_a_damaged_archive(
+    cifar: Cifar, tmp_path: Path, served: tuple[Path, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(datasets.CIFAR10, "url", f"{served[1]}nowhere")
+    monkeypatch.setattr(datasets.CIFAR10, "filename", "cifar.tar.gz")
+    with pytest.raises(UserError, match=rf"Copy it into {tmp_path} from elsewhere"):
+        cifar.fetch(tmp_path)
+    whole = (served[0] / "cifar.tar.gz").read_bytes()
+    (tmp_path / "cifar.tar.gz").write_bytes(whole[:-100])
+    with pytest.raises(UserError, match=rf"{tmp_path}/cifar.tar.gz is damaged or not the published file\. Delete it"):
+        cifar.fetch(tmp_path)
+    (tmp_path / "cifar.tar.gz").write_bytes(whole)
+    cifar.fetch(tmp_path)
+    assert len(cifar.read(tmp_path)[0][1]) == 8
 
 
 def test_interrupted_cifar_download_is_not_taken_for_whole(cifar: Cifar, tmp_path: Path) -> None:
