@@ -18,6 +18,7 @@ from typing import Any, TypeVar
 import torch
 
 from bnrepro.allocator import keep_memory
+from bnrepro.cores import cores, unbind
 from bnrepro.signals import terminate_as_interrupt
 
 LOOK_SECONDS = 0.2  # between looks at what the processes report
@@ -72,11 +73,6 @@ def kept_workers() -> Iterator[None]:
         kept, _kept = _kept, None
         for workers in kept.values():
             workers.close()
-
-
-def cores() -> int:
-    """The cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _here(work: Callable[..., Any], index: int, item: Any, report: Report, ended: Callable[..., None]) -> Any:
@@ -140,6 +136,7 @@ class _Workers:
     """Processes that wait for work."""
 
     def __init__(self, jobs: int, threads: int) -> None:
+        unbind()
         context = multiprocessing.get_context("spawn")  # a forked torch can hang in its thread pools
         self._news: Any = context.Queue()
         self._stop = context.Event()
@@ -203,6 +200,7 @@ _stop: Any = None  # set when nothing more is to begin
 def _start_worker(news: Any, stop: Any, threads: int) -> None:
     global _news, _stop
     _news, _stop = news, stop
+    unbind()
     torch.set_num_threads(threads)
     keep_memory()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent, which ends the work in order

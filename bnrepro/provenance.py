@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import platform
 import subprocess
 from importlib import metadata
 from pathlib import Path
+
+from bnrepro.cores import cores
 
 
 def versions() -> dict[str, str]:
@@ -39,5 +40,4 @@ def machine() -> str:
     if info.is_file():
         lines = (line.partition(":") for line in info.read_text(errors="replace").splitlines())
         name = next((value.strip() for key, _, value in lines if key.strip() == "model name"), name)
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return f"{name}, {cores} cores"
+    return f"{name}, {cores()} cores"
