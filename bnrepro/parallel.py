@@ -18,6 +18,7 @@ from typing import Any, TypeVar
 import torch
 
 from bnrepro.allocator import keep_memory
+from bnrepro.config import UserError
 from bnrepro.cores import cores, unbind
 from bnrepro.signals import terminate_as_interrupt
 
@@ -138,11 +139,18 @@ class _Workers:
     def __init__(self, jobs: int, threads: int) -> None:
         unbind()
         context = multiprocessing.get_context("spawn")  # a forked torch can hang in its thread pools
-        self._news: Any = context.Queue()
-        self._stop = context.Event()
-        self.executor = ProcessPoolExecutor(
-            jobs, context, initializer=_start_worker, initargs=(self._news, self._stop, threads)
-        )
+        try:
+            self._news: Any = context.Queue()
+            self._stop = context.Event()
+            self.executor = ProcessPoolExecutor(
+                jobs, context, initializer=_start_worker, initargs=(self._news, self._stop, threads)
+            )
+        except (OSError, ImportError) as error:  # ImportError: Python's where the system has no semaphores
+            why = getattr(error, "strerror", None) or "there are no semaphores"
+            raise UserError(
+                f"Worker processes cannot be connected ({why}): they need semaphores in /dev/shm, and pipes. Mount a "
+                "writable /dev/shm, or use --jobs=1, which needs neither."
+            ) from error
 
     def said(self) -> Iterator[tuple[int, float]]:
         """The tickets of what is under way, and the shares of it that are done."""

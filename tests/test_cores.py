@@ -1,15 +1,19 @@
-"""How many cores a process may use, on machines that are made up of files."""
+"""How many cores a process may use, on machines that are made up of files, and what worker processes need."""
 
 from __future__ import annotations
 
+import errno
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from bnrepro import cores as counting
+from tests.conftest import TINY
 
 V2 = "0::/user.slice/job.scope\n"
 V1 = "9:name=systemd:/x\n4:cpu,cpuacct:/docker/abc\n3:cpuset:/docker/abc\n"
@@ -110,3 +114,25 @@ def test_torch_that_binds_its_thread_changes_neither_the_count_nor_the_workers(t
     command = [sys.executable, str(tmp_path / "binds.py")]
     said = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=True).stdout
     assert said.splitlines() == [str(count), *([f"({there}, {count}) ({there}, {count})"] if jobs else [])]
+
+
+PROBLEMS = [OSError(number, os.strerror(number)) for number in (errno.EROFS, errno.EACCES, errno.ENOSPC, errno.ENOENT)]
+PROBLEMS += [OSError(errno.EMFILE, os.strerror(errno.EMFILE)), ImportError("no sem_open")]
+
+
+@pytest.mark.parametrize("problem", PROBLEMS, ids=repr)
+def test_without_semaphores_one_process_still_works(
+    monkeypatch: pytest.MonkeyPatch, call: Callable[..., Any], digits: Path, problem: Exception
+) -> None:
+    import _multiprocessing
+
+    def none(*_: object) -> None:
+        raise problem
+
+    monkeypatch.setattr(_multiprocessing, "SemLock", none)
+    command = ("sweep", "seed=0,1", *TINY, f"data.path={digits}", "epochs=1")
+    refused = call(*command, "--jobs=2")
+    assert refused.code == 2
+    assert "semaphores in /dev/shm" in refused.err and "--jobs=1" in refused.err and "room" not in refused.err
+    if problem is PROBLEMS[0]:
+        assert call(*command, "--jobs=1").code == 0
