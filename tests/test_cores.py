@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from multiprocessing import synchronize  # noqa: F401  it looks at what one test takes away
 from pathlib import Path
 from typing import Any
 
@@ -124,12 +125,10 @@ PROBLEMS += [OSError(errno.EMFILE, os.strerror(errno.EMFILE)), ImportError("no s
 def test_without_semaphores_one_process_still_works(
     monkeypatch: pytest.MonkeyPatch, call: Callable[..., Any], digits: Path, problem: Exception
 ) -> None:
-    import _multiprocessing
-
     def none(*_: object) -> None:
         raise problem
 
-    monkeypatch.setattr(_multiprocessing, "SemLock", none)
+    monkeypatch.setattr("multiprocessing.synchronize._multiprocessing.SemLock", none)
     command = ("sweep", "seed=0,1", *TINY, f"data.path={digits}", "epochs=1")
     refused = call(*command, "--jobs=2")
     assert refused.code == 2
