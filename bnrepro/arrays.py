@@ -172,7 +172,7 @@ def _values(array: np.ndarray, where: Layout, part: str) -> Values:
                 raise WrongError(f"has values in x_{part} that are no numbers (image {start + int(finite.argmin())})")
             whole = whole and bool((some == np.rint(some)).all())
         low, high = min(low, float(some.min())), max(high, float(some.max()))
-        if array.dtype == np.uint8 and high > 1:
+        if array.dtype == np.uint8 and high >= 128:
             break  # all that is asked of these
     return Values(low, high, whole)
 
@@ -189,7 +189,8 @@ def _scale(dtype: np.dtype, about: list[Values]) -> tuple[float, float, str]:
     if whole and low >= 0 and high <= 1:
         return 255, 0, "" if high == 0 else f"{dtype} 0 and 1 for black and white"
     if whole and low >= 0 and high <= 255 and not small:
-        return 1, 0, "" if dtype == np.uint8 else f"{dtype} levels of 0 to 255"
+        dark = f", the brightest of them {high:g}" if high < 128 else ""
+        return 1, 0, f"{dtype} levels of 0 to 255{dark}" if dark or dtype != np.uint8 else ""
     if kind in "iu" and low >= 0 and 2**15 <= high < 2**16 and all(v.high > 255 for v in about):
         return 1 / 257, 0, f"{dtype} levels of 0 to 65535 rounded to 0 to 255"
     if kind == "f" and low >= -NEAR and 0.1 < high <= 1 + NEAR:
