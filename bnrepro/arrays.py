@@ -259,13 +259,13 @@ def _plain(labels: np.ndarray, part: str) -> np.ndarray:
         return _from_texts(labels, part)
     if labels.dtype.kind == "f" and not (np.isfinite(labels) & (labels == np.rint(labels))).all():
         raise WrongError(f"has labels in y_{part} of {labels.dtype} that are not whole numbers")
-    if labels.min() < 0:
+    low, high = int(labels.min()), int(labels.max())
+    if low < 0:
         raise WrongError(
-            f"has labels below 0 in y_{part} ({int(labels.min())}). Where these mark images without a label, leave "
-            "them out"
+            f"has labels below 0 in y_{part} ({low}). Where these mark images without a label, leave them out"
         )
-    if labels.max() >= 2**62:
-        raise WrongError(f"has the label {int(labels.max())} in y_{part}, which is no number of a class")
+    if high >= 2**62:
+        raise WrongError(f"has the label {high} in y_{part}, which is no number of a class")
     return labels.astype(np.int64)
 
 

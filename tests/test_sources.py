@@ -564,6 +564,7 @@ LIKE = {
     "int64": (each(lambda x: x.astype(">i8")), [">i8 levels of 0 to 255"]),
     "16 bits": (each(lambda x: x.astype("u2") * 257), ["uint16 levels of 0 to 65535 rounded to 0 to 255"]),
     "float labels": (each(lambda y: y.astype(float), "y"), []),
+    "half labels": (each(lambda y: y.astype("f2"), "y"), []),
     "flat labels": (each(lambda y: y.reshape(-1).astype("u1"), "y"), []),
     "a row of labels": (each(lambda y: y.reshape(1, -1), "y"), []),
     "one-hot": (each(lambda y: np.eye(4)[y[:, 0]], "y"), ["one-hot labels"]),
