@@ -1,1 +1,3 @@
 """Claims about batch normalization, run and judged."""
+
+from bnrepro import cores as _cores  # noqa: F401  it looks at what torch's import changes

@@ -207,7 +207,7 @@ class _Run:
 class _Point(record.Evaluation):
     variant: stored.Name
     seed: stored.Count
-    val_accuracy: stored.Number
+    val_accuracy: stored.Number | None
 
 
 def _typed(row: dict[str, str]) -> Point:
@@ -253,14 +253,13 @@ def table(comparison: Comparison, threshold: float | None = None) -> list[dict[s
 
 def _epochs_to(comparison: Comparison, run: Point, first: str, threshold: float | None) -> float | None:
     """Epochs until the validation accuracy of ``run`` first stood at the threshold; None if it never did."""
+    curves = [row for row in comparison.curves if row["val_accuracy"] is not None]  # none without a validation set
     if threshold is None:
-        best = [
-            row["val_accuracy"] for row in comparison.curves if (row["variant"], row["seed"]) == (first, run["seed"])
-        ]
+        best = [row["val_accuracy"] for row in curves if (row["variant"], row["seed"]) == (first, run["seed"])]
         if not best or run["seed"] not in {r["seed"] for r in comparison.completed(first)}:
             return None
         threshold = max(best)
-    for row in comparison.curves:
+    for row in curves:
         if (row["variant"], row["seed"]) == (run["variant"], run["seed"]) and row["val_accuracy"] >= threshold:
             return float(row["epoch"])
     return None

@@ -131,7 +131,7 @@ def check(cfg: Config) -> Config:
             cfg.optimizer.train_only is not TrainOnly.random or cfg.optimizer.weight_decay == 0,
             "another than random where there is weight decay, which moves what has no gradient",
         ),
-        ("data.val_fraction", cfg.data.val_fraction, 0 < cfg.data.val_fraction < 1, "between 0 and 1"),
+        ("data.val_fraction", cfg.data.val_fraction, 0 <= cfg.data.val_fraction < 1, "in [0, 1)"),
         ("data.crop", cfg.data.crop, 0 <= cfg.data.crop <= 1000, "0 to 1000 pixels"),
         ("data.rotate", cfg.data.rotate, 0 <= cfg.data.rotate <= 180, "in [0, 180]"),
         ("data.brightness", cfg.data.brightness, 0 <= cfg.data.brightness <= 1, "in [0, 1]"),

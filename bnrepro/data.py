@@ -46,6 +46,7 @@ class Dataset:
     """SHA-256 over pixels and labels, before the validation split; 16 hexadecimal digits."""
     train: Split
     val: Split
+    """Empty where `data.val_fraction` is 0."""
     test: Split
     num_classes: int
     samplewise: bool = False
@@ -95,17 +96,17 @@ def load(cfg: Data, device: torch.device) -> Dataset:
     Raises:
         UserError: an unknown name; a file that is missing, damaged or not what its name says; too few images.
     """
-    pair = sources.read(cfg)
-    (x, y), test = pair
+    found = sources.read_with_notes(cfg)
+    (x, y), test = found.pair
     held_out = round(cfg.val_fraction * len(y))
-    if min(held_out, len(y) - held_out, len(test[1])) < 2:
+    if min(held_out or (2 if cfg.val_fraction == 0 else 0), len(y) - held_out, len(test[1])) < 2:
         raise UserError(
             f"data.val_fraction={cfg.val_fraction}: {len(y)} training and {len(test[1])} test images do not leave two "
-            "each to train, validate and test on. Use a fraction nearer to 0.1, or more images."
+            "each to train, validate and test on. Use a fraction nearer to 0.1, 0 for no validation, or more images."
         )
     order = np.random.RandomState(SPLIT_SEED).permutation(len(y))
-    fingerprint = sources.fingerprint(pair)
-    description, official = sources.describe(cfg, fingerprint)
+    fingerprint = sources.fingerprint(found.pair)
+    description, official = sources.describe(cfg, fingerprint, found.notes)
 
     def split(images: np.ndarray, labels: np.ndarray) -> Split:
         return Split(torch.tensor(images, device=device), torch.tensor(labels, device=device))

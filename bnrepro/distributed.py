@@ -22,7 +22,8 @@ import inspect
 import itertools
 import json
 import os
-from collections.abc import Callable, Iterator
+import socket
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -89,7 +90,7 @@ class Processes:
         """
         if self.group is None:
             return network
-        here, gpus = int(os.environ.get("LOCAL_WORLD_SIZE", self.size)), torch.cuda.device_count()
+        here, gpus = int(os.environ.get("LOCAL_WORLD_SIZE") or self.size), torch.cuda.device_count()
         if any(p.is_cuda for p in network.parameters()) and here > gpus:
             raise UserError(
                 f"{here} processes on a machine with {gpus} GPUs: each needs its own. Use --nproc-per-node={gpus}, or "
@@ -215,6 +216,41 @@ def current() -> Processes:
     return Processes(dist.get_rank(), dist.get_world_size(), dist.group.WORLD, store)
 
 
+NEEDED = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+LEFT_OVER = "If it is left over from a process of torchrun: `unset TORCHELASTIC_RUN_ID`."
+REACH_SECONDS = 10  # to reach torchrun, which is there before its processes are
+
+
+def started_by_torchrun(environment: Mapping[str, str]) -> bool:
+    """Whether this process is one of several that torchrun started, as its environment says.
+
+    Variables of other launchers, or what is left of some, mean nothing without torchrun's ``TORCHELASTIC_RUN_ID``.
+
+    Raises:
+        UserError: torchrun's variables are not all there, make no sense, or lead to a torchrun that has ended.
+    """
+    if "TORCHELASTIC_RUN_ID" not in environment:
+        return False
+    if missing := [name for name in NEEDED if not environment.get(name)]:
+        raise UserError(f"TORCHELASTIC_RUN_ID is set, and {', '.join(missing)} not. {LEFT_OVER}")
+    numbers = {name: environment[name] for name in ("RANK", "WORLD_SIZE", "MASTER_PORT")}
+    numbers |= {name: environment[name] for name in ("LOCAL_RANK", "LOCAL_WORLD_SIZE") if environment.get(name)}
+    wrong = [f"{name}={value}" for name, value in numbers.items() if not (value.isascii() and value.isdecimal())]
+    if wrong or not int(numbers["RANK"]) < int(numbers["WORLD_SIZE"]) or not 0 < int(numbers["MASTER_PORT"]) < 2**16:
+        said = ", ".join(wrong) or ", ".join(f"{name}={value}" for name, value in numbers.items())
+        raise UserError(f"TORCHELASTIC_RUN_ID is set, and {said} makes no sense with it. {LEFT_OVER}")
+    if numbers["WORLD_SIZE"] == "1":
+        return False
+    if environment.get("TORCHELASTIC_USE_AGENT_STORE") == "True":  # else the first process makes the meeting place
+        address = environment["MASTER_ADDR"], int(numbers["MASTER_PORT"])
+        try:
+            socket.create_connection(address, REACH_SECONDS).close()
+        except (OSError, UnicodeError) as error:
+            where = f"{address[0]}:{address[1]} ({error})"
+            raise UserError(f"TORCHELASTIC_RUN_ID is set, but no torchrun answers at {where}. {LEFT_OVER}") from error
+    return True
+
+
 @contextmanager
 def joined() -> Iterator[Processes]:
     """Within it, this process is one of those that torchrun started; how it ends is how the program should.
@@ -242,7 +278,7 @@ def joined() -> Iterator[Processes]:
 
 def _local_rank(rank: int) -> int:
     """The process's number on its machine; torchrun says it."""
-    return int(os.environ.get("LOCAL_RANK", rank))
+    return int(os.environ.get("LOCAL_RANK") or rank)
 
 
 def _connection_lost(problem: BaseException) -> bool:

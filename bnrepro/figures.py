@@ -136,6 +136,10 @@ def draw_curve(axes: Axes, comparison: Comparison, column: str) -> None:
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set_xlabel("epoch")
     axes.set_ylabel(CURVES.get(column, column.replace("_", " ")))
+    if not any(point[column] is not None for point in comparison.curves):  # as without a validation set
+        axes.text(0.5, 0.5, "not measured", ha="center", va="center", transform=axes.transAxes)
+        axes.set(xticks=[], yticks=[])
+        axes.minorticks_off()
 
 
 def _with_count(comparison: Comparison, variant: str) -> str:

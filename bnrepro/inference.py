@@ -46,7 +46,7 @@ def restore(run: record.Run, data: Dataset | None = None) -> tuple[Config, Datas
 
 
 def evaluate(run: record.Run, statistics: str = "ema", size: int | None = None) -> dict[str, tuple[float, float]]:
-    """(mean cross-entropy, accuracy) of a run's checkpoint on the validation and the test set.
+    """(mean cross-entropy, accuracy) of a run's checkpoint on the validation set, if there is one, and the test set.
 
     Args:
         run: a run with a checkpoint.
@@ -62,7 +62,7 @@ def evaluate(run: record.Run, statistics: str = "ema", size: int | None = None) 
     if statistics not in list(Statistics):
         raise UserError(f"--statistics: there is no {statistics!r}. There are: {', '.join(Statistics)}.")
     cfg, data, network = restore(run)
-    splits = {"validation": data.val, "test": data.test}
+    splits = {"validation": data.val, "test": data.test} if len(data.val.labels) else {"test": data.test}
     batch_size = None
     if size is not None:
         splits = {name: Split(resized(split.images, size), split.labels) for name, split in splits.items()}

@@ -149,6 +149,8 @@ def comparison_table(comparison: Comparison, threshold: float | None = None) -> 
         if threshold is not None
         else f"the best validation accuracy of {first}"
     )
+    if all(point["val_accuracy"] is None for point in comparison.curves):
+        goal = "none (there is no validation set)"
     notes = [
         f"Means with 95% intervals over seeds (Student's t), on {comparison.provenance['data'][0]['data']}.",
         f"minus {first}: differences of the same seed, in percentage points. Epochs: to {goal}"

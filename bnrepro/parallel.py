@@ -18,6 +18,8 @@ from typing import Any, TypeVar
 import torch
 
 from bnrepro.allocator import keep_memory
+from bnrepro.config import UserError
+from bnrepro.cores import cores, unbind
 from bnrepro.signals import terminate_as_interrupt
 
 LOOK_SECONDS = 0.2  # between looks at what the processes report
@@ -72,11 +74,6 @@ def kept_workers() -> Iterator[None]:
         kept, _kept = _kept, None
         for workers in kept.values():
             workers.close()
-
-
-def cores() -> int:
-    """The cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _here(work: Callable[..., Any], index: int, item: Any, report: Report, ended: Callable[..., None]) -> Any:
@@ -140,12 +137,20 @@ class _Workers:
     """Processes that wait for work."""
 
     def __init__(self, jobs: int, threads: int) -> None:
+        unbind()
         context = multiprocessing.get_context("spawn")  # a forked torch can hang in its thread pools
-        self._news: Any = context.Queue()
-        self._stop = context.Event()
-        self.executor = ProcessPoolExecutor(
-            jobs, context, initializer=_start_worker, initargs=(self._news, self._stop, threads)
-        )
+        try:
+            self._news: Any = context.Queue()
+            self._stop = context.Event()
+            self.executor = ProcessPoolExecutor(
+                jobs, context, initializer=_start_worker, initargs=(self._news, self._stop, threads)
+            )
+        except (OSError, ImportError) as error:  # ImportError: Python's where the system has no semaphores
+            why = getattr(error, "strerror", None) or "there are no semaphores"
+            raise UserError(
+                f"Worker processes cannot be connected ({why}): they need semaphores in /dev/shm, and pipes. Mount a "
+                "writable /dev/shm, or use --jobs=1, which needs neither."
+            ) from error
 
     def said(self) -> Iterator[tuple[int, float]]:
         """The tickets of what is under way, and the shares of it that are done."""
@@ -203,6 +208,7 @@ _stop: Any = None  # set when nothing more is to begin
 def _start_worker(news: Any, stop: Any, threads: int) -> None:
     global _news, _stop
     _news, _stop = news, stop
+    unbind()
     torch.set_num_threads(threads)
     keep_memory()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent, which ends the work in order

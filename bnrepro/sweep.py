@@ -12,7 +12,8 @@ from pathlib import Path
 
 from bnrepro import record, train
 from bnrepro.config import UserError, check_override, configs_dir, run_dir, to_yaml
-from bnrepro.parallel import Report, cores, map_all
+from bnrepro.cores import cores
+from bnrepro.parallel import Report, map_all
 from bnrepro.record import Run, Status
 from bnrepro.schema import Config, Device
 

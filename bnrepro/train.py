@@ -269,7 +269,9 @@ class Trainer:
         train_loss, train_accuracy = since.mean()
         row: Row = {"step": self.step, "epoch": self.step / self.steps_per_epoch}
         row |= {"train_loss": train_loss, "train_accuracy": train_accuracy}
-        row["val_loss"], row["val_accuracy"] = self.measure(self.data.val)
+        row["val_loss"], row["val_accuracy"] = (
+            self.measure(self.data.val) if len(self.data.val.labels) else (None, None)
+        )
         row["test_loss"] = row["test_accuracy"] = None
         if self.cfg.eval_test or self.step == self.steps:
             row["test_loss"], row["test_accuracy"] = self.measure(self.data.test)
@@ -298,14 +300,18 @@ class Trainer:
 
     @torch.inference_mode()
     def norm_inputs(self) -> dict[str, Tensor]:
-        """What enters each norm when the first images of the validation set are classified, in eval mode."""
+        """What enters each norm when the first images of the validation set are classified, in eval mode.
+
+        Without a validation set: of the training set.
+        """
         inputs: dict[str, Tensor] = {}
 
         def keep(name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
             return lambda _module, arguments: inputs.__setitem__(name, arguments[0])
 
         handles = [norm.register_forward_pre_hook(keep(name)) for name, norm in self.network.norms.items()]
-        probe = Split(self.data.val.images[:PROBE_IMAGES], self.data.val.labels[:PROBE_IMAGES])
+        source = self.data.val if len(self.data.val.labels) else self.data.train
+        probe = Split(source.images[:PROBE_IMAGES], source.labels[:PROBE_IMAGES])
         self.network.eval()
         with self.autocast():
             for x, _ in eval_batches(

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+from bnrepro import compare, figures, inference, listing, progress, train
 from bnrepro.config import UserError, load_config
 from bnrepro.data import (
     Dataset,
@@ -23,7 +25,8 @@ from bnrepro.data import (
     shaded,
     train_batch,
 )
-from bnrepro.schema import Data, Source
+from bnrepro.record import Run
+from bnrepro.schema import Config, Data, Source
 
 CPU = torch.device("cpu")
 
@@ -58,6 +61,28 @@ def test_default_dataset_is_as_documented() -> None:
 def test_split_that_leaves_nothing_is_refused(digits: Path, fraction: float) -> None:
     with pytest.raises(UserError, match=r"data\.val_fraction"):
         load(Data(name="digits", source=Source.npz, path=str(digits), val_fraction=fraction), CPU)
+
+
+def test_without_validation_every_training_image_is_trained_on(digits: Path, tiny: Callable[..., Config]) -> None:
+    whole = load(Data(name="digits", source=Source.npz, path=str(digits), val_fraction=0), CPU)
+    assert [len(s.labels) for s in (whole.train, whole.val, whole.test)] == [600, 0, 200]
+    cfg = tiny("data.val_fraction=0", "tensorboard=true", "epochs=1")
+    said: list[train.Progress] = []
+    with progress.TrainBar(cfg) as bar:
+        path = train.run(cfg, report=lambda p: (said.append(p), bar.update(p))[0])
+    run = Run(path)
+    assert said[-1].row is not None and run.metrics[-1]["val_loss"] is run.metrics[-1]["val_accuracy"] is None
+    assert run.summary["val_accuracy"] is run.summary["val_loss"] is None
+    assert run.summary["test_accuracy"] > 0 and run.metrics[-1]["step"] == 10
+    assert list(inference.evaluate(run)) == ["test"]
+    comparison = compare.collect([run])
+    compare.save(comparison, path / "compare")
+    stored = compare.open_comparison(path / "compare")
+    assert [row["reached"] for threshold in (None, 0.1) for row in compare.table(stored, threshold)] == [0, 0]
+    assert "Epochs: to none (there is no validation set)" in listing.comparison_table(stored)
+    compare.write_board(stored, path / "board")
+    assert all(file.is_file() for file in figures.draw(stored, path / "figures"))
+    assert [row["val_accuracy"] for row in listing.rows(Path(cfg.root), {})] == [None]
 
 
 def test_normalised_training_set_has_mean_0_and_deviation_1_per_channel() -> None:

@@ -5,6 +5,7 @@ The processes are real (gloo), and shared by all tests that can share them: star
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import re
@@ -299,6 +300,64 @@ def test_process_that_fails_ends_the_others_and_the_run_goes_on_later(
 
 
 # --- torchrun ---
+
+FULL = {
+    "TORCHELASTIC_RUN_ID": "x",
+    "RANK": "1",
+    "WORLD_SIZE": "2",
+    "MASTER_ADDR": "127.0.0.1",
+    "MASTER_PORT": "29500",
+    "LOCAL_RANK": "1",
+    "LOCAL_WORLD_SIZE": "2",
+}
+
+
+@pytest.mark.parametrize("there", list(itertools.product([True, False], repeat=5)), ids=str)
+def test_only_all_of_torchruns_variables_make_a_process_one_of_several(there: tuple[bool, ...]) -> None:
+    environment = {name: FULL[name] for name, is_there in zip(FULL, there, strict=False) if is_there}
+    if not there[0]:
+        assert not distributed.started_by_torchrun(environment)
+    elif all(there):
+        assert distributed.started_by_torchrun(environment | {"LOCAL_RANK": ""})
+        assert not distributed.started_by_torchrun(environment | {"WORLD_SIZE": "1", "RANK": "0"})
+    else:
+        lacking = [name for name, is_there in zip(FULL, there, strict=False) if not is_there]
+        with pytest.raises(UserError, match=f"TORCHELASTIC_RUN_ID is set, and {', '.join(lacking)} not.*`unset TORCH"):
+            distributed.started_by_torchrun(environment)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"RANK": "2"}, "RANK=2, WORLD_SIZE=2"),
+        ({"RANK": "-1"}, "RANK=-1 makes no sense"),
+        ({"WORLD_SIZE": "two"}, "WORLD_SIZE=two makes no sense"),
+        ({"WORLD_SIZE": "0"}, "makes no sense"),
+        ({"MASTER_PORT": "99999"}, "makes no sense"),
+        ({"LOCAL_RANK": "x"}, "LOCAL_RANK=x makes no sense"),
+        ({"LOCAL_WORLD_SIZE": "1.5"}, "LOCAL_WORLD_SIZE=1.5 makes no sense"),
+        ({"RANK": ""}, "RANK not"),
+        ({"TORCHELASTIC_USE_AGENT_STORE": "True", "MASTER_PORT": "1"}, "no torchrun answers at 127.0.0.1:1"),
+        ({"TORCHELASTIC_USE_AGENT_STORE": "True", "MASTER_ADDR": "a..b"}, "no torchrun answers at a..b"),
+    ],
+    ids=str,
+)
+def test_what_is_left_of_torchruns_variables_is_told_and_not_waited_for(
+    monkeypatch: pytest.MonkeyPatch, call: Callable[..., Any], change: dict[str, str], words: str
+) -> None:
+    for name, value in (FULL | change).items():
+        monkeypatch.setenv(name, value)
+    result = call("train")
+    assert result.code == 2
+    assert words in result.err and "Traceback" not in result.err and "unset TORCHELASTIC_RUN_ID" in result.err
+
+
+def test_variables_of_a_group_without_torchrun_are_nothing_to_a_run(
+    monkeypatch: pytest.MonkeyPatch, tiny: Callable[..., Any]
+) -> None:
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR"):
+        monkeypatch.setenv(name, "nonsense")
+    assert Run(train.run(tiny("epochs=1"))).summary["processes"] == 1
 
 
 def torchrun(folder: Path, *arguments: str) -> subprocess.Popen[str]:

@@ -30,7 +30,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torchvision import datasets
 
-from bnrepro import checkpoint, compare, listing, record, report, sources, stored, sweep, train
+from bnrepro import checkpoint, compare, listing, published, record, report, sources, stored, sweep, train
 from bnrepro.archive import read_npz
 from bnrepro.config import UserError, configs_dir, load_config, read_config, run_dir, to_yaml
 from bnrepro.experiments import conclusion, measure, records, reproduce
@@ -199,10 +199,10 @@ ARCHIVES = {
     "half a text": ({"x_train": header("{'descr': '''") + PLAIN}, "damaged"),
     "another version": ({"x_train": header("{}", 3) + PLAIN}, "version"),
     "no array": ({"x_train": b"hello"}, "damaged"),
-    "nan labels": ({"y_train": npy(np.full(20, np.nan))}, "y_train of float64"),
-    "label beyond the classes": ({"y_train": npy(np.arange(20) + 1)}, "the label 20"),
-    "label of 10^18": ({"y_train": npy(np.full(20, 10**18))}, "the label 1000000000000000000"),
-    "label of 2^64 - 1": ({"y_train": npy(np.full(20, 2**64 - 1, np.uint64))}, "labels below 0"),
+    "nan labels": ({"y_train": npy(np.full(20, np.nan))}, "not whole numbers"),
+    "a class for each image": ({"y_train": npy(np.arange(20) + 1)}, "a label of its own for every image"),
+    "label of 10^18": ({"y_train": npy(np.full(20, 10**18))}, "test labels that the training set lacks"),
+    "label of 2^64 - 1": ({"y_train": npy(np.full(20, 2**64 - 1, np.uint64))}, "the label 18446744073709551615"),
 }
 
 
@@ -334,7 +334,7 @@ def test_what_is_no_plain_file_is_not_waited_for(tmp_path: Path, place: str) -> 
     os.mkfifo(tmp_path / "pipe")
     (tmp_path / "folder").mkdir()
     file = tmp_path / place
-    for read in (read_npz, read_config, sources._bytes, record.read_metrics):
+    for read in (read_npz, read_config, published.content, record.read_metrics):
         with pytest.raises(UserError, match="not a plain file"):
             read(file)
     with pytest.raises(UserError, match="not a plain file"):

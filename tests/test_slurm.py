@@ -251,6 +251,144 @@ def test_what_slurm_refuses_is_told_and_leaves_no_ticket(node: None, tiny: Tiny,
     assert list(tmp_path.rglob("*.job")) == []
 
 
+# --- a Slurm that is made up of four scripts ----------------------------------------------------------------------
+
+SBATCH = r"""#!/bin/sh
+env | grep -E '^(SLURM|SBATCH)_' | sort > environment
+last=$(sed -n 's/^#SBATCH --array=0-\([0-9]*\).*/\1/p' "$1")
+count=$((${last:-0} + 1))
+echo "$count" >> asked
+if [ "$count" -gt "$(cat array)" ]; then
+    echo "sbatch: error: Batch job submission failed: Invalid job array specification" >&2; exit 1
+fi
+if [ $(($(wc -l < queue) + count)) -gt "$(cat room)" ]; then
+    echo "sbatch: error: QOSMaxSubmitJobPerUserLimit" >&2
+    echo "sbatch: error: Batch job submission failed: Job violates accounting/QOS policy (job submit limit," \
+        "user's size and/or time limits)" >&2; exit 1
+fi
+number=$(($(wc -l < asked) + 100))
+if [ -z "$last" ]; then echo "$number|RUNNING" >> queue
+else for task in $(seq 0 "$last"); do echo "${number}_$task|RUNNING" >> queue; done; fi
+echo "Submitted batch job $number"
+"""
+SQUEUE = r"""#!/bin/sh
+for option in "$@"; do
+    case "$option" in
+        --user=[0-9]*|--states=all|--array|--noheader|--format=*) ;;
+        *) echo "squeue: unrecognized option '$option'" >&2; exit 1 ;;
+    esac
+done
+cat queue
+"""
+
+
+@pytest.fixture
+def made_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder in which ``sbatch`` queues up to ``room`` jobs in arrays of up to ``array``, and ``squeue`` is old."""
+    pytest.importorskip("submitit")
+    folder = tmp_path / "slurm"
+    folder.mkdir()
+    for name, script in (("sbatch", SBATCH), ("squeue", SQUEUE), ("srun", "#!/bin/sh\n")):
+        (folder / name).write_text(script.replace("#!/bin/sh\n", f"#!/bin/sh\ncd {folder}\n"))
+        (folder / name).chmod(0o755)
+    (folder / "queue").touch()
+    (folder / "room").write_text("1000")
+    (folder / "array").write_text("1000")
+    monkeypatch.setenv("PATH", f"{folder}{os.pathsep}{os.environ['PATH']}")
+    return folder
+
+
+def end_one(folder: Path, grid: list[Config]) -> None:
+    """The first job of the queue has finished its run."""
+    queue = (folder / "queue").read_text().splitlines()
+    for path in map(run_dir, grid):
+        ticket = Ticket.read(path)
+        if queue and ticket and ticket.job == queue[0].split("|")[0]:
+            summary = {"status": "completed", "variant": "bn", "seed": 0, "seconds": 1.0, "parameters": 1, "buffers": 1}
+            record.write_summary(path, summary | {"test_accuracy": 0.5})
+            Ticket.file(path).unlink()
+    (folder / "queue").write_text("".join(f"{line}\n" for line in queue[1:]))
+
+
+@pytest.mark.parametrize(
+    ("room", "array", "first"), [(1000, 1000, ["7"]), (3, 1000, ["7", "3", "3", "1"]), (1000, 2, ["7", "3", "1", "1"])]
+)
+def test_what_the_cluster_does_not_take_at_once_follows_in_portions(
+    made_up: Path, tiny: Tiny, monkeypatch: pytest.MonkeyPatch, room: int, array: int, first: list[str]
+) -> None:
+    grid = [tiny(f"seed={seed}") for seed in range(7)]
+    (made_up / "room").write_text(str(room))
+    (made_up / "array").write_text(str(array))
+    monkeypatch.setattr(time, "sleep", lambda _: end_one(made_up, grid))
+    said: list[str] = []
+    outcomes = slurm.run_all(grid, options(), say=said.append)
+    assert [outcome.error for outcome in outcomes] == [None] * 7
+    assert (made_up / "asked").read_text().split()[: len(first)] == first
+    assert sum(int(line.split()[1]) for line in said if line.startswith("Submitted")) == 7
+    assert any("4 wait, and are submitted as others end" in line for line in said) == (room == 3)
+    assert len([folder for folder in (Path(grid[0].root) / "slurm").iterdir() if folder.is_dir()]) == sum(
+        line.startswith("Submitted") for line in said
+    )  # nothing is left of what was refused
+
+
+def test_cluster_that_takes_no_job_at_all_says_why(made_up: Path, tiny: Tiny, tmp_path: Path) -> None:
+    (made_up / "room").write_text("0")
+    with pytest.raises(UserError, match=r"Slurm refuses the jobs: .*QOSMaxSubmitJobPerUserLimit"):
+        slurm.run_all([tiny(), tiny("seed=1")], options())
+    assert list(tmp_path.rglob("*.job")) == []
+
+
+@pytest.mark.parametrize(
+    ("complaint", "limit"),
+    [
+        ("sbatch: error: QOSMaxSubmitJobPerUserLimit sbatch: error: Batch job submission failed", True),
+        ("sbatch: error: AssocMaxSubmitJobLimit", True),
+        ("sbatch: error: AssocGrpSubmitJobsLimit", True),
+        ("Job violates accounting/QOS policy (job submit limit, user's size and/or time limits)", True),
+        ("Batch job submission failed: Invalid job array specification", True),
+        ("QOSMaxWallDurationPerJobLimit: Job violates accounting/QOS policy (job submit limit, user's ...)", False),
+        ("QOSMaxCpuPerUserLimit", False),
+        ("Invalid partition name specified", False),
+        ("Socket timed out on send/recv operation", False),
+    ],
+)
+def test_limits_of_numbers_are_told_from_those_of_size(complaint: str, limit: bool) -> None:
+    assert slurm._is_limit(complaint) == limit
+
+
+@pytest.mark.parametrize(
+    ("variable", "asked", "kept"),
+    [
+        ("SLURM_MEM_PER_CPU", (), False),
+        ("SLURM_MEM_PER_NODE", (), False),
+        ("SLURM_JOB_ID", (), False),
+        ("SLURM_NTASKS", (), False),
+        ("SLURM_CPUS_PER_TASK", (), False),
+        ("SLURM_EXPORT_ENV", (), False),
+        ("SLURM_CONF", (), True),
+        ("SLURM_CLUSTERS", (), True),
+        ("SBATCH_MEM_PER_CPU", (), False),  # `options` asks for memory
+        ("SBATCH_TIMELIMIT", (), False),
+        ("SBATCH_ARRAY_INX", (), False),
+        ("SBATCH_PARTITION", (), True),
+        ("SBATCH_PARTITION", ("partition=gpu",), False),
+        ("SBATCH_ACCOUNT", ("account=a",), False),
+        ("SBATCH_ACCOUNT", (), True),
+        ("SBATCH_GPUS", ("gpus=1",), False),
+        ("SBATCH_CONSTRAINT", (), True),
+    ],
+)
+def test_submission_sees_nothing_of_the_job_that_it_is_made_in(
+    made_up: Path, tiny: Tiny, monkeypatch: pytest.MonkeyPatch, variable: str, asked: tuple[str, ...], kept: bool
+) -> None:
+    grid = [tiny()] if "gpus=1" not in asked else [tiny("device=cuda")]
+    monkeypatch.setenv(variable, "7")
+    asked_for = options(*asked)
+    slurm._submit_missing({run_dir(cfg): cfg for cfg in grid}, asked_for, False, lambda _: None)
+    assert (f"{variable}=7" in (made_up / "environment").read_text().split()) == kept
+    assert os.environ[variable] == "7"
+
+
 # --- without Slurm ------------------------------------------------------------------------------------------------
 
 

