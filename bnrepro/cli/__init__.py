@@ -3,14 +3,33 @@
 from __future__ import annotations
 
 import errno
-import os
+import signal
 import sys
+from typing import Any, NoReturn
 
 import typer
+from typer.core import TyperGroup
 
+from bnrepro import output, signals
 from bnrepro.cli import data, results, run, tools
 
+
+class Stopped(BaseException):
+    """A KeyboardInterrupt, which Typer would end without a word."""
+
+
+class _Commands(TyperGroup):
+    def invoke(self, ctx: Any) -> Any:
+        """The command, whose interruption is told by `main`."""
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt as stop:
+            goes_on = ctx.invoked_subcommand in ("train", "compare", "sweep", "reproduce")
+            raise Stopped(str(stop) or ("Stopped; the same command goes on." if goes_on else "Stopped.")) from stop
+
+
 app = typer.Typer(
+    cls=_Commands,
     name="bnrepro",
     help="Claims about batch normalization, run and judged.",
     no_args_is_help=True,
@@ -28,13 +47,40 @@ app.add_typer(data.app, name="data")
 
 
 def main() -> None:
-    """Entry point: what the user can mend is one sentence and exit code 2, never a traceback."""
+    """Entry point: what the user can mend is one sentence and exit code 2, never a traceback.
+
+    Ended by a signal, it is 128 and the signal's number; 1 if standard output could not be written, for another reason
+    than that nobody reads it: see `bnrepro.output`.
+    """
+    output.protect()
+    signals.received = None
+    try:
+        with signals.terminate_as_interrupt():
+            _run()
+    except SystemExit as ended:
+        if ended.code in (None, 0) and not output.finish():
+            sys.exit(1)
+        if ended.code in (None, 0) or not signals.received:
+            raise
+        _stop("Stopped.")
+    except (KeyboardInterrupt, Stopped) as stop:
+        _stop(str(stop) or "Stopped.")
+    except Exception:
+        if not signals.received:
+            raise
+        _stop("Stopped.")  # an import that is interrupted can end in any error
+
+
+def _stop(message: str) -> NoReturn:
+    signals.ignore()  # what is left is the interpreter's end
+    output.tell(f"\n{message}")
+    sys.exit(128 + (signals.received or signal.SIGINT))
+
+
+def _run() -> None:
     # Named before the commands run, imported only when something went wrong: help must not pay for Hydra.
     try:
         app(prog_name="bnrepro")
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # `bnrepro runs | head`
-        sys.exit(0)
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS, errno.EPERM):
             raise
@@ -43,7 +89,7 @@ def main() -> None:
     except Exception as error:
         from bnrepro.config import UserError
 
-        if not isinstance(error, UserError):
+        if not isinstance(error, UserError) or signals.received:
             raise
         _fail(str(error))
 
