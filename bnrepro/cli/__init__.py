@@ -3,29 +3,23 @@
 from __future__ import annotations
 
 import errno
-import signal
 import sys
-from typing import Any, NoReturn
+from typing import Any
 
 import typer
 from typer.core import TyperGroup
 
-from bnrepro import output, signals
-from bnrepro.cli import data, results, run, tools
-
-
-class Stopped(BaseException):
-    """A KeyboardInterrupt, which Typer would end without a word."""
+from bnrepro.cli import data, ending, results, run, tools
 
 
 class _Commands(TyperGroup):
-    def invoke(self, ctx: Any) -> Any:
-        """The command, whose interruption is told by `main`."""
+    def main(self, *args: Any, **kwargs: Any) -> Any:
+        """As Typer's, which would end an interruption without a word."""
         try:
-            return super().invoke(ctx)
-        except KeyboardInterrupt as stop:
-            goes_on = ctx.invoked_subcommand in ("train", "compare", "sweep", "reproduce")
-            raise Stopped(str(stop) or ("Stopped; the same command goes on." if goes_on else "Stopped.")) from stop
+            return super().main(*args, **kwargs)
+        except SystemExit as ended:
+            stop = ended.__context__ and ended.__context__.__cause__
+            raise stop if isinstance(stop, KeyboardInterrupt) else ended from None
 
 
 app = typer.Typer(
@@ -47,37 +41,11 @@ app.add_typer(data.app, name="data")
 
 
 def main() -> None:
-    """Entry point: what the user can mend is one sentence and exit code 2, never a traceback.
-
-    Ended by a signal, it is 128 and the signal's number; 1 if standard output could not be written, for another reason
-    than that nobody reads it: see `bnrepro.output`.
-    """
-    output.protect()
-    signals.received = None
-    try:
-        with signals.terminate_as_interrupt():
-            _run()
-    except SystemExit as ended:
-        if ended.code in (None, 0) and not output.finish():
-            sys.exit(1)
-        if ended.code in (None, 0) or not signals.received:
-            raise
-        _stop("Stopped.")
-    except (KeyboardInterrupt, Stopped) as stop:
-        _stop(str(stop) or "Stopped.")
-    except Exception:
-        if not signals.received:
-            raise
-        _stop("Stopped.")  # an import that is interrupted can end in any error
+    """Entry point: what the user can mend is one sentence and exit code 2, never a traceback."""
+    ending.run(_main)
 
 
-def _stop(message: str) -> NoReturn:
-    signals.ignore()  # what is left is the interpreter's end
-    output.tell(f"\n{message}")
-    sys.exit(128 + (signals.received or signal.SIGINT))
-
-
-def _run() -> None:
+def _main() -> None:
     # Named before the commands run, imported only when something went wrong: help must not pay for Hydra.
     try:
         app(prog_name="bnrepro")
@@ -89,7 +57,7 @@ def _run() -> None:
     except Exception as error:
         from bnrepro.config import UserError
 
-        if not isinstance(error, UserError) or signals.received:
+        if not isinstance(error, UserError):
             raise
         _fail(str(error))
 
