@@ -2,7 +2,7 @@
 
 `protect` is called once at the start of a process. From then on
 
-* what an encoding lacks is written as an escape (``\\u2014``);
+* what an encoding lacks is written as an escape;
 * a stream that was closed, whose reader or terminal is gone, or whose disk is full, takes what is written and drops it;
 * a stream that does not block is waited for;
 * once a signal has asked for an end, a stream that takes nothing (a stopped terminal, a reader that hangs) is not.
@@ -143,11 +143,11 @@ def tell(text: str) -> None:
 
 @contextmanager
 def only_shown(what: str) -> Iterator[None]:
-    """For what only shows (curves, figures, bars): an error within is told once for each ``what``, and stops nothing."""
+    """For what only shows (curves, figures, bars): an error is told once for each ``what``, and stops nothing."""
     try:
         yield
     except Exception as error:
         if what not in _told:
             _told.add(what)
-            reason = str(error).partition("\n")[0]
-            tell(f"{what}: {type(error).__name__}: {reason}. Only this is missing; results are not affected.")
+            reason = str(error).partition("\n")[0].rstrip(".")
+            tell(f"{what} cannot be shown ({type(error).__name__}: {reason}). Results are not affected.")

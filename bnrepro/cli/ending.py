@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 from collections.abc import Callable
@@ -18,6 +19,7 @@ def run(command: Callable[[], None]) -> None:
             standard output could not be written, for another reason than that nobody reads it (`bnrepro.output`).
     """
     output.protect()
+    os.environ |= {"MPLBACKEND": "agg", "MATPLOTLIBRC": os.devnull}  # figures are files, and look alike everywhere
     signals.received = None
     try:
         with signals.terminate_as_interrupt():
