@@ -86,7 +86,7 @@ def as_text(found: list[Row]) -> str:
 
 
 def terminal_width() -> int | None:
-    """Columns of the terminal that tables are read on, or COLUMNS; None where they go elsewhere: into a file, a pipe."""
+    """Columns of the terminal that tables are read on, or COLUMNS; None where they go into a file or a pipe."""
     columns = os.environ.get("COLUMNS", "")
     if not (columns.isdecimal() and int(columns)) and not (sys.stdout and sys.stdout.isatty()):
         return None
