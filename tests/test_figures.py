@@ -187,8 +187,8 @@ def test_nothing_depends_on_a_users_settings(known: Comparison, tmp_path: Path) 
 @pytest.mark.parametrize("backend", ["module://no_such_module", "nonsense", "qtagg"])
 def test_command_line_needs_no_backend(backend: str, known: Comparison, tmp_path: Path) -> None:
     save(known, tmp_path / "kept")
-    (tmp_path / "matplotlibrc").write_bytes(b"text.usetex: True\nbackend: \xff\n")
-    hostile = {"MPLBACKEND": backend, "MATPLOTLIBRC": str(tmp_path / "matplotlibrc")}
+    (tmp_path / "theirs").write_bytes(b"text.usetex: True\nbackend: \xff\n")
+    hostile = {"MPLBACKEND": backend, "MATPLOTLIBRC": str(tmp_path / "theirs")}
     command = [sys.executable, "-m", "bnrepro", "figures", str(tmp_path / "kept")]
     subprocess.run(command, env=os.environ | hostile, check=True, cwd=tmp_path)
     assert len(list((tmp_path / "kept" / "figures").iterdir())) == 12
