@@ -88,7 +88,8 @@ class TrainBar:
         self.started = self.started or (time.monotonic(), progress.step)
         self.progress = progress
         if progress.row:
-            self.validation = f", validation accuracy {progress.row['val_accuracy']:.4f}"
+            accuracy = progress.row["val_accuracy"]
+            self.validation = "" if accuracy is None else f", validation accuracy {accuracy:.4f}"
             if not self.display.live:
                 tell(f"epoch {progress.row['epoch']:g}: {self.numbers()}")
 

@@ -300,39 +300,46 @@ def open_run(path: Path) -> Run:
 
 @contextmanager
 def claim(directory: Path) -> Iterator[None]:
-    """Keep other processes from the run in ``directory``; where one has it, say so and wait until it ends.
+    """Keep other processes from the run in ``directory``; where one has it, say so and wait until it ends."""
+    with locked(directory / LOCK, f"{directory}: another process is at this run; waiting for it."):
+        yield
 
-    The operating system gives the claim up with the process, however that ends. Where the file system has no locks,
-    or they fail, the run goes on without one, and says so.
+
+@contextmanager
+def locked(file: Path, waiting: str) -> Iterator[None]:
+    """What one process at a time may do. One that has to wait says ``waiting``, and a signal ends its wait.
+
+    The operating system gives the lock up with the process, however that ends. Where the file system has no locks, or
+    they fail, it goes on without one, and says so.
     """
-    directory.mkdir(parents=True, exist_ok=True)
-    handle = os.open(directory / LOCK, os.O_RDWR | os.O_CREAT, 0o666)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    handle = os.open(file, os.O_RDWR | os.O_CREAT, 0o666)
     try:
-        _lock(handle, directory)
+        _lock(handle, file, waiting)
         yield
     finally:
         os.close(handle)
 
 
-def _lock(handle: int, directory: Path) -> None:
+def _lock(handle: int, file: Path, waiting: str) -> None:
     try:
         import fcntl
     except ImportError:  # Windows
         return
-    waiting = False
+    told = False
     while True:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
             return
         except BlockingIOError:
-            if not waiting:
-                output.tell(f"{directory}: another process is at this run; waiting for it.")
-            waiting = True
-            time.sleep(WAIT_SECONDS)  # which a signal ends
+            if not told:
+                output.tell(waiting)
+            told = True
+            time.sleep(WAIT_SECONDS)
         except OSError as error:
             output.tell(
-                f"{directory}: this file system has no locks ({error.strerror}). Going on without; do not start the "
-                "same run twice at a time."
+                f"{file.parent}: this file system has no locks ({error.strerror}). Going on without; do not start the "
+                "same command twice at a time."
             )
             return
 

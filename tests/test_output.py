@@ -62,6 +62,23 @@ def test_run_is_completed_while_nobody_reads(digits: Path, tmp_path: Path) -> No
     assert '"status": "completed"' in summary.read_text()
 
 
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "cp1252", "cp437", "utf-8", "utf-16"])
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_every_character_has_an_escape(encoding: str, unbuffered: str) -> None:
+    code = r"""
+import sys
+from bnrepro import output
+output.protect()
+for stream in (sys.stdout, sys.stderr):
+    print("\u2212 \u5c42 \udc80 \x00 a", file=stream)
+sys.exit(not output.finish())
+"""
+    env = os.environ | {"PYTHONIOENCODING": encoding, "PYTHONUNBUFFERED": unbuffered}
+    ended = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, check=True)
+    for content in (ended.stdout, ended.stderr):
+        assert content.decode(encoding).endswith("\\udc80 \x00 a\n")
+
+
 # --- the shield ---
 
 
