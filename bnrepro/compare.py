@@ -283,8 +283,9 @@ def write_board(comparison: Comparison, folder: Path) -> None:
     TensorBoard cannot average runs. The means have the tags of single runs, so that they share their charts; mean
     and interval stand together on the CUSTOM SCALARS page.
     """
-    from torch.utils.tensorboard import SummaryWriter
+    from torch.utils.tensorboard.summary import custom_scalars
 
+    from bnrepro.board import EventFile
     from bnrepro.record import SPLITS
 
     tags = {f"{split}_{metric}": f"{metric}/{split}" for metric in ("accuracy", "loss") for split in SPLITS}
@@ -292,12 +293,12 @@ def write_board(comparison: Comparison, folder: Path) -> None:
     for variant in comparison.variants:
         own = folder / variant
         shutil.rmtree(own, ignore_errors=True)
-        with SummaryWriter(str(own)) as writer:
-            writer.add_custom_scalars({"mean over seeds, 95% interval": margins})
+        with EventFile(own) as events:
+            events.summary(custom_scalars({"mean over seeds, 95% interval": margins}))
             for column, tag in tags.items():
                 for step, values in comparison.over_seeds(variant, column, by="step"):
                     interval = t_interval(values)
-                    writer.add_scalar(tag, interval.mean, int(step))
+                    events.scalar(tag, interval.mean, int(step))
                     if interval.n > 1:
-                        writer.add_scalar(f"interval/{tag}/low", interval.low, int(step))
-                        writer.add_scalar(f"interval/{tag}/high", interval.high, int(step))
+                        events.scalar(f"interval/{tag}/low", interval.low, int(step))
+                        events.scalar(f"interval/{tag}/high", interval.high, int(step))

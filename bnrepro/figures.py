@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import warnings
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from io import BytesIO
-from itertools import cycle
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +20,11 @@ from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, NullLocato
 from bnrepro.compare import Comparison
 from bnrepro.record import write_whole
 from bnrepro.stats import t_interval
+from bnrepro.stored import printable
 
 COLUMN = 3.4  # inches: a paper's column
 DPI = 200
+LONGEST = 40  # characters of a name
 
 # Okabe & Ito's palette, which colour-blind readers can tell apart; line styles say it again for print.
 STYLES: dict[str, tuple[str, Any]] = {
@@ -64,19 +67,47 @@ def style() -> Iterator[None]:
         "svg.fonttype": "none",
         "svg.hashsalt": "bnrepro",  # the same figure gives the same file
     }
-    with mpl.rc_context(settings):
+    with mpl.rc_context():
+        mpl.rcdefaults()  # not a user's matplotlibrc, which may ask for LaTeX, or fonts that are not there
+        mpl.rcParams.update(settings)
         yield
 
 
-def look(variants: list[str]) -> dict[str, tuple[str, Any]]:
-    """A colour and a line style for each variant; those of the four main ones are always the same."""
-    spare = cycle(SPARE)
-    return {v: STYLES.get(v) or (next(spare), "-") for v in variants}
+def look(variants: Sequence[str]) -> dict[str, tuple[str, Any]]:
+    """A colour and a line style for each variant, no two alike; those of the four main ones are always the same."""
+    spare = ((color, dashes) for dashes in _dashes() for color in SPARE)
+    return {v: STYLES.get(v) or next(spare) for v in variants}
+
+
+def _dashes() -> Iterator[Any]:
+    """A solid line, and then dashes with one dot between them, two dots, ..."""
+    yield "-"
+    for dots in count(1):
+        yield (0, (6, 1.5, *(1, 1.5) * dots))
 
 
 def label(variant: str) -> str:
-    """What legends call a variant."""
-    return LABELS.get(variant, variant)
+    """What legends call a variant, on one line."""
+    return LABELS.get(variant) or plain(variant)
+
+
+def plain(name: str) -> str:
+    """A name as matplotlib shows it: it takes a pair of $ for a formula, and leaves _names out of legends."""
+    text = printable(name).replace("\n", " ").replace("\t", " ")
+    if len(text) > LONGEST:
+        text = f"{text[: LONGEST // 2]}\N{HORIZONTAL ELLIPSIS}{text[-LONGEST // 2 + 1 :]}"
+    return f" {text}".replace("$", r"\$") if text.startswith("_") else text.replace("$", r"\$")
+
+
+def legend(figure: Figure, columns: int) -> None:
+    """A legend above the axes, of the first of them; the figure becomes higher where it has more than two rows."""
+    handles, labels = figure.axes[0].get_legend_handles_labels()
+    if max(map(len, labels), default=0) > 34:
+        columns = 1
+    more = -(-len(labels) // columns) - 2
+    if more > 0:
+        figure.set_figheight(figure.get_figheight() + 0.16 * more)
+    figure.legend(handles, labels, loc="outside upper center", ncols=columns, handlelength=2.6, columnspacing=1.2)
 
 
 def curve(comparison: Comparison, column: str) -> Figure:
@@ -88,7 +119,7 @@ def curve(comparison: Comparison, column: str) -> Figure:
         figure = Figure(figsize=(COLUMN, 2.6), layout="constrained")
         axes = figure.add_subplot()
         draw_curve(axes, comparison, column)
-        figure.legend(loc="outside upper center", ncols=2, handlelength=2.6, columnspacing=1.2)
+        legend(figure, 2)
         return figure
 
 
@@ -176,9 +207,8 @@ def overview(comparison: Comparison) -> Figure:
         figure = Figure(figsize=(2 * COLUMN, 4.6), layout="constrained")
         for axes, column in zip(figure.subplots(2, 2).flat, CURVES, strict=True):
             draw_curve(axes, comparison, column)
-        handles, labels = figure.axes[0].get_legend_handles_labels()
-        columns = 4 if sum(map(len, labels)) < 80 else 3  # as many as fit the page
-        figure.legend(handles, labels, loc="outside upper center", ncols=columns, handlelength=2.6, columnspacing=1.2)
+        labels = figure.axes[0].get_legend_handles_labels()[1]
+        legend(figure, 4 if sum(map(len, labels)) < 80 else 3)  # as many as fit the page
         return figure
 
 
@@ -192,7 +222,8 @@ def draw(comparison: Comparison, folder: Path) -> list[Path]:
 def save(figure: Figure, stem: Path) -> Path:
     """``stem``.svg and ``stem``.png, whole; the same figure gives the same files."""
     FigureCanvasAgg(figure)
-    with style():
+    with style(), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph ")  # a name in letters that the font lacks is drawn as boxes
         for kind, metadata in (("svg", {"Date": None}), ("png", {"Software": None})):
             content = BytesIO()
             figure.savefig(content, format=kind, dpi=DPI, metadata=metadata)

@@ -5,7 +5,9 @@ from __future__ import annotations
 import csv
 import io
 import math
+import os
 import shutil
+import sys
 import textwrap
 from collections import Counter
 from collections.abc import Sequence
@@ -68,14 +70,47 @@ def as_csv(found: list[Row]) -> str:
 
 
 def as_text(found: list[Row]) -> str:
-    """The rows as aligned text; the path comes last and is never cut."""
+    """The rows as aligned text; the path comes last, on a narrow terminal on a line of its own, and is never cut."""
     lines = [["variant", "seed", "status", "test acc", "val acc", "seconds", "run"]]
     for row in found:
         numbers = [
             _number(row[key], digits) for key, digits in (("test_accuracy", 4), ("val_accuracy", 4), ("seconds", 1))
         ]
         lines.append([row["variant"], str(row["seed"]), row["status"], *numbers, row["path"]])
-    return aligned(lines, left=(0, 2, 6))
+    text = aligned(lines, left=(0, 2, 6))
+    width = terminal_width()
+    if width is None or max(map(len, text.splitlines())) <= width:
+        return text
+    numbers = aligned([line[:-1] for line in lines], left=(0, 2)).splitlines()
+    return "\n".join(f"{first}\n  {printable(line[-1])}" for first, line in zip(numbers, lines, strict=True))
+
+
+def terminal_width() -> int | None:
+    """Columns of the terminal that tables are read on, or COLUMNS; None where they go into a file or a pipe."""
+    columns = os.environ.get("COLUMNS", "")
+    if not (columns.isdecimal() and int(columns)) and not (sys.stdout and sys.stdout.isatty()):
+        return None
+    return max(40, shutil.get_terminal_size().columns)
+
+
+def fitted(lines: Sequence[Sequence[str]], left: Sequence[int] = (0,)) -> str:
+    """`aligned`; on a narrower terminal as several tables one below the other, each of which has the first column."""
+    whole, width = aligned(lines, left), terminal_width()
+    if width is None or len(lines[0]) < 3 or max(map(len, whole.splitlines())) <= width:
+        return whole
+    parts, chosen = [], [0]
+    for column in range(1, len(lines[0])):
+        wider = _only(lines, [*chosen, column], left)
+        if len(chosen) > 1 and max(map(len, wider.splitlines())) > width:
+            parts.append(_only(lines, chosen, left))
+            chosen = [0]
+        chosen.append(column)
+    return "\n\n".join([*parts, _only(lines, chosen, left)])
+
+
+def _only(lines: Sequence[Sequence[str]], columns: Sequence[int], left: Sequence[int]) -> str:
+    places = [place for place, column in enumerate(columns) if column in left]
+    return aligned([[line[column] for column in columns] for line in lines], places)
 
 
 def aligned(lines: Sequence[Sequence[str]], left: Sequence[int] = (0,)) -> str:
@@ -111,7 +146,7 @@ def describe(path: Path) -> str:
         lines = [list(record.COLUMNS)]
         for row in run.metrics:
             lines.append([_cell(key, row[key]) for key in record.COLUMNS])
-        parts += ["", aligned(lines, left=())]
+        parts += ["", fitted(lines, left=())]
     return "\n".join([*parts, "", to_yaml(run.config).rstrip()])
 
 
@@ -156,7 +191,7 @@ def comparison_table(comparison: Comparison, threshold: float | None = None) -> 
         f"minus {first}: differences of the same seed, in percentage points. Epochs: to {goal}"
         + (", same seed." if threshold is None else "."),
     ]
-    return "\n".join([aligned(lines), "", *notes])
+    return "\n".join([fitted(lines), "", *_wrapped(notes)])
 
 
 def _between(row: Row, name: str, scale: float, digits: int) -> str:
@@ -188,7 +223,12 @@ def sweep_table(runs: Sequence[tuple[list[str], Outcome]]) -> str:
         states = Counter(outcome.state for outcome in outcomes)
         ends = [str(states[Status.diverged] or "-"), str(states[Status.failed] or "-")]
         lines.append([name, str(len(summaries)), *accuracies, *ends])
-    return aligned(lines)
+    return fitted(lines)
+
+
+def _wrapped(notes: Sequence[str]) -> list[str]:
+    width = terminal_width()
+    return [line for note in notes for line in (textwrap.wrap(note, width) if width else [note])]
 
 
 def _percent(interval: Interval) -> str:
@@ -200,7 +240,7 @@ def _percent(interval: Interval) -> str:
 
 def verdict_table(findings: Sequence[Finding], width: int | None = None) -> str:
     """A line for each claim with its verdict, and under it what was found, as wide as the terminal."""
-    width = min(width or shutil.get_terminal_size().columns, 120)
+    width = max(40, min(width or shutil.get_terminal_size().columns, 120))
     indent = " " * (2 + max((len(f.claim.id) for f in findings), default=0))
     counts = Counter(finding.verdict for finding in findings)
     lines = [f"{len(findings)} claims: " + ", ".join(f"{counts[v]} {v}" for v in Verdict if counts[v])]

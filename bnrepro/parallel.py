@@ -4,25 +4,30 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-import queue
+import pickle
+import select
 import signal
 import threading
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
+import time
+import traceback
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
-from itertools import count
+from dataclasses import dataclass, field
+from multiprocessing import connection, resource_tracker
 from typing import Any, TypeVar
 
 import torch
 
+from bnrepro import output
 from bnrepro.allocator import keep_memory
-from bnrepro.config import UserError
 from bnrepro.cores import cores, unbind
-from bnrepro.signals import terminate_as_interrupt
+from bnrepro.signals import STOPPING, Stop, stop_between_steps
 
-LOOK_SECONDS = 0.2  # between looks at what the processes report
+LOOK_SECONDS = 0.2  # between looks at whether a signal came
+ORDERLY_SECONDS = 7.0  # that work has to end in order, with a checkpoint; ...
+ABRUPT_SECONDS = 3.0  # ... after a second signal, without one; then its process is killed
+INTERRUPTED = 130  # exit code of a process whose work was interrupted by somebody else than its parent
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -55,9 +60,14 @@ def map_all(
     take = ended or (lambda _index, _result: None)
     if jobs == 1:
         return [_here(work, index, item, tell, take) for index, item in enumerate(items)]
-    pools = _Pools(work, jobs, threads or max(1, cores() // jobs), tell, take)
-    with terminate_as_interrupt():
-        return pools.run(items, lost)
+    results: dict[int, Result] = {}
+    with _signals_only_ask() as stop, _workers(threads or max(1, cores() // jobs)) as workers:
+        map_ = _Map(work, workers, tell, take, stop, results)
+        for index, item in map_.run(list(enumerate(items)), jobs):  # what was killed has the machine for itself now
+            if map_.run([(index, item)], 1):
+                results[index] = lost(item)
+                take(index, results[index])
+    return [results[index] for index in range(len(items))]
 
 
 @contextmanager
@@ -71,9 +81,10 @@ def kept_workers() -> Iterator[None]:
     try:
         yield
     finally:
-        kept, _kept = _kept, None
-        for workers in kept.values():
-            workers.close()
+        with _signals_only_ask():
+            kept, _kept = _kept, None
+            for workers in kept.values():
+                workers.close()
 
 
 def _here(work: Callable[..., Any], index: int, item: Any, report: Report, ended: Callable[..., None]) -> Any:
@@ -83,147 +94,207 @@ def _here(work: Callable[..., Any], index: int, item: Any, report: Report, ended
     return result
 
 
+@contextmanager
+def _signals_only_ask() -> Iterator[Stop]:
+    """No signal interrupts what happens within, so that no process is lost sight of; it is looked at between events."""
+    with stop_between_steps() as stop:
+        stop.ending = True
+        yield stop
+
+
 @dataclass(frozen=True)
-class _Pools:
+class _Map:
+    """One `map_all`."""
+
     work: Callable[..., Any]
-    jobs: int
-    threads: int
+    workers: _Workers
     report: Report
     ended: Callable[[int, Any], None]
+    stop: Stop
+    results: dict[int, Any]
 
-    def run(self, items: Sequence[Any], lost: Callable[..., Any]) -> list[Any]:
-        """The results of ``items``."""
-        results: dict[int, Any] = {}
-        rest = list(enumerate(items))
-        # A process that is killed breaks its whole pool. What is left gets another one as long as that helps, and
-        # then each item its own, so that only the one that kills is lost.
-        while rest and (new := self._pool(rest, self.jobs)):
-            results |= new
-            rest = [(i, item) for i, item in rest if i not in results]
-        for i, item in rest:
-            results |= self._pool([(i, item)], 1)
-            if i not in results:
-                results[i] = lost(item)
-                self.ended(i, results[i])
-        return [results[i] for i in range(len(items))]
-
-    def _pool(self, items: list[tuple[int, Any]], jobs: int) -> dict[int, Any]:
-        """The results of ``items``, less what a killed process took with it."""
-        results: dict[int, Any] = {}
-        with _workers(jobs, self.threads) as workers:
-            tickets: dict[int, int] = {}
-            futures: dict[Future[Any], int] = {}
-            with suppress(BrokenProcessPool):  # already: what is not handed out is for another pool
-                for i, item in items:
-                    tickets[ticket := next(_tickets)] = i
-                    futures[workers.executor.submit(_work, self.work, ticket, item)] = i
-            pending = set(futures)
-            while pending:
-                done, pending = wait(pending, timeout=LOOK_SECONDS, return_when=FIRST_COMPLETED)
-                for ticket, share in workers.said():
-                    if ticket in tickets:  # and not of the work before this
-                        self.report(tickets[ticket], share)
-                for future in done:
-                    try:
-                        results[futures[future]] = future.result()
-                        self.report(futures[future], 1.0)
-                        self.ended(futures[future], results[futures[future]])
-                    except BrokenProcessPool:
-                        pending = set()
-        return results
+    def run(self, items: Sequence[tuple[int, Any]], jobs: int) -> list[tuple[int, Any]]:
+        """Work on ``items``, ``jobs`` at a time; returns those whose process was killed."""
+        waiting, killed = deque(items), []
+        busy: dict[_Worker, tuple[int, Any]] = {}
+        while waiting or busy:
+            if self.stop.asked:
+                raise KeyboardInterrupt
+            while waiting and len(busy) < jobs and (worker := self.workers.idle(busy)):
+                busy[worker] = waiting.popleft()
+                worker.give(self.work, busy[worker][1])
+            for pipe in connection.wait([worker.pipe for worker in busy], LOOK_SECONDS):
+                worker = next(each for each in busy if each.pipe is pipe)
+                index, item = busy[worker]
+                match worker.answer():
+                    case "share", share:
+                        self.report(index, share)
+                    case "result", result:
+                        del busy[worker]
+                        self.results[index] = result
+                        self.report(index, 1.0)
+                        self.ended(index, result)
+                    case "error", error:
+                        raise error
+                    case _:
+                        del busy[worker]
+                        killed.append((index, item))
+        return killed
 
 
-class _Workers:
-    """Processes that wait for work."""
+class _Worker:
+    """A process that waits for work, and the pipe to it: nothing is shared, so that its death concerns no other."""
 
-    def __init__(self, jobs: int, threads: int) -> None:
+    def __init__(self, threads: int) -> None:
         unbind()
         context = multiprocessing.get_context("spawn")  # a forked torch can hang in its thread pools
-        try:
-            self._news: Any = context.Queue()
-            self._stop = context.Event()
-            self.executor = ProcessPoolExecutor(
-                jobs, context, initializer=_start_worker, initargs=(self._news, self._stop, threads)
-            )
-        except (OSError, ImportError) as error:  # ImportError: Python's where the system has no semaphores
-            why = getattr(error, "strerror", None) or "there are no semaphores"
-            raise UserError(
-                f"Worker processes cannot be connected ({why}): they need semaphores in /dev/shm, and pipes. Mount a "
-                "writable /dev/shm, or use --jobs=1, which needs neither."
-            ) from error
+        self.pipe, other = context.Pipe()
+        self.process = context.Process(target=_serve, args=(other, threads), daemon=True)
+        with _blocked_in_children():
+            self.process.start()
+        other.close()
 
-    def said(self) -> Iterator[tuple[int, float]]:
-        """The tickets of what is under way, and the shares of it that are done."""
-        while True:
-            try:
-                yield self._news.get_nowait()
-            except queue.Empty:
-                return
+    def give(self, work: Callable[..., Any], item: Any) -> None:
+        """Hand out an item. Whether the process is there to take it, `answer` says."""
+        with suppress(OSError):
+            self.pipe.send_bytes(pickle.dumps((work, item)))
 
-    def alive(self) -> bool:
-        """Whether there is no killed process among them, which breaks them all."""
+    def answer(self) -> Any:
+        """What it says next; None if it was killed.
+
+        Raises:
+            KeyboardInterrupt: its work was interrupted.
+        """
         try:
-            self.executor.submit(int).result()
-        except BrokenProcessPool:
-            self.close()
-            return False
-        return True
+            return pickle.loads(self.pipe.recv_bytes())
+        except (EOFError, OSError):
+            self.process.join()
+            if self.process.exitcode == INTERRUPTED:
+                raise KeyboardInterrupt from None
+            return None
+
+
+@dataclass
+class _Workers:
+    """The processes of one number of threads."""
+
+    threads: int
+    all: list[_Worker] = field(default_factory=list)
+
+    def idle(self, busy: Iterable[_Worker]) -> _Worker | None:
+        """One that has nothing to do, a new one if there is none; None if the machine starts no more than it has."""
+        self.all = [worker for worker in self.all if worker.process.is_alive()]
+        for worker in self.all:
+            if worker not in busy:
+                return worker
+        try:
+            self.all.append(_Worker(self.threads))
+        except OSError:  # too many processes or files
+            if not busy:
+                raise
+            return None
+        return self.all[-1]
 
     def interrupt(self) -> None:
-        """End what is under way in order, and begin nothing more."""
-        self._stop.set()
-        for process in multiprocessing.active_children():
-            process.terminate()  # which a run takes as Ctrl-C: it records that it was interrupted
+        """End what is under way in order, or, if that takes too long, out of order."""
+        for seconds in (ORDERLY_SECONDS, ABRUPT_SECONDS):
+            for worker in self.all:
+                worker.process.terminate()  # which a run takes as Ctrl-C: it records that it was interrupted
+            self._join(seconds)
+        self.close(0)
 
-    def close(self) -> None:
-        self.executor.shutdown(wait=True, cancel_futures=True)
+    def close(self, seconds: float = ABRUPT_SECONDS) -> None:
+        """End the processes, which have nothing to do."""
+        for worker in self.all:
+            worker.pipe.close()
+        self._join(seconds)
+        for worker in self.all:
+            worker.process.kill()
+            worker.process.join()
+
+    def _join(self, seconds: float) -> None:
+        end = time.monotonic() + seconds
+        for worker in self.all:
+            worker.process.join(max(0.0, end - time.monotonic()))
 
 
-_kept: dict[tuple[int, int], _Workers] | None = None  # by their numbers of processes and threads; None: none are kept
-_tickets = count()
+_kept: dict[int, _Workers] | None = None  # by their number of threads; None: none are kept
 
 
 @contextmanager
-def _workers(jobs: int, threads: int) -> Iterator[_Workers]:
+def _workers(threads: int) -> Iterator[_Workers]:
     """Those that were kept, or new ones."""
-    workers = (_kept or {}).pop((jobs, threads), None)
-    if workers is None or not workers.alive():
-        workers = _Workers(jobs, threads)
+    workers = (_kept or {}).pop(threads, None) or _Workers(threads)
     try:
         yield workers
     except BaseException:
         workers.interrupt()
-        workers.close()
         raise
     if _kept is None:
         workers.close()
     else:
-        _kept[jobs, threads] = workers
+        _kept[threads] = workers
 
 
-_news: Any = None  # the queue to the process that started this one
-_stop: Any = None  # set when nothing more is to begin
+@contextmanager
+def _blocked_in_children() -> Iterator[None]:
+    """Processes that are started within get no signal that a terminal sends to all, until they can refuse it."""
+    hidden = [number for number in STOPPING if number != signal.SIGTERM]
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, hidden)
+    try:
+        resource_tracker.ensure_running()  # multiprocessing's own process; starting it unblocks SIGINT
+        signal.pthread_sigmask(signal.SIG_BLOCK, hidden)
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def _start_worker(news: Any, stop: Any, threads: int) -> None:
-    global _news, _stop
-    _news, _stop = news, stop
+def _serve(pipe: connection.Connection, threads: int) -> None:
+    """A worker's life: items in, shares and results out, until the pipe ends."""
+    hidden = [number for number in STOPPING if number != signal.SIGTERM]
+    for number in hidden:
+        signal.signal(number, signal.SIG_IGN)  # the parent, which gets it too, ends the work in order
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, hidden)
+    output.protect()
     unbind()
     torch.set_num_threads(threads)
     keep_memory()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent, which ends the work in order
     threading.Thread(target=_end_with_parent, daemon=True).start()
+
+    def share(done: float) -> None:
+        with suppress(OSError):  # the parent is gone, which `_end_with_parent` sees to
+            if select.select([], [pipe], [], 0)[1]:  # else it is slow: work does not wait to be shown
+                pipe.send_bytes(pickle.dumps(("share", done)))
+
+    try:
+        while True:
+            pipe.send_bytes(_answer(pipe.recv_bytes(), share))
+    except (EOFError, OSError):  # the parent has closed the pipe, or is gone
+        return
+    except KeyboardInterrupt:
+        raise SystemExit(INTERRUPTED) from None
+
+
+def _answer(task: bytes, share: Callable[[float], None]) -> bytes:
+    """The result, or the error that the work should have returned as one."""
+    try:
+        work, item = pickle.loads(task)
+        return pickle.dumps(("result", work(item, share)))
+    except Exception as error:
+        error.add_note("".join(traceback.format_exception(error)))  # of this process
+        try:
+            content = pickle.dumps(("error", error))
+            pickle.loads(content)  # some can be written and not read
+        except Exception:
+            content = pickle.dumps(("error", RuntimeError(f"{type(error).__name__}: {error}")))
+        return content
 
 
 def _end_with_parent() -> None:
-    """A parent that is killed says nothing: without this, its processes would wait for work for ever."""
+    """A parent that is killed says nothing: its processes end as if it had told them to."""
     parent = multiprocessing.parent_process()
     if parent:
         parent.join()
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(ORDERLY_SECONDS)
     os._exit(1)
-
-
-def _work(work: Callable[..., Any], ticket: int, item: Any) -> Any:
-    if _stop.is_set():  # the pool hands out work ahead of time
-        raise KeyboardInterrupt
-    return work(item, lambda share: _news.put((ticket, share)))

@@ -1,59 +1,127 @@
-"""Progress on standard error: bars and a live table; plain lines where that is not a terminal."""
+"""Progress on standard error: a bar or a live table; plain lines where a display cannot work."""
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from collections import Counter
+from collections.abc import Callable
 from datetime import timedelta
-from typing import Protocol, Self
+from typing import Any, Protocol, Self
 
 from rich.console import Console, Group
 from rich.live import Live
-from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
-from rich.progress import Progress as Bar
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from bnrepro.output import only_shown, tell
 from bnrepro.schema import Config
+from bnrepro.stored import printable
 from bnrepro.train import Progress
+
+PROGRESS = "Progress"
+BAR = 15  # columns
+
+
+class Display:
+    """Standard error as a live display; where that cannot work, for plain lines.
+
+    It works on a terminal that moves its cursor: not in a file or a pipe, whatever FORCE_COLOR and the like say, nor
+    under TERM=dumb. Nothing that goes wrong with it is more than told.
+    """
+
+    def __init__(self, shown: Callable[[], Any]) -> None:
+        self.live: Live | None = None
+        with only_shown(PROGRESS):
+            console = Console(stderr=True, width=_width())
+            at_terminal = sys.stderr is not None and sys.stderr.isatty()
+            if at_terminal and console.is_interactive and os.environ.get("TERM", "dumb") not in ("", "dumb", "unknown"):
+                self.live = Live(console=console, get_renderable=shown, refresh_per_second=4, redirect_stdout=False)
+
+    def __enter__(self) -> Self:
+        if self.live:
+            with only_shown(PROGRESS):
+                self.live.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.live:
+            with only_shown(PROGRESS):
+                self.live.stop()
+
+    def line(self, text: str) -> None:
+        """A line that stays."""
+        if self.live:
+            with only_shown(PROGRESS):
+                self.live.console.print(text, markup=False, highlight=False)
+        else:
+            tell(text)
+
+
+def _width() -> int | None:
+    """None, which follows the terminal, unless COLUMNS says what no terminal has."""
+    columns = os.environ.get("COLUMNS", "")
+    return None if not columns.isdecimal() or 20 <= int(columns) <= 1000 else 80
 
 
 class TrainBar:
     """A run's progress: a bar on a terminal, a line an evaluation elsewhere."""
 
     def __init__(self, cfg: Config) -> None:
-        console = Console(stderr=True)
-        self.lines = not console.is_terminal
-        self.bar = Bar(
-            TextColumn(f"{cfg.variant} seed {cfg.seed}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[numbers]}"),
-            TimeRemainingColumn(),
-            console=console,
-            disable=self.lines,
-        )
-        self.task = self.bar.add_task("train", total=None, numbers="preparing")
+        self.name = printable(f"{cfg.variant} seed {cfg.seed}")
+        self.progress: Progress | None = None
         self.validation = ""
+        self.started: tuple[float, int] | None = None
+        self.display = Display(self.shown)
 
     def __enter__(self) -> Self:
-        self.bar.start()
+        self.display.__enter__()
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self.bar.stop()
+    def __exit__(self, *error: object) -> None:
+        self.display.__exit__(*error)
 
     def update(self, progress: Progress) -> None:
         """Show where the run stands."""
-        numbers = f"loss {progress.loss:.4f}, accuracy {progress.accuracy:.4f}"
+        self.started = self.started or (time.monotonic(), progress.step)
+        self.progress = progress
         if progress.row:
             accuracy = progress.row["val_accuracy"]
             self.validation = "" if accuracy is None else f", validation accuracy {accuracy:.4f}"
-            if self.lines:
-                print(f"epoch {progress.row['epoch']:g}: {numbers}{self.validation}", file=sys.stderr)
-        self.bar.update(self.task, completed=progress.step, total=progress.steps, numbers=numbers + self.validation)
+            if not self.display.live:
+                tell(f"epoch {progress.row['epoch']:g}: {self.numbers()}")
+
+    def numbers(self) -> str:
+        """The last losses and accuracies."""
+        now = self.progress
+        return f"loss {now.loss:.4f}, accuracy {now.accuracy:.4f}{self.validation}" if now else "preparing"
+
+    def shown(self) -> Group:
+        """A line with the bar, and one with the numbers, so that 60 columns are enough."""
+        table = Table.grid(padding=(0, 1))
+        table.add_column(no_wrap=True, overflow="ellipsis", max_width=24)
+        for _ in range(3):
+            table.add_column(no_wrap=True)
+        now = self.progress
+        if now:
+            table.add_row(
+                Text(self.name),
+                ProgressBar(total=now.steps, completed=now.step, width=BAR),
+                f"{now.step}/{now.steps}",
+                self.left(now),
+            )
+        else:
+            table.add_row(Text(self.name))
+        return Group(table, Text(self.numbers()))
+
+    def left(self, now: Progress) -> str:
+        """The time that the rest will take."""
+        began, first = self.started or (0.0, 0)
+        if now.step <= first:
+            return "-:--:--"
+        return _clock((time.monotonic() - began) / (now.step - first) * (now.steps - now.step))
 
 
 class Ended(Protocol):
@@ -78,19 +146,16 @@ class SweepBar:
         self.names, self.what = names, what
         self.shares: dict[int, float] = {}
         self.states: dict[int, str] = {}
-        self.console = Console(stderr=True)
         self.started = time.monotonic()
-        self.live = Live(console=self.console, get_renderable=self.shown, refresh_per_second=4)
+        self.display = Display(self.shown)
 
     def __enter__(self) -> Self:
         self.started = time.monotonic()
-        if self.console.is_terminal:
-            self.live.start()
+        self.display.__enter__()
         return self
 
-    def __exit__(self, *_: object) -> None:
-        if self.console.is_terminal:
-            self.live.stop()
+    def __exit__(self, *error: object) -> None:
+        self.display.__exit__(*error)
 
     def update(self, index: int, share: float) -> None:
         """Show that ``index`` has done ``share`` of its work."""
@@ -100,11 +165,10 @@ class SweepBar:
         """Show what came of ``index``."""
         self.shares[index], self.states[index] = 1.0, outcome.state
         text = f"{self.names[index]}: {outcome.state}" + (f" ({outcome.error})" if outcome.error else "")
-        if self.console.is_terminal:
-            if outcome.error:
-                self.live.console.print(text, markup=False, highlight=False)
-        else:
-            print(f"[{len(self.states)}/{len(self.names)}] {text}", file=sys.stderr)
+        if not self.display.live:
+            self.display.line(f"[{len(self.states)}/{len(self.names)}] {printable(text)}")
+        elif outcome.error:
+            self.display.line(printable(text))
 
     def running(self) -> dict[int, float]:
         """What has begun and not ended, with the share that is done."""
@@ -125,9 +189,14 @@ class SweepBar:
 
     def shown(self) -> Group:
         """The summary, and a line for each that runs."""
-        table = Table.grid(padding=(0, 2))
+        table = Table.grid(padding=(0, 1))
+        table.add_column(no_wrap=True, overflow="ellipsis")
         for index, share in sorted(self.running().items()):
-            table.add_row(Text(self.names[index]), ProgressBar(total=1, completed=share, width=30), f"{share:4.0%}")
+            table.add_row(
+                Text(printable(self.names[index])),
+                ProgressBar(total=1, completed=share, width=BAR),
+                f"{share:4.0%}",
+            )
         return Group(Text(self.summary()), table)
 
 

@@ -7,27 +7,29 @@ Importing this module does not import torch: listing runs must be quick.
 from __future__ import annotations
 
 import csv
+import errno
 import io
 import json
 import math
 import os
 import shutil
-import sys
 import tempfile
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from bnrepro import stored
+from bnrepro import output, stored
 from bnrepro.config import UserError, read_config
 from bnrepro.schema import Config
 
 CONFIG, METRICS, SUMMARY, CHECKPOINT = "config.yaml", "metrics.csv", "summary.json", "checkpoint.pt"
 PREVIOUS, LOCK = "checkpoint.previous.pt", ".lock"
+WAIT_SECONDS = 0.2  # between tries for a lock that another process has
 
 SPLITS = ("train", "val", "test")
 COLUMNS = ("step", "epoch", *(f"{s}_{m}" for s in SPLITS for m in ("loss", "accuracy")), "lr", "seconds")
@@ -132,15 +134,38 @@ def write_whole(file: Path, content: bytes | str, previous: Path | None = None) 
         with os.fdopen(handle, "wb") as stream:
             stream.write(raw)
             stream.flush()
-            os.fsync(stream.fileno())
+            _sync(stream.fileno())
         temporary.chmod(0o644)
         if previous and file.exists():
-            file.replace(previous)
+            _keep(file, previous)
         temporary.replace(file)
         _sync_folder(file.parent)
     except BaseException:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):  # the first error is the one to tell
+            temporary.unlink(missing_ok=True)
         raise
+
+
+def _sync(handle: int) -> None:
+    """Have the content survive a power cut, where the file system knows how."""
+    try:
+        os.fsync(handle)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP):
+            raise
+
+
+def _keep(file: Path, previous: Path) -> None:
+    """``file`` as ``previous`` too; it stays where it is, so that a rename that fails after this loses nothing."""
+    link = previous.with_name(f".{previous.name}.{os.getpid()}.tmp")
+    try:
+        link.unlink(missing_ok=True)
+        os.link(file, link)
+        link.replace(previous)
+    except OSError:  # a file system without hard links
+        with suppress(OSError):
+            link.unlink(missing_ok=True)
+        file.replace(previous)
 
 
 def _sync_folder(folder: Path) -> None:
@@ -276,25 +301,48 @@ def open_run(path: Path) -> Run:
 
 @contextmanager
 def claim(directory: Path) -> Iterator[None]:
-    """Keep other processes from the run in ``directory``; where one has it, say so and wait until it ends.
+    """Keep other processes from the run in ``directory``; where one has it, say so and wait until it ends."""
+    with locked(directory / LOCK, f"{directory}: another process is at this run; waiting for it."):
+        yield
 
-    The operating system gives the claim up with the process, however that ends.
+
+@contextmanager
+def locked(file: Path, waiting: str) -> Iterator[None]:
+    """What one process at a time may do. One that has to wait says ``waiting``, and a signal ends its wait.
+
+    The operating system gives the lock up with the process, however that ends. Where the file system has no locks, or
+    they fail, it goes on without one, and says so.
     """
-    from filelock import FileLock, Timeout
-
-    directory.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(directory / LOCK)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    handle = os.open(file, os.O_RDWR | os.O_CREAT, 0o666)
     try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        print(f"{directory}: another process is at this run; waiting for it.", file=sys.stderr)
-        lock.acquire()
-    except NotImplementedError:
-        pass  # a file system without locks
-    try:
+        _lock(handle, file, waiting)
         yield
     finally:
-        lock.release()
+        os.close(handle)
+
+
+def _lock(handle: int, file: Path, waiting: str) -> None:
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        return
+    told = False
+    while True:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return
+        except BlockingIOError:
+            if not told:
+                output.tell(waiting)
+            told = True
+            time.sleep(WAIT_SECONDS)
+        except OSError as error:
+            output.tell(
+                f"{file.parent}: this file system has no locks ({error.strerror}). Going on without; do not start the "
+                "same command twice at a time."
+            )
+            return
 
 
 def clear(directory: Path) -> None:

@@ -1,29 +1,34 @@
-"""Ending in order: what a scheduler or a user sends to stop a run becomes one kind of exception."""
+"""Ending in order: what a scheduler or a user sends to stop a run becomes one kind of exception.
+
+SIGINT (Ctrl-C), SIGTERM (a scheduler) and SIGHUP (the terminal is gone) are alike here. One that is ignored when a
+process starts, as SIGHUP under nohup and SIGINT in a shell's background, stays ignored.
+"""
 
 from __future__ import annotations
 
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
+
+STOPPING = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
+
+received: int | None = None
+"""The number of the last such signal, for the exit code; None: there was none."""
 
 
 @contextmanager
 def terminate_as_interrupt() -> Iterator[None]:
-    """SIGTERM ends what happens within as Ctrl-C does. Signals reach the main thread only."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
+    """SIGTERM and SIGHUP end what happens within as Ctrl-C does. Signals reach the main thread only."""
 
-    def interrupt(_signal: int, _frame: FrameType | None) -> None:
+    def interrupt(number: int, _frame: FrameType | None) -> None:
+        global received
+        received = number
         raise KeyboardInterrupt
 
-    before = signal.signal(signal.SIGTERM, interrupt)
-    try:
+    with _handled(interrupt):
         yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 class Stop:
@@ -35,28 +40,48 @@ class Stop:
 
 @contextmanager
 def stop_between_steps() -> Iterator[Stop]:
-    """SIGINT and SIGTERM only set ``asked``, for a loop to end where its state is whole; a second one interrupts.
+    """Signals only set ``asked``, for a loop to end where its state is whole; a second one interrupts.
 
     Once ``ending`` is set, none does: a sweep that is stopped can send two. In another thread than the main one, where
-    signals do not arrive, nothing sets it. A SIGINT that is ignored, as in a shell's background and in the processes of
-    a sweep, stays so.
+    signals do not arrive, nothing sets it.
+
+    Raises:
+        KeyboardInterrupt: an end was asked for and the loop did not see it, as after its last look. Without this, the
+            signal would be lost, and a sweep would begin its next run.
     """
     stop = Stop()
-    if threading.current_thread() is not threading.main_thread():
-        yield stop
-        return
 
-    def ask(_signal: int, _frame: FrameType | None) -> None:
+    def ask(number: int, _frame: FrameType | None) -> None:
+        global received
+        received = number
         if stop.asked and not stop.ending:
             raise KeyboardInterrupt
         stop.asked = True
 
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    taken = [number for number, handler in before.items() if handler is not signal.SIG_IGN]
-    for number in taken:
-        signal.signal(number, ask)
-    try:
+    with _handled(ask):
         yield stop
+    if stop.asked:
+        raise KeyboardInterrupt
+
+
+def ignore() -> None:
+    """From here to the end of the process, no such signal does anything."""
+    for number in STOPPING:
+        signal.signal(number, signal.SIG_IGN)
+
+
+@contextmanager
+def _handled(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
+    """``handler`` takes the signals that are not ignored."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.getsignal(number) for number in STOPPING}
+    taken = [number for number, old in before.items() if old is not signal.SIG_IGN]
+    try:
+        for number in taken:
+            signal.signal(number, handler)
+        yield
     finally:
         for number in taken:
-            signal.signal(number, before[number])
+            signal.signal(number, before[number] or signal.SIG_DFL)  # None: one that C code had set

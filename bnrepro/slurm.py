@@ -14,18 +14,16 @@ import subprocess
 import time
 import uuid
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from filelock import FileLock
-
 from bnrepro.config import UserError, run_dir
 from bnrepro.job import Job, Ticket, number_of
 from bnrepro.launcher import Options
-from bnrepro.record import Run
+from bnrepro.record import Run, locked
 from bnrepro.schema import Config, Device
 
 if TYPE_CHECKING:
@@ -260,17 +258,9 @@ def _is_limit(complaint: str) -> bool:
     return any(words in complaint for words in ("job submit limit", "job array specification", "MaxArraySize"))
 
 
-@contextlib.contextmanager
-def _one_at_a_time(folder: Path) -> Iterator[None]:
+def _one_at_a_time(folder: Path) -> contextlib.AbstractContextManager[None]:
     """Between a look at the queue and the jobs that it shows to be missing, nobody else may submit them."""
-    folder.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(folder / ".lock")
-    with contextlib.suppress(NotImplementedError):  # a file system without locks
-        lock.acquire()
-    try:
-        yield
-    finally:
-        lock.release()
+    return locked(folder / ".lock", f"{folder}: another process is submitting jobs; waiting for it.")
 
 
 def _submit(runs: list[tuple[Path, Config, bool]], options: Options, say: Callable[[str], None]) -> None:

@@ -225,7 +225,7 @@ class Trainer:
                 self.seconds = time.perf_counter() - started
                 if self.processes.first:
                     self.save(directory, since)
-                raise KeyboardInterrupt
+                raise KeyboardInterrupt(f"Stopped at step {self.step} of {self.steps}; the same command goes on.")
         return Status.completed
 
     def batches(self, start: int = 0, end: int | None = None) -> Iterator[Batch]:

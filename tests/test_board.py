@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import errno
+import gc
+import os
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,9 +13,9 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from bnrepro import train
-from bnrepro.board import Board
-from bnrepro.record import Run
+from bnrepro import output, train
+from bnrepro.board import SHOWN, Board, EventFile
+from bnrepro.record import COLUMNS, Run
 from bnrepro.schema import Config
 
 Tiny = Callable[..., Config]
@@ -39,3 +43,65 @@ def test_percentiles_of_a_norms_input_are_those_of_the_values(tmp_path: Path) ->
     events = EventAccumulator(str(tmp_path)).Reload()
     got = {key: events.Scalars(f"norm1/{key}")[0].value for key in ("mean", "std", "p15", "p50", "p85")}
     assert got == pytest.approx({"mean": 50, "std": (101**2 - 1) ** 0.5 / 12**0.5, "p15": 15, "p50": 50, "p85": 85})
+
+
+# --- its errors ---
+
+
+def no_tensorboard(patch: pytest.MonkeyPatch) -> None:
+    for name in [name for name in sys.modules if name.partition(".")[0] == "tensorboard"]:
+        patch.delitem(sys.modules, name)
+    for name in [name for name in sys.modules if name.startswith("torch.utils.tensorboard")]:
+        patch.delitem(sys.modules, name)
+    patch.setitem(sys.modules, "tensorboard", None)
+
+
+def full_disk(patch: pytest.MonkeyPatch) -> None:
+    def fail(_self: EventFile, _event: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    patch.setattr(EventFile, "_write", fail)
+
+
+def no_hyperparameters(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr("torch.utils.tensorboard.summary.hparams", None)
+
+
+def wrong_type(patch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise TypeError("np.bool8 is no more")
+
+    patch.setattr("torch.utils.tensorboard.summary.scalar", fail)
+
+
+@pytest.mark.parametrize("broken", [no_tensorboard, full_disk, no_hyperparameters, wrong_type])
+def test_errors_of_tensorboard_are_told_once_and_cost_no_run(
+    broken: Callable[[pytest.MonkeyPatch], None],
+    tiny: Tiny,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(output, "_told", set())
+    with monkeypatch.context() as patch:
+        broken(patch)
+        path = train.run(tiny("tensorboard=true"))
+    assert Run(path).status == "completed"
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("TensorBoard's curves cannot be shown (")
+
+
+def test_file_that_cannot_be_flushed_is_closed_without_a_word(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(output, "_told", {SHOWN})
+    board = Board(tmp_path)
+    board.row(dict.fromkeys(COLUMNS, 0.5))
+    assert board.events
+    assert board.events.file
+    full = os.open("/dev/full", os.O_WRONLY)
+    os.dup2(full, board.events.file.fileno())
+    os.close(full)
+    board.row(dict.fromkeys(COLUMNS, 0.5))
+    assert board.events is None
+    board.row(dict.fromkeys(COLUMNS, 0.5))
+    board.hyperparameters({}, None)
+    board.close()
+    gc.collect()  # where an open file would be told of

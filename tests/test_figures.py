@@ -2,18 +2,28 @@
 
 from __future__ import annotations
 
+import json
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
+from xml.etree import ElementTree
 
 import matplotlib as mpl
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.cbook import is_math_text
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 
-from bnrepro import figures
-from bnrepro.compare import Comparison
+from bnrepro import figures, output
+from bnrepro.compare import Comparison, save
+from bnrepro.experiments.base import Analysis, Claim, Experiment, Finding, Picture, Records, Verdict, drawn
+from bnrepro.experiments.conclusion import conclude
 from tests.test_compare import ended, known, point
 
 assert known  # a fixture
@@ -112,6 +122,97 @@ def test_main_variants_differ_for_colour_blind_readers() -> None:
         seen = [np.clip(np.array(matrix) @ color, 0, 1) ** (1 / 2.2) for color in colors]
         gaps = [np.abs(a - b).max() for i, a in enumerate(seen) for b in seen[:i]]
         assert min(gaps) > 0.15
+
+
+@pytest.mark.parametrize("count", [1, 5, 10, 30, 100])
+def test_any_number_of_variants_can_be_told_apart(count: int) -> None:
+    names = [*figures.STYLES, *(f"norm{i}" for i in range(count))]
+    looks = figures.look(names)
+    assert list(looks) == names
+    assert len({str(look) for look in looks.values()}) == len(names)
+    assert {name: looks[name] for name in figures.STYLES} == figures.STYLES
+
+
+NAMES = [
+    "_mine",
+    "__",
+    "$a$",
+    "a$b",
+    r"\frac{1}{2}$",
+    "100%",
+    "{x}",
+    "a\nb\tc",
+    "x" * 500,
+    "ö",
+    "\u5c42",
+    "\x00",
+    "\udc80",
+    "&<",
+]
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("name", NAMES)
+def test_every_name_is_in_the_legend_and_can_be_drawn(name: str, tmp_path: Path) -> None:
+    comparison = Comparison([ended(n, 0, 0.9) for n in ("bn", name)], [point(n, 0, 1, 0.75) for n in ("bn", name)], {})
+    figure = figures.curve(comparison, "val_accuracy")
+    shown = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert len(shown) == 2
+    assert shown[1].strip().removesuffix(" (n=1)") == figures.plain(name).strip()
+    assert len(shown[1]) < 60
+    assert figures.save(figure, tmp_path / "curve").is_file()
+    ElementTree.parse(tmp_path / "curve.svg")
+    figures.save(figures.test_accuracy(comparison), tmp_path / "test")
+
+
+@given(st.text(max_size=60))
+def test_names_are_shown_as_they_are(name: str) -> None:
+    shown = figures.plain(name)
+    assert not shown.startswith("_")
+    assert not is_math_text(shown)
+    if name.isprintable() and len(name) <= figures.LONGEST:
+        assert shown.replace(r"\$", "$") in (name, f" {name}")
+
+
+def test_nothing_depends_on_a_users_settings(known: Comparison, tmp_path: Path) -> None:
+    figures.draw(known, tmp_path / "plain")
+    hostile = {"text.usetex": True, "font.size": 30, "font.family": "NoSuch", "axes.facecolor": "red"}
+    with mpl.rc_context(hostile | {"svg.fonttype": "path", "axes.prop_cycle": mpl.cycler(color=["k"])}):
+        figures.draw(known, tmp_path / "hostile")
+        assert mpl.rcParams["text.usetex"]  # a user's own figures are as before
+    for file in (tmp_path / "plain").iterdir():
+        assert file.read_bytes() == (tmp_path / "hostile" / file.name).read_bytes(), file.name
+
+
+@pytest.mark.parametrize("backend", ["module://no_such_module", "nonsense", "qtagg"])
+def test_command_line_needs_no_backend(backend: str, known: Comparison, tmp_path: Path) -> None:
+    save(known, tmp_path / "kept")
+    (tmp_path / "theirs").write_bytes(b"text.usetex: True\nbackend: \xff\n")
+    hostile = {"MPLBACKEND": backend, "MATPLOTLIBRC": str(tmp_path / "theirs")}
+    command = [sys.executable, "-m", "bnrepro", "figures", str(tmp_path / "kept")]
+    subprocess.run(command, env=os.environ | hostile, check=True, cwd=tmp_path)
+    assert len(list((tmp_path / "kept" / "figures").iterdir())) == 12
+
+
+def test_experiment_whose_figures_fail_has_its_verdicts(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(output, "_told", set())
+
+    def fail() -> list[Picture]:
+        raise ModuleNotFoundError("No module named 'matplotlib'")
+
+    claim = Claim("A", "S", "It is so.", "no number")
+    pictures = [*drawn(fail), Picture("odd", "Odd.", None)]  # type: ignore[arg-type]
+    analysis = Analysis([Finding(claim, Verdict.reproduced, "It is.")], [], pictures)
+    experiment = Experiment("made_up", "Made up", "S", (), (claim,), lambda _: [], lambda _: [], lambda _: analysis)
+    conclude(experiment, Records("smoke", {}, [], [], [], {}), tmp_path)
+    assert (tmp_path / "findings.csv").is_file()
+    assert json.loads((tmp_path / "captions.json").read_text())["figures"] == {}
+    assert [line.split(" cannot be shown")[0] for line in capsys.readouterr().err.splitlines()] == [
+        "Figures",
+        "Figure odd",
+    ]
 
 
 def test_font_is_text_in_svg(known: Comparison, tmp_path: Path) -> None:

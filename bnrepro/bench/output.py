@@ -13,7 +13,7 @@ from bnrepro.bench import layers, pipeline, seeds
 from bnrepro.bench.timing import Table
 from bnrepro.config import UserError
 from bnrepro.figures import COLUMN, label, look, save, style
-from bnrepro.listing import aligned
+from bnrepro.listing import fitted
 
 PARTS = ("layers", "memory", "epoch", "compare", "startup", "growth", "seeds")
 
@@ -51,7 +51,7 @@ def text(table: Table) -> str:
     columns = list(table.rows[0])
     lines = [columns, *([_cell(row[column]) for column in columns] for row in table.rows)]
     words = [i for i, column in enumerate(columns) if isinstance(table.rows[0][column], str)]
-    return "\n".join([table.title, aligned(lines, left=words), *table.notes])
+    return "\n".join([table.title, fitted(lines, left=words), *table.notes])
 
 
 def _cell(value: Any) -> str:

@@ -3,14 +3,27 @@
 from __future__ import annotations
 
 import errno
-import os
 import sys
+from typing import Any
 
 import typer
+from typer.core import TyperGroup
 
-from bnrepro.cli import data, results, run, tools
+from bnrepro.cli import data, ending, results, run, tools
+
+
+class _Commands(TyperGroup):
+    def main(self, *args: Any, **kwargs: Any) -> Any:
+        """As Typer's, which would end an interruption without a word."""
+        try:
+            return super().main(*args, **kwargs)
+        except SystemExit as ended:
+            stop = ended.__context__ and ended.__context__.__cause__
+            raise stop if isinstance(stop, KeyboardInterrupt) else ended from None
+
 
 app = typer.Typer(
+    cls=_Commands,
     name="bnrepro",
     help="Claims about batch normalization, run and judged.",
     no_args_is_help=True,
@@ -29,12 +42,13 @@ app.add_typer(data.app, name="data")
 
 def main() -> None:
     """Entry point: what the user can mend is one sentence and exit code 2, never a traceback."""
+    ending.run(_main)
+
+
+def _main() -> None:
     # Named before the commands run, imported only when something went wrong: help must not pay for Hydra.
     try:
         app(prog_name="bnrepro")
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # `bnrepro runs | head`
-        sys.exit(0)
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS, errno.EPERM):
             raise

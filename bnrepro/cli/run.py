@@ -92,7 +92,9 @@ def compare(
     from bnrepro import compare as comparing
     from bnrepro import listing
     from bnrepro.allocator import keep_memory
+    from bnrepro.board import SHOWN
     from bnrepro.model import check_builds
+    from bnrepro.output import only_shown
     from bnrepro.record import Run
 
     keep_memory()
@@ -107,8 +109,10 @@ def compare(
     folder = out or comparing.directory(cfg)
     comparison = comparing.collect(finished)
     comparing.save(comparison, folder, threshold)
-    comparing.write_board(comparison, comparing.directory(cfg))
-    draw(folder)
+    with only_shown(SHOWN):
+        comparing.write_board(comparison, comparing.directory(cfg))
+    with only_shown("Figures"):
+        draw(folder)
     typer.echo(listing.comparison_table(comparison, threshold))
     typer.echo(f"Table, records and figures: {folder}")
     typer.echo(f"Curves: bnrepro tensorboard{root_flag(cfg.root)}")

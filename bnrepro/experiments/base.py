@@ -12,6 +12,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from bnrepro.output import only_shown
 from bnrepro.schema import Config
 from bnrepro.stats import Interval
 
@@ -152,6 +153,13 @@ class Picture:
     caption: str
     """What is shown, the preset's n, what bands and bars are, and the data."""
     figure: Figure
+
+
+def drawn(draw: Callable[[], list[Picture]]) -> list[Picture]:
+    """The pictures that ``draw`` makes; where that fails, which is told, none, and the verdicts stand all the same."""
+    with only_shown("Figures"):
+        return draw()
+    return []
 
 
 @dataclass(frozen=True)

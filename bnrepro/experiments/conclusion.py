@@ -11,8 +11,9 @@ from typing import Any
 from bnrepro import record, stored
 from bnrepro.compare import PROVENANCE
 from bnrepro.config import UserError
-from bnrepro.experiments.base import Analysis, Experiment, Finding, Records, Verdict
+from bnrepro.experiments.base import Analysis, Experiment, Finding, Picture, Records, Verdict
 from bnrepro.experiments.records import Provenance, Row, plain, read_rows, write_rows
+from bnrepro.output import only_shown
 from bnrepro.stats import Interval
 
 FINDINGS, CAPTIONS = "findings.csv", "captions.json"
@@ -78,22 +79,28 @@ def conclude(experiment: Experiment, records: Records, folder: Path) -> Analysis
     for table in analysis.tables:
         write_rows(folder / "tables" / f"{table.name}.csv", _expanded(table.rows))
     _remove_others(folder / "tables", {table.name for table in analysis.tables})
-    if analysis.pictures:
-        from bnrepro import figures
-
-        for picture in analysis.pictures:
-            figures.save(picture.figure, folder / "figures" / picture.name)
-    _remove_others(folder / "figures", {picture.name for picture in analysis.pictures})
+    pictures = [picture for picture in analysis.pictures if _saved(picture, folder)]
+    _remove_others(folder / "figures", {picture.name for picture in pictures})
     captions = {
         "name": experiment.name,
         "title": experiment.title,
         "source": experiment.source,
         "deviations": list(experiment.deviations),
         "tables": {table.name: table.title for table in analysis.tables},
-        "figures": {picture.name: picture.caption for picture in analysis.pictures},
+        "figures": {picture.name: picture.caption for picture in pictures},
     }
     record.write_whole(folder / CAPTIONS, json.dumps(captions, indent=2, ensure_ascii=False) + "\n")
     return analysis
+
+
+def _saved(picture: Picture, folder: Path) -> bool:
+    """Whether the picture is there as files; an error is told, and costs no other file."""
+    with only_shown(f"Figure {picture.name}"):
+        from bnrepro import figures
+
+        figures.save(picture.figure, folder / "figures" / picture.name)
+        return True
+    return False
 
 
 def open_conclusion(folder: Path) -> Conclusion:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
-from bnrepro.experiments.base import Analysis, Finding, Records, Table
+from bnrepro.experiments.base import Analysis, Finding, Records, Table, drawn
 from bnrepro.experiments.bjorck2018.claims import BY_ID
 from bnrepro.experiments.bjorck2018.drawing import pictures
 from bnrepro.experiments.bjorck2018.effects import (
@@ -28,7 +28,7 @@ NAMES = {"nobn": "no BN", "bn": "BN"}
 
 def analyse(records: Records) -> Analysis:
     """The whole of it."""
-    return Analysis(judged(records), tables(records), pictures(records))
+    return Analysis(judged(records), tables(records), drawn(lambda: pictures(records)))
 
 
 def judged(records: Records) -> list[Finding]:

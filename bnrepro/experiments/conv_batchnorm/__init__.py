@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from bnrepro.experiments.base import Analysis, Experiment, Records
+from bnrepro.experiments.base import Analysis, Experiment, Records, drawn
 from bnrepro.experiments.conv_batchnorm.arms import arms, probes
 from bnrepro.experiments.conv_batchnorm.claims import CLAIMS
 from bnrepro.experiments.conv_batchnorm.findings import findings
@@ -12,7 +12,7 @@ from bnrepro.experiments.conv_batchnorm.tables import tables
 
 def analyse(records: Records) -> Analysis:
     """Verdicts, tables and figures from the records."""
-    return Analysis(findings(records), tables(records), pictures(records))
+    return Analysis(findings(records), tables(records), drawn(lambda: pictures(records)))
 
 
 EXPERIMENT = Experiment(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from bnrepro.experiments.base import Analysis, Finding, Records, Table, Verdict
+from bnrepro.experiments.base import Analysis, Finding, Records, Table, Verdict, drawn
 from bnrepro.experiments.cells import greater_everywhere
 from bnrepro.experiments.frankle2021 import drawing
 from bnrepro.experiments.frankle2021.claims import BY_ID
@@ -17,7 +17,7 @@ TOO_LARGE = "A network of 866 layers, and ImageNet, are beyond two cores; the de
 
 def analyse(records: Records) -> Analysis:
     """All findings in the order of the claims, with tables and figures."""
-    return Analysis(judged(records), [table(records)], [drawing.sizes(records), drawing.gammas(records)])
+    return Analysis(judged(records), [table(records)], drawn(lambda: [drawing.sizes(records), drawing.gammas(records)]))
 
 
 def judged(records: Records) -> list[Finding]:

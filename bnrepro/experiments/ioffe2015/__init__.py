@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from bnrepro.experiments.base import Analysis, Experiment, Records
+from bnrepro.experiments.base import Analysis, Experiment, Records, drawn
 from bnrepro.experiments.ioffe2015.claims import CLAIMS, DEVIATIONS, SOURCE
 from bnrepro.experiments.ioffe2015.drawing import pictures
 from bnrepro.experiments.ioffe2015.findings import judged
@@ -14,7 +14,7 @@ __all__ = ["EXPERIMENT"]
 
 def analyse(records: Records) -> Analysis:
     """The whole of it."""
-    return Analysis(judged(records), tables(records), pictures(records))
+    return Analysis(judged(records), tables(records), drawn(lambda: pictures(records)))
 
 
 EXPERIMENT = Experiment(

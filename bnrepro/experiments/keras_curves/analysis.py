@@ -7,7 +7,7 @@ from statistics import fmean
 from typing import Any
 
 from bnrepro.experiments import judge
-from bnrepro.experiments.base import Analysis, Finding, Records, Table, Verdict
+from bnrepro.experiments.base import Analysis, Finding, Records, Table, Verdict, drawn
 from bnrepro.experiments.keras_curves.claims import BY_ID, FIRST_EPOCHS
 from bnrepro.experiments.keras_curves.drawing import LABELS, pictures
 from bnrepro.experiments.keras_curves.exact import LOCKSTEP, OPERATIONS, PAIRS
@@ -23,7 +23,7 @@ COLUMNS = {"train_accuracy": 1, "val_accuracy": 1, "train_loss": -1, "val_loss":
 
 def analyse(records: Records) -> Analysis:
     """The whole of it."""
-    return Analysis(judged(records), tables(records), pictures(records))
+    return Analysis(judged(records), tables(records), drawn(lambda: pictures(records)))
 
 
 def judged(records: Records) -> list[Finding]:

@@ -7,7 +7,7 @@ from itertools import pairwise
 from statistics import fmean
 from typing import Any
 
-from bnrepro.experiments.base import Analysis, Finding, Records, Table, Verdict
+from bnrepro.experiments.base import Analysis, Finding, Records, Table, Verdict, drawn
 from bnrepro.experiments.cells import equal_everywhere, greater_everywhere
 from bnrepro.experiments.judge import equal, exact, greater, in_words, not_testable, numbers
 from bnrepro.experiments.labml import pictures
@@ -25,14 +25,16 @@ def analyse(records: Records) -> Analysis:
     return Analysis(
         findings=findings(records),
         tables=[accuracies(records), outside_table(records), inference_table(records), cancellation_table(records)],
-        pictures=[
-            pictures.outside(records),
-            pictures.in_networks(records),
-            pictures.sigmoids(records),
-            pictures.scales(records),
-            pictures.cancellation(records),
-            pictures.inference(records),
-        ],
+        pictures=drawn(
+            lambda: [
+                pictures.outside(records),
+                pictures.in_networks(records),
+                pictures.sigmoids(records),
+                pictures.scales(records),
+                pictures.cancellation(records),
+                pictures.inference(records),
+            ]
+        ),
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from statistics import fmean
 
-from bnrepro.experiments.base import Analysis, Finding, Records, Table
+from bnrepro.experiments.base import Analysis, Finding, Records, Table, drawn
 from bnrepro.experiments.judge import greater, in_words
 from bnrepro.experiments.li2019.claims import BY_ID
 from bnrepro.experiments.li2019.drawing import pictures
@@ -18,7 +18,7 @@ SHIFT = "ratio of variances"
 
 def analyse(records: Records) -> Analysis:
     """The whole of it."""
-    return Analysis(judged(records), tables(records), pictures(records))
+    return Analysis(judged(records), tables(records), drawn(lambda: pictures(records)))
 
 
 def judged(records: Records) -> list[Finding]:

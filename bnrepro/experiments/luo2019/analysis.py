@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from statistics import fmean, linear_regression
 
-from bnrepro.experiments.base import Analysis, Finding, Records, Table, Verdict
+from bnrepro.experiments.base import Analysis, Finding, Records, Table, Verdict, drawn
 from bnrepro.experiments.cells import equal_everywhere
 from bnrepro.experiments.judge import equal, in_words, not_testable, numbers
 from bnrepro.experiments.luo2019 import drawing
@@ -20,7 +20,9 @@ THEORY = "A limit of theory (one layer, Gaussian inputs, infinitely many of them
 def analyse(records: Records) -> Analysis:
     """All findings in the order of the claims, with tables and the figure."""
     c = chosen(records)
-    return Analysis(judged(records), [penalty_table(records), table(records)], [drawing.figure(records, c)])
+    return Analysis(
+        judged(records), [penalty_table(records), table(records)], drawn(lambda: [drawing.figure(records, c)])
+    )
 
 
 def judged(records: Records) -> list[Finding]:

@@ -6,7 +6,7 @@ import math
 from statistics import fmean
 from typing import Any
 
-from bnrepro.experiments.base import Analysis, Finding, Records, Table, Verdict
+from bnrepro.experiments.base import Analysis, Finding, Records, Table, Verdict, drawn
 from bnrepro.experiments.cells import equal_everywhere, greater_everywhere
 from bnrepro.experiments.judge import exact, in_words, numbers
 from bnrepro.experiments.numpynet import pictures
@@ -26,7 +26,7 @@ def analyse(records: Records) -> Analysis:
     return Analysis(
         findings=[by_id[claim.id] for claim in CLAIMS],
         tables=[error_table(records), mended_table(records), training_table(records)],
-        pictures=[pictures.gradients(records), pictures.curves(records)],
+        pictures=drawn(lambda: [pictures.gradients(records), pictures.curves(records)]),
     )
 
 

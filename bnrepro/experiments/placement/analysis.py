@@ -6,7 +6,7 @@ from itertools import combinations
 from typing import Any
 
 from bnrepro.experiments import judge
-from bnrepro.experiments.base import Analysis, Finding, Records, Table, Verdict
+from bnrepro.experiments.base import Analysis, Finding, Records, Table, Verdict, drawn
 from bnrepro.experiments.cells import combined
 from bnrepro.experiments.placement.claims import BY_ID, REPORTED
 from bnrepro.experiments.placement.drawing import pictures
@@ -29,7 +29,7 @@ ALIKE = ("relu", "elu", "prelu")  # P7
 
 def analyse(records: Records) -> Analysis:
     """The whole of it."""
-    return Analysis(judged(records), tables(records), pictures(records))
+    return Analysis(judged(records), tables(records), drawn(lambda: pictures(records)))
 
 
 def judged(records: Records) -> list[Finding]:

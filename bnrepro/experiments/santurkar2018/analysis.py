@@ -6,7 +6,7 @@ import math
 from typing import Any
 
 from bnrepro.experiments import judge
-from bnrepro.experiments.base import Analysis, Finding, Records, Table, Verdict
+from bnrepro.experiments.base import Analysis, Finding, Records, Table, Verdict, drawn
 from bnrepro.experiments.cells import greater_everywhere
 from bnrepro.experiments.santurkar2018.claims import CLAIMS
 from bnrepro.experiments.santurkar2018.drawing import pictures
@@ -32,7 +32,7 @@ MEASURES = {RANGE: "range of the loss", "change_high": "change of the gradient",
 def analyse(records: Records) -> Analysis:
     """The whole of it."""
     found = traces(records)
-    return Analysis(judged(records, found), tables(records, found), pictures(records, found))
+    return Analysis(judged(records, found), tables(records, found), drawn(lambda: pictures(records, found)))
 
 
 def judged(records: Records, found: Traces) -> list[Finding]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from statistics import fmean
 from typing import Any
 
-from bnrepro.experiments.base import Analysis, Finding, Records, Table, Verdict
+from bnrepro.experiments.base import Analysis, Finding, Records, Table, Verdict, drawn
 from bnrepro.experiments.judge import equal, exact, greater, in_words
 from bnrepro.experiments.vanlaarhoven2017 import drawing
 from bnrepro.experiments.vanlaarhoven2017.claims import BY_ID
@@ -20,7 +20,7 @@ Cell = tuple[float, float]
 def analyse(records: Records) -> Analysis:
     """All findings in the order of the claims, with tables and figures."""
     tables = [grid_table(records), arms_table(records), exact_table(records)]
-    return Analysis(judged(records), tables, [drawing.heat_maps(records), drawing.arms(records)])
+    return Analysis(judged(records), tables, drawn(lambda: [drawing.heat_maps(records), drawing.arms(records)]))
 
 
 def judged(records: Records) -> list[Finding]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from statistics import fmean
 
-from bnrepro.experiments.base import Analysis, Finding, Records, Table
+from bnrepro.experiments.base import Analysis, Finding, Records, Table, drawn
 from bnrepro.experiments.judge import equal, greater, not_testable
 from bnrepro.experiments.wu2018.claims import BY_ID, REPORTED, REPORTED_SORTED
 from bnrepro.experiments.wu2018.drawing import pictures
@@ -16,7 +16,7 @@ UNIT = "percentage points of test accuracy"
 
 def analyse(records: Records) -> Analysis:
     """The whole of it."""
-    return Analysis(judged(records), tables(records), pictures(records))
+    return Analysis(judged(records), tables(records), drawn(lambda: pictures(records)))
 
 
 def judged(records: Records) -> list[Finding]:

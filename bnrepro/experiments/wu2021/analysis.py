@@ -5,7 +5,7 @@ from __future__ import annotations
 from statistics import fmean, stdev
 from typing import Any
 
-from bnrepro.experiments.base import Analysis, Finding, Records, Table
+from bnrepro.experiments.base import Analysis, Finding, Records, Table, drawn
 from bnrepro.experiments.cells import equal_everywhere, greater_everywhere
 from bnrepro.experiments.judge import numbers
 from bnrepro.experiments.wu2021 import drawing
@@ -22,7 +22,7 @@ SMALL = (2, 4)  # images a ghost batch that the source calls small
 def analyse(records: Records) -> Analysis:
     """All findings in the order of the claims, with tables and figures."""
     tables = [final_table(records), samples_table(records), ghost_table(records)]
-    return Analysis(judged(records), tables, [drawing.along(records), drawing.against(records)])
+    return Analysis(judged(records), tables, drawn(lambda: [drawing.along(records), drawing.against(records)]))
 
 
 def judged(records: Records) -> list[Finding]:

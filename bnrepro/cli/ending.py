@@ -1,0 +1,44 @@
+"""How a command's process ends: with the right exit code, whatever becomes of its output and whoever stops it."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from collections.abc import Callable
+from typing import NoReturn
+
+from bnrepro import output, signals
+
+
+def run(command: Callable[[], None]) -> None:
+    """``command()``, in which nothing that is printed raises, and SIGTERM and SIGHUP interrupt as Ctrl-C does.
+
+    Raises:
+        SystemExit: with the command's exit code; 128 and the signal's number if one ended it; 1 if all went well but
+            standard output could not be written, for another reason than that nobody reads it (`bnrepro.output`).
+    """
+    output.protect()
+    os.environ |= {"MPLBACKEND": "agg", "MATPLOTLIBRC": os.devnull}  # figures are files, and look alike everywhere
+    signals.received = None
+    try:
+        with signals.terminate_as_interrupt():
+            command()
+    except KeyboardInterrupt as stop:
+        _stop(str(stop))
+    except SystemExit as ended:
+        if ended.code not in (None, 0):
+            if signals.received:
+                _stop()
+            raise
+    except Exception:
+        if not signals.received:
+            raise
+        _stop()  # an import that is interrupted can end in any error
+    sys.exit(0 if output.finish() else 1)
+
+
+def _stop(message: str = "") -> NoReturn:
+    signals.ignore()  # what is left is the interpreter's end
+    output.tell(f"\n{message or 'Stopped; the same command goes on.'}")
+    sys.exit(128 + (signals.received or signal.SIGINT))

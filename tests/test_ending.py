@@ -1,0 +1,149 @@
+"""Signals at any moment end all processes of a command within seconds; what had begun goes on later."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import random
+import signal
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from bnrepro import parallel, signals
+from bnrepro.record import find_runs
+from tests.conftest import TINY
+from tests.ending import Command, group
+
+INT, TERM, HUP, KILL = signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGKILL
+
+pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="looks at processes in /proc")
+
+
+def comparison(digits: Path, epochs: int = 200) -> list[str]:
+    """Two long runs in two processes."""
+    return ["compare", "--variants=nobn,bn", "--seeds=1", "--jobs=2", *TINY, f"epochs={epochs}", f"data.path={digits}"]
+
+
+@pytest.mark.parametrize(
+    ("numbers", "to_all"),
+    [
+        ((INT, INT), False),
+        ((HUP,), True),
+        pytest.param((TERM, INT, INT), False, marks=pytest.mark.slow),
+        pytest.param((INT,), True, marks=pytest.mark.slow),
+        pytest.param((TERM,), False, marks=pytest.mark.slow),
+        pytest.param((TERM,), True, marks=pytest.mark.slow),
+    ],
+)
+def test_signals_end_runs_in_order(
+    numbers: tuple[signal.Signals, ...], to_all: bool, digits: Path, tmp_path: Path
+) -> None:
+    command = Command(tmp_path, comparison(digits))
+    command.wait_for(lambda: len(list(tmp_path.rglob("metrics.csv"))) == 2)
+    command.signal(*numbers, to_all=to_all)
+    assert command.ended() == 128 + numbers[0] or len(numbers) > 1
+    runs = list(find_runs(tmp_path / "runs"))
+    assert [run.status for run in runs] == ["interrupted"] * 2
+    assert all((run.path / "checkpoint.pt").is_file() for run in runs)
+    err = command.err.read_text()
+    assert "Stopped" in err
+    assert "Traceback" not in err
+
+
+def test_workers_of_a_killed_command_end_in_order(digits: Path, tmp_path: Path) -> None:
+    command = Command(tmp_path, comparison(digits))
+    command.wait_for(lambda: len(list(tmp_path.rglob("metrics.csv"))) == 2)
+    assert len(group(command.process.pid)) >= 3
+    command.signal(KILL)
+    assert command.ended() == 128 + KILL
+    assert [run.status for run in find_runs(tmp_path / "runs")] == ["interrupted"] * 2
+
+
+def test_nohup_goes_on_when_the_terminal_closes(digits: Path, tmp_path: Path) -> None:
+    arguments = ["train", *TINY, "epochs=3", f"data.path={digits}"]
+    command = Command(tmp_path, arguments, lambda: signal.signal(HUP, signal.SIG_IGN))
+    command.wait_for(lambda: list(tmp_path.rglob("metrics.csv")))
+    command.signal(HUP, HUP, to_all=True)
+    assert command.ended(60) == 0
+    assert [run.status for run in find_runs(tmp_path / "runs")] == ["completed"]
+
+
+def test_interrupted_run_says_where_it_stopped(digits: Path, tmp_path: Path) -> None:
+    command = Command(tmp_path, ["train", *TINY, "epochs=300", f"data.path={digits}"])
+    command.wait_for(lambda: list(tmp_path.rglob("metrics.csv")))
+    command.signal(INT)
+    assert command.ended() == 130
+    (run,) = find_runs(tmp_path / "runs")
+    said = command.err.read_text().splitlines()[-1]
+    assert said.startswith(f"Stopped at step {run.summary['steps']} of ")
+    assert said.endswith("; the same command goes on.")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(30))
+def test_no_moment_is_unlucky(seed: int, digits: Path, tmp_path: Path) -> None:
+    """From the start of the interpreter to its end: in imports, the pool's start, between runs, while drawing."""
+    draw = random.Random(seed)
+    numbers = draw.choice([(INT,), (TERM,), (HUP,), (INT, INT), (TERM, INT, INT), (INT, TERM, HUP)])
+    command = Command(tmp_path, comparison(digits, 2))
+    time.sleep(draw.uniform(0, 10))
+    command.signal(*numbers, to_all=draw.random() < 0.5, pause=draw.choice([0.0, 0.02, 0.3]))
+    assert command.ended() in (0, *(128 + number for number in numbers))
+    assert {run.status for run in find_runs(tmp_path / "runs")} <= {"interrupted", "completed"}
+    again = Command(tmp_path, comparison(digits, 2))
+    assert again.ended(120) == 0
+    assert {run.status for run in find_runs(tmp_path / "runs")} == {"completed"}
+
+
+# --- in this process ---
+
+
+def _exit(_item: int, _share: Callable[[float], None]) -> int:
+    os._exit(3)
+
+
+class Unpicklable(Exception):
+    """An error that cannot be read back."""
+
+    def __init__(self, a: int, b: int) -> None:
+        super().__init__(f"{a} and {b}")
+
+
+def test_signal_that_comes_when_all_is_done_is_not_lost() -> None:
+    before = signal.signal(INT, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt), signals.stop_between_steps() as stop:
+            signal.raise_signal(INT)
+            assert stop.asked
+    finally:
+        signal.signal(INT, before)
+
+
+@pytest.mark.parametrize("number", signals.STOPPING)
+def test_each_signal_interrupts_unless_it_is_ignored(number: signal.Signals) -> None:
+    before = signal.signal(number, signal.SIG_DFL)
+    try:
+        with pytest.raises(KeyboardInterrupt), signals.terminate_as_interrupt():
+            signal.raise_signal(number)
+        assert signals.received == number
+        signal.signal(number, signal.SIG_IGN)
+        with signals.terminate_as_interrupt(), signals.stop_between_steps() as stop:
+            signal.raise_signal(number)
+        assert not stop.asked
+    finally:
+        signal.signal(number, before)
+
+
+def test_process_that_dies_costs_its_item_alone_and_errors_are_raised_here() -> None:
+    assert parallel.map_all(_exit, [1], 2, lambda item: -item, threads=1) == [-1]
+    with pytest.raises(RuntimeError, match="Unpicklable: 1 and 2"):
+        parallel.map_all(_raise_unpicklable, [0], 2, lambda _: None, threads=1)
+    assert multiprocessing.active_children() == []
+
+
+def _raise_unpicklable(_item: int, _share: Callable[[float], None]) -> None:
+    raise Unpicklable(1, 2)
