@@ -117,21 +117,13 @@ def test_torch_that_binds_its_thread_changes_neither_the_count_nor_the_workers(t
     assert said.splitlines() == [str(count), *([f"({there}, {count}) ({there}, {count})"] if jobs else [])]
 
 
-PROBLEMS = [OSError(number, os.strerror(number)) for number in (errno.EROFS, errno.EACCES, errno.ENOSPC, errno.ENOENT)]
-PROBLEMS += [OSError(errno.EMFILE, os.strerror(errno.EMFILE)), ImportError("no sem_open")]
-
-
-@pytest.mark.parametrize("problem", PROBLEMS, ids=repr)
-def test_without_semaphores_one_process_still_works(
-    monkeypatch: pytest.MonkeyPatch, call: Callable[..., Any], digits: Path, problem: Exception
+def test_worker_processes_need_no_semaphores(
+    monkeypatch: pytest.MonkeyPatch, call: Callable[..., Any], digits: Path
 ) -> None:
+    """A container may have no writable /dev/shm."""
+
     def none(*_: object) -> None:
-        raise problem
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
 
     monkeypatch.setattr("multiprocessing.synchronize._multiprocessing.SemLock", none)
-    command = ("sweep", "seed=0,1", *TINY, f"data.path={digits}", "epochs=1")
-    refused = call(*command, "--jobs=2")
-    assert refused.code == 2
-    assert "semaphores in /dev/shm" in refused.err and "--jobs=1" in refused.err and "room" not in refused.err
-    if problem is PROBLEMS[0]:
-        assert call(*command, "--jobs=1").code == 0
+    assert call("sweep", "seed=0,1", *TINY, f"data.path={digits}", "epochs=1", "--jobs=2").code == 0
