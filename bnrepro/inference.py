@@ -14,7 +14,7 @@ from bnrepro import checkpoint, record, train
 from bnrepro.config import UserError
 from bnrepro.data import Dataset, Split, epoch_plan, load, mix, train_batch
 from bnrepro.model import Network, build, norm_of
-from bnrepro.norm import NormError, reestimate_statistics, resize
+from bnrepro.norm import reestimate_statistics, resize
 from bnrepro.norm.statistics import batch_statistics
 from bnrepro.schema import Config
 

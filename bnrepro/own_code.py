@@ -47,6 +47,7 @@ class _Walk:
         if isinstance(thing, PLAIN):
             self.found.add(f"{label}={thing!r}")
             return
+        self.found.add(f"{label}: {_name(thing)}")
         if id(thing) in self.seen and not isinstance(thing, ModuleType):
             return
         self.seen[id(thing)] = thing
@@ -74,7 +75,6 @@ class _Walk:
         for name, value in values.items():
             self.add(f"{function.__qualname__}.{name}", value)
         if not self.file(code.co_filename):
-            self.found.add(function.__qualname__)
             return
         self.found.add(f"{function.__qualname__}:{code.co_firstlineno}")
         if not Path(code.co_filename).is_file():
@@ -85,7 +85,6 @@ class _Walk:
 
     def type(self, kind: type) -> None:
         module = sys.modules.get(kind.__module__)
-        self.found.add(kind.__qualname__)
         if getattr(builtins, kind.__name__, None) is kind or not self.file(getattr(module, "__file__", "?") or "?"):
             return
         for base in kind.__bases__:
@@ -101,6 +100,13 @@ class _Walk:
         if Path(name).is_file():
             self.found.add(hashlib.sha256(Path(name).read_bytes()).hexdigest())
         return not {"site-packages", "dist-packages"} & set(Path(name).parts)
+
+
+def _name(thing: Any) -> str:
+    """A name that tells torch's from ours; a user's own modules are called otherwise in other processes."""
+    module = getattr(thing, "__module__", None) or ""
+    known = module.partition(".")[0] in ("bnrepro", "torch", "torchvision", "numpy")
+    return f"{module if known else ''}.{getattr(thing, '__qualname__', type(thing).__qualname__)}"
 
 
 @cache
