@@ -467,7 +467,9 @@ def test_published_results_are_worth_no_more_than_their_preset_makes(name: str, 
 def test_runs_of_published_results_are_known_by_their_earlier_names(tmp_path: Path) -> None:
     plan = reproduce.make_plan(experiments.experiment("placement"), "full", tmp_path)
     published = read(plan.folder(Path(__file__).parent.parent / "results" / "experiments"))
-    assert {earlier_hash(cfg) for cfg in plan.configs} >= {row["config_hash"] for row in published.runs}
+    here = [row["config_hash"] for row in published.runs if "CIFAR" not in str(row["network"])]  # that from an archive
+    assert here
+    assert {earlier_hash(cfg) for cfg in plan.configs} >= set(here)
 
 
 def test_archive_that_no_experiment_uses_is_refused(listed: Callable[..., None], call: Call, digits: Path) -> None:
@@ -498,7 +500,7 @@ def test_unreadable_records_are_no_damaged_ones(
         if name != "captions.json":
             with pytest.raises(UserError, match="cannot be read"):
                 go(made_up())
-            assert files(folder) == before
+    assert files(folder) == before
 
 
 def test_seed_that_the_machine_slept_through_costs_no_more_than_the_others() -> None:

@@ -108,7 +108,7 @@ def test_parts_are_equal_and_none_is_one_image(count: int, size: int) -> None:
     assert [i for part in parts for i in range(count)[part]] == list(range(count))
     assert max(lengths) - min(lengths) <= 1
     assert count < 2 or min(lengths) >= 2
-    assert max(lengths) <= max(size, 2) + (size == 2)
+    assert max(lengths) <= max(size, 2) + (size <= 2)
 
 
 @pytest.mark.parametrize("batch_size", [2, 3, 27, 59, 199])

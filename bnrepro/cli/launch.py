@@ -63,7 +63,7 @@ class Launcher:
             outcomes = self.run_all(configs, force=force, report=bar.update, ended=bar.ended)
         lost = len({outcome.path for outcome in outcomes if outcome.error})
         counts = {"found": len(configs) - len(missing), "made now": len(missing) - lost, "failed": lost}
-        typer.echo(f"{len(configs)} runs: {', '.join(f'{n} {what}' for what, n in counts.items() if n)}.")
+        typer.echo(f"{len(configs)} runs: {', '.join(f'{n} {what}' for what, n in counts.items() if n)}.", err=True)
         for outcome in outcomes:
             if outcome.error:
                 typer.echo(f"{outcome.path}: {outcome.error}", err=True)
