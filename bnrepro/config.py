@@ -210,10 +210,15 @@ def check(cfg: Config) -> Config:
 
 def to_dict(cfg: Config) -> dict[str, Any]:
     """``cfg`` as plain dicts, lists, strings and numbers (enums by name)."""
+    return deepcopy(_shared_dict(cfg))
+
+
+def _shared_dict(cfg: Config) -> dict[str, Any]:
+    """`to_dict`, to be read only."""
     text = repr(cfg)
     if text not in _dicts:
         _dicts[text] = cast(dict[str, Any], OmegaConf.to_container(_plain(cfg), enum_to_str=True))
-    return deepcopy(_dicts[text])
+    return _dicts[text]
 
 
 _dicts: dict[str, dict[str, Any]] = {}
@@ -238,7 +243,7 @@ def identity(cfg: Config, without: tuple[str, ...] = ()) -> dict[str, Any]:
     Raises:
         UserError: `data.path` cannot be read.
     """
-    values, left_out = dict(leaves(to_dict(cfg))), {*WHERE_NOT_WHAT, *without}
+    values, left_out = dict(leaves(_shared_dict(cfg))), {*WHERE_NOT_WHAT, *without}
     counted = {key: v for key, v in values.items() if key not in left_out and v != _defaults()[key]}
     if cfg.data.path is not None:
         counted["content"] = content_hash(Path(cfg.data.path))
@@ -264,7 +269,7 @@ def differences(stored_values: dict[str, Any], cfg: Config) -> list[str]:
         ValueError: it has not the shape of a configuration.
     """
     there = {**_defaults(), **dict(leaves(stored_values))}
-    wanted = [(key, value) for key, value in leaves(to_dict(cfg)) if key not in WHERE_NOT_WHAT]
+    wanted = [(key, value) for key, value in leaves(_shared_dict(cfg)) if key not in WHERE_NOT_WHAT]
     return [f"{key} is {there[key]} there and {value} here" for key, value in wanted if there[key] != value]
 
 
@@ -279,6 +284,10 @@ def check_same(directory: Path, cfg: Config, damaged: bool = False) -> None:
     Raises:
         UserError: it is another run, or its configuration cannot be read.
     """
+    there = next((parent for parent in directory.parents if parent.exists() or parent.is_symlink()), Path())
+    if not there.is_dir():
+        kind = "a link that leads nowhere" if there.is_symlink() else "no folder"
+        raise UserError(f"{there} is {kind}, and {directory} cannot be made. Remove it, or use another root.")
     try:
         unlike = differences(_stored_values(directory / "config.yaml"), cfg)
     except FileNotFoundError:
@@ -370,7 +379,7 @@ def what(cfg: Config, without: tuple[str, ...] = ()) -> dict[str, Any]:
 
 def earlier_hash(cfg: Config) -> str:
     """The eight digits that named ``cfg`` up to version 0.1, over all keys but those in LATER that are defaults."""
-    values = dict(leaves(to_dict(cfg)))
+    values = dict(leaves(_shared_dict(cfg)))
     as_ever = tuple(key for key in LATER if values[key] == _defaults()[key])
     return hashlib.sha256(json.dumps(what(cfg, as_ever), sort_keys=True).encode()).hexdigest()[:8]
 
@@ -408,8 +417,11 @@ def run_dir(cfg: Config) -> Path:
         UserError: what lies under the earlier name cannot be read.
     """
     folder = group_dir(cfg) / cfg.variant
-    path, earlier = (folder / f"seed{cfg.seed}-{digits}" for digits in (config_hash(cfg), earlier_hash(cfg)))
-    return earlier if not path.exists() and _is_earlier(earlier, cfg) else path
+    path = folder / f"seed{cfg.seed}-{config_hash(cfg)}"
+    if not folder.is_dir() or path.exists():
+        return path
+    earlier = folder / f"seed{cfg.seed}-{earlier_hash(cfg)}"
+    return earlier if _is_earlier(earlier, cfg) else path
 
 
 def _is_earlier(directory: Path, cfg: Config) -> bool:

@@ -270,7 +270,7 @@ def test_compare_prints_and_writes_table_and_figures_and_figures_draws_them_agai
     assert result.code == 0, result.err
     assert [line.split()[0] for line in result.out.splitlines()[:3]] == ["variant", "nobn", "convbn"]
     (folder,) = (tmp_path / "runs" / "mnist5k" / "lenet").glob("compare-*")
-    assert {file.name for file in folder.glob("*.*")} == {"table.csv", "runs.csv", "curves.csv", "provenance.json"}
+    assert {file.name for file in folder.glob("[a-z]*.*")} == {"table.csv", "runs.csv", "curves.csv", "provenance.json"}
     drawn = {file.name: file.read_bytes() for file in (folder / "figures").iterdir()}
     assert {"train_accuracy.png", "train_loss.svg", "val_accuracy.svg", "val_loss.png"} <= drawn.keys()
     for file in (folder / "figures").iterdir():
@@ -347,6 +347,30 @@ def test_sweep_with_a_run_that_fails_keeps_its_error_and_ends_with_2(call: Call,
     assert "1 of 2 runs failed" in result.err
     assert [line.split()[-2:] for line in result.out.splitlines()[1:3]] == [["-", "1"], ["-", "-"]]
     assert call("runs", "--status=failed", "--csv").out.count("failed") == 1
+
+
+# --- several at once ---
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("command", ["compare", "figures", "report"])
+def test_command_that_is_given_several_times_at_once_ends_as_once(
+    call: Call, short: list[str], tmp_path: Path, command: str
+) -> None:
+    overrides = changed(short, "epochs=1", "tensorboard=true")
+    arguments = ["compare", "--jobs=1", "--seeds=1", "--variants=nobn,bn", *overrides]
+    if command != "compare":
+        assert call(*arguments).code == 0
+        arguments = [command, "--out=runs"] if command == "report" else [command]
+    processes = [python("-m", "bnrepro", *arguments, cwd=tmp_path) for _ in range(4)]
+    ends = [(process.communicate(timeout=300)[1], process.returncode) for process in processes]
+    assert [code for _, code in ends] == [0] * 4, ends
+    assert list(tmp_path.rglob("*.tmp")) == []
+    (folder,) = (tmp_path / "runs" / "mnist5k" / "lenet").glob("compare-*")
+    assert {len(list((folder / variant).glob("events*"))) for variant in ("bn", "nobn")} == {1}
+    before = {file: file.read_bytes() for file in folder.rglob("*.*") if "events" not in file.name}
+    assert call("figures").code == 0
+    assert {file: file.read_bytes() for file in before} == before
 
 
 # --- signals ---

@@ -285,6 +285,8 @@ READERS: dict[str, tuple[str, Callable[[Path], Any]]] = {
     "newest checkpoint": (record.CHECKPOINT, checkpoint.last),
     "comparison": (compare.RUNS, compare.open_comparison),
     "provenance": (compare.PROVENANCE, compare.open_comparison),
+    "ticket": ("run.job", lambda folder: Ticket.read(folder / "run")),
+    "earlier configuration": (record.CONFIG, lambda folder: config.check_same(folder, Run(folder).config)),
 }
 
 
@@ -295,6 +297,7 @@ def whole(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     overrides = ["data.source=npz", "model=lenet", "epochs=1", "batch_size=60", "tensorboard=false", "device=cpu"]
     path = train.run(load_config([*overrides, f"data.path={digits}", f"root={root}"]))
     compare.save(compare.collect([Run(path)]), path)
+    Ticket("slurm/1", 0, 1).write(path / "run")
     return path
 
 
