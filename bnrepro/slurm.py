@@ -91,10 +91,7 @@ def run_all(
         over: set[tuple[Path, Ticket | None]] = set()
         again: dict[Path, Config] = {}
         for path in [path for path in runs if path not in outcomes]:
-            try:
-                ticket = Ticket.read(path)
-            except UserError:
-                continue  # not to be read just now: the next look may find it
+            ticket = Ticket.read(path)
             outcome = _outcome(runs[path], path, ticket)
             state = _state(ticket, states) if states is not None else None
             if outcome is None and state in ENDED:
