@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 import sys
 from collections.abc import Iterator
@@ -284,7 +285,7 @@ def check_same(directory: Path, cfg: Config, damaged: bool = False) -> None:
     Raises:
         UserError: it is another run, or its configuration cannot be read.
     """
-    there = next((parent for parent in directory.parents if parent.exists() or parent.is_symlink()), Path())
+    there = next((parent for parent in directory.parents if os.path.lexists(parent)), Path())
     if not there.is_dir():
         kind = "a link that leads nowhere" if there.is_symlink() else "no folder"
         raise UserError(f"{there} is {kind}, and {directory} cannot be made. Remove it, or use another root.")
@@ -418,7 +419,7 @@ def run_dir(cfg: Config) -> Path:
     """
     folder = group_dir(cfg) / cfg.variant
     path = folder / f"seed{cfg.seed}-{config_hash(cfg)}"
-    if not folder.is_dir() or path.exists():
+    if not os.path.lexists(folder) or os.path.lexists(path):  # not Path's, which raise where nothing can be looked at
         return path
     earlier = folder / f"seed{cfg.seed}-{earlier_hash(cfg)}"
     return earlier if _is_earlier(earlier, cfg) else path

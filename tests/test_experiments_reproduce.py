@@ -454,7 +454,7 @@ def test_records_are_not_replaced_by_what_is_worth_less_unasked(
     go(less)  # no less than itself
 
 
-@pytest.mark.parametrize("name", ["placement", "numpynet"])
+@pytest.mark.parametrize("name", ["labml", "numpynet"])
 def test_published_results_are_worth_no_more_than_their_preset_makes(name: str, tmp_path: Path) -> None:
     plan = reproduce.make_plan(experiments.experiment(name), "full", tmp_path)
     published = Path(__file__).parent.parent / "results" / "experiments"
@@ -465,9 +465,9 @@ def test_published_results_are_worth_no_more_than_their_preset_makes(name: str, 
 
 
 def test_runs_of_published_results_are_known_by_their_earlier_names(tmp_path: Path) -> None:
-    plan = reproduce.make_plan(experiments.experiment("placement"), "full", tmp_path)
+    plan = reproduce.make_plan(experiments.experiment("labml"), "full", tmp_path)
     published = read(plan.folder(Path(__file__).parent.parent / "results" / "experiments"))
-    here = [row["config_hash"] for row in published.runs if "CIFAR" not in str(row["network"])]  # that from an archive
+    here = [row["config_hash"] for row in published.runs if "cifar" not in str(row["network"])]  # that from an archive
     assert here
     assert {earlier_hash(cfg) for cfg in plan.configs} >= set(here)
 
