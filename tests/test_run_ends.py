@@ -14,8 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bnrepro import checkpoint, compare, inference, record, sweep, train
-from bnrepro.config import UserError, load_config, run_dir
-from bnrepro.data import equal_parts
+from bnrepro.config import UserError, load_config, run_dir, to_yaml
+from bnrepro.data import Split, equal_parts
 from bnrepro.norm import NORMS
 from bnrepro.record import Run
 from bnrepro.schema import Config
@@ -118,12 +118,20 @@ def test_no_batch_of_one_is_evaluated(tiny: Tiny, batch_size: int, variant: str)
     trainer = train.trainer_of(cfg)
     (run_dir(cfg)).mkdir(parents=True)
     checkpoint.save(run_dir(cfg) / record.CHECKPOINT, {"network": trainer.network.state_dict()})
-    from bnrepro.config import to_yaml
-
     record.write_whole(run_dir(cfg) / record.CONFIG, to_yaml(cfg))
     for statistics in ("batch", "population"):
         found = inference.evaluate(Run(run_dir(cfg)), statistics)
         assert all(math.isfinite(loss) for loss, _ in found.values())
+
+
+@pytest.mark.parametrize(("images", "batch_size"), [(10, 3), (3, 2), (28, 27), (2, 1)])
+def test_measure_under_batch_statistics_has_no_batch_of_one(tiny: Tiny, images: int, batch_size: int) -> None:
+    trainer = train.trainer_of(tiny("model=paper_mlp"))
+    split = Split(trainer.data.test.images[:images], trainer.data.test.labels[:images])
+    trainer.network.train()  # as torch checks it
+    trainer.network.eval = lambda: trainer.network  # type: ignore[method-assign]
+    loss, _ = train.measure(trainer.network, trainer.data, split, trainer.cfg, batch_size)
+    assert math.isfinite(loss)
 
 
 @pytest.mark.parametrize(
