@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import pickle
+import re
 import sys
 import zipfile
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import Any
 import torch
 
 from bnrepro import record
-from bnrepro.config import UserError
+from bnrepro.config import UserError, unreadable
 
 
 class DamagedError(UserError):
@@ -35,42 +36,71 @@ def load(file: Path) -> dict[str, Any]:
 
     Raises:
         DamagedError: cut off, or its checksums are wrong.
-        UserError: missing, carrying code, or something else.
+        UserError: missing, not to be read just now, carrying code, or something else.
     """
     damaged = DamagedError(f"{file} is damaged. Run it again with --force.")
     try:
-        with zipfile.ZipFile(file) as archive:
+        # Read in full first: from here on no error can be the file system's, and so no file that is whole is taken
+        # for a damaged one.
+        content = io.BytesIO(file.read_bytes())
+        with zipfile.ZipFile(content) as archive:
             if archive.testzip() is not None:
                 raise damaged
-        payload = torch.load(file, map_location="cpu", weights_only=True)
+        content.seek(0)
+        payload = torch.load(content, map_location="cpu", weights_only=True)
     except FileNotFoundError as error:
         raise UserError(f"There is no checkpoint {file}. Train the run first.") from error
+    except (OSError, MemoryError) as error:
+        raise unreadable(file, error) from error
     except pickle.UnpicklingError as error:
         raise UserError(f"{file} is refused: it carries objects other than tensors.") from error
     except UserError:
         raise
     except Exception as error:  # the kinds of errors that zipfile, zlib and torch have for nonsense are many
+        if out_of_memory(error):
+            raise unreadable(file, MemoryError()) from error
         raise damaged from error
     if not isinstance(payload, dict):
         raise UserError(f"{file} is not a checkpoint of a run.")
     return payload
 
 
+def out_of_memory(error: Exception) -> bool:
+    """Whether ``error`` says that there is no memory; torch's own for the CPU's is a RuntimeError like any other."""
+    return isinstance(error, MemoryError | torch.cuda.OutOfMemoryError) or (
+        isinstance(error, RuntimeError)
+        and re.search("alloc|out of memory|storage size", str(error).lower()) is not None
+    )
+
+
 def last(directory: Path) -> dict[str, Any] | None:
     """The newest whole checkpoint of a run; None if there is none. What is damaged is told on standard error.
 
     Raises:
-        UserError: one carries code, or is no checkpoint.
+        UserError: one cannot be read just now, carries code, or is no checkpoint.
     """
-    for name in (record.CHECKPOINT, record.PREVIOUS):
-        file = directory / name
-        if not file.exists():
-            continue
+    damaged: list[Path] = []
+    for file in (directory / record.CHECKPOINT, directory / record.PREVIOUS):
         try:
-            return load(file)
+            found = load(file) if _there(file) else None
         except DamagedError:
-            then = "going on from the one before" if name == record.CHECKPOINT else "starting over"
-            if name == record.CHECKPOINT and not (directory / record.PREVIOUS).exists():
-                then = "there is none before it, so the run starts over"
-            print(f"{file} is damaged: {then}.", file=sys.stderr)
+            damaged.append(file)
+            continue
+        if found is not None:
+            for other in damaged:
+                print(f"{other} is damaged: going on from the one before.", file=sys.stderr)
+            return found
+    for file in damaged:
+        print(f"{file} is damaged, and none before it is whole: starting over.", file=sys.stderr)
     return None
+
+
+def _there(file: Path) -> bool:
+    """As `Path.exists`, which in some versions of Python says no where it should say that it cannot know."""
+    try:
+        file.stat()
+    except FileNotFoundError:
+        return False
+    except OSError as error:
+        raise unreadable(file, error) from error
+    return True

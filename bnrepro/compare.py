@@ -6,6 +6,7 @@ A comparison's directory stands by itself: ``runs.csv`` (one row a run), ``curve
 
 from __future__ import annotations
 
+import csv
 import json
 import math
 import shutil
@@ -17,7 +18,7 @@ from statistics import median
 from typing import Any
 
 from bnrepro import record, stored
-from bnrepro.config import UserError, config_hash, group_dir, identity
+from bnrepro.config import MOST_RUNS, UserError, config_hash, digits_of, group_dir, leaves, unreadable, what
 from bnrepro.record import Run, Status
 from bnrepro.schema import Config
 from bnrepro.stats import Interval, t_interval
@@ -37,13 +38,51 @@ Point = dict[str, Any]
 
 
 def grid(cfg: Config, variants: Sequence[str], seeds: int) -> list[Config]:
-    """``cfg`` for each variant and for the seeds 0 to ``seeds`` - 1; a seed's variants follow one another."""
-    return [replace(cfg, variant=variant, seed=seed) for seed in range(seeds) for variant in variants]
+    """``cfg`` for each variant and for the seeds 0 to ``seeds`` - 1; a seed's variants follow one another.
+
+    Raises:
+        UserError: these are too many.
+    """
+    names = list(dict.fromkeys(variants))
+    if len(names) * seeds > MOST_RUNS:
+        raise UserError(f"These are more than {MOST_RUNS:,} runs. Compare fewer variants or seeds.")
+    return [replace(cfg, variant=variant, seed=seed) for seed in range(seeds) for variant in names]
 
 
-def directory(cfg: Config) -> Path:
-    """``<root>/<dataset>/<model>/compare-<hash>``, the hash over all but variant and seed."""
-    return group_dir(cfg) / f"compare-{config_hash(cfg, WITHOUT)}"
+def directory(configs: Sequence[Config], threshold: float | None = None) -> Path:
+    """``<root>/<dataset>/<model>/compare-<hash>``, the hash over the runs in their order, and the threshold."""
+    asked = [[config_hash(cfg) for cfg in configs], threshold]
+    return group_dir(configs[0]) / f"compare-{digits_of(asked)}"
+
+
+def check_room(folder: Path, configs: Sequence[Config], threshold: float | None = None) -> None:
+    """Nothing, if the comparison of ``configs`` can be written into ``folder`` and all that is there is in it too.
+
+    Raises:
+        UserError: it is no folder, or it holds another comparison, or an experiment's results.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"--out={folder} is not a folder. Give the path of one, which may be new.")
+    if (folder / MEASUREMENTS).exists():
+        raise UserError(f"--out={folder} holds an experiment's results. Give another folder.")
+    if not (folder / RUNS).exists():
+        return
+    held = open_comparison(folder)
+    kept = {(run["variant"], run["seed"]) for run in held.runs} <= {(cfg.variant, cfg.seed) for cfg in configs}
+    there = {**dict(leaves(what(Config(), WITHOUT))), **dict(leaves(held.provenance.get("config", {})))}
+    same = all(there.get(key) == value for key, value in leaves(what(configs[0], WITHOUT)))
+    if not (kept and same and held.variants[0] == configs[0].variant and _threshold(folder) == threshold):
+        raise UserError(
+            f"--out={folder} holds another comparison ({', '.join(held.variants)}; {len(held.runs)} runs), which this "
+            "one would replace. Give another folder, or delete that one."
+        )
+
+
+def _threshold(folder: Path) -> float | None:
+    """The threshold that the table in ``folder`` counts epochs to."""
+    with (folder / TABLE).open(newline="", encoding="utf-8") as stream:
+        row = next(csv.DictReader(stream), {})
+    return float(row["threshold"]) if row.get("threshold") else None
 
 
 @dataclass(frozen=True)
@@ -86,7 +125,7 @@ def collect(runs: Iterable[Run]) -> Comparison:
     curves: list[Point] = []
     found: dict[str, list[Any]] = {"data": [], "machines": [], "versions": [], "git_revisions": []}
     config: dict[str, Any] = {}
-    for run in runs:
+    for run in {run.path: run for run in runs}.values():  # a run is one, however often it is named
         summary = run.summary
         rows.append({column: summary.get(column) for column in RUN_COLUMNS})
         if (run.path / record.METRICS).is_file():
@@ -101,7 +140,7 @@ def collect(runs: Iterable[Run]) -> Comparison:
         ):
             if value not in found[key]:
                 found[key].append(value)
-        config = config or identity(run.config, WITHOUT)
+        config = config or what(run.config, WITHOUT)
     return Comparison(rows, curves, {**found, "config": config})
 
 
@@ -140,7 +179,9 @@ def open_comparison(folder: Path) -> Comparison:
         raise UserError(
             f"{folder} is not a comparison ({error.filename} is missing). `bnrepro compare` makes one."
         ) from error
-    except (ValueError, OSError) as error:
+    except (OSError, MemoryError) as error:
+        raise unreadable(Path(getattr(error, "filename", None) or folder), error) from error
+    except ValueError as error:
         raise UserError(
             f"The comparison in {folder} is damaged ({error}). Make it again with `bnrepro compare`."
         ) from error

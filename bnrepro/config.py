@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
+import os
 import re
+import sys
 from collections.abc import Iterator
 from copy import deepcopy
 from dataclasses import asdict
-from functools import cache
+from functools import cache, reduce
 from pathlib import Path
 from typing import Any, cast
 
+import yaml
 from hydra import compose, initialize_config_dir
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
@@ -20,7 +22,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from bnrepro import stored
+from bnrepro import own_code, stored
 from bnrepro.schema import Config, Source, TrainOnly
 
 
@@ -48,8 +50,10 @@ LATER = (
     "optimizer.eps",
     "optimizer.train_only",
 )
-"""Keys that came after runs had been published: at their default they are not counted, so that those keep their names.
-"""
+"""Keys that came after the first runs had been published: `earlier_hash` does not count them at their default."""
+
+MOST_RUNS = 10_000
+"""Runs of one sweep or comparison."""
 
 
 def configs_dir() -> Path:
@@ -90,8 +94,13 @@ def read_config(file: Path) -> Config:
         return check(cast(Config, OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Config), found))))
     except FileNotFoundError as error:
         raise UserError(f"There is no configuration {file}.") from error
+    except (OSError, MemoryError) as error:
+        raise unreadable(file, error) from error
     except Exception as error:  # yaml's, OmegaConf's and decoding errors: all say that this is not a configuration
         raise UserError(f"{file} is not a configuration of a run: {_first_line(error)}") from error
+
+
+LARGEST_FLOAT = 3.4e38  # float32 has none above, and torch raises errors of its own
 
 
 def check(cfg: Config) -> Config:
@@ -185,7 +194,8 @@ def check(cfg: Config) -> Config:
             "1 or more, or null",
         ),
     ]
-    finite = [(key, value, math.isfinite(value), "a finite number") for key, value in _floats(asdict(cfg))]
+    floats = [(key, value) for key, value in leaves(asdict(cfg)) if isinstance(value, float)]
+    finite = [(key, v, abs(v) <= LARGEST_FLOAT, f"a finite number of at most {LARGEST_FLOAT:g}") for key, v in floats]
     for key, value, holds, wanted in [*finite, *rules]:
         if not holds:
             raise UserError(f"{key} must be {wanted}; got {value}.")
@@ -199,21 +209,17 @@ def check(cfg: Config) -> Config:
     return cfg
 
 
-def _floats(node: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, float]]:
-    """The dotted keys of all floats, with their values."""
-    for key, value in node.items():
-        if isinstance(value, dict):
-            yield from _floats(value, f"{prefix}{key}.")
-        elif isinstance(value, float):
-            yield f"{prefix}{key}", value
-
-
 def to_dict(cfg: Config) -> dict[str, Any]:
     """``cfg`` as plain dicts, lists, strings and numbers (enums by name)."""
+    return deepcopy(_shared_dict(cfg))
+
+
+def _shared_dict(cfg: Config) -> dict[str, Any]:
+    """`to_dict`, to be read only."""
     text = repr(cfg)
     if text not in _dicts:
         _dicts[text] = cast(dict[str, Any], OmegaConf.to_container(_plain(cfg), enum_to_str=True))
-    return deepcopy(_dicts[text])
+    return _dicts[text]
 
 
 _dicts: dict[str, dict[str, Any]] = {}
@@ -230,37 +236,153 @@ def _plain(cfg: Config) -> DictConfig:
 
 
 def identity(cfg: Config, without: tuple[str, ...] = ()) -> dict[str, Any]:
-    """Everything in ``cfg`` that changes the result, less the keys in ``without``.
+    """What tells ``cfg`` from the schema's defaults and changes the result, by dotted key; less those in ``without``.
+
+    Only what differs is there, so that a new key changes no run's name. An archive counts by its ``content``, and a
+    norm that is not the package's own by its ``code`` (`own_code.fingerprint`).
 
     Raises:
         UserError: `data.path` cannot be read.
     """
-    counted = to_dict(cfg)
-    as_ever = [key for key in LATER if _value(counted, key) == _value(_defaults(), key)]
-    for key in {*WHERE_NOT_WHAT, *as_ever, *without}:
-        group, _, last = key.rpartition(".")
-        (_value(counted, group) if group else counted).pop(last)
+    values, left_out = dict(leaves(_shared_dict(cfg))), {*WHERE_NOT_WHAT, *without}
+    counted = {key: v for key, v in values.items() if key not in left_out and v != _defaults()[key]}
     if cfg.data.path is not None:
-        counted["data"]["content"] = content_hash(Path(cfg.data.path))
+        counted["content"] = content_hash(Path(cfg.data.path))
+    if "variant" not in without and (norm := _own_norm(cfg.variant)):
+        counted["code"] = own_code.fingerprint(norm)
     return counted
+
+
+def config_hash(cfg: Config, without: tuple[str, ...] = ()) -> str:
+    """16 hexadecimal digits over `identity`."""
+    return digits_of(identity(cfg, without))
+
+
+def digits_of(value: Any) -> str:
+    """16 hexadecimal digits over ``value``, which JSON has a word for."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def differences(stored_values: dict[str, Any], cfg: Config) -> list[str]:
+    """In what a stored configuration is another run than ``cfg``: a few words for each key; keys it lacks are defaults.
+
+    Raises:
+        ValueError: it has not the shape of a configuration.
+    """
+    there = {**_defaults(), **dict(leaves(stored_values))}
+    wanted = [(key, value) for key, value in leaves(_shared_dict(cfg)) if key not in WHERE_NOT_WHAT]
+    return [f"{key} is {there[key]} there and {value} here" for key, value in wanted if there[key] != value]
+
+
+def check_same(directory: Path, cfg: Config, damaged: bool = False) -> None:
+    """Nothing, if the run in ``directory`` is one of ``cfg`` or there is none.
+
+    Args:
+        directory: of a run.
+        cfg: what it should be.
+        damaged: whether a configuration that is damaged passes for one of ``cfg``.
+
+    Raises:
+        UserError: it is another run, or its configuration cannot be read.
+    """
+    there = next((parent for parent in directory.parents if os.path.lexists(parent)), Path())
+    if not there.is_dir():
+        kind = "a link that leads nowhere" if there.is_symlink() else "no folder"
+        raise UserError(f"{there} is {kind}, and {directory} cannot be made. Remove it, or use another root.")
+    try:
+        unlike = differences(_stored_values(directory / "config.yaml"), cfg)
+    except FileNotFoundError:
+        return
+    except (OSError, MemoryError) as error:
+        raise unreadable(directory / "config.yaml", error) from error
+    except ValueError as error:
+        if damaged:
+            return
+        raise UserError(f"{directory / 'config.yaml'} is damaged ({error}). Run it again with --force.") from error
+    if unlike:
+        raise UserError(
+            f"{directory} holds another run: {', '.join(unlike[:3])}. Move that folder away, or use another root."
+        )
+
+
+def check_yaml(text: Any, cfg: Config) -> None:
+    """Nothing, if the configuration in a checkpoint, which is ``text`` that `to_yaml` wrote, is the run of ``cfg``.
+
+    Raises:
+        UserError: it is another one, or none.
+    """
+    try:
+        unlike = differences(_values(str(text)), cfg)
+    except ValueError:
+        unlike = ["it has no configuration"]
+    if unlike:
+        raise UserError(f"The checkpoint is another run's: {', '.join(unlike[:3])}. Start over with --force.")
+
+
+def _stored_values(file: Path) -> dict[str, Any]:
+    return _values(stored.read_yaml(file))
+
+
+def _values(text: str) -> dict[str, Any]:
+    try:
+        found = yaml.load(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+    except yaml.YAMLError as error:
+        raise ValueError(str(error).splitlines()[0]) from error
+    if not isinstance(found, dict) or not {"data", "model"} <= found.keys():
+        raise ValueError("it is not a configuration of a run")
+    return found
+
+
+def unreadable(file: Path, error: OSError | MemoryError) -> UserError:
+    """What to say of a file that may be whole, but cannot be read as things stand: nothing is to be done to it."""
+    reason = getattr(error, "strerror", None) or str(error) or "not enough memory"
+    return UserError(f"{file} cannot be read ({reason}). It was left as it is: see to that, and run the command again.")
+
+
+def _own_norm(variant: str) -> Any:
+    """The norm called ``variant`` where a user has put it into NORMS; None if it is the package's own.
+
+    Whoever did that has imported the table; this module does not, since it knows nothing of torch.
+    """
+    table = sys.modules.get("bnrepro.norm.table")
+    norm = getattr(table, "NORMS", {}).get(variant)
+    return None if norm is getattr(table, "SHIPPED", {}).get(variant) else norm
 
 
 @cache
 def _defaults() -> dict[str, Any]:
-    return to_dict(Config())
+    return dict(leaves(to_dict(Config())))
 
 
-def _value(node: dict[str, Any], key: str) -> Any:
-    """What stands in nested dicts at a dotted key."""
-    for part in key.split("."):
-        node = node[part]
-    return node
+def leaves(node: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """The leaves of nested dicts, by dotted key."""
+    for key, value in node.items():
+        if isinstance(value, dict):
+            yield from leaves(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
 
 
-def config_hash(cfg: Config, without: tuple[str, ...] = ()) -> str:
-    """Eight hexadecimal digits over `identity`."""
-    text = json.dumps(identity(cfg, without), sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()[:8]
+def what(cfg: Config, without: tuple[str, ...] = ()) -> dict[str, Any]:
+    """``cfg`` as nested dicts, less the keys that change no number and those in ``without``; an archive by its content.
+
+    Raises:
+        UserError: `data.path` cannot be read.
+    """
+    values = to_dict(cfg)
+    for key in {*WHERE_NOT_WHAT, *without}:
+        *groups, last = key.split(".")
+        reduce(lambda node, group: node[group], groups, values).pop(last, None)
+    if cfg.data.path is not None:
+        values["data"]["content"] = content_hash(Path(cfg.data.path))
+    return values
+
+
+def earlier_hash(cfg: Config) -> str:
+    """The eight digits that named ``cfg`` up to version 0.1, over all keys but those in LATER that are defaults."""
+    values = dict(leaves(_shared_dict(cfg)))
+    as_ever = tuple(key for key in LATER if values[key] == _defaults()[key])
+    return hashlib.sha256(json.dumps(what(cfg, as_ever), sort_keys=True).encode()).hexdigest()[:8]
 
 
 def content_hash(file: Path) -> str:
@@ -290,8 +412,31 @@ def group_dir(cfg: Config) -> Path:
 
 
 def run_dir(cfg: Config) -> Path:
-    """``<root>/<dataset>/<model>/<variant>/seed<k>-<hash>``."""
-    return group_dir(cfg) / cfg.variant / f"seed{cfg.seed}-{config_hash(cfg)}"
+    """``<root>/<dataset>/<model>/<variant>/seed<k>-<hash>``; a run with the short hash of earlier versions keeps it.
+
+    Raises:
+        UserError: what lies under the earlier name cannot be read.
+    """
+    folder = group_dir(cfg) / cfg.variant
+    path = folder / f"seed{cfg.seed}-{config_hash(cfg)}"
+    if not os.path.lexists(folder) or os.path.lexists(path):  # not Path's, which raise where nothing can be looked at
+        return path
+    earlier = folder / f"seed{cfg.seed}-{earlier_hash(cfg)}"
+    return earlier if _is_earlier(earlier, cfg) else path
+
+
+def _is_earlier(directory: Path, cfg: Config) -> bool:
+    """Whether the run in ``directory``, or the job that is to make it, is an earlier version's of ``cfg``."""
+    if _own_norm(cfg.variant):
+        return False  # nobody knows with which code it was made
+    try:
+        return not differences(_stored_values(directory / "config.yaml"), cfg)
+    except (FileNotFoundError, NotADirectoryError):
+        return directory.with_name(f"{directory.name}.job").is_file()
+    except (OSError, MemoryError) as error:
+        raise unreadable(directory / "config.yaml", error) from error
+    except ValueError:
+        return True  # damaged: whoever opens the run says so
 
 
 LONGEST = 5000  # characters of an override: enough for a path; Hydra's parser takes minutes for a long list

@@ -12,6 +12,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -257,16 +258,25 @@ def rotate(images: Tensor, angles: Tensor) -> Tensor:
 def eval_batches(
     data: Dataset, split: Split, size: int, cfg: Data | None = None, *, channels_last: bool = False
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """The images of ``split`` in order, normalised, ``size`` at a time (the last batch may be smaller).
+    """The images of ``split`` in order, normalised, in equal parts of about ``size`` (see `equal_parts`).
 
     Their lower halves are shaded as ``cfg`` says. Where batches have factors of their own, these stand at equal
     distances between ``cfg.shade`` and 1, from the first batch to the last.
     """
-    starts = range(0, len(split.labels), size)
-    factors = _eval_shades(cfg, len(starts)) if cfg else [1.0] * len(starts)
-    for start, factor in zip(starts, factors, strict=True):
-        part = slice(start, start + size)
+    parts = equal_parts(len(split.labels), size)
+    factors = _eval_shades(cfg, len(parts)) if cfg else [1.0] * len(parts)
+    for part, factor in zip(parts, factors, strict=True):
         yield data.normalize(shaded(split.images[part], factor), channels_last), split.labels[part]
+
+
+def equal_parts(count: int, size: int) -> list[slice]:
+    """``count`` images in parts of at most ``size`` that differ by one at most.
+
+    No part has one image alone, whose batch statistics are none; rather than that, one has an image more than ``size``.
+    """
+    parts = max(1, min(-(-count // size), count // 2))
+    ends = [count // parts * i + min(i, count % parts) for i in range(parts + 1)]
+    return [slice(start, end) for start, end in pairwise(ends)]
 
 
 def _eval_shades(cfg: Data, batches: int) -> list[float]:

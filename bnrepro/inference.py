@@ -14,7 +14,7 @@ from bnrepro import checkpoint, record, train
 from bnrepro.config import UserError
 from bnrepro.data import Dataset, Split, epoch_plan, load, mix, train_batch
 from bnrepro.model import Network, build, norm_of
-from bnrepro.norm import NormError, reestimate_statistics, resize
+from bnrepro.norm import reestimate_statistics, resize
 from bnrepro.norm.statistics import batch_statistics
 from bnrepro.schema import Config
 
@@ -76,7 +76,7 @@ def evaluate(run: record.Run, statistics: str = "ema", size: int | None = None) 
             batch_size = cfg.batch_size
         with batch_statistics(network) if statistics == Statistics.batch else nullcontext():
             return {name: train.measure(network, data, split, cfg, batch_size) for name, split in splits.items()}
-    except NormError as error:
+    except ValueError as error:  # NormError is one, as is what torch's norms raise
         raise UserError(f"--statistics={statistics}: {error}") from error
     except RuntimeError as error:
         if size is None:

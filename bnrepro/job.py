@@ -17,7 +17,7 @@ from types import FrameType
 from typing import Any, cast
 
 from bnrepro import record
-from bnrepro.config import UserError
+from bnrepro.config import UserError, unreadable
 from bnrepro.schema import Config
 from bnrepro.signals import terminate_as_interrupt
 
@@ -56,11 +56,17 @@ class Ticket:
 
     @classmethod
     def read(cls, path: Path) -> Ticket | None:
-        """The ticket of the run in directory ``path``; None if it has none that makes sense."""
+        """The ticket of the run in directory ``path``; None if it has none that makes sense.
+
+        Raises:
+            UserError: it cannot be read just now, so that nobody knows whether a job has the run.
+        """
         try:
             ticket = cls(**json.loads(cls.file(path).read_text(encoding="utf-8")))
-        except (OSError, ValueError, TypeError):
+        except (FileNotFoundError, NotADirectoryError, ValueError, TypeError):
             return None
+        except (OSError, MemoryError) as error:
+            raise unreadable(cls.file(path), error) from error
         whole = isinstance(ticket.folder, str) and isinstance(ticket.task, int) and isinstance(ticket.tasks, int)
         return ticket if whole else None
 

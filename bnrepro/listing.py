@@ -6,6 +6,7 @@ import csv
 import io
 import math
 import os
+import re
 import shutil
 import sys
 import textwrap
@@ -53,8 +54,9 @@ def _row(run: record.Run) -> Row:
     row: Row = dict.fromkeys(COLUMNS) | {"dataset": dataset, "model": model, "variant": variant, "path": str(run.path)}
     try:
         summary = run.summary
-        # Reading a configuration takes thirty times as long as a summary, and only a run that has not ended needs it.
-        row["seed"] = summary["seed"] if "seed" in summary else run.config.seed  # noqa: SIM401  .get() would read it
+        # A run that was killed has no summary; its folder's name is read a hundred times as fast as its configuration.
+        named = re.match(r"seed([0-9]+)-", run.path.name)
+        row["seed"] = summary["seed"] if "seed" in summary else int(named[1]) if named else run.config.seed
     except UserError:
         return row | {"status": "damaged", "seed": -1}
     return row | {key: summary.get(key) for key in ("status", "test_accuracy", "val_accuracy", "seconds")}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from typing import TypeVar
@@ -11,10 +11,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from bnrepro import sources
 from bnrepro.config import UserError
 from bnrepro.norm import NORMS, ConvAdaptiveNorm2d, NormError, NormOptions
-from bnrepro.schema import Config, DropoutPosition, Initialization, Model, Placement, Source
+from bnrepro.schema import Config, DropoutPosition, Initialization, Model, Placement
 
 Shape = tuple[int, ...]
 T = TypeVar("T")
@@ -251,12 +250,6 @@ def build(
     Raises:
         UserError: no such model or activation; images too small; a norm that does not fit the network.
     """
-    network = _assemble(model, norm, channels, image, classes)
-    _initialize(network, model, generator)
-    return network
-
-
-def _assemble(model: Model, norm: MakeNorm, channels: int, image: Shape, classes: int) -> Network:
     make = _look_up(MODELS, model.name, "model.name")
     activation = _look_up(ACTIVATIONS, model.activation, "model.activation")
     blocks = Blocks(
@@ -270,66 +263,14 @@ def _assemble(model: Model, norm: MakeNorm, channels: int, image: Shape, classes
         model.depth,
     )
     try:
-        return Network(nn.Sequential(*make(blocks, channels, image, classes)), blocks.norms)
+        network = Network(nn.Sequential(*make(blocks, channels, image, classes)), blocks.norms)
     except NormError as error:
         raise UserError(str(error)) from error
     except _TooSmall as error:
         size = " x ".join(map(str, image))
         raise UserError(f"model={model.name}: images of {size} are too small. Use model=paper_mlp.") from error
-
-
-_IMAGES = {"mnist5k": (1, 28, 28), "mnist": (1, 28, 28), "fashion_mnist": (1, 28, 28)}
-_IMAGES |= {"cifar10": (3, 32, 32), "cifar100": (3, 32, 32)}
-_PROBED = 50_000_000  # parameters: of a larger network only the shapes are tried
-
-
-def check_builds(configs: Iterable[Config]) -> None:
-    """Build each distinct network of ``configs`` and run it in training mode on two images, or one with batch_size=1.
-
-    So that what would stop a run at its first step is said before any other run has trained. The weights are not those
-    of a run, no data of a known dataset is read, and torch's global generator stays as it is.
-
-    Raises:
-        UserError: an unknown variant, network or dataset; an archive that cannot be read; a norm that does not fit the
-            network, the images or the batch.
-    """
-    tried = set()
-    images: dict[str, tuple[int, ...]] = {}
-    for cfg in configs:
-        norm = norm_of(cfg)
-        where = repr(cfg.data)
-        if where not in images:
-            if cfg.data.source is not Source.npz:
-                sources.lookup(cfg.data.name)
-                images[where] = _IMAGES[cfg.data.name]
-            else:
-                images[where] = sources.read(cfg.data)[0][0].shape[1:]
-        count = min(cfg.batch_size, 2)
-        key = repr((cfg.model, cfg.norm, cfg.variant, images[where], count))
-        if key not in tried:
-            tried.add(key)
-            _try(cfg, norm, count, *images[where])
-
-
-def _try(cfg: Config, norm: MakeNorm, count: int, channels: int, *image: int) -> None:
-    with torch.device("meta"):
-        network = _assemble(cfg.model, norm, channels, image, classes=10)
-    if sum(p.numel() for p in network.parameters()) > _PROBED:
-        return
-    with torch.random.fork_rng(devices=[]), torch.no_grad():
-        network = _assemble(cfg.model, norm, channels, image, classes=10)
-        what = f"variant={cfg.variant}, model={cfg.model.name}"
-        try:
-            network(torch.rand(2, channels, *image))
-        except (ValueError, RuntimeError) as error:
-            raise UserError(f"{what}: {error}") from error
-        try:
-            network(torch.rand(count, channels, *image))
-        except (ValueError, RuntimeError) as error:
-            raise UserError(
-                f"{what}: a batch of {count} has one value per statistic, and would be normalised to zero. Use "
-                "batch_size=2 or more."
-            ) from error
+    _initialize(network, model, generator)
+    return network
 
 
 @torch.no_grad()

@@ -12,8 +12,8 @@ import io
 import json
 import math
 import os
+import secrets
 import shutil
-import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from bnrepro import output, stored
-from bnrepro.config import UserError, read_config
+from bnrepro.config import UserError, check_same, read_config, run_dir, unreadable
 from bnrepro.schema import Config
 
 CONFIG, METRICS, SUMMARY, CHECKPOINT = "config.yaml", "metrics.csv", "summary.json", "checkpoint.pt"
@@ -128,14 +128,14 @@ def write_whole(file: Path, content: bytes | str, previous: Path | None = None) 
     """
     raw = content.encode() if isinstance(content, str) else content
     file.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=file.parent, prefix=f".{file.name}.", suffix=".tmp")
-    temporary = Path(name)
+    temporary = file.with_name(f".{file.name}.{secrets.token_hex(4)}.tmp")
+    # Not by tempfile, whose files are the user's alone: who may read this one is for the umask to say.
+    handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), 0o666)
     try:
         with os.fdopen(handle, "wb") as stream:
             stream.write(raw)
             stream.flush()
             _sync(stream.fileno())
-        temporary.chmod(0o644)
         if previous and file.exists():
             _keep(file, previous)
         temporary.replace(file)
@@ -233,7 +233,9 @@ def read_metrics(file: Path) -> list[Row]:
         return rows
     except FileNotFoundError as error:
         raise UserError(f"There is no {file}: this run has not reached its first evaluation.") from error
-    except (ValueError, OSError) as error:
+    except (OSError, MemoryError) as error:
+        raise unreadable(file, error) from error
+    except ValueError as error:
         raise UserError(f"{file} is damaged ({error}). Run it again with --force.") from error
 
 
@@ -250,15 +252,22 @@ class Run:
 
     @cached_property
     def summary(self) -> dict[str, Any]:
-        """The final numbers; a run that has not ended has only ``status: running``."""
+        """The final numbers; where it has not ended, how it stands as its ``status``, and what an earlier try left."""
         try:
             summary: dict[str, Any] = stored.read_json(self.path / SUMMARY, Summary)
             if summary["status"] in (Status.completed, Status.diverged):
                 stored.hold(summary, Result if summary["status"] == Status.completed else Ended, SUMMARY)
         except FileNotFoundError:
-            return {"status": "running"}
-        except (ValueError, OSError) as error:
+            return {"status": running(self.path) or Status.interrupted.value}
+        except (OSError, MemoryError) as error:
+            raise unreadable(self.path / SUMMARY, error) from error
+        except ValueError as error:
             raise UserError(f"{self.path / SUMMARY} is damaged ({error}). Run it again with --force.") from error
+        if summary["status"] == Status.completed and summary.get("test_loss", 0) is None:
+            # Versions that did not look at the evaluation called this completed: a loss that is no number.
+            return summary | {"status": Status.diverged.value, "diverged_at_step": summary.get("steps")}
+        if summary["status"] in (Status.interrupted, Status.failed) and (now := running(self.path)):
+            return summary | {"status": now}
         return summary
 
     @cached_property
@@ -268,7 +277,7 @@ class Run:
 
     @property
     def status(self) -> str:
-        """Its status's name, ``running`` if it has not ended."""
+        """A name of `Status`, ``running`` while a process is at it, ``running or interrupted`` where nobody can say."""
         return str(self.summary["status"])
 
     @property
@@ -280,6 +289,44 @@ class Run:
     def finished(self) -> bool:
         """Whether there is nothing left to run."""
         return self.status in (Status.completed, Status.diverged)
+
+
+RUNNING, UNKNOWN = "running", "running or interrupted"
+
+
+def running(directory: Path) -> str | None:
+    """Whether a process is at the run in ``directory``: `RUNNING`, None, or `UNKNOWN` on a file system without locks.
+
+    A process's claim ends with it, however that happens, so that this is true of one that was killed as well.
+    """
+    try:
+        handle = os.open(directory / LOCK, os.O_RDONLY)
+    except FileNotFoundError:
+        return None
+    except OSError:
+        return UNKNOWN
+    try:
+        import fcntl
+
+        fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return RUNNING
+    except (ImportError, OSError):
+        return UNKNOWN
+    finally:
+        os.close(handle)
+    return None
+
+
+def run_of(cfg: Config) -> Run:
+    """The run of ``cfg``, which may not have begun.
+
+    Raises:
+        UserError: where it should be lies another one.
+    """
+    directory = run_dir(cfg)
+    check_same(directory, cfg)
+    return Run(directory)
 
 
 def find_runs(root: Path) -> Iterator[Run]:

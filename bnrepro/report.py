@@ -22,7 +22,7 @@ from bnrepro.experiments import NAMES
 from bnrepro.experiments.base import Verdict
 from bnrepro.experiments.conclusion import Conclusion, open_conclusion
 from bnrepro.experiments.judge import numbers
-from bnrepro.experiments.records import find, read
+from bnrepro.experiments.records import find, preset_of, read
 from bnrepro.stats import Interval
 
 MARKDOWN, HTML = "REPORT.md", "report.html"
@@ -105,7 +105,7 @@ def write(out: Path) -> list[Path]:
 
 def gather(out: Path) -> Report:
     """The experiments and comparisons in ``out`` and below."""
-    conclusions = [open_conclusion(folder) for folder in find(out)]
+    conclusions = [open_conclusion(folder) for folder in _best(find(out))]
     order = {name: place for place, name in enumerate(NAMES)}
     conclusions.sort(key=lambda c: (order.get(c.name, len(order)), c.name, str(c.folder)))
     sections = [_of_experiment(conclusion) for conclusion in conclusions]
@@ -117,6 +117,18 @@ def gather(out: Path) -> Report:
         where = " and ".join(str(c.folder) for c in conclusions if c.name in twice)
         raise UserError(f"{', '.join(twice)} is there more than once: {where}. Give one folder with --out.")
     return Report(sections)
+
+
+def _best(folders: list[Path]) -> list[Path]:
+    """Of an experiment's presets, which lie in one another's folders, the largest that is there."""
+    sizes = {"smoke": 0, "quick": 1}  # the rest, damaged ones too, which are told when they are opened, is larger
+    best: dict[Path, Path] = {}
+    for folder in folders:  # what lies in a folder comes after it
+        place = folder.parent if folder.name in sizes else folder
+        before = best.get(place)
+        if before is None or sizes.get(preset_of(folder) or "", 2) >= sizes.get(preset_of(before) or "", 2):
+            best[place] = folder
+    return list(best.values())
 
 
 # --- sections -----------------------------------------------------------------------------------------------------

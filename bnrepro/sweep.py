@@ -11,13 +11,11 @@ from math import prod
 from pathlib import Path
 
 from bnrepro import record, train
-from bnrepro.config import UserError, check_override, configs_dir, run_dir, to_yaml
+from bnrepro.config import MOST_RUNS, UserError, check_override, configs_dir, run_dir, to_yaml
 from bnrepro.cores import cores
 from bnrepro.parallel import Report, map_all
 from bnrepro.record import Run, Status
 from bnrepro.schema import Config, Device
-
-MOST = 10_000  # runs of a sweep
 
 
 @dataclass(frozen=True)
@@ -68,14 +66,14 @@ def expand(overrides: Sequence[str]) -> list[list[str]]:
                 elif key == "variant" and isinstance(glob := override.value(), Glob):
                     choices.append([f"{key}={name}" for name in glob.filter(list(NORMS))])
                 elif override.is_discrete_sweep():
-                    values = islice(override.sweep_string_iterator(), MOST + 1)
+                    values = islice(override.sweep_string_iterator(), MOST_RUNS + 1)
                     choices.append([f"{key}={value}" for value in values])
                 else:
                     raise UserError(f"{text}: an interval has no runs to list. Give values: {key}=0.1,0.01.")
                 if not choices[-1]:
                     raise UserError(f"{text} matches nothing.")
-                if prod(map(len, choices)) > MOST:
-                    raise UserError(f"These are more than {MOST:,} runs. Sweep a part of them at a time.")
+                if prod(map(len, choices)) > MOST_RUNS:
+                    raise UserError(f"These are more than {MOST_RUNS:,} runs. Sweep a part of them at a time.")
     except (HydraException, RecursionError) as error:  # the latter on brackets in brackets
         raise UserError(str(error).splitlines()[0][:300]) from error
     return [list(each) for each in product(*choices)]
@@ -97,8 +95,9 @@ def run_all(
 ) -> list[Outcome]:
     """Run ``configs``, ``jobs`` at a time, and return their outcomes in the same order.
 
-    What is finished is not run again. A run that fails, or whose process is killed, leaves the others alone, and its
-    error is kept in its summary. Ctrl-C interrupts the runs under way, which can go on later, and is raised again.
+    What is finished is not run again, and a run that is there twice, in two writings, is run once. A run that fails, or
+    whose process is killed, leaves the others alone, and its error is kept in its summary. Ctrl-C interrupts the runs
+    under way, which can go on later, and is raised again.
 
     Args:
         configs: the runs.
@@ -108,8 +107,26 @@ def run_all(
         ended: told of each outcome when it is there.
         threads: torch's threads in each process; None: the cores, shared out.
     """
+    places: dict[Path, list[int]] = {}
     resolved = [train.resolve(cfg) for cfg in configs]
-    return map_all(partial(attempt, force=force), resolved, jobs, _lost, report, ended, threads)
+    for index, cfg in enumerate(resolved):
+        places.setdefault(run_dir(cfg), []).append(index)
+    each = list(places.values())
+
+    def tell(index: int, share: float) -> None:
+        for place in each[index]:
+            if report:
+                report(place, share)
+
+    def take(index: int, outcome: Outcome) -> None:
+        for place in each[index]:
+            if ended:
+                ended(place, outcome)
+
+    work = partial(attempt, force=force)
+    found = map_all(work, [resolved[same[0]] for same in each], jobs, _lost, tell, take, threads)
+    outcomes = {place: outcome for same, outcome in zip(each, found, strict=True) for place in same}
+    return [outcomes[place] for place in range(len(resolved))]
 
 
 def _lost(cfg: Config) -> Outcome:
@@ -122,6 +139,8 @@ def attempt(cfg: Config, share: Callable[[float], None], *, force: bool) -> Outc
         return Outcome(cfg, train.run(cfg, force=force, report=lambda p: share(p.step / p.steps)))
     except UserError as error:
         return failed(cfg, str(error), by_user=True)
+    except OSError as error:
+        return failed(cfg, f"{error.filename or run_dir(cfg)}: {error.strerror or error}.", by_user=True)
     except Exception as error:  # whatever it is, the other runs go on, and it is told at the end
         return failed(cfg, f"{type(error).__name__}: {error}")
 
@@ -130,7 +149,8 @@ def failed(cfg: Config, error: str, by_user: bool = False) -> Outcome:
     """The outcome of a run that failed; the error is kept in its summary, unless that tells of an end already."""
     path = run_dir(cfg)
     with suppress(OSError, UserError):  # the disk may be what failed
-        if Run(path).status == "running":  # nothing has been said of its end
+        # Nothing has been said of its end. Where something is there that the user can mend, it is left as it is.
+        if not (path / record.SUMMARY).exists() and not (by_user and Run(path).started):
             record.write_whole(path / record.CONFIG, to_yaml(cfg))
             who = {"variant": cfg.variant, "seed": cfg.seed, "dataset": cfg.data.name, "model": cfg.model.name}
             record.write_summary(path, {"status": Status.failed.value, **who, "error": error})

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Callable, Iterator
-from contextlib import nullcontext
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, nullcontext
+from copy import deepcopy
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,20 +17,20 @@ from torch.nn import functional as F
 
 from bnrepro import checkpoint, distributed, provenance, record
 from bnrepro.board import Board
-from bnrepro.config import UserError, config_hash, run_dir, to_dict, to_yaml
+from bnrepro.config import UserError, check_same, check_yaml, config_hash, run_dir, to_dict, to_yaml
 from bnrepro.data import Dataset, Split, epoch_plan, eval_batches, load, mix, train_batch
 from bnrepro.distributed import Processes
 from bnrepro.model import Network, build, norm_of, size_of
 from bnrepro.norm import NormError, native
 from bnrepro.optimizer import lr_factor, make_optimizer
 from bnrepro.record import Row, Run, Status
-from bnrepro.schema import Config, Device, Precision
+from bnrepro.schema import Config, Device, Optimizer, Precision, Schedule
 from bnrepro.signals import Stop, stop_between_steps, terminate_as_interrupt
 from bnrepro.stored import leads_out
 from bnrepro.tally import Tally
 from bnrepro.trainable import prepare
 
-EVAL_IMAGES = 500  # images a forward pass in evaluation: fits the caches, and no batch is left with 1
+EVAL_IMAGES = 500  # images a forward pass in evaluation: fits the caches
 CHECK_STEPS = 10  # steps between looks at the loss, each of which a GPU has to be waited for
 PROBE_IMAGES = 256  # images of the validation set whose way through the norms is recorded
 
@@ -82,23 +84,46 @@ def run(cfg: Config, *, force: bool = False, report: Callable[[Progress], None] 
         report: called with the progress every few steps and at each evaluation.
 
     Raises:
-        UserError: the configuration does not fit the data or the machine. Nothing that is finished is touched.
+        UserError: the configuration does not fit the data, the memory or the machine; what is there of the run cannot
+            be read, or is another run. Nothing that is finished is touched.
     """
     cfg = resolve(cfg)
     directory = run_dir(cfg)
     if leads_out(directory, Path(cfg.root)):  # what --force deletes, and what a run writes, lies in it
         raise UserError(f"{directory} is a link out of root={cfg.root}. Remove the link, or use another root.")
     processes = distributed.current()
+    processes.from_first(lambda: check_same(directory, cfg, damaged=force))
     if processes.from_first(lambda: not force and Run(directory).finished):
         return directory
-    trainer = trainer_of(cfg, report, processes)
-    with terminate_as_interrupt(), record.claim(directory) if processes.first else nullcontext():
-        if force and processes.first:
-            record.clear(directory)
-        if processes.from_first(lambda: Run(directory).finished):  # by the process that was waited for
-            return directory
-        _train(trainer, directory)
+    with _told(cfg):
+        trainer = trainer_of(cfg, report, processes)
+        if processes.size == 1:
+            trainer.rehearse()
+        with terminate_as_interrupt(), record.claim(directory) if processes.first else nullcontext():
+            if force and processes.first:
+                record.clear(directory)
+            processes.from_first(lambda: check_same(directory, cfg))
+            if processes.from_first(lambda: Run(directory).finished):  # by the process that was waited for
+                return directory
+            state = processes.from_first(lambda: checkpoint.last(directory))  # before anything is written
+            _train(trainer, directory, state)
     return directory
+
+
+@contextmanager
+def _told(cfg: Config) -> Iterator[None]:
+    """What a configuration can be the reason of, as an error that says so: too little memory, batches too small."""
+    try:
+        yield
+    except NormError as error:
+        raise UserError(f"variant={cfg.variant}: {error}") from error
+    except (MemoryError, RuntimeError) as error:
+        if not checkpoint.out_of_memory(error):
+            raise
+        raise UserError(
+            f"There is not enough memory for model={cfg.model.name} with model.width={cfg.model.width:g} and "
+            f"batch_size={cfg.batch_size}. Use a smaller width or batch, or fewer processes at a time (--jobs)."
+        ) from error
 
 
 def trainer_of(
@@ -113,8 +138,23 @@ def trainer_of(
     return Trainer(cfg, data, network, report, processes)
 
 
-def _train(trainer: Trainer, directory: Path) -> None:
-    """Train into ``directory``, and say in its summary how it ended."""
+def rehearse(configs: Iterable[Config]) -> None:
+    """Every kind of network among ``configs`` once through a batch, before the first of them is trained.
+
+    Raises:
+        UserError: one of them cannot be trained, and why.
+    """
+    seen: set[str] = set()
+    for cfg in configs:
+        kind = repr(replace(cfg, seed=0, epochs=1, optimizer=Optimizer(), schedule=Schedule()))
+        if kind not in seen:
+            with _told(cfg):
+                trainer_of(cfg).rehearse()
+        seen.add(kind)
+
+
+def _train(trainer: Trainer, directory: Path, state: dict[str, Any] | None) -> None:
+    """Train into ``directory``, from ``state`` if there is one, and say in its summary how it ended."""
     first = trainer.processes.first
     status, error = Status.failed, None
     with stop_between_steps() as stop:
@@ -122,15 +162,12 @@ def _train(trainer: Trainer, directory: Path) -> None:
             if first:
                 record.write_whole(directory / record.CONFIG, to_yaml(trainer.cfg))
             with trainer.processes.together():
-                status = trainer.train(directory, stop)
+                status = trainer.train(directory, stop, state)
         except KeyboardInterrupt:
             status = Status.interrupted
             raise
-        except NormError as problem:
-            error = str(problem)
-            raise UserError(f"variant={trainer.cfg.variant}: {problem}") from problem
         except Exception as problem:
-            error = f"{type(problem).__name__}: {problem}"
+            error = str(problem) if isinstance(problem, NormError) else f"{type(problem).__name__}: {problem}"
             raise
         finally:
             stop.ending = True
@@ -177,15 +214,35 @@ class Trainer:
 
     # --- the loop ---
 
-    def train(self, directory: Path, stop: Stop) -> Status:
-        """Run to the end, from the last checkpoint in ``directory`` if there is one.
+    def rehearse(self) -> None:
+        """A batch through a copy of the network in training mode: what it refuses, it refuses before anything is run.
+
+        Raises:
+            UserError: the batch or the maps are too small for a norm, with the norm's reason.
+        """
+        images = self.data.normalize(self.data.train.images[: self.cfg.batch_size], self.cfg.channels_last)
+        devices = [self.device] if self.device.type == "cuda" else []
+        try:
+            copy = deepcopy(self.network).train()
+        except Exception:  # a layer of a user's own that cannot be copied: training says the same, later
+            return
+        try:
+            with torch.no_grad(), torch.random.fork_rng(devices), self.autocast():
+                copy(images)
+        except ValueError as error:
+            size = f", batch_size={self.cfg.batch_size}" if not isinstance(error, NormError) else ""
+            advice = " Use batch_size=2 or more." if self.cfg.batch_size == 1 else ""
+            raise UserError(f"variant={self.cfg.variant}{size}: {str(error).rstrip('.')}.{advice}") from error
+
+    def train(self, directory: Path, stop: Stop, state: dict[str, Any] | None = None) -> Status:
+        """Run to the end, from ``state``, a checkpoint of this run, if there is one.
 
         Raises:
             KeyboardInterrupt: ``stop`` was asked for; a checkpoint was written after the step.
         """
         since = Tally(self.device)
         first = self.processes.first
-        if state := self.processes.from_first(lambda: checkpoint.last(directory)):
+        if state:
             self.restore(state, since)
             if first:
                 self.write_metrics(directory)
@@ -218,7 +275,9 @@ class Trainer:
                     self.report(Progress(self.step, self.steps, *since.recent()))
             if due:
                 self.seconds = time.perf_counter() - started
-                self.evaluate(directory, board, since, batch.lr)
+                if not self.evaluate(directory, board, since, batch.lr):
+                    self.diverged_at = self.step
+                    return Status.diverged
             # Several processes have to end at the same step: they agree on it where they wait for each other anyway.
             asked = stop.asked if self.processes.size == 1 else look and self.processes.any(stop.asked, self.device)
             if asked and self.step < self.steps:
@@ -264,8 +323,8 @@ class Trainer:
         every = self.cfg.eval_every or self.steps_per_epoch
         return self.step % every == 0 or self.step == self.steps
 
-    def evaluate(self, directory: Path, board: Board | None, since: Tally, lr: float) -> None:
-        """Measure, write the row, the checkpoint and TensorBoard."""
+    def evaluate(self, directory: Path, board: Board | None, since: Tally, lr: float) -> bool:
+        """Measure, and write the row, the checkpoint and TensorBoard; nothing, and False, if a number is not finite."""
         train_loss, train_accuracy = since.mean()
         row: Row = {"step": self.step, "epoch": self.step / self.steps_per_epoch}
         row |= {"train_loss": train_loss, "train_accuracy": train_accuracy}
@@ -276,10 +335,13 @@ class Trainer:
         if self.cfg.eval_test or self.step == self.steps:
             row["test_loss"], row["test_accuracy"] = self.measure(self.data.test)
         row |= {"lr": lr, "seconds": self.seconds}
+        # Each process measures all of it and comes to the same, but for rounding: so they agree.
+        if self.processes.any(not (self.finite() and _all_finite(row)), self.device):
+            return False
         self.rows.append(row)
         since.reset()
         if not self.processes.first:
-            return
+            return True
         # The checkpoint holds the rows too: if the machine stops between these two lines, neither is lost.
         self.save(directory, since)
         self.write_metrics(directory)
@@ -288,6 +350,12 @@ class Trainer:
             board.norm_inputs(self.norm_inputs(), self.step)
         if self.report:
             self.report(Progress(self.step, self.steps, train_loss, train_accuracy, row))
+        return True
+
+    def finite(self) -> bool:
+        """Whether all parameters and buffers are finite."""
+        tensors = [t for t in self.network.state_dict().values() if t.is_floating_point()]
+        return bool(torch.stack([t.isfinite().all() for t in tensors]).all()) if tensors else True
 
     def write_metrics(self, directory: Path) -> None:
         """metrics.csv, whole."""
@@ -350,6 +418,7 @@ class Trainer:
         Raises:
             UserError: it is not a checkpoint of this run.
         """
+        check_yaml(state.get("config"), self.cfg)
         try:
             self.network.load_state_dict(state["network"])
             self.optimizer.load_state_dict(state["optimizer"])
@@ -407,8 +476,7 @@ def measure(
 ) -> tuple[float, float]:
     """Mean cross-entropy and accuracy of ``network`` in eval mode on ``split``, ``batch_size`` images at a time."""
     network.eval()
-    count = len(split.labels)
-    size = -(-count // -(-count // (batch_size or EVAL_IMAGES)))  # equal: none is left with a single image
+    count, size = len(split.labels), batch_size or EVAL_IMAGES
     device = split.labels.device
     loss = torch.zeros((), dtype=torch.float64, device=device)
     right = torch.zeros((), dtype=torch.int64, device=device)
@@ -418,6 +486,10 @@ def measure(
             loss += F.cross_entropy(logits, y, reduction="sum").double()
             right += (logits.argmax(1) == y).sum()
     return float(loss) / count, float(right) / count
+
+
+def _all_finite(row: Row) -> bool:
+    return all(math.isfinite(value) for value in row.values() if value is not None)
 
 
 def _flat(cfg: Config) -> dict[str, Any]:

@@ -15,9 +15,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 
 from bnrepro.config import configs_dir
+from bnrepro.norm import NORMS
 from bnrepro.record import Run
 from tests.conftest import TINY, Call
 
@@ -26,6 +28,12 @@ from tests.conftest import TINY, Call
 def short(digits: Path) -> list[str]:
     """Overrides that train in about a second."""
     return [*TINY, f"data.path={digits}"]
+
+
+def changed(overrides: list[str], *changes: str) -> list[str]:
+    """``overrides`` with other values, or more: a key that is given twice is an error."""
+    keys = {change.partition("=")[0] for change in changes}
+    return [text for text in overrides if text.partition("=")[0] not in keys] + list(changes)
 
 
 def python(*arguments: str, cwd: Path) -> subprocess.Popen[str]:
@@ -104,8 +112,28 @@ def test_config_prints_what_would_run(call: Call) -> None:
     assert (config["variant"], config["seed"], config["optimizer"]["lr"]) == ("convbn", 4, 0.5)
 
 
-def test_flag_beats_an_override(call: Call) -> None:
-    assert yaml.safe_load(call("config", "--seed=4", "seed=5").out)["seed"] == 4
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["config", "--seed=4", "seed=5"], "seed is given twice: seed=5 and --seed=4"),
+        (["train", "--variant=bn", "variant=convbn"], "variant is given twice: variant=convbn and --variant=bn"),
+        (["config", "epochs=2", "optimizer.lr=0.1", "epochs=3"], "epochs is given twice: epochs=2 and epochs=3"),
+        (["config", "model=lenet", "model=resnet20"], "model is given twice"),
+        (["sweep", "seed=0,1", "seed=2", "--dry-run"], "seed is given twice"),
+        (["compare", "seed=3", "--seeds=1"], "seed=3 is not used here. --seeds=N compares the seeds 0 to N - 1"),
+        (["compare", "variant=bn"], "variant=bn is not used here. --variants=bn,convbn"),
+    ],
+)
+def test_what_is_said_twice_or_not_used_is_an_error(call: Call, arguments: list[str], words: str) -> None:
+    result = call(*arguments)
+    assert (result.code, words in result.err) == (2, True), result.err
+
+
+@pytest.mark.parametrize(
+    "arguments", [["--seed=5", "seed=5"], ["optimizer.lr=0.1", "optimizer.lr=1e-1"], ["epochs=2", "epochs=2"]]
+)
+def test_what_is_said_twice_and_the_same_is_none(call: Call, arguments: list[str]) -> None:
+    assert call("config", *arguments).code == 0
 
 
 # --- what the user can mend ---
@@ -220,7 +248,7 @@ def test_eval_under_running_averages_is_what_training_measured(call: Call, short
 
 
 def test_eval_at_another_size_fits_local_statistics_and_says_where_it_cannot(call: Call, short: list[str]) -> None:
-    small = [*short, "model=resnet20", "model.width=0.25", "epochs=1"]
+    small = changed(short, "model=resnet20", "model.width=0.25", "epochs=1")
     out = call("train", "--variant=convbn", *small).out
     path = out.splitlines()[1].removeprefix("Run: ")
     plain, same, other = (call("eval", path, *more) for more in ([], ["--size=28"], ["--size=20"]))
@@ -242,7 +270,7 @@ def test_compare_prints_and_writes_table_and_figures_and_figures_draws_them_agai
     assert result.code == 0, result.err
     assert [line.split()[0] for line in result.out.splitlines()[:3]] == ["variant", "nobn", "convbn"]
     (folder,) = (tmp_path / "runs" / "mnist5k" / "lenet").glob("compare-*")
-    assert {file.name for file in folder.glob("*.*")} == {"table.csv", "runs.csv", "curves.csv", "provenance.json"}
+    assert {file.name for file in folder.glob("[a-z]*.*")} == {"table.csv", "runs.csv", "curves.csv", "provenance.json"}
     drawn = {file.name: file.read_bytes() for file in (folder / "figures").iterdir()}
     assert {"train_accuracy.png", "train_loss.svg", "val_accuracy.svg", "val_loss.png"} <= drawn.keys()
     for file in (folder / "figures").iterdir():
@@ -271,23 +299,37 @@ def test_a_norm_that_does_not_fit_is_told_of_once_and_before_anything_runs(
     assert not (tmp_path / "runs").exists()
 
 
-def test_comparison_with_a_failed_variant_shows_the_others_and_fails(
-    call: Call, short: list[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("bnrepro.model.check_builds", lambda configs: None)  # as if only training had found it
-    result = call("compare", "--jobs=1", "--seeds=1", "--variants=nobn,convbn", *short, "batch_size=1", "epochs=1")
+class Failing(torch.nn.Identity):
+    """A layer with a mistake in it, which only training finds."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if torch.is_grad_enabled():
+            raise RuntimeError("a mistake")
+        return x
+
+
+@pytest.fixture
+def failing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(NORMS, "failing", lambda c, s, options: Failing())
+
+
+@pytest.mark.usefixtures("failing")
+def test_comparison_with_a_failed_variant_shows_the_others_and_fails(call: Call, short: list[str]) -> None:
+    overrides = changed(short, "epochs=1")
+    result = call("compare", "--jobs=1", "--seeds=1", "--variants=nobn,failing", *overrides)
     assert result.code == 2
     assert result.out.splitlines()[1].startswith("nobn")
-    assert "batch of 1" in result.err
+    assert "RuntimeError: a mistake" in result.err
+    assert "2 runs: 1 made now, 1 failed." in result.err
     assert "1 of 2 runs failed" in result.err
 
 
 def test_sweep_runs_every_combination_and_goes_on_with_what_is_missing(call: Call, short: list[str]) -> None:
-    arguments = ["sweep", "variant=bn,nobn", "seed=range(2)", *short, "epochs=1", "--jobs=1"]
+    arguments = ["sweep", "variant=bn,nobn", "seed=range(2)", *changed(short, "epochs=1"), "--jobs=1"]
     dry = call(*arguments, "--dry-run")
     assert (dry.code, dry.out.count("to run "), dry.err) == (0, 4, "")
     assert dry.out.splitlines()[-1] == "4 runs, 4 of them to make."
-    assert call("train", "--variant=bn", "--seed=0", *short, "epochs=1").code == 0
+    assert call("train", "--variant=bn", "--seed=0", *changed(short, "epochs=1")).code == 0
     again = call(*arguments, "--dry-run").out
     assert again.count("completed ") == 1
     assert "4 runs, 3 of them to make." in again
@@ -298,12 +340,54 @@ def test_sweep_runs_every_combination_and_goes_on_with_what_is_missing(call: Cal
     assert call("runs", "--csv").out.count("completed") == 4
 
 
+def test_sweep_counts_a_run_in_two_writings_once(call: Call, short: list[str]) -> None:
+    rates = ["optimizer.lr=0.1,1e-1", "seed=0,0"]
+    result = call("sweep", *changed(short, "epochs=1"), *rates, "--jobs=1")
+    assert (result.code, result.out.splitlines()[1].split()[:2]) == (0, ["all", "1"]), result.out
+    assert result.err.count("the same run as one before") == 3
+    assert "1 runs: 1 made now." in result.err
+    again = call("sweep", *changed(short, "epochs=1"), *rates, "--jobs=1")
+    assert "1 runs: 1 found." in again.err
+    assert "1 runs, 0 of them to make." in call("sweep", *changed(short, "epochs=1"), *rates, "--dry-run").out
+
+
+def test_sweep_with_a_run_that_cannot_be_made_is_refused_before_it(call: Call, short: list[str]) -> None:
+    result = call("sweep", *changed(short, "batch_size=60,5000"), "--jobs=1")
+    assert (result.code, "batch_size=5000 is more than" in result.err) == (2, True)
+    assert "No such run" in call("runs").out
+
+
+@pytest.mark.usefixtures("failing")
 def test_sweep_with_a_run_that_fails_keeps_its_error_and_ends_with_2(call: Call, short: list[str]) -> None:
-    result = call("sweep", *short, "epochs=1", "batch_size=60,5000", "--jobs=1")
+    result = call("sweep", *changed(short, "epochs=1"), "variant=failing,nobn", "--jobs=1")
     assert result.code == 2
     assert "1 of 2 runs failed" in result.err
-    assert [line.split()[-2:] for line in result.out.splitlines()[1:3]] == [["-", "-"], ["-", "1"]]
+    assert [line.split()[-2:] for line in result.out.splitlines()[1:3]] == [["-", "1"], ["-", "-"]]
     assert call("runs", "--status=failed", "--csv").out.count("failed") == 1
+
+
+# --- several at once ---
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("command", ["compare", "figures", "report"])
+def test_command_that_is_given_several_times_at_once_ends_as_once(
+    call: Call, short: list[str], tmp_path: Path, command: str
+) -> None:
+    overrides = changed(short, "epochs=1", "tensorboard=true")
+    arguments = ["compare", "--jobs=1", "--seeds=1", "--variants=nobn,bn", *overrides]
+    if command != "compare":
+        assert call(*arguments).code == 0
+        arguments = [command, "--out=runs"] if command == "report" else [command]
+    processes = [python("-m", "bnrepro", *arguments, cwd=tmp_path) for _ in range(4)]
+    ends = [(process.communicate(timeout=300)[1], process.returncode) for process in processes]
+    assert [code for _, code in ends] == [0] * 4, ends
+    assert list(tmp_path.rglob("*.tmp")) == []
+    (folder,) = (tmp_path / "runs" / "mnist5k" / "lenet").glob("compare-*")
+    assert {len(list((folder / variant).glob("events*"))) for variant in ("bn", "nobn")} == {1}
+    before = {file: file.read_bytes() for file in folder.rglob("*.*") if "events" not in file.name}
+    assert call("figures").code == 0
+    assert {file: file.read_bytes() for file in before} == before
 
 
 # --- signals ---
@@ -313,14 +397,15 @@ def test_sweep_with_a_run_that_fails_keeps_its_error_and_ends_with_2(call: Call,
 def test_run_ended_by_a_signal_goes_on_where_it_was(
     call: Call, short: list[str], tmp_path: Path, number: signal.Signals
 ) -> None:
-    overrides = ["--variant=bn", *short, "epochs=30", f"root={tmp_path / 'signalled'}"]
+    overrides = ["--variant=bn", *changed(short, "epochs=30"), f"root={tmp_path / 'signalled'}"]
     process = python("-m", "bnrepro", "train", *overrides, cwd=tmp_path)
     path = _wait_for(lambda: next((tmp_path / "signalled").rglob("metrics.csv"), None)).parent
     process.send_signal(number)
     _, err = process.communicate(timeout=60)
     assert process.returncode not in (0, 2)
     assert "Traceback" not in err
-    assert Run(path).status == ("running" if number == signal.SIGKILL else "interrupted")
+    assert Run(path).status == "interrupted"
+    assert "running" not in call("runs", f"--root={tmp_path / 'signalled'}").out
     assert call("train", *overrides).code == 0
     assert call("train", *overrides[:-1]).code == 0
     curves = [Run(p).metrics for p in sorted(tmp_path.rglob("seed0-*"))]
@@ -344,7 +429,8 @@ def _wait_for(found: Callable[[], Path | None]) -> Path:
 @pytest.fixture
 def server(call: Call, short: list[str], tmp_path: Path) -> Iterator[str]:
     """The address of ``bnrepro tensorboard`` on one comparison."""
-    call("compare", "--jobs=1", "--seeds=2", "--variants=nobn,convbn", *short, "tensorboard=true", "epochs=1")
+    overrides = changed(short, "tensorboard=true", "epochs=1")
+    call("compare", "--jobs=1", "--seeds=2", "--variants=nobn,convbn", *overrides)
     process = python("-m", "bnrepro", "tensorboard", "--port=0", cwd=tmp_path)
     assert process.stderr
     lines = iter(process.stderr.readline, "")

@@ -12,7 +12,7 @@ import pytest
 
 from bnrepro import compare, listing, record, train
 from bnrepro.compare import Comparison
-from bnrepro.config import UserError, load_config
+from bnrepro.config import UserError, load_config, what
 from bnrepro.record import Run
 from bnrepro.schema import Config
 
@@ -118,9 +118,61 @@ def test_grid_has_each_variant_with_each_seed() -> None:
     assert [(cfg.variant, cfg.seed) for cfg in grid] == [("nobn", 0), ("bn", 0), ("nobn", 1), ("bn", 1)]
 
 
-def test_directory_depends_on_all_but_variant_and_seed() -> None:
-    a, b = (compare.directory(load_config([*o])) for o in (["seed=1"], ["variant=convbn"]))
-    assert a == b != compare.directory(load_config(["epochs=1"]))
+def test_two_comparisons_have_two_folders() -> None:
+    def of(variants: str, seeds: int, *overrides: str, threshold: float | None = None) -> Path:
+        return compare.directory(compare.grid(load_config([*overrides]), variants.split(","), seeds), threshold)
+
+    assert of("bn,nobn", 2) == of("bn,nobn,bn", 2) == of("bn,nobn", 2, "tensorboard=false")
+    asked = [of("bn,nobn", 2), of("bn,nobn", 3), of("nobn,bn", 2), of("bn", 2), of("bn,nobn", 2, "epochs=3")]
+    asked += [of("bn,nobn", 2, threshold=0.9), of("bn,nobn", 2, threshold=0.8)]
+    assert len(set(asked)) == len(asked)
+
+
+def test_more_runs_than_a_sweep_may_have_are_refused_before_they_are_listed() -> None:
+    with pytest.raises(UserError, match="more than 10,000 runs"):
+        compare.grid(load_config([]), ["bn", "nobn"], 10**9)
+
+
+@pytest.mark.parametrize(
+    ("variants", "seeds", "overrides", "threshold", "fits"),
+    [
+        (["bn", "nobn"], 2, [], None, True),
+        (["bn", "nobn", "convbn"], 3, [], None, True),  # all that is there, and more
+        (["bn", "nobn"], 2, ["root=elsewhere", "tensorboard=true"], None, True),
+        (["nobn", "bn"], 2, [], None, False),  # another baseline
+        (["bn"], 2, [], None, False),
+        (["bn", "nobn"], 1, [], None, False),
+        (["bn", "nobn"], 2, ["epochs=2"], None, False),
+        (["bn", "nobn"], 2, [], 0.9, False),
+    ],
+)
+def test_folder_with_another_comparison_is_refused(
+    tmp_path: Path, variants: list[str], seeds: int, overrides: list[str], threshold: float | None, fits: bool
+) -> None:
+    runs = [
+        {**dict.fromkeys(compare.RUN_COLUMNS), "variant": v, "seed": s, "status": "completed", "test_accuracy": 0.5}
+        | {"parameters": 1, "buffers": 0, "seconds": 1.0}
+        for s in range(2)
+        for v in ("bn", "nobn")
+    ]
+    config = what(load_config(["epochs=1"]), compare.WITHOUT)
+    del config["norm"]  # as if these keys had come later
+    compare.save(Comparison(runs, [], {"data": [], "config": config}), tmp_path)
+    grid = compare.grid(load_config(["epochs=1", *overrides]), variants, seeds)
+    if fits:
+        compare.check_room(tmp_path, grid, threshold)
+    else:
+        with pytest.raises(UserError, match="holds another comparison"):
+            compare.check_room(tmp_path, grid, threshold)
+
+
+def test_place_of_a_comparison_that_is_no_folder_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match="not a folder"):
+        compare.check_room(tmp_path / "file", [load_config([])])
+    (tmp_path / "measurements.csv").touch()
+    with pytest.raises(UserError, match="an experiment's results"):
+        compare.check_room(tmp_path, [load_config([])])
 
 
 @pytest.fixture

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import errno
 import json
 import math
 from collections.abc import Callable
@@ -13,11 +14,11 @@ from typing import Any
 import pytest
 
 from bnrepro import experiments, record
-from bnrepro.config import UserError
+from bnrepro.config import UserError, earlier_hash
 from bnrepro.experiments import judge, reproduce
 from bnrepro.experiments.base import Analysis, Arm, Claim, Experiment, Picture, Probe, Records, Settings, Table
 from bnrepro.experiments.conclusion import open_conclusion
-from bnrepro.experiments.records import find, from_cell, read_rows, to_cell, write_rows
+from bnrepro.experiments.records import find, from_cell, read, read_rows, to_cell, write_rows
 from bnrepro.record import Run
 from bnrepro.schema import Config
 from bnrepro.stats import paired, t_interval
@@ -64,8 +65,9 @@ def analyse(records: Records) -> Analysis:
 
 @pytest.fixture
 def made_up(tiny: Callable[..., Config], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Experiment]:
-    """``made_up(probes=...)``: an experiment of two variants and a few probes, with a preset ``smoke``."""
+    """``made_up(probes=...)``: an experiment of two variants and a few probes, with a preset ``full``."""
     (tmp_path / "configs" / "experiment" / "made_up").mkdir(parents=True)
+    (tmp_path / "configs" / "experiment" / "made_up" / "full.yaml").write_text("seeds: 1\nmargin: 1e-3\n")
     (tmp_path / "configs" / "experiment" / "made_up" / "smoke.yaml").write_text("seeds: 1\nmargin: 1e-3\n")
     monkeypatch.setattr(reproduce, "configs_dir", lambda: tmp_path / "configs")
 
@@ -103,7 +105,7 @@ def go(tmp_path: Path) -> Callable[..., tuple[Analysis, list[str]]]:
 
     def run(experiment: Experiment, **more: Any) -> tuple[Analysis, list[str]]:
         more = {"jobs": 1, **more}
-        return reproduce.reproduce(experiment, "smoke", tmp_path / "runs", tmp_path / "out", **more)
+        return reproduce.reproduce(experiment, "full", tmp_path / "runs", tmp_path / "out", **more)
 
     return run
 
@@ -133,9 +135,9 @@ def test_records_are_complete_and_nothing_runs_twice(made_up: Make, go: Go, tmp_
     assert records.measured("parameters", part="sizes", variant="bn") == {0: run.summary["parameters"]}
     assert records.series("curve", window=3) == {0.1: [0.1 / 3], 2: [2 / 3], 0.7: [0.7 / 3]}
     assert records.series("curve", window="full") == {0.1: [0.1 / 3 + 1]}
-    assert (records.preset, records.settings) == ("smoke", {"seeds": 1, "margin": 0.001})
+    assert (records.preset, records.settings) == ("full", {"seeds": 1, "margin": 0.001})
     about = records.provenance
-    assert about["command"] == "bnrepro reproduce made_up --preset smoke"
+    assert about["command"] == "bnrepro reproduce made_up --preset full"
     assert [row["data_fingerprint"] for row in about["data"]] == [run.summary["data_fingerprint"]]
     assert about["seconds"].keys() == {"table", "again", "sizes", "line"}
     assert about["seconds"]["table"]["runs"] > about["seconds"]["again"]["runs"] == 0  # the same runs count once
@@ -152,7 +154,7 @@ def test_records_are_complete_and_nothing_runs_twice(made_up: Make, go: Go, tmp_
 
 
 def test_plan_says_what_is_missing(made_up: Make, go: Go, tmp_path: Path) -> None:
-    plan = reproduce.make_plan(made_up(), "smoke", tmp_path / "runs")
+    plan = reproduce.make_plan(made_up(), "full", tmp_path / "runs")
     assert (plan.missing(), len(plan.configs), len(plan.probes)) == ((plan.configs, plan.probes), 2, 3)
     assert not (tmp_path / "runs").exists()
     go(made_up())
@@ -349,9 +351,9 @@ def test_reproduce_judges_figures_redraws_and_report_tells(
     listed: Callable[..., None], call: Call, tmp_path: Path
 ) -> None:
     listed(made_up={})
-    arguments = ["reproduce", "made_up", "--preset=smoke", "--jobs=1"]
+    arguments = ["reproduce", "made_up", "--preset=full", "--jobs=1"]
     planned = call(*arguments, "--dry-run")
-    assert planned.out == "made_up (preset smoke): 2 runs, 2 of them to make; 3 measurements, 3 to make.\n"
+    assert planned.out == "made_up (preset full): 2 runs, 2 of them to make; 3 measurements, 3 to make.\n"
     assert not (tmp_path / "results").exists()
     result = call(*arguments)
     assert result.code == 0, result.err
@@ -378,14 +380,14 @@ def test_experiment_that_cannot_be_concluded_does_not_cost_the_others(
 ) -> None:
     lost = {"arms": lambda _: [], "probes": lambda _: [Probe("line", {}, 0, fail)]}
     listed(lost=lost, found=PROBES)
-    result = call("reproduce", "--preset=smoke", "--jobs=1")
+    result = call("reproduce", "--preset=full", "--jobs=1")
     assert result.code == 2
     assert "by purpose" in result.err
     assert "1 of 2 experiments could not be concluded" in result.err
     assert "2 claims" in result.out
     partly = {"arms": lambda _: [], "probes": lambda s: [*PROBES["probes"](s), Probe("line", {}, 0, fail)]}
     listed(partly=partly)
-    result = call("reproduce", "--preset=smoke", "--jobs=1")
+    result = call("reproduce", "--preset=full", "--jobs=1")
     assert (result.code, "1 runs or measurements failed" in result.err) == (2, True)
     assert "2 claims" in result.out
 
@@ -396,18 +398,109 @@ def test_mistake_in_an_analysis_is_raised_after_the_others(listed: Callable[...,
 
     listed(wrong={**PROBES, "analyse": wrong}, found=PROBES)
     with pytest.raises(RuntimeError, match="a mistake"):
-        call("reproduce", "--preset=smoke", "--jobs=1")
+        call("reproduce", "--preset=full", "--jobs=1")
 
 
-def test_results_of_another_preset_are_replaced_and_it_is_said(
+def test_smaller_preset_has_a_folder_of_its_own_and_gives_no_verdicts(
     listed: Callable[..., None], call: Call, tmp_path: Path
 ) -> None:
     listed(made_up=PROBES)
-    call("reproduce", "--preset=smoke", "--jobs=1")
-    file = tmp_path / "results" / "experiments" / "made_up" / "provenance.json"
-    file.write_text(file.read_text().replace('"preset": "smoke"', '"preset": "full"'))
-    assert "holds the results of preset full, which these replace" in call("reproduce", "--preset=smoke").out
-    assert "which these replace" not in call("reproduce", "--preset=smoke", "--dry-run").out
+    folder = tmp_path / "results" / "experiments" / "made_up"
+    small = call("reproduce", "--preset=smoke", "--jobs=1")
+    assert small.code == 0, small.err
+    assert "All of it ran through" in small.out
+    assert "REPRODUCED" not in small.out
+    assert call("report").code == 0
+    assert "smoke" in (tmp_path / "results" / "REPORT.md").read_text()
+    assert "2 claims" in call("reproduce", "--preset=full", "--jobs=1").out
+    before = {name: content for name, content in files(folder).items() if not name.startswith("smoke")}
+    assert call("reproduce", "--preset=smoke", "--jobs=1", "--force").code == 0
+    assert {name: content for name, content in files(folder).items() if not name.startswith("smoke")} == before
+    assert call("report").code == 0
+    assert "smoke" not in (tmp_path / "results" / "REPORT.md").read_text()  # the best that is there
+
+
+@pytest.mark.parametrize("held", ["full", "smoke"])
+@pytest.mark.parametrize("lacking", ["runs", "measurements", "official data", "failures"])
+def test_records_are_not_replaced_by_what_is_worth_less_unasked(
+    made_up: Make, go: Go, tmp_path: Path, held: str, lacking: str
+) -> None:
+    experiment = made_up()
+    go(experiment)
+    folder = tmp_path / "out" / "made_up"
+    about = json.loads((folder / "provenance.json").read_text())
+    about["preset"] = held
+    if lacking == "official data":
+        about["data"] = [data | {"data_official": True} for data in about["data"]]
+    (folder / "provenance.json").write_text(json.dumps(about))
+    before = files(folder)
+    changes: dict[str, Any] = {
+        "runs": {"arms": lambda s: experiment.arms(s)[1:]},
+        "measurements": {"probes": lambda s: experiment.probes(s)[1:]},
+        "official data": {},
+        "failures": {"probes": lambda s: [*experiment.probes(s)[:2], Probe("line", {"window": "full"}, 1, fail)]},
+    }[lacking]
+    less = made_up(**changes)
+    if held == "smoke":  # a larger preset takes the place of a smaller one, whatever it has
+        assert "preset" in json.loads((folder / "provenance.json").read_text())
+        go(less)
+        assert read(folder).preset == "full"
+        return
+    with pytest.raises(UserError, match=r"holds more than would replace it .*--out, or --force"):
+        go(less)
+    assert files(folder) == before
+    go(less, force=True)
+    assert files(folder) != before
+    go(less)  # no less than itself
+
+
+@pytest.mark.parametrize("name", ["labml", "numpynet"])
+def test_published_results_are_worth_no_more_than_their_preset_makes(name: str, tmp_path: Path) -> None:
+    plan = reproduce.make_plan(experiments.experiment(name), "full", tmp_path)
+    published = Path(__file__).parent.parent / "results" / "experiments"
+    assert reproduce.there(plan.folder(published)) is not None
+    plan.check_room(published)
+    smoke = reproduce.make_plan(experiments.experiment(name), "smoke", tmp_path)
+    assert not smoke.folder(published).exists()
+
+
+def test_runs_of_published_results_are_known_by_their_earlier_names(tmp_path: Path) -> None:
+    plan = reproduce.make_plan(experiments.experiment("labml"), "full", tmp_path)
+    published = read(plan.folder(Path(__file__).parent.parent / "results" / "experiments"))
+    here = [row["config_hash"] for row in published.runs if "cifar" not in str(row["network"])]  # that from an archive
+    assert here
+    assert {earlier_hash(cfg) for cfg in plan.configs} >= set(here)
+
+
+def test_archive_that_no_experiment_uses_is_refused(listed: Callable[..., None], call: Call, digits: Path) -> None:
+    listed(made_up=PROBES)
+    told = call("reproduce", "--preset=smoke", f"--archive=cifar10={digits}")
+    assert (told.code, "none of these experiments uses the dataset cifar10" in told.err) == (2, True)
+
+
+@pytest.mark.parametrize("reason", [errno.EACCES, errno.EIO, errno.ESTALE])
+@pytest.mark.parametrize("name", ["runs.csv", "measurements.csv", "provenance.json", "captions.json"])
+def test_unreadable_records_are_no_damaged_ones(
+    made_up: Make, go: Go, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, reason: int
+) -> None:
+    go(made_up())
+    folder = tmp_path / "out" / "made_up"
+    before = files(folder)
+    real = Path.open
+
+    def refuse(self: Path, *args: Any, **more: Any) -> Any:
+        if self == folder / name and not (args and "w" in args[0]):
+            raise OSError(reason, "the reason", str(self))
+        return real(self, *args, **more)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "open", refuse)
+        with pytest.raises(UserError, match=rf"{name} cannot be read \(the reason\)"):
+            (open_conclusion if name == "captions.json" else read)(folder)
+        if name != "captions.json":
+            with pytest.raises(UserError, match="cannot be read"):
+                go(made_up())
+    assert files(folder) == before
 
 
 def test_seed_that_the_machine_slept_through_costs_no_more_than_the_others() -> None:

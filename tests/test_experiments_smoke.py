@@ -18,7 +18,7 @@ from tests.conftest import Call
 def test_every_claim_is_judged_and_reported(name: str, call: Call, tmp_path: Path) -> None:
     result = call("reproduce", name, "--preset=smoke", "--jobs=1")
     assert result.code == 0, result.err
-    folder = tmp_path / "results" / "experiments" / name
+    folder = tmp_path / "results" / "experiments" / name / "smoke"
     conclusion, records = open_conclusion(folder), read(folder)
     claims = experiments.experiment(name).claims
     assert [row["id"] for row in conclusion.findings] == [claim.id for claim in claims]

@@ -620,7 +620,15 @@ def run(tmp_path: Path, good_yaml: bytes) -> record.Run:
     record.write_csv(
         folder / record.METRICS, record.COLUMNS, [{**row, "step": 1}, {**row, "step": 2, "test_loss": None}]
     )
-    summary = {**ended("bn", 0, 0.9), "epochs": 2.0, "data": "x", "versions": {"a": "1"}, "machine": "m", "error": None}
+    summary = {
+        **ended("bn", 0, 0.9),
+        "epochs": 2.0,
+        "test_loss": 0.5,
+        "data": "x",
+        "versions": {"a": "1"},
+        "machine": "m",
+        "error": None,
+    }
     record.write_summary(folder, summary)
     record.write_whole(folder / record.CONFIG, good_yaml)
     return record.Run(folder)

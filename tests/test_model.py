@@ -10,9 +10,10 @@ import torch
 from torch import nn
 
 from bnrepro.config import UserError, load_config
-from bnrepro.model import MODELS, Network, build, check_builds, norm_of, parameter_groups, size_of
+from bnrepro.model import MODELS, Network, build, norm_of, parameter_groups, size_of
 from bnrepro.norm import NORMS, BatchNorm2d, ConvBatchNorm2d
 from bnrepro.norm.variants import GhostBatchNorm
+from bnrepro.train import rehearse
 
 
 def network(*overrides: str, channels: int = 1, image: tuple[int, int] = (28, 28), seed: int = 0) -> Network:
@@ -219,28 +220,21 @@ UNBUILDABLE = {
 def test_a_network_that_would_stop_at_its_first_step_is_told_of_before(overrides: tuple[str, ...], reason: str) -> None:
     good = load_config(["variant=bn", "model=lenet"])
     with pytest.raises(UserError, match=reason):
-        check_builds([good, load_config(list(overrides))])
+        rehearse([good, load_config(list(overrides))])
 
 
 @pytest.mark.parametrize("model", ["paper_mlp", "resnet20"])
 def test_trying_networks_passes_what_trains_and_draws_no_random_numbers(model: str) -> None:
     variants = ["bn", "custombn", "convbn", "renorm", "ghostbn", "adaptive", "noise", "layernorm", "frozenbn"]
     state = torch.get_rng_state()
-    check_builds([load_config([f"model={model}", f"variant={each}"]) for each in variants])
+    rehearse([load_config([f"model={model}", f"variant={each}"]) for each in variants])
     assert torch.equal(torch.get_rng_state(), state)
-
-
-def test_every_dataset_has_its_images_shape() -> None:
-    from bnrepro import sources
-    from bnrepro.model import _IMAGES
-
-    assert _IMAGES.keys() == sources.DATASETS.keys()
 
 
 def test_an_archives_own_shape_counts(tmp_path: Path) -> None:
     images, labels = np.zeros((8, 4, 4), np.uint8), np.arange(8) % 2
     np.savez(tmp_path / "small.npz", x_train=images, y_train=labels, x_test=images, y_test=labels)
     archive = ["data.source=npz", f"data.path={tmp_path / 'small.npz'}"]
-    check_builds([load_config(["model=paper_mlp", *archive])])
+    rehearse([load_config(["model=paper_mlp", *archive])])
     with pytest.raises(UserError, match="images of 4 x 4 are too small"):
-        check_builds([load_config(["model=lenet", *archive])])
+        rehearse([load_config(["model=lenet", *archive])])

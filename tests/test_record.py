@@ -6,6 +6,9 @@ import errno
 import json
 import math
 import os
+import stat
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -68,9 +71,42 @@ def test_damaged_summary_is_refused_by_name(tmp_path: Path, content: str) -> Non
         _ = record.Run(tmp_path).status
 
 
-def test_run_without_a_summary_is_running(tmp_path: Path) -> None:
-    assert record.Run(tmp_path).status == "running"
+@pytest.mark.parametrize("summary", [None, "interrupted", "failed"])
+def test_run_that_has_not_ended_is_running_only_while_a_process_is_at_it(tmp_path: Path, summary: str | None) -> None:
+    if summary:
+        record.write_summary(tmp_path, {"status": summary})
+    run = lambda: record.Run(tmp_path)  # noqa: E731
+    assert run().status == (summary or "interrupted")
+    hold = "import sys, pathlib\nfrom bnrepro.record import claim\nwith claim(pathlib.Path(sys.argv[1])):"
+    command = [sys.executable, "-c", f"{hold}\n    print('held', flush=True)\n    input()", str(tmp_path)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout and process.stdout.readline() == "held\n"
+        assert run().status == "running"
+        assert not run().finished
+        process.kill()
+    assert run().status == (summary or "interrupted")
+
+
+def test_status_says_so_where_there_are_no_locks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / record.LOCK).touch()
+
+    def refuse(_handle: int, _how: int) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr("fcntl.flock", refuse)
+    assert record.Run(tmp_path).status == "running or interrupted"
     assert not record.Run(tmp_path).finished
+
+
+@pytest.mark.parametrize("umask", [0o022, 0o077, 0o002, 0o027])
+def test_users_umask_holds_for_every_file(tmp_path: Path, umask: int) -> None:
+    before = os.umask(umask)
+    try:
+        record.write_whole(tmp_path / "folder" / "a.txt", "text")
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE((tmp_path / "folder" / "a.txt").stat().st_mode) == 0o666 & ~umask
+    assert stat.S_IMODE((tmp_path / "folder").stat().st_mode) == 0o777 & ~umask
 
 
 def test_summary_is_json_without_nan(tmp_path: Path) -> None:

@@ -167,7 +167,8 @@ def made_up(root: Path, count: int) -> None:
         record.write_csv(path / record.METRICS, list(record.COLUMNS), rows)
         summary = dict.fromkeys(compare.RUN_COLUMNS) | {
             "status": "completed", "variant": variant, "seed": cfg.seed, "test_accuracy": float(rng.random()),
-            "parameters": 1, "buffers": 1, "seconds": 1.0, "data": "invented numbers", "data_official": False,
+            "test_loss": 1.0, "parameters": 1, "buffers": 1, "seconds": 1.0, "data": "invented numbers",
+            "data_official": False,
             "data_fingerprint": "none", "machine": provenance.machine(), "versions": provenance.versions(),
         }  # fmt: skip
         record.write_summary(path, summary)
@@ -197,8 +198,9 @@ def _ours(cfg: Config) -> float:
 
 
 def _compare(cfg: Config) -> None:
-    runs = sweep.run_all(compare.grid(cfg, compare.VARIANTS, 5), sweep.default_jobs(cfg))
-    folder = compare.directory(cfg)
+    grid = compare.grid(cfg, compare.VARIANTS, 5)
+    runs = sweep.run_all(grid, sweep.default_jobs(cfg))
+    folder = compare.directory(grid)
     compare.save(compare.collect(record.Run(outcome.path) for outcome in runs), folder)
     figures.draw(compare.open_comparison(folder), folder / "figures")
 

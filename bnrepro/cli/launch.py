@@ -13,6 +13,7 @@ from bnrepro.config import UserError, run_dir
 from bnrepro.launcher import Options, load_options
 from bnrepro.parallel import Report
 from bnrepro.progress import SweepBar
+from bnrepro.record import run_of
 from bnrepro.schema import Config
 
 if TYPE_CHECKING:
@@ -50,9 +51,19 @@ class Launcher:
         return sweep.run_all(configs, jobs, force=force, report=report, ended=ended, threads=threads)
 
     def show_all(self, configs: list[Config], force: bool) -> list[sweep.Outcome]:
-        """`run_all`, shown as it goes; the reasons of the runs that failed are told again at the end."""
+        """`run_all`, shown as it goes; at the end, how many were found and made, and the reasons of those that failed.
+
+        Raises:
+            UserError: one of them cannot be trained, which is found out before the first one is.
+        """
+        missing = [cfg for cfg in configs if force or not run_of(cfg).finished]
+        if not self.options:  # a cluster's login node may have no data
+            train.rehearse(missing)
         with SweepBar([str(run_dir(cfg).relative_to(cfg.root)) for cfg in configs]) as bar:
             outcomes = self.run_all(configs, force=force, report=bar.update, ended=bar.ended)
+        lost = len({outcome.path for outcome in outcomes if outcome.error})
+        counts = {"found": len(configs) - len(missing), "made now": len(missing) - lost, "failed": lost}
+        typer.echo(f"{len(configs)} runs: {', '.join(f'{n} {what}' for what, n in counts.items() if n)}.", err=True)
         for outcome in outcomes:
             if outcome.error:
                 typer.echo(f"{outcome.path}: {outcome.error}", err=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -29,11 +30,38 @@ LauncherName = Annotated[
 EXPERIMENTS = Path("results/experiments")
 
 
-def configure(overrides: list[str] | None, **flags: Any) -> Config:
-    """The configuration of the overrides; a flag that was given comes last and so beats them."""
-    from bnrepro.config import load_config
+def configure(overrides: list[str] | None, instead: Mapping[str, str] | None = None, **flags: Any) -> Config:
+    """The configuration of the overrides and the flags that were given.
 
-    return load_config([*(overrides or []), *(f"{k}={v}" for k, v in flags.items() if v is not None)])
+    Args:
+        overrides: as the user wrote them.
+        instead: keys that the command does not use, and the sentence that says what is used instead.
+        flags: by key; None for those that were not given.
+
+    Raises:
+        UserError: a key is given twice with different values; one that the command does not use.
+    """
+    from bnrepro.config import UserError, load_config
+
+    flagged = {f"{key}={value}": f"--{key}={value}" for key, value in flags.items() if value is not None}
+    given: dict[str, tuple[str, str]] = {}
+    for text in [*(overrides or []), *flagged]:
+        key, _, value = (part.strip() for part in text.partition("="))
+        shown = flagged.get(text, text)
+        if instead and key in instead:
+            raise UserError(f"{shown} is not used here. {instead[key]}")
+        if key in given and _meant(given[key][0]) != _meant(value):
+            raise UserError(f"{key} is given twice: {given[key][1]} and {shown}. Leave one of them out.")
+        given.setdefault(key, (value, shown))
+    return load_config([*(overrides or []), *flagged])
+
+
+def _meant(value: str) -> str | float:
+    """A number in any writing as that number."""
+    try:
+        return float(value)
+    except ValueError:
+        return value.strip("'\"")
 
 
 def root_flag(root: str) -> str:

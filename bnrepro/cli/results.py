@@ -38,7 +38,6 @@ def reproduce(
     from bnrepro import experiments, listing
     from bnrepro.cli.launch import take_launcher
     from bnrepro.config import UserError
-    from bnrepro.experiments.records import preset_of
     from bnrepro.experiments.reproduce import Places, execute, make_plan
     from bnrepro.parallel import kept_workers
     from bnrepro.progress import SweepBar
@@ -47,18 +46,21 @@ def reproduce(
     making, names = take_launcher(launcher, names, jobs)
     chosen = [experiments.experiment(name) for name in dict.fromkeys(names or experiments.NAMES)]
     plans = [make_plan(experiment, preset, root, places, making.resolve) for experiment in chosen]
+    for name in places.archives:
+        if not any(cfg.data.name == name for plan in plans for cfg in plan.configs):
+            raise UserError(f"--archive={name}=...: none of these experiments uses the dataset {name}. Leave it out.")
+    if not force:
+        for plan in plans:
+            plan.check_room(out)
     problems: list[Exception] = []
     failures = 0
     with kept_workers():
         for plan in plans:
             runs, measurements = plan.missing()
-            folder = plan.experiment.directory(out)
             typer.echo(
                 f"{plan.experiment.name} (preset {preset}): {len(plan.configs)} runs, {len(runs)} of them to make; "
                 f"{len(plan.probes)} measurements, {len(measurements)} to make."
             )
-            if (held := preset_of(folder)) not in (None, preset):
-                typer.echo(f"{folder} holds the results of preset {held}, which these replace.")
             if dry_run:
                 continue
             try:
@@ -72,8 +74,11 @@ def reproduce(
             failures += len(failed)
             for text in failed:
                 typer.echo(f"{plan.experiment.name}: {text}", err=True)
-            typer.echo(listing.verdict_table(analysis.findings))
-            typer.echo(f"Records, tables and figures: {folder}\n")
+            if preset == "smoke":
+                typer.echo("All of it ran through. It is too little to judge by: --preset=quick gives verdicts.")
+            else:
+                typer.echo(listing.verdict_table(analysis.findings))
+            typer.echo(f"Records, tables and figures: {plan.folder(out)}\n")
     for problem in problems:
         if not isinstance(problem, UserError):
             raise problem

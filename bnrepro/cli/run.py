@@ -6,11 +6,14 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from bnrepro.cli.options import Force, Jobs, LauncherName, Overrides, RunPath, Seed, Variant, configure, draw, root_flag
+
+if TYPE_CHECKING:
+    from bnrepro.schema import Config
 
 
 def train(overrides: Overrides = None, variant: Variant = None, seed: Seed = None, force: Force = False) -> None:
@@ -24,23 +27,22 @@ def train(overrides: Overrides = None, variant: Variant = None, seed: Seed = Non
         cfg = configure(overrides, variant=variant, seed=seed)
         from bnrepro import train as training
         from bnrepro.allocator import keep_memory
-        from bnrepro.config import run_dir
         from bnrepro.progress import TrainBar
-        from bnrepro.record import Run
+        from bnrepro.record import Run, run_of
 
         keep_memory()
         cfg = training.resolve(cfg)
         if not first:
             training.run(cfg, force=force)
             return
-        if not force and Run(run_dir(cfg)).finished:
+        if not force and run_of(cfg).finished:
             typer.echo("This run is there already; --force runs it again.")
         with TrainBar(cfg) as bar:
             path = training.run(cfg, force=force, report=bar.update)
         summary = Run(path).summary
         what = f"{cfg.variant}, seed {cfg.seed}, on {summary['data']}"
         if summary["status"] == "diverged":
-            typer.echo(f"{what}: diverged at step {summary['diverged_at_step']} (the loss was not finite).")
+            typer.echo(f"{what}: diverged at step {summary['diverged_at_step']} (a loss or a weight was not finite).")
         else:
             took = f"{summary['epochs']:g} epochs, {summary['seconds']:.1f} s on {summary['device']}"
             typer.echo(f"{what}: test accuracy {summary['test_accuracy']:.4f} ({took})")
@@ -87,32 +89,40 @@ def compare(
 
     names = list(dict.fromkeys(name.strip() for name in variants.split(",")))
     chosen, overrides = take_launcher(launcher, overrides, jobs)
-    cfg = configure(overrides)
-    grid_of = [configure(overrides, variant=name) for name in names]
+    instead = {
+        "seed": "--seeds=N compares the seeds 0 to N - 1.",
+        "variant": "--variants=bn,convbn says which variants are compared.",
+    }
+    cfg = configure(overrides, instead)
+    for name in names:
+        configure(overrides, variant=name)
     from bnrepro import compare as comparing
     from bnrepro import listing
     from bnrepro.allocator import keep_memory
     from bnrepro.board import SHOWN
-    from bnrepro.model import check_builds
+    from bnrepro.model import norm_of
     from bnrepro.output import only_shown
-    from bnrepro.record import Run
+    from bnrepro.record import Run, claim
 
     keep_memory()
-    check_builds(grid_of)
-    cfg = chosen.resolve(cfg)
-    grid = comparing.grid(cfg, names, seeds)
+    grid = comparing.grid(chosen.resolve(cfg), names, seeds)
+    for each in grid[: len(names)]:
+        norm_of(each)
+    beside = comparing.directory(grid, threshold)
+    folder = out or beside
+    comparing.check_room(folder, grid, threshold)
     outcomes = chosen.show_all(grid, force)
     failed = [outcome for outcome in outcomes if outcome.error]
     finished = [Run(outcome.path) for outcome in outcomes if not outcome.error]
     if not finished:
         raise UserError(f"None of the {len(grid)} runs finished; the reasons are above.")
-    folder = out or comparing.directory(cfg)
     comparison = comparing.collect(finished)
-    comparing.save(comparison, folder, threshold)
-    with only_shown(SHOWN):
-        comparing.write_board(comparison, comparing.directory(cfg))
-    with only_shown("Figures"):
-        draw(folder)
+    with claim(beside):  # the same comparison may be asked for twice at once
+        comparing.save(comparison, folder, threshold)
+        with only_shown(SHOWN):
+            comparing.write_board(comparison, beside)
+        with only_shown("Figures"):
+            draw(folder)
     typer.echo(listing.comparison_table(comparison, threshold))
     typer.echo(f"Table, records and figures: {folder}")
     typer.echo(f"Curves: bnrepro tensorboard{root_flag(cfg.root)}")
@@ -141,17 +151,25 @@ def sweep(
     from bnrepro.allocator import keep_memory
     from bnrepro.cli.launch import take_launcher
     from bnrepro.config import UserError, run_dir
-    from bnrepro.model import check_builds
-    from bnrepro.record import Run
+    from bnrepro.model import norm_of
+    from bnrepro.record import run_of
     from bnrepro.sweep import expand
 
     keep_memory()
     chosen, overrides = take_launcher(launcher, overrides, jobs)
-    combinations = expand(overrides)
-    grid = [chosen.resolve(configure(each)) for each in combinations]
-    check_builds(grid)
+    combinations: list[list[str]] = []
+    runs: dict[Path, Config] = {}
+    for each in expand(overrides):
+        cfg = chosen.resolve(configure(each))
+        norm_of(cfg)  # a name that is no norm's is told before anything runs
+        if run_dir(cfg) in runs:
+            typer.echo(f"{' '.join(each)}: the same run as one before, and counted once.", err=True)
+            continue
+        combinations.append(each)
+        runs[run_dir(cfg)] = cfg
+    grid = list(runs.values())
     if dry_run:
-        there = [Run(run_dir(cfg)) for cfg in grid]
+        there = [run_of(cfg) for cfg in grid]
         for run in there:
             typer.echo(f"{run.status if run.started else 'to run':<12} {run.path}")
         typer.echo(f"{len(grid)} runs, {sum(not run.finished for run in there)} of them to make.")

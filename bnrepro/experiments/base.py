@@ -189,6 +189,9 @@ class Experiment:
     analyse: Callable[[Records], Analysis]
     presets: tuple[str, ...] = ("smoke", "quick", "full")
 
-    def directory(self, out: Path) -> Path:
-        """Where its records, tables, figures and findings lie."""
-        return out / self.name
+    def directory(self, out: Path, preset: str | None = None) -> Path:
+        """Where its records, tables, figures and findings lie: those of the last preset, and in it each of the others.
+
+        So a smaller preset never takes the place of a larger one.
+        """
+        return out / self.name / (preset if preset and preset != self.presets[-1] else "")

@@ -10,7 +10,7 @@ from typing import Any
 
 from bnrepro import record, stored
 from bnrepro.compare import PROVENANCE
-from bnrepro.config import UserError
+from bnrepro.config import UserError, unreadable
 from bnrepro.experiments.base import Analysis, Experiment, Finding, Picture, Records, Verdict
 from bnrepro.experiments.records import Provenance, Row, plain, read_rows, write_rows
 from bnrepro.output import only_shown
@@ -125,7 +125,14 @@ def open_conclusion(folder: Path) -> Conclusion:
                 raise ValueError(f"{figure.name} is a link that leads out of the folder")
         provenance = stored.read_json(folder / PROVENANCE, Provenance, folder)
         return Conclusion(folder, captions, findings, tables, provenance)
-    except (OSError, ValueError, TypeError) as error:
+    except OSError as error:
+        if not isinstance(error, FileNotFoundError | NotADirectoryError):
+            raise unreadable(Path(error.filename or folder), error) from error
+        raise UserError(
+            f"The results in {folder} are not complete ({error}). `bnrepro figures {folder}` makes them again from the "
+            "records."
+        ) from error
+    except (ValueError, TypeError) as error:
         raise UserError(
             f"The results in {folder} are not complete ({error}). `bnrepro figures {folder}` makes them again from "
             "the records."
@@ -188,5 +195,5 @@ def _interval(mean: float | None, low: float | None, high: float | None, n: int 
 def _remove_others(folder: Path, names: set[str]) -> None:
     """What an earlier analysis left in ``folder`` under names that are not used any more."""
     for file in folder.iterdir() if folder.is_dir() else []:
-        if file.stem not in names:
-            file.unlink()
+        if file.stem not in names and file.is_file():
+            file.unlink(missing_ok=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import time
 from collections.abc import Callable
@@ -15,11 +14,12 @@ import torch
 
 from bnrepro import provenance, record
 from bnrepro.compare import Data
-from bnrepro.config import UserError, config_hash, run_dir
+from bnrepro.config import UserError, config_hash, digits_of, earlier_hash, unreadable
 from bnrepro.experiments.base import Probe
 from bnrepro.experiments.records import plain
 from bnrepro.parallel import Report, map_all
-from bnrepro.record import Run, Status
+from bnrepro.record import Status, run_of
+from bnrepro.schema import Config
 from bnrepro.stored import read_json
 
 
@@ -55,18 +55,27 @@ class _Stored:
     git_revision: str | None = None
 
 
-def file_of(probe: Probe, folder: Path) -> Path:
+def file_of(probe: Probe, folder: Path, of_run: Callable[[Config], str] = config_hash) -> Path:
     """Where the result of ``probe`` lies: ``<folder>/<hash>.json``, the hash over all that the result depends on."""
-    return folder / f"{hashlib.sha256(json.dumps(_identity(probe), sort_keys=True).encode()).hexdigest()[:16]}.json"
+    return folder / f"{digits_of(_identity(probe, of_run))}.json"
 
 
 def stored(probe: Probe, folder: Path) -> dict[str, Any] | None:
-    """The result that is there; None if there is none, or none that can be read."""
+    """The result that is there; None if there is none, or a damaged one, which is measured again.
+
+    Raises:
+        UserError: it cannot be read just now.
+    """
+    file = file_of(probe, folder)
+    if not file.exists() and probe.config:  # as versions with shorter hashes named it
+        file = file_of(probe, folder, earlier_hash)
     try:
-        found: dict[str, Any] = read_json(file_of(probe, folder), _Stored)
+        found: dict[str, Any] = read_json(file, _Stored)
         return found
-    except (OSError, ValueError):
-        return None  # measured again: it costs less than an error
+    except (FileNotFoundError, NotADirectoryError, ValueError):
+        return None
+    except (OSError, MemoryError) as error:
+        raise unreadable(file, error) from error
 
 
 def measure_all(
@@ -96,13 +105,13 @@ def missing(probes: list[Probe], folder: Path) -> list[Probe]:
     return [probe for probe in probes if stored(probe, folder) is None]
 
 
-def _identity(probe: Probe) -> dict[str, Any]:
+def _identity(probe: Probe, of_run: Callable[[Config], str] = config_hash) -> dict[str, Any]:
     return {
         "function": f"{probe.function.__module__}.{probe.function.__qualname__}",
         "arguments": probe.arguments,
         "seed": probe.seed,
         "factors": probe.factors,
-        "config": probe.config and config_hash(probe.config),
+        "config": probe.config and of_run(probe.config),
     }
 
 
@@ -128,7 +137,7 @@ def _measure(probe: Probe) -> dict[str, Any]:
     if probe.config is None:
         rows = probe.function(seed=probe.seed, **probe.arguments)
     else:
-        run = Run(run_dir(probe.config))
+        run = run_of(probe.config)
         if not run.finished:
             raise UserError("its run did not finish")
         about = {key: run.summary.get(key) for key in ("data", "data_official", "data_fingerprint")}

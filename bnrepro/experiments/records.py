@@ -19,7 +19,7 @@ from pydantic_core import from_json
 
 from bnrepro import record, stored
 from bnrepro.compare import CURVES, MEASUREMENTS, PROVENANCE, RUN_COLUMNS, RUNS, Origin
-from bnrepro.config import UserError
+from bnrepro.config import UserError, unreadable
 from bnrepro.experiments.base import Records
 from bnrepro.record import Status
 
@@ -29,6 +29,10 @@ RESERVED = frozenset({"part", "seed", "status", "step", "epoch", "quantity", "x"
 """Names that no factor can have: they are columns with a meaning of their own."""
 
 Row = dict[str, Any]
+
+
+class DamagedError(UserError):
+    """Records that were cut off or changed."""
 
 
 def save(records: Records, folder: Path) -> None:
@@ -57,8 +61,10 @@ def read(folder: Path) -> Records:
         raise UserError(
             f"{folder} holds no experiment ({error.filename} is missing). `bnrepro reproduce` makes one."
         ) from error
-    except (ValueError, OSError) as error:
-        raise UserError(
+    except (OSError, MemoryError) as error:
+        raise unreadable(Path(getattr(error, "filename", None) or folder), error) from error
+    except ValueError as error:
+        raise DamagedError(
             f"The records in {folder} are damaged ({error}). `bnrepro reproduce` makes them again."
         ) from error
     return Records(preset, settings, runs, curves, measurements, provenance)
@@ -69,12 +75,30 @@ def find(root: Path) -> list[Path]:
     return [file.parent for file in sorted({root / MEASUREMENTS, *root.glob(f"**/{MEASUREMENTS}")}) if file.is_file()]
 
 
+def there(folder: Path) -> Records | None:
+    """The records in ``folder``; None where there are none, or only damaged ones.
+
+    Raises:
+        UserError: they cannot be read just now.
+    """
+    try:
+        return read(folder) if (folder / PROVENANCE).exists() else None
+    except DamagedError:
+        return None
+
+
 def preset_of(folder: Path) -> str | None:
-    """The preset of the records in ``folder``; None where there are none."""
+    """The preset of the records in ``folder``; None where their provenance is damaged.
+
+    Raises:
+        UserError: it cannot be read just now.
+    """
     try:
         return str(stored.read_json(folder / PROVENANCE, Provenance)["preset"])
-    except (OSError, ValueError):
+    except (FileNotFoundError, ValueError):
         return None
+    except OSError as error:
+        raise unreadable(folder / PROVENANCE, error) from error
 
 
 @dataclass

@@ -19,9 +19,9 @@ from bnrepro.config import UserError, check, configs_dir, load_config, run_dir
 from bnrepro.experiments.base import Analysis, Arm, Experiment, Factors, Probe, Records, Settings
 from bnrepro.experiments.conclusion import conclude
 from bnrepro.experiments.measure import Measurement, measure_all, missing
-from bnrepro.experiments.records import RESERVED, Row, merged, plain, read, save
+from bnrepro.experiments.records import RESERVED, Row, merged, plain, read, save, there
 from bnrepro.parallel import kept_workers
-from bnrepro.record import Run
+from bnrepro.record import Run, run_of
 from bnrepro.schema import Config, Source
 from bnrepro.stored import read_yaml
 
@@ -88,8 +88,21 @@ class Plan:
 
     def missing(self) -> tuple[list[Config], list[Probe]]:
         """The runs and measurements that are still to make."""
-        runs = [cfg for cfg in self.configs if not Run(run_dir(cfg)).finished]
+        runs = [cfg for cfg in self.configs if not run_of(cfg).finished]
         return runs, missing(self.probes, self.measurements)
+
+    def folder(self, out: Path) -> Path:
+        """Where under ``out`` its records and conclusions lie."""
+        return self.experiment.directory(out, self.preset)
+
+    def check_room(self, out: Path) -> None:
+        """Nothing, if what the plan can make at best is worth no less than what is there.
+
+        Raises:
+            UserError: it is worth less.
+        """
+        parts = {(probe.part, probe.seed, str(sorted(probe.factors.items()))) for probe in self.probes}
+        _compare_worth(self, self.folder(out), {"runs": len(self.arms), "measurements": len(parts)})
 
 
 def settings(experiment: Experiment, preset: str) -> Settings:
@@ -133,6 +146,7 @@ def make_plan(
         return resolve(check(replace(places.apply(cfg), root=str(root), tensorboard=False)))
 
     arms = [replace(arm, config=put(arm.config), factors=_factors(arm.factors)) for arm in experiment.arms(found)]
+    arms = list({(arm.part, str(arm.factors), run_dir(arm.config)): arm for arm in arms}.values())  # each once
     probes = [
         replace(probe, config=probe.config and put(probe.config), factors=_factors(probe.factors))
         for probe in experiment.probes(found)
@@ -186,6 +200,8 @@ def execute(
     """
     bars = bars or (lambda _what, _names: nullcontext(_Silent()))
     jobs = jobs or sweep.default_jobs(plan.configs[0] if plan.configs else load_config())
+    if not force:
+        plan.check_room(out)
     runs, probes = (plan.configs, plan.probes) if force else plan.missing()
     # One thread as in processes of their own, so that the numbers do not depend on how many there are.
     with _one_thread(), kept_workers():
@@ -200,9 +216,13 @@ def execute(
     failed += [f"{_title(m.probe)}: {m.error}" for m in measured if m.error]
     if failed and len(failed) == len(plan.configs) + len(plan.probes):
         raise UserError(f"{plan.experiment.name}: nothing could be run or measured. The first reason: {failed[0]}")
-    folder = plan.experiment.directory(out)
-    save(_collect(plan, {o.path for o in outcomes if o.error}, measured, failed), folder)
-    return conclude(plan.experiment, read(folder), folder), failed
+    folder = plan.folder(out)
+    records = _collect(plan, {o.path for o in outcomes if o.error}, measured, failed)
+    with record.claim(plan.measurements):  # the same may be asked for twice at once
+        if not force:
+            _compare_worth(plan, folder, _worth(records))
+        save(records, folder)
+        return conclude(plan.experiment, read(folder), folder), failed
 
 
 @contextmanager
@@ -221,6 +241,35 @@ class _Silent:
 
     def ended(self, index: int, outcome: Any, /) -> None:
         pass
+
+
+def _compare_worth(plan: Plan, folder: Path, worth: dict[str, int]) -> None:
+    """Nothing that is worth more is replaced by what is worth less.
+
+    Raises:
+        UserError: the records in ``folder`` are of a larger preset, or of as large a one and in something more.
+    """
+    held = there(folder)
+    if held is None or held.preset not in plan.experiment.presets:
+        return
+    rank = plan.experiment.presets.index
+    more = [f"{n} {what} for {worth[what]}" for what, n in _worth(held).items() if n > worth.get(what, n)]
+    if rank(held.preset) > rank(plan.preset):
+        more = [f"preset {held.preset} for {plan.preset}"]
+    if more and rank(held.preset) >= rank(plan.preset):
+        raise UserError(
+            f"{folder} holds more than would replace it ({', '.join(more)}), and stays as it is. Give another --out, "
+            "or --force to make all of it again."
+        )
+
+
+def _worth(records: Records) -> dict[str, int]:
+    """How many runs have ended, how many measurements were made, and how many datasets are the official ones."""
+    values = ("quantity", "x", "value")
+    made = {tuple((k, v) for k, v in row.items() if k not in values) for row in records.measurements}
+    official = [data["data_official"] for data in records.provenance["data"] if data and "data_official" in data]
+    ended = sum(row["status"] != "failed" for row in records.runs)
+    return {"runs": ended, "measurements": len(made), "sets of official data": sum(map(bool, official))}
 
 
 def _collect(plan: Plan, lost: set[Path], measured: list[Measurement], failed: list[str]) -> Records:

@@ -178,3 +178,6 @@ NORMS: dict[str, NormFactory] = {
     "instancenorm": _instance,
     "lrn": _local_response,
 }
+
+SHIPPED = dict(NORMS)
+"""The package's own: what a user puts into NORMS counts in a run's identity by its code."""
