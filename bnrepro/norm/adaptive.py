@@ -10,7 +10,7 @@ from torch import distributed as dist
 from torch.nn import functional as F
 
 from bnrepro.norm.function import affine as scale_and_shift
-from bnrepro.norm.function import images_of_each, moments, pooled_mean, widen
+from bnrepro.norm.function import centred_moments, images_of_each, pooled_mean, widen
 from bnrepro.norm.layers import NormError, check_tensors
 
 
@@ -106,8 +106,8 @@ class ConvAdaptiveNorm2d(nn.Module):
         if self.variance == "pooled":
             var = self._pool(pooled_mean(centred.square(), (0,), group))
         else:
-            own, within = moments(wide, (0,), group)
-            var = self._pool(within) + self._variance_between(own - level)
+            rest, within = centred_moments(wide - own, (0,), group)
+            var = self._pool(within) + self._variance_between(own + rest - level)
         weight, bias = (None if p is None else p.view(1, -1, 1, 1) for p in (self.weight, self.bias))
         return scale_and_shift(centred * (var + self.eps).rsqrt(), weight, bias).to(x.dtype)
 

@@ -84,7 +84,9 @@ def plan(x: Tensor, weight: Tensor | None, bias: Tensor | None, axes: tuple[int,
     """How to compute `function.batch_norm` of these with kernels; None where they do not apply."""
     if not _plain(x, weight, bias):
         return None
-    return _plan(x.shape, x.stride(), x.dtype, of_parameter(weight), of_parameter(bias), axes)
+    of_weight = None if weight is None else (weight.shape, weight.dtype)  # of_parameter, without a call
+    of_bias = None if bias is None else (bias.shape, bias.dtype)
+    return _plan(x.shape, x.stride(), x.dtype, of_weight, of_bias, axes)
 
 
 def backward_plan(
@@ -99,7 +101,8 @@ def backward_plan(
     """The same for the gradients, from the tensors that the backward gets: hooks may have changed those it saved."""
     if dy.shape != x.shape or dy.dtype is not x.dtype or not _plain(x, dy, weight, mean, var):
         return None
-    found = _plan(x.shape, x.stride(), x.dtype, of_parameter(weight), bias, axes)
+    of_weight = None if weight is None else (weight.shape, weight.dtype)
+    found = _plan(x.shape, x.stride(), x.dtype, of_weight, bias, axes)
     return found if found and mean.shape == var.shape == found.statistic.shape else None
 
 
