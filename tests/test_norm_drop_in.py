@@ -27,6 +27,7 @@ from bnrepro.norm import (
     convert,
     fold,
     freeze,
+    reestimate_statistics,
 )
 
 TWINS = {
@@ -375,3 +376,17 @@ def test_every_norm_is_called_by_keyword_and_traced_whole(norm: nn.Module) -> No
     traced = fx.symbolic_trace(network(norm))
     assert [node.op for node in traced.graph.nodes] == ["placeholder", *["call_module"] * 3, "output"]
     torch.testing.assert_close(traced(IMAGES), network(norm)(IMAGES))
+
+
+def test_statistics_of_norms_that_are_called_by_keyword_are_reestimated() -> None:
+    class Keyword(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.norm = BatchNorm2d(3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.norm(input=x)
+
+    model = reestimate_statistics(Keyword(), [IMAGES])
+    torch.testing.assert_close(model.norm.running_mean, IMAGES.mean((0, 2, 3)))
+    assert type(convert(model, "convbn", IMAGES).norm) is ConvBatchNorm2d
