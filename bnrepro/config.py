@@ -6,10 +6,11 @@ import hashlib
 import json
 import math
 import re
+import unicodedata
 from collections.abc import Iterator
 from copy import deepcopy
 from dataclasses import asdict
-from functools import cache
+from functools import cache, reduce
 from pathlib import Path
 from typing import Any, cast
 
@@ -19,14 +20,14 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
 from bnrepro import stored
+from bnrepro.errors import UserError as UserError
+from bnrepro.errors import first_line
+from bnrepro.overrides import NAMES, PATHS, groups, home, parse
 from bnrepro.schema import Config, Source, TrainOnly
-
-
-class UserError(Exception):
-    """Something the user can mend. The message is what is wrong, where, and what to do; the exit code is 2."""
-
+from bnrepro.schema import configs_dir as configs_dir
 
 WHERE_NOT_WHAT = ("root", "tensorboard", "data.root", "data.path")
 """Keys that change where things lie, and no number. An archive counts by its content instead (`content_hash`)."""
@@ -52,31 +53,37 @@ LATER = (
 """
 
 
-def configs_dir() -> Path:
-    """The YAML files: inside the package in a wheel, beside it in a checkout."""
-    package = Path(__file__).resolve().parent
-    inside = package / "configs"
-    return inside if inside.is_dir() else package.parent / "configs"
-
-
 def load_config(overrides: list[str] | None = None) -> Config:
-    """The configuration that ``configs/`` and Hydra overrides (``optimizer.lr=0.1``, ``data=cifar10``) give.
+    """The configuration that ``configs/`` and overrides (``optimizer.lr=0.1``, ``data=cifar10``) give.
+
+    A group is chosen before keys are set, whatever their order; of a key that is set twice, the last value counts.
 
     Raises:
         UserError: an unknown key or group, a wrong type, a value out of range.
     """
-    for override in overrides or []:
-        check_override(override)
-        _check_group(override)
+    given = dict(map(parse, overrides or []))
+    chosen = {key: name for key, name in given.items() if key in groups()}
+    cfg = deepcopy(_composed(tuple(sorted(chosen.items()))))
+    for key, value in given.items():
+        if key not in chosen:
+            *path, last = key.split(".")
+            setattr(reduce(getattr, path, cfg), last, value)
+    return check(cfg)
+
+
+@cache
+def _composed(chosen: tuple[tuple[str, str], ...]) -> Config:
+    """What ``configs/`` says of the chosen members of its groups. Hydra takes a tenth of a second for it."""
     ConfigStore.instance().store(name="schema", node=Config)
     GlobalHydra.instance().clear()
     try:
         with initialize_config_dir(str(configs_dir()), version_base="1.3"):
-            composed = compose("config", overrides=overrides or [])
-        return check(cast(Config, OmegaConf.to_object(composed)))
-    except (HydraException, OmegaConfBaseException, ValueError, TypeError, RecursionError, OSError) as error:
-        # ValueError: Hydra on data=0; RecursionError: on brackets in brackets; OSError: a name too long for a file's
-        raise UserError(_one_sentence(error)) from error
+            composed = compose("config", overrides=[f"{group}={name}" for group, name in chosen])
+        return cast(Config, OmegaConf.to_object(composed))
+    except (HydraException, OmegaConfBaseException, YAMLError, ValueError, TypeError) as error:
+        raise UserError(
+            f"The files in {configs_dir()} do not fit the schema ({first_line(error)}). Undo what was changed in them."
+        ) from error
 
 
 def read_config(file: Path) -> Config:
@@ -87,11 +94,14 @@ def read_config(file: Path) -> Config:
     """
     try:
         found = OmegaConf.create(stored.read_yaml(file))
-        return check(cast(Config, OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Config), found))))
+        cfg = cast(Config, OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Config), found)))
+        cfg.root, cfg.data.root = home("root", cfg.root), home("data.root", cfg.data.root)
+        cfg.data.path = cfg.data.path and home("data.path", cfg.data.path)
+        return check(cfg)
     except FileNotFoundError as error:
         raise UserError(f"There is no configuration {file}.") from error
     except Exception as error:  # yaml's, OmegaConf's and decoding errors: all say that this is not a configuration
-        raise UserError(f"{file} is not a configuration of a run: {_first_line(error)}") from error
+        raise UserError(f"{file} is not a configuration of a run: {first_line(error)}") from error
 
 
 def check(cfg: Config) -> Config:
@@ -131,7 +141,7 @@ def check(cfg: Config) -> Config:
             cfg.optimizer.train_only is not TrainOnly.random or cfg.optimizer.weight_decay == 0,
             "another than random where there is weight decay, which moves what has no gradient",
         ),
-        ("data.val_fraction", cfg.data.val_fraction, 0 < cfg.data.val_fraction < 1, "between 0 and 1"),
+        ("data.val_fraction", cfg.data.val_fraction, 0 <= cfg.data.val_fraction < 1, "in [0, 1)"),
         ("data.crop", cfg.data.crop, 0 <= cfg.data.crop <= 1000, "0 to 1000 pixels"),
         ("data.rotate", cfg.data.rotate, 0 <= cfg.data.rotate <= 180, "in [0, 180]"),
         ("data.brightness", cfg.data.brightness, 0 <= cfg.data.brightness <= 1, "in [0, 1]"),
@@ -185,26 +195,43 @@ def check(cfg: Config) -> Config:
             "1 or more, or null",
         ),
     ]
-    finite = [(key, value, math.isfinite(value), "a finite number") for key, value in _floats(asdict(cfg))]
-    for key, value, holds, wanted in [*finite, *rules]:
+    values = asdict(cfg)
+    finite = [(key, value, math.isfinite(value), "a finite number") for key, value in _numbers(values, float)]
+    moderate = [(key, value, abs(value) < 2**63, "between -2^63 and 2^63") for key, value in _numbers(values, int)]
+    for key, value, holds, wanted in [*finite, *moderate, *rules]:
         if not holds:
             raise UserError(f"{key} must be {wanted}; got {value}.")
-    for key, name in (("variant", cfg.variant), ("data.name", cfg.data.name), ("model.name", cfg.model.name)):
+    for key in NAMES:
         # These become folder names: nothing that could climb out of the root.
+        name = _value(values, key)
         if not re.fullmatch(r"[A-Za-z0-9_]{1,100}", name):
             raise UserError(f"{key} must be a name of at most 100 letters, digits and underscores; got {name[:200]!r}.")
-    for key, path in (("root", cfg.root), ("data.root", cfg.data.root), ("data.path", cfg.data.path or "")):
-        if not path.isprintable():
-            raise UserError(f"{key} must be a path without control characters; got {path[:200]!r}.")
+    for key in PATHS:
+        _check_path(key, _value(values, key))
     return cfg
 
 
-def _floats(node: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, float]]:
-    """The dotted keys of all floats, with their values."""
+def _check_path(key: str, path: str | None) -> None:
+    """Raise UserError for what no folder is called, or what a stored configuration could not say again."""
+    if path is None:
+        return
+    if not path:
+        raise UserError(f"{key} is empty. Write a path, as in {key}=somewhere.")
+    kinds = {unicodedata.category(c) for c in path}
+    if "Cs" in kinds:
+        raise UserError(f"{key} must be a path in UTF-8; got {path[:200]!r}. Rename it, or make a link to it.")
+    if kinds & {"Cc", "Zl", "Zp"}:
+        raise UserError(f"{key} must be a path without control characters; got {path[:200]!r}.")
+    if "${" in path or path == "???":
+        raise UserError(f"{key} must be a path, in which nothing is looked up; got {path[:200]!r}. Rename it.")
+
+
+def _numbers(node: dict[str, Any], kind: type, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """The dotted keys of all numbers of a kind, with their values."""
     for key, value in node.items():
         if isinstance(value, dict):
-            yield from _floats(value, f"{prefix}{key}.")
-        elif isinstance(value, float):
+            yield from _numbers(value, kind, f"{prefix}{key}.")
+        elif isinstance(value, kind):
             yield f"{prefix}{key}", value
 
 
@@ -292,49 +319,3 @@ def group_dir(cfg: Config) -> Path:
 def run_dir(cfg: Config) -> Path:
     """``<root>/<dataset>/<model>/<variant>/seed<k>-<hash>``."""
     return group_dir(cfg) / cfg.variant / f"seed{cfg.seed}-{config_hash(cfg)}"
-
-
-LONGEST = 5000  # characters of an override: enough for a path; Hydra's parser takes minutes for a long list
-
-
-def check_override(override: str) -> None:
-    """Overrides set values of the schema: nothing added or removed, no `_target_`, no Hydra internals, no lookups.
-
-    Raises:
-        UserError: this one does something else.
-    """
-    shown = repr(override if len(override) <= 200 else f"{override[:200]}...")
-    key, equals, value = override.partition("=")
-    if not equals or not key.strip():
-        raise UserError(f"The override {shown} is not of the form key=value, as in epochs=5.")
-    if len(override) > LONGEST or len(key) > 100:
-        raise UserError(f"The override {shown} is too long: {len(override)} characters.")
-    if not re.fullmatch(r"\w+(\.\w+)*", key) or "_target_" in key or key.split(".")[0] == "hydra" or "${" in value:
-        raise UserError(f"The override {shown} is refused: an override sets a key of the schema, as in epochs=5.")
-
-
-def _check_group(override: str) -> None:
-    """A group's value is the name of one of its files; Hydra would follow a path out of configs/."""
-    key, _, value = override.partition("=")
-    if (configs_dir() / key).is_dir() and not re.fullmatch(r"(['\"]?)\w+\1|\{.*\}", value.strip()):
-        raise UserError(f"The override {override!r} is refused: {key}= takes the name of a file in configs/{key}.")
-
-
-def _one_sentence(error: Exception) -> str:
-    """Hydra's and OmegaConf's errors run over many lines: keep what is wrong, and say what to do."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    cause = [line.strip() for line in str(error.__cause__ or "").splitlines() if line.strip()]
-    text = lines[0] if lines else type(error).__name__
-    if cause and cause[0] not in text:
-        text = f"{text.rstrip('.')}: {cause[0]}"
-    for line in lines + cause:
-        if line.startswith("full_key: ") and (key := line.removeprefix("full_key: ")) not in text:
-            text += f" (key {key})"
-    if "Available options in" in str(error):  # Hydra lists the members of a group, one a line
-        members = ", ".join(line for line in lines[1:] if re.fullmatch(r"\w+", line))
-        text = text.removeprefix("In 'config': ") + f". Available: {members}"
-    return f"{text[:300].rstrip('.')}. `bnrepro config` prints every key and its value."
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0][:300] if str(error).strip() else type(error).__name__
