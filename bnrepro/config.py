@@ -6,6 +6,7 @@ import hashlib
 import json
 import math
 import re
+import shlex
 import unicodedata
 from collections.abc import Iterator
 from copy import deepcopy
@@ -25,7 +26,7 @@ from yaml import YAMLError
 from bnrepro import stored
 from bnrepro.errors import UserError as UserError
 from bnrepro.errors import first_line
-from bnrepro.overrides import NAMES, PATHS, groups, home, parse
+from bnrepro.overrides import NAMES, PATHS, groups, home, keys, parse, written
 from bnrepro.schema import Config, Source, TrainOnly
 from bnrepro.schema import configs_dir as configs_dir
 
@@ -223,7 +224,7 @@ def _check_path(key: str, path: str | None) -> None:
     if kinds & {"Cc", "Zl", "Zp"}:
         raise UserError(f"{key} must be a path without control characters; got {path[:200]!r}.")
     if "${" in path or path == "???":
-        raise UserError(f"{key} must be a path, in which nothing is looked up; got {path[:200]!r}. Rename it.")
+        raise UserError(f"{key} must be a path without ${{...}} and other than ???; got {path[:200]!r}.")
 
 
 def _numbers(node: dict[str, Any], kind: type, prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -245,6 +246,13 @@ def to_dict(cfg: Config) -> dict[str, Any]:
 
 _dicts: dict[str, dict[str, Any]] = {}
 """By the configuration's text: OmegaConf takes 10 ms for one, and hundreds of runs ask for theirs many times."""
+
+
+def command(cfg: Config, *flags: str) -> str:
+    """What is typed to train ``cfg``: all that differs from the defaults."""
+    here, defaults = to_dict(cfg), to_dict(load_config())
+    differing = [key for key in keys() if _value(here, key) != _value(defaults, key)]
+    return shlex.join(["bnrepro", "train", *flags, *(written(key, _value(here, key)) for key in differing)])
 
 
 def to_yaml(cfg: Config) -> str:

@@ -73,7 +73,7 @@ def split(override: str, known: Collection[str] = ()) -> tuple[str, str]:
     if len(override) > LONGEST or len(key) > 100:
         raise UserError(f"The override {shown} is too long: {len(override):,} characters.")
     if not equals or not key.strip():
-        more = " Write it without spaces round the equals sign." if override == "=" else did_you_mean(bare, known)
+        more = " Write no spaces round the equals sign." if override == "=" or bare in known else ""
         raise UserError(f"The override {shown} is not of the form key=value, as in epochs=5.{more}")
     if key in known:
         return key, text
@@ -128,16 +128,19 @@ def _scalar(key: str, kind: Any, text: str, more: str) -> Any:
             return float(text)
     except ValueError:
         pass
-    wanted = "an integer, as in 10" if kind is int else "a number, as in 0.1"
-    raise UserError(f"{key} must be {wanted}{more}; got {shown}.")
+    wanted, example = ("an integer", 10) if kind is int else ("a number", 0.1)
+    raise UserError(f"{key} must be {wanted}{more}, as in {key}={example}; got {shown}.")
 
 
 def _list(key: str, kind: Any, text: str) -> list[Any]:
     inside = re.fullmatch(r"\[(.*)\]", text, re.DOTALL)
-    elements = [part.strip() for part in (inside[1] if inside else text).split(",")]
-    found = [_scalar(key, kind, each, " in each place") for each in elements if each or len(elements) > 1]
+    parts = [part.strip() for part in (inside[1] if inside else text).split(",")]
+    try:
+        found = [_scalar(key, kind, each, "") for each in parts if each or len(parts) > 1]
+    except UserError as error:
+        raise UserError(f"{key} must be a list, as in '{key}=[0.5,0.75]'; got {text[:200]!r}.") from error
     if not inside:
-        raise UserError(f"{key}: a list needs brackets: '{key}=[{','.join(elements)}]'.")
+        raise UserError(f"{key}: a list needs brackets: '{key}=[{','.join(parts)}]'.")
     return found
 
 
@@ -163,6 +166,18 @@ def _one_value(key: str, text: str) -> None:
             f"{key} takes one value; got {text!r}. `bnrepro sweep {example}` runs several"
             f"{', without brackets' if bracketed else ''}."
         )
+
+
+def written(key: str, value: Any) -> str:
+    """The override that sets ``key`` to ``value``, which is as in a stored configuration."""
+    if isinstance(value, str):
+        plain = value == unquoted(value) and value.strip().lower() != "null"
+        text = value if plain else f'"{value}"' if '"' not in value else f"'{value}'"
+    elif isinstance(value, list):
+        text = f"[{','.join(map(str, value))}]"
+    else:
+        text = "null" if value is None else str(value).lower()
+    return f"{key}={text}"
 
 
 def unquoted(text: str) -> str:

@@ -65,7 +65,7 @@ def read(cfg: Data) -> Pair:
     if (cfg.source is Source.package) != (known.fetch is None):
         right = Source.package if known.fetch is None else Source.torchvision
         raise UserError(f"data.source={cfg.source.value}: {cfg.name} has data.source={right.value}.")
-    root = Path(cfg.root).expanduser()
+    root = Path(cfg.root)
     if known.fetch:
         known.fetch(root)
     return known.read(root)

@@ -276,7 +276,7 @@ def test_options_are_the_files_with_overrides_on_top() -> None:
     ("override", "message"),
     [
         ("launcher.partitoin=gpu", r"There is no key launcher\.partitoin\. Did you mean launcher\.partition\?"),
-        ("launcher.time=long", "launcher.time must be an integer, as in 10; got 'long'"),
+        ("launcher.time=long", "launcher.time must be an integer, as in launcher.time=10; got 'long'"),
         ("launcher.cpus=0", "launcher.cpus must be 1 or more; got 0"),
         ("launcher.time=1", "launcher.grace must be .* below the job's 60 seconds; got 90"),
         ("epochs=3", "There is no key epochs. The keys: launcher.partition, launcher.time"),

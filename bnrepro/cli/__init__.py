@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import sys
+from typing import NoReturn
 
 import typer
 
-from bnrepro.cli import data, results, run, tools
+from bnrepro import errors
+from bnrepro.cli import data, mistakes, results, run, tools
 
 app = typer.Typer(
     name="bnrepro",
@@ -28,28 +29,44 @@ app.add_typer(data.app, name="data")
 
 
 def main() -> None:
-    """Entry point: what the user can mend is one sentence and exit code 2, never a traceback."""
-    # Named before the commands run, imported only when something went wrong: help must not pay for Hydra.
+    """Entry point: what the user or the machine is at fault for is one sentence and exit code 2, never a traceback.
+
+    A fault of ours (exit code 1) keeps its traceback, under a line that asks for a report.
+    """
     try:
-        app(prog_name="bnrepro")
+        _run()
+    except KeyboardInterrupt as stopped:
+        typer.echo(str(stopped) or "Stopped. The same command goes on from what is there.", err=True)
+        sys.exit(130)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # `bnrepro runs | head`
-        sys.exit(0)
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS, errno.EPERM):
-            raise
-        where = f" {error.filename}" if error.filename else ""
-        _fail(f"Cannot write{where}: {error.strerror}. What had finished is intact; make room and run it again.")
+    sys.exit(0)
+
+
+def _run() -> None:
+    parser = typer.main.get_command(app)
+    try:
+        with parser.make_context("bnrepro", sys.argv[1:]) as context:  # app() would tell of errors in its own words
+            parser.invoke(context)
+    except typer.Exit as ended:
+        sys.exit(ended.exit_code)
+    except mistakes.UsageError as error:
+        if message := mistakes.sentence(error, parser):
+            _fail(message)
+        typer.echo(error.ctx.get_help())
+        sys.exit(2)
+    except BrokenPipeError:
+        raise
     except Exception as error:
-        from bnrepro.config import UserError
+        if message := errors.sentence(error):
+            _fail(message)
+        typer.echo(f"This is a fault of bnrepro ({type(error).__name__}). Please report it with these lines:", err=True)
+        raise
 
-        if not isinstance(error, UserError):
-            raise
-        _fail(str(error))
 
-
-def _fail(message: str) -> None:
+def _fail(message: str) -> NoReturn:
     from bnrepro.stored import printable  # what is told may come from a file
 
+    message = message.replace("\n", " ")
     typer.echo(f"Error: {printable(message)}", err=True)
     sys.exit(2)

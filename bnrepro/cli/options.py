@@ -3,12 +3,25 @@
 from __future__ import annotations
 
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from bnrepro.errors import UserError
+
 if TYPE_CHECKING:
     from bnrepro.schema import Config
+
+
+def path(text: str | Path) -> Path:
+    """A path as it is typed, with the home folder for ``~``, which shells leave alone in ``--root=~/runs``."""
+    from bnrepro.overrides import home
+
+    if not str(text):
+        raise UserError("A path on the command line is empty. Write . for the folder that you are in.")
+    return Path(home("The path", str(text)))
+
 
 Overrides = Annotated[
     list[str] | None,
@@ -17,9 +30,11 @@ Overrides = Annotated[
 Variant = Annotated[str | None, typer.Option(help="The norm: nobn, bn, custombn, convbn, ...")]
 Seed = Annotated[int | None, typer.Option(help="Seed of weights, batches, augmentation and dropout.")]
 Force = Annotated[bool, typer.Option("--force", help="Start over, even where a finished run is there.")]
-RunPath = Annotated[Path, typer.Argument(metavar="RUN", help="A run's directory; `bnrepro runs` lists them.")]
-Root = Annotated[Path, typer.Option(help="Folder of the runs.")]
-Out = Annotated[Path, typer.Option(help="Folder of the experiments' results.")]
+RunPath = Annotated[
+    Path, typer.Argument(metavar="RUN", parser=path, help="A run's directory; `bnrepro runs` lists them.")
+]
+Root = Annotated[Path, typer.Option(metavar="FOLDER", parser=path, help="Folder of the runs.")]
+Out = Annotated[Path, typer.Option(metavar="FOLDER", parser=path, help="Folder of the experiments' results.")]
 Jobs = Annotated[
     int | None, typer.Option(min=1, help="Processes, among which the cores are shared out; as a rule one a core.")
 ]
@@ -38,7 +53,12 @@ def configure(overrides: list[str] | None, **flags: Any) -> Config:
 
 def root_flag(root: str) -> str:
     """The folder of the runs as an argument of `bnrepro tensorboard`, where it is not the default."""
-    return "" if root == "runs" else f" {root}"
+    return "" if root == "runs" else f" {shown(root)}"
+
+
+def shown(path: str | Path) -> str:
+    """A path as it is typed into a shell, as an argument of its own."""
+    return quote(f"./{path}" if str(path).startswith("-") else str(path))
 
 
 def draw(folder: Path) -> None:
