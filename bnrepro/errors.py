@@ -94,8 +94,8 @@ def _causes(error: BaseException) -> Iterator[BaseException]:
 
 def _system(error: OSError) -> str:
     """What the operating system refuses, where, and what to do about it."""
-    if isinstance(error, FileNotFoundError) and _folder_is_gone():
-        return "The folder that this was started in has been deleted. Change to another (cd) and try again."
+    if isinstance(error, FileNotFoundError) and folder_is_gone():
+        return GONE
     # Two names, where something was renamed: what is wrong may be with either.
     names = [os.fsdecode(name) for name in (error.filename, error.filename2) if isinstance(name, str | bytes | Path)]
     what = error.strerror or first_line(error) or type(error).__name__
@@ -104,7 +104,11 @@ def _system(error: OSError) -> str:
     return f"{where}{what.rstrip('.')}. {remedy} What has finished is kept."
 
 
-def _folder_is_gone() -> bool:
+GONE = "The folder that this was started in has been deleted. Change to another (cd) and try again."
+
+
+def folder_is_gone() -> bool:
+    """Whether the current folder has been deleted, or what leads to it."""
     try:
         Path.cwd()
     except FileNotFoundError:

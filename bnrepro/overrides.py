@@ -172,7 +172,8 @@ def written(key: str, value: Any) -> str:
     """The override that sets ``key`` to ``value``, which is as in a stored configuration."""
     if isinstance(value, str):
         plain = value == unquoted(value) and value.strip().lower() != "null"
-        text = value if plain else f'"{value}"' if '"' not in value else f"'{value}'"
+        escaped = re.sub(r'(\\*)("|$)', lambda end: end[1] * 2 + end[2].replace('"', '\\"'), value)
+        text = value if plain else f'"{escaped}"'
     elif isinstance(value, list):
         text = f"[{','.join(map(str, value))}]"
     else:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from shlex import quote
 from typing import TYPE_CHECKING, Annotated, Any
@@ -59,6 +60,15 @@ def root_flag(root: str) -> str:
 def shown(path: str | Path) -> str:
     """A path as it is typed into a shell, as an argument of its own."""
     return quote(f"./{path}" if str(path).startswith("-") else str(path))
+
+
+def folder_of_runs(root: Path) -> None:
+    """Raise UserError if there is no folder ``root``."""
+    if root.is_dir():
+        return
+    if os.path.lexists(root):
+        raise UserError(f"{root} is not a folder. Name one that holds runs.")
+    raise UserError(f"There is no folder {root}. `bnrepro train root={shown(root)}` makes it, with a run in it.")
 
 
 def draw(folder: Path) -> None:

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from bnrepro.cli.options import EXPERIMENTS, Jobs, LauncherName, Out, Root, RunPath, Variant, draw, path, shown
+from bnrepro.cli.options import EXPERIMENTS, Jobs, LauncherName, Out, Root, RunPath, Variant, draw, folder_of_runs, path
 from bnrepro.experiments import NAMES
 
 EXPERIMENTS_HELP = f"{', '.join(NAMES)}; as a rule all."
@@ -157,12 +157,10 @@ def runs(
 ) -> None:
     """List the stored runs."""
     from bnrepro import listing
-    from bnrepro.errors import UserError
 
     wanted = {"dataset": dataset, "model": model, "variant": variant, "status": status}
     rows = listing.rows(root, {key: value for key, value in wanted.items() if value is not None}, sort)
-    if not root.is_dir():
-        raise UserError(f"There is no folder {root}. `bnrepro train root={shown(root)}` makes it, with a run in it.")
+    folder_of_runs(root)
     if csv:
         typer.echo(listing.as_csv(rows), nl=False)
     elif rows:

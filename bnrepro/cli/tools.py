@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from bnrepro.cli.options import Overrides, Seed, Variant, configure, path, shown
+from bnrepro.cli.options import Overrides, Seed, Variant, configure, folder_of_runs, path
 
 
 def config(overrides: Overrides = None, variant: Variant = None, seed: Seed = None) -> None:
@@ -26,10 +26,7 @@ def tensorboard(
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port on localhost; 0 for any that is free.")] = 6006,
 ) -> None:
     """Start TensorBoard on the stored runs."""
-    from bnrepro.errors import UserError
-
-    if not root.is_dir():
-        raise UserError(f"There is no folder {root}. `bnrepro train root={shown(root)}` makes it, with a run in it.")
+    folder_of_runs(root)
     port = _free(port)
     about = (
         "Every run is listed; intervals over seeds are under CUSTOM SCALARS. The means that `compare` made, alone:\n"
