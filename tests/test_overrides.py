@@ -42,7 +42,7 @@ def test_path_is_taken_as_it_is_typed_and_reads_back(key: str, text: str, tmp_pa
     assert read_config(tmp_path / "config.yaml") == cfg
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(text=st.text(st.characters(exclude_categories=["Cc", "Cs", "Zl", "Zp"]), min_size=1, max_size=30))
 def test_any_text_is_a_path_or_refused_and_quotes_change_nothing(text: str, tmp_path: Path) -> None:
     if text.startswith("~") or "${" in text or text == "???":

@@ -66,8 +66,9 @@ def folder_of_runs(root: Path) -> None:
     """Raise UserError if there is no folder ``root``."""
     if root.is_dir():
         return
-    if os.path.lexists(root):
-        raise UserError(f"{root} is not a folder. Name one that holds runs.")
+    there = next((place for place in (root, *root.parents) if os.path.lexists(place)), Path())
+    if not there.is_dir():
+        raise UserError(f"{there} is not a folder. Name one that holds runs.")
     raise UserError(f"There is no folder {root}. `bnrepro train root={shown(root)}` makes it, with a run in it.")
 
 
