@@ -14,7 +14,6 @@ from bnrepro.cli import data, mistakes, results, run, tools
 app = typer.Typer(
     name="bnrepro",
     help="Claims about batch normalization, run and judged.",
-    no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
@@ -55,7 +54,7 @@ def _run() -> None:
     except mistakes.UsageError as error:
         if message := mistakes.sentence(error, parser):
             _fail(message)
-        typer.echo(error.ctx.get_help())
+        typer.echo(error.ctx.get_help())  # a group of commands alone
         sys.exit(2)
     except BrokenPipeError:
         raise

@@ -9,7 +9,7 @@ import typer
 
 from bnrepro.cli.options import path
 
-app = typer.Typer(help="List, download and check datasets.", no_args_is_help=True)
+app = typer.Typer(help="List, download and check datasets.")
 
 DataName = Annotated[str | None, typer.Argument(metavar="[NAME]", help="A dataset; as a rule all.")]
 DataRoot = Annotated[Path, typer.Option(metavar="FOLDER", parser=path, help="Folder of the datasets (data.root).")]
