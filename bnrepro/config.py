@@ -7,7 +7,6 @@ import json
 import math
 import re
 import shlex
-import unicodedata
 from collections.abc import Iterator
 from copy import deepcopy
 from dataclasses import asdict
@@ -26,7 +25,7 @@ from yaml import YAMLError
 from bnrepro import stored
 from bnrepro.errors import UserError as UserError
 from bnrepro.errors import first_line
-from bnrepro.overrides import NAMES, PATHS, groups, home, keys, parse, written
+from bnrepro.overrides import NAMES, PATHS, check_path, groups, home, keys, parse, written
 from bnrepro.schema import Config, Source, TrainOnly
 from bnrepro.schema import configs_dir as configs_dir
 
@@ -111,6 +110,18 @@ def check(cfg: Config) -> Config:
     Raises:
         UserError: naming the first key that does not.
     """
+    values = asdict(cfg)
+    for key in NAMES:
+        # These become folder names: nothing that could climb out of the root.
+        name = _value(values, key)
+        if not re.fullmatch(r"[A-Za-z0-9_]{1,100}", name):
+            raise UserError(f"{key} must be a name of at most 100 letters, digits and underscores; got {name[:200]!r}.")
+    for key in PATHS:
+        check_path(key, _value(values, key))
+    if cfg.data.path is None and cfg.data.source is Source.npz:
+        raise UserError("data.source=npz needs the archive's file. Write data.path=FILE too.")
+    if cfg.data.path is not None and cfg.data.source is not Source.npz:
+        raise UserError(f"data.path={cfg.data.path} is an archive's file. Write data.source=npz too.")
     rules = [
         ("seed", cfg.seed, 0 <= cfg.seed < 2**63, "0 or more, and less than 2^63"),
         ("epochs", cfg.epochs, cfg.epochs >= 1, "1 or more"),
@@ -161,12 +172,6 @@ def check(cfg: Config) -> Config:
             "false where data.shade is not below 1: factors are drawn between data.shade and 1",
         ),
         ("data.shade_test", cfg.data.shade_test, (cfg.data.shade_test or 0) >= 0, "0 or more, or null"),
-        (
-            "data.path",
-            cfg.data.path,
-            (cfg.data.path is None) == (cfg.data.source is not Source.npz),
-            "the archive's file, with data.source=npz and only then",
-        ),
         ("model.width", cfg.model.width, 0 < cfg.model.width <= 1000, "above 0, and at most 1000"),
         (
             "model.depth",
@@ -196,35 +201,12 @@ def check(cfg: Config) -> Config:
             "1 or more, or null",
         ),
     ]
-    values = asdict(cfg)
     finite = [(key, value, math.isfinite(value), "a finite number") for key, value in _numbers(values, float)]
     moderate = [(key, value, abs(value) < 2**63, "between -2^63 and 2^63") for key, value in _numbers(values, int)]
     for key, value, holds, wanted in [*finite, *moderate, *rules]:
         if not holds:
             raise UserError(f"{key} must be {wanted}; got {value}.")
-    for key in NAMES:
-        # These become folder names: nothing that could climb out of the root.
-        name = _value(values, key)
-        if not re.fullmatch(r"[A-Za-z0-9_]{1,100}", name):
-            raise UserError(f"{key} must be a name of at most 100 letters, digits and underscores; got {name[:200]!r}.")
-    for key in PATHS:
-        _check_path(key, _value(values, key))
     return cfg
-
-
-def _check_path(key: str, path: str | None) -> None:
-    """Raise UserError for what no folder is called, or what a stored configuration could not say again."""
-    if path is None:
-        return
-    if not path:
-        raise UserError(f"{key} is empty. Write a path, as in {key}=somewhere.")
-    kinds = {unicodedata.category(c) for c in path}
-    if "Cs" in kinds:
-        raise UserError(f"{key} must be a path in UTF-8; got {path[:200]!r}. Rename it, or make a link to it.")
-    if kinds & {"Cc", "Zl", "Zp"}:
-        raise UserError(f"{key} must be a path without control characters; got {path[:200]!r}.")
-    if "${" in path or path == "???":
-        raise UserError(f"{key} must be a path without ${{...}} and other than ???; got {path[:200]!r}.")
 
 
 def _numbers(node: dict[str, Any], kind: type, prefix: str = "") -> Iterator[tuple[str, Any]]:

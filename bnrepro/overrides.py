@@ -7,6 +7,7 @@ a truth value, a choice or a list. Quotes round a whole value are removed, as Hy
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import is_dataclass
 from enum import Enum
@@ -204,6 +205,21 @@ def home(what: str, path: str) -> str:
         raise UserError(
             f"{what}: the home folder {who} is not known here. Write it in full, or ./{path} for a folder of that name."
         ) from error
+
+
+def check_path(what: str, path: str | None) -> None:
+    """Raise UserError for what no folder is called, or what a stored configuration could not say again."""
+    if path is None:
+        return
+    if not path:
+        raise UserError(f"{what} is empty. Write a path; that of the folder that you are in is a full stop.")
+    kinds = {unicodedata.category(c) for c in path}
+    if "Cs" in kinds:
+        raise UserError(f"{what} must be a path in UTF-8; got {path[:200]!r}. Rename it, or make a link to it.")
+    if kinds & {"Cc", "Zl", "Zp"}:
+        raise UserError(f"{what} must be a path without control characters; got {path[:200]!r}.")
+    if "${" in path or path == "???":
+        raise UserError(f"{what} must be a path without ${{...}} and other than ???; got {path[:200]!r}.")
 
 
 def elements(key: str, text: str) -> Iterator[str]:

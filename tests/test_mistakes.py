@@ -81,7 +81,7 @@ USAGE = [
     ("tensorboard --port=-1", "--port must be an integer, at least 0"),
     ("reproduce labl", "There is no experiment 'labl'. Did you mean labml?"),
     ("eval x --size=0", "--size must be an integer, at least 1; got '0'."),
-    ("compare --out=", "A path on the command line is empty."),
+    ("compare --out=", "The path on the command line is empty."),
     ("runs --root=~nobody_of_that_name/x", "the home folder ~nobody_of_that_name is not known here"),
 ]
 

@@ -17,11 +17,10 @@ if TYPE_CHECKING:
 
 def path(text: str | Path) -> Path:
     """A path as it is typed, with the home folder for ``~``, which shells leave alone in ``--root=~/runs``."""
-    from bnrepro.overrides import home
+    from bnrepro.overrides import check_path, home
 
-    if not str(text):
-        raise UserError("A path on the command line is empty. Write . for the folder that you are in.")
-    return Path(home("The path", str(text)))
+    check_path("The path on the command line", str(text))
+    return Path(home("The path on the command line", str(text)))
 
 
 Overrides = Annotated[
