@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import nullcontext
+from dataclasses import replace
 from enum import StrEnum
 
 import torch
@@ -11,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from bnrepro import checkpoint, record, train
-from bnrepro.config import UserError
+from bnrepro.config import UserError, command
 from bnrepro.data import Dataset, Split, epoch_plan, load, mix, train_batch
 from bnrepro.model import Network, build, norm_of
 from bnrepro.norm import reestimate_statistics, resize
@@ -35,6 +36,10 @@ def restore(run: record.Run, data: Dataset | None = None) -> tuple[Config, Datas
     """
     cfg = train.resolve(run.config)
     device = torch.device(cfg.device.value)
+    if not (run.path / record.CHECKPOINT).exists():
+        again = replace(cfg, root=str(run.path.parents[3]))
+        how = command(again, *(["--force"] if run.finished else []))
+        raise UserError(f"There is no checkpoint {run.path / record.CHECKPOINT}. This trains the run again: {how}")
     state = checkpoint.load(run.path / record.CHECKPOINT)
     data = data or load(cfg.data, device)
     network = build(cfg.model, norm_of(cfg), data.channels, data.image_size, data.num_classes, torch.Generator())

@@ -5,11 +5,15 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, cast
+from typing import Any, cast, get_type_hints
 
+import yaml
 from omegaconf import OmegaConf
 
-from bnrepro.config import UserError, configs_dir
+from bnrepro.errors import UserError, first_line
+from bnrepro.overrides import home, split, unquoted, value
+from bnrepro.schema import configs_dir
+from bnrepro.stored import hold, read_yaml
 
 
 @dataclass
@@ -59,18 +63,39 @@ def load_options(overrides: Sequence[str] = (), name: str = "slurm") -> Options:
     if not re.fullmatch(r"\w+", name) or not file.is_file():
         there = ", ".join(sorted(path.stem for path in folder.glob("*.yaml")))
         raise UserError(f"There is no launcher {name!r}. Available: {there}.")
-    for override in overrides:
-        if not re.fullmatch(r"launcher\.[\w.-]+=.*", override, re.DOTALL):
-            raise UserError(f"The override {override!r} is not of the form launcher.key=value.")
+    given = [_parse(override) for override in overrides]
     try:
-        given = OmegaConf.from_dotlist([override.removeprefix("launcher.") for override in overrides])
-        merged = OmegaConf.merge(OmegaConf.structured(Options), OmegaConf.load(file), given)
-        return _check(cast(Options, OmegaConf.to_object(merged)))
-    except UserError:
-        raise
+        merged = OmegaConf.merge(OmegaConf.structured(Options), OmegaConf.create(read_yaml(file)))
+        options = cast(Options, OmegaConf.to_object(merged))
     except Exception as error:  # yaml's and OmegaConf's: all say that these are not options
         known = ", ".join(Options.__dataclass_fields__)
-        raise UserError(f"launcher: {str(error).splitlines()[0]}. The keys: {known}.") from error
+        raise UserError(f"{file}: {first_line(error)}. The keys: {known}.") from error
+    for key, found in given:
+        key, _, name = key.partition(".")
+        setattr(options, key, options.extra | {name: found} if name else found)
+    return _check(options)
+
+
+def _parse(override: str) -> tuple[str, Any]:
+    """The key (``partition``, ``extra.constraint``) and the value of an override."""
+    kinds = get_type_hints(Options)
+    if extra := re.fullmatch(r"launcher\.(extra\.[\w-]+)=(.*)", override, re.DOTALL):
+        return extra[1], unquoted(extra[2])
+    key, text = split(override, [f"launcher.{name}" for name in kinds])
+    name = key.removeprefix("launcher.")
+    if name not in ("setup", "extra"):
+        found = value(key, kinds[name], text)
+        return name, home(key, found) if name == "logs" and found else found
+    shape, example = {
+        "setup": (list[str], "'launcher.setup=[module load python]'"),
+        "extra": (dict[str, str | int | float | bool | None], "launcher.extra.constraint=a100"),
+    }[name]
+    try:
+        found = yaml.safe_load(text)
+        hold(found, shape, key)
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise UserError(f"The override {override[:200]!r} is not understood. Write it as in {example}.") from error
+    return name, found
 
 
 def _check(options: Options) -> Options:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from bnrepro.config import UserError
+from bnrepro.errors import did_you_mean
 from bnrepro.norm import NORMS, ConvAdaptiveNorm2d, NormError, NormOptions
 from bnrepro.schema import Config, DropoutPosition, Initialization, Model, Placement
 
@@ -215,7 +216,7 @@ MODELS: dict[str, Callable[[Blocks, int, Shape, int], list[nn.Module]]] = {
 
 def _look_up(table: dict[str, T], name: str, key: str) -> T:
     if name not in table:
-        raise UserError(f"{key}: there is no {name!r}. There are: {', '.join(table)}.")
+        raise UserError(f"{key}: there is no {name!r}.{did_you_mean(name, table)} There are: {', '.join(table)}.")
     return table[name]
 
 

@@ -72,7 +72,7 @@ def read_with_notes(cfg: Data) -> Archive:
     if (cfg.source is Source.package) != (known.fetch is None):
         right = Source.package if known.fetch is None else Source.torchvision
         raise UserError(f"data.source={cfg.source.value}: {cfg.name} has data.source={right.value}.")
-    root = Path(cfg.root).expanduser()
+    root = Path(cfg.root)
     if known.fetch:
         known.fetch(root)
     return Archive(known.read(root), ())

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from enum import Enum
 from functools import partial
 from itertools import islice, product
 from math import prod
 from pathlib import Path
 
 from bnrepro import record, train
-from bnrepro.config import MOST_RUNS, UserError, check_override, configs_dir, run_dir, to_yaml
+from bnrepro.config import MOST_RUNS, UserError, configs_dir, run_dir, to_yaml
 from bnrepro.cores import cores
+from bnrepro.errors import reason
+from bnrepro.overrides import FUNCTION, elements, parse, split
 from bnrepro.parallel import Report, map_all
 from bnrepro.record import Run, Status
 from bnrepro.schema import Config, Device
@@ -39,11 +43,42 @@ def expand(overrides: Sequence[str]) -> list[list[str]]:
     """Overrides in Hydra's sweep syntax as one list of overrides a run, the last key changing fastest.
 
     Lists (``seed=0,1,2``), ranges (``seed=range(5)``), choices and globs over a group (``data=glob(mnist*)``) or over
-    the norms (``variant=glob(*bn)``).
+    the norms (``variant=glob(*bn)``). What is neither is one value, and is taken as it is.
 
     Raises:
         UserError: not Hydra's syntax; nothing matches; a continuous interval, which has no runs to list; too many.
     """
+    choices: list[list[str]] = []
+    for text in overrides:
+        key, values = split(text)
+        parts = list(elements(key, values))
+        if re.fullmatch(FUNCTION, values, re.DOTALL):
+            choices.append(_made_by_function(key, text))
+        elif len(parts) > 1:
+            choices.append([_one_of(key, part, text) for part in parts])
+        else:
+            parse(text)  # raises, where it is no value
+            choices.append([text])
+        if not choices[-1]:
+            raise UserError(f"{text} matches nothing.")
+        if prod(map(len, choices)) > MOST_RUNS:
+            raise UserError(f"These are more than {MOST_RUNS:,} runs. Sweep a part of them at a time.")
+    return [list(each) for each in product(*choices)]
+
+
+def _one_of(key: str, part: str, text: str) -> str:
+    """The override that sets ``key`` to one of the values in ``text``."""
+    if not part:
+        raise UserError(f"{text[:200]}: a value is missing beside a comma. Write it as in {key}=A,B.")
+    one = f"{key}={part}"
+    _, value = parse(one)
+    if isinstance(value, bool | Enum | str) or value is None:
+        return one
+    return f"{key}={str(value).removesuffix('.0').replace(' ', '')}"  # however it was written
+
+
+def _made_by_function(key: str, text: str) -> list[str]:
+    """The overrides that Hydra makes of ``key=range(...)`` and the like."""
     from hydra import initialize_config_dir
     from hydra.core.global_hydra import GlobalHydra
     from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -52,31 +87,27 @@ def expand(overrides: Sequence[str]) -> list[list[str]]:
 
     from bnrepro.norm import NORMS
 
-    choices: list[list[str]] = []
-    for text in overrides:
-        check_override(text)
     GlobalHydra.instance().clear()
     try:
         with initialize_config_dir(str(configs_dir()), version_base="1.3"):
             parser = OverridesParser.create(config_loader=GlobalHydra.instance().config_loader())
-            for text, override in zip(overrides, parser.parse_overrides(list(overrides)), strict=True):
-                key = override.get_key_element()
-                if not override.is_sweep_override():
-                    choices.append([text])
-                elif key == "variant" and isinstance(glob := override.value(), Glob):
-                    choices.append([f"{key}={name}" for name in glob.filter(list(NORMS))])
-                elif override.is_discrete_sweep():
-                    values = islice(override.sweep_string_iterator(), MOST_RUNS + 1)
-                    choices.append([f"{key}={value}" for value in values])
-                else:
-                    raise UserError(f"{text}: an interval has no runs to list. Give values: {key}=0.1,0.01.")
-                if not choices[-1]:
-                    raise UserError(f"{text} matches nothing.")
-                if prod(map(len, choices)) > MOST_RUNS:
-                    raise UserError(f"These are more than {MOST_RUNS:,} runs. Sweep a part of them at a time.")
-    except (HydraException, RecursionError) as error:  # the latter on brackets in brackets
-        raise UserError(str(error).splitlines()[0][:300]) from error
-    return [list(each) for each in product(*choices)]
+            (override,) = parser.parse_overrides([text])
+            if key == "variant" and isinstance(glob := override.value(), Glob):
+                return [f"{key}={name}" for name in glob.filter(list(NORMS))]
+            if override.is_sweep_override() and not override.is_discrete_sweep():
+                raise UserError(f"{text}: an interval has no runs to list. Give values: {key}=0.1,0.01.")
+            if override.is_discrete_sweep():
+                return [f"{key}={value}" for value in islice(override.sweep_string_iterator(), MOST_RUNS + 1)]
+    except (HydraException, RecursionError, ValueError, TypeError, OverflowError) as error:
+        raise _not_understood(text) from error
+    raise _not_understood(text)
+
+
+def _not_understood(text: str) -> UserError:
+    return UserError(
+        f"{text[:200]} is not understood. A sweep's values are written 0,1,2 or 'range(5)'; 'glob(*bn)' chooses "
+        "variants, and members of data, model, optimizer and schedule."
+    )
 
 
 def default_jobs(cfg: Config) -> int:
@@ -139,10 +170,8 @@ def attempt(cfg: Config, share: Callable[[float], None], *, force: bool) -> Outc
         return Outcome(cfg, train.run(cfg, force=force, report=lambda p: share(p.step / p.steps)))
     except UserError as error:
         return failed(cfg, str(error), by_user=True)
-    except OSError as error:
-        return failed(cfg, f"{error.filename or run_dir(cfg)}: {error.strerror or error}.", by_user=True)
     except Exception as error:  # whatever it is, the other runs go on, and it is told at the end
-        return failed(cfg, f"{type(error).__name__}: {error}")
+        return failed(cfg, reason(error))
 
 
 def failed(cfg: Config, error: str, by_user: bool = False) -> Outcome:

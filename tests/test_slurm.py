@@ -413,12 +413,17 @@ def test_options_are_the_files_with_overrides_on_top() -> None:
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("launcher.partitoin=gpu", "partitoin.*The keys: partition, time"),
-        ("launcher.time=long", "launcher: .*long"),
+        ("launcher.partitoin=gpu", r"There is no key launcher\.partitoin\. Did you mean launcher\.partition\?"),
+        ("launcher.time=long", "launcher.time must be an integer, as in launcher.time=10; got 'long'"),
         ("launcher.cpus=0", "launcher.cpus must be 1 or more; got 0"),
         ("launcher.time=1", "launcher.grace must be .* below the job's 60 seconds; got 90"),
-        ("epochs=3", "'epochs=3' is not of the form launcher.key=value"),
-        ("launcher.setup=[", "launcher: "),
+        ("epochs=3", "There is no key epochs. The keys: launcher.partition, launcher.time"),
+        ("launcher.setup=[", "Write it as in 'launcher.setup="),
+        ("launcher.setup=[[a]]", "Write it as in 'launcher.setup="),
+        ("launcher.extra=a", "launcher.extra.constraint=a100"),
+        ("launcher.partition.x=1", "There is no key launcher.partition.x. "),
+        ("launcher.cpus=1,2", "launcher.cpus must be an integer"),
+        ("--launcher.cpus=2", "Write launcher.cpus=2, without dashes"),
     ],
 )
 def test_wrong_option_is_named(override: str, message: str) -> None:

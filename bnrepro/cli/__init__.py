@@ -2,31 +2,17 @@
 
 from __future__ import annotations
 
-import errno
 import sys
-from typing import Any
+from typing import NoReturn
 
 import typer
-from typer.core import TyperGroup
 
-from bnrepro.cli import data, ending, results, run, tools
-
-
-class _Commands(TyperGroup):
-    def main(self, *args: Any, **kwargs: Any) -> Any:
-        """As Typer's, which would end an interruption without a word."""
-        try:
-            return super().main(*args, **kwargs)
-        except SystemExit as ended:
-            stop = ended.__context__ and ended.__context__.__cause__
-            raise stop if isinstance(stop, KeyboardInterrupt) else ended from None
-
+from bnrepro import errors, signals
+from bnrepro.cli import data, ending, mistakes, results, run, tools
 
 app = typer.Typer(
-    cls=_Commands,
     name="bnrepro",
     help="Claims about batch normalization, run and judged.",
-    no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
@@ -41,29 +27,39 @@ app.add_typer(data.app, name="data")
 
 
 def main() -> None:
-    """Entry point: what the user can mend is one sentence and exit code 2, never a traceback."""
-    ending.run(_main)
+    """Entry point: what the user or the machine is at fault for is one sentence and exit code 2, never a traceback.
+
+    A fault of ours (exit code 1) keeps its traceback, under a line that asks for a report.
+    """
+    ending.run(_run)
 
 
-def _main() -> None:
-    # Named before the commands run, imported only when something went wrong: help must not pay for Hydra.
+def _run() -> None:
+    parser = typer.main.get_command(app)
+    if errors.folder_is_gone():  # told here, since libraries crash over it where they are imported
+        _fail(errors.GONE)
     try:
-        app(prog_name="bnrepro")
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS, errno.EPERM):
-            raise
-        where = f" {error.filename}" if error.filename else ""
-        _fail(f"Cannot write{where}: {error.strerror}. What had finished is intact; make room and run it again.")
+        with parser.make_context("bnrepro", sys.argv[1:]) as context:  # app() would tell of errors in its own words
+            parser.invoke(context)
+    except typer.Exit as ended:
+        sys.exit(ended.exit_code)
+    except mistakes.UsageError as error:
+        if message := mistakes.sentence(error, parser):
+            _fail(message)
+        typer.echo(error.ctx.get_help())  # a group of commands alone
+        sys.exit(2)
     except Exception as error:
-        from bnrepro.config import UserError
-
-        if not isinstance(error, UserError):
+        if signals.received:  # an import that is interrupted can end in any error
             raise
-        _fail(str(error))
+        if message := errors.sentence(error):
+            _fail(message)
+        typer.echo(f"This is a fault of bnrepro ({type(error).__name__}). Please report it with these lines:", err=True)
+        raise
 
 
-def _fail(message: str) -> None:
+def _fail(message: str) -> NoReturn:
     from bnrepro.stored import printable  # what is told may come from a file
 
+    message = message.replace("\n", " ")
     typer.echo(f"Error: {printable(message)}", err=True)
     sys.exit(2)

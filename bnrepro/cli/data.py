@@ -7,10 +7,12 @@ from typing import Annotated
 
 import typer
 
-app = typer.Typer(help="List, download and check datasets.", no_args_is_help=True)
+from bnrepro.cli.options import path
+
+app = typer.Typer(help="List, download and check datasets.")
 
 DataName = Annotated[str | None, typer.Argument(metavar="[NAME]", help="A dataset; as a rule all.")]
-DataRoot = Annotated[Path, typer.Option(help="Folder of the datasets (data.root).")]
+DataRoot = Annotated[Path, typer.Option(metavar="FOLDER", parser=path, help="Folder of the datasets (data.root).")]
 
 
 @app.command("list")

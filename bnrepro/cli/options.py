@@ -2,14 +2,27 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from bnrepro.errors import UserError
+
 if TYPE_CHECKING:
     from bnrepro.schema import Config
+
+
+def path(text: str | Path) -> Path:
+    """A path as it is typed, with the home folder for ``~``, which shells leave alone in ``--root=~/runs``."""
+    from bnrepro.overrides import check_path, home
+
+    check_path("The path on the command line", str(text))
+    return Path(home("The path on the command line", str(text)))
+
 
 Overrides = Annotated[
     list[str] | None,
@@ -18,9 +31,11 @@ Overrides = Annotated[
 Variant = Annotated[str | None, typer.Option(help="The norm: nobn, bn, custombn, convbn, ...")]
 Seed = Annotated[int | None, typer.Option(help="Seed of weights, batches, augmentation and dropout.")]
 Force = Annotated[bool, typer.Option("--force", help="Start over, even where a finished run is there.")]
-RunPath = Annotated[Path, typer.Argument(metavar="RUN", help="A run's directory; `bnrepro runs` lists them.")]
-Root = Annotated[Path, typer.Option(help="Folder of the runs.")]
-Out = Annotated[Path, typer.Option(help="Folder of the experiments' results.")]
+RunPath = Annotated[
+    Path, typer.Argument(metavar="RUN", parser=path, help="A run's directory; `bnrepro runs` lists them.")
+]
+Root = Annotated[Path, typer.Option(metavar="FOLDER", parser=path, help="Folder of the runs.")]
+Out = Annotated[Path, typer.Option(metavar="FOLDER", parser=path, help="Folder of the experiments' results.")]
 Jobs = Annotated[
     int | None, typer.Option(min=1, help="Processes, among which the cores are shared out; as a rule one a core.")
 ]
@@ -66,7 +81,22 @@ def _meant(value: str) -> str | float:
 
 def root_flag(root: str) -> str:
     """The folder of the runs as an argument of `bnrepro tensorboard`, where it is not the default."""
-    return "" if root == "runs" else f" {root}"
+    return "" if root == "runs" else f" {shown(root)}"
+
+
+def shown(path: str | Path) -> str:
+    """A path as it is typed into a shell, as an argument of its own."""
+    return quote(f"./{path}" if str(path).startswith("-") else str(path))
+
+
+def folder_of_runs(root: Path) -> None:
+    """Raise UserError if there is no folder ``root``."""
+    if root.is_dir():
+        return
+    there = next((place for place in (root, *root.parents) if os.path.lexists(place)), Path())
+    if not there.is_dir():
+        raise UserError(f"{there} is not a folder. Name one that holds runs.")
+    raise UserError(f"There is no folder {root}. `bnrepro train root={shown(root)}` makes it, with a run in it.")
 
 
 def draw(folder: Path) -> None:

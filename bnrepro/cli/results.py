@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from bnrepro.cli.options import EXPERIMENTS, Jobs, LauncherName, Out, Root, RunPath, Variant, draw
+from bnrepro.cli.options import EXPERIMENTS, Jobs, LauncherName, Out, Root, RunPath, Variant, draw, folder_of_runs, path
 from bnrepro.experiments import NAMES
 
 EXPERIMENTS_HELP = f"{', '.join(NAMES)}; as a rule all."
@@ -22,7 +22,10 @@ def reproduce(
     out: Out = EXPERIMENTS,
     jobs: Jobs = None,
     launcher: LauncherName = "local",
-    data_root: Annotated[Path | None, typer.Option(help="Folder of the datasets (data.root), for all runs.")] = None,
+    data_root: Annotated[
+        Path | None,
+        typer.Option(metavar="FOLDER", parser=path, help="Folder of the datasets (data.root), for all runs."),
+    ] = None,
     archive: Annotated[
         list[str] | None,
         typer.Option(metavar="NAME=FILE", help="Read dataset NAME from an .npz archive with Keras's keys instead."),
@@ -37,7 +40,7 @@ def reproduce(
     """
     from bnrepro import experiments, listing
     from bnrepro.cli.launch import take_launcher
-    from bnrepro.config import UserError
+    from bnrepro.errors import UserError, reason, sentence
     from bnrepro.experiments.reproduce import Places, execute, make_plan
     from bnrepro.parallel import kept_workers
     from bnrepro.progress import SweepBar
@@ -68,7 +71,7 @@ def reproduce(
                     plan, out, jobs, lambda what, names: SweepBar(names, what), force=force, run_all=making.run_all
                 )
             except Exception as error:  # an experiment that cannot be concluded does not cost the others
-                typer.echo(f"{plan.experiment.name}: {type(error).__name__}: {error}", err=True)
+                typer.echo(f"{plan.experiment.name}: {reason(error)}", err=True)
                 problems.append(error)
                 continue
             failures += len(failed)
@@ -80,7 +83,7 @@ def reproduce(
                 typer.echo(listing.verdict_table(analysis.findings))
             typer.echo(f"Records, tables and figures: {plan.folder(out)}\n")
     for problem in problems:
-        if not isinstance(problem, UserError):
+        if not sentence(problem):
             raise problem
     if problems:
         raise UserError(f"{len(problems)} of {len(plans)} experiments could not be concluded; the reasons are above.")
@@ -92,7 +95,9 @@ def figures(
     folders: Annotated[
         list[Path] | None,
         typer.Argument(
-            metavar="[FOLDER]...", help="What `compare` or `reproduce` wrote; as a rule all under --root and --out."
+            metavar="[FOLDER]...",
+            parser=path,
+            help="What `compare` or `reproduce` wrote; as a rule all under --root and --out.",
         ),
     ] = None,
     root: Root = Path("runs"),
@@ -113,11 +118,14 @@ def figures(
     if folders is None and not comparisons and not concluded:
         raise UserError(
             f"There is no comparison under {root} and no experiment under {out}. `bnrepro compare` and "
-            "`bnrepro reproduce` make them."
+            "`bnrepro reproduce` make them there."
         )
-    for folder in given if folders else []:
-        if not any(found.is_relative_to(folder) for found in comparisons + concluded):
-            comparing.open_comparison(folder)  # says what is missing
+    for asked, folder in zip(folders or [], given, strict=False):
+        if any(found.is_relative_to(folder) for found in comparisons + concluded):
+            continue
+        if str(asked) in experiments.NAMES:
+            raise UserError(f"There are no results of {asked} under {out}. `bnrepro reproduce {asked}` makes them.")
+        comparing.open_comparison(folder)  # says what is missing
     for folder in comparisons:
         draw(folder)
         typer.echo(f"Figures: {folder / 'figures'}")
@@ -127,7 +135,9 @@ def figures(
 
 
 def report(
-    out: Annotated[Path, typer.Option(help="Folder of the results; the report is written into it.")] = Path("results"),
+    out: Annotated[
+        Path, typer.Option(metavar="FOLDER", parser=path, help="Folder of the results; the report is written into it.")
+    ] = Path("results"),
 ) -> None:
     """Write one report over all stored results.
 
@@ -155,12 +165,14 @@ def runs(
 
     wanted = {"dataset": dataset, "model": model, "variant": variant, "status": status}
     rows = listing.rows(root, {key: value for key, value in wanted.items() if value is not None}, sort)
+    folder_of_runs(root)
     if csv:
         typer.echo(listing.as_csv(rows), nl=False)
     elif rows:
         typer.echo(listing.as_text(rows))
     else:
-        typer.echo(f"No such run under {root}. `bnrepro train` makes one.")
+        which = " ".join(f"--{key}={value}" for key, value in wanted.items() if value is not None)
+        typer.echo(f"There is no run under {root}{f' with {which}' if which else ''}.")
 
 
 def show(run: RunPath) -> None:
@@ -198,6 +210,7 @@ def _archive(text: str) -> tuple[str, Path]:
     if not equals:
         raise UserError(f"--archive={text} is not of the form NAME=FILE, as in cifar10=cifar10.npz.")
     sources.lookup(name)
-    if not Path(file).is_file():
-        raise UserError(f"--archive: there is no file {file}.")
-    return name, Path(file)
+    found = path(file)
+    if not found.is_file():
+        raise UserError(f"--archive: there is no file {found}. Give the path of an .npz archive.")
+    return name, found

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,7 +11,20 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from bnrepro.cli.options import Force, Jobs, LauncherName, Overrides, RunPath, Seed, Variant, configure, draw, root_flag
+from bnrepro.cli.options import (
+    Force,
+    Jobs,
+    LauncherName,
+    Overrides,
+    RunPath,
+    Seed,
+    Variant,
+    configure,
+    draw,
+    path,
+    root_flag,
+    shown,
+)
 
 if TYPE_CHECKING:
     from bnrepro.schema import Config
@@ -21,7 +35,7 @@ def train(overrides: Overrides = None, variant: Variant = None, seed: Seed = Non
 
     Example: bnrepro train --variant=convbn --seed=1 epochs=5 optimizer.lr=0.01
 
-    On several GPUs or machines: torchrun --nproc-per-node=2 -m bnrepro train ...
+    On several GPUs or machines: torchrun --nproc-per-node=2 -m bnrepro train batch_size=128
     """
     with _one_of_several() as first:
         cfg = configure(overrides, variant=variant, seed=seed)
@@ -68,7 +82,7 @@ def _one_of_several() -> Iterator[bool]:
 def compare(
     overrides: Overrides = None,
     variants: Annotated[str, typer.Option(help="Names separated by commas.")] = "nobn,bn,custombn,convbn",
-    seeds: Annotated[int, typer.Option(min=1, help="Seeds 0 to N - 1.")] = 5,
+    seeds: Annotated[int, typer.Option(min=1, help="Number of seeds; 3 means seeds 0, 1, 2.")] = 5,
     jobs: Jobs = None,
     launcher: LauncherName = "local",
     threshold: Annotated[
@@ -77,7 +91,10 @@ def compare(
             min=0, max=1, help="Validation accuracy to count epochs to; as a rule the first variant's best of the seed."
         ),
     ] = None,
-    out: Annotated[Path | None, typer.Option(help="Folder for table and figures; as a rule beside the runs.")] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(metavar="FOLDER", parser=path, help="Folder for table and figures; as a rule beside the runs."),
+    ] = None,
     force: Force = False,
 ) -> None:
     """Train variants side by side over seeds.
@@ -87,6 +104,11 @@ def compare(
     from bnrepro.cli.launch import take_launcher
     from bnrepro.config import UserError
 
+    if words := [word for word in overrides or [] if re.fullmatch(r"\w+", word)]:
+        raise UserError(
+            f"compare does not know what to do with {' '.join(words)!r}. Separate variants by commas: "
+            f"--variants={','.join([variants, *words])}."
+        )
     names = list(dict.fromkeys(name.strip() for name in variants.split(",")))
     chosen, overrides = take_launcher(launcher, overrides, jobs)
     instead = {
@@ -145,7 +167,7 @@ def sweep(
     """Train every combination of some values.
 
     Values in Hydra's sweep syntax: lists, range(...), glob(...). Example:
-    bnrepro sweep variant=bn,convbn seed=range(3) optimizer.lr=0.1,0.01
+    bnrepro sweep variant=bn,convbn 'seed=range(3)' optimizer.lr=0.1,0.01
     """
     from bnrepro import listing
     from bnrepro.allocator import keep_memory
@@ -157,6 +179,8 @@ def sweep(
 
     keep_memory()
     chosen, overrides = take_launcher(launcher, overrides, jobs)
+    if not overrides:
+        raise UserError("Nothing to sweep. Say what, as in: bnrepro sweep variant=bn,convbn seed=0,1,2")
     combinations: list[list[str]] = []
     runs: dict[Path, Config] = {}
     for each in expand(overrides):
@@ -176,7 +200,7 @@ def sweep(
         return
     outcomes = chosen.show_all(grid, force)
     typer.echo(listing.sweep_table(list(zip(combinations, outcomes, strict=True))))
-    typer.echo(f"Runs: bnrepro runs --root={grid[0].root}")
+    typer.echo(f"Runs: bnrepro runs --root={shown(grid[0].root)}")
     if failed := sum(outcome.error is not None for outcome in outcomes):
         raise UserError(f"{failed} of {len(grid)} runs failed; the reasons are above, and in `bnrepro show RUN`.")
 

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from bnrepro.cli.options import Overrides, Seed, Variant, configure
+from bnrepro.cli.options import Overrides, Seed, Variant, configure, folder_of_runs, path
 
 
 def config(overrides: Overrides = None, variant: Variant = None, seed: Seed = None) -> None:
@@ -20,32 +20,63 @@ def config(overrides: Overrides = None, variant: Variant = None, seed: Seed = No
 
 
 def tensorboard(
-    root: Annotated[Path, typer.Argument(help="Folder of the runs, or a part of it.")] = Path("runs"),
+    root: Annotated[
+        Path, typer.Argument(metavar="[FOLDER]", parser=path, help="Folder of the runs, or a part of it.")
+    ] = Path("runs"),
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port on localhost; 0 for any that is free.")] = 6006,
 ) -> None:
     """Start TensorBoard on the stored runs."""
-    from bnrepro.config import UserError
-
-    if not root.is_dir():
-        raise UserError(f"There is no folder {root}. `bnrepro train` makes runs.")
-    typer.echo(
-        "Every run is listed; intervals over seeds are under CUSTOM SCALARS. The means that `compare` made, alone:"
+    folder_of_runs(root)
+    port = _free(port)
+    about = (
+        "Every run is listed; intervals over seeds are under CUSTOM SCALARS. The means that `compare` made, alone:\n"
+        f"http://localhost:{port}/?runFilter=compare&smoothing=0#timeseries"
     )
-    typer.echo(f"http://localhost:{port}/?runFilter=compare&smoothing=0#timeseries")
-    command = [
-        sys.executable,
-        "-P",  # else Python would look for modules in the folder that it is called from
-        "-m",
-        "tensorboard.main",
-        "--logdir",
-        str(root),
-        "--host",
-        "localhost",
-        "--port",
-        str(port),
-    ]
+    # -P: else Python would look for modules in the folder that it is called from
+    command = [sys.executable, "-P", "-c", _SERVE, about]
+    command += ["--logdir", str(root), "--host", "localhost", "--port", str(port)]
     sys.stdout.flush()
     os.execv(sys.executable, command)
+
+
+_SERVE = """
+import sys
+try:
+    from tensorboard.main import run_main
+except Exception as error:
+    lines = str(error).splitlines() or [""]
+    print(f"Error: TensorBoard cannot be imported ({type(error).__name__}: {lines[0]}). "
+        "Install it again: pip install --force-reinstall tensorboard", file=sys.stderr)
+    sys.exit(2)
+print(sys.argv.pop(1), flush=True)
+run_main()
+"""
+
+
+def _free(port: int) -> int:
+    """``port``, if a server can listen there; for 0, one where it can."""
+    import errno
+    import socket
+
+    from bnrepro.errors import UserError
+
+    for family, host in ((socket.AF_INET, "127.0.0.1"), (socket.AF_INET6, "::1")):
+        try:
+            with socket.socket(family) as server:
+                server.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as TensorBoard does
+                server.bind((host, port))
+                port = server.getsockname()[1]
+        except PermissionError as error:
+            raise UserError(f"--port={port}: this port is the system's. Use one above 1023, or --port=0.") from error
+        except OSError as error:
+            if error.errno == errno.EADDRINUSE:
+                raise UserError(
+                    f"--port={port}: something listens there already, perhaps another TensorBoard. "
+                    "`bnrepro tensorboard --port=0` takes a port that is free."
+                ) from error
+            if family == socket.AF_INET:  # a machine may well have no IPv6
+                raise
+    return port
 
 
 def bench(
@@ -59,7 +90,10 @@ def bench(
     norms: Annotated[str, typer.Option(help="Names separated by commas.")] = "bn,custombn,convbn",
     repeats: Annotated[int, typer.Option(min=1, help="Rounds; what takes long is repeated a tenth as often.")] = 30,
     threads: Annotated[int | None, typer.Option(min=1, help="Threads; as a rule one a core.")] = None,
-    out: Annotated[Path | None, typer.Option(help="Folder for CSV and figures; as a rule none are written.")] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(metavar="FOLDER", parser=path, help="Folder for CSV and figures; as a rule none are written."),
+    ] = None,
 ) -> None:
     """Measure speed and memory on this machine.
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING
 
+from bnrepro.errors import UserError, did_you_mean
+
 if TYPE_CHECKING:
     from bnrepro.experiments.base import Experiment
 
@@ -32,9 +34,8 @@ def experiment(name: str) -> Experiment:
     Raises:
         UserError: there is none.
     """
-    from bnrepro.config import UserError
-
     if name not in NAMES:
-        raise UserError(f"There is no experiment {name!r}. There are: {', '.join(NAMES)}.")
+        near = did_you_mean(name, NAMES)
+        raise UserError(f"There is no experiment {name!r}.{near} There are: {', '.join(NAMES)}.")
     found: Experiment = import_module(f"bnrepro.experiments.{name}").EXPERIMENT
     return found

@@ -15,6 +15,7 @@ import torch
 from bnrepro import provenance, record
 from bnrepro.compare import Data
 from bnrepro.config import UserError, config_hash, digits_of, earlier_hash, unreadable
+from bnrepro.errors import reason
 from bnrepro.experiments.base import Probe
 from bnrepro.experiments.records import plain
 from bnrepro.parallel import Report, map_all
@@ -127,7 +128,7 @@ def _attempt(probe: Probe, share: Callable[[float], None], *, folder: Path, revi
     except UserError as error:
         return Measurement(probe, error=str(error))
     except Exception as error:  # whatever it is, the others go on, and it is told at the end
-        return Measurement(probe, error=f"{type(error).__name__}: {error}")
+        return Measurement(probe, error=reason(error))
 
 
 def _measure(probe: Probe) -> dict[str, Any]:

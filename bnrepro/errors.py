@@ -1,0 +1,122 @@
+"""What goes wrong and can be put right, each in one sentence: what, where, and what to do. Imports nothing heavy."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Iterable, Iterator
+from difflib import get_close_matches
+from pathlib import Path
+
+_ELSEWHERE = "or choose another folder"
+_REMEDIES = {
+    (errno.ENOSPC, errno.EDQUOT): f"Make room there, {_ELSEWHERE}.",
+    (errno.EACCES, errno.EPERM): f"Give yourself the permission (`ls -ld` shows who has it), {_ELSEWHERE}.",
+    (errno.EROFS,): "Choose a folder that can be written to.",
+    (errno.ENOENT, errno.ENODEV, errno.ENXIO): "Check that the path is right and that its file system takes new files; "
+    "else choose another.",
+    (errno.ENOTDIR,): "A part of this path is a file, where a folder is needed: choose another path.",
+    (errno.EISDIR,): "This is a folder, where a file is needed: choose another path.",
+    (errno.EEXIST, errno.ENOTEMPTY): "Something else is there: move it away, or choose another path.",
+    (errno.ELOOP,): "Links lead in a circle there: remove them, or choose another path.",
+    (errno.ENAMETOOLONG,): "Choose a shorter path.",
+    (errno.EFBIG,): "Files may not become this large: raise the limit (`ulimit -f`), or choose another file system.",
+    (errno.EMFILE, errno.ENFILE): "Too many files are open at a time: raise the limit (`ulimit -n`), or run fewer "
+    "processes.",
+    (errno.EAGAIN, errno.ENOMEM): "Too many processes run, or too little memory is left: end some, or run fewer.",
+    (errno.EBUSY, errno.ETXTBSY): "Another process is using it: wait until that has ended.",
+    (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS): "This file system cannot do this: choose a folder on another.",
+    (errno.EIO, errno.ESTALE, errno.EREMOTEIO, errno.ETIMEDOUT, errno.ENOTCONN): "The disk or the network file system "
+    "does not answer as it should: check it, and try again.",
+}
+REMEDIES = {number: remedy for numbers, remedy in _REMEDIES.items() for number in numbers}
+
+
+class UserError(Exception):
+    """Something the user can put right. The message is what is wrong, where, and what to do; the exit code is 2."""
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """`` Did you mean ...?`` with what in ``known`` is called almost like ``word``; nothing where nothing is.
+
+    Of dotted names the last part decides (``lr``: ``optimizer.lr``), and what stands before it only between several.
+    """
+    ends: dict[str, list[str]] = {}
+    for name in known:
+        ends.setdefault(_plain(name.rpartition(".")[2]), []).append(name)
+    before, _, end = _plain(word).rpartition(".")
+    near = [end] if end in ends else get_close_matches(end, ends, 1, 0.7)
+    near = near or [each for each in ends if len(end) > 2 and each.startswith(end)][:1]
+    near = near or [each for each in ends if _initials(each) == end or _initials(end) == each][:1]  # learning_rate: lr
+    names = ends[near[0]] if near else []
+    names = [name for name in names if _plain(name.rpartition(".")[0]) == before] or names
+    return f" Did you mean {' or '.join(names[:4])}?" if names else ""
+
+
+def _plain(word: str) -> str:
+    return word.lower().replace("-", "_")
+
+
+def _initials(word: str) -> str:
+    return "".join(part[:1] for part in word.split("_"))
+
+
+def reason(error: BaseException) -> str:
+    """Why something failed, in a sentence where it is the user's or the machine's fault, else with the error's type."""
+    return sentence(error) or f"{type(error).__name__}: {first_line(error)}"
+
+
+def sentence(error: BaseException) -> str | None:
+    """What the user can do about ``error``; None where that is nothing, and the fault is ours."""
+    if isinstance(error, UserError):
+        return str(error)
+    for each in _causes(error):
+        # torch's CPU allocator raises a plain RuntimeError.
+        if isinstance(each, MemoryError) or type(each).__name__ == "OutOfMemoryError" or "CPUAllocator" in str(each):
+            return (
+                "Memory ran out. Use a smaller batch_size, model.width or dataset, or fewer processes. What has "
+                "finished is kept."
+            )
+        if isinstance(each, OSError):
+            return _system(each)
+    return None
+
+
+def _causes(error: BaseException) -> Iterator[BaseException]:
+    """``error`` and what it was raised from; torch and zipfile raise errors of their own while they handle a disk's."""
+    seen: list[BaseException] = []
+    each: BaseException | None = error
+    while each is not None and each not in seen:
+        yield each
+        seen.append(each)
+        each = each.__cause__ or (each.__context__ if isinstance(each, RuntimeError) else None)
+
+
+def _system(error: OSError) -> str:
+    """What the operating system refuses, where, and what to do about it."""
+    if isinstance(error, FileNotFoundError) and folder_is_gone():
+        return GONE
+    # Two names, where something was renamed: what is wrong may be with either.
+    names = [os.fsdecode(name) for name in (error.filename, error.filename2) if isinstance(name, str | bytes | Path)]
+    what = error.strerror or first_line(error) or type(error).__name__
+    remedy = REMEDIES.get(error.errno or 0, "Check this, and try again.")
+    where = f"{' -> '.join(names)}: " if names else ""
+    return f"{where}{what.rstrip('.')}. {remedy} What has finished is kept."
+
+
+GONE = "The folder that this was started in has been deleted. Change to another (cd) and try again."
+
+
+def folder_is_gone() -> bool:
+    """Whether the current folder has been deleted, or what leads to it."""
+    try:
+        Path.cwd()
+    except FileNotFoundError:
+        return True
+    return False
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message, and not too much of it."""
+    lines = str(error).strip().splitlines()
+    return lines[0][:300] if lines else ""

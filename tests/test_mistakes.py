@@ -1,0 +1,383 @@
+"""Whatever a user or a machine does wrong: one sentence that says what, where and what to do, and exit code 2."""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import shlex
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import typer
+import yaml
+
+from bnrepro import cli, errors
+from bnrepro.config import UserError
+from bnrepro.errors import did_you_mean, sentence
+from bnrepro.record import Run
+from tests.conftest import TINY, Call, Result
+
+PACKAGE = Path(cli.__file__).parent.parent
+
+
+def told(result: Result) -> str:
+    """The one sentence that a command ended with."""
+    assert (result.code, result.out) == (2, "")
+    (line,) = result.err.splitlines()
+    assert line.startswith("Error: ")
+    assert "Traceback" not in line
+    return line
+
+
+# --- the command line ---
+
+USAGE = [
+    ("train --epochs=5", "Write epochs=5, without dashes."),
+    ("train --epochs 5", "Write epochs=5, without dashes."),
+    ("train --optimizer.lr=0.1", "Write optimizer.lr=0.1, without dashes."),
+    ("train --batch-size=8", "Write batch_size=8, without dashes."),
+    ("train --data=mnist", "Write data=mnist, without dashes."),
+    ("train --root=a", "Write root=a, without dashes."),
+    ("sweep --seed=0,1", "Write seed=0,1, without dashes."),
+    ("train --lr=5", "There is no option --lr. Did you mean optimizer.lr? Keys are written without dashes"),
+    ("train --varian=bn", "There is no option --varian. Did you mean --variant?"),
+    ("runs --rot=x", "There is no option --rot. Did you mean --root?"),
+    ("runs --xyzzy", "There is no option --xyzzy. `bnrepro runs --help` lists them."),
+    ("train -e 5", "There is no option -e."),
+    ("train --force=yes", "--force takes no value. Start over"),
+    ("compare --seeds", "--seeds needs a value. Number of seeds; 3 means seeds 0, 1, 2."),
+    (
+        "compare --seeds=0,1,2",
+        "--seeds must be an integer, at least 1; got '0,1,2'. Number of seeds; 3 means seeds 0, 1",
+    ),
+    ("compare --seeds 0,1,2", "got '0,1,2'"),
+    ("compare --seeds=0", "--seeds must be an integer, at least 1; got '0'"),
+    ("compare --jobs=-1", "--jobs must be an integer, at least 1; got '-1'"),
+    ("compare --threshold=x", "--threshold must be a number, at least 0, at most 1; got 'x'"),
+    ("compare --variants bn convbn", "Separate variants by commas: --variants=bn,convbn."),
+    ("compare --variants bn convbn nobn", "Separate variants by commas: --variants=bn,convbn,nobn."),
+    ("train seed = 5", "is not of the form key=value"),
+    ("train epochs 5", "is not of the form key=value"),
+    ("train variant=bn,convbn", "`bnrepro sweep variant=bn,convbn` runs several."),
+    ("train --variant=bn,convbn", "variant takes one value; got 'bn,convbn'."),
+    ("sweep", "Nothing to sweep. Say what, as in: bnrepro sweep variant=bn,convbn seed=0,1,2"),
+    ("sweep --launcher=slurm launcher.cpus=2", "Nothing to sweep."),
+    ("sweep seed=[0,1]", "seed=0,1` runs several, without brackets."),
+    ("train variant=convbnn", "Did you mean convbn?"),
+    ("trian", "There is no command 'trian'. Did you mean train?"),
+    ("xyzzy", "There is no command 'xyzzy'. There are: train, compare, sweep"),
+    ("data lst", "There is no command 'lst'. Did you mean list?"),
+    ("data fetch", "bnrepro data fetch lacks NAME: mnist, fashion_mnist, cifar10 or cifar100."),
+    ("show", "bnrepro show lacks RUN: A run's directory; `bnrepro runs` lists them."),
+    ("show a b", "bnrepro show takes fewer arguments than these: a b."),
+    ("tensorboard --port=70000", "--port must be an integer, at least 0, at most 65535; got '70000'."),
+    ("tensorboard --port=-1", "--port must be an integer, at least 0"),
+    ("reproduce labl", "There is no experiment 'labl'. Did you mean labml?"),
+    ("eval x --size=0", "--size must be an integer, at least 1; got '0'."),
+    ("compare --out=", "The path on the command line is empty."),
+    ("runs --root=~nobody_of_that_name/x", "the home folder ~nobody_of_that_name is not known here"),
+]
+
+
+@pytest.mark.parametrize(("typed", "words"), USAGE, ids=[typed for typed, _ in USAGE])
+def test_mistake_on_the_command_line_says_what_to_type(call: Call, tmp_path: Path, typed: str, words: str) -> None:
+    assert words in told(call(*typed.split()))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_nothing_at_all_and_a_group_alone_show_the_help(call: Call) -> None:
+    for words in ([], ["data"]):
+        result = call(*words)
+        assert (result.code, result.err) == (2, "")
+        assert result.out.startswith(" ".join(["Usage: bnrepro", *words]))
+
+
+@pytest.mark.parametrize(
+    ("word", "known", "near"),
+    [
+        ("lr", ["optimizer.lr", "epochs"], " Did you mean optimizer.lr?"),
+        ("name", ["data.name", "model.name"], " Did you mean data.name or model.name?"),
+        ("data.nam", ["data.name", "model.name"], " Did you mean data.name?"),
+        ("bs", ["batch_size"], " Did you mean batch_size?"),
+        ("warmup", ["schedule.warmup_epochs"], " Did you mean schedule.warmup_epochs?"),
+        ("", ["a"], ""),
+        ("x", [], ""),
+        ("zzz", ["epochs", "seed"], ""),
+    ],
+)
+def test_what_may_have_been_meant(word: str, known: list[str], near: str) -> None:
+    assert did_you_mean(word, known) == near
+
+
+# --- the machine ---
+
+COMMANDS = {
+    "train": "bnrepro.train.run",
+    "compare --seeds=1": "bnrepro.compare.grid",
+    "sweep seed=0,1": "bnrepro.sweep.expand",
+    "reproduce numpynet": "bnrepro.experiments.reproduce.make_plan",
+    "figures": "bnrepro.compare.find",
+    "report": "bnrepro.report.write",
+    "runs": "bnrepro.listing.rows",
+    "show x": "bnrepro.listing.describe",
+    "config": "bnrepro.config.to_yaml",
+    "eval x": "bnrepro.record.open_run",
+    "tensorboard .": "os.execv",
+    "bench layers": "bnrepro.bench.output.run",
+    "data verify mnist": "bnrepro.sources.state",
+}
+RAISED: list[tuple[Exception, str]] = [
+    (OSError(errno.EIO, "no answer", "some/file"), "Error: some/file: no answer. The disk or the network file system"),
+    (OSError(errno.EROFS, "read-only"), "Error: read-only. Choose a folder that can be written to."),
+    (MemoryError(), "Error: Memory ran out. Use a smaller batch_size"),
+    (UserError("What.\nWhere."), "Error: What. Where."),
+]
+
+
+def raising(error: BaseException) -> Callable[..., Any]:
+    def fail(*_: object, **__: object) -> Any:
+        raise error
+
+    return fail
+
+
+@pytest.mark.parametrize("place", range(len(RAISED)))
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_answers_the_machines_faults_in_a_sentence(
+    call: Call, monkeypatch: pytest.MonkeyPatch, command: str, place: int
+) -> None:
+    error, words = RAISED[place]
+    monkeypatch.setattr(COMMANDS[command], raising(error))
+    assert told(call(*command.split())).startswith(words)
+
+
+@pytest.mark.parametrize(
+    "number", sorted(set(errno.errorcode) - {errno.EPIPE, errno.ESHUTDOWN}), ids=errno.errorcode.get
+)
+def test_every_errno_is_a_sentence_with_a_remedy(call: Call, monkeypatch: pytest.MonkeyPatch, number: int) -> None:
+    monkeypatch.setattr("bnrepro.listing.rows", raising(OSError(number, os.strerror(number), "a/b", None, "c")))
+    line = told(call("runs"))
+    assert line.startswith(f"Error: a/b -> c: {os.strerror(number)}. ")
+    assert errors.REMEDIES.get(number, "Check this, and try again.") in line
+
+
+def test_no_remedy_tells_to_make_room_where_that_does_not_help() -> None:
+    room = {errno.errorcode[n] for n, remedy in errors.REMEDIES.items() if "room" in remedy}
+    assert room == {"ENOSPC", "EDQUOT"}
+
+
+def test_fault_of_the_system_inside_a_librarys_error_is_found() -> None:
+    disk = OSError(errno.ENOSPC, "full", "f")
+    try:
+        try:
+            raise disk
+        except OSError as error:
+            raise ValueError("a library's words") from error
+    except ValueError as error:
+        assert (sentence(error) or "").startswith("f: full. Make room there")
+    try:
+        try:
+            raise disk
+        except OSError:
+            raise RuntimeError("torch's words")  # noqa: B904  as torch does it
+    except RuntimeError as error:
+        assert (sentence(error) or "").startswith("f: full. Make room there")
+    assert sentence(TypeError("ours")) is None
+    with pytest.raises(RuntimeError) as cpu:
+        torch.empty(2**60, dtype=torch.uint8)
+    assert (sentence(cpu.value) or "").startswith("Memory ran out.")
+    assert (sentence(torch.OutOfMemoryError("x")) or "").startswith("Memory ran out.")
+
+
+def test_fault_of_ours_keeps_its_traceback_under_a_line_that_asks_for_a_report(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("bnrepro.config.to_yaml", raising(TypeError("ours")))
+    monkeypatch.setattr(sys, "argv", ["bnrepro", "config"])
+    with pytest.raises(TypeError, match="ours"):
+        cli.main()
+    assert capfd.readouterr().err == "This is a fault of bnrepro (TypeError). Please report it with these lines:\n"
+
+
+def test_interrupt_at_any_command_is_a_line_and_130(call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
+    for command, target in COMMANDS.items():
+        with monkeypatch.context() as patch:
+            patch.setattr(target, raising(KeyboardInterrupt()))
+            result = call(*command.split())
+            assert (result.code, result.out) == (130, ""), command
+            assert len(result.err.strip().splitlines()) == 1
+            assert "Traceback" not in result.err
+
+
+@pytest.mark.parametrize("command", ["runs", "config", "train", "data list", "figures", "--help"])
+def test_deleted_folder_is_named_as_the_reason(tmp_path: Path, command: str) -> None:
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    code = "import os, sys; from bnrepro.cli import main; os.rmdir(os.getcwd()); main()"
+    done = subprocess.run(
+        [sys.executable, "-c", code, *command.split()],
+        cwd=gone, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(PACKAGE.parent)},
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert done.stderr == f"Error: {errors.GONE}\n"
+
+
+PLACES = ["/proc", "/proc/x", "file", "file/x", "loop", "loop/x", "a" * 300]
+
+
+@pytest.mark.parametrize("root", PLACES, ids=lambda root: root[:10])
+def test_root_that_can_hold_no_run_is_a_sentence_and_stays_as_it_is(
+    call: Call, digits: Path, tmp_path: Path, root: str
+) -> None:
+    (tmp_path / "file").touch()
+    (tmp_path / "loop").symlink_to("loop")
+    assert root in told(call("train", *TINY, f"data.path={digits}", f"root={root}"))
+    for command in (["runs", f"--root={root}"], ["tensorboard", root], ["show", root], ["eval", root]):
+        if root != "/proc":
+            assert "train root=file" not in told(call(*command))
+    assert {path.name for path in tmp_path.iterdir()} == {"file", "loop"}
+
+
+# --- remedies ---
+
+
+def test_missing_runs_are_made_where_the_message_says(call: Call, digits: Path) -> None:
+    for root in ("nope", "-x", "$HOME", "a b"):
+        for command in (["runs", f"--root={root}"], ["tensorboard", "--", root]):
+            remedy = re.search("`(bnrepro train .*)`", told(call(*command)))
+            assert remedy is not None
+        (_, *words) = shlex.split(remedy[1])
+        assert Path(yaml.safe_load(call("config", *words[1:]).out)["root"]) == Path(root)
+    assert call(*words, *TINY, "epochs=1", f"data.path={digits}").code == 0
+    assert "completed" in call("runs", f"--root={root}").out
+    assert "There is no run under" in call("runs", f"--root={root}", "--variant=nobn").out
+
+
+def test_evaluation_without_a_checkpoint_says_how_to_make_one(call: Call, digits: Path, tmp_path: Path) -> None:
+    assert call("train", *TINY, "epochs=1", f"data.path={digits}", "root=the runs", "schedule=step").code == 0
+    (checkpoint,) = tmp_path.rglob("checkpoint.pt")
+    checkpoint.unlink()
+    path = str(checkpoint.parent.relative_to(tmp_path))
+    line = told(call("eval", path))
+    (_, *words) = shlex.split(line.partition("This trains the run again: ")[2])
+    assert call(*words).code == 0
+    assert call("eval", path).code == 0
+    assert Run(checkpoint.parent).finished
+
+
+@pytest.mark.slow
+def test_figures_of_an_experiment_that_is_not_there_names_its_command(call: Call) -> None:
+    remedy = re.search("`(bnrepro reproduce .*)`", told(call("figures", "numpynet")))
+    assert remedy is not None
+    assert call(*shlex.split(remedy[1])[1:], "--preset=smoke").code == 0
+    assert call("figures", "numpynet").code == 0
+
+
+# --- TensorBoard ---
+
+
+@pytest.fixture
+def taken() -> Iterator[int]:
+    """A port that something listens at."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        yield server.getsockname()[1]
+
+
+def test_port_in_use_is_told_before_any_address_is(call: Call, tmp_path: Path, taken: int) -> None:
+    line = told(call("tensorboard", str(tmp_path), f"--port={taken}"))
+    assert f"--port={taken}: something listens there already" in line
+    assert "`bnrepro tensorboard --port=0`" in line
+
+
+def test_port_of_the_system_is_told(call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Refusing(socket.socket):
+        def bind(self, _: Any) -> None:
+            raise PermissionError(errno.EACCES, "no")
+
+    monkeypatch.setattr(socket, "socket", Refusing)
+    assert "Use one above 1023" in told(call("tensorboard", str(tmp_path), "--port=80"))
+
+
+def test_free_port_is_chosen_and_told(call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    started: list[list[str]] = []
+    monkeypatch.setattr(os, "execv", lambda _, command: started.append(command))
+    assert call("tensorboard", str(tmp_path), "--port=0").code == 0
+    (command,) = started
+    port = command[command.index("--port") + 1]
+    assert int(port) > 1023
+    assert f"http://localhost:{port}/" in command[4]
+
+
+@pytest.mark.parametrize("fault", ["raise ImportError('No module named x')", "raise AttributeError('a\\nb')", "1 +"])
+def test_tensorboard_that_cannot_be_imported_is_a_sentence(
+    call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: str
+) -> None:
+    started: list[list[str]] = []
+    monkeypatch.setattr(os, "execv", lambda _, command: started.append(command))
+    (tmp_path / "broken" / "tensorboard").mkdir(parents=True)
+    (tmp_path / "broken" / "tensorboard" / "__init__.py").write_text(fault)
+    call("tensorboard", str(tmp_path), "--port=0")
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path / "broken")}
+    done = subprocess.run(started[0], capture_output=True, text=True, env=environment)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("Error: TensorBoard cannot be imported (")
+    assert len(done.stderr.splitlines()) == 1
+
+
+# --- examples ---
+
+
+def helps() -> dict[str, str]:
+    """The help of every command."""
+    root = typer.main.get_command(cli.app)
+    found = {"bnrepro": root.get_help(root.make_context("bnrepro", [], resilient_parsing=True))}
+    for name, command in root.commands.items():
+        for path, each in [(f"bnrepro {name}", command)] + [
+            (f"bnrepro {name} {inner}", it) for inner, it in getattr(command, "commands", {}).items()
+        ]:
+            found[path] = each.get_help(each.make_context(path, [], resilient_parsing=True))
+    return found
+
+
+def examples() -> list[str]:
+    """What help, README, docstrings and messages show as something to type."""
+    shown = [line.strip() for text in helps().values() for line in text.splitlines()]
+    shown = [line.removeprefix("Example: ") for line in shown]
+    readme = (PACKAGE.parent / "README.md").read_text(encoding="utf-8")
+    for block in re.findall(r"^```sh\n(.*?)^```$", readme, re.MULTILINE | re.DOTALL):
+        shown += block.splitlines()
+    sources = "".join(file.read_text(encoding="utf-8") for file in PACKAGE.rglob("*.py"))
+    shown += re.findall(r"`(bnrepro [^`{}\n\"]+)`", sources)
+    return sorted({line for line in shown if re.match(r"(bnrepro|torchrun) ", line)} - {"bnrepro runs | head"})
+
+
+def test_every_example_can_be_pasted_into_a_shell() -> None:
+    assert len(examples()) > 30
+    done = subprocess.run(["bash", "-n"], input="\n".join(examples()), capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    for line in examples():  # brackets, stars and question marks outside quotes would name files
+        bare = re.sub(r"'[^']*'|\"[^\"]*\"", "", line)
+        assert not re.search(r"[\[\]*?(){}<>|;$&!#~]", bare), line
+
+
+@pytest.mark.parametrize("line", [line for line in examples() if line.startswith("bnrepro ")])
+def test_every_example_is_understood(line: str) -> None:
+    from bnrepro.config import load_config
+    from bnrepro.sweep import expand
+
+    command: Any = typer.main.get_command(cli.app)
+    (_, *words) = shlex.split(line)
+    while words and hasattr(command, "commands"):
+        command = command.commands[words.pop(0)]
+    if not words:
+        return  # names the command
+    given = command.make_context(line, words).params.get("overrides") or []
+    for each in expand([text for text in given if not text.startswith("launcher.")]):
+        load_config(each)
