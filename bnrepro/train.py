@@ -130,6 +130,9 @@ def _train(trainer: Trainer, directory: Path) -> None:
             error = str(problem)
             raise UserError(f"variant={trainer.cfg.variant}: {problem}") from problem
         except Exception as problem:
+            if stop.cut:
+                status = Status.interrupted
+                raise KeyboardInterrupt from problem
             error = f"{type(problem).__name__}: {problem}"
             raise
         finally:
