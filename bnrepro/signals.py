@@ -36,6 +36,8 @@ class Stop:
 
     asked = False
     ending = False
+    cut = False
+    """Whether a second signal interrupted. What was going on, such as an import, can end in any error after that."""
 
 
 @contextmanager
@@ -55,6 +57,7 @@ def stop_between_steps() -> Iterator[Stop]:
         global received
         received = number
         if stop.asked and not stop.ending:
+            stop.cut = True
             raise KeyboardInterrupt
         stop.asked = True
 

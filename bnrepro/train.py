@@ -167,6 +167,9 @@ def _train(trainer: Trainer, directory: Path, state: dict[str, Any] | None) -> N
             status = Status.interrupted
             raise
         except Exception as problem:
+            if stop.cut:
+                status = Status.interrupted
+                raise KeyboardInterrupt from problem
             error = str(problem) if isinstance(problem, NormError) else f"{type(problem).__name__}: {problem}"
             raise
         finally:
