@@ -5,14 +5,13 @@ from __future__ import annotations
 import io
 import pickle
 import re
-import sys
 import zipfile
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from bnrepro import record
+from bnrepro import output, record
 from bnrepro.config import UserError, unreadable
 
 
@@ -88,10 +87,10 @@ def last(directory: Path) -> dict[str, Any] | None:
             continue
         if found is not None:
             for other in damaged:
-                print(f"{other} is damaged: going on from the one before.", file=sys.stderr)
+                output.tell(f"{other} is damaged: going on from the one before.")
             return found
     for file in damaged:
-        print(f"{file} is damaged, and none before it is whole: starting over.", file=sys.stderr)
+        output.tell(f"{file} is damaged, and none before it is whole: starting over.")
     return None
 
 

@@ -14,7 +14,6 @@ import importlib.util
 import io
 import pickle
 import shlex
-import sys
 import tarfile
 import urllib.request
 import zlib
@@ -145,7 +144,7 @@ def _download(urls: list[str], folder: Path, name: str, md5: str) -> bytes:
     """The content behind the first of ``urls`` that answers with the right file."""
     problem = ""
     for url in urls:
-        print(f"Downloading {url}", file=sys.stderr)
+        output.tell(f"Downloading {url}")
         try:
             with urllib.request.urlopen(url, timeout=TIMEOUT) as response:
                 raw: bytes = response.read(LARGEST)
