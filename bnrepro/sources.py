@@ -26,6 +26,7 @@ from typing import Any
 
 import numpy as np
 
+from bnrepro import output
 from bnrepro.archive import Archive, read_archive
 from bnrepro.arrays import Arrays, Pair
 from bnrepro.config import UserError
