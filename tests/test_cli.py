@@ -293,7 +293,9 @@ def test_compare_prints_and_writes_table_and_figures_and_figures_draws_them_agai
 def test_a_norm_that_does_not_fit_is_told_of_once_and_before_anything_runs(
     call: Call, short: list[str], tmp_path: Path, arguments: list[str], reason: str
 ) -> None:
-    result = call(arguments[0], *short, *arguments[1:])
+    command, *rest = arguments
+    overrides = changed(short, *(text for text in rest if not text.startswith("--")))
+    result = call(command, *(text for text in rest if text.startswith("--")), *overrides)
     assert result.code == 2
     assert " ".join(result.err.split()).count(reason) == 1
     assert not (tmp_path / "runs").exists()

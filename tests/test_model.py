@@ -207,8 +207,8 @@ def test_initial_distributions_have_their_scale() -> None:
 
 UNBUILDABLE = {
     ("variant=instancenorm", "model=lenet"): "instancenorm needs maps of more than one location",
-    ("variant=convbn", "model=resnet20", "batch_size=1"): "one value per statistic.*Use batch_size=2 or more",
-    ("variant=bn", "model=paper_mlp", "batch_size=1"): "one value per statistic.*Use batch_size=2 or more",
+    ("variant=convbn", "model=resnet20", "batch_size=1"): "Use batch_size=2 or more",
+    ("variant=bn", "model=paper_mlp", "batch_size=1"): "Use batch_size=2 or more",
     ("variant=ghostbn", "model=paper_mlp", "norm.ghost_size=1"): "needs more than 1 value per channel",
     ("variant=nosuch",): "there is no 'nosuch'",
     ("model=lenet", "model.name=nosuch"): "there is no 'nosuch'",
@@ -234,7 +234,7 @@ def test_trying_networks_passes_what_trains_and_draws_no_random_numbers(model: s
 def test_an_archives_own_shape_counts(tmp_path: Path) -> None:
     images, labels = np.zeros((8, 4, 4), np.uint8), np.arange(8) % 2
     np.savez(tmp_path / "small.npz", x_train=images, y_train=labels, x_test=images, y_test=labels)
-    archive = ["data.source=npz", f"data.path={tmp_path / 'small.npz'}"]
+    archive = ["data.source=npz", f"data.path={tmp_path / 'small.npz'}", "batch_size=2"]
     rehearse([load_config(["model=paper_mlp", *archive])])
     with pytest.raises(UserError, match="images of 4 x 4 are too small"):
         rehearse([load_config(["model=lenet", *archive])])
