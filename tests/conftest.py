@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -47,6 +47,12 @@ def tiny(digits: Path, tmp_path: Path) -> Callable[..., Config]:
 
 
 TINY = ("data.source=npz", "model=lenet", "epochs=2", "batch_size=60", "tensorboard=false", "device=cpu")
+
+
+def changed(overrides: Iterable[str], *changes: str) -> list[str]:
+    """``overrides`` with other values, or more: a key that is given twice is an error."""
+    keys = {change.partition("=")[0] for change in changes}
+    return [text for text in overrides if text.partition("=")[0] not in keys] + list(changes)
 
 
 class Result(NamedTuple):

@@ -21,19 +21,13 @@ import yaml
 from bnrepro.config import configs_dir
 from bnrepro.norm import NORMS
 from bnrepro.record import Run
-from tests.conftest import TINY, Call
+from tests.conftest import TINY, Call, changed
 
 
 @pytest.fixture
 def short(digits: Path) -> list[str]:
     """Overrides that train in about a second."""
     return [*TINY, f"data.path={digits}"]
-
-
-def changed(overrides: list[str], *changes: str) -> list[str]:
-    """``overrides`` with other values, or more: a key that is given twice is an error."""
-    keys = {change.partition("=")[0] for change in changes}
-    return [text for text in overrides if text.partition("=")[0] not in keys] + list(changes)
 
 
 def python(*arguments: str, cwd: Path) -> subprocess.Popen[str]:

@@ -15,7 +15,7 @@ import pytest
 
 from bnrepro import parallel, signals
 from bnrepro.record import find_runs
-from tests.conftest import TINY
+from tests.conftest import TINY, changed
 from tests.ending import Command, group
 
 INT, TERM, HUP, KILL = signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGKILL
@@ -25,7 +25,14 @@ pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="lo
 
 def comparison(digits: Path, epochs: int = 200) -> list[str]:
     """Two long runs in two processes."""
-    return ["compare", "--variants=nobn,bn", "--seeds=1", "--jobs=2", *TINY, f"epochs={epochs}", f"data.path={digits}"]
+    return [
+        "compare",
+        "--variants=nobn,bn",
+        "--seeds=1",
+        "--jobs=2",
+        *changed(TINY, f"epochs={epochs}"),
+        f"data.path={digits}",
+    ]
 
 
 @pytest.mark.parametrize(
@@ -64,7 +71,7 @@ def test_workers_of_a_killed_command_end_in_order(digits: Path, tmp_path: Path) 
 
 
 def test_nohup_goes_on_when_the_terminal_closes(digits: Path, tmp_path: Path) -> None:
-    arguments = ["train", *TINY, "epochs=3", f"data.path={digits}"]
+    arguments = ["train", *changed(TINY, "epochs=3"), f"data.path={digits}"]
     command = Command(tmp_path, arguments, lambda: signal.signal(HUP, signal.SIG_IGN))
     command.wait_for(lambda: list(tmp_path.rglob("metrics.csv")))
     command.signal(HUP, HUP, to_all=True)
@@ -73,7 +80,7 @@ def test_nohup_goes_on_when_the_terminal_closes(digits: Path, tmp_path: Path) ->
 
 
 def test_interrupted_run_says_where_it_stopped(digits: Path, tmp_path: Path) -> None:
-    command = Command(tmp_path, ["train", *TINY, "epochs=300", f"data.path={digits}"])
+    command = Command(tmp_path, ["train", *changed(TINY, "epochs=300"), f"data.path={digits}"])
     command.wait_for(lambda: list(tmp_path.rglob("metrics.csv")))
     command.signal(INT)
     assert command.ended() == 130

@@ -22,7 +22,7 @@ from bnrepro import cli, errors
 from bnrepro.config import UserError
 from bnrepro.errors import did_you_mean, sentence
 from bnrepro.record import Run
-from tests.conftest import TINY, Call, Result
+from tests.conftest import TINY, Call, Result, changed
 
 PACKAGE = Path(cli.__file__).parent.parent
 
@@ -255,13 +255,13 @@ def test_missing_runs_are_made_where_the_message_says(call: Call, digits: Path) 
             assert remedy is not None
         (_, *words) = shlex.split(remedy[1])
         assert Path(yaml.safe_load(call("config", *words[1:]).out)["root"]) == Path(root)
-    assert call(*words, *TINY, "epochs=1", f"data.path={digits}").code == 0
+    assert call(*words, *changed(TINY, "epochs=1"), f"data.path={digits}").code == 0
     assert "completed" in call("runs", f"--root={root}").out
     assert "There is no run under" in call("runs", f"--root={root}", "--variant=nobn").out
 
 
 def test_evaluation_without_a_checkpoint_says_how_to_make_one(call: Call, digits: Path, tmp_path: Path) -> None:
-    assert call("train", *TINY, "epochs=1", f"data.path={digits}", "root=the runs", "schedule=step").code == 0
+    assert call("train", *changed(TINY, "epochs=1"), f"data.path={digits}", "root=the runs", "schedule=step").code == 0
     (checkpoint,) = tmp_path.rglob("checkpoint.pt")
     checkpoint.unlink()
     path = str(checkpoint.parent.relative_to(tmp_path))
