@@ -20,6 +20,8 @@ from bnrepro import cli, sources
 from bnrepro.config import load_config
 from bnrepro.schema import Config
 
+os.environ.pop("COLUMNS", None)  # which xdist sets; what a command prints would be folded to it
+
 needs_compiler = pytest.mark.skipif(
     not (shutil.which("g++") or shutil.which("c++")), reason="without a C++ compiler there are no kernels"
 )

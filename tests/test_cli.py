@@ -350,7 +350,7 @@ def test_sweep_counts_a_run_in_two_writings_once(call: Call, short: list[str]) -
 def test_sweep_with_a_run_that_cannot_be_made_is_refused_before_it(call: Call, short: list[str]) -> None:
     result = call("sweep", *changed(short, "batch_size=60,5000"), "--jobs=1")
     assert (result.code, "batch_size=5000 is more than" in result.err) == (2, True)
-    assert "No such run" in call("runs").out
+    assert "There is no folder runs" in call("runs").err
 
 
 @pytest.mark.usefixtures("failing")
