@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -19,6 +20,7 @@ import torch
 from bnrepro import cli, sources
 from bnrepro.config import load_config
 from bnrepro.schema import Config
+from bnrepro.signals import STOPPING
 
 os.environ.pop("COLUMNS", None)  # which xdist sets; what a command prints would be folded to it
 
@@ -76,8 +78,13 @@ def call(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureF
     def run(*arguments: str) -> Result:
         monkeypatch.setattr(sys, "argv", ["bnrepro", *arguments])
         capfd.readouterr()
-        with pytest.raises(SystemExit) as ended:
-            cli.main()
+        handlers = {number: signal.getsignal(number) for number in STOPPING}
+        try:
+            with pytest.raises(SystemExit) as ended:
+                cli.main()
+        finally:  # a command that is stopped ignores what comes after, since its process ends
+            for number, handler in handlers.items():
+                signal.signal(number, handler)
         out, err = capfd.readouterr()
         return Result(int(ended.value.code or 0), out, err)
 
