@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from bnrepro.sweep import Outcome
 
 COLUMNS = ("dataset", "model", "variant", "seed", "status", "test_accuracy", "val_accuracy", "seconds", "path")
+STATUSES = (*(status.value for status in Status), record.RUNNING, record.UNKNOWN, "damaged")
 SORTS = ("path", "seed", "status", "test_accuracy", "val_accuracy", "seconds")
 
 Row = dict[str, Any]
@@ -38,10 +39,12 @@ def rows(root: Path, wanted: dict[str, str], sort: str = "path") -> list[Row]:
     A run whose files are damaged is listed with that status.
 
     Raises:
-        UserError: no such column to sort by.
+        UserError: no such column to sort by, no such status.
     """
     if sort not in SORTS:
         raise UserError(f"--sort: there is no {sort!r}. There are: {', '.join(SORTS)}.")
+    if wanted.get("status", STATUSES[0]) not in STATUSES:
+        raise UserError(f"--status: there is no {wanted['status']!r}. There are: {', '.join(STATUSES)}.")
     found = [_row(run) for run in record.find_runs(root)]
     found = [row for row in found if all(row[key] == value for key, value in wanted.items())]
     known = [row for row in found if row[sort] is not None]

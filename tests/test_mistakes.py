@@ -381,3 +381,17 @@ def test_every_example_is_understood(line: str) -> None:
     given = command.make_context(line, words).params.get("overrides") or []
     for each in expand([text for text in given if not text.startswith("launcher.")]):
         load_config(each)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["runs", "--status=complete"], "--status: there is no 'complete'. There are: completed"),
+        (["figures", "labml", "--root=elsewhere"], "--root=elsewhere is not used"),
+        (["bench", "layers", "epochs=2"], "epochs=2 is not used"),
+    ],
+)
+def test_what_a_command_does_not_use_is_an_error(call: Call, arguments: list[str], words: str) -> None:
+    result = call(*arguments)
+    assert (result.code, result.out) == (2, "")
+    assert words in " ".join(result.err.split())

@@ -39,6 +39,10 @@ def run(
     for part in parts:
         if part not in makers:
             raise UserError(f"There is no part {part!r} of the benchmark. There are: {', '.join(PARTS)}.")
+    if overrides and not {"epoch", "compare"} & {*parts}:
+        raise UserError(
+            f"{overrides[0]} is not used here: keys of the configuration are for the parts epoch and compare."
+        )
     for norm in norms:
         layers.make(norm, (2, 2, 2, 2))
     for part in parts:

@@ -100,7 +100,9 @@ def figures(
             help="What `compare` or `reproduce` wrote; as a rule all under --root and --out.",
         ),
     ] = None,
-    root: Root = Path("runs"),
+    root: Annotated[
+        Path | None, typer.Option(metavar="FOLDER", parser=path, help="Folder of the runs (default: runs).")
+    ] = None,
     out: Out = EXPERIMENTS,
 ) -> None:
     """Draw the figures again, from records alone.
@@ -112,6 +114,9 @@ def figures(
     from bnrepro.config import UserError
     from bnrepro.experiments import records
 
+    if folders and root:
+        raise UserError(f"--root={root} is not used where folders are named. Leave one of the two out.")
+    root = root or Path("runs")
     given = [out / folder if str(folder) in experiments.NAMES else folder for folder in folders or [root, out]]
     comparisons = [folder for each in given for folder in comparing.find(each)]
     concluded = [folder for each in given for folder in records.find(each)]
