@@ -41,7 +41,7 @@ def run(
             raise UserError(f"There is no part {part!r} of the benchmark. There are: {', '.join(PARTS)}.")
     if overrides and not {"epoch", "compare"} & {*parts}:
         raise UserError(
-            f"{overrides[0]} is not used here: keys of the configuration are for the parts epoch and compare."
+            f"{overrides[0]} is not used here: only the parts epoch and compare have a configuration."
         )
     for norm in norms:
         layers.make(norm, (2, 2, 2, 2))
