@@ -40,9 +40,7 @@ def run(
         if part not in makers:
             raise UserError(f"There is no part {part!r} of the benchmark. There are: {', '.join(PARTS)}.")
     if overrides and not {"epoch", "compare"} & {*parts}:
-        raise UserError(
-            f"{overrides[0]} is not used here: only the parts epoch and compare have a configuration."
-        )
+        raise UserError(f"{overrides[0]} is not used here: only the parts epoch and compare have a configuration.")
     for norm in norms:
         layers.make(norm, (2, 2, 2, 2))
     for part in parts:
