@@ -140,7 +140,9 @@ def write_whole(file: Path, content: bytes | str, previous: Path | None = None) 
             _keep(file, previous)
         temporary.replace(file)
         _sync_folder(file.parent)
-    except BaseException:
+    except BaseException as error:
+        if isinstance(error, OSError) and error.filename is None:  # that of a write or a sync does not say where
+            error.filename = str(file)
         with suppress(OSError):  # the first error is the one to tell
             temporary.unlink(missing_ok=True)
         raise

@@ -101,7 +101,7 @@ for events in ("tensorboard=false", "tensorboard=true"):
             stopped += 1
             assert code == 2, (pages, code, err)
             last = err.strip().splitlines()[-1]
-            assert last.startswith("Error: Cannot write") and "No space left" in last, err
+            assert last.startswith(f"Error: {disk}") and "No space left" in last and "Make room there" in last, err
             assert not Run(path).finished
             leftover = [file for file in disk.rglob("*.tmp")]
             assert leftover == [], leftover

@@ -28,14 +28,14 @@ from bnrepro.config import UserError, load_config, run_dir
 from bnrepro.distributed import OtherProcessFailed, Processes
 from bnrepro.norm import NORMS
 from bnrepro.record import Run
-from tests.conftest import TINY
+from tests.conftest import TINY, changed
 
 ROOT = Path(__file__).parent.parent
 
 # Nothing that rounding can switch: no kink of a ReLU, and no Adam, in whose first steps the sign of a gradient that is
 # nothing but rounding moves a weight as far as any.
-COMMON = (*TINY, "data.val_fraction=0.75", "epochs=1", "batch_size=48", "eval_every=2", "optimizer=sgd")
-COMMON += ("model.activation=tanh",)
+COMMON = changed(TINY, "data.val_fraction=0.75", "epochs=1", "batch_size=48", "eval_every=2", "optimizer=sgd")
+COMMON += ["model.activation=tanh"]
 AUGMENTED = ("data.crop=2", "data.flip=true", "norm.ghost_size=8", "optimizer.lr=0.05")
 
 VARIANTS = {name: (f"variant={name}", *AUGMENTED) for name in NORMS}
@@ -54,7 +54,7 @@ UNEVEN = "batch_size=47"
 
 def overrides(digits: Path, root: Path, *more: str) -> list[str]:
     """Of a run of three steps on 150 digits."""
-    return [*COMMON, f"data.path={digits}", f"root={root}", *more]
+    return [*changed(COMMON, *more), f"data.path={digits}", f"root={root}"]
 
 
 def in_group(rank: int, size: int, folder: Path) -> None:
