@@ -326,10 +326,10 @@ def quantized() -> nn.Module:
 
 
 REFUSED = {
-    "forward": (lambda: Clipped(3), "a forward of its own"),
-    "train": (lambda: Stubborn(3), "a train of its own"),
-    "of ours": (lambda: Ours(3), "a forward of its own"),
-    "instance": (replaced_forward, "a forward of its own"),
+    "forward": (lambda: Clipped(3), "defines forward"),
+    "train": (lambda: Stubborn(3), "defines train"),
+    "of ours": (lambda: Ours(3), "defines forward"),
+    "instance": (replaced_forward, "defines forward"),
     "attribute": (flagged, "our layers use the name frozen for something else"),
     "parametrized": (parametrized, "its weight is computed from other tensors"),
     "pruned": (pruned, "its weight is computed from other tensors"),

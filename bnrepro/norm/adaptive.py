@@ -10,7 +10,7 @@ from torch import distributed as dist
 from torch.nn import functional as F
 
 from bnrepro.norm.function import affine as scale_and_shift
-from bnrepro.norm.function import centred_moments, images_of_each, pooled_mean, widen
+from bnrepro.norm.function import centred_moments, images_of_each, pooled_mean, reciprocal_std, widen
 from bnrepro.norm.layers import NormError, check_tensors
 
 
@@ -109,7 +109,7 @@ class ConvAdaptiveNorm2d(nn.Module):
             rest, within = centred_moments(wide - own, (0,), group)
             var = self._pool(within) + self._variance_between(own + rest - level)
         weight, bias = (None if p is None else p.view(1, -1, 1, 1) for p in (self.weight, self.bias))
-        return scale_and_shift(centred * (var + self.eps).rsqrt(), weight, bias).to(x.dtype)
+        return scale_and_shift(centred * reciprocal_std(var, self.eps), weight, bias).to(x.dtype)
 
     def _variance_between(self, maps: Tensor) -> Tensor:
         """Variance of the values of (1, C, H, W) in the window at each position: along the width, then the height.

@@ -213,8 +213,8 @@ def _unknown(module: nn.Module) -> str | None:
             return f"our layers use the name {taken[0]} for something else than its attribute. Rename the attribute."
     if changed:
         return (
-            f"it has {' and '.join(f'a {name} of its own' for name in changed)}, and a layer in its place would not do "
-            "that. Use torch's layer there, with what else it does in a module after it."
+            f"its class or instance defines {', '.join(changed)}, which a layer in its place would not have."
+            " Use torch's layer there, with what else it does in a module after it."
         )
     return None
 

@@ -219,7 +219,7 @@ class BatchNormFunction(torch.autograd.Function):
         mean = pooled_mean(wide, axes, group)
         centred = wide - mean
         rest, var = centred_moments(centred, axes, group)
-        scale = affine((var + eps).rsqrt(), weight, None)
+        scale = affine(reciprocal_std(var, eps), weight, None)
         shift = affine(-rest * scale, None, bias)
         # addcmul is one pass less; its result has the memory format of its first argument, which is to be x's.
         per_channel = shift.numel() == max(shift.shape)
@@ -270,6 +270,11 @@ def _summed_as(parameter: native.Parameter, gradient: Tensor, x: Tensor) -> Tens
     return gradient.to(dtype)
 
 
+def reciprocal_std(var: Tensor, eps: float) -> Tensor:
+    """``1 / sqrt(var + eps)``. Not `torch.rsqrt`, in whose derivative the cube of it underflows from 1e-13 down."""
+    return (var + eps).sqrt().reciprocal()
+
+
 def _gradients(
     x: Tensor,
     dy: Tensor,
@@ -287,8 +292,10 @@ def _gradients(
     saved is time saved.
     """
     dtype = dy.dtype
+    if x.numel() == 0 and group is None:  # sums over nothing are zero, and means over nothing are not
+        return torch.zeros_like(dy) if need_dx else None, widen(dy), widen(dy)
     wide, dy = widen(x), widen(dy)
-    rstd = (var + eps).rsqrt()
+    rstd = reciprocal_std(var, eps)
     outside = weight is None or all(weight.shape[axis] == 1 for axis in axes)
     gradient = dy if weight is None or outside else dy * weight
     centred = wide - mean
@@ -302,7 +309,7 @@ def _gradients(
     if need_dx:
         scale = rstd * weight if outside and weight is not None else rstd
         dx = torch.addcmul(-scale * mean_gradient, gradient, scale)
-        dx = torch.addcmul(dx, centred, -scale * rstd.square() * mean_product).to(dtype)
+        dx = torch.addcmul(dx, centred, -scale * (rstd * (rstd * mean_product))).to(dtype)
     return dx, dweight, dy
 
 
@@ -340,7 +347,7 @@ class _WithForwardMode(BatchNormFunction):
     ) -> tuple[Tensor, None, None]:
         x, weight, mean, var = ctx.saved_tensors
         weight, tweight, tbias = against(weight, x), against(tweight, x), against(tbias, x)
-        rstd = (var + ctx.eps).rsqrt()
+        rstd = reciprocal_std(var, ctx.eps)
         xhat = (widen(x) - mean) * rstd
         ty = torch.zeros_like(xhat)
         if tx is not None:

@@ -188,7 +188,7 @@ struct Factors {
 
     Factors(A rstd, A weight, double sum_dy, double sum_product, double count) {
         a = rstd * weight;
-        b = static_cast<A>(-a * rstd * rstd * (sum_product / count));
+        b = static_cast<A>(-static_cast<double>(a) * rstd * rstd * (sum_product / count));  // rstd^3 may be no float
         c = static_cast<A>(-a * (sum_dy / count));
     }
 };

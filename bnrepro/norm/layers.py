@@ -46,8 +46,8 @@ def check_tensors(layer: Any, x: Tensor, *own_tensors: Tensor | None) -> None:
             continue
         if tensor.shape[0] != channels:
             raise NormError(
-                f"{type(layer).__name__} was made for {tensor.shape[0]} channels, and the input of shape "
-                f"{tuple(x.shape)} has {channels}. Make the layer for the channels of its input."
+                f"{type(layer).__name__} was made for {tensor.shape[0]} channels (a parameter or statistic of it has "
+                f"the shape {tuple(tensor.shape)}), and the input of shape {tuple(x.shape)} has {channels}. Make the layer for the channels of its input."
             )
         own = tensor.dtype
         if own != dtype and not (own == torch.float32 and dtype in (torch.bfloat16, torch.float16)):
@@ -110,10 +110,7 @@ class _HandDerived(_BatchNorm):
             return y
         running_var = self.running_var
         if running_mean is None or running_var is None:
-            raise NormError(
-                f"{type(self).__name__} has one of running_mean and running_var, and the other is None. Set both to "
-                "None to normalise by the batch, or neither."
-            )
+            raise NormError(self._one_statistic())
         xhat = (widen(x) - against(running_mean, x)) * (against(running_var, x) + self.eps).rsqrt()
         return affine(xhat, against(weight, x), against(bias, x)).to(x.dtype)
 
@@ -127,6 +124,12 @@ class _HandDerived(_BatchNorm):
             raise NormError(self._one_value(x))
         return count
 
+    def _one_statistic(self) -> str:
+        return (
+            f"{type(self).__name__} has one of running_mean and running_var, and the other is None. Set both to None to "
+            "normalise by the batch, or neither."
+        )
+
     def _one_value(self, x: Tensor) -> str:
         return (
             f"{type(self).__name__} needs more than 1 value per channel to train, and an input of shape "
@@ -137,6 +140,9 @@ class _HandDerived(_BatchNorm):
     def _update_running(self, mean: Tensor, var: Tensor, count: int) -> None:
         if not self.track_running_stats:
             return
+        running_mean, running_var = self.running_mean, self.running_var
+        if (running_mean is None) != (running_var is None):
+            raise NormError(self._one_statistic())
         batches = self.num_batches_tracked
         if batches is not None:
             batches.add_(1)
@@ -147,7 +153,7 @@ class _HandDerived(_BatchNorm):
             if batches is None:  # as in torch: without a count there is no average
                 return
             factor = batches.to(mean.dtype).reciprocal()
-        for running, batch in ((self.running_mean, mean), (self.running_var, var * (count / (count - 1)))):
+        for running, batch in ((running_mean, mean), (running_var, var * (count / (count - 1)))):
             if running is not None:
                 weight = factor if self.momentum is not None else factor.to(running.dtype)
                 running.lerp_(batch.view(running.shape).to(running.dtype), weight)

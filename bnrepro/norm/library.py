@@ -58,7 +58,7 @@ def _found_or_built(dtypes: tuple[str, ...]) -> dict[tuple[str, str, str], Kerne
     compiler = shlex.split(os.environ.get("CXX") or shutil.which("g++") or shutil.which("c++") or "")
     if not compiler:
         raise Unavailable("there is no g++ or c++")
-    identity = (SOURCE.read_text(), FLAGS, _output([*compiler, "--version"], VERSION_SECONDS), _processor())
+    identity = (SOURCE.read_text(), compiler, FLAGS, _output([*compiler, "--version"], VERSION_SECONDS), _processor())
     name = f"kernels-{_digest(repr(identity).encode())}"
     folders = list(_folders())
     for folder in folders:
@@ -241,7 +241,7 @@ def _processor() -> object:
 def _say(message: str, reason: str) -> None:
     """Warn, unless a process of this user has for this ``reason`` within the hour: workers come in dozens."""
     for folder in _folders():
-        marker = folder / f"said-{_digest(reason.encode())}"
+        marker = folder / f"said-{_digest(os.fsencode(reason))}"
         with suppress(OSError):
             if time.time() - marker.stat().st_mtime < SAID_FOR:
                 return

@@ -225,6 +225,6 @@ def _channels_last(x: Tensor) -> bool:
 @functools.cache
 def _library() -> dict[tuple[str, str, str], library.Kernel] | None:
     """The kernels by kind, direction and dtype; None if there are none here, or they are not wanted."""
-    if os.environ.get("BNREPRO_NATIVE") == "0":
+    if os.environ.get("BNREPRO_NATIVE", "").strip().lower() in ("0", "off", "no", "false"):
         return None
     return library.kernels(tuple(str(dtype).removeprefix("torch.") for dtype in WIDE))

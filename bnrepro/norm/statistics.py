@@ -103,7 +103,7 @@ def reestimate_statistics(
         with batch_statistics(model):
             for batch in batches:
                 seen += 1
-                model(batch)
+                model(batch[0] if isinstance(batch, list | tuple) else batch)
     finally:
         for handle in handles:
             handle.remove()

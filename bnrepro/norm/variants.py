@@ -25,6 +25,7 @@ from bnrepro.norm.function import (
     moments,
     of_all_processes,
     pooled_mean,
+    reciprocal_std,
     widen,
 )
 from bnrepro.norm.layers import NormError, _HandDerived, check_tensors
@@ -169,7 +170,7 @@ class DetachedBatchNorm(_Variant):
         mean, var = moments(x, axes, self.process_group)
         if self.detach == "both":
             var = var.detach()
-        return (x - mean.detach()) * (var + self.eps).rsqrt(), mean, var
+        return (x - mean.detach()) * reciprocal_std(var, self.eps), mean, var
 
 
 class NoisyBatchNorm(_HandDerived):
@@ -256,7 +257,7 @@ class LpBatchNorm(_Variant):
             constant = (1 + math.sqrt(math.pi * math.log(4))) / (2 * math.sqrt(2 * math.log(m)))
             sigma = against(constant * top, x)
         var = sigma.square()
-        return (x - mean) * (var + self.eps).rsqrt(), mean, var
+        return (x - mean) * reciprocal_std(var, self.eps), mean, var
 
     def _candidates(self, rows: Tensor, group: dist.ProcessGroup) -> Tensor:
         """(C, m) distances of this process -> (C, processes x largest), the largest ones of each."""
@@ -290,4 +291,4 @@ class LpNorm(_Variant):
             if group is not None:
                 largest = of_all_processes(largest, group).amax(0)
             var = largest.square()
-        return (x - mean) * (var + self.eps).rsqrt(), mean, var
+        return (x - mean) * reciprocal_std(var, self.eps), mean, var
