@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from bnrepro import output, record
+from bnrepro import output, record, stored
 from bnrepro.config import UserError, unreadable
 
 
@@ -41,6 +41,7 @@ def load(file: Path) -> dict[str, Any]:
     try:
         # Read in full first: from here on no error can be the file system's, and so no file that is whole is taken
         # for a damaged one.
+        stored.plain_size(file)
         content = io.BytesIO(file.read_bytes())
         with zipfile.ZipFile(content) as archive:
             if archive.testzip() is not None:

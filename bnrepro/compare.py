@@ -9,6 +9,7 @@ from __future__ import annotations
 import csv
 import json
 import math
+import os
 import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -128,7 +129,7 @@ def collect(runs: Iterable[Run]) -> Comparison:
     for run in {run.path: run for run in runs}.values():  # a run is one, however often it is named
         summary = run.summary
         rows.append({column: summary.get(column) for column in RUN_COLUMNS})
-        if (run.path / record.METRICS).is_file():
+        if os.path.lexists(run.path / record.METRICS):
             who = {"variant": summary["variant"], "seed": summary["seed"]}
             curves += [{**who, **row} for row in run.metrics]
         data = {key: summary.get(key) for key in ("data", "data_official", "data_fingerprint")}

@@ -107,7 +107,9 @@ def read_config(file: Path) -> Config:
     except (OSError, MemoryError) as error:
         raise unreadable(file, error) from error
     except Exception as error:  # yaml's, OmegaConf's and decoding errors: all say that this is not a configuration
-        raise UserError(f"{file} is not a configuration of a run: {first_line(error)}") from error
+        raise UserError(
+            f"{file} is damaged, or not a run's configuration ({first_line(error)}). Train the run again with --force."
+        ) from error
 
 
 LARGEST_FLOAT = 3.4e38  # float32 has none above, and torch raises errors of its own

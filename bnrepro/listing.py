@@ -55,13 +55,14 @@ def rows(root: Path, wanted: dict[str, str], sort: str = "path") -> list[Row]:
 def _row(run: record.Run) -> Row:
     dataset, model, variant, _ = run.path.parts[-4:]
     row: Row = dict.fromkeys(COLUMNS) | {"dataset": dataset, "model": model, "variant": variant, "path": str(run.path)}
+    # A run that was killed has no summary; its folder's name is read a hundred times as fast as its configuration.
+    named = re.match(r"seed([0-9]{1,19})-", run.path.name)
+    row["seed"] = int(named[1]) if named else -1
     try:
         summary = run.summary
-        # A run that was killed has no summary; its folder's name is read a hundred times as fast as its configuration.
-        named = re.match(r"seed([0-9]+)-", run.path.name)
-        row["seed"] = summary["seed"] if "seed" in summary else int(named[1]) if named else run.config.seed
+        row["seed"] = summary.get("seed", row["seed"])
     except UserError:
-        return row | {"status": "damaged", "seed": -1}
+        return row | {"status": "damaged"}
     return row | {key: summary.get(key) for key in ("status", "test_accuracy", "val_accuracy", "seconds")}
 
 
@@ -147,7 +148,7 @@ def describe(path: Path) -> str:
         if value is not None:
             text = ", ".join(f"{k} {v}" for k, v in value.items()) if isinstance(value, dict) else value
             parts.append(printable(f"{key:<17} {text}"))
-    if (path / record.METRICS).is_file():
+    if os.path.lexists(path / record.METRICS):
         lines = [list(record.COLUMNS)]
         for row in run.metrics:
             lines.append([_cell(key, row[key]) for key in record.COLUMNS])

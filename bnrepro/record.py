@@ -215,12 +215,15 @@ def read_csv(file: Path, columns: tuple[str, ...]) -> list[dict[str, str]]:
     """
     try:
         text = stored.read_bytes(file).decode()
-        header, *rows = csv.reader(io.StringIO(text, newline=""), strict=True)
-    except csv.Error as error:
-        raise ValueError(f"{file.name}: {error}") from error
-    if tuple(header) != columns:
+        lines = list(csv.reader(io.StringIO(text, newline=""), strict=True))
+    except (csv.Error, UnicodeDecodeError) as error:
+        raise ValueError(f"{file.name} is no CSV file") from error
+    if not lines or tuple(lines[0]) != columns:
         raise ValueError(f"{file.name} has other columns")
-    return [dict(zip(columns, row, strict=True)) for row in rows]
+    for number, row in enumerate(lines, 1):
+        if len(row) != len(columns):
+            raise ValueError(f"line {number} of {file.name} has {len(row)} values for {len(columns)} columns")
+    return [dict(zip(columns, row, strict=True)) for row in lines[1:]]
 
 
 def read_metrics(file: Path) -> list[Row]:
@@ -343,7 +346,7 @@ def open_run(path: Path) -> Run:
     Raises:
         UserError: there is none.
     """
-    if not (path / CONFIG).is_file():
+    if not os.path.lexists(path / CONFIG):
         raise UserError(f"{path} is not a run's directory (no {CONFIG}). `bnrepro runs` lists them.")
     return Run(path)
 

@@ -334,7 +334,7 @@ REFUSED = {
     "parametrized": (parametrized, "its weight is computed from other tensors"),
     "pruned": (pruned, "its weight is computed from other tensors"),
     "lazy": (nn.LazyBatchNorm2d, "it has no size yet"),
-    "quantized": (quantized, "a forward"),
+    "quantized": (quantized, "defines .*forward"),
 }
 
 

@@ -89,7 +89,7 @@ def bench(
     ] = None,
     norms: Annotated[str, typer.Option(help="Names separated by commas.")] = "bn,custombn,convbn",
     repeats: Annotated[int, typer.Option(min=1, help="Rounds; what takes long is repeated a tenth as often.")] = 30,
-    threads: Annotated[int | None, typer.Option(min=1, help="Threads; as a rule one a core.")] = None,
+    threads: Annotated[int | None, typer.Option(min=1, max=1024, help="Threads; as a rule one a core.")] = None,
     out: Annotated[
         Path | None,
         typer.Option(metavar="FOLDER", parser=path, help="Folder for CSV and figures; as a rule none are written."),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
@@ -298,7 +299,7 @@ def _collect(plan: Plan, lost: set[Path], measured: list[Measurement], failed: l
                 runs.append({**dict.fromkeys(RUN_COLUMNS), "variant": arm.config.variant, "status": "failed", **who})
                 continue
             runs.append({**{column: run.summary.get(column) for column in RUN_COLUMNS}, **who})
-            if (run.path / record.METRICS).is_file():
+            if os.path.lexists(run.path / record.METRICS):
                 curves += [{**row, **who} for row in run.metrics]
             if run.path not in counted:  # by the part before, which has the same run
                 spend(part, "runs", arm.factors, run.summary.get("seconds"))

@@ -293,7 +293,7 @@ def _gradients(
     """
     dtype = dy.dtype
     if x.numel() == 0 and group is None:  # sums over nothing are zero, and means over nothing are not
-        return torch.zeros_like(dy) if need_dx else None, widen(dy), widen(dy)
+        return dy, widen(dy), widen(dy)
     wide, dy = widen(x), widen(dy)
     rstd = reciprocal_std(var, eps)
     outside = weight is None or all(weight.shape[axis] == 1 for axis in axes)

@@ -47,7 +47,8 @@ def check_tensors(layer: Any, x: Tensor, *own_tensors: Tensor | None) -> None:
         if tensor.shape[0] != channels:
             raise NormError(
                 f"{type(layer).__name__} was made for {tensor.shape[0]} channels (a parameter or statistic of it has "
-                f"the shape {tuple(tensor.shape)}), and the input of shape {tuple(x.shape)} has {channels}. Make the layer for the channels of its input."
+                f"the shape {tuple(tensor.shape)}), and the input of shape {tuple(x.shape)} has {channels}. "
+                "Make the layer for the channels of its input."
             )
         own = tensor.dtype
         if own != dtype and not (own == torch.float32 and dtype in (torch.bfloat16, torch.float16)):
@@ -126,8 +127,8 @@ class _HandDerived(_BatchNorm):
 
     def _one_statistic(self) -> str:
         return (
-            f"{type(self).__name__} has one of running_mean and running_var, and the other is None. Set both to None to "
-            "normalise by the batch, or neither."
+            f"{type(self).__name__} has one of running_mean and running_var, and the other is None. Set both to "
+            "None to normalise by the batch, or neither."
         )
 
     def _one_value(self, x: Tensor) -> str:
