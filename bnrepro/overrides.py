@@ -126,7 +126,7 @@ def _scalar(key: str, kind: Any, text: str, more: str) -> Any:
         if kind is int and re.fullmatch(r"[+-]?[0-9_]{1,40}", text):
             return int(text)
         if kind is float and text.isascii():
-            return float(text)
+            return float(text) + 0.0  # -0 is 0: one value has one name
     except ValueError:
         pass
     wanted, example = ("an integer", 10) if kind is int else ("a number", 0.1)

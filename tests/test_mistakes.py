@@ -389,6 +389,9 @@ def test_every_example_is_understood(line: str) -> None:
         (["runs", "--status=complete"], "--status: there is no 'complete'. There are: completed"),
         (["figures", "labml", "--root=elsewhere"], "--root=elsewhere is not used"),
         (["bench", "layers", "epochs=2"], "epochs=2 is not used"),
+        (["train", "--variant=bn", "epochs=1", "--variant", "convbn"], "--variant is given twice: 'bn' and 'convbn'"),
+        (["compare", "--seeds=3", "--seeds=4"], "--seeds is given twice"),
+        (["compare", "--out=/proc/x", "--seeds=1", "--variants=bn"], "/proc/x"),
     ],
 )
 def test_what_a_command_does_not_use_is_an_error(call: Call, arguments: list[str], words: str) -> None:

@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from bnrepro import config, overrides, sweep
-from bnrepro.config import UserError, load_config, read_config, to_yaml
+from bnrepro.config import UserError, config_hash, load_config, read_config, to_yaml
 from bnrepro.launcher import load_options
 
 
@@ -268,3 +268,7 @@ def test_command_of_a_configuration_gives_it_again(given_: list[str]) -> None:
     words = shlex.split(config.command(cfg, "--force"))
     assert words[:3] == ["bnrepro", "train", "--force"]
     assert load_config(words[3:]) == cfg
+
+
+def test_zero_has_one_name() -> None:
+    assert config_hash(load_config(["data.val_fraction=-0"])) == config_hash(load_config(["data.val_fraction=0"]))

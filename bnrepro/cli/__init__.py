@@ -38,6 +38,8 @@ def _run() -> None:
     parser = typer.main.get_command(app)
     if errors.folder_is_gone():  # told here, since libraries crash over it where they are imported
         _fail(errors.GONE)
+    if message := mistakes.said_twice(parser):
+        _fail(message)
     try:
         with parser.make_context("bnrepro", sys.argv[1:]) as context:  # app() would tell of errors in its own words
             parser.invoke(context)

@@ -44,6 +44,29 @@ def sentence(error: Any, command: Any) -> str | None:
     return f"{path} takes fewer arguments than these: {shown}. `{path} --help` says which."
 
 
+def said_twice(command: Any) -> str | None:
+    """Which option ``sys.argv`` gives twice with two values, of which the parser would take the last without a word."""
+    words = sys.argv[1:]
+    while words and words[0] in getattr(command, "commands", ()):
+        command, words = command.commands[words[0]], words[1:]
+    takes = {
+        name: each.opts[0]
+        for each in command.params
+        for name in each.opts
+        if name.startswith("-") and not (getattr(each, "is_flag", False) or getattr(each, "multiple", False))
+    }
+    given: dict[str, str] = {}
+    for place, word in enumerate(words):
+        if word == "--":
+            break
+        name, equals, value = word.partition("=")
+        if name in takes:
+            value = value if equals else "".join(words[place + 1 : place + 2])
+            if given.setdefault(takes[name], value) != value:
+                return f"{name} is given twice: {given[takes[name]]!r} and {value!r}. Leave one of them out."
+    return None
+
+
 def _unknown(asked: str, words: list[str], options: list[str], path: str, overrides: bool) -> str:
     """An option that there is not: perhaps a key of the configuration, which is written without dashes."""
     typed = next((word for word in words if word.startswith(asked)), asked)

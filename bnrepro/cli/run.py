@@ -133,6 +133,8 @@ def compare(
     beside = comparing.directory(grid, threshold)
     folder = out or beside
     comparing.check_room(folder, grid, threshold)
+    if out:  # where no folder can be is known before anything is trained
+        out.mkdir(parents=True, exist_ok=True)
     outcomes = chosen.show_all(grid, force)
     failed = [outcome for outcome in outcomes if outcome.error]
     finished = [Run(outcome.path) for outcome in outcomes if not outcome.error]
