@@ -225,9 +225,9 @@ def content(file: Path, remedy: str = "") -> bytes:
 def checked(file: Path, kind: str, digest: str, remedy: str, whose: Whose = lambda _: None) -> bytes:
     """`content` of ``file`` if they have the checksum ``digest``."""
     raw = content(file, remedy)
-    if hashlib.new(kind, raw, usedforsecurity=False).hexdigest() != digest and (other := whose(raw)):
-        raise UserError(f"{file} is sound, but it is {other}. Move it there. {remedy}")
     if hashlib.new(kind, raw, usedforsecurity=False).hexdigest() != digest:
+        if other := whose(raw):
+            raise UserError(f"{file} is sound, but it is {other}. Move it there. {remedy}")
         raise UserError(f"{file} is damaged or not the published file: its checksum is wrong. Delete it. {remedy}")
     return raw
 
