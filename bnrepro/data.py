@@ -110,6 +110,11 @@ def load(cfg: Data, device: torch.device) -> Dataset:
             "to validate on. Use a fraction nearer to 0.1, 0 for no validation, or more images."
         )
     order = np.random.RandomState(SPLIT_SEED).permutation(len(y))
+    if cfg.crop >= min(x.shape[2:]):
+        raise UserError(
+            f"data.crop={cfg.crop} can leave nothing but padding of images of {x.shape[2]} x {x.shape[3]}. Use less "
+            f"than {min(x.shape[2:])}."
+        )
     for part, images in (("train", x), ("test", test[0])) if cfg.binarize else ():
         if one_value(images, HALF):
             raise UserError(

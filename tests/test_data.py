@@ -219,6 +219,14 @@ def test_binarizing_that_makes_all_pixels_the_same_is_refused(tmp_path: Path, lo
         load(replace(cfg, binarize=True), CPU)
 
 
+@pytest.mark.parametrize("crop", [28, 1000])
+def test_crop_that_can_leave_nothing_of_an_image_is_refused(digits: Path, crop: int) -> None:
+    cfg = Data(name="digits", source=Source.npz, path=str(digits), crop=crop)
+    with pytest.raises(UserError, match=rf"data\.crop={crop} .* images of 28 x 28\. Use less than 28"):
+        load(cfg, CPU)
+    assert load(replace(cfg, crop=27), CPU).image_size == (28, 28)
+
+
 def test_single_test_image_is_the_reason_that_is_told(tmp_path: Path) -> None:
     images, labels = np.arange(20 * 64, dtype=np.uint8).reshape(20, 8, 8), np.arange(20) % 2
     np.savez(tmp_path / "a.npz", x_train=images, y_train=labels, x_test=images[:1], y_test=labels[:1])
