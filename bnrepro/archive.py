@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import math
 import re
 import zipfile
@@ -12,11 +13,12 @@ import numpy as np
 
 from bnrepro import stored
 from bnrepro.arrays import Layout, Pair, WrongError, classes, layouts, pixels
-from bnrepro.config import UserError
+from bnrepro.config import UserError, no_archive
 
 KEYS = ("x_train", "y_train", "x_test", "y_test")
 LARGEST = 2**32  # bytes of the four arrays: 1.3 million colour images of 32 x 32. They are kept whole in memory
 DENSEST = 200  # bytes that one packed byte may become: images are at 10, bombs at 1,000
+FORM = f"It must be an .npz archive with the arrays {', '.join(KEYS)}, as np.savez writes it"
 MANY = 2**28  # bytes from which that is looked at: few images may well be all black
 
 _PARTS = {"train": "train|training", "test": "test|testing", "val": "val|valid|validation|dev"}
@@ -46,29 +48,26 @@ def read_archive(file: Path) -> Archive:
     arrays claim to be is held to that before memory is set aside for them.
 
     Raises:
-        UserError: the file is missing or damaged, or an array is not of that kind.
+        UserError: the file is missing or damaged, cannot be read just now, or an array is not of that kind.
     """
+    name = str(file)[:300]
     try:
         return _read(file)
     except WrongError as error:
-        what = str(error)
-    except FileNotFoundError:
-        what = "does not exist"
-    except MemoryError:
-        what = "needs more memory than there is"
+        raise UserError(f"data.path: {name} {error}.") from error
     except Exception as error:  # zipfile, its decompressors and NumPy's parser fail in many ways on what is no archive
-        what = f"is damaged or not an archive ({str(error).splitlines()[0][:200] if str(error) else 'unreadable'})"
-    raise UserError(
-        f"data.path: {str(file)[:300]} {what}. It must be an .npz archive with the arrays {', '.join(KEYS)}, as "
-        "np.savez writes it."
-    )
+        # What cannot be read may be whole. Only a place in the file that no file has (EINVAL) is the file's own fault.
+        if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno not in (errno.EINVAL, None)):
+            raise no_archive(file, error) from error
+        why = str(error).splitlines()[0][:200] if str(error) else "unreadable"
+        raise UserError(f"data.path: {name} is damaged or not an archive ({why}). {FORM}.") from error
 
 
 def _read(file: Path) -> Archive:
     packed = stored.plain_size(file)
     with file.open("rb") as stream:
         if stream.read(6) == b"\x93NUMPY":
-            raise WrongError("is a single array (.npy)")
+            raise WrongError(f"is a single array (.npy). {FORM}")
     with zipfile.ZipFile(file) as archive:
         members, notes = _members(archive)
         claimed = {key: _header(archive, key, member) for key, member in members.items()}
@@ -100,8 +99,6 @@ def _members(archive: zipfile.ZipFile) -> tuple[dict[str, str], list[str]]:
     if not arrays and (inside := [name for name in files if name.endswith(".npz")]):
         raise WrongError(f"is a zip file round {inside[0][:100]}. Unpack it, and give the path of what was in it")
     exact = {key: f"{key}.npy" for key in KEYS}
-    if set(exact.values()) <= set(arrays):
-        return exact, _left_out(arrays)
     roles: dict[str, list[str]] = {}
     for name in arrays:
         if role := _role(name):
@@ -110,9 +107,14 @@ def _members(archive: zipfile.ZipFile) -> tuple[dict[str, str], list[str]]:
         names = ", ".join(name.removesuffix(".npy")[:40] for name in arrays[:10])
         unsplit = any(re.fullmatch(_KINDS["x"], _plain(name)) for name in arrays)
         advice = ". Split its images into those to train and to test on, and save them under these names"
-        raise WrongError(f"lacks {', '.join(missing)}; it has {names or 'no arrays'}{advice if unsplit else ''}")
+        has = names or "no arrays"
+        raise WrongError(f"lacks {', '.join(missing)}; it has {has}{advice if unsplit else ''}. {FORM}")
     if twice := [names for names in map(roles.__getitem__, KEYS) if len(names) > 1]:
-        raise WrongError(f"has both {twice[0][0][:100]} and {twice[0][1][:100]}, and only one can be meant")
+        raise WrongError(
+            f"has both {twice[0][0][:100]} and {twice[0][1][:100]}, and only one can be meant. Leave one out"
+        )
+    if set(exact.values()) <= set(arrays):
+        return exact, _left_out(arrays)
     members = {key: roles[key][0] for key in KEYS}
     names = ", ".join(member.removesuffix(".npy")[:40] for member in members.values())
     return members, [f"arrays {names}", *_left_out(arrays)]
@@ -154,6 +156,8 @@ def _check(claimed: dict[str, _Claim]) -> list[Layout]:
 def _header(archive: zipfile.ZipFile, key: str, name: str) -> _Claim:
     """The shape and dtype that an array claims, which are those of all bytes that it has."""
     member = archive.getinfo(name)
+    if member.flag_bits & 1:
+        raise WrongError(f"has {key} locked with a password. Unpack it, and save the arrays with np.savez")
     if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
         raise WrongError(f"has {key} packed in a way that np.savez and np.savez_compressed do not use")
     with archive.open(member) as stream:

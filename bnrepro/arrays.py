@@ -83,7 +83,11 @@ def layout(images: tuple[int, ...], labels: tuple[int, ...], part: str, last: bo
         raise WrongError(f"{what}, not images and a label for each")
     count = labels[1] if len(labels) == 2 and labels[0] == 1 else labels[0]
     if len(images) < 2 or len(images) > 4 or count not in (images[0], images[-1]):
-        raise WrongError(f"{what}, not images such as ({count}, H, W), ({count}, H, W, C) or ({count}, C, H, W)")
+        counts = f": {images[0]:,} images and {count:,} labels" if count != images[0] else ""
+        raise WrongError(
+            f"{what}{counts}, not images such as ({count}, H, W), ({count}, H, W, C) or ({count}, C, H, W)"
+            " with a label for each"
+        )
     ways = {False: _axes(images[1:]) if images[0] == count else [], True: _axes(images[:-1])}
     if images[-1] != count:
         ways[True] = []
@@ -143,18 +147,41 @@ def pixels(arrays: Sequence[np.ndarray], layouts: Sequence[Layout]) -> tuple[lis
     """Training and test images as levels of 0 to 255, (N, C, H, W) uint8, and notes on what they were.
 
     Raises:
-        WrongError: their scale is none that is known, or not the same.
+        WrongError: their scale is none that is known, or not the same; or all pixels of a part are equal.
     """
     parts = ("train", "test")
     about = [_values(array, where, part) for array, where, part in zip(arrays, layouts, parts, strict=True)]
+    levels = [array.dtype.kind in "iu" and values.high <= 255 for array, values in zip(arrays, about, strict=True)]
     images, notes = [], []
-    for array, where in zip(arrays, layouts, strict=True):
+    for array, where, part in zip(arrays, layouts, parts, strict=True):
         # Those of one type have one scale: a dark test set alone would look like another one.
-        alike = [values for other, values in zip(arrays, about, strict=True) if other.dtype == array.dtype]
+        alike = [
+            values for other, values in zip(arrays, about, strict=True) if all(levels) or other.dtype == array.dtype
+        ]
         factor, shift, note = _scale(array.dtype, alike)
         images.append(_levels(array, where, factor, shift))
         notes += [note] if note else []
+        if one_value(images[-1]):
+            raise WrongError(
+                f"has x_{part} in which all pixels come out as the same level, {images[-1].flat[0]}: there is nothing "
+                "to see in these images. Save the images themselves"
+            )
+    bright = [min(values.high, 128) for values in about]
+    if all(levels) and min(bright) < 128 <= max(bright):
+        dark = bright.index(min(bright))
+        notes.append(f"levels of at most {about[dark].high:g} in x_{parts[dark]}, brighter ones in x_{parts[1 - dark]}")
     return images, notes
+
+
+def one_value(images: np.ndarray, threshold: int = 0) -> bool:
+    """Whether all pixels of ``images`` are equal; with ``threshold``, whether all or none are at it or above."""
+
+    def seen(some: np.ndarray) -> np.ndarray:
+        return some >= threshold if threshold else some
+
+    first = seen(images[0].flat[0])
+    step = max(1, CHUNK * len(images) // max(images.nbytes, 1))
+    return all((seen(images[start : start + step]) == first).all() for start in range(0, len(images), step))
 
 
 def _chunks(array: np.ndarray, where: Layout) -> Iterator[tuple[int, np.ndarray]]:
@@ -169,7 +196,10 @@ def _values(array: np.ndarray, where: Layout, part: str) -> Values:
     for start, some in _chunks(array, where):
         if array.dtype.kind == "f":
             if not (finite := np.isfinite(some).all((1, 2, 3))).all():
-                raise WrongError(f"has values in x_{part} that are no numbers (image {start + int(finite.argmin())})")
+                raise WrongError(
+                    f"has values in x_{part} that are no numbers (image {start + int(finite.argmin())}). Mend these "
+                    "images or leave them out"
+                )
             whole = whole and bool((some == np.rint(some)).all())
         low, high = min(low, float(some.min())), max(high, float(some.max()))
         if array.dtype == np.uint8 and high >= 128:
@@ -185,7 +215,7 @@ def _scale(dtype: np.dtype, about: list[Values]) -> tuple[float, float, str]:
     """
     low, high = min(v.low for v in about), max(v.high for v in about)
     whole, kind = all(v.whole for v in about), dtype.kind
-    small = [v for v in about if kind == "f" and 0 < v.high <= 1 + NEAR]
+    small = [v for v in about if 0 < v.high <= 1 + NEAR]
     if whole and low >= 0 and high <= 1:
         return 255, 0, "" if high == 0 else f"{dtype} 0 and 1 for black and white"
     if whole and low >= 0 and high <= 255 and not small:
@@ -234,10 +264,21 @@ def classes(y_train: np.ndarray, y_test: np.ndarray) -> tuple[np.ndarray, np.nda
     if train.dtype.kind != test.dtype.kind:
         raise WrongError("has names for labels in one part and numbers in the other")
     known, numbers = np.unique(train, return_inverse=True)
-    if len(known) == len(train) > 1:
-        raise WrongError("has a label of its own for every image to train on, so no classes")
+    if len(known) == 1:
+        raise WrongError(f"has the label {_some(known)} alone in y_train. Two classes or more are needed")
+    if len(known) == len(train):
+        raise WrongError(
+            "has a label of its own for every image to train on, so no classes. Save the classes as labels"
+        )
     if len(lacking := np.setdiff1d(test, known)):
-        raise WrongError(f"has test labels that the training set lacks ({_some(lacking)}). Leave these test images out")
+        what = f"has test labels that the training set lacks ({_some(lacking)})"
+        if len(other := np.setdiff1d(known, test)):  # each has what the other lacks: numbers from 0 and from 1
+            raise WrongError(
+                f"{what} and lacks others that it has ({_some(other)}): y_train and y_test seem to count or name the "
+                "classes differently. Give each class the same label in both; if they are the same already, leave out "
+                "the test images of classes that are not trained on"
+            )
+        raise WrongError(f"{what}. Leave these test images out")
     if not np.array_equal(known, np.arange(len(known))) or train.dtype.kind == "U":
         whole_range = train.dtype.kind == "i" and int(known[-1]) - int(known[0]) == len(known) - 1
         said = f"{known[0]} to {known[-1]}" if whole_range and len(known) > 1 else _some(known)
@@ -260,7 +301,7 @@ def _plain(labels: np.ndarray, part: str) -> np.ndarray:
     if labels.dtype.kind == "f" and not (np.isfinite(labels) & (labels == np.rint(labels))).all():
         raise WrongError(f"has labels in y_{part} of {labels.dtype} that are not whole numbers")
     low, high = int(labels.min()), int(labels.max())
-    if low < 0:
+    if low < 0 and not set(np.unique(labels).tolist()) <= {-1, 1}:  # these are how many write two classes
         raise WrongError(
             f"has labels below 0 in y_{part} ({low}). Where these mark images without a label, leave them out"
         )

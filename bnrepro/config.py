@@ -63,7 +63,7 @@ def load_config(overrides: list[str] | None = None) -> Config:
     A group is chosen before keys are set, whatever their order; of a key that is set twice, the last value counts.
 
     Raises:
-        UserError: an unknown key or group, a wrong type, a value out of range.
+        UserError: an unknown key or group, a wrong type, a value out of range, an archive without a name.
     """
     given = dict(map(parse, overrides or []))
     chosen = {key: name for key, name in given.items() if key in groups()}
@@ -72,7 +72,12 @@ def load_config(overrides: list[str] | None = None) -> Config:
         if key not in chosen:
             *path, last = key.split(".")
             setattr(reduce(getattr, path, cfg), last, value)
-    return check(cfg)
+    check(cfg)
+    if cfg.data.path is not None and not given.keys() & {"data", "data.name"}:
+        # It would count as the dataset that configs/config.yaml names. What its file is called must not count.
+        name = re.sub(r"[^A-Za-z0-9_]", "_", Path(cfg.data.path).stem)[:100] or "flowers"
+        raise UserError(f"data.path={cfg.data.path[:200]}: give the data a name too, as in data.name={name}.")
+    return cfg
 
 
 @cache
@@ -241,7 +246,9 @@ _dicts: dict[str, dict[str, Any]] = {}
 def command(cfg: Config, *flags: str) -> str:
     """What is typed to train ``cfg``: all that differs from the defaults."""
     here, defaults = (dict(leaves(_shared_dict(each))) for each in (cfg, load_config()))
-    differing = [key for key in keys() if here[key] != defaults[key]]
+    # An archive needs a name that is said, be it the default's.
+    said = {"data.name"} if cfg.data.path is not None else set()
+    differing = [key for key in keys() if here[key] != defaults[key] or key in said]
     return shlex.join(["bnrepro", "train", *flags, *(written(key, here[key]) for key in differing)])
 
 
@@ -358,6 +365,16 @@ def unreadable(file: Path, error: OSError | MemoryError) -> UserError:
     return UserError(f"{file} cannot be read ({reason}). It was left as it is: see to that, and run the command again.")
 
 
+def no_archive(file: Path, error: OSError | MemoryError) -> UserError:
+    """What to say of a `data.path` that cannot be read."""
+    file = Path(str(file)[:300])
+    if isinstance(error, FileNotFoundError):
+        return UserError(f"data.path: {file} does not exist. Give the path of an .npz archive.")
+    if isinstance(error, OSError) and not error.errno:  # `stored.plain_size`
+        return UserError(f"data.path: {file} is not a plain file but a folder, pipe or device. Give an archive's path.")
+    return UserError(f"data.path: {unreadable(file, error)}")
+
+
 def _own_norm(variant: str) -> Any:
     """The norm called ``variant`` where a user has put it into NORMS; None if it is the package's own.
 
@@ -413,10 +430,8 @@ def content_hash(file: Path) -> str:
     try:
         size = stored.plain_size(file)
         return _content_hash(file, size, file.stat().st_mtime_ns)
-    except OSError as error:
-        raise UserError(
-            f"data.path: cannot read {file} ({error.strerror}). Give the path of an .npz archive."
-        ) from error
+    except (OSError, MemoryError) as error:
+        raise no_archive(file, error) from error
 
 
 @cache

@@ -20,9 +20,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from bnrepro import sources
+from bnrepro.arrays import one_value
 from bnrepro.config import UserError
 from bnrepro.schema import Data
 
+HALF = 128  # of 256 levels: from here on a binarized pixel is 1
 SPLIT_SEED = 1  # of the validation split, the same for everyone
 
 
@@ -82,7 +84,7 @@ class Dataset:
         """
         layout = torch.channels_last if channels_last else torch.contiguous_format
         if self.binarize:
-            return (images >= 128).to(torch.float32, memory_format=layout)
+            return (images >= HALF).to(torch.float32, memory_format=layout)
         x = images.to(torch.float32, memory_format=layout, copy=True)
         if self.samplewise:
             x -= x.mean((1, 2, 3), keepdim=True)
@@ -100,12 +102,26 @@ def load(cfg: Data, device: torch.device) -> Dataset:
     found = sources.read_with_notes(cfg)
     (x, y), test = found.pair
     held_out = round(cfg.val_fraction * len(y))
-    if min(held_out or (2 if cfg.val_fraction == 0 else 0), len(y) - held_out, len(test[1])) < 2:
+    if len(test[1]) < 2:
+        raise UserError(f"data: there is {len(test[1])} image to test on, and at least two are needed.")
+    if min(held_out or (2 if cfg.val_fraction == 0 else 0), len(y) - held_out) < 2:
         raise UserError(
-            f"data.val_fraction={cfg.val_fraction}: {len(y)} training and {len(test[1])} test images do not leave two "
-            "each to train, validate and test on. Use a fraction nearer to 0.1, 0 for no validation, or more images."
+            f"data.val_fraction={cfg.val_fraction}: {len(y)} training images do not leave two each to train and "
+            "to validate on. Use a fraction nearer to 0.1, 0 for no validation, or more images."
         )
     order = np.random.RandomState(SPLIT_SEED).permutation(len(y))
+    if cfg.crop >= min(x.shape[2:]):
+        raise UserError(
+            f"data.crop={cfg.crop} can leave nothing but padding of images of {x.shape[2]} x {x.shape[3]}. Use less "
+            f"than {min(x.shape[2:])}."
+        )
+    for part, images in (("train", x), ("test", test[0])) if cfg.binarize else ():
+        if one_value(images, HALF):
+            raise UserError(
+                f"data.binarize=true makes all pixels to {part} on the same: their levels go from {images.min()} to "
+                f"{images.max()}, and {HALF} and above become 1. Leave data.binarize out, or save the images with "
+                "levels from 0 to 255."
+            )
     fingerprint = sources.fingerprint(found.pair)
     description, official = sources.describe(cfg, fingerprint, found.notes)
 

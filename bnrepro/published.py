@@ -9,7 +9,7 @@ import tarfile
 import zipfile
 import zlib
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -59,17 +59,29 @@ class Found:
     in_archive: bool
 
 
-def read_all(root: Path, wanted: Sequence[Wanted], remedy: str) -> list[bytes]:
+Whose = Callable[[bytes], str | None]
+"""Which published file a content is, where that is known."""
+
+
+def need_folder(root: Path) -> None:
+    """Raise UserError if ``root``, or what leads to it, is a file."""
+    there = next((path for path in (root, *root.parents) if path.exists()), None)
+    if there is not None and not there.is_dir():
+        raise UserError(f"data.root={root}: {there} is a file, where a folder is needed. Set data.root to a folder.")
+
+
+def read_all(root: Path, wanted: Sequence[Wanted], remedy: str, whose: Whose = lambda _: None) -> list[bytes]:
     """The contents of published files: each from its own place, else from wherever in ``root`` it is.
 
     Raises:
         UserError: one of them is nowhere; says what is wrong in its own place.
     """
+    need_folder(root)
     contents: dict[str, bytes] = {}
     problems: dict[str, UserError] = {}
     for each in wanted:
         try:
-            contents[each.digest] = checked(each.place(), each.kind, each.digest, remedy)
+            contents[each.digest] = checked(each.place(), each.kind, each.digest, remedy, whose)
         except UserError as error:
             problems[each.digest] = error
     if problems:
@@ -210,10 +222,12 @@ def content(file: Path, remedy: str = "") -> bytes:
         raise UserError(f"{file} cannot be read ({error.strerror}). {remedy}") from error
 
 
-def checked(file: Path, kind: str, digest: str, remedy: str) -> bytes:
+def checked(file: Path, kind: str, digest: str, remedy: str, whose: Whose = lambda _: None) -> bytes:
     """`content` of ``file`` if they have the checksum ``digest``."""
     raw = content(file, remedy)
     if hashlib.new(kind, raw, usedforsecurity=False).hexdigest() != digest:
+        if other := whose(raw):
+            raise UserError(f"{file} is sound, but it is {other}. Move it there. {remedy}")
         raise UserError(f"{file} is damaged or not the published file: its checksum is wrong. Delete it. {remedy}")
     return raw
 

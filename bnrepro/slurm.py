@@ -6,7 +6,6 @@ What a run came to is read from its directory and its ticket (`bnrepro.job`); no
 from __future__ import annotations
 
 import contextlib
-import io
 import os
 import re
 import shutil
@@ -186,8 +185,11 @@ def _story(ticket: Ticket | None, state: str) -> str:
     """Why a run has no result, for the user."""
     if ticket is None or ticket.job is None:
         return "its job could not be submitted again"
-    text = f"its job {ticket.job} {FINAL.get(state, f'ended without a result (Slurm: {state})')}; its log: {ticket.log}"
-    lines = ticket.log.read_text(errors="replace").split("\n") if ticket.log.is_file() else []
+    text = f"its job {ticket.job} {FINAL.get(state, f'ended without a result (Slurm: {state})')}"
+    if not ticket.log.is_file():  # it was cancelled in the queue, or its node could not start it
+        return f"{text}; it wrote no log in {ticket.folder}, so it seems never to have started"
+    text += f"; its log: {ticket.log}"
+    lines = ticket.log.read_text(errors="replace").split("\n")
     last = next((line.strip() for line in reversed(lines) if line.strip()), "")
     return text + (f", which ends: {last}" if last else "")
 
@@ -271,7 +273,6 @@ def _submit(runs: list[tuple[Path, Config, bool]], options: Options, say: Callab
     own files, the jobs without theirs give up by themselves within a minute.
     """
     import submitit
-    from submitit.core.utils import FailedSubmissionError, UncompletedJobError
 
     root = Path(options.logs) if options.logs else Path(runs[0][1].root) / "slurm"
     folder = (root / f"{datetime.now():%Y%m%d-%H%M%S}-{uuid.uuid4().hex[:6]}").absolute()
@@ -298,21 +299,63 @@ def _submit(runs: list[tuple[Path, Config, bool]], options: Options, say: Callab
         ticket = Ticket(str(folder), task, len(runs), start_over)
         ticket.write(path)
         jobs.append(Job(cfg, path, options.cpus, ticket))
-    complaint = io.StringIO()
     try:
-        with contextlib.redirect_stderr(complaint), _environment(options):
+        with _environment(options), _own_sbatch():
             executor.submit_array(jobs)
-    except (FailedSubmissionError, UncompletedJobError) as error:
+    except UserError:
         for path, ticket_before in before.items():
             if ticket_before:
                 ticket_before.write(path)
             else:
                 Ticket.file(path).unlink(missing_ok=True)
         shutil.rmtree(folder, ignore_errors=True)
-        why = " ".join((complaint.getvalue() or str(error)).split())
-        kind = _LimitError if _is_limit(why) else UserError
-        raise kind(f"Slurm refuses the jobs: {why} Mend it with launcher.KEY=VALUE.") from error
+        raise
     say(f"Submitted {len(runs)} {'run' if len(runs) == 1 else 'runs'} as job {number_of(folder)}; logs: {folder}")
+
+
+class _Sbatch:
+    """In place of submitit's own class for commands, which fails where an answer is not UTF-8, and does not say why."""
+
+    def __init__(self, command: list[str], **_: object) -> None:
+        self.command = command
+
+    def __call__(self) -> str:
+        try:
+            done = subprocess.run(self.command, capture_output=True, text=True, errors="replace")
+        except OSError as error:
+            raise UserError(f"sbatch cannot be run ({error.strerror}). Look at what `type sbatch` names.") from error
+        why = " ".join((done.stderr.strip() or done.stdout).split())
+        if done.returncode and why:
+            kind = _LimitError if _is_limit(why) else UserError
+            raise kind(
+                f"Slurm refuses the jobs: {why} If this is about what the jobs ask for, change it with "
+                "launcher.KEY=VALUE; else try again later."
+            )
+        if done.returncode:
+            raise UserError(
+                f"sbatch failed (exit code {done.returncode}) and gave no reason. See whether `sbatch --wrap=hostname` "
+                "works, and ask those who run the cluster if it does not."
+            )
+        if not re.search(r"job [0-9]", done.stdout):  # as submitit looks for the number
+            said = f"said {' '.join(done.stdout.split())[:200]!r}" if done.stdout.strip() else "said nothing"
+            raise UserError(
+                f"sbatch {said} where the number of a job should be, so a job may have been submitted or not. Look "
+                "with `squeue --me`, and cancel what is there of it with scancel, before you ask again."
+            )
+        return done.stdout
+
+
+@contextlib.contextmanager
+def _own_sbatch() -> Iterator[None]:
+    """Within it, submitit calls sbatch through `_Sbatch`; its executor of arrays is a class that nobody can replace."""
+    from submitit.core import utils
+
+    before = utils.CommandFunction
+    utils.CommandFunction = _Sbatch  # type: ignore[misc,assignment]
+    try:
+        yield
+    finally:
+        utils.CommandFunction = before  # type: ignore[misc]
 
 
 USERS = {"SLURM_CONF", "SLURM_CONF_SERVER", "SLURM_JWT", "SLURM_CLUSTERS"}
@@ -351,11 +394,16 @@ def _states() -> dict[str, str]:
     # --me came with Slurm 20.02.
     command = ["squeue", f"--user={os.getuid()}", "--states=all", "--array", "--noheader", "--format=%i|%T"]
     try:
-        answer = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120).stdout
+        answer = subprocess.run(
+            command, capture_output=True, text=True, errors="replace", check=True, timeout=120
+        ).stdout
     except (OSError, subprocess.SubprocessError) as error:
         why = " ".join((getattr(error, "stderr", None) or str(error)).split())
         raise UserError(f"squeue does not answer: {why}") from error
-    return dict(line.strip().split("|", 1) for line in answer.splitlines() if "|" in line)
+    states = dict(line.strip().split("|", 1) for line in answer.splitlines() if "|" in line)
+    if answer.strip() and not states:  # an empty queue is an empty answer; this one says of no job that it is gone
+        raise UserError(f"squeue does not answer: {' '.join(answer.split())[:200]}")
+    return states
 
 
 def _states_or_none() -> dict[str, str] | None:

@@ -30,7 +30,7 @@ from bnrepro import output
 from bnrepro.archive import Archive, read_archive
 from bnrepro.arrays import Arrays, Pair
 from bnrepro.config import UserError
-from bnrepro.published import LARGEST, Wanted, checked, missing, read_all, search, store
+from bnrepro.published import DEEPEST, LARGEST, Wanted, checked, missing, need_folder, read_all, search, store
 from bnrepro.schema import Data, Source
 
 MNIST5K_SHA256 = "167bbe5fc3dfbce27f9a4c6c1814964f3367677ee226d9811d79cbd41fd5d053"
@@ -137,8 +137,18 @@ def state(name: str, root: Path) -> str:
 def _remedy(name: str, root: Path) -> str:
     return (
         f"`bnrepro data fetch {name} --root={shlex.quote(str(root))}` downloads what is missing; or copy the published "
-        f"files anywhere into {root}: they are known by their content."
+        f"files into {root}, at most {DEEPEST} folders deep, as they are or in .gz, .zip, .tar or .tgz: they are known "
+        "by their content."
     )
+
+
+def _whose(root: Path, raw: bytes) -> str | None:
+    """Which file of MNIST or Fashion-MNIST ``raw`` is, whose names are the same, and where it belongs."""
+    for title, idx in (("MNIST", _MNIST), ("Fashion-MNIST", _FASHION)):
+        for each in idx.wanted(root):
+            if each.size == len(raw) and each.is_in(raw):
+                return f"{title}'s {each.file.name.removesuffix('.gz')}, which belongs in {each.file.parent}"
+    return None
 
 
 def _download(urls: list[str], folder: Path, name: str, md5: str) -> bytes:
@@ -219,7 +229,7 @@ class Idx:
 
     def read(self, root: Path) -> Pair:
         """Training and test set; the checksums have settled that headers and sizes are right."""
-        raws = read_all(root, self.wanted(root), _remedy(self.name, root))
+        raws = read_all(root, self.wanted(root), _remedy(self.name, root), lambda raw: _whose(root, raw))
         arrays = [
             np.frombuffer(raw, np.uint8, offset=16 if "images" in n else 8)
             for n, raw in zip(IDX_FILES, raws, strict=True)
@@ -233,6 +243,7 @@ class Idx:
 
     def fetch(self, root: Path) -> None:
         """Download the files that are missing, from torchvision's mirrors, held to its MD5s."""
+        need_folder(root)
         absent = {each.file.name for each in missing(root, self.wanted(root))}
         if not absent:
             return
@@ -330,6 +341,7 @@ class Cifar:
 
     def fetch(self, root: Path) -> None:
         """Download and unpack the archive unless every file is there; unpack one that is there."""
+        need_folder(root)
         absent = [each for each in self.wanted(root) if not each.place().is_file()]
         elsewhere = search(root, absent) if absent else {}
         for each in absent:

@@ -50,7 +50,15 @@ def tiny(digits: Path, tmp_path: Path) -> Callable[..., Config]:
     return make
 
 
-TINY = ("data.source=npz", "model=lenet", "epochs=2", "batch_size=60", "tensorboard=false", "device=cpu")
+TINY = (
+    "data.name=digits",
+    "data.source=npz",
+    "model=lenet",
+    "epochs=2",
+    "batch_size=60",
+    "tensorboard=false",
+    "device=cpu",
+)
 
 
 def changed(overrides: Iterable[str], *changes: str) -> list[str]:

@@ -141,11 +141,17 @@ WRONG = [
     (["train", "epochs=0"], "epochs must be 1 or more; got 0"),
     (["train", "epochs"], "key=value"),
     (["train", "data=nowhere"], "mnist5k"),
-    (["train", "data.source=npz", "data.path=none.npz"], "none.npz"),
+    (["train", "data.name=digits", "data.source=npz", "data.path=none.npz"], "none.npz"),
     (["compare", "--variants=nobn,nosuch"], "nosuch"),
     (["compare", "--variants="], "variant"),
     (["compare", "--seeds=0"], "--seeds"),
     (["compare", "--threshold=2"], "--threshold"),
+    (["compare", "--threshold=0.3", "data.val_fraction=0"], "--threshold is not used without a validation set"),
+    (
+        ["train", "data.source=npz", "data.path=a/my flowers.npz"],
+        "give the data a name too, as in data.name=my_flowers",
+    ),
+    (["compare", "data.path=f.npz", "data.source=npz"], "give the data a name too, as in data.name=f."),
     (["sweep", "variant=bn,nosuch"], "nosuch"),
     (["sweep", "optimizer.lr=interval(0,1)"], "has no runs to list"),
     (["sweep", "--launcher=nosuch"], "There are: local, slurm"),
@@ -221,7 +227,7 @@ def test_train_says_accuracy_directory_and_tensorboard(call: Call, short: list[s
     assert str(path) in listed.out
     assert f"{summary['test_accuracy']:.4f}" in listed.out
     assert str(path) not in call("runs", "--variant=bn").out
-    assert call("runs", "--csv").out.splitlines()[1].startswith("mnist5k,lenet,convbn,0,completed,")
+    assert call("runs", "--csv").out.splitlines()[1].startswith("digits,lenet,convbn,0,completed,")
 
 
 def test_diverged_run_is_told_as_a_result(call: Call, short: list[str]) -> None:
@@ -263,7 +269,7 @@ def test_compare_prints_and_writes_table_and_figures_and_figures_draws_them_agai
     result = call(*arguments)
     assert result.code == 0, result.err
     assert [line.split()[0] for line in result.out.splitlines()[:3]] == ["variant", "nobn", "convbn"]
-    (folder,) = (tmp_path / "runs" / "mnist5k" / "lenet").glob("compare-*")
+    (folder,) = (tmp_path / "runs" / "digits" / "lenet").glob("compare-*")
     assert {file.name for file in folder.glob("[a-z]*.*")} == {"table.csv", "runs.csv", "curves.csv", "provenance.json"}
     drawn = {file.name: file.read_bytes() for file in (folder / "figures").iterdir()}
     assert {"train_accuracy.png", "train_loss.svg", "val_accuracy.svg", "val_loss.png"} <= drawn.keys()
@@ -379,7 +385,7 @@ def test_command_that_is_given_several_times_at_once_ends_as_once(
     ends = [(process.communicate(timeout=300)[1], process.returncode) for process in processes]
     assert [code for _, code in ends] == [0] * 4, ends
     assert list(tmp_path.rglob("*.tmp")) == []
-    (folder,) = (tmp_path / "runs" / "mnist5k" / "lenet").glob("compare-*")
+    (folder,) = (tmp_path / "runs" / "digits" / "lenet").glob("compare-*")
     assert {len(list((folder / variant).glob("events*"))) for variant in ("bn", "nobn")} == {1}
     before = {file: file.read_bytes() for file in folder.rglob("*.*") if "events" not in file.name}
     assert call("figures").code == 0

@@ -214,7 +214,7 @@ def test_names_of_earlier_versions_are_known(overrides: list[str], earlier: str)
 
 def test_archive_counts_by_its_content_and_not_by_its_name(digits: Path, tmp_path: Path) -> None:
     def named(file: Path) -> str:
-        return config_hash(load_config(["data.source=npz", f"data.path={file}"]))
+        return config_hash(load_config(["data.name=digits", "data.source=npz", f"data.path={file}"]))
 
     copy, other = tmp_path / "copy.npz", tmp_path / "other.npz"
     copy.write_bytes(digits.read_bytes())

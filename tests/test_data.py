@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -202,6 +203,35 @@ def test_binary_images_are_0_below_one_half_and_1_from_there_on(digits: Path) ->
     assert own.normalize(levels).flatten().tolist() == [0, 0, 0, 1, 1, 1]
     x, _ = next(eval_batches(own, own.test, 20, channels_last=True))
     assert torch.equal(x, (own.test.images[:20] > 127).float()) and x.dtype == torch.float32
+
+
+@pytest.mark.parametrize("low", [0, 128])
+@pytest.mark.parametrize("part", ["train", "test"])
+def test_binarizing_that_makes_all_pixels_the_same_is_refused(tmp_path: Path, low: int, part: str) -> None:
+    images, labels = np.arange(20 * 64, dtype=np.uint8).reshape(20, 8, 8), np.arange(20) % 2
+    arrays = {"x_train": images, "y_train": labels, "x_test": images, "y_test": labels}
+    np.savez(tmp_path / "a.npz", **arrays | {f"x_{part}": images % 17 + low})
+    cfg = Data(name="x", source=Source.npz, path=str(tmp_path / "a.npz"))
+    assert len(load(cfg, CPU).train.labels) == 18
+    with pytest.raises(
+        UserError, match=rf"data.binarize=true .* pixels to {part} on .* from {low} to {low + 16}, .* 128"
+    ):
+        load(replace(cfg, binarize=True), CPU)
+
+
+@pytest.mark.parametrize("crop", [28, 1000])
+def test_crop_that_can_leave_nothing_of_an_image_is_refused(digits: Path, crop: int) -> None:
+    cfg = Data(name="digits", source=Source.npz, path=str(digits), crop=crop)
+    with pytest.raises(UserError, match=rf"data\.crop={crop} .* images of 28 x 28\. Use less than 28"):
+        load(cfg, CPU)
+    assert load(replace(cfg, crop=27), CPU).image_size == (28, 28)
+
+
+def test_single_test_image_is_the_reason_that_is_told(tmp_path: Path) -> None:
+    images, labels = np.arange(20 * 64, dtype=np.uint8).reshape(20, 8, 8), np.arange(20) % 2
+    np.savez(tmp_path / "a.npz", x_train=images, y_train=labels, x_test=images[:1], y_test=labels[:1])
+    with pytest.raises(UserError, match="there is 1 image to test on, and at least two are needed"):
+        load(Data(name="x", source=Source.npz, path=str(tmp_path / "a.npz")), CPU)
 
 
 @pytest.mark.parametrize("images", [60, 63, 8])

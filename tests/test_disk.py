@@ -42,8 +42,8 @@ torch.set_num_threads(1)
 digits, scratch = sys.argv[1], Path(sys.argv[2])
 disk = scratch / "disk"
 disk.mkdir()
-OVERRIDES = ["data.source=npz", f"data.path={digits}", "model=lenet", "epochs=2", "batch_size=60", "eval_every=3",
-             "device=cpu", "model.dropout=0.2"]
+OVERRIDES = ["data.name=digits", "data.source=npz", f"data.path={digits}", "model=lenet", "epochs=2", "batch_size=60",
+             "eval_every=3", "device=cpu", "model.dropout=0.2"]
 
 def mount(*options):
     subprocess.run(["mount", "-t", "tmpfs", "-o", ",".join(options), "tmpfs", str(disk)], check=True)

@@ -123,7 +123,15 @@ def test_rows_that_see_one_half_are_those_that_the_other_does_not_change(
 def trained(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Run]:
     """One epoch on 540 digits for each variant."""
     root = tmp_path_factory.mktemp("runs")
-    overrides = ["model=lenet", "epochs=1", "batch_size=60", "tensorboard=false", "device=cpu", "data.source=npz"]
+    overrides = [
+        "model=lenet",
+        "epochs=1",
+        "batch_size=60",
+        "tensorboard=false",
+        "device=cpu",
+        "data=mnist5k",
+        "data.source=npz",
+    ]
     cfg = load_config([*overrides, f"data.path={digits}", f"root={root}", "norm.eps=1e-3"])
     return {v: Run(run(replace(cfg, variant=v))) for v in ("bn", "convbn", "peractivationbn")}
 

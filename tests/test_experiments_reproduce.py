@@ -259,7 +259,7 @@ def test_datasets_are_read_where_the_user_has_them(tiny: Callable[..., Config], 
     plain = replace(tiny(), data=replace(tiny().data, source="torchvision", path=None))
     moved = reproduce.Places(root=Path("/elsewhere")).apply(plain)
     assert (moved.data.root, moved.data.path) == ("/elsewhere", None)
-    places = reproduce.Places(archives={"mnist5k": digits, "cifar10": Path("other.npz")})
+    places = reproduce.Places(archives={"digits": digits, "cifar10": Path("other.npz")})
     assert (places.apply(plain).data.source, places.apply(plain).data.path) == ("npz", str(digits))
     assert places.apply(replace(plain, data=replace(plain.data, name="mnist"))).data.source == "torchvision"
 

@@ -201,7 +201,7 @@ ARCHIVES = {
     "no array": ({"x_train": b"hello"}, "damaged"),
     "nan labels": ({"y_train": npy(np.full(20, np.nan))}, "not whole numbers"),
     "a class for each image": ({"y_train": npy(np.arange(20) + 1)}, "a label of its own for every image"),
-    "label of 10^18": ({"y_train": npy(np.full(20, 10**18))}, "test labels that the training set lacks"),
+    "label of 10^18": ({"y_train": npy(np.full(20, 10**18))}, "alone in y_train"),
     "label of 2^64 - 1": ({"y_train": npy(np.full(20, 2**64 - 1, np.uint64))}, "the label 18446744073709551615"),
 }
 
@@ -338,7 +338,7 @@ def test_what_is_no_plain_file_is_not_waited_for(tmp_path: Path, place: str) -> 
         with pytest.raises(UserError, match="not a plain file"):
             read(file)
     with pytest.raises(UserError, match="not a plain file"):
-        run_dir(load_config(["data.source=npz", f"data.path={file}"]))
+        run_dir(load_config(["data.name=digits", "data.source=npz", f"data.path={file}"]))
 
 
 # --- published files ------------------------------------------------------------------------------------------------
@@ -932,7 +932,7 @@ def test_commands_on_hostile_files_end_with_a_sentence_and_code_2(call: Call, re
     (folder / conclusion.CAPTIONS).write_text("[" * 10_000)
     (results / "side" / compare.RUNS).write_text("\x1b]0;title\x07")
     (run.path.parents[3] / "bad.npz").write_bytes(b"PK")
-    archive = ["data.source=npz", f"data.path={run.path.parents[3] / 'bad.npz'}"]
+    archive = ["data.name=digits", "data.source=npz", f"data.path={run.path.parents[3] / 'bad.npz'}"]
     for arguments in (
         ["show", str(run.path)],
         ["report", "--out", str(results)],

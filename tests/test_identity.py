@@ -294,7 +294,15 @@ READERS: dict[str, tuple[str, Callable[[Path], Any]]] = {
 def whole(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with every kind of file."""
     root = tmp_path_factory.mktemp("whole")
-    overrides = ["data.source=npz", "model=lenet", "epochs=1", "batch_size=60", "tensorboard=false", "device=cpu"]
+    overrides = [
+        "data=mnist5k",
+        "data.source=npz",
+        "model=lenet",
+        "epochs=1",
+        "batch_size=60",
+        "tensorboard=false",
+        "device=cpu",
+    ]
     path = train.run(load_config([*overrides, f"data.path={digits}", f"root={root}"]))
     compare.save(compare.collect([Run(path)]), path)
     Ticket("slurm/1", 0, 1).write(path / "run")

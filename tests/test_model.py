@@ -212,7 +212,7 @@ UNBUILDABLE = {
     ("variant=ghostbn", "model=paper_mlp", "norm.ghost_size=1"): "needs more than 1 value per channel",
     ("variant=nosuch",): "there is no 'nosuch'",
     ("model=lenet", "model.name=nosuch"): "there is no 'nosuch'",
-    ("model=lenet", "data.source=npz", "data.path=missing.npz"): "missing.npz",
+    ("model=lenet", "data.name=digits", "data.source=npz", "data.path=missing.npz"): "missing.npz",
 }
 
 
@@ -232,9 +232,15 @@ def test_trying_networks_passes_what_trains_and_draws_no_random_numbers(model: s
 
 
 def test_an_archives_own_shape_counts(tmp_path: Path) -> None:
-    images, labels = np.zeros((8, 4, 4), np.uint8), np.arange(8) % 2
+    images, labels = np.arange(128, dtype=np.uint8).reshape(8, 4, 4), np.arange(8) % 2
     np.savez(tmp_path / "small.npz", x_train=images, y_train=labels, x_test=images, y_test=labels)
-    archive = ["data.source=npz", f"data.path={tmp_path / 'small.npz'}", "batch_size=2", "data.val_fraction=0"]
+    archive = [
+        "data.name=digits",
+        "data.source=npz",
+        f"data.path={tmp_path / 'small.npz'}",
+        "batch_size=2",
+        "data.val_fraction=0",
+    ]
     rehearse([load_config(["model=paper_mlp", *archive])])
     with pytest.raises(UserError, match="images of 4 x 4 are too small"):
         rehearse([load_config(["model=lenet", *archive])])

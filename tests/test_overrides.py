@@ -81,7 +81,7 @@ def test_name_that_looks_like_something_else_stays_a_text(key: str, name: str) -
 def test_archive_is_a_text_or_null() -> None:
     assert found("data.path=null") is None
     for name in ("a=b.npz", "ö.npz", "a,b.npz", "'null'"):
-        cfg = load_config(["data.source=npz", f"data.path={name}"])
+        cfg = load_config(["data.name=digits", "data.source=npz", f"data.path={name}"])
         assert cfg.data.path == name.strip("'")
 
 
@@ -90,7 +90,7 @@ def test_home_is_put_in_once_and_in_one_place(monkeypatch: pytest.MonkeyPatch, t
     assert found("root=~/runs") == f"{tmp_path}/runs"
     assert found("root=~") == str(tmp_path)
     assert found("data.root='~/a b'") == f"{tmp_path}/a b"
-    assert load_config(["data.source=npz", "data.path=~/a.npz"]).data.path == f"{tmp_path}/a.npz"
+    assert load_config(["data.name=digits", "data.source=npz", "data.path=~/a.npz"]).data.path == f"{tmp_path}/a.npz"
     assert load_options(["launcher.logs=~/logs"]).logs == f"{tmp_path}/logs"
     for text in ("./~", "a/~", "a~"):
         assert found(f"root={text}") == text
@@ -259,8 +259,22 @@ def test_wrong_sweep_says_what_to_write(override: str, words: str) -> None:
     [
         [],
         ["model=paper_mlp", "optimizer=sgd", "schedule=step", "schedule.milestones=[0.25,0.75]", "norm.eps=null"],
-        ["data.source=npz", "data.path=a b'c.npz", "root=null", "optimizer.lr=1e-05", "tensorboard=false"],
-        ["data.source=npz", "data.path='null'", "eval_every=7", "model.placement=after", "data.shade_test=0.5"],
+        [
+            "data.name=digits",
+            "data.source=npz",
+            "data.path=a b'c.npz",
+            "root=null",
+            "optimizer.lr=1e-05",
+            "tensorboard=false",
+        ],
+        [
+            "data.name=digits",
+            "data.source=npz",
+            "data.path='null'",
+            "eval_every=7",
+            "model.placement=after",
+            "data.shade_test=0.5",
+        ],
     ],
 )
 def test_command_of_a_configuration_gives_it_again(given_: list[str]) -> None:

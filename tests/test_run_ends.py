@@ -150,7 +150,13 @@ def test_what_a_norm_refuses_is_told_before_anything_is_written(
     with pytest.raises(UserError, match=words):
         train.run(cfg)
     assert not Path(cfg.root).exists()
-    given = ["data.source=npz", f"data.path={cfg.data.path}", *overrides, f"root={tmp_path / 'runs'}"]
+    given = [
+        "data.name=digits",
+        "data.source=npz",
+        f"data.path={cfg.data.path}",
+        *overrides,
+        f"root={tmp_path / 'runs'}",
+    ]
     variant = next((text for text in overrides if text.startswith("variant=")), "variant=bn").removeprefix("variant=")
     given = [text for text in given if not text.startswith("variant=")]
     result = call("compare", f"--variants=nobn,{variant}", "--seeds=2", "--jobs=1", *given)

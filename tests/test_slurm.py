@@ -338,6 +338,59 @@ def test_cluster_that_takes_no_job_at_all_says_why(made_up: Path, tiny: Tiny, tm
     assert list(tmp_path.rglob("*.job")) == []
 
 
+LOOK = r"may have been submitted or not\. Look with `squeue --me`"
+ANSWERS = {
+    "a reason": (
+        "echo 'sbatch: error: invalid partition' >&2; exit 1",
+        r"refuses the jobs: .*partition .*launcher\.KEY",
+    ),
+    "a reason on the wrong stream": ("echo 'no such account'; exit 1", r"refuses the jobs: no such account If"),
+    "no UTF-8": (r"printf 'sbatch: error: d\351fendu' >&2; exit 1", r"refuses the jobs: .* d.fendu If"),
+    "a failure without a word": ("exit 3", r"failed \(exit code 3\) and gave no reason\. See whether `sbatch --wrap"),
+    "a signal": ("kill -9 $$", r"failed \(exit code -9\) and gave no reason"),
+    "nothing": ("exit 0", rf"sbatch said nothing where .*{LOOK}"),
+    "garbage": ("echo welcome", rf"sbatch said 'welcome' where .*{LOOK}"),
+    "garbage in no UTF-8": (r"printf '\351\377'", rf"sbatch said .*{LOOK}"),
+}
+
+
+@pytest.mark.parametrize("runs", [1, 2])
+@pytest.mark.parametrize(("script", "words"), ANSWERS.values(), ids=ANSWERS)
+def test_what_sbatch_answers_is_told_as_it_is(
+    made_up: Path, tiny: Tiny, tmp_path: Path, script: str, words: str, runs: int
+) -> None:
+    (made_up / "sbatch").write_text(f"#!/bin/sh\n{script}\n")
+    with pytest.raises(UserError, match=words) as error:
+        slurm.run_all([tiny(f"seed={seed}") for seed in range(runs)], options())
+    assert ("launcher" in str(error.value)) == ("refuses" in words)
+    assert list(tmp_path.rglob("*.job")) == []
+
+
+def test_answers_of_slurm_need_not_be_in_utf_8(made_up: Path, tiny: Tiny) -> None:
+    grid = [tiny(f"seed={seed}") for seed in range(2)]
+    (made_up / "sbatch").write_text((made_up / "sbatch").read_text() + "printf '\\351' >&2; printf '\\351\\n'\n")
+    (made_up / "squeue").write_text((made_up / "squeue").read_text() + "printf '7|\\351\\n'\n")
+    slurm._submit_missing({run_dir(cfg): cfg for cfg in grid}, options(), False, lambda _: None)
+    assert [ticket.job for cfg in grid if (ticket := Ticket.read(run_dir(cfg)))] == ["101_0", "101_1"]
+    assert slurm._states() == {"101_0": "RUNNING", "101_1": "RUNNING", "7": "\N{REPLACEMENT CHARACTER}"}
+
+
+def test_squeue_that_answers_no_jobs_does_not_say_that_they_are_gone(made_up: Path) -> None:
+    assert slurm._states() == {}
+    (made_up / "squeue").write_text("#!/bin/sh\necho under maintenance\n")
+    with pytest.raises(UserError, match="squeue does not answer: under maintenance"):
+        slurm._states()
+
+
+def test_job_that_never_started_is_not_said_to_have_a_log(tmp_path: Path) -> None:
+    (tmp_path / "12_submission.sh").touch()
+    ticket = Ticket(str(tmp_path), 0, 1)
+    story = slurm._story(ticket, "CANCELLED")
+    assert story.endswith(f"wrote no log in {tmp_path}, so it seems never to have started")
+    ticket.log.write_text("a\nb\n")
+    assert slurm._story(ticket, "FAILED").endswith(f"its log: {ticket.log}, which ends: b")
+
+
 @pytest.mark.parametrize(
     ("complaint", "limit"),
     [

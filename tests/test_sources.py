@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import functools
 import gzip
 import hashlib
@@ -30,7 +31,7 @@ from torchvision import datasets
 from bnrepro import sources
 from bnrepro.archive import read_archive, read_npz
 from bnrepro.arrays import WrongError, layout, layouts, pixels
-from bnrepro.config import UserError
+from bnrepro.config import UserError, content_hash
 from bnrepro.schema import Data, Source
 from bnrepro.sources import Cifar, Idx
 
@@ -322,9 +323,43 @@ def test_remedy_of_a_damaged_file_works_when_followed(published: Idx, tmp_path: 
 
 
 def test_folder_that_cannot_be_written_is_named(published: Idx, tmp_path: Path) -> None:
-    (tmp_path / "file").touch()
+    shutil.rmtree(tmp_path / "MNIST")
+    (tmp_path / "MNIST").touch()
     with pytest.raises(UserError, match=r"cannot be written \(.*\)\. Set data\.root"):
-        published.fetch(tmp_path / "file")
+        published.fetch(tmp_path)
+
+
+@pytest.mark.parametrize("root", ["file", "file/data", "file/a/b"])
+def test_root_that_is_a_file_is_told_before_anything_is_downloaded(
+    idx: Idx, cifar: Cifar, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, root: str
+) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setattr(sources, "_download", pytest.fail)
+    for call in (idx.fetch, idx.read, cifar.fetch, cifar.read):
+        with pytest.raises(
+            UserError, match=rf"^data.root={tmp_path / root}: {tmp_path}/file is a file, .* Set data.root"
+        ):
+            call(tmp_path / root)
+
+
+def test_sound_file_of_another_dataset_is_named_and_not_to_be_deleted(
+    idx: Idx, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "MNIST").rename(tmp_path / "FashionMNIST")
+    sizes = [
+        len(gzip.decompress((tmp_path / "FashionMNIST" / "raw" / f"{name}.gz").read_bytes()))
+        for name in sources.IDX_FILES
+    ]
+    mnist = Idx("MNIST", idx.sha256, (sizes[0], sizes[1], sizes[2], sizes[3]))
+    monkeypatch.setattr(sources, "_MNIST", mnist)
+    fashion = Idx("FashionMNIST", ("0" * 64, "1" * 64, "2" * 64, "3" * 64), name="fashion_mnist")
+    with pytest.raises(
+        UserError, match=r"is sound, but it is MNIST's train-images-idx3-ubyte, which belongs in"
+    ) as error:
+        fashion.read(tmp_path)
+    assert "Delete" not in str(error.value)
+    (tmp_path / "FashionMNIST").rename(tmp_path / "MNIST")  # the remedy
+    mnist.read(tmp_path)
 
 
 # --- CIFAR ---
@@ -474,6 +509,10 @@ def test_keras_archive_is_read_with_channels_first(tmp_path: Path) -> None:
     assert read_npz(tmp_path / "gray.npz")[0][0].shape == (20, 1, 8, 6)
 
 
+def good_images() -> np.ndarray:
+    return good()["x_train"]
+
+
 WRONG = {
     "flat colour images": ({"x_train": np.zeros((20, 3072), np.uint8)}, "not clear which axis"),
     "a table": ({"x_train": np.zeros((20, 4))}, "not clear which axis"),
@@ -506,7 +545,18 @@ WRONG = {
         {"y_train": np.eye(4)[np.arange(20) % 4], "y_test": np.eye(3)[np.arange(8) % 3]},
         "one-hot labels of 4 classes to train on, 3 to test",
     ),
-    "fewer labels": ({"y_test": np.zeros(7, int)}, r"y_test of shape \(7,\), not images"),
+    "fewer labels": ({"y_test": np.zeros(7, int)}, r"y_test of shape \(7,\): 8 images and 7 labels"),
+    "one class": ({"y_train": np.zeros(20, int), "y_test": np.zeros(8, int)}, r"the label 0 alone in y_train\. Two"),
+    "counted from 1 and 0": (
+        {"y_train": np.arange(20) % 4 + 1},
+        r"lacks \(0\).* \(4\): .*count or name .* differently",
+    ),
+    "counted from 0 and 1": ({"y_test": np.arange(8) % 4 + 1}, r"lacks \(4\).* \(0\): .*count or name .* differently"),
+    "named in other letters": (
+        {"y_train": np.array(["cat", "dog"])[np.arange(20) % 2], "y_test": np.array(["Cat", "dog"])[np.arange(8) % 2]},
+        r"lacks \(Cat\).* \(cat\): .*Give each class the same label in both",
+    ),
+    "two names of one role": ({"X_train": good_images()}, r"has both x_train\.npy and X_train\.npy"),
     "two fine labels": ({"y_train": np.full((20, 2), 5)}, "not one-hot"),
     "negative label": ({"y_train": np.arange(20) % 4 - 1}, r"labels below 0 in y_train \(-1\)"),
     "unknown test label": ({"y_test": np.arange(8)}, r"the training set lacks \(4, 5, 6, 7\)"),
@@ -528,6 +578,42 @@ def test_archive_with_wrong_arrays_is_refused(tmp_path: Path, change: dict[str, 
         read_npz(tmp_path / "a.npz")
     assert str(tmp_path / "a.npz") in str(error.value)
     assert "\n" not in str(error.value)
+    assert "It must be an .npz archive" not in str(error.value)  # it is one
+
+
+UNREADABLE = (errno.EACCES, errno.EPERM, errno.EIO, errno.ESTALE, errno.EMFILE, errno.ENOMEM, errno.ENODEV, errno.ELOOP)
+
+
+@pytest.mark.parametrize("number", UNREADABLE, ids=errno.errorcode.get)
+@pytest.mark.parametrize("step", ["stat", "open"])
+def test_archive_that_cannot_be_read_just_now_is_not_called_damaged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, step: str
+) -> None:
+    np.savez(tmp_path / "a.npz", **good())
+
+    def fail(path: Path, *_: object, **__: object) -> None:
+        raise OSError(number, os.strerror(number), str(path))
+
+    monkeypatch.setattr(Path, step, fail)
+    for read in (read_npz, content_hash):
+        with pytest.raises(UserError, match=rf"a\.npz cannot be read \({os.strerror(number)}\)\. It was left as it is"):
+            read(tmp_path / "a.npz")
+
+
+def test_folder_pipe_and_locked_archive_are_not_called_damaged(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    for place in (tmp_path, tmp_path / "pipe", Path("/dev/null")):
+        for read in (read_npz, content_hash):
+            with pytest.raises(UserError, match=r"is not a plain file but a folder, pipe or device\. Give"):
+                read(place)
+    np.savez(tmp_path / "a.npz", **good())
+    raw = bytearray((tmp_path / "a.npz").read_bytes())
+    for start, place in ((b"PK\3\4", 6), (b"PK\1\2", 8)):  # the flags of each member
+        for found in re.finditer(re.escape(start), bytes(raw)):
+            raw[found.start() + place] |= 1
+    (tmp_path / "a.npz").write_bytes(raw)
+    with pytest.raises(UserError, match="x_train locked with a password"):
+        read_npz(tmp_path / "a.npz")
 
 
 def color() -> dict[str, np.ndarray]:
@@ -595,6 +681,13 @@ def test_archive_in_another_form_is_the_same_data_and_says_what_was_understood(
     title, official = sources.describe(Data(name="x", source=Source.npz, path="a.npz"), "", found.notes)
     assert title == f"a.npz as x ({'; '.join([*found.notes, 'not checked against the official data'])})"
     assert not official
+
+
+def test_labels_minus_one_and_one_are_two_classes(tmp_path: Path) -> None:
+    np.savez(tmp_path / "a.npz", **each(lambda y: y % 2 * 2 - 1, "y")())
+    found = read_archive(tmp_path / "a.npz")
+    assert [labels.tolist() for _, labels in found.pair] == [(np.arange(n) % 2).tolist() for n in (20, 8)]
+    assert found.notes == ("labels -1, 1 counted from 0",)
 
 
 @pytest.mark.parametrize(
@@ -718,13 +811,35 @@ def test_archive_in_an_archive_is_named(tmp_path: Path) -> None:
         read_npz(tmp_path / "c.npy")
 
 
-@pytest.mark.parametrize(("value", "levels"), [(np.uint8(7), 7), (np.uint8(0), 0), (0.5, 128), (True, 255), (1.0, 255)])
-def test_images_of_one_constant_are_read(tmp_path: Path, value: float, levels: int) -> None:
-    arrays = {key: np.full_like(a, value, np.array(value).dtype) if key[0] == "x" else a for key, a in good().items()}
-    np.savez(tmp_path / "a.npz", **arrays)
-    found = read_archive(tmp_path / "a.npz")
-    assert all((x == levels).all() for x, _ in found.pair)
-    assert any("the brightest of them 7" in note for note in found.notes) == (levels == 7)
+@pytest.mark.parametrize("parts", [("x_train",), ("x_test",), ("x_train", "x_test")], ids=str)
+@pytest.mark.parametrize("value", [np.uint8(7), np.uint8(0), np.uint8(255), 0.5, True, 1.0], ids=repr)
+def test_images_of_one_constant_are_refused(tmp_path: Path, value: float, parts: tuple[str, ...]) -> None:
+    other = each(lambda x: x if np.array(value).dtype.kind == "u" else x / 255)()
+    np.savez(
+        tmp_path / "a.npz", **other | {key: np.full_like(other[key], value, np.array(value).dtype) for key in parts}
+    )
+    with pytest.raises(UserError, match=f"{parts[0]} in which all pixels come out as the same level"):
+        read_archive(tmp_path / "a.npz")
+
+
+@pytest.mark.parametrize("small", ["u1", "i8", "?", "f4"])
+@pytest.mark.parametrize("large", ["u1", "i4", "f4"])
+@pytest.mark.parametrize("dark", ["x_train", "x_test"])
+def test_parts_of_different_scale_are_refused_unless_their_types_tell_them_apart(
+    tmp_path: Path, small: str, large: str, dark: str
+) -> None:
+    arrays = {key: array.astype(large) if key[0] == "x" else array for key, array in color().items()}
+    np.savez(tmp_path / "a.npz", **arrays | {dark: (arrays[dark] >= 128).astype(small)})
+    if small == "?" or (small == "f4") != (large == "f4"):
+        assert any("0 and 1 for black and white" in note for note in read_archive(tmp_path / "a.npz").notes)
+        return
+    with pytest.raises(UserError, match=r"values from 0 to (1 and 0 to 255|255 and 0 to 1|\d+ and 0 to 1), not of"):
+        read_archive(tmp_path / "a.npz")
+
+
+def test_part_that_is_darker_than_the_other_is_noted(tmp_path: Path) -> None:
+    np.savez(tmp_path / "a.npz", **color() | {"x_test": color()["x_test"] // 16})
+    assert read_archive(tmp_path / "a.npz").notes == ("levels of at most 15 in x_test, brighter ones in x_train",)
 
 
 @given(st.data())

@@ -118,6 +118,10 @@ def compare(
     cfg = configure(overrides, instead)
     for name in names:
         configure(overrides, variant=name)
+    if threshold is not None and cfg.data.val_fraction == 0:
+        raise UserError(
+            "--threshold is not used without a validation set. Leave it out, or set data.val_fraction above 0."
+        )
     from bnrepro import compare as comparing
     from bnrepro import listing
     from bnrepro.allocator import keep_memory
