@@ -6,9 +6,11 @@ import errno
 import os
 import re
 import shlex
+import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -19,10 +21,11 @@ import typer
 import yaml
 
 from bnrepro import cli, errors
-from bnrepro.config import UserError
+from bnrepro.config import UserError, load_config, run_dir, to_yaml
 from bnrepro.errors import did_you_mean, sentence
-from bnrepro.record import Run
+from bnrepro.record import Run, write_whole
 from tests.conftest import TINY, Call, Result, changed
+from tests.ending import Command
 
 PACKAGE = Path(cli.__file__).parent.parent
 
@@ -327,6 +330,22 @@ def test_figures_of_an_experiment_that_is_not_there_names_its_command(call: Call
     assert call("figures", "numpynet").code == 0
 
 
+@pytest.mark.parametrize("root", ["runs/mnist5k", "runs/mnist5k/lenet/convbn", "runs/mnist5k/lenet/convbn/{run}", "."])
+def test_root_that_is_not_the_root_of_its_runs_is_named(call: Call, tmp_path: Path, root: str) -> None:
+    cfg = load_config(["variant=convbn", "model=lenet", f"root={tmp_path / 'runs'}"])
+    write_whole(run_dir(cfg) / "config.yaml", to_yaml(cfg))
+    root = root.format(run=run_dir(cfg).name)
+    for place, right in ((root, "runs"), (f"{tmp_path / root}", f"{tmp_path / 'runs'}")):
+        line = told(call("runs", f"--root={place}"))
+        assert f"{place} is not the root of its runs." in line
+        assert line.endswith(f" --root={right}.")
+    assert run_dir(cfg).name in call("runs", "--root=runs").out
+    assert "There is no run under runs with --variant=bn." in call("runs", "--root=runs", "--variant=bn").out
+    (tmp_path / "configs").mkdir()
+    (tmp_path / "configs" / "config.yaml").touch()
+    assert "There is no run under configs." in call("runs", "--root=configs").out
+
+
 # --- TensorBoard ---
 
 
@@ -376,6 +395,19 @@ def test_tensorboard_that_cannot_be_imported_is_a_sentence(
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.startswith("Error: TensorBoard cannot be imported (")
     assert len(done.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize("seconds", [0.0, 0.5])
+def test_tensorboard_that_is_interrupted_ends_in_a_line(tmp_path: Path, seconds: float) -> None:
+    command = Command(tmp_path, ["tensorboard", ".", "--port=0"])
+    stat = Path(f"/proc/{command.process.pid}/cmdline")
+    command.wait_for(lambda: b"starting" in stat.read_bytes() or not stat.exists())  # Python became it
+    time.sleep(seconds)
+    command.signal(signal.SIGINT)
+    assert command.ended() == 130
+    err = command.err.read_text()
+    assert err.endswith("\nInterrupted.\n")
+    assert "Traceback" not in err
 
 
 # --- examples ---
