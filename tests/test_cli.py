@@ -341,9 +341,9 @@ def test_sweep_counts_a_run_in_two_writings_once(call: Call, short: list[str]) -
     result = call("sweep", *changed(short, "epochs=1"), *rates, "--jobs=1")
     assert (result.code, result.out.splitlines()[1].split()[:2]) == (0, ["all", "1"]), result.out
     assert result.err.count("the same run as one before") == 3
-    assert "1 runs: 1 made now." in result.err
+    assert "1 run: 1 made now." in result.err
     again = call("sweep", *changed(short, "epochs=1"), *rates, "--jobs=1")
-    assert "1 runs: 1 found." in again.err
+    assert "1 run: 1 found." in again.err
     assert "1 run, 0 still to run." in call("sweep", *changed(short, "epochs=1"), *rates, "--dry-run").out
 
 
