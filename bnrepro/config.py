@@ -159,8 +159,9 @@ def check(cfg: Config) -> Config:
         (
             "schedule.milestones",
             cfg.schedule.milestones,
-            all(0 < m < 1 for m in cfg.schedule.milestones),
-            "fractions of the run, between 0 and 1",
+            all(0 < m < 1 for m in cfg.schedule.milestones)
+            and cfg.schedule.milestones == sorted(cfg.schedule.milestones),
+            "fractions of the run, between 0 and 1, in ascending order",
         ),
         ("schedule.gamma", cfg.schedule.gamma, cfg.schedule.gamma > 0, "above 0"),
         (
@@ -353,7 +354,7 @@ def _values(text: str) -> dict[str, Any]:
     try:
         found = yaml.load(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
     except yaml.YAMLError as error:
-        raise ValueError(str(error).splitlines()[0]) from error
+        raise ValueError(first_line(error)) from error
     if not isinstance(found, dict) or not {"data", "model"} <= found.keys():
         raise ValueError("it is not a configuration of a run")
     return found

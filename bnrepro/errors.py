@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from difflib import get_close_matches
 from pathlib import Path
 
@@ -53,6 +53,17 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
     return f" Did you mean {' or '.join(names[:4])}?" if names else ""
 
 
+def known_are(word: str, known: Iterable[str]) -> str:
+    """`did_you_mean`, and `` There are: ...`` with all of ``known``."""
+    names = list(known)
+    return f"{did_you_mean(word, names)} There are: {', '.join(names)}."
+
+
+def either(words: Sequence[str]) -> str:
+    """``a, b or c``."""
+    return " or ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)
+
+
 def _plain(word: str) -> str:
     return word.lower().replace("-", "_")
 
@@ -79,6 +90,11 @@ def sentence(error: BaseException) -> str | None:
             )
         if isinstance(each, OSError):
             return _system(each)
+        if isinstance(each, ImportError) and ".so" in str(each):
+            return (
+                f"A library cannot be loaded ({first_line(each)}). If memory is limited (`ulimit -v`), raise it, "
+                "else install its package again."
+            )
     return None
 
 
@@ -95,7 +111,7 @@ def _causes(error: BaseException) -> Iterator[BaseException]:
 def _system(error: OSError) -> str:
     """What the operating system refuses, where, and what to do about it."""
     if isinstance(error, FileNotFoundError) and folder_is_gone():
-        return GONE
+        return FOLDER_GONE
     # Two names, where something was renamed: what is wrong may be with either.
     names = [os.fsdecode(name) for name in (error.filename, error.filename2) if isinstance(name, str | bytes | Path)]
     what = error.strerror or first_line(error) or type(error).__name__
@@ -104,7 +120,7 @@ def _system(error: OSError) -> str:
     return f"{where}{what.rstrip('.')}. {remedy} What has finished is kept."
 
 
-GONE = "The folder that this was started in has been deleted. Change to another (cd) and try again."
+FOLDER_GONE = "The folder that this was started in has been deleted. Change to another (cd) and try again."
 
 
 def folder_is_gone() -> bool:

@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from bnrepro import checkpoint, record, train
 from bnrepro.config import UserError, command
 from bnrepro.data import Dataset, Split, epoch_plan, load, mix, train_batch
+from bnrepro.errors import known_are
 from bnrepro.model import Network, build, norm_of
 from bnrepro.norm import reestimate_statistics, resize
 from bnrepro.norm.statistics import batch_statistics
@@ -65,7 +66,7 @@ def evaluate(run: record.Run, statistics: str = "ema", size: int | None = None) 
         UserError: no such kind; no checkpoint, or one that does not fit; a network that takes images of one size.
     """
     if statistics not in list(Statistics):
-        raise UserError(f"--statistics: there is no {statistics!r}. There are: {', '.join(Statistics)}.")
+        raise UserError(f"--statistics: there is no {statistics!r}.{known_are(statistics, Statistics)}")
     cfg, data, network = restore(run)
     splits = {"validation": data.val, "test": data.test} if len(data.val.labels) else {"test": data.test}
     batch_size = None

@@ -18,7 +18,9 @@ from typing import TYPE_CHECKING, Any
 from bnrepro import record
 from bnrepro.compare import Comparison, table
 from bnrepro.config import UserError, to_yaml
+from bnrepro.errors import known_are
 from bnrepro.experiments.base import Finding, Verdict
+from bnrepro.output import counted
 from bnrepro.record import Status
 from bnrepro.stats import Interval, t_interval
 from bnrepro.stored import printable
@@ -42,14 +44,26 @@ def rows(root: Path, wanted: dict[str, str], sort: str = "path") -> list[Row]:
         UserError: no such column to sort by, no such status.
     """
     if sort not in SORTS:
-        raise UserError(f"--sort: there is no {sort!r}. There are: {', '.join(SORTS)}.")
+        raise UserError(f"--sort: there is no {sort!r}.{known_are(sort, SORTS)}")
     if wanted.get("status", STATUSES[0]) not in STATUSES:
-        raise UserError(f"--status: there is no {wanted['status']!r}. There are: {', '.join(STATUSES)}.")
+        raise UserError(f"--status: there is no {wanted['status']!r}.{known_are(wanted['status'], STATUSES)}")
     found = [_row(run) for run in record.find_runs(root)]
     found = [row for row in found if all(row[key] == value for key, value in wanted.items())]
     known = [row for row in found if row[sort] is not None]
     known.sort(key=lambda row: row[sort], reverse=sort.endswith("accuracy"))
     return known + [row for row in found if row[sort] is None]
+
+
+def root_near(root: Path) -> Path | None:
+    """The folder above ``root``, or in it, that is the root of the runs that lie under ``root``; None: none do."""
+    if next(record.find_runs(root), None):
+        return None
+    root = root.resolve() if ".." in root.parts else root
+    for above in range(1, 5):
+        found = root.glob("*/" * (4 - above) + record.CONFIG)
+        if any(re.match(r"seed[0-9]+-", file.absolute().parent.name) for file in found):
+            return (root if len(root.parts) >= above else root.absolute()).parents[above - 1]
+    return next((file.parents[4] for file in sorted(root.glob(f"*/*/*/*/seed*/{record.CONFIG}"))), None)
 
 
 def _row(run: record.Run) -> Row:
@@ -249,7 +263,7 @@ def verdict_table(findings: Sequence[Finding], width: int | None = None) -> str:
     width = max(40, min(width or shutil.get_terminal_size().columns, 120))
     indent = " " * (2 + max((len(f.claim.id) for f in findings), default=0))
     counts = Counter(finding.verdict for finding in findings)
-    lines = [f"{len(findings)} claims: " + ", ".join(f"{counts[v]} {v}" for v in Verdict if counts[v])]
+    lines = [f"{counted(len(findings), 'claim')}: " + ", ".join(f"{counts[v]} {v}" for v in Verdict if counts[v])]
     for finding in findings:
         head = f"{finding.claim.id:<{len(indent)}}{finding.verdict.value.upper()}: {finding.claim.sentence}"
         for first, text in ((head, ""), (indent, f"Found: {finding.found}")):

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from bnrepro.config import UserError
-from bnrepro.errors import did_you_mean
+from bnrepro.errors import known_are
 from bnrepro.norm import NORMS, ConvAdaptiveNorm2d, NormError, NormOptions
 from bnrepro.schema import Config, DropoutPosition, Initialization, Model, Placement
 
@@ -216,7 +216,7 @@ MODELS: dict[str, Callable[[Blocks, int, Shape, int], list[nn.Module]]] = {
 
 def _look_up(table: dict[str, T], name: str, key: str) -> T:
     if name not in table:
-        raise UserError(f"{key}: there is no {name!r}.{did_you_mean(name, table)} There are: {', '.join(table)}.")
+        raise UserError(f"{key}: there is no {name!r}.{known_are(name, table)}")
     return table[name]
 
 
@@ -234,6 +234,13 @@ def norm_of(cfg: Config) -> MakeNorm:
         kernel_size=cfg.norm.kernel_size,
     )
     return partial(_look_up(NORMS, cfg.variant, "variant"), options=options)
+
+
+def check_names(cfg: Config) -> None:
+    """Raise UserError if there is no such variant, network or activation."""
+    norm_of(cfg)
+    _look_up(MODELS, cfg.model.name, "model.name")
+    _look_up(ACTIVATIONS, cfg.model.activation, "model.activation")
 
 
 def build(

@@ -23,9 +23,10 @@ from contextlib import contextmanager, suppress
 from typing import Any, TextIO
 
 from bnrepro import signals
+from bnrepro.errors import first_line
 
 # Nobody reads: not a fault of what is written.
-GONE = (errno.EPIPE, errno.EIO, errno.EBADF, errno.ENXIO, errno.ECONNRESET, errno.ENOTCONN, errno.ESHUTDOWN)
+READER_GONE = (errno.EPIPE, errno.EIO, errno.EBADF, errno.ENXIO, errno.ECONNRESET, errno.ENOTCONN, errno.ESHUTDOWN)
 CHUNK = getattr(select, "PIPE_BUF", 512)  # bytes that a pipe takes at once when it says that it takes any
 PATIENCE = 0.5  # seconds that a stream has to take a chunk after a signal
 
@@ -68,7 +69,7 @@ class Shield(io.RawIOBase):
                     break
         except OSError as error:
             self.gone = True
-            self.error = None if error.errno in GONE else error
+            self.error = None if error.errno in READER_GONE else error
         return size
 
     def _takes(self) -> bool:
@@ -78,6 +79,11 @@ class Shield(io.RawIOBase):
         poll = select.poll()
         poll.register(self.descriptor, select.POLLOUT)
         return bool(poll.poll(1000 * PATIENCE))
+
+
+def counted(number: float, thing: str) -> str:
+    """``1 run``, ``2 runs``."""
+    return f"{number:g} {thing}{'' if number == 1 else 's'}"
 
 
 def protect() -> None:
@@ -125,7 +131,10 @@ def finish() -> bool:
     raw = getattr(getattr(sys.stdout, "buffer", None), "raw", getattr(sys.stdout, "buffer", None))
     error = raw.error if isinstance(raw, Shield) else None
     if error:
-        tell(f"Error: standard output could not be written ({error.strerror}). Files are whole; print them again.")
+        tell(
+            f"Error: standard output could not be written ({error.strerror}). Results are stored; run "
+            "the command again to see them."
+        )
     return error is None
 
 
@@ -149,5 +158,5 @@ def only_shown(what: str) -> Iterator[None]:
     except Exception as error:
         if what not in _told:
             _told.add(what)
-            reason = str(error).partition("\n")[0].rstrip(".")
-            tell(f"{what} cannot be shown ({type(error).__name__}: {reason}). Results are not affected.")
+            why = f"{type(error).__name__}: {first_line(error)}".rstrip(".: ")
+            tell(f"{what} cannot be shown ({why}). Results are not affected.")

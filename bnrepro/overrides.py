@@ -17,7 +17,7 @@ from shlex import quote
 from types import NoneType
 from typing import Any, get_args, get_origin, get_type_hints
 
-from bnrepro.errors import UserError, did_you_mean
+from bnrepro.errors import UserError, did_you_mean, either, known_are
 from bnrepro.schema import Config, configs_dir
 
 LONGEST = 5000  # characters of an override: enough for any path
@@ -74,7 +74,7 @@ def split(override: str, known: Collection[str] = ()) -> tuple[str, str]:
     if len(override) > LONGEST or len(key) > 100:
         raise UserError(f"The override {shown} is too long: {len(override):,} characters.")
     if not equals or not key.strip():
-        more = " Write no spaces round the equals sign." if override == "=" or bare in known else ""
+        more = " Join key and value with = and no spaces." if override == "=" or bare in known else ""
         raise UserError(f"The override {shown} is not of the form key=value, as in epochs=5.{more}")
     if key in known:
         return key, text
@@ -85,7 +85,7 @@ def split(override: str, known: Collection[str] = ()) -> tuple[str, str]:
     if below:
         raise UserError(f"{bare} is a group of keys: {', '.join(below)}. Set one of them, as in {below[0]}=...")
     if not re.fullmatch(r"\w+(\.\w+)*", bare):
-        raise UserError(f"The override {shown} is refused: it is to set a key, as in epochs=5.")
+        raise UserError(f"The override {shown} must have the form key=value, as in epochs=5.")
     raise UserError(f"There is no key {bare}.{did_you_mean(bare, known) or f' {all_keys}'}")
 
 
@@ -120,8 +120,8 @@ def _scalar(key: str, kind: Any, text: str, more: str) -> Any:
     if issubclass(kind, Enum):
         if text in kind.__members__:
             return kind[text]
-        near = did_you_mean(text, kind.__members__)
-        raise UserError(f"{key} must be {' or '.join(kind.__members__)}{more}; got {shown}.{near}")
+        near, members = did_you_mean(text, kind.__members__), [*kind.__members__, *(["null"] if more else [])]
+        raise UserError(f"{key} must be {either(members)}; got {shown}.{near}")
     try:
         if kind is int and re.fullmatch(r"[+-]?[0-9_]{1,40}", text):
             return int(text)
@@ -151,7 +151,12 @@ def _member(group: str, text: str) -> str:
     if name in there:
         return name
     shown = repr(name if len(name) <= 100 else f"{name[:100]}...")
-    raise UserError(f"There is no {group} {shown}. There are: {', '.join(there)}.{did_you_mean(name, there)}")
+    thing = "dataset" if group == "data" else group
+    if group == "data" and name.endswith(".npz"):
+        own = re.sub(r"[^A-Za-z0-9_]", "_", Path(name).stem)
+        how = f"data.source=npz {quote(f'data.path={name}')} data.name={own}"
+        raise UserError(f"There is no dataset {shown}. To read an archive, write {how}.")
+    raise UserError(f"There is no {thing} {shown}.{known_are(name, there)}")
 
 
 def _one_value(key: str, text: str) -> None:
@@ -162,7 +167,7 @@ def _one_value(key: str, text: str) -> None:
     bracketed, is_list = re.fullmatch(r"\[(.*,.*)\]", text, re.DOTALL), get_origin(keys().get(key)) is list
     several = "," in text and not re.search(r"[{}()\[\]]", text)
     if not is_list and (several or bracketed or re.fullmatch(FUNCTION, text, re.DOTALL)):
-        example = quote(f"{key}={bracketed[1] if bracketed else text}")
+        example = quote(f"{key}={bracketed[1] if bracketed else text.strip(' ,')}")
         raise UserError(
             f"{key} takes one value; got {text!r}. `bnrepro sweep {example}` runs several"
             f"{', without brackets' if bracketed else ''}."
@@ -212,7 +217,7 @@ def check_path(what: str, path: str | None) -> None:
     if path is None:
         return
     if not path:
-        raise UserError(f"{what} is empty. Write a path; that of the folder that you are in is a full stop.")
+        raise UserError(f"{what} is empty. Write a path; for the current folder write '.'.")
     kinds = {unicodedata.category(c) for c in path}
     if "Cs" in kinds:
         raise UserError(f"{what} must be a path in UTF-8; got {path[:200]!r}. Rename it, or make a link to it.")

@@ -11,6 +11,7 @@ from __future__ import annotations
 import builtins
 import hashlib
 import os
+import re
 import sys
 import sysconfig
 from collections.abc import Iterator
@@ -53,7 +54,7 @@ class _Walk:
         self.seen[id(thing)] = thing
         if isinstance(thing, ModuleType):
             if self.file(getattr(thing, "__file__", None)):
-                for name in names & vars(thing).keys():
+                for name in sorted(names & vars(thing).keys()):
                     self.add(name, vars(thing)[name])
         elif isinstance(thing, FunctionType):
             self.function(thing)
@@ -80,7 +81,7 @@ class _Walk:
         if not Path(code.co_filename).is_file():
             self.found.update(map(repr, _bytecode(code)))
         names = _names(code)
-        for name in names & function.__globals__.keys():
+        for name in sorted(names & function.__globals__.keys()):
             self.add(name, function.__globals__[name], names)
 
     def type(self, kind: type) -> None:
@@ -130,16 +131,24 @@ def _parts(thing: Any) -> Iterator[tuple[str, Any]]:
     elif isinstance(thing, classmethod | staticmethod):
         yield "function", thing.__func__
     elif isinstance(thing, dict):
-        yield from ((repr(key), value) for key, value in thing.items())
+        yield from ((_shown(key), value) for key, value in thing.items())
     elif isinstance(thing, list | tuple):
         yield from ((str(i), value) for i, value in enumerate(thing))
     elif isinstance(thing, set | frozenset):
-        yield "members", str(sorted(map(repr, thing)))
+        if all(isinstance(each, PLAIN) for each in thing):
+            yield "members", str(sorted(map(repr, thing)))
+        else:
+            yield from (("member", each) for each in sorted(thing, key=_shown))
     elif hasattr(thing, "tolist"):  # arrays and tensors
         yield "values", repr(thing.tolist())
     else:
         yield "type", type(thing)
         yield from getattr(thing, "__dict__", {}).items()
+
+
+def _shown(thing: Any) -> str:
+    """``thing`` as text, without the address that is another one in each process."""
+    return re.sub(r" at 0x[0-9a-fA-F]+", "", repr(thing))
 
 
 def _codes(code: CodeType) -> Iterator[CodeType]:

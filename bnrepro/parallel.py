@@ -54,7 +54,7 @@ def map_all(
         lost: the result for an item whose process was killed, twice.
         report: told of progress.
         ended: told of each result when it is there.
-        threads: torch's threads in each process; None: the cores, shared out.
+        threads: torch's threads in each process; None: the cores, shared out. Ignored with ``jobs=1``.
     """
     tell = report or (lambda _index, _share: None)
     take = ended or (lambda _index, _result: None)

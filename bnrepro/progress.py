@@ -16,7 +16,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from bnrepro.output import only_shown, tell
+from bnrepro.output import counted, only_shown, tell
 from bnrepro.schema import Config
 from bnrepro.stored import printable
 from bnrepro.train import Progress
@@ -142,7 +142,7 @@ class SweepBar:
     A live table on a terminal; elsewhere a line for each that ended.
     """
 
-    def __init__(self, names: list[str], what: str = "runs") -> None:
+    def __init__(self, names: list[str], what: str = "run") -> None:
         self.names, self.what = names, what
         self.shares: dict[int, float] = {}
         self.states: dict[int, str] = {}
@@ -185,7 +185,7 @@ class SweepBar:
         if 0 < done < len(self.names):
             left = f", about {_clock(elapsed / done * (len(self.names) - done))} left"
         known = ", ".join(f"{count} {state}" for state, count in counts.items() if count)
-        return f"{len(self.names)} {self.what}: {known or 'nothing to do'} ({_clock(elapsed)}{left})"
+        return f"{counted(len(self.names), self.what)}: {known or 'nothing to do'} ({_clock(elapsed)}{left})"
 
     def shown(self) -> Group:
         """The summary, and a line for each that runs."""

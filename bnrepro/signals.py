@@ -32,12 +32,14 @@ def terminate_as_interrupt() -> Iterator[None]:
 
 
 class Stop:
-    """Whether somebody asked for an end, and whether it is being written down, when no signal interrupts any more."""
+    """How far a loop is with its end; made by `stop_between_steps`."""
 
     asked = False
+    """A signal came: the loop is to end after the step that it is at."""
     ending = False
+    """Set by the loop while it writes its end down (a checkpoint, a summary): further signals do not interrupt that."""
     cut = False
-    """Whether a second signal interrupted. What was going on, such as an import, can end in any error after that."""
+    """A second signal interrupted the step itself. What it was at, such as an import, may then raise any error."""
 
 
 @contextmanager

@@ -30,12 +30,13 @@ from bnrepro import output
 from bnrepro.archive import Archive, read_archive
 from bnrepro.arrays import Arrays, Pair
 from bnrepro.config import UserError
+from bnrepro.errors import did_you_mean
 from bnrepro.published import DEEPEST, LARGEST, Wanted, checked, missing, need_folder, read_all, search, store
 from bnrepro.schema import Data, Source
 
 MNIST5K_SHA256 = "167bbe5fc3dfbce27f9a4c6c1814964f3367677ee226d9811d79cbd41fd5d053"
 MNIST5K_SPLIT_SEED = 0  # of the 4,000 to train on and the 1,000 to test on
-PRESENT = "complete, and what it claims to be"
+PRESENT = "complete; checksums match"
 TIMEOUT = 30  # seconds without a byte after which a download has failed
 
 
@@ -86,8 +87,8 @@ def lookup(name: str) -> Known:
     """
     if name not in DATASETS:
         raise UserError(
-            f"data: there is no dataset {name!r}. There are: {', '.join(DATASETS)}; any other can be read with "
-            "data.source=npz data.path=FILE."
+            f"data: there is no dataset {name!r}.{did_you_mean(name, DATASETS)} There are: {', '.join(DATASETS)}; any "
+            "other can be read with data.source=npz data.path=FILE."
         )
     return DATASETS[name]
 

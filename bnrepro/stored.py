@@ -15,6 +15,8 @@ import yaml
 from pydantic import AfterValidator, Field, StringConstraints, TypeAdapter, ValidationError
 from pydantic_core import from_json
 
+from bnrepro.errors import first_line
+
 LARGEST = 2**26  # bytes of a text or a figure: a hundred times what experiments of hundreds of runs have left
 LARGEST_YAML = 2**16  # bytes of a configuration or preset, which have a few thousand
 DEEPEST = 20  # levels of a YAML file; ours have 4
@@ -126,7 +128,7 @@ def read_yaml(file: Path) -> str:
             if depth > DEEPEST:
                 raise ValueError(f"it has more than {DEEPEST} levels")
     except yaml.YAMLError as error:
-        raise ValueError(str(error).splitlines()[0]) from error
+        raise ValueError(first_line(error)) from error
     return text
 
 

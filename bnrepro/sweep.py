@@ -16,7 +16,7 @@ from bnrepro import record, train
 from bnrepro.config import MOST_RUNS, UserError, configs_dir, run_dir, to_yaml
 from bnrepro.cores import cores
 from bnrepro.errors import reason
-from bnrepro.overrides import FUNCTION, elements, parse, split
+from bnrepro.overrides import FUNCTION, PATHS, elements, parse, split
 from bnrepro.parallel import Report, map_all
 from bnrepro.record import Run, Status
 from bnrepro.schema import Config, Device
@@ -52,6 +52,8 @@ def expand(overrides: Sequence[str]) -> list[list[str]]:
     for text in overrides:
         key, values = split(text)
         parts = list(elements(key, values))
+        if key not in PATHS and re.match(r"\s*\w*\(", values) and not re.fullmatch(FUNCTION, values, re.DOTALL):
+            raise _not_understood(text)
         if re.fullmatch(FUNCTION, values, re.DOTALL):
             choices.append(_made_by_function(key, text))
         elif len(parts) > 1:
@@ -69,7 +71,7 @@ def expand(overrides: Sequence[str]) -> list[list[str]]:
 def _one_of(key: str, part: str, text: str) -> str:
     """The override that sets ``key`` to one of the values in ``text``."""
     if not part:
-        raise UserError(f"{text[:200]}: a value is missing beside a comma. Write it as in {key}=A,B.")
+        raise UserError(f"{text[:200]}: a value is missing beside a comma. Write them without spaces, as in {key}=A,B.")
     one = f"{key}={part}"
     _, value = parse(one)
     if isinstance(value, bool | Enum | str) or value is None:
@@ -104,8 +106,9 @@ def _made_by_function(key: str, text: str) -> list[str]:
 
 
 def _not_understood(text: str) -> UserError:
+    open_ = " A closing bracket is missing." if text.count("(") > text.count(")") else ""
     return UserError(
-        f"{text[:200]} is not understood. A sweep's values are written 0,1,2 or 'range(5)'; 'glob(*bn)' chooses "
+        f"{text[:200]} is not understood.{open_} A sweep's values are written 0,1,2 or 'range(5)'; 'glob(*bn)' chooses "
         "variants, and members of data, model, optimizer and schedule."
     )
 

@@ -93,6 +93,7 @@ def call(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureF
         finally:  # a command that is stopped ignores what comes after, since its process ends
             for number, handler in handlers.items():
                 signal.signal(number, handler)
+            torch.set_num_threads(1)  # which `bench` changes
         out, err = capfd.readouterr()
         return Result(int(ended.value.code or 0), out, err)
 

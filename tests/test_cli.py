@@ -330,11 +330,11 @@ def test_sweep_runs_every_combination_and_goes_on_with_what_is_missing(call: Cal
     arguments = ["sweep", "variant=bn,nobn", "seed=range(2)", *changed(short, "epochs=1"), "--jobs=1"]
     dry = call(*arguments, "--dry-run")
     assert (dry.code, dry.out.count("to run "), dry.err) == (0, 4, "")
-    assert dry.out.splitlines()[-1] == "4 runs, 4 of them to make."
+    assert dry.out.splitlines()[-1] == "4 runs, 4 still to run."
     assert call("train", "--variant=bn", "--seed=0", *changed(short, "epochs=1")).code == 0
     again = call(*arguments, "--dry-run").out
     assert again.count("completed ") == 1
-    assert "4 runs, 3 of them to make." in again
+    assert "4 runs, 3 still to run." in again
     done = call(*arguments)
     assert done.code == 0
     assert [line.split()[:2] for line in done.out.splitlines()[1:3]] == [["variant=bn", "2"], ["variant=nobn", "2"]]
@@ -347,10 +347,10 @@ def test_sweep_counts_a_run_in_two_writings_once(call: Call, short: list[str]) -
     result = call("sweep", *changed(short, "epochs=1"), *rates, "--jobs=1")
     assert (result.code, result.out.splitlines()[1].split()[:2]) == (0, ["all", "1"]), result.out
     assert result.err.count("the same run as one before") == 3
-    assert "1 runs: 1 made now." in result.err
+    assert "1 run: 1 made now." in result.err
     again = call("sweep", *changed(short, "epochs=1"), *rates, "--jobs=1")
-    assert "1 runs: 1 found." in again.err
-    assert "1 runs, 0 of them to make." in call("sweep", *changed(short, "epochs=1"), *rates, "--dry-run").out
+    assert "1 run: 1 found." in again.err
+    assert "1 run, 0 still to run." in call("sweep", *changed(short, "epochs=1"), *rates, "--dry-run").out
 
 
 def test_sweep_with_a_run_that_cannot_be_made_is_refused_before_it(call: Call, short: list[str]) -> None:

@@ -57,7 +57,7 @@ def test_signals_end_runs_in_order(
     assert [run.status for run in runs] == ["interrupted"] * 2
     assert all((run.path / "checkpoint.pt").is_file() for run in runs)
     err = command.err.read_text()
-    assert "Stopped" in err
+    assert "Interrupted. Run the same command again to continue.\n" in err
     assert "Traceback" not in err
 
 

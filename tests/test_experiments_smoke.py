@@ -30,8 +30,8 @@ def test_every_claim_is_judged_and_reported(name: str, call: Call, tmp_path: Pat
     made = {file: file.read_bytes() for file in folder.rglob("*.*")}
     assert call("figures", str(folder)).code == 0
     assert {file: file.read_bytes() for file in folder.rglob("*.*")} == made
-    assert " 0 of them to make" in (again := call("reproduce", name, "--preset=smoke", "--dry-run").out)
-    assert again.rstrip().endswith(" 0 to make.")
+    assert " 0 still to run" in (again := call("reproduce", name, "--preset=smoke", "--dry-run").out)
+    assert again.rstrip().endswith(" 0 still to make.")
 
     assert call("report").code == 0
     page = (tmp_path / "results" / "report.html").read_text(encoding="utf-8")

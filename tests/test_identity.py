@@ -165,6 +165,14 @@ CHANGES = {
         "def make(k):\n    return lambda *a: k\nNORMS['mine'] = make(len('a'))",
         "def make(k):\n    return lambda *a: k\nNORMS['mine'] = make(len('ab'))",
     ),
+    "a function in a set": (
+        "def f(): return 1\ndef make(k):\n    return lambda *a: k\nNORMS['mine'] = make({f, len})",
+        "def f(): return 2\ndef make(k):\n    return lambda *a: k\nNORMS['mine'] = make({f, len})",
+    ),
+    "a value by an object": (
+        "class A: pass\ndef make(k):\n    return lambda *a: k\nNORMS['mine'] = make({A(): 1})",
+        "class A: pass\ndef make(k):\n    return lambda *a: k\nNORMS['mine'] = make({A(): 2})",
+    ),
     "an argument of a partial": (
         "from functools import partial\ndef f(k, *a): pass\nNORMS['mine'] = partial(f, len('a'))",
         "from functools import partial\ndef f(k, *a): pass\nNORMS['mine'] = partial(f, len('ab'))",

@@ -6,9 +6,11 @@ import errno
 import os
 import re
 import shlex
+import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -19,10 +21,11 @@ import typer
 import yaml
 
 from bnrepro import cli, errors
-from bnrepro.config import UserError
+from bnrepro.config import UserError, load_config, run_dir, to_yaml
 from bnrepro.errors import did_you_mean, sentence
-from bnrepro.record import Run
+from bnrepro.record import Run, write_whole
 from tests.conftest import TINY, Call, Result, changed
+from tests.ending import Command
 
 PACKAGE = Path(cli.__file__).parent.parent
 
@@ -55,16 +58,54 @@ USAGE = [
     ("compare --seeds", "--seeds needs a value. Number of seeds; 3 means seeds 0, 1, 2."),
     (
         "compare --seeds=0,1,2",
-        "--seeds must be an integer, at least 1; got '0,1,2'. Number of seeds; 3 means seeds 0, 1",
+        "--seeds must be an integer of at least 1; got '0,1,2'. Number of seeds; 3 means seeds 0, 1",
     ),
     ("compare --seeds 0,1,2", "got '0,1,2'"),
-    ("compare --seeds=0", "--seeds must be an integer, at least 1; got '0'"),
-    ("compare --jobs=-1", "--jobs must be an integer, at least 1; got '-1'"),
-    ("compare --threshold=x", "--threshold must be a number, at least 0, at most 1; got 'x'"),
+    ("compare --seeds=0", "--seeds must be an integer of at least 1; got '0'"),
+    ("compare --jobs=-1", "--jobs must be an integer of at least 1; got '-1'"),
+    ("compare --threshold=x", "--threshold must be a number between 0 and 1; got 'x'"),
     ("compare --variants bn convbn", "Separate variants by commas: --variants=bn,convbn."),
     ("compare --variants bn convbn nobn", "Separate variants by commas: --variants=bn,convbn,nobn."),
-    ("train seed = 5", "is not of the form key=value"),
-    ("train epochs 5", "is not of the form key=value"),
+    ("train seed = 5", "Join key and value with = and no spaces."),
+    ("train epochs 5", "Join key and value with = and no spaces."),
+    ("train --epochs", "Write epochs=VALUE, without dashes."),
+    ("train --epochs --force", "Write epochs=VALUE, without dashes."),
+    ("train +=3", "must have the form key=value, as in epochs=5."),
+    ("train root=", "for the current folder write '.'."),
+    ("train device=x", "device must be auto, cpu or cuda; got 'x'."),
+    ("train eval_every=x", "eval_every must be an integer or null"),
+    ("train 'schedule.milestones=[0.75,0.5]'", "in ascending order; got [0.75, 0.5]."),
+    ("train data=some/flowers-1.npz", "write data.source=npz data.path=some/flowers-1.npz data.name=flowers_1."),
+    ("train data=minst", "There is no dataset 'minst'. Did you mean mnist? There are: cifar10"),
+    ("train optimizer.lr=0.1, 0.01", "`bnrepro sweep optimizer.lr=0.1` runs several."),
+    ("train force=true", "Write --force."),
+    (
+        "compare --variant=bn,convbn",
+        "There is no option --variant. Did you mean --variants? Names separated by",
+    ),
+    ("compare --seed=1", "There is no option --seed. Did you mean --seeds? Number of seeds; 3 means seeds 0, 1, 2."),
+    ("compare --root=a", "Write root=a, without dashes."),
+    ("compare seeds=3", "Write --seeds=3."),
+    ("compare --variants=nobn,nobn", "--variants names nobn twice. Leave one of them out."),
+    ("compare --variants=", "--variants is empty."),
+    ("compare --variants=bn,", "a name is missing beside a comma."),
+    ("bench --norms=bn,bn,bn layers", "--norms names bn 3 times."),
+    ("bench layer", "Did you mean layers? There are: layers, memory"),
+    ("sweep jobs=2", "Write --jobs=2."),
+    ("sweep 'optimizer.lr=logspace(0,1)'", "Error: optimizer.lr=logspace(0,1) is not understood. A sweep's values"),
+    ("sweep 'seed=range(3'", "Error: seed=range(3 is not understood. A closing bracket is missing."),
+    ("sweep optimizer.lr=0.1, 0.01", "Write them without spaces, as in optimizer.lr=A,B."),
+    ("reproduce numpynet preset=smoke", "Write --preset=smoke."),
+    ("reproduce numpynet --preset=smok", "Did you mean smoke? There are: smoke, quick, full."),
+    ("eval RUN statistics=batch", "Write --statistics=batch."),
+    ("data list root=x", "Write --root=x."),
+    ("data verify mnits", "Did you mean mnist? There are: mnist5k"),
+    ("config --variant=convbm", "variant: there is no 'convbm'. Did you mean convbn? There are: nobn"),
+    ("config model.name=lenett", "model.name: there is no 'lenett'. Did you mean lenet?"),
+    ("config model.activation=rel", "model.activation: there is no 'rel'. Did you mean relu?"),
+    ("config data.name=mnits", "data: there is no dataset 'mnits'."),
+    ("runs --sort=seeds", "Did you mean seed? There are: path, seed"),
+    ("--versoin", "Did you mean --version?"),
     ("train variant=bn,convbn", "`bnrepro sweep variant=bn,convbn` runs several."),
     ("train --variant=bn,convbn", "variant takes one value; got 'bn,convbn'."),
     ("sweep", "Nothing to sweep. Say what, as in: bnrepro sweep variant=bn,convbn seed=0,1,2"),
@@ -74,13 +115,13 @@ USAGE = [
     ("trian", "There is no command 'trian'. Did you mean train?"),
     ("xyzzy", "There is no command 'xyzzy'. There are: train, compare, sweep"),
     ("data lst", "There is no command 'lst'. Did you mean list?"),
-    ("data fetch", "bnrepro data fetch lacks NAME: mnist, fashion_mnist, cifar10 or cifar100."),
-    ("show", "bnrepro show lacks RUN: A run's directory; `bnrepro runs` lists them."),
-    ("show a b", "bnrepro show takes fewer arguments than these: a b."),
-    ("tensorboard --port=70000", "--port must be an integer, at least 0, at most 65535; got '70000'."),
-    ("tensorboard --port=-1", "--port must be an integer, at least 0"),
+    ("data fetch", "bnrepro data fetch needs NAME, mnist, fashion_mnist, cifar10 or cifar100."),
+    ("show", "bnrepro show needs RUN, a run's directory; `bnrepro runs` lists them."),
+    ("show a b", "bnrepro show: too many arguments: a b."),
+    ("tensorboard --port=70000", "--port must be an integer between 0 and 65535; got '70000'."),
+    ("tensorboard --port=-1", "--port must be an integer between 0"),
     ("reproduce labl", "There is no experiment 'labl'. Did you mean labml?"),
-    ("eval x --size=0", "--size must be an integer, at least 1; got '0'."),
+    ("eval x --size=0", "--size must be an integer of at least 1; got '0'."),
     ("compare --out=", "The path on the command line is empty."),
     ("runs --root=~nobody_of_that_name/x", "the home folder ~nobody_of_that_name is not known here"),
 ]
@@ -88,7 +129,7 @@ USAGE = [
 
 @pytest.mark.parametrize(("typed", "words"), USAGE, ids=[typed for typed, _ in USAGE])
 def test_mistake_on_the_command_line_says_what_to_type(call: Call, tmp_path: Path, typed: str, words: str) -> None:
-    assert words in told(call(*typed.split()))
+    assert words in told(call(*shlex.split(typed)))
     assert list(tmp_path.iterdir()) == []
 
 
@@ -97,6 +138,12 @@ def test_nothing_at_all_and_a_group_alone_show_the_help(call: Call) -> None:
         result = call(*words)
         assert (result.code, result.err) == (2, "")
         assert result.out.startswith(" ".join(["Usage: bnrepro", *words]))
+
+
+def test_short_help_and_version(call: Call) -> None:
+    for words in (["-h"], ["train", "-h"], ["data", "-h"], ["data", "list", "-h"]):
+        assert call(*words) == call(*words[:-1], "--help")
+    assert re.fullmatch(r"bnrepro \d+\.\d+\S*\n", call("--version").out)
 
 
 @pytest.mark.parametrize(
@@ -190,6 +237,9 @@ def test_fault_of_the_system_inside_a_librarys_error_is_found() -> None:
     except RuntimeError as error:
         assert (sentence(error) or "").startswith("f: full. Make room there")
     assert sentence(TypeError("ours")) is None
+    assert sentence(ImportError("No module named x")) is None
+    unloaded = "libtorch_cpu.so: failed to map segment from shared object"
+    assert (sentence(ImportError(unloaded)) or "").startswith(f"A library cannot be loaded ({unloaded}). If memory is")
     with pytest.raises(RuntimeError) as cpu:
         torch.empty(2**60, dtype=torch.uint8)
     assert (sentence(cpu.value) or "").startswith("Memory ran out.")
@@ -226,7 +276,7 @@ def test_deleted_folder_is_named_as_the_reason(tmp_path: Path, command: str) -> 
         cwd=gone, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(PACKAGE.parent)},
     )  # fmt: skip
     assert done.returncode == 2
-    assert done.stderr == f"Error: {errors.GONE}\n"
+    assert done.stderr == f"Error: {errors.FOLDER_GONE}\n"
 
 
 PLACES = ["/proc", "/proc/x", "file", "file/x", "loop", "loop/x", "a" * 300]
@@ -280,6 +330,22 @@ def test_figures_of_an_experiment_that_is_not_there_names_its_command(call: Call
     assert call("figures", "numpynet").code == 0
 
 
+@pytest.mark.parametrize("root", ["runs/mnist5k", "runs/mnist5k/lenet/convbn", "runs/mnist5k/lenet/convbn/{run}", "."])
+def test_root_that_is_not_the_root_of_its_runs_is_named(call: Call, tmp_path: Path, root: str) -> None:
+    cfg = load_config(["variant=convbn", "model=lenet", f"root={tmp_path / 'runs'}"])
+    write_whole(run_dir(cfg) / "config.yaml", to_yaml(cfg))
+    root = root.format(run=run_dir(cfg).name)
+    for place, right in ((root, "runs"), (f"{tmp_path / root}", f"{tmp_path / 'runs'}")):
+        line = told(call("runs", f"--root={place}"))
+        assert f"{place} is not the root of its runs." in line
+        assert line.endswith(f" --root={right}.")
+    assert run_dir(cfg).name in call("runs", "--root=runs").out
+    assert "There is no run under runs with --variant=bn." in call("runs", "--root=runs", "--variant=bn").out
+    (tmp_path / "configs").mkdir()
+    (tmp_path / "configs" / "config.yaml").touch()
+    assert "There is no run under configs." in call("runs", "--root=configs").out
+
+
 # --- TensorBoard ---
 
 
@@ -329,6 +395,19 @@ def test_tensorboard_that_cannot_be_imported_is_a_sentence(
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.startswith("Error: TensorBoard cannot be imported (")
     assert len(done.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize("seconds", [0.0, 0.5])
+def test_tensorboard_that_is_interrupted_ends_in_a_line(tmp_path: Path, seconds: float) -> None:
+    command = Command(tmp_path, ["tensorboard", ".", "--port=0"])
+    stat = Path(f"/proc/{command.process.pid}/cmdline")
+    command.wait_for(lambda: b"starting" in stat.read_bytes() or not stat.exists())  # Python became it
+    time.sleep(seconds)
+    command.signal(signal.SIGINT)
+    assert command.ended() == 130
+    err = command.err.read_text()
+    assert err.endswith("\nInterrupted.\n")
+    assert "Traceback" not in err
 
 
 # --- examples ---
@@ -386,7 +465,10 @@ def test_every_example_is_understood(line: str) -> None:
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["runs", "--status=complete"], "--status: there is no 'complete'. There are: completed"),
+        (
+            ["runs", "--status=complete"],
+            "--status: there is no 'complete'. Did you mean completed? There are:",
+        ),
         (["figures", "labml", "--root=elsewhere"], "--root=elsewhere is not used"),
         (["bench", "layers", "epochs=2"], "epochs=2 is not used"),
         (["train", "--variant=bn", "epochs=1", "--variant", "convbn"], "--variant is given twice: 'bn' and 'convbn'"),

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import re
 import warnings
+from typing import Any
 
 import pytest
 import torch
@@ -143,9 +145,33 @@ def test_norm_that_the_example_does_not_reach_is_left_and_named() -> None:
     assert type(model.idle[0]) is nn.BatchNorm2d
 
 
+def test_losses_of_many_layers_are_told_in_a_line_each() -> None:
+    model = nn.Sequential(*(nn.BatchNorm2d(3) for _ in range(17)))
+    model.idle = nn.ModuleList([nn.BatchNorm2d(4) for _ in range(7)])
+    model.forward = lambda x: model[:17](x)
+    with pytest.warns(UserWarning, match="convert to adaptive") as told:
+        convert(model, "adaptive", images())
+    (text,) = (str(warning.message) for warning in told)
+    lost = r"0, 1, 2, 3, 4 and 12 more: running_mean \(3,\) not carried over, the new layer has none"
+    assert len(re.findall(lost, text)) == 1
+    assert text.endswith("did not reach idle.0, idle.1, idle.2, idle.3, idle.4 and 2 more: these stay BatchNorm2d.")
+
+
+@pytest.mark.parametrize(
+    "arguments", [(Shared, "x", "convbn"), ("bn", "convbn", "x"), (Shared, 1, "x")], ids=["swapped", "name", "number"]
+)
+def test_arguments_in_another_order_are_refused_in_a_line(arguments: tuple[Any, ...]) -> None:
+    values: Any = [each() if callable(each) else images() if each == "x" else each for each in arguments]
+    with pytest.raises(TypeError, match=r"convert takes a torch\.nn\.Module, a norm's name and an input") as refused:
+        convert(*values)
+    assert len(str(refused.value)) < 200
+
+
 def test_conversion_to_what_there_is_not_or_does_not_fit_is_refused() -> None:
-    with pytest.raises(NormError, match="There is no norm 'nosuch'"):
+    with pytest.raises(NormError, match=r"There is no norm 'nosuch'\. There are: "):
         convert(Shared(), "nosuch", images())
+    with pytest.raises(NormError, match="Did you mean convbn"):
+        convert(Shared(), "convbm", images())
     with pytest.raises(NormError, match="made for maps"):
         convert(nn.BatchNorm3d(3), "convbn", torch.randn(2, 3, 4, 4, 4))
 

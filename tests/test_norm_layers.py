@@ -330,3 +330,10 @@ def test_the_adaptive_norm_refuses_a_window_of_one_value(kernel):
 def test_the_adaptive_norm_refuses_a_kernel_without_extent(kernel):
     with pytest.raises(ValueError, match="kernel_size must be at least 1"):
         ConvAdaptiveNorm2d(3, kernel)
+
+
+def test_spatial_shape_is_two_numbers_or_one_for_both():
+    assert ConvBatchNorm2d(8, 14).spatial_shape == ConvBatchNorm2d(8, (14, 14)).spatial_shape == (14, 14)
+    for shape in ((), (14,), (3, 14, 14)):
+        with pytest.raises(NormError, match=r"spatial_shape must be \(H, W\), or one number for both; got \("):
+            ConvBatchNorm2d(8, shape)

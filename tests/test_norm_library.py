@@ -281,6 +281,18 @@ def test_a_library_cut_short_while_it_is_in_use_does_no_harm(place: Path, monkey
     subprocess.run([sys.executable, "-c", script], check=True)
 
 
+@pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="needs /proc")
+def test_a_library_that_does_not_load_leaves_no_file_open(tmp_path: Path) -> None:
+    def opened() -> int:
+        return len(list(Path("/proc/self/fd").iterdir()))
+
+    before = opened()
+    for _ in range(3):
+        with pytest.raises(OSError, match="none"):
+            library._loaded(b"no library", tmp_path / "none", DTYPES)
+    assert opened() == before
+
+
 # --- compilers ---
 
 NO_OPENMP = 'for a in "$@"; do [ "$a" = -fopenmp ] && { echo "unknown argument: -fopenmp" >&2; exit 1; }; done\n'

@@ -572,3 +572,20 @@ def test_a_network_that_cannot_be_traced_is_folded_norm_by_norm() -> None:
         folded = fold(model)
     torch.testing.assert_close(output(folded, IMAGES.double()), output(model, IMAGES.double()))
     assert isinstance(folded[0].norm, LocationAffine)
+
+
+@pytest.mark.parametrize("message", ["", "\n", "first\nsecond"])
+def test_whatever_an_error_in_tracing_says_the_warning_is_a_line_at_the_call(message: str) -> None:
+    class Refusing(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.norm = nn.BatchNorm2d(3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            if not isinstance(x, Tensor) or isinstance(x, torch.fx.Proxy):
+                raise LookupError(message)
+            return self.norm(x)
+
+    with pytest.warns(UserWarning, match=r"trace the network \(LookupError(: first)?\), so no norm") as told:
+        fold(Refusing().eval())
+    assert told[0].filename == __file__

@@ -156,9 +156,9 @@ WRONG = [
     ("norm={eps: 1}", "Set one of them, as in norm.eps="),
     ("--epochs=5", "Write epochs=5, without dashes."),
     ("+epochs=5", "Write epochs=5, and nothing before or after the key."),
-    ("epochs@x=5", "is refused"),
+    ("epochs@x=5", "must have the form key=value"),
     ("epochs", "is not of the form key=value, as in epochs=5."),
-    ("=", "Write no spaces round the equals sign."),
+    ("=", "Join key and value with = and no spaces."),
     ("epochs=abc", "epochs must be an integer, as in epochs=10; got 'abc'."),
     ("epochs=1.5", "epochs must be an integer"),
     ("epochs=1e3", "epochs must be an integer"),
@@ -244,7 +244,7 @@ def test_sweep_separates_by_commas_outside_quotes(override: str, values: list[An
         ("seed=glob(*)", "seed=glob(*) matches nothing."),
         ("seed=choice()", "is not understood"),
         ("epochs=abc", "epochs must be an integer"),
-        ("data=mnist,nowhere", "There is no data 'nowhere'"),
+        ("data=mnist,nowhere", "There is no dataset 'nowhere'"),
     ],
 )
 def test_wrong_sweep_says_what_to_write(override: str, words: str) -> None:

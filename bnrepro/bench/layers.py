@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from bnrepro.bench.timing import Table, alone, forget_peak, in_turn, machine, resident
 from bnrepro.config import UserError
+from bnrepro.errors import known_are
 from bnrepro.norm import NORMS
 
 Shape = tuple[int, ...]
@@ -119,7 +120,7 @@ def make(norm: str, shape: Shape) -> nn.Module:
         UserError: there is none of that name, or it does not fit.
     """
     if norm not in NORMS:
-        raise UserError(f"--norms: there is no {norm!r}. There are: {', '.join(NORMS)}.")
+        raise UserError(f"--norms: there is no {norm!r}.{known_are(norm, NORMS)}")
     try:
         return NORMS[norm](shape[1], shape[2:])
     except ValueError as error:

@@ -12,6 +12,7 @@ from bnrepro import record
 from bnrepro.bench import layers, pipeline, seeds
 from bnrepro.bench.timing import Table
 from bnrepro.config import UserError
+from bnrepro.errors import known_are
 from bnrepro.figures import COLUMN, label, look, save, style
 from bnrepro.listing import fitted
 
@@ -38,7 +39,7 @@ def run(
     }
     for part in parts:
         if part not in makers:
-            raise UserError(f"There is no part {part!r} of the benchmark. There are: {', '.join(PARTS)}.")
+            raise UserError(f"There is no part {part!r} of the benchmark.{known_are(part, PARTS)}")
     if overrides and not {"epoch", "compare"} & {*parts}:
         raise UserError(f"{overrides[0]} is not used here: only the parts epoch and compare have a configuration.")
     for norm in norms:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from typing import NoReturn
+from typing import Annotated, NoReturn
 
 import typer
 
@@ -12,11 +12,31 @@ from bnrepro.cli import data, ending, mistakes, results, run, tools
 
 app = typer.Typer(
     name="bnrepro",
-    help="Claims about batch normalization, run and judged.",
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
 )
+
+
+def _show_version(asked: bool) -> None:
+    if asked:
+        from importlib.metadata import version
+
+        typer.echo(f"bnrepro {version('bnrepro')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _about(
+    _version: Annotated[
+        bool,
+        typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version alone."),
+    ] = False,
+) -> None:
+    """Claims about batch normalization, run and judged."""
+
+
 for command in (
     *(run.train, run.compare, run.sweep),
     *(results.reproduce, results.figures, results.report, results.runs, results.show),
@@ -37,10 +57,10 @@ def main() -> None:
 def _run() -> None:
     parser = typer.main.get_command(app)
     if errors.folder_is_gone():  # told here, since libraries crash over it where they are imported
-        _fail(errors.GONE)
-    if message := mistakes.said_twice(parser):
-        _fail(message)
+        _fail(errors.FOLDER_GONE)
     try:
+        if message := mistakes.said_twice(parser) or mistakes.misplaced(parser):
+            _fail(message)
         with parser.make_context("bnrepro", sys.argv[1:]) as context:  # app() would tell of errors in its own words
             parser.invoke(context)
     except typer.Exit as ended:

@@ -11,7 +11,7 @@ from bnrepro.cli.options import path
 
 app = typer.Typer(help="List, download and check datasets.")
 
-DataName = Annotated[str | None, typer.Argument(metavar="[NAME]", help="A dataset; as a rule all.")]
+DataName = Annotated[str | None, typer.Argument(metavar="[NAME]", help="A dataset; default: all.")]
 DataRoot = Annotated[Path, typer.Option(metavar="FOLDER", parser=path, help="Folder of the datasets (data.root).")]
 
 

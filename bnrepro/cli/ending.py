@@ -10,6 +10,9 @@ from typing import NoReturn
 
 from bnrepro import output, signals
 
+GOES_ON = ("train", "compare", "sweep", "reproduce")
+"""Commands that keep what has finished."""
+
 
 def run(command: Callable[[], None]) -> None:
     """``command()``, in which nothing that is printed raises, and SIGTERM and SIGHUP interrupt as Ctrl-C does.
@@ -40,5 +43,7 @@ def run(command: Callable[[], None]) -> None:
 
 def _stop(message: str = "") -> NoReturn:
     signals.ignore()  # what is left is the interpreter's end
-    output.tell(f"\n{message or 'Stopped; the same command goes on.'}")
+    goes_on = sys.argv[1:2] and sys.argv[1] in GOES_ON
+    again = "Interrupted. Run the same command again to continue." if goes_on else "Interrupted."
+    output.tell(f"\n{message or again}")
     sys.exit(128 + (signals.received or signal.SIGINT))

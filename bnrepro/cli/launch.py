@@ -10,7 +10,9 @@ import typer
 
 from bnrepro import slurm, sweep, train
 from bnrepro.config import UserError, run_dir
+from bnrepro.errors import known_are
 from bnrepro.launcher import Options, load_options
+from bnrepro.output import counted
 from bnrepro.parallel import Report
 from bnrepro.progress import SweepBar
 from bnrepro.record import run_of
@@ -63,7 +65,8 @@ class Launcher:
             outcomes = self.run_all(configs, force=force, report=bar.update, ended=bar.ended)
         lost = len({outcome.path for outcome in outcomes if outcome.error})
         counts = {"found": len(configs) - len(missing), "made now": len(missing) - lost, "failed": lost}
-        typer.echo(f"{len(configs)} runs: {', '.join(f'{n} {what}' for what, n in counts.items() if n)}.", err=True)
+        came = ", ".join(f"{n} {what}" for what, n in counts.items() if n)
+        typer.echo(f"{counted(len(configs), 'run')}: {came}.", err=True)
         for outcome in outcomes:
             if outcome.error:
                 typer.echo(f"{outcome.path}: {outcome.error}", err=True)
@@ -83,7 +86,7 @@ def take_launcher(name: str, arguments: Sequence[str] | None, jobs: int | None) 
             raise UserError(f"{own[0]}: runs on this machine have no such option. Put them on Slurm: --launcher=slurm.")
         return Launcher(jobs=jobs), rest
     if name != SLURM:
-        raise UserError(f"--launcher: there is no {name!r}. There are: {LOCAL}, {SLURM}.")
+        raise UserError(f"--launcher: there is no {name!r}.{known_are(name, (LOCAL, SLURM))}")
     if jobs is not None:
         raise UserError("--jobs counts processes on this machine. On Slurm it is launcher.parallelism=N.")
     return Launcher(load_options(own)), rest

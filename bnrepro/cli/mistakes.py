@@ -8,7 +8,7 @@ from typing import Any, get_args, get_type_hints
 
 import typer
 
-from bnrepro.errors import did_you_mean
+from bnrepro.errors import did_you_mean, known_are
 
 UsageError: Any = typer.BadParameter.__bases__[0]
 """What the parser raises; it is Click's, or Typer's own, as Typer's version is."""
@@ -21,53 +21,82 @@ def sentence(error: Any, command: Any) -> str | None:
         error: what the parser raised on ``sys.argv``.
         command: the parser of the whole command line.
     """
-    path, words = "bnrepro", sys.argv[1:]
-    while words and words[0] in getattr(command, "commands", ()):
-        path, command = f"{path} {words[0]}", command.commands[words[0]]
-        words = words[1:]
-    options = {name: each for each in command.params for name in each.opts if name.startswith("-")}
+    path, command, words = _reached(command)
+    options = _options(command)
     asked, parameter = getattr(error, "option_name", None), getattr(error, "param", None)
     if asked in options:
-        about = "takes no value" if getattr(options[asked], "is_flag", False) else "needs a value"
+        about = "takes no value" if _is_flag(options[asked]) else "needs a value"
         return f"{asked} {about}. {options[asked].help}"
     if asked:
-        return _unknown(asked, words, list(options), path, any(each.name == "overrides" for each in command.params))
+        return _unknown(asked, words, options, path, _takes_keys(command))
     if commands := getattr(command, "commands", None):
         if not words:
             return None
-        return f"There is no command {words[0]!r}.{did_you_mean(words[0], commands)} There are: {', '.join(commands)}."
+        return f"There is no command {words[0]!r}.{known_are(words[0], commands)}"
     if parameter and parameter.opts[0].startswith("-"):
         return _bad_value(parameter, words, get_type_hints(command.callback, include_extras=True)[parameter.name])
     shown = " ".join(map(quote, words))
     if parameter:
-        return f"{path} {shown}".rstrip() + f" lacks {parameter.metavar or parameter.name}: {parameter.help}"
-    return f"{path} takes fewer arguments than these: {shown}. `{path} --help` says which."
+        about = parameter.help[0].lower() + parameter.help[1:]
+        return f"{path} {shown}".rstrip() + f" needs {parameter.metavar or parameter.name}, {about}"
+    return f"{path}: too many arguments: {shown}. `{path} --help` says which it takes."
 
 
 def said_twice(command: Any) -> str | None:
     """Which option ``sys.argv`` gives twice with two values, of which the parser would take the last without a word."""
-    words = sys.argv[1:]
-    while words and words[0] in getattr(command, "commands", ()):
-        command, words = command.commands[words[0]], words[1:]
-    takes = {
-        name: each.opts[0]
-        for each in command.params
-        for name in each.opts
-        if name.startswith("-") and not (getattr(each, "is_flag", False) or getattr(each, "multiple", False))
-    }
-    given: dict[str, str] = {}
-    for place, word in enumerate(words):
-        if word == "--":
-            break
+    _, command, words = _reached(command)
+    options, given = _options(command), {}
+    for place, word in enumerate(words[: words.index("--")] if "--" in words else words):
         name, equals, value = word.partition("=")
-        if name in takes:
-            value = value if equals else "".join(words[place + 1 : place + 2])
-            if given.setdefault(takes[name], value) != value:
-                return f"{name} is given twice: {given[takes[name]]!r} and {value!r}. Leave one of them out."
+        if name in options and not _is_flag(options[name]) and not getattr(options[name], "multiple", False):
+            value, first = value if equals else "".join(words[place + 1 : place + 2]), options[name].opts[0]
+            if given.setdefault(first, value) != value:
+                return f"{name} is given twice: {given[first]!r} and {value!r}. Leave one of them out."
     return None
 
 
-def _unknown(asked: str, words: list[str], options: list[str], path: str, overrides: bool) -> str:
+def misplaced(command: Any) -> str | None:
+    """What to write instead, where ``sys.argv`` sets an option as if it were a key (``preset=smoke``)."""
+    path, command, words = _reached(command)
+    options, before = _options(command), ""
+    for word in words[: words.index("--")] if "--" in words else words:
+        key, equals, value = word.partition("=")
+        option, before_has_value = f"--{key.replace('_', '-')}", before in options and not _is_flag(options[before])
+        before = word
+        if not equals or option not in options or before_has_value:
+            continue
+        if _takes_keys(command):
+            from bnrepro.overrides import groups, keys
+
+            if key in keys() or key in groups():
+                continue
+        right = option if _is_flag(options[option]) else quote(f"{option}={value}")
+        return f"{word}: {path} has an option of this name, and no key. Write {right}."
+    return None
+
+
+def _reached(command: Any) -> tuple[str, Any, list[str]]:
+    """How far ``sys.argv`` names a command: its words, the command, and the words after it."""
+    path, words = "bnrepro", sys.argv[1:]
+    while words and words[0] in getattr(command, "commands", ()):
+        path, command = f"{path} {words[0]}", command.commands[words[0]]
+        words = words[1:]
+    return path, command, words
+
+
+def _options(command: Any) -> dict[str, Any]:
+    return {name: each for each in command.params for name in each.opts if name.startswith("-")}
+
+
+def _is_flag(option: Any) -> bool:
+    return bool(getattr(option, "is_flag", False))
+
+
+def _takes_keys(command: Any) -> bool:
+    return any(each.name in ("overrides", "parts") for each in command.params)
+
+
+def _unknown(asked: str, words: list[str], options: dict[str, Any], path: str, overrides: bool) -> str:
     """An option that there is not: perhaps a key of the configuration, which is written without dashes."""
     typed = next((word for word in words if word.startswith(asked)), asked)
     name, equals, value = typed.partition("=")
@@ -75,8 +104,12 @@ def _unknown(asked: str, words: list[str], options: list[str], path: str, overri
     if overrides:
         from bnrepro.overrides import groups, keys
 
-        if not equals and typed in words[:-1]:
+        longer = next((option for option in options if option.startswith(name)), None)
+        if longer:  # --seed: --seeds, of which the key of that name is another thing
+            return f"There is no option {name}. Did you mean {longer}? {options[longer].help}"
+        if not equals and typed in words[:-1] and not words[words.index(typed) + 1].startswith("--"):
             value = words[words.index(typed) + 1]
+        value = value or "VALUE"
         if key in keys() or key in groups():
             return f"There is no option {name}. Write {quote(f'{key}={value}')}, without dashes."
         if not near and (near := did_you_mean(key, [*keys(), *groups()])):
@@ -94,8 +127,9 @@ def _bad_value(parameter: Any, words: list[str], hint: Any) -> str:
                 value = word.removeprefix(f"{name}=")
             elif word == name and place + 1 < len(words):
                 value = words[place + 1]
-    limits = {"at least": about.min, "at most": about.max}
-    ends = "".join(f", {word} {end}" for word, end in limits.items() if end is not None)
+    ends = "" if about.min is None else f" of at least {about.min}"
+    if about.max is not None:
+        ends = f" between {about.min} and {about.max}"  # of ours, none has only a largest value
     kinds = (kind, *get_args(kind))  # of a union, its parts
     wanted = "an integer" if int in kinds else "a number" if float in kinds else "a text"
     return f"{parameter.opts[0]} must be {wanted}{ends}; got {value!r}. {parameter.help}"

@@ -37,7 +37,7 @@ RunPath = Annotated[
 Root = Annotated[Path, typer.Option(metavar="FOLDER", parser=path, help="Folder of the runs.")]
 Out = Annotated[Path, typer.Option(metavar="FOLDER", parser=path, help="Folder of the experiments' results.")]
 Jobs = Annotated[
-    int | None, typer.Option(min=1, help="Processes, among which the cores are shared out; as a rule one a core.")
+    int | None, typer.Option(min=1, help="Processes, among which the cores are shared out; default: one a core.")
 ]
 LauncherName = Annotated[
     str, typer.Option(help="local (processes on this machine) or slurm (jobs; see configs/launcher/slurm.yaml).")
@@ -69,6 +69,27 @@ def configure(overrides: list[str] | None, instead: Mapping[str, str] | None = N
             raise UserError(f"{key} is given twice: {given[key][1]} and {shown}. Leave one of them out.")
         given.setdefault(key, (value, shown))
     return load_config([*(overrides or []), *flagged])
+
+
+def names_in(option: str, text: str) -> list[str]:
+    """The names in ``text``, separated by commas.
+
+    Raises:
+        UserError: there is none; one is empty, or there twice.
+    """
+    if not text.strip():
+        raise UserError(f"{option} is empty. Write names, as in {option}=bn,convbn.")
+    names = [name.strip() for name in text.split(",")]
+    for name in names:
+        if not name:
+            raise UserError(f"{option}={text}: a name is missing beside a comma. Write names as in {option}=bn,convbn.")
+        if names.count(name) > 1:
+            raise UserError(f"{option} names {name} {_times(names.count(name))}. Leave one of them out.")
+    return names
+
+
+def _times(number: int) -> str:
+    return "twice" if number == 2 else f"{number} times"
 
 
 def _meant(value: str) -> str | float:

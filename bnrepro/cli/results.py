@@ -7,10 +7,22 @@ from typing import Annotated
 
 import typer
 
-from bnrepro.cli.options import EXPERIMENTS, Jobs, LauncherName, Out, Root, RunPath, Variant, draw, folder_of_runs, path
+from bnrepro.cli.options import (
+    EXPERIMENTS,
+    Jobs,
+    LauncherName,
+    Out,
+    Root,
+    RunPath,
+    Variant,
+    draw,
+    folder_of_runs,
+    path,
+    shown,
+)
 from bnrepro.experiments import NAMES
 
-EXPERIMENTS_HELP = f"{', '.join(NAMES)}; as a rule all."
+EXPERIMENTS_HELP = f"{', '.join(NAMES)}; default: all of them."
 
 
 def reproduce(
@@ -42,6 +54,7 @@ def reproduce(
     from bnrepro.cli.launch import take_launcher
     from bnrepro.errors import UserError, reason, sentence
     from bnrepro.experiments.reproduce import Places, execute, make_plan
+    from bnrepro.output import counted
     from bnrepro.parallel import kept_workers
     from bnrepro.progress import SweepBar
 
@@ -61,8 +74,9 @@ def reproduce(
         for plan in plans:
             runs, measurements = plan.missing()
             typer.echo(
-                f"{plan.experiment.name} (preset {preset}): {len(plan.configs)} runs, {len(runs)} of them to make; "
-                f"{len(plan.probes)} measurements, {len(measurements)} to make."
+                f"{plan.experiment.name} (preset {preset}): "
+                f"{counted(len(plan.configs), 'run')}, {len(runs)} still to run; "
+                f"{counted(len(plan.probes), 'measurement')}, {len(measurements)} still to make."
             )
             if dry_run:
                 continue
@@ -78,7 +92,7 @@ def reproduce(
             for text in failed:
                 typer.echo(f"{plan.experiment.name}: {text}", err=True)
             if preset == "smoke":
-                typer.echo("All of it ran through. It is too little to judge by: --preset=quick gives verdicts.")
+                typer.echo("All of it ran through. It is too little to judge by; --preset=quick runs more.")
             else:
                 typer.echo(listing.verdict_table(analysis.findings))
             typer.echo(f"Records, tables and figures: {plan.folder(out)}\n")
@@ -88,7 +102,7 @@ def reproduce(
     if problems:
         raise UserError(f"{len(problems)} of {len(plans)} experiments could not be concluded; the reasons are above.")
     if failures:
-        raise UserError(f"{failures} runs or measurements failed and are left out; the reasons are above.")
+        raise UserError(f"Left out is what failed, {failures} of the runs and measurements; the reasons are above.")
 
 
 def figures(
@@ -97,7 +111,7 @@ def figures(
         typer.Argument(
             metavar="[FOLDER]...",
             parser=path,
-            help="What `compare` or `reproduce` wrote; as a rule all under --root and --out.",
+            help="What `compare` or `reproduce` wrote; default: all under --root and --out.",
         ),
     ] = None,
     root: Annotated[
@@ -167,10 +181,16 @@ def runs(
 ) -> None:
     """List the stored runs."""
     from bnrepro import listing
+    from bnrepro.errors import UserError
 
     wanted = {"dataset": dataset, "model": model, "variant": variant, "status": status}
     rows = listing.rows(root, {key: value for key, value in wanted.items() if value is not None}, sort)
     folder_of_runs(root)
+    if not rows and (other := listing.root_near(root)):
+        raise UserError(
+            f"{root} is not the root of its runs. --root is the folder that holds <dataset>/<model>/<variant>/<run>: "
+            f"--root={shown(other)}."
+        )
     if csv:
         typer.echo(listing.as_csv(rows), nl=False)
     elif rows:

@@ -21,6 +21,7 @@ from bnrepro.cli.options import (
     Variant,
     configure,
     draw,
+    names_in,
     path,
     root_flag,
     shown,
@@ -41,6 +42,7 @@ def train(overrides: Overrides = None, variant: Variant = None, seed: Seed = Non
         cfg = configure(overrides, variant=variant, seed=seed)
         from bnrepro import train as training
         from bnrepro.allocator import keep_memory
+        from bnrepro.output import counted
         from bnrepro.progress import TrainBar
         from bnrepro.record import Run, run_of
 
@@ -58,7 +60,7 @@ def train(overrides: Overrides = None, variant: Variant = None, seed: Seed = Non
         if summary["status"] == "diverged":
             typer.echo(f"{what}: diverged at step {summary['diverged_at_step']} (a loss or a weight was not finite).")
         else:
-            took = f"{summary['epochs']:g} epochs, {summary['seconds']:.1f} s on {summary['device']}"
+            took = f"{counted(summary['epochs'], 'epoch')}, {summary['seconds']:.1f} s on {summary['device']}"
             typer.echo(f"{what}: test accuracy {summary['test_accuracy']:.4f} ({took})")
         typer.echo(f"Run: {path}")
         typer.echo(f"Curves: bnrepro tensorboard{root_flag(cfg.root)}")
@@ -88,12 +90,12 @@ def compare(
     threshold: Annotated[
         float | None,
         typer.Option(
-            min=0, max=1, help="Validation accuracy to count epochs to; as a rule the first variant's best of the seed."
+            min=0, max=1, help="Validation accuracy to count epochs to; default: the first variant's best of the seed."
         ),
     ] = None,
     out: Annotated[
         Path | None,
-        typer.Option(metavar="FOLDER", parser=path, help="Folder for table and figures; as a rule beside the runs."),
+        typer.Option(metavar="FOLDER", parser=path, help="Folder for table and figures; default: beside the runs."),
     ] = None,
     force: Force = False,
 ) -> None:
@@ -109,7 +111,7 @@ def compare(
             f"compare does not know what to do with {' '.join(words)!r}. Separate variants by commas: "
             f"--variants={','.join([variants, *words])}."
         )
-    names = list(dict.fromkeys(name.strip() for name in variants.split(",")))
+    names = names_in("--variants", variants)
     chosen, overrides = take_launcher(launcher, overrides, jobs)
     instead = {
         "seed": "--seeds=N compares the seeds 0 to N - 1.",
@@ -127,7 +129,7 @@ def compare(
     from bnrepro.allocator import keep_memory
     from bnrepro.board import SHOWN
     from bnrepro.model import norm_of
-    from bnrepro.output import only_shown
+    from bnrepro.output import counted, only_shown
     from bnrepro.record import Run, claim
 
     keep_memory()
@@ -143,7 +145,7 @@ def compare(
     failed = [outcome for outcome in outcomes if outcome.error]
     finished = [Run(outcome.path) for outcome in outcomes if not outcome.error]
     if not finished:
-        raise UserError(f"None of the {len(grid)} runs finished; the reasons are above.")
+        raise UserError(f"Of {counted(len(grid), 'run')} none finished; the reasons are above.")
     comparison = comparing.collect(finished)
     with claim(beside):  # the same comparison may be asked for twice at once
         comparing.save(comparison, folder, threshold)
@@ -155,7 +157,9 @@ def compare(
     typer.echo(f"Table, records and figures: {folder}")
     typer.echo(f"Curves: bnrepro tensorboard{root_flag(cfg.root)}")
     if failed:
-        raise UserError(f"{len(failed)} of {len(grid)} runs failed and are not in the table; the reasons are above.")
+        raise UserError(
+            f"{len(failed)} of {counted(len(grid), 'run')} failed, left out of the table; the reasons are above."
+        )
 
 
 def sweep(
@@ -180,6 +184,7 @@ def sweep(
     from bnrepro.cli.launch import take_launcher
     from bnrepro.config import UserError, run_dir
     from bnrepro.model import norm_of
+    from bnrepro.output import counted
     from bnrepro.record import run_of
     from bnrepro.sweep import expand
 
@@ -202,13 +207,15 @@ def sweep(
         there = [run_of(cfg) for cfg in grid]
         for run in there:
             typer.echo(f"{run.status if run.started else 'to run':<12} {run.path}")
-        typer.echo(f"{len(grid)} runs, {sum(not run.finished for run in there)} of them to make.")
+        typer.echo(f"{counted(len(grid), 'run')}, {sum(not run.finished for run in there)} still to run.")
         return
     outcomes = chosen.show_all(grid, force)
     typer.echo(listing.sweep_table(list(zip(combinations, outcomes, strict=True))))
     typer.echo(f"Runs: bnrepro runs --root={shown(grid[0].root)}")
     if failed := sum(outcome.error is not None for outcome in outcomes):
-        raise UserError(f"{failed} of {len(grid)} runs failed; the reasons are above, and in `bnrepro show RUN`.")
+        raise UserError(
+            f"{failed} of {counted(len(grid), 'run')} failed; the reasons are above, and in `bnrepro show RUN`."
+        )
 
 
 def evaluate(

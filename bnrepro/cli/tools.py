@@ -3,20 +3,28 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from bnrepro.cli.options import Overrides, Seed, Variant, configure, folder_of_runs, path
+from bnrepro.cli.options import Overrides, Seed, Variant, configure, folder_of_runs, names_in, path
 
 
 def config(overrides: Overrides = None, variant: Variant = None, seed: Seed = None) -> None:
     """Print the resolved configuration; run nothing."""
+    cfg = configure(overrides, variant=variant, seed=seed)
     from bnrepro.config import to_yaml
+    from bnrepro.model import check_names
+    from bnrepro.schema import Source
+    from bnrepro.sources import lookup
 
-    typer.echo(to_yaml(configure(overrides, variant=variant, seed=seed)), nl=False)
+    check_names(cfg)
+    if cfg.data.source is not Source.npz:
+        lookup(cfg.data.name)
+    typer.echo(to_yaml(cfg), nl=False)
 
 
 def tensorboard(
@@ -29,18 +37,32 @@ def tensorboard(
     folder_of_runs(root)
     port = _free(port)
     about = (
-        "Every run is listed; intervals over seeds are under CUSTOM SCALARS. The means that `compare` made, alone:\n"
+        "TensorBoard is starting. Every run is listed; intervals over seeds are under CUSTOM SCALARS.\n"
+        "The means that `compare` made, alone:\n"
         f"http://localhost:{port}/?runFilter=compare&smoothing=0#timeseries"
     )
     # -P: else Python would look for modules in the folder that it is called from
     command = [sys.executable, "-P", "-c", _SERVE, about]
     command += ["--logdir", str(root), "--host", "localhost", "--port", str(port)]
     sys.stdout.flush()
-    os.execv(sys.executable, command)
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # it waits until there is something that takes it
+    try:
+        os.execv(sys.executable, command)
+    finally:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
 
 
 _SERVE = """
-import sys
+import signal, sys
+
+def stop(*_):
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    print("\\nInterrupted.", file=sys.stderr)
+    sys.exit(130)
+
+if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
+    signal.signal(signal.SIGINT, stop)
+signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
 try:
     from tensorboard.main import run_main
 except Exception as error:
@@ -84,15 +106,15 @@ def bench(
         list[str] | None,
         typer.Argument(
             metavar="[PART]... [KEY=VALUE]...",
-            help="layers, memory, epoch, compare, startup, growth, seeds; as a rule layers and memory.",
+            help="layers, memory, epoch, compare, startup, growth, seeds; default: layers and memory.",
         ),
     ] = None,
     norms: Annotated[str, typer.Option(help="Names separated by commas.")] = "bn,custombn,convbn",
     repeats: Annotated[int, typer.Option(min=1, help="Rounds; what takes long is repeated a tenth as often.")] = 30,
-    threads: Annotated[int | None, typer.Option(min=1, max=1024, help="Threads; as a rule one a core.")] = None,
+    threads: Annotated[int | None, typer.Option(min=1, max=1024, help="Threads; default: one a core.")] = None,
     out: Annotated[
         Path | None,
-        typer.Option(metavar="FOLDER", parser=path, help="Folder for CSV and figures; as a rule none are written."),
+        typer.Option(metavar="FOLDER", parser=path, help="Folder for CSV and figures; default: none are written."),
     ] = None,
 ) -> None:
     """Measure speed and memory on this machine.
@@ -110,7 +132,7 @@ def bench(
     overrides = [part for part in parts or [] if "=" in part]
     wanted = [part for part in parts or [] if "=" not in part] or ["layers", "memory"]
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    for table in output.run(wanted, [name.strip() for name in norms.split(",")], overrides, repeats, device):
+    for table in output.run(wanted, names_in("--norms", norms), overrides, repeats, device):
         typer.echo(output.text(table) + "\n")
         if out:
             output.write(table, out)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING
 
-from bnrepro.errors import UserError, did_you_mean
+from bnrepro.errors import UserError, known_are
 
 if TYPE_CHECKING:
     from bnrepro.experiments.base import Experiment
@@ -35,7 +35,6 @@ def experiment(name: str) -> Experiment:
         UserError: there is none.
     """
     if name not in NAMES:
-        near = did_you_mean(name, NAMES)
-        raise UserError(f"There is no experiment {name!r}.{near} There are: {', '.join(NAMES)}.")
+        raise UserError(f"There is no experiment {name!r}.{known_are(name, NAMES)}")
     found: Experiment = import_module(f"bnrepro.experiments.{name}").EXPERIMENT
     return found

@@ -17,6 +17,7 @@ from omegaconf import OmegaConf
 from bnrepro import record, sweep, train
 from bnrepro.compare import RUN_COLUMNS
 from bnrepro.config import UserError, check, configs_dir, load_config, run_dir
+from bnrepro.errors import first_line, known_are
 from bnrepro.experiments.base import Analysis, Arm, Experiment, Factors, Probe, Records, Settings
 from bnrepro.experiments.conclusion import conclude
 from bnrepro.experiments.measure import Measurement, measure_all, missing
@@ -113,13 +114,12 @@ def settings(experiment: Experiment, preset: str) -> Settings:
         UserError: the experiment has no such preset, or its file is no YAML mapping.
     """
     if preset not in experiment.presets:
-        there = ", ".join(experiment.presets)
-        raise UserError(f"{experiment.name} has no preset {preset!r}. There are: {there}.")
+        raise UserError(f"{experiment.name} has no preset {preset!r}.{known_are(preset, experiment.presets)}")
     file = configs_dir() / "experiment" / experiment.name / f"{preset}.yaml"
     try:
         found = OmegaConf.to_container(OmegaConf.create(read_yaml(file)))
     except Exception as error:  # yaml's, OmegaConf's and the file system's
-        raise UserError(f"The preset {file} cannot be read: {str(error).splitlines()[0]}") from error
+        raise UserError(f"The preset {file} cannot be read: {first_line(error)}") from error
     if not isinstance(found, dict):
         raise UserError(f"The preset {file} is not a mapping of keys to values.")
     return {str(key): value for key, value in found.items()}
@@ -206,10 +206,10 @@ def execute(
     runs, probes = (plan.configs, plan.probes) if force else plan.missing()
     # One thread as in processes of their own, so that the numbers do not depend on how many there are.
     with _one_thread(), kept_workers():
-        with bars("runs", [str(run_dir(cfg).relative_to(plan.root)) for cfg in runs]) as bar:
+        with bars("run", [str(run_dir(cfg).relative_to(plan.root)) for cfg in runs]) as bar:
             run_all = run_all or partial(sweep.run_all, jobs=jobs)
             outcomes = run_all(runs, force=force, report=bar.update, ended=bar.ended, threads=1)
-        with bars("measurements", [_title(probe) for probe in probes]) as bar:
+        with bars("measurement", [_title(probe) for probe in probes]) as bar:
             measured = measure_all(
                 plan.probes, plan.measurements, jobs, force=force, report=bar.update, ended=bar.ended
             )
@@ -337,4 +337,5 @@ def _factors(factors: Factors) -> Factors:
 
 def _title(probe: Probe) -> str:
     factors = ", ".join(f"{key}={value}" for key, value in probe.factors.items())
-    return f"{probe.part} ({factors}), seed {probe.seed}, {probe.function.__name__}"
+    what = [f"{probe.part} ({factors})" if factors else probe.part, f"seed {probe.seed}", probe.function.__name__]
+    return ", ".join(dict.fromkeys(what))  # a part is often called as its function

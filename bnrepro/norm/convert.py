@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterator
+from difflib import get_close_matches
 from typing import Any
 
 import torch
@@ -48,27 +49,40 @@ def convert(model: nn.Module, variant: str, example_input: Any) -> nn.Module:
         `UserWarning` that names the layers.
 
     Raises:
+        TypeError: the arguments are in another order.
         NormError: (a ValueError) no such variant; a norm is used on maps of several sizes and the variant needs one;
             a norm of this kind cannot be made for such maps; a norm does more than is known here (a forward of its
             own, a parametrization, pruning), or is frozen and the variant cannot be. The model is as it was then.
     """
+    if not isinstance(model, nn.Module) or not isinstance(variant, str):
+        given = f"{type(model).__name__}, {type(variant).__name__}"
+        raise TypeError(f"convert takes a torch.nn.Module, a norm's name and an input, in this order; got {given}")
     if variant not in NORMS:
-        raise NormError(f"There is no norm {variant!r}. There are: {', '.join(NORMS)}.")
+        near = "".join(f" Did you mean {name}?" for name in get_close_matches(variant, NORMS, 1))
+        raise NormError(f"There is no norm {variant!r}.{near} There are: {', '.join(NORMS)}.")
     shapes = _shapes_of_inputs(model, example_input)
     new: dict[nn.Module, nn.Module] = {}
-    lost: list[str] = []
+    losses: dict[str, list[str]] = {}  # what was lost, and the layers that lost it
     names = {norm: name or "the model" for name, norm in norms_of(model)}
     for norm, name in names.items():
         if norm in shapes:
             new[norm] = _made(name, norm, variant, shapes[norm])
     for norm, layer in new.items():
-        lost += [f"{names[norm]}: {what}" for what in become(norm, layer)]
+        for what in become(norm, layer):
+            losses.setdefault(what, []).append(names[norm])
+    lost = [f"{_few(layers)}: {what}" for what, layers in losses.items()]
     if unreached := [name for norm, name in names.items() if norm not in shapes]:
         kinds = sorted({type(norm).__name__ for norm in names if norm not in shapes})
-        lost.append(f"example_input did not reach {', '.join(unreached)}: these stay {' and '.join(kinds)}")
+        lost.append(f"example_input did not reach {_few(unreached)}: these stay {' and '.join(kinds)}")
     if lost:
         warnings.warn(f"convert to {variant}: {'; '.join(lost)}.", stacklevel=2)
     return model
+
+
+def _few(names: list[str]) -> str:
+    """The first five of ``names``, and how many more there are."""
+    more = f" and {len(names) - 5} more" if len(names) > 5 else ""
+    return f"{', '.join(names[:5])}{more}"
 
 
 def freeze(model: nn.Module, *, parameters: bool = True) -> nn.Module:

@@ -56,10 +56,11 @@ def fold(model: nn.Module, example_input: Any = None) -> nn.Module:
     try:
         graph = None if folded in norms else _Tracer().trace(folded, _defaults(folded))
     except Exception as error:  # whatever a network's forward does with what is no tensor
+        why = ": ".join([type(error).__name__, *str(error).strip().splitlines()[:1]])[:200]
         warnings.warn(
-            f"fold: torch.fx cannot trace the network ({type(error).__name__}: {str(error).splitlines()[0][:200]}), so "
-            "no norm went into the convolution before it; all became LocationAffine.",
-            stacklevel=2,
+            f"fold: torch.fx cannot trace the network ({why}), so no norm went into the convolution before it; all "
+            "became LocationAffine.",
+            stacklevel=3,  # one of them is torch.no_grad's
         )
         graph = None
     if graph is not None:

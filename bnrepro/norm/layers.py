@@ -249,7 +249,7 @@ class ConvBatchNorm2d(_HandDerived):
     def __init__(
         self,
         num_features: int,
-        spatial_shape: tuple[int, int],
+        spatial_shape: int | tuple[int, int],
         eps: float = 1e-3,
         momentum: float | None = 0.1,
         affine: bool = True,
@@ -268,7 +268,10 @@ class ConvBatchNorm2d(_HandDerived):
         super().__init__(
             num_features, eps, momentum, affine, track_running_stats, device, dtype, process_group=process_group
         )
-        height, width = self.spatial_shape = (int(spatial_shape[0]), int(spatial_shape[1]))
+        sides = (spatial_shape, spatial_shape) if isinstance(spatial_shape, int) else tuple(spatial_shape)
+        if len(sides) != 2:
+            raise NormError(f"spatial_shape must be (H, W), or one number for both; got {sides}.")
+        height, width = self.spatial_shape = (int(sides[0]), int(sides[1]))
         self.statistics = statistics
         self.parameters_per = parameters
         full = (num_features, height, width)

@@ -151,9 +151,14 @@ def _loaded(content: bytes, file: Path, dtypes: tuple[str, ...]) -> dict[tuple[s
     """The functions of a library with this ``content``, which is also that of ``file``."""
     try:
         handle = os.memfd_create("bnrepro-kernels")  # stays open: the loader knows libraries by their names
-        with os.fdopen(os.dup(handle), "wb") as stream:
-            stream.write(content)
-        return _functions(ctypes.CDLL(f"/proc/self/fd/{handle}"), dtypes)
+        try:
+            with os.fdopen(os.dup(handle), "wb") as stream:
+                stream.write(content)
+            library = ctypes.CDLL(f"/proc/self/fd/{handle}")
+        except OSError:
+            os.close(handle)
+            raise
+        return _functions(library, dtypes)
     except (AttributeError, OSError):  # no memory files on this system, or none that may be executed
         return _functions(ctypes.CDLL(str(file)), dtypes)
 
