@@ -45,7 +45,8 @@ def sentence(error: Any, command: Any) -> str | None:
 def said_twice(command: Any) -> str | None:
     """Which option ``sys.argv`` gives twice with two values, of which the parser would take the last without a word."""
     _, command, words = _reached(command)
-    options, given = _options(command), {}
+    options = _options(command)
+    given: dict[str, str] = {}
     for place, word in enumerate(words[: words.index("--")] if "--" in words else words):
         name, equals, value = word.partition("=")
         if name in options and not _is_flag(options[name]) and not getattr(options[name], "multiple", False):
