@@ -31,7 +31,7 @@ class Archive:
 
     pair: Pair
     notes: tuple[str, ...]
-    """What had to be understood to read it so."""
+    """How ambiguous properties of the arrays were interpreted."""
 
 
 def read_npz(file: Path) -> Pair:
@@ -142,7 +142,7 @@ _Claim = tuple[tuple[int, ...], np.dtype]
 
 
 def _check(claimed: dict[str, _Claim]) -> list[Layout]:
-    """The layouts of training and test images, if they and the labels are of types that are known."""
+    """The layouts of training and test images, once the types of images and labels have been checked."""
     for key, (shape, dtype) in claimed.items():
         if dtype.kind not in ("buif" if key[0] == "x" else "buifUS"):
             what = (

@@ -1,4 +1,4 @@
-"""What arrays mean that people keep images in: the order of their axes, the scale of their pixels, their labels.
+"""How arrays of images are interpreted: the order of their axes, the scale of their pixels, their labels.
 
 What can be meant in one way only is understood, and said in a note; what can be meant in several ways is refused.
 """
@@ -26,7 +26,7 @@ LONGEST = 100  # characters of a label
 
 
 class WrongError(Exception):
-    """What is wrong with the arrays, to go on after the name of their file."""
+    """An array that cannot be interpreted. The message continues a sentence that begins with the name of the file."""
 
 
 # --- axes ---------------------------------------------------------------------------------------------------------
@@ -40,11 +40,11 @@ class Layout:
     """The axes in their order, as in NHWC."""
     count: int
     last: bool
-    """Whether the images follow one another along the last axis."""
+    """Whether the last axis indexes the images."""
     view: tuple[int, int, int]
     """The three axes of an image as they are stored."""
     order: tuple[int, int, int]
-    """Which of them are C, H and W."""
+    """Indices of C, H and W among them."""
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -208,7 +208,7 @@ def _values(array: np.ndarray, where: Layout, part: str) -> Values:
 
 
 def _scale(dtype: np.dtype, about: list[Values]) -> tuple[float, float, str]:
-    """By what to multiply values and what to add then, to make them levels of 0 to 255; a note where that is needed.
+    """Scale and offset that map values to levels from 0 to 255, and a note if the mapping is not the identity.
 
     Raises:
         WrongError: that cannot be told.
@@ -250,7 +250,7 @@ def _levels(array: np.ndarray, where: Layout, factor: float, shift: float) -> np
 
 
 def classes(y_train: np.ndarray, y_test: np.ndarray) -> tuple[np.ndarray, np.ndarray, list[str]]:
-    """Labels as numbers of classes from 0, (N,) int64: those that occur in training, in their order; and notes.
+    """Labels as class indices (N,) int64, numbering the classes of the training set in ascending order; and notes.
 
     Raises:
         WrongError: they are not one class for each image, or the test set has others.

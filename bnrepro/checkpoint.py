@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import pickle
-import re
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ import torch
 
 from bnrepro import output, record, stored
 from bnrepro.config import UserError, unreadable
+from bnrepro.errors import out_of_memory
 
 
 class DamagedError(UserError):
@@ -65,14 +65,6 @@ def load(file: Path) -> dict[str, Any]:
     return payload
 
 
-def out_of_memory(error: Exception) -> bool:
-    """Whether ``error`` says that there is no memory; torch's own for the CPU's is a RuntimeError like any other."""
-    return isinstance(error, MemoryError | torch.cuda.OutOfMemoryError) or (
-        isinstance(error, RuntimeError)
-        and re.search("alloc|out of memory|storage size", str(error).lower()) is not None
-    )
-
-
 def last(directory: Path) -> dict[str, Any] | None:
     """The newest whole checkpoint of a run; None if there is none. What is damaged is told on standard error.
 
@@ -88,15 +80,15 @@ def last(directory: Path) -> dict[str, Any] | None:
             continue
         if found is not None:
             for other in damaged:
-                output.tell(f"{other} is damaged: going on from the one before.")
+                output.tell(f"{other} is damaged: resuming from the previous one.")
             return found
     for file in damaged:
-        output.tell(f"{file} is damaged, and none before it is whole: starting over.")
+        output.tell(f"{file} is damaged, and there is no intact earlier one: starting over.")
     return None
 
 
 def _there(file: Path) -> bool:
-    """As `Path.exists`, which in some versions of Python says no where it should say that it cannot know."""
+    """`Path.exists`, except that errors other than "not found" are raised; some versions of Python return False."""
     try:
         file.stat()
     except FileNotFoundError:

@@ -57,10 +57,10 @@ def directory(configs: Sequence[Config], threshold: float | None = None) -> Path
 
 
 def check_room(folder: Path, configs: Sequence[Config], threshold: float | None = None) -> None:
-    """Nothing, if the comparison of ``configs`` can be written into ``folder`` and all that is there is in it too.
+    """Check that writing the comparison of ``configs`` into ``folder`` would lose none of the runs recorded there.
 
     Raises:
-        UserError: it is no folder, or it holds another comparison, or an experiment's results.
+        UserError: ``folder`` is not a folder, or holds a different comparison or the results of an experiment.
     """
     if folder.exists() and not folder.is_dir():
         raise UserError(f"--out={folder} is not a folder. Give the path of one, which may be new.")
@@ -80,7 +80,7 @@ def check_room(folder: Path, configs: Sequence[Config], threshold: float | None 
 
 
 def _threshold(folder: Path) -> float | None:
-    """The threshold that the table in ``folder`` counts epochs to."""
+    """The threshold used by the table in ``folder``."""
     with (folder / TABLE).open(newline="", encoding="utf-8") as stream:
         row = next(csv.DictReader(stream), {})
     return float(row["threshold"]) if row.get("threshold") else None

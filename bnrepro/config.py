@@ -82,7 +82,7 @@ def load_config(overrides: list[str] | None = None) -> Config:
 
 @cache
 def _composed(chosen: tuple[tuple[str, str], ...]) -> Config:
-    """What ``configs/`` says of the chosen members of its groups. Hydra takes a tenth of a second for it."""
+    """The configuration composed from the chosen group members. Cached, as Hydra takes a tenth of a second."""
     ConfigStore.instance().store(name="schema", node=Config)
     GlobalHydra.instance().clear()
     try:
@@ -159,9 +159,8 @@ def check(cfg: Config) -> Config:
         (
             "schedule.milestones",
             cfg.schedule.milestones,
-            all(0 < m < 1 for m in cfg.schedule.milestones)
-            and cfg.schedule.milestones == sorted(cfg.schedule.milestones),
-            "fractions of the run, between 0 and 1, in ascending order",
+            all(0 < m < 1 for m in cfg.schedule.milestones),
+            "fractions of the run, between 0 and 1",
         ),
         ("schedule.gamma", cfg.schedule.gamma, cfg.schedule.gamma > 0, "above 0"),
         (
@@ -245,9 +244,9 @@ _dicts: dict[str, dict[str, Any]] = {}
 
 
 def command(cfg: Config, *flags: str) -> str:
-    """What is typed to train ``cfg``: all that differs from the defaults."""
+    """The command that trains ``cfg``, with every value that differs from the defaults."""
     here, defaults = (dict(leaves(_shared_dict(each))) for each in (cfg, load_config()))
-    # An archive needs a name that is said, be it the default's.
+    # An archive needs a name even where it is the default.
     said = {"data.name"} if cfg.data.path is not None else set()
     differing = [key for key in keys() if here[key] != defaults[key] or key in said]
     return shlex.join(["bnrepro", "train", *flags, *(written(key, here[key]) for key in differing)])
@@ -263,10 +262,14 @@ def _plain(cfg: Config) -> DictConfig:
 
 
 def identity(cfg: Config, without: tuple[str, ...] = ()) -> dict[str, Any]:
-    """What tells ``cfg`` from the schema's defaults and changes the result, by dotted key; less those in ``without``.
+    """The values of ``cfg`` that affect the result and differ from their defaults, keyed by dotted name.
 
-    Only what differs is there, so that a new key changes no run's name. An archive counts by its ``content``, and a
-    norm that is not the package's own by its ``code`` (`own_code.fingerprint`).
+    Defaults are omitted so that adding a key to the schema does not rename existing runs. An archive is identified by
+    its ``content``, and a norm that is not part of the package by its ``code`` (`own_code.fingerprint`).
+
+    Args:
+        cfg: the run.
+        without: keys to omit.
 
     Raises:
         UserError: `data.path` cannot be read.
@@ -291,7 +294,7 @@ def digits_of(value: Any) -> str:
 
 
 def differences(stored_values: dict[str, Any], cfg: Config) -> list[str]:
-    """In what a stored configuration is another run than ``cfg``: a few words for each key; keys it lacks are defaults.
+    """The differences between a stored configuration and ``cfg``, one phrase per key; missing keys are defaults.
 
     Raises:
         ValueError: it has not the shape of a configuration.
@@ -302,15 +305,15 @@ def differences(stored_values: dict[str, Any], cfg: Config) -> list[str]:
 
 
 def check_same(directory: Path, cfg: Config, damaged: bool = False) -> None:
-    """Nothing, if the run in ``directory`` is one of ``cfg`` or there is none.
+    """Check that ``directory`` is free for the run of ``cfg``: it does not exist, or holds that run.
 
     Args:
-        directory: of a run.
-        cfg: what it should be.
-        damaged: whether a configuration that is damaged passes for one of ``cfg``.
+        directory: directory of the run.
+        cfg: expected configuration.
+        damaged: whether to accept a damaged configuration.
 
     Raises:
-        UserError: it is another run, or its configuration cannot be read.
+        UserError: the directory holds a different run, or its configuration cannot be read.
     """
     there = next((parent for parent in directory.parents if os.path.lexists(parent)), Path())
     if not there.is_dir():
@@ -333,10 +336,10 @@ def check_same(directory: Path, cfg: Config, damaged: bool = False) -> None:
 
 
 def check_yaml(text: Any, cfg: Config) -> None:
-    """Nothing, if the configuration in a checkpoint, which is ``text`` that `to_yaml` wrote, is the run of ``cfg``.
+    """Check that ``text``, the configuration stored in a checkpoint (see `to_yaml`), describes the run of ``cfg``.
 
     Raises:
-        UserError: it is another one, or none.
+        UserError: it describes a different run, or is not a configuration.
     """
     try:
         unlike = differences(_values(str(text)), cfg)
@@ -361,13 +364,13 @@ def _values(text: str) -> dict[str, Any]:
 
 
 def unreadable(file: Path, error: OSError | MemoryError) -> UserError:
-    """What to say of a file that may be whole, but cannot be read as things stand: nothing is to be done to it."""
+    """The error for a file that cannot be read at the moment. It may be intact, so nothing is changed."""
     reason = getattr(error, "strerror", None) or str(error) or "not enough memory"
-    return UserError(f"{file} cannot be read ({reason}). It was left as it is: see to that, and run the command again.")
+    return UserError(f"{file} cannot be read ({reason}). It was left as it is. Fix this, then run the command again.")
 
 
 def no_archive(file: Path, error: OSError | MemoryError) -> UserError:
-    """What to say of a `data.path` that cannot be read."""
+    """The error for a `data.path` that cannot be read."""
     file = Path(str(file)[:300])
     if isinstance(error, FileNotFoundError):
         return UserError(f"data.path: {file} does not exist. Give the path of an .npz archive.")
@@ -377,7 +380,7 @@ def no_archive(file: Path, error: OSError | MemoryError) -> UserError:
 
 
 def _own_norm(variant: str) -> Any:
-    """The norm called ``variant`` where a user has put it into NORMS; None if it is the package's own.
+    """The entry ``variant`` of NORMS if it was added or replaced by the user; None if it is the package's own.
 
     Whoever did that has imported the table; this module does not, since it knows nothing of torch.
     """
@@ -401,7 +404,7 @@ def leaves(node: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def what(cfg: Config, without: tuple[str, ...] = ()) -> dict[str, Any]:
-    """``cfg`` as nested dicts, less the keys that change no number and those in ``without``; an archive by its content.
+    """``cfg`` as nested dicts, without the keys that do not affect results and those in ``without``.
 
     Raises:
         UserError: `data.path` cannot be read.
@@ -416,7 +419,7 @@ def what(cfg: Config, without: tuple[str, ...] = ()) -> dict[str, Any]:
 
 
 def earlier_hash(cfg: Config) -> str:
-    """The eight digits that named ``cfg`` up to version 0.1, over all keys but those in LATER that are defaults."""
+    """The 8-digit hash used up to version 0.1, over all keys except those in LATER that have their default."""
     values = dict(leaves(_shared_dict(cfg)))
     as_ever = tuple(key for key in LATER if values[key] == _defaults()[key])
     return hashlib.sha256(json.dumps(what(cfg, as_ever), sort_keys=True).encode()).hexdigest()[:8]
@@ -461,7 +464,7 @@ def run_dir(cfg: Config) -> Path:
 
 
 def _is_earlier(directory: Path, cfg: Config) -> bool:
-    """Whether the run in ``directory``, or the job that is to make it, is an earlier version's of ``cfg``."""
+    """Whether ``directory`` is the run of ``cfg``, or its queued job, created by an earlier version."""
     if _own_norm(cfg.variant):
         return False  # nobody knows with which code it was made
     try:

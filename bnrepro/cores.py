@@ -1,4 +1,4 @@
-"""How many cores this process may use: what it is bound to, what its cgroup grants, what its environment allows.
+"""Number of cores available to this process: CPU affinity, cgroup quotas, environment variables.
 
 The rules are those of loky's ``cpu_count``. This module is imported with the package, before torch: where OMP_PROC_BIND
 is set, OpenMP binds the thread that loads it to one place, and after that the process looks as if it had one core.
@@ -14,7 +14,7 @@ from pathlib import Path
 BOUND = frozenset(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None
 """The CPUs that this process was started on; None where the system does not say."""
 VARIABLES = ("PYTHON_CPU_COUNT", "LOKY_MAX_CPU_COUNT", "SLURM_CPUS_PER_TASK", "SLURM_CPUS_ON_NODE")
-"""Of the environment; Slurm's count within one of its jobs."""
+"""Environment variables that limit the cores. Slurm's apply only within a job."""
 
 
 def cores() -> int:
@@ -24,7 +24,7 @@ def cores() -> int:
 
 
 def granted(root: Path) -> Iterator[int]:
-    """What the quotas of this process's cgroups, and of those that they lie in, are worth in CPUs, rounded up.
+    """CPU quotas of this process's cgroups and their ancestors, in CPUs, rounded up.
 
     Args:
         root: where ``proc`` and ``sys`` are.
@@ -45,7 +45,7 @@ def granted(root: Path) -> Iterator[int]:
 
 
 def _upwards(mount: Path, path: str) -> Iterator[Path]:
-    """The folders of a cgroup and those above it. In a container the path may be the host's, which is not there."""
+    """The folder of a cgroup and its ancestors. In a container, the path may refer to the host and not exist."""
     parts = [part for part in path.split("/") if part not in ("", "..")]
     for length in range(len(parts), -1, -1):
         yield mount.joinpath(*parts[:length])
@@ -64,7 +64,7 @@ def _text(file: Path) -> str:
 
 
 def allowed(environment: Mapping[str, str]) -> Iterator[int]:
-    """What the environment's variables allow."""
+    """Limits set by environment variables."""
     for name in VARIABLES:
         value = environment.get(name, "")
         if value.isdecimal() and int(value) > 0 and ("SLURM" not in name or "SLURM_JOB_ID" in environment):

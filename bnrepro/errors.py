@@ -1,9 +1,10 @@
-"""What goes wrong and can be put right, each in one sentence: what, where, and what to do. Imports nothing heavy."""
+"""Error messages: what is wrong, where, and what to do. Imports nothing heavy."""
 
 from __future__ import annotations
 
 import errno
 import os
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from difflib import get_close_matches
 from pathlib import Path
@@ -15,8 +16,8 @@ _REMEDIES = {
     (errno.EROFS,): "Choose a folder that can be written to.",
     (errno.ENOENT, errno.ENODEV, errno.ENXIO): "Check that the path is right and that its file system takes new files; "
     "else choose another.",
-    (errno.ENOTDIR,): "A part of this path is a file, where a folder is needed: choose another path.",
-    (errno.EISDIR,): "This is a folder, where a file is needed: choose another path.",
+    (errno.ENOTDIR,): "A part of this path is a file, but must be a folder: choose another path.",
+    (errno.EISDIR,): "This is a folder, but a file is needed: choose another path.",
     (errno.EEXIST, errno.ENOTEMPTY): "Something else is there: move it away, or choose another path.",
     (errno.ELOOP,): "Links lead in a circle there: remove them, or choose another path.",
     (errno.ENAMETOOLONG,): "Choose a shorter path.",
@@ -37,7 +38,7 @@ class UserError(Exception):
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """`` Did you mean ...?`` with what in ``known`` is called almost like ``word``; nothing where nothing is.
+    """`` Did you mean ...?`` with the entries of ``known`` closest to ``word``; empty if none is close.
 
     Of dotted names the last part decides (``lr``: ``optimizer.lr``), and what stands before it only between several.
     """
@@ -73,17 +74,16 @@ def _initials(word: str) -> str:
 
 
 def reason(error: BaseException) -> str:
-    """Why something failed, in a sentence where it is the user's or the machine's fault, else with the error's type."""
+    """The message of `sentence`, or the type and first line of an unexpected error."""
     return sentence(error) or f"{type(error).__name__}: {first_line(error)}"
 
 
 def sentence(error: BaseException) -> str | None:
-    """What the user can do about ``error``; None where that is nothing, and the fault is ours."""
+    """The message for an error caused by the user or the machine; None for an unexpected one."""
     if isinstance(error, UserError):
         return str(error)
     for each in _causes(error):
-        # torch's CPU allocator raises a plain RuntimeError.
-        if isinstance(each, MemoryError) or type(each).__name__ == "OutOfMemoryError" or "CPUAllocator" in str(each):
+        if out_of_memory(each):
             return (
                 "Memory ran out. Use a smaller batch_size, model.width or dataset, or fewer processes. What has "
                 "finished is kept."
@@ -98,8 +98,20 @@ def sentence(error: BaseException) -> str | None:
     return None
 
 
+def out_of_memory(error: BaseException) -> bool:
+    """Whether ``error`` reports that memory ran out. torch's CPU allocator raises a plain RuntimeError."""
+    return (
+        isinstance(error, MemoryError)
+        or type(error).__name__ == "OutOfMemoryError"  # torch's for GPUs; torch is not imported here
+        or (
+            isinstance(error, RuntimeError)
+            and re.search("alloc|out of memory|storage size", str(error).lower()) is not None
+        )
+    )
+
+
 def _causes(error: BaseException) -> Iterator[BaseException]:
-    """``error`` and what it was raised from; torch and zipfile raise errors of their own while they handle a disk's."""
+    """``error`` and its causes; torch and zipfile raise their own errors while handling an OSError."""
     seen: list[BaseException] = []
     each: BaseException | None = error
     while each is not None and each not in seen:
@@ -109,7 +121,7 @@ def _causes(error: BaseException) -> Iterator[BaseException]:
 
 
 def _system(error: OSError) -> str:
-    """What the operating system refuses, where, and what to do about it."""
+    """The message for an OSError."""
     if isinstance(error, FileNotFoundError) and folder_is_gone():
         return FOLDER_GONE
     # Two names, where something was renamed: what is wrong may be with either.
@@ -133,6 +145,6 @@ def folder_is_gone() -> bool:
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of an error's message, and not too much of it."""
+    """The first line of an error's message, truncated to 300 characters."""
     lines = str(error).strip().splitlines()
     return lines[0][:300] if lines else ""

@@ -87,12 +87,12 @@ def _dashes() -> Iterator[Any]:
 
 
 def label(variant: str) -> str:
-    """What legends call a variant, on one line."""
+    """Legend label of a variant, on one line."""
     return LABELS.get(variant) or plain(variant)
 
 
 def plain(name: str) -> str:
-    """A name as matplotlib shows it: it takes a pair of $ for a formula, and leaves _names out of legends."""
+    """A name escaped for matplotlib, which reads text between $ as a formula and omits _names from legends."""
     text = printable(name).replace("\n", " ").replace("\t", " ")
     if len(text) > LONGEST:
         text = f"{text[: LONGEST // 2]}\N{HORIZONTAL ELLIPSIS}{text[-LONGEST // 2 + 1 :]}"

@@ -55,7 +55,7 @@ def rows(root: Path, wanted: dict[str, str], sort: str = "path") -> list[Row]:
 
 
 def root_near(root: Path) -> Path | None:
-    """The folder above ``root``, or in it, that is the root of the runs that lie under ``root``; None: none do."""
+    """The root of the runs near ``root``: a folder above or below it; None if there are no runs."""
     if next(record.find_runs(root), None):
         return None
     root = root.resolve() if ".." in root.parts else root

@@ -1,4 +1,4 @@
-"""Standard output and standard error are only displays: whatever becomes of them, work ends as it should.
+"""Standard output and standard error are only displays: errors on them never affect the work.
 
 `protect` is called once at the start of a process. From then on
 
@@ -35,7 +35,7 @@ _replaced: list[Any] = []  # streams whose end would close their descriptors
 
 
 class Shield(io.RawIOBase):
-    """A file descriptor that takes every byte, and remembers the first error that was not a reader's end."""
+    """A raw stream that accepts every write and remembers the first error other than a closed reader."""
 
     def __init__(self, descriptor: int) -> None:
         self.descriptor = descriptor
@@ -87,7 +87,7 @@ def counted(number: float, thing: str) -> str:
 
 
 def protect() -> None:
-    """Let nothing that is printed in this process raise. Streams that somebody has replaced are left as they are."""
+    """Ensure that printing never raises in this process. Replaced streams are left unchanged."""
     for descriptor in (0, 1, 2):
         try:
             os.fstat(descriptor)
@@ -124,7 +124,7 @@ def _shielded(stream: io.TextIOWrapper | None, descriptor: int) -> TextIO:
 
 
 def finish() -> bool:
-    """Write out what is buffered; whether standard output came through, or nobody wanted it."""
+    """Flush, and return whether standard output was written in full (or its reader closed it)."""
     for stream in (sys.stdout, sys.stderr):
         with suppress(OSError, ValueError, AttributeError):
             stream.flush()
@@ -152,7 +152,7 @@ def tell(text: str) -> None:
 
 @contextmanager
 def only_shown(what: str) -> Iterator[None]:
-    """For what only shows (curves, figures, bars): an error is told once for each ``what``, and stops nothing."""
+    """Context for displays (curves, figures): an error is reported once per ``what`` and then ignored."""
     try:
         yield
     except Exception as error:

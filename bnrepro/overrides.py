@@ -57,7 +57,7 @@ def parse(override: str) -> tuple[str, Any]:
 
 
 def split(override: str, known: Collection[str] = ()) -> tuple[str, str]:
-    """The key and the text of an override. Keys are set: none is added or removed, and nothing of Hydra's.
+    """Split an override into key and text. Hydra's forms for adding or removing keys are rejected.
 
     Args:
         override: ``key=value``.
@@ -213,7 +213,7 @@ def home(what: str, path: str) -> str:
 
 
 def check_path(what: str, path: str | None) -> None:
-    """Raise UserError for what no folder is called, or what a stored configuration could not say again."""
+    """Raise UserError for a path that cannot exist or cannot be stored in a configuration."""
     if path is None:
         return
     if not path:

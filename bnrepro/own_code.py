@@ -1,4 +1,4 @@
-"""What a callable of a user's own consists of, as a hash that changes when its code does.
+"""Fingerprint of a user-defined callable, which changes whenever its code does.
 
 Counted are the files that define it and whatever it refers to by name (functions, classes, modules), and the values
 that it carries (defaults, closures, the arguments of a partial). Code that no file holds (a prompt, ``python -c``)

@@ -96,7 +96,7 @@ def _here(work: Callable[..., Any], index: int, item: Any, report: Report, ended
 
 @contextmanager
 def _signals_only_ask() -> Iterator[Stop]:
-    """No signal interrupts what happens within, so that no process is lost sight of; it is looked at between events."""
+    """Defer signals, so that no worker is lost track of; the flag is checked between events."""
     with stop_between_steps() as stop:
         stop.ending = True
         yield stop
@@ -143,7 +143,7 @@ class _Map:
 
 
 class _Worker:
-    """A process that waits for work, and the pipe to it: nothing is shared, so that its death concerns no other."""
+    """A worker process and the pipe to it. Workers share nothing, so the death of one affects no other."""
 
     def __init__(self, threads: int) -> None:
         unbind()
@@ -160,7 +160,7 @@ class _Worker:
             self.pipe.send_bytes(pickle.dumps((work, item)))
 
     def answer(self) -> Any:
-        """What it says next; None if it was killed.
+        """The next message of the worker; None if it was killed.
 
         Raises:
             KeyboardInterrupt: its work was interrupted.
@@ -176,13 +176,13 @@ class _Worker:
 
 @dataclass
 class _Workers:
-    """The processes of one number of threads."""
+    """Worker processes that use the same number of threads."""
 
     threads: int
     all: list[_Worker] = field(default_factory=list)
 
     def idle(self, busy: Iterable[_Worker]) -> _Worker | None:
-        """One that has nothing to do, a new one if there is none; None if the machine starts no more than it has."""
+        """An idle worker, started if necessary; None if the system cannot start another process."""
         self.all = [worker for worker in self.all if worker.process.is_alive()]
         for worker in self.all:
             if worker not in busy:
@@ -196,7 +196,7 @@ class _Workers:
         return self.all[-1]
 
     def interrupt(self) -> None:
-        """End what is under way in order, or, if that takes too long, out of order."""
+        """Stop the workers gracefully, and kill those that take too long."""
         for seconds in (ORDERLY_SECONDS, ABRUPT_SECONDS):
             for worker in self.all:
                 worker.process.terminate()  # which a run takes as Ctrl-C: it records that it was interrupted
@@ -204,7 +204,7 @@ class _Workers:
         self.close(0)
 
     def close(self, seconds: float = ABRUPT_SECONDS) -> None:
-        """End the processes, which have nothing to do."""
+        """Shut down idle workers."""
         for worker in self.all:
             worker.pipe.close()
         self._join(seconds)
@@ -238,7 +238,7 @@ def _workers(threads: int) -> Iterator[_Workers]:
 
 @contextmanager
 def _blocked_in_children() -> Iterator[None]:
-    """Processes that are started within get no signal that a terminal sends to all, until they can refuse it."""
+    """Block terminal signals in child processes started within, until they can ignore them."""
     hidden = [number for number in STOPPING if number != signal.SIGTERM]
     before = signal.pthread_sigmask(signal.SIG_BLOCK, hidden)
     try:
@@ -250,7 +250,7 @@ def _blocked_in_children() -> Iterator[None]:
 
 
 def _serve(pipe: connection.Connection, threads: int) -> None:
-    """A worker's life: items in, shares and results out, until the pipe ends."""
+    """Main loop of a worker: receive items, send progress and results, until the pipe closes."""
     hidden = [number for number in STOPPING if number != signal.SIGTERM]
     for number in hidden:
         signal.signal(number, signal.SIG_IGN)  # the parent, which gets it too, ends the work in order
@@ -291,7 +291,7 @@ def _answer(task: bytes, share: Callable[[float], None]) -> bytes:
 
 
 def _end_with_parent() -> None:
-    """A parent that is killed says nothing: its processes end as if it had told them to."""
+    """Interrupt this worker when its parent process dies."""
     parent = multiprocessing.parent_process()
     if parent:
         parent.join()

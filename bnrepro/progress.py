@@ -61,7 +61,7 @@ class Display:
 
 
 def _width() -> int | None:
-    """None, which follows the terminal, unless COLUMNS says what no terminal has."""
+    """The width for rich: None (the terminal's) unless COLUMNS has an implausible value."""
     columns = os.environ.get("COLUMNS", "")
     return None if not columns.isdecimal() or 20 <= int(columns) <= 1000 else 80
 

@@ -29,7 +29,7 @@ def _version(package: str) -> str:
 
 
 def git_revision() -> str | None:
-    """The checkout's commit, with ``-dirty`` where the package differs from it; None outside a checkout.
+    """The commit of the checkout, with ``-dirty`` if the package was modified; None outside a checkout.
 
     Where git does not say, in brackets why; the commit is then read from git's files, which runs nothing: git refuses
     a repository of another user, whose configuration may name programs.

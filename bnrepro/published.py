@@ -1,4 +1,4 @@
-"""Published files: known by what they hold and not by their names, held to a checksum before they are believed."""
+"""Published files, identified by their content rather than their name and verified by checksum."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ BLOCK = 512  # bytes by which a file is taken for what it may hold; the header o
 
 @dataclass(frozen=True)
 class Wanted:
-    """A published file: where torchvision puts it, and what tells it wherever it lies and however it is called."""
+    """A published file: its path in torchvision's layout, and how to recognise it under any other name."""
 
     file: Path
     kind: str
@@ -38,7 +38,7 @@ class Wanted:
     """What its content begins with."""
 
     def likely(self, start: bytes, size: int) -> bool:
-        """Whether a content of ``size`` bytes that begins with ``start`` is worth its checksum."""
+        """Whether content of ``size`` bytes that begins with ``start`` may be this file."""
         return self.size in (None, size) and start.startswith(self.start)
 
     def is_in(self, raw: bytes) -> bool:
@@ -134,7 +134,7 @@ def _plain_files(folder: Path) -> Iterator[Path]:
 
 
 def _contents(file: Path, wanted: Sequence[Wanted]) -> Iterator[tuple[bytes, bool]]:
-    """What ``file`` holds that may be one of ``wanted``: itself, unpacked, or members; and whether it is a member."""
+    """Candidates for ``wanted`` in ``file`` (itself, unpacked, or members of an archive), and which are members."""
     size = stored.plain_size(file)
     if size > LARGEST:
         return

@@ -149,7 +149,7 @@ def write_whole(file: Path, content: bytes | str, previous: Path | None = None) 
 
 
 def _sync(handle: int) -> None:
-    """Have the content survive a power cut, where the file system knows how."""
+    """Flush to disk, if the file system supports it."""
     try:
         os.fsync(handle)
     except OSError as error:
@@ -360,7 +360,7 @@ def claim(directory: Path) -> Iterator[None]:
 
 @contextmanager
 def locked(file: Path, waiting: str) -> Iterator[None]:
-    """What one process at a time may do. One that has to wait says ``waiting``, and a signal ends its wait.
+    """Hold an exclusive lock on ``file``. A process that has to wait prints ``waiting``; a signal ends the wait.
 
     The operating system gives the lock up with the process, however that ends. Where the file system has no locks, or
     they fail, it goes on without one, and says so.

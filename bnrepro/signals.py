@@ -1,4 +1,4 @@
-"""Ending in order: what a scheduler or a user sends to stop a run becomes one kind of exception.
+"""Graceful termination: the signals of schedulers and users become one kind of exception.
 
 SIGINT (Ctrl-C), SIGTERM (a scheduler) and SIGHUP (the terminal is gone) are alike here. One that is ignored when a
 process starts, as SIGHUP under nohup and SIGINT in a shell's background, stays ignored.
@@ -32,7 +32,7 @@ def terminate_as_interrupt() -> Iterator[None]:
 
 
 class Stop:
-    """How far a loop is with its end; made by `stop_between_steps`."""
+    """State of a graceful stop; created by `stop_between_steps`."""
 
     asked = False
     """A signal came: the loop is to end after the step that it is at."""
@@ -70,7 +70,7 @@ def stop_between_steps() -> Iterator[Stop]:
 
 
 def ignore() -> None:
-    """From here to the end of the process, no such signal does anything."""
+    """Ignore these signals for the rest of the process."""
     for number in STOPPING:
         signal.signal(number, signal.SIG_IGN)
 

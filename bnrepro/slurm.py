@@ -63,7 +63,7 @@ def run_all(
     Args:
         configs: the runs, as `resolve` makes them; it is done here too.
         options: what each job asks for.
-        force: start each run over, less those that are queued or running.
+        force: restart each run, except those that are queued or running.
         report: told of progress: the share of the epochs, at each look, of the runs whose jobs have started.
         ended: told of each outcome when it is there.
         say: told what was submitted and what was found in the queue, a sentence each.
@@ -243,7 +243,7 @@ def _submit_in_portions(
                 if start == 0 and not others:
                     raise UserError(str(error)) from error
                 waiting = {path for path, _, _ in runs[start:]}
-                say(f"The cluster takes no more jobs now: {len(waiting)} wait, and are submitted as others end.")
+                say(f"The cluster accepts no more jobs at the moment; {len(waiting)} will be submitted as others end.")
                 return waiting
     return set()
 
@@ -253,7 +253,7 @@ class _LimitError(UserError):
 
 
 def _is_limit(complaint: str) -> bool:
-    """Whether ``complaint``, which is sbatch's, is of the number of jobs, and not of their size."""
+    """Whether sbatch's error message refers to the number of jobs rather than their size."""
     codes = re.findall(r"\b(?:QOS|Assoc)\w+", complaint)
     if codes:
         return any("Submit" in code for code in codes)
@@ -314,7 +314,7 @@ def _submit(runs: list[tuple[Path, Config, bool]], options: Options, say: Callab
 
 
 class _Sbatch:
-    """In place of submitit's own class for commands, which fails where an answer is not UTF-8, and does not say why."""
+    """Replacement for submitit's command runner, which fails on output that is not UTF-8 and hides the reason."""
 
     def __init__(self, command: list[str], **_: object) -> None:
         self.command = command
@@ -339,15 +339,15 @@ class _Sbatch:
         if not re.search(r"job [0-9]", done.stdout):  # as submitit looks for the number
             said = f"said {' '.join(done.stdout.split())[:200]!r}" if done.stdout.strip() else "said nothing"
             raise UserError(
-                f"sbatch {said} where the number of a job should be, so a job may have been submitted or not. Look "
-                "with `squeue --me`, and cancel what is there of it with scancel, before you ask again."
+                f"sbatch {said} where the number of a job should be, so a job may or may not have been submitted. "
+                "Check with `squeue --me`, and cancel it with scancel, before running the command again."
             )
         return done.stdout
 
 
 @contextlib.contextmanager
 def _own_sbatch() -> Iterator[None]:
-    """Within it, submitit calls sbatch through `_Sbatch`; its executor of arrays is a class that nobody can replace."""
+    """Let submitit call sbatch through `_Sbatch`. Its array executor is hard-coded, so this is the only way."""
     from submitit.core import utils
 
     before = utils.CommandFunction
@@ -359,13 +359,13 @@ def _own_sbatch() -> Iterator[None]:
 
 
 USERS = {"SLURM_CONF", "SLURM_CONF_SERVER", "SLURM_JWT", "SLURM_CLUSTERS"}
-"""Variables that tell Slurm's commands where the cluster is. All others of SLURM_* are of a job."""
+"""SLURM_* variables that identify the cluster; all others describe a job."""
 OURS = {"TIMELIMIT", "JOB_NAME", "ARRAY_INX", "REQUEUE", "NO_REQUEUE", "OPEN_MODE", "OUTPUT", "ERROR", "SIGNAL", "WAIT"}
 
 
 @contextlib.contextmanager
 def _environment(options: Options) -> Iterator[None]:
-    """Within it, sbatch sees nothing that contradicts the script.
+    """Hide environment variables that would contradict the batch script from sbatch.
 
     In a job, from which one may submit others, Slurm's variables say what that one has, and would be handed on:
     SLURM_MEM_PER_CPU and a job's memory exclude one another. SBATCH_* go before what a script says.

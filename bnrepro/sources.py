@@ -66,7 +66,7 @@ def read(cfg: Data) -> Pair:
 
 
 def read_with_notes(cfg: Data) -> Archive:
-    """As `read`, with what had to be understood to read an archive so."""
+    """`read`, with notes on how an archive was interpreted."""
     if cfg.source is Source.npz:
         return read_archive(Path(cfg.path or ""))
     known = lookup(cfg.name)
@@ -144,7 +144,7 @@ def _remedy(name: str, root: Path) -> str:
 
 
 def _whose(root: Path, raw: bytes) -> str | None:
-    """Which file of MNIST or Fashion-MNIST ``raw`` is, whose names are the same, and where it belongs."""
+    """Which file of MNIST or Fashion-MNIST ``raw`` is (their names are the same), and where it belongs."""
     for title, idx in (("MNIST", _MNIST), ("Fashion-MNIST", _FASHION)):
         for each in idx.wanted(root):
             if each.size == len(raw) and each.is_in(raw):

@@ -94,10 +94,10 @@ def read_json(file: Path, shape: Any, within: Path | None = None) -> Any:
 
 
 def hold(value: Any, shape: Any, what: str) -> None:
-    """Nothing, if ``value`` has ``shape``; whole floats pass for integers.
+    """Check that ``value`` has ``shape``. Floats with integral values are accepted as integers.
 
     Raises:
-        ValueError: it has not; the message begins with ``what``.
+        ValueError: it does not; the message begins with ``what``.
     """
     try:
         _adapter(shape).validate_python(value)

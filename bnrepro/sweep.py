@@ -80,7 +80,7 @@ def _one_of(key: str, part: str, text: str) -> str:
 
 
 def _made_by_function(key: str, text: str) -> list[str]:
-    """The overrides that Hydra makes of ``key=range(...)`` and the like."""
+    """The overrides that Hydra expands ``key=range(...)`` and similar functions to."""
     from hydra import initialize_config_dir
     from hydra.core.global_hydra import GlobalHydra
     from hydra.core.override_parser.overrides_parser import OverridesParser

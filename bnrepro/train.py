@@ -20,6 +20,7 @@ from bnrepro.board import Board
 from bnrepro.config import UserError, check_same, check_yaml, config_hash, run_dir, to_dict, to_yaml
 from bnrepro.data import Dataset, Split, epoch_plan, eval_batches, load, mix, train_batch
 from bnrepro.distributed import Processes
+from bnrepro.errors import out_of_memory
 from bnrepro.model import Network, build, norm_of, size_of
 from bnrepro.norm import NormError, native
 from bnrepro.optimizer import lr_factor, make_optimizer
@@ -84,8 +85,8 @@ def run(cfg: Config, *, force: bool = False, report: Callable[[Progress], None] 
         report: called with the progress every few steps and at each evaluation.
 
     Raises:
-        UserError: the configuration does not fit the data, the memory or the machine; what is there of the run cannot
-            be read, or is another run. Nothing that is finished is touched.
+        UserError: the configuration does not fit the data, the memory or the machine; the existing files of the run
+            cannot be read, or belong to a different run. Finished runs are never modified.
     """
     cfg = resolve(cfg)
     directory = run_dir(cfg)
@@ -112,13 +113,13 @@ def run(cfg: Config, *, force: bool = False, report: Callable[[Progress], None] 
 
 @contextmanager
 def _told(cfg: Config) -> Iterator[None]:
-    """What a configuration can be the reason of, as an error that says so: too little memory, batches too small."""
+    """Report errors caused by the configuration (out of memory, batches too small) as UserError."""
     try:
         yield
     except NormError as error:
         raise UserError(f"variant={cfg.variant}: {error}") from error
     except (MemoryError, RuntimeError) as error:
-        if not checkpoint.out_of_memory(error):
+        if not out_of_memory(error):
             raise
         raise UserError(
             f"There is not enough memory for model={cfg.model.name} with model.width={cfg.model.width:g} and "
@@ -139,7 +140,7 @@ def trainer_of(
 
 
 def rehearse(configs: Iterable[Config]) -> None:
-    """Every kind of network among ``configs`` once through a batch, before the first of them is trained.
+    """Run one batch through each distinct network of ``configs``, before the first of them is trained.
 
     Raises:
         UserError: one of them cannot be trained, and why.
@@ -218,7 +219,7 @@ class Trainer:
     # --- the loop ---
 
     def rehearse(self) -> None:
-        """A batch through a copy of the network in training mode: what it refuses, it refuses before anything is run.
+        """Run a batch through a copy of the network in training mode, so that errors surface before training.
 
         Raises:
             UserError: the batch or the maps are too small for a norm, with the norm's reason.
@@ -327,7 +328,7 @@ class Trainer:
         return self.step % every == 0 or self.step == self.steps
 
     def evaluate(self, directory: Path, board: Board | None, since: Tally, lr: float) -> bool:
-        """Measure, and write the row, the checkpoint and TensorBoard; nothing, and False, if a number is not finite."""
+        """Evaluate and record the results. If a value is not finite, write nothing and return False."""
         train_loss, train_accuracy = since.mean()
         row: Row = {"step": self.step, "epoch": self.step / self.steps_per_epoch}
         row |= {"train_loss": train_loss, "train_accuracy": train_accuracy}

@@ -7,7 +7,6 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
-from multiprocessing import synchronize  # noqa: F401  it looks at what one test takes away
 from pathlib import Path
 from typing import Any
 

@@ -74,7 +74,6 @@ USAGE = [
     ("train root=", "for the current folder write '.'."),
     ("train device=x", "device must be auto, cpu or cuda; got 'x'."),
     ("train eval_every=x", "eval_every must be an integer or null"),
-    ("train 'schedule.milestones=[0.75,0.5]'", "in ascending order; got [0.75, 0.5]."),
     ("train data=some/flowers-1.npz", "write data.source=npz data.path=some/flowers-1.npz data.name=flowers_1."),
     ("train data=minst", "There is no dataset 'minst'. Did you mean mnist? There are: cifar10"),
     ("train optimizer.lr=0.1, 0.01", "`bnrepro sweep optimizer.lr=0.1` runs several."),

@@ -123,7 +123,7 @@ def test_freezing_a_norm_that_does_not_track_keeps_its_statistics(kind: type[nn.
 
 @over_twins
 def test_channels_are_those_of_the_tensors(ours: type, torchs: type, shape: tuple[int, ...]) -> None:
-    """Pruning cuts tensors, and leaves ``num_features`` as it was, or the other way round."""
+    """Channel pruning slices the tensors without updating ``num_features``, or updates only that."""
     for layer in (ours(5), torchs(5)):
         for name in ("weight", "bias"):
             setattr(layer, name, nn.Parameter(getattr(layer, name)[:3]))

@@ -76,7 +76,7 @@ TOLERANCE = {
 
 def test_torch_ships_cases_for_each_of_the_three() -> None:
     assert {case.values[0].kind for case in CASES} == set(OURS)
-    assert len(CASES) >= 15
+    assert len(CASES) >= 19  # torch 2.6 has the fewest
 
 
 def everything(layer: nn.Module, x: Tensor) -> dict[str, Tensor]:

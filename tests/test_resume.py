@@ -192,7 +192,7 @@ def test_damaged_checkpoint_falls_back_to_the_one_before_and_says_so(
     assert checkpoint.load(path / record.PREVIOUS)["step"] == 8
     assert_same(train.run(tiny(*RANDOM)), whole)
     err = capfd.readouterr().err
-    assert f"{newest} is damaged: going on from the one before.\n" in err
+    assert f"{newest} is damaged: resuming from the previous one.\n" in err
 
 
 def test_run_whose_checkpoints_are_all_damaged_starts_over_and_says_so(

@@ -325,7 +325,7 @@ def test_what_the_cluster_does_not_take_at_once_follows_in_portions(
     assert [outcome.error for outcome in outcomes] == [None] * 7
     assert (made_up / "asked").read_text().split()[: len(first)] == first
     assert sum(int(line.split()[1]) for line in said if line.startswith("Submitted")) == 7
-    assert any("4 wait, and are submitted as others end" in line for line in said) == (room == 3)
+    assert any("4 will be submitted as others end" in line for line in said) == (room == 3)
     assert len([folder for folder in (Path(grid[0].root) / "slurm").iterdir() if folder.is_dir()]) == sum(
         line.startswith("Submitted") for line in said
     )  # nothing is left of what was refused
@@ -338,7 +338,7 @@ def test_cluster_that_takes_no_job_at_all_says_why(made_up: Path, tiny: Tiny, tm
     assert list(tmp_path.rglob("*.job")) == []
 
 
-LOOK = r"may have been submitted or not\. Look with `squeue --me`"
+LOOK = r"may or may not have been submitted\. Check with `squeue --me`"
 ANSWERS = {
     "a reason": (
         "echo 'sbatch: error: invalid partition' >&2; exit 1",

@@ -1,4 +1,4 @@
-"""How a command's process ends: with the right exit code, whatever becomes of its output and whoever stops it."""
+"""Process exit: the right exit code, whatever happens to the output streams and whichever signal arrives."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from typing import NoReturn
 from bnrepro import output, signals
 
 GOES_ON = ("train", "compare", "sweep", "reproduce")
-"""Commands that keep what has finished."""
+"""Commands that resume when they are run again."""
 
 
 def run(command: Callable[[], None]) -> None:
-    """``command()``, in which nothing that is printed raises, and SIGTERM and SIGHUP interrupt as Ctrl-C does.
+    """Run ``command`` with protected output streams, treating SIGTERM and SIGHUP like Ctrl-C.
 
     Raises:
         SystemExit: with the command's exit code; 128 and the signal's number if one ended it; 1 if all went well but

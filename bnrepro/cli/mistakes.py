@@ -1,4 +1,4 @@
-"""What is wrong with a command line, in sentences of our own: none depends on Typer's words, or on Click's."""
+"""Usage errors, described in our own words rather than Typer's or Click's."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ import typer
 from bnrepro.errors import did_you_mean, known_are
 
 UsageError: Any = typer.BadParameter.__bases__[0]
-"""What the parser raises; it is Click's, or Typer's own, as Typer's version is."""
+"""The parser's exception, which comes from Click or from the copy of it inside Typer, depending on the version."""
 
 
 def sentence(error: Any, command: Any) -> str | None:
-    """What is wrong, where, and what to do, for a `UsageError`; None where a group of commands stands alone.
+    """The message for a `UsageError`, or None if a command group was called without a command.
 
     Args:
         error: what the parser raised on ``sys.argv``.
@@ -43,7 +43,7 @@ def sentence(error: Any, command: Any) -> str | None:
 
 
 def said_twice(command: Any) -> str | None:
-    """Which option ``sys.argv`` gives twice with two values, of which the parser would take the last without a word."""
+    """The message for an option given twice with different values, of which the parser would silently use the last."""
     _, command, words = _reached(command)
     options = _options(command)
     given: dict[str, str] = {}
@@ -57,7 +57,7 @@ def said_twice(command: Any) -> str | None:
 
 
 def misplaced(command: Any) -> str | None:
-    """What to write instead, where ``sys.argv`` sets an option as if it were a key (``preset=smoke``)."""
+    """The message for an option written like a configuration key (``preset=smoke``)."""
     path, command, words = _reached(command)
     options, before = _options(command), ""
     for word in words[: words.index("--")] if "--" in words else words:
@@ -77,7 +77,7 @@ def misplaced(command: Any) -> str | None:
 
 
 def _reached(command: Any) -> tuple[str, Any, list[str]]:
-    """How far ``sys.argv`` names a command: its words, the command, and the words after it."""
+    """The command that ``sys.argv`` selects: its full name, its parser, and the remaining arguments."""
     path, words = "bnrepro", sys.argv[1:]
     while words and words[0] in getattr(command, "commands", ()):
         path, command = f"{path} {words[0]}", command.commands[words[0]]
@@ -98,7 +98,7 @@ def _takes_keys(command: Any) -> bool:
 
 
 def _unknown(asked: str, words: list[str], options: dict[str, Any], path: str, overrides: bool) -> str:
-    """An option that there is not: perhaps a key of the configuration, which is written without dashes."""
+    """The message for an unknown option, which may be a configuration key written with dashes."""
     typed = next((word for word in words if word.startswith(asked)), asked)
     name, equals, value = typed.partition("=")
     key, near = name.lstrip("-").replace("-", "_"), did_you_mean(name, options)
@@ -119,7 +119,7 @@ def _unknown(asked: str, words: list[str], options: dict[str, Any], path: str, o
 
 
 def _bad_value(parameter: Any, words: list[str], hint: Any) -> str:
-    """A value that an option does not take. ``hint`` is its annotation, which says what it does."""
+    """The message for an invalid value of an option. ``hint`` is the type annotation of the parameter."""
     kind, about = get_args(hint)[0], get_args(hint)[1]
     value = ""
     for place, word in enumerate(words):

@@ -37,7 +37,7 @@ RunPath = Annotated[
 Root = Annotated[Path, typer.Option(metavar="FOLDER", parser=path, help="Folder of the runs.")]
 Out = Annotated[Path, typer.Option(metavar="FOLDER", parser=path, help="Folder of the experiments' results.")]
 Jobs = Annotated[
-    int | None, typer.Option(min=1, help="Processes, among which the cores are shared out; default: one a core.")
+    int | None, typer.Option(min=1, help="Worker processes (default: one per core); threads are divided among them.")
 ]
 LauncherName = Annotated[
     str, typer.Option(help="local (processes on this machine) or slurm (jobs; see configs/launcher/slurm.yaml).")
@@ -93,7 +93,7 @@ def _times(number: int) -> str:
 
 
 def _meant(value: str) -> str | float:
-    """A number in any writing as that number."""
+    """The value as a number if it is one, so that different spellings compare equal."""
     try:
         return float(value)
     except ValueError:
@@ -106,7 +106,7 @@ def root_flag(root: str) -> str:
 
 
 def shown(path: str | Path) -> str:
-    """A path as it is typed into a shell, as an argument of its own."""
+    """A path quoted as a separate shell argument."""
     return quote(f"./{path}" if str(path).startswith("-") else str(path))
 
 

@@ -92,7 +92,7 @@ def reproduce(
             for text in failed:
                 typer.echo(f"{plan.experiment.name}: {text}", err=True)
             if preset == "smoke":
-                typer.echo("All of it ran through. It is too little to judge by; --preset=quick runs more.")
+                typer.echo("Everything ran through. This preset is too small for verdicts; use --preset=quick.")
             else:
                 typer.echo(listing.verdict_table(analysis.findings))
             typer.echo(f"Records, tables and figures: {plan.folder(out)}\n")
@@ -102,7 +102,7 @@ def reproduce(
     if problems:
         raise UserError(f"{len(problems)} of {len(plans)} experiments could not be concluded; the reasons are above.")
     if failures:
-        raise UserError(f"Left out is what failed, {failures} of the runs and measurements; the reasons are above.")
+        raise UserError(f"{failures} of the runs and measurements failed and were left out; the reasons are above.")
 
 
 def figures(

@@ -90,7 +90,7 @@ def compare(
     threshold: Annotated[
         float | None,
         typer.Option(
-            min=0, max=1, help="Validation accuracy to count epochs to; default: the first variant's best of the seed."
+            min=0, max=1, help="Target validation accuracy (default: the first variant's best with the same seed)."
         ),
     ] = None,
     out: Annotated[
@@ -145,7 +145,7 @@ def compare(
     failed = [outcome for outcome in outcomes if outcome.error]
     finished = [Run(outcome.path) for outcome in outcomes if not outcome.error]
     if not finished:
-        raise UserError(f"Of {counted(len(grid), 'run')} none finished; the reasons are above.")
+        raise UserError(f"None of {counted(len(grid), 'run')} finished; the reasons are above.")
     comparison = comparing.collect(finished)
     with claim(beside):  # the same comparison may be asked for twice at once
         comparing.save(comparison, folder, threshold)
@@ -171,7 +171,7 @@ def sweep(
     ] = None,
     jobs: Jobs = None,
     launcher: LauncherName = "local",
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only list the runs and what is there of them.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="List the runs and their status; train nothing.")] = False,
     force: Force = False,
 ) -> None:
     """Train every combination of some values.

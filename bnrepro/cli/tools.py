@@ -76,7 +76,7 @@ run_main()
 
 
 def _free(port: int) -> int:
-    """``port``, if a server can listen there; for 0, one where it can."""
+    """``port`` if it is free; for 0, a free port."""
     import errno
     import socket
 
@@ -111,7 +111,7 @@ def bench(
     ] = None,
     norms: Annotated[str, typer.Option(help="Names separated by commas.")] = "bn,custombn,convbn",
     repeats: Annotated[int, typer.Option(min=1, help="Rounds; what takes long is repeated a tenth as often.")] = 30,
-    threads: Annotated[int | None, typer.Option(min=1, max=1024, help="Threads; default: one a core.")] = None,
+    threads: Annotated[int | None, typer.Option(min=1, max=1024, help="Threads (default: one per core).")] = None,
     out: Annotated[
         Path | None,
         typer.Option(metavar="FOLDER", parser=path, help="Folder for CSV and figures; default: none are written."),

@@ -156,7 +156,7 @@ class Picture:
 
 
 def drawn(draw: Callable[[], list[Picture]]) -> list[Picture]:
-    """The pictures that ``draw`` makes; where that fails, which is told, none, and the verdicts stand all the same."""
+    """The pictures returned by ``draw``, or none if it fails, which is reported and does not affect the verdicts."""
     with only_shown("Figures"):
         return draw()
     return []
@@ -190,7 +190,7 @@ class Experiment:
     presets: tuple[str, ...] = ("smoke", "quick", "full")
 
     def directory(self, out: Path, preset: str | None = None) -> Path:
-        """Where its records, tables, figures and findings lie: those of the last preset, and in it each of the others.
+        """Folder of the results: ``<name>`` for the last preset, ``<name>/<preset>`` for the others.
 
         So a smaller preset never takes the place of a larger one.
         """

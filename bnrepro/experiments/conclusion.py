@@ -94,7 +94,7 @@ def conclude(experiment: Experiment, records: Records, folder: Path) -> Analysis
 
 
 def _saved(picture: Picture, folder: Path) -> bool:
-    """Whether the picture is there as files; an error is told, and costs no other file."""
+    """Save a picture and return whether that succeeded. An error is reported and affects no other file."""
     with only_shown(f"Figure {picture.name}"):
         from bnrepro import figures
 

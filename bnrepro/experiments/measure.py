@@ -62,7 +62,7 @@ def file_of(probe: Probe, folder: Path, of_run: Callable[[Config], str] = config
 
 
 def stored(probe: Probe, folder: Path) -> dict[str, Any] | None:
-    """The result that is there; None if there is none, or a damaged one, which is measured again.
+    """The stored result; None if it is missing or damaged, in which case it is measured again.
 
     Raises:
         UserError: it cannot be read just now.

@@ -98,10 +98,10 @@ class Plan:
         return self.experiment.directory(out, self.preset)
 
     def check_room(self, out: Path) -> None:
-        """Nothing, if what the plan can make at best is worth no less than what is there.
+        """Check that the plan's best possible results would not be worth less than those already stored.
 
         Raises:
-            UserError: it is worth less.
+            UserError: they would be (see `_compare_worth`).
         """
         parts = {(probe.part, probe.seed, str(sorted(probe.factors.items()))) for probe in self.probes}
         _compare_worth(self, self.folder(out), {"runs": len(self.arms), "measurements": len(parts)})
@@ -245,7 +245,7 @@ class _Silent:
 
 
 def _compare_worth(plan: Plan, folder: Path, worth: dict[str, int]) -> None:
-    """Nothing that is worth more is replaced by what is worth less.
+    """Refuse to replace stored records by less valuable ones.
 
     Raises:
         UserError: the records in ``folder`` are of a larger preset, or of as large a one and in something more.

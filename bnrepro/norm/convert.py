@@ -1,4 +1,4 @@
-"""Surgery on whole networks: swap their norms, freeze them, fit them to another size of input.
+"""Operations on whole networks: replace their norms, freeze them, adapt them to another input size.
 
 A norm that is replaced stays the object that it was, wherever the network or its user holds it: its class changes, and
 with it what a norm of that class keeps. So all else stays too: hooks, names, tied parameters, gradients, mode,
@@ -198,7 +198,7 @@ def norms_of(model: nn.Module, but: Callable[[nn.Module], bool] = lambda _: Fals
 
 
 def _unknown(module: nn.Module) -> str | None:
-    """Why ``module`` may do more than its formula; None if it is known to do that alone, then perhaps drop and act."""
+    """Why ``module`` may compute more than its formula (and a known dropout and activation); None if it does not."""
     kind = type(module)
     base = next(
         (
@@ -239,7 +239,7 @@ _HARMLESS = {
     "__parameters__", "__orig_bases__", "__constants__", "__abstractmethods__", "_abc_impl",
     "extra_repr", "__repr__", "reset_parameters",
 }  # fmt: skip
-"""What a class may define without doing anything else in its forward."""
+"""Attributes a subclass may define without changing its forward."""
 
 
 def _path(kind: type) -> str:
@@ -247,7 +247,7 @@ def _path(kind: type) -> str:
 
 
 def _owner(model: nn.Module, name: str) -> str | None:
-    """Why the module that ``name`` belongs to needs just this norm, if it does."""
+    """Why the parent of the module ``name`` depends on this particular norm; None if it does not."""
     parent = type(model.get_submodule(name.rpartition(".")[0])) if name else nn.Module
     if (
         parent.__module__.startswith(("torch.ao.", "torch.nn.intrinsic"))
@@ -258,7 +258,7 @@ def _owner(model: nn.Module, name: str) -> str | None:
 
 
 def drop_and_act(module: Any, inputs: tuple, output: Tensor) -> Tensor:
-    """A forward hook: what timm's layers with an activation do after their norm."""
+    """Forward hook: the dropout and activation that timm's combined layers apply after the norm."""
     for part in ("drop", "act"):
         if (then := module._modules.get(part)) is not None:
             output = then(output)
@@ -304,7 +304,7 @@ def _made(name: str, old: Any, variant: str, shapes: set[Shape]) -> nn.Module:
 
 @torch.no_grad()
 def become(old: nn.Module, new: nn.Module, *, carry: bool = True) -> list[str]:
-    """Let ``old`` be what ``new`` is, with its own state as far as it fits; what did not fit, in words.
+    """Turn ``old`` into a layer like ``new``, keeping its own state where it fits; return descriptions of what did not.
 
     Without ``carry`` the tensors are those of ``new``.
     """
@@ -324,7 +324,7 @@ def become(old: nn.Module, new: nn.Module, *, carry: bool = True) -> list[str]:
 
 
 def _carry_over(old: nn.Module, new: Any) -> list[str]:
-    """Put the state of ``old`` into ``new`` as far as it fits; what did not, in words."""
+    """Copy the state of ``old`` into ``new`` where it fits; return descriptions of what did not."""
     lost = []
     like = next((t for t in (*old.parameters(False), *old.buffers(False)) if t.is_floating_point()), None)
     if like is not None and not any(t.is_meta for t in new.parameters()):
@@ -375,7 +375,7 @@ def _shapes_of_inputs(model: nn.Module, example_input: Any) -> dict[nn.Module, s
 
 
 def run(model: nn.Module, example_input: Any, notes: dict[nn.Module, Callable[[nn.Module, Tensor], None]]) -> Any:
-    """``model(example_input)`` in eval mode, each of ``notes`` shown its module's input; modes are put back."""
+    """Run ``model(example_input)`` in eval mode, calling each of ``notes`` with its module's input; restore modes."""
     modes = {module: module.training for module in model.modules()}
 
     def hook(module: nn.Module, inputs: tuple, keywords: dict) -> None:

@@ -122,7 +122,7 @@ class _Tracer(fx.Tracer):
 
 
 def _defaults(model: nn.Module) -> dict[str, Any]:
-    """What the forward takes beside its first argument, as it is when nothing else is given."""
+    """Default values of the forward's arguments other than the first."""
     parameters = inspect.signature(model.forward).parameters.values()
     return {p.name: p.default for p in parameters if p.default is not p.empty}
 
@@ -161,7 +161,7 @@ def _dimensions(model: nn.Module, folded: nn.Module, example_input: Any) -> dict
 
 
 def _fuse(layer: nn.Module, norm: _BatchNorm, dimensions: int | None) -> bool:
-    """Fold ``norm`` into ``layer``, if that is known to be the same."""
+    """Fold ``norm`` into ``layer`` if that is provably equivalent, and return whether it was done."""
     takes = {nn.Linear: 2, nn.Conv1d: 3, nn.Conv2d: 4, nn.Conv3d: 5}.get(type(layer))  # of a subclass nothing is known
     if dimensions is None:  # where the norm itself says it
         dimensions = 4 if isinstance(norm, nn.BatchNorm2d | ConvBatchNorm2d) else 5 * isinstance(norm, nn.BatchNorm3d)

@@ -29,7 +29,7 @@ _DENSE = torch.strided
 
 
 def check_tensors(layer: Any, x: Tensor, *own_tensors: Tensor | None) -> None:
-    """Refuse what torch refuses, where broadcasting and type promotion would compute something without a word."""
+    """Reject the inputs torch rejects, for which broadcasting or type promotion would silently compute something."""
     dtype = x.dtype
     if dtype not in _TAKEN or x.layout is not _DENSE:
         what = str(dtype if x.layout is _DENSE else x.layout).removeprefix("torch.")

@@ -27,7 +27,7 @@ from pathlib import Path
 SOURCE = Path(__file__).with_name("kernels.cpp")
 FLAGS = ("-O3", "-march=native", "-std=c++17", "-fPIC", "-shared")
 PARALLEL = (("-fopenmp",), ("-fopenmp-simd",), ())
-"""What a compiler may lack, best first."""
+"""Optional compiler flags, best first."""
 VERSION_SECONDS, COMPILE_SECONDS = 30, 300
 SAID_FOR = 3600  # seconds
 
@@ -35,7 +35,7 @@ Kernel = Callable[..., None]
 
 
 class Unavailable(Exception):
-    """Why there are no kernels, in a few words."""
+    """The reason why the kernels cannot be compiled."""
 
 
 def kernels(dtypes: tuple[str, ...]) -> dict[tuple[str, str, str], Kernel] | None:
@@ -113,7 +113,7 @@ def _make(folder: Path) -> None:
 
 
 def _safe(folder: Path) -> bool:
-    """Whether what is in ``folder`` can have been put there by nobody but this user (and the administrator)."""
+    """Whether only this user (and the administrator) can have written to ``folder``."""
     own = folder.lstat()
     if not (stat.S_ISDIR(own.st_mode) and own.st_uid == os.geteuid() and not own.st_mode & 0o022):
         return False
@@ -123,7 +123,7 @@ def _safe(folder: Path) -> bool:
 
 
 def _verified(file: Path) -> bytes | None:
-    """The content of a library of this user's that is what was once written there; what is damaged is removed."""
+    """The content of a library if it belongs to this user and matches its checksum; a damaged file is removed."""
     try:
         handle = os.open(file, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
         with os.fdopen(handle, "rb") as stream:
@@ -206,7 +206,7 @@ def _compiled(compiler: list[str], made: Path) -> Path:
 
 
 def _output(command: list[str], limit: float, **environment: Path) -> bytes:
-    """What ``command`` prints, within ``limit`` seconds; nothing of it is left running after an interrupt either."""
+    """Output of ``command``, which is killed with its children after ``limit`` seconds or on an interrupt."""
     pipe = subprocess.PIPE
     process = subprocess.Popen(
         command,

@@ -151,7 +151,7 @@ _function_modes = getattr(torch._C, "_len_torch_function_stack", lambda: 0)
 
 
 def _plain(*tensors: Tensor | None) -> bool:
-    """Whether these are plain tensors, and nothing transforms or records what is done with them."""
+    """Whether these are plain tensors and no mode, tracer or transform is active."""
     if forward_ad._current_level >= 0 or _included is None or _included().raw_repr() not in OUTSIDE:
         return False
     for t in tensors:
@@ -161,7 +161,7 @@ def _plain(*tensors: Tensor | None) -> bool:
 
 
 def _only_default_devices() -> bool:
-    """Whether the active function modes say nothing but where new tensors go, which the kernels' say themselves."""
+    """Whether all active function modes are default devices, which do not affect the kernels."""
     stack = [torch._C._get_function_stack_at(i) for i in range(_function_modes())]
     return all(type(mode) is DeviceContext for mode in stack)
 
@@ -208,7 +208,7 @@ def aligned(parameter: Sequence[int], dim: int) -> tuple[int, ...]:
 
 
 def _fits(shape: torch.Size, dtype: torch.dtype, statistic: Tensor) -> bool:
-    """Whether a parameter has at most one number for each statistic, and no more digits; others take other sums."""
+    """Whether a parameter has at most one element per statistic and no higher precision."""
     per_axis = zip(aligned(shape, statistic.dim()), statistic.shape, strict=True)
     return (
         dtype.is_floating_point
