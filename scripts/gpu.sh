@@ -16,10 +16,9 @@ mkdir -p "$out"
 part() { case " ${PARTS:-tests layers epoch claim} " in *" $1 "*) printf '\n== %s (%s)\n' "$1" "$(date +%T)" ;; *) false ;; esac }
 
 nvidia-smi --query-gpu=name,driver_version --format=csv,noheader
-bnrepro --version
 
 if part tests; then
-    python3 -m pytest -q -n 4 -W default tests/test_cuda.py
+    python3 -m pytest -q -n 4 -p no:benchmark -W default tests/test_cuda.py
 fi
 
 if part layers; then
