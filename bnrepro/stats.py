@@ -52,7 +52,7 @@ def t_interval(values: Sequence[float], confidence: float = 0.95) -> Interval:
     if n == 1 or not math.isfinite(mean):
         return Interval(mean, math.nan, math.nan, n)
     mean = fmean(values)
-    half = float(_t_quantile(0.5 + confidence / 2, n - 1)) * stdev(values) / math.sqrt(n)
+    half = float(t_quantile(0.5 + confidence / 2, n - 1)) * stdev(values) / math.sqrt(n)
     return Interval(mean, mean - half, mean + half, n)
 
 
@@ -122,7 +122,7 @@ def holm(p_values: Mapping[str, float], alpha: float = 0.05) -> dict[str, bool]:
     return rejected
 
 
-def _t_quantile(p: float, degrees: int) -> float:
+def t_quantile(p: float, degrees: int) -> float:
     from scipy.special import stdtrit  # scipy.stats takes a second to import, this a tenth
 
     return float(stdtrit(degrees, p))

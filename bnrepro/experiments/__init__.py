@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from importlib import import_module
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from bnrepro.errors import UserError, known_are
 
 if TYPE_CHECKING:
+    from bnrepro.claims.paper import Paper
     from bnrepro.experiments.base import Experiment
 
 NAMES = (
@@ -28,7 +29,7 @@ NAMES = (
 )
 
 
-def experiment(name: str) -> Experiment:
+def experiment(name: str) -> Experiment | Paper[Any]:
     """The experiment called ``name``; its module is imported now and not before.
 
     Raises:
@@ -36,5 +37,6 @@ def experiment(name: str) -> Experiment:
     """
     if name not in NAMES:
         raise UserError(f"There is no experiment {name!r}.{known_are(name, NAMES)}")
-    found: Experiment = import_module(f"bnrepro.experiments.{name}").EXPERIMENT
+    module = import_module(f"bnrepro.experiments.{name}")
+    found: Experiment | Paper[Any] = getattr(module, "paper", None) or module.EXPERIMENT
     return found

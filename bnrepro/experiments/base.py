@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from bnrepro.claims.evidence import Verdict as Verdict
 from bnrepro.output import only_shown
 from bnrepro.schema import Config
 from bnrepro.stats import Interval
@@ -24,16 +24,6 @@ Settings = dict[str, Any]
 
 Factors = dict[str, Any]
 """What tells an arm from the others of its part: {"variant": "convbn", "batch_size": 8}. Texts and numbers."""
-
-
-class Verdict(StrEnum):
-    """What a claim comes to."""
-
-    reproduced = "reproduced"
-    partly = "partly"
-    not_reproduced = "not reproduced"
-    inconclusive = "inconclusive"
-    not_testable = "not testable here"
 
 
 @dataclass(frozen=True)

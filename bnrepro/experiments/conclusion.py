@@ -9,14 +9,17 @@ from pathlib import Path
 from typing import Any
 
 from bnrepro import record, stored
+from bnrepro.claims import judging
+from bnrepro.claims.paper import Paper
+from bnrepro.claims.results import Results
 from bnrepro.compare import PROVENANCE
-from bnrepro.config import UserError, unreadable
-from bnrepro.experiments.base import Analysis, Experiment, Finding, Picture, Records, Verdict
+from bnrepro.config import UserError, digits_of, unreadable
+from bnrepro.experiments.base import Analysis, Claim, Experiment, Finding, Picture, Records, Table, Verdict
 from bnrepro.experiments.records import Provenance, Row, plain, read_rows, write_rows
 from bnrepro.output import only_shown
 from bnrepro.stats import Interval
 
-FINDINGS, CAPTIONS = "findings.csv", "captions.json"
+FINDINGS, CAPTIONS, CLAIMS = "findings.csv", "captions.json", "claims.json"
 ENDS = ("mean", "low", "high", "n")
 SHOWN = ("id", "source", "sentence", "reported", "found", "verdict", "effect", "unit")
 SENTENCES = frozenset(SHOWN) - {"effect"}  # columns of findings.csv that hold texts only
@@ -66,9 +69,9 @@ class Conclusion:
         return str(self.captions["name"])
 
 
-def conclude(experiment: Experiment, records: Records, folder: Path) -> Analysis:
+def conclude(experiment: Experiment | Paper[Any], records: Records, folder: Path) -> Analysis:
     """Analyse ``records``, and write findings, tables and figures into ``folder``. Nothing is trained or measured."""
-    analysis = experiment.analyse(records)
+    analysis = _of_paper(experiment, records, folder) if isinstance(experiment, Paper) else experiment.analyse(records)
     for part in ("tables", "figures"):  # files that are not needed any more are deleted there
         if stored.leads_out(folder / part, folder):
             raise UserError(f"{folder / part} is a link out of its folder. Put a folder in its place.")
@@ -85,12 +88,48 @@ def conclude(experiment: Experiment, records: Records, folder: Path) -> Analysis
         "name": experiment.name,
         "title": experiment.title,
         "source": experiment.source,
-        "deviations": list(experiment.deviations),
+        "deviations": list(experiment.differences if isinstance(experiment, Paper) else experiment.deviations),
         "tables": {table.name: table.title for table in analysis.tables},
         "figures": {picture.name: picture.caption for picture in pictures},
     }
     record.write_whole(folder / CAPTIONS, json.dumps(captions, indent=2, ensure_ascii=False) + "\n")
     return analysis
+
+
+def _of_paper(paper: Paper[Any], records: Records, folder: Path) -> Analysis:
+    known = paper.settings_type.model_fields
+    settings = paper.validated({k: v for k, v in records.settings.items() if k in known}, f"The settings in {folder}")
+    results = Results(records.preset, records.runs, records.curves, records.measurements)
+    found = judging.judged(paper, results, settings)
+    about = records.provenance
+    common = {
+        "design_hash": digits_of(records.settings),
+        "seconds": round(sum(sum(kinds.values()) for kinds in about["seconds"].values()), 1),
+        "machine": "; ".join(about.get("machines", [])),
+        "command": about["command"],
+    }
+    rows = [each.as_row(paper.name) | common for each in found]
+    record.write_whole(folder / CLAIMS, json.dumps(clean(rows), indent=1, ensure_ascii=False) + "\n")
+    findings = []
+    for each in found:
+        claim = Claim(each.claim.id, each.claim.source, each.claim.sentence, each.claim.reported)
+        effect = each.deciding if each.deciding and each.deciding.rule.name != "exact" else None
+        interval, unit = (effect.interval, effect.unit) if effect else (None, "")
+        findings.append(Finding(claim, each.verdict, each.found, interval, unit))
+    from bnrepro import figures
+
+    with figures.style():
+        pictures = [Picture(*shown) for shown in judging.figures(paper, results, settings)]
+    return Analysis(findings, [Table(*shown) for shown in judging.tables(paper, results, settings)], pictures)
+
+
+def clean(value: Any) -> Any:
+    """``value`` with None for numbers that JSON does not know."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, dict):
+        return {key: clean(each) for key, each in value.items()}
+    return [clean(each) for each in value] if isinstance(value, list) else value
 
 
 def _saved(picture: Picture, folder: Path) -> bool:

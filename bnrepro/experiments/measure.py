@@ -13,15 +13,19 @@ from typing import Any
 import torch
 
 from bnrepro import provenance, record
+from bnrepro.claims.paper import Probe as Measured
 from bnrepro.compare import Data
 from bnrepro.config import UserError, config_hash, digits_of, earlier_hash, unreadable
+from bnrepro.data import load
 from bnrepro.errors import reason
-from bnrepro.experiments.base import Probe
+from bnrepro.experiments.base import Probe as Old
 from bnrepro.experiments.records import plain
 from bnrepro.parallel import Report, map_all
 from bnrepro.record import Status, run_of
 from bnrepro.schema import Config
 from bnrepro.stored import read_json
+
+Probe = Old | Measured
 
 
 @dataclass(frozen=True)
@@ -107,6 +111,14 @@ def missing(probes: list[Probe], folder: Path) -> list[Probe]:
 
 
 def _identity(probe: Probe, of_run: Callable[[Config], str] = config_hash) -> dict[str, Any]:
+    if isinstance(probe, Measured):
+        return {
+            "measure": f"{probe.measure.name} {probe.measure.version}",
+            "arguments": probe.arguments,
+            "seed": probe.seed,
+            "config": probe.config and of_run(probe.config),
+            "data": probe.data and config_hash(Config(data=probe.data)),
+        }
     return {
         "function": f"{probe.function.__module__}.{probe.function.__qualname__}",
         "arguments": probe.arguments,
@@ -135,8 +147,14 @@ def _measure(probe: Probe) -> dict[str, Any]:
     started = time.perf_counter()
     about: dict[str, Any] = {}
     rows: list[dict[str, Any]]
-    if probe.config is None:
-        rows = probe.function(seed=probe.seed, **probe.arguments)
+    function: Any = probe.measure.function if isinstance(probe, Measured) else probe.function
+    if isinstance(probe, Measured) and probe.data is not None:
+        dataset = load(probe.data, torch.device("cpu"))
+        about = {"data": dataset.description, "data_official": dataset.official}
+        about["data_fingerprint"] = dataset.fingerprint
+        rows = function(data=dataset, seed=probe.seed, **probe.arguments)
+    elif probe.config is None:
+        rows = function(seed=probe.seed, **probe.arguments)
     else:
         run = run_of(probe.config)
         if not run.finished:
@@ -145,7 +163,7 @@ def _measure(probe: Probe) -> dict[str, Any]:
         if run.status == Status.diverged:  # there is no network to measure, which is a result
             rows = [{"quantity": "diverged", "x": None, "value": run.summary["diverged_at_step"]}]
         else:
-            rows = probe.function(run=run, seed=probe.seed, **probe.arguments)
+            rows = function(run=run, seed=probe.seed, **probe.arguments)
     return {
         "rows": [_row(row) for row in rows],
         "seconds": round(time.perf_counter() - started, 3),

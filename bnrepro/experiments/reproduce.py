@@ -15,10 +15,11 @@ import torch
 from omegaconf import OmegaConf
 
 from bnrepro import record, sweep, train
+from bnrepro.claims.paper import Paper
 from bnrepro.compare import RUN_COLUMNS
 from bnrepro.config import UserError, check, configs_dir, load_config, run_dir
 from bnrepro.errors import first_line, known_are
-from bnrepro.experiments.base import Analysis, Arm, Experiment, Factors, Probe, Records, Settings
+from bnrepro.experiments.base import Analysis, Experiment, Factors, Records, Settings
 from bnrepro.experiments.conclusion import conclude
 from bnrepro.experiments.measure import Measurement, measure_all, missing
 from bnrepro.experiments.records import RESERVED, Row, merged, plain, read, save, there
@@ -67,11 +68,11 @@ class Places:
 class Plan:
     """What an experiment needs, under one preset and on this machine."""
 
-    experiment: Experiment
+    experiment: Experiment | Paper[Any]
     preset: str
     settings: Settings
-    arms: list[Arm]
-    probes: list[Probe]
+    arms: list[Any]
+    probes: list[Any]
     root: Path
     """Folder of the runs and measurements."""
     command: str
@@ -88,7 +89,7 @@ class Plan:
         wanted = [arm.config for arm in self.arms] + [probe.config for probe in self.probes if probe.config]
         return list({run_dir(cfg): cfg for cfg in wanted}.values())
 
-    def missing(self) -> tuple[list[Config], list[Probe]]:
+    def missing(self) -> tuple[list[Config], list[Any]]:
         """The runs and measurements that are still to make."""
         runs = [cfg for cfg in self.configs if not run_of(cfg).finished]
         return runs, missing(self.probes, self.measurements)
@@ -126,7 +127,7 @@ def settings(experiment: Experiment, preset: str) -> Settings:
 
 
 def make_plan(
-    experiment: Experiment,
+    experiment: Experiment | Paper[Any],
     preset: str,
     root: Path,
     places: Places | None = None,
@@ -140,25 +141,31 @@ def make_plan(
         UserError: no such preset; a setting that no run can have.
     """
     places = places or Places()
-    found = settings(experiment, preset)
+    found: Any = experiment.settings(preset) if isinstance(experiment, Paper) else settings(experiment, preset)
 
     def put(cfg: Config) -> Config:
         # Curves of hundreds of runs are looked at in the report; `bnrepro train` writes events for one.
         return resolve(check(replace(places.apply(cfg), root=str(root), tensorboard=False)))
 
-    arms = [replace(arm, config=put(arm.config), factors=_factors(arm.factors)) for arm in experiment.arms(found)]
-    arms = list({(arm.part, str(arm.factors), run_dir(arm.config)): arm for arm in arms}.values())  # each once
-    probes = [
-        replace(probe, config=probe.config and put(probe.config), factors=_factors(probe.factors))
-        for probe in experiment.probes(found)
+    arms: list[Any] = [
+        replace(arm, config=put(arm.config), factors=_factors(arm.factors)) for arm in experiment.arms(found)
     ]
+    arms = list({(arm.part, str(arm.factors), run_dir(arm.config)): arm for arm in arms}.values())  # each once
+    probes: list[Any] = []
+    made: list[Any] = list(experiment.probes(found))
+    for probe in made:
+        moved = {"data": places.apply(Config(data=probe.data)).data} if getattr(probe, "data", None) else {}
+        config = probe.config and put(probe.config)
+        probes.append(replace(probe, config=config, factors=_factors(probe.factors), **moved))
+    if isinstance(experiment, Paper):
+        found = found.model_dump(mode="json")
     flags = [f"--archive {name}=FILE" for name in places.archives] + (["--data-root DIR"] if places.root else [])
     command = " ".join(["bnrepro reproduce", experiment.name, f"--preset {preset}", *flags])
     return Plan(experiment, preset, found, arms, probes, root, command)
 
 
 def reproduce(
-    experiment: Experiment,
+    experiment: Experiment | Paper[Any],
     preset: str,
     root: Path = Path("runs"),
     out: Path = Path("results/experiments"),
@@ -335,7 +342,11 @@ def _factors(factors: Factors) -> Factors:
     return {key: plain(value) for key, value in factors.items()}
 
 
-def _title(probe: Probe) -> str:
+def _name(probe: Any) -> str:
+    return str(probe.measure.name if hasattr(probe, "measure") else probe.function.__name__)
+
+
+def _title(probe: Any) -> str:
     factors = ", ".join(f"{key}={value}" for key, value in probe.factors.items())
-    what = [f"{probe.part} ({factors})" if factors else probe.part, f"seed {probe.seed}", probe.function.__name__]
+    what = [f"{probe.part} ({factors})" if factors else probe.part, f"seed {probe.seed}", _name(probe)]
     return ", ".join(dict.fromkeys(what))  # a part is often called as its function

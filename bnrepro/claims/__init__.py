@@ -1,0 +1,23 @@
+"""What a paper, a design, a claim and its evidence are; and the one rule that turns evidence into a verdict."""
+
+from bnrepro.claims.evidence import Evidence, equal, exact, greater, less, not_lower, not_testable
+from bnrepro.claims.paper import Design, Measure, Paper, Preset, measure
+from bnrepro.claims.results import Results
+from bnrepro.claims.values import Values
+
+__all__ = [
+    "Design",
+    "Evidence",
+    "Measure",
+    "Paper",
+    "Preset",
+    "Results",
+    "Values",
+    "equal",
+    "exact",
+    "greater",
+    "less",
+    "measure",
+    "not_lower",
+    "not_testable",
+]

@@ -1,0 +1,309 @@
+"""What a claim rests on, as data; and the one rule that turns it into a verdict.
+
+Evidence is a list of effects, each measured under one condition (a network, a dataset, a learning rate) and each with
+a rule of its own:
+
+=========  ================================================  =====================================================
+rule       the effect holds if                               it fails if
+=========  ================================================  =====================================================
+greater    its 95% interval lies above the bar               the interval lies below the margin, the smallest effect
+                                                             that matters (default: below the bar)
+less       the same, with the sign turned
+equal      its 90% interval lies inside ±margin (TOST, 5%)   its 95% interval lies outside
+exact      it is true, or an error is within the bar         it is not
+=========  ================================================  =====================================================
+
+An effect that does both is real and too small to matter: slight. `judge` turns all of them into one verdict:
+
+- **reproduced**: every effect holds (each at its own 5%: an intersection-union test), and none is slight;
+- **partly**: otherwise, if some hold or are slight;
+- **not reproduced**: none holds, and some fail;
+- **inconclusive**: none holds, none fails, or nothing was measured.
+
+"Some" is decided with Holm's correction over the effects, so that the chance of a false "partly" or "not reproduced"
+is at most 5% in each direction, however many conditions were tried.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from enum import StrEnum
+from typing import Literal
+
+from bnrepro.claims.values import Values
+from bnrepro.stats import Interval, equivalence, holm, p_value, t_interval
+
+ALPHA = 0.05
+
+
+class Verdict(StrEnum):
+    """What a claim comes to."""
+
+    reproduced = "reproduced"
+    partly = "partly"
+    not_reproduced = "not reproduced"
+    inconclusive = "inconclusive"
+    not_testable = "not testable here"
+
+
+class State(StrEnum):
+    """What one effect comes to."""
+
+    holds = "holds"
+    slight = "holds, and is negligible"
+    fails = "fails"
+    open = "open"
+
+
+Name = Literal["greater", "less", "equal", "exact"]
+
+
+@dataclass(frozen=True)
+class Rule:
+    """When an effect supports its claim. See the module's table."""
+
+    name: Name
+    bar: float | None = None
+    margin: float | None = None
+    ratio: bool = False
+    """The effect is a ratio: values, bar and margin are compared as logarithms, and shown as they are."""
+
+    @property
+    def confidence(self) -> float:
+        """Of the interval that decides."""
+        return 1 - 2 * ALPHA if self.name == "equal" else 1 - ALPHA
+
+    def p_values(self, values: list[float]) -> tuple[float, float]:
+        """(p of what must be rejected for the effect to hold, ... to fail), each to be compared with 5%."""
+        if self.name == "exact":
+            holds = self.bar is None or all(value <= self.bar for value in values)
+            return (0.0, 1.0) if holds else (1.0, 0.0)
+        values = [_log(v) for v in values] if self.ratio else values
+        bar, margin = (None if b is None else _log(b) if self.ratio else b for b in (self.bar, self.margin))
+        if self.name == "equal":
+            assert margin is not None
+            beyond = [p_value([v - margin for v in values], "greater"), p_value([v + margin for v in values], "less")]
+            return equivalence(values, margin).p, _doubled(min(beyond) if beyond[0] == beyond[0] else math.nan)
+        assert bar is not None
+        sign = 1 if self.name == "greater" else -1
+        least = bar if margin is None else max(bar, margin, key=lambda b: sign * b)
+        above = p_value([sign * (v - bar) for v in values], "greater")
+        below = p_value([sign * (v - least) for v in values], "less")
+        return _doubled(above), _doubled(below)
+
+
+@dataclass(frozen=True)
+class Effect:
+    """A quantity under one condition, with the value of each seed."""
+
+    condition: str
+    """What tells it from the claim's other effects; "" where it is the only one."""
+    seeds: dict[int, float]
+    rule: Rule
+    unit: str = ""
+    label: str = ""
+    """What is shown instead of numbers: of an exact effect that is no number."""
+
+    @property
+    def interval(self) -> Interval:
+        """Mean over seeds with the interval that decides; of a ratio, the geometric mean."""
+        values = list(self.seeds.values())
+        if self.rule.name == "exact":
+            values = [max(values, key=abs)] if values else []  # nothing is random: the worst
+        if not self.rule.ratio:
+            return t_interval(values, self.rule.confidence)
+        logs = t_interval([_log(v) for v in values], self.rule.confidence)
+        return Interval(_exp(logs.mean), _exp(logs.low), _exp(logs.high), logs.n)
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What a claim rests on. Made by `greater`, `less`, `equal`, `exact`, `not_testable`; ``&`` asks for both."""
+
+    estimand: str
+    """What the effects are, in a few words: "test accuracy, dropout before each BN minus none"."""
+    effects: tuple[Effect, ...] = ()
+    beside: tuple[Effect, ...] = ()
+    """Effects that are shown and do not decide."""
+    reason: str = ""
+    """Why the claim cannot be tested here."""
+    remark: str = ""
+    """A sentence for the reader, without numbers."""
+
+    def __and__(self, other: Evidence) -> Evidence:
+        return replace(
+            self,
+            effects=(*self.effects, *other.effects),
+            beside=(*self.beside, *other.beside),
+            reason=self.reason or other.reason,
+            remark=" ".join(filter(None, (self.remark, other.remark))),
+        )
+
+    def showing(self, values: Values | Mapping[str, Values], unit: str = "", ratio: bool = False) -> Evidence:
+        """With effects that are shown beside and do not decide; a mapping names them."""
+        rule = Rule("greater", 1.0 if ratio else 0.0, ratio=ratio)
+        return replace(self, beside=(*self.beside, *_effects(values, rule, unit or self.unit, "")))
+
+    @property
+    def unit(self) -> str:
+        """Of the effects."""
+        return self.effects[0].unit if self.effects else ""
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """What evidence comes to."""
+
+    verdict: Verdict
+    states: tuple[State, ...] = ()
+    """Of each effect."""
+    deciding: int | None = None
+    """The effect that decided: the weakest of those that had to hold, or the one that stood against it."""
+
+
+# --- making evidence ----------------------------------------------------------------------------------------------
+
+Given = Values | Mapping[str, Values]
+"""Values; each combination of levels, or each name of a mapping, is a condition."""
+
+
+def greater(
+    values: Given, estimand: str, unit: str, *, bar: float | None = None, margin: float | None = None,
+    ratio: bool = False, condition: str = "",
+) -> Evidence:  # fmt: skip
+    """The claim that something is larger than ``bar`` (default: 0, or 1 for a ratio) under every condition.
+
+    Args:
+        values: the effect by seed, positive (or above 1) where the claim is right.
+        estimand: what it is, in a few words.
+        unit: of the effect.
+        bar: what the claim says that it exceeds.
+        margin: the smallest effect that matters, at least ``bar``.
+        ratio: the effect is a ratio, to be averaged and compared as a logarithm.
+        condition: in front of the names of conditions.
+    """
+    rule = Rule("greater", (1.0 if ratio else 0.0) if bar is None else bar, margin, ratio)
+    return Evidence(estimand, _effects(values, rule, unit, condition))
+
+
+def less(
+    values: Given, estimand: str, unit: str, *, bar: float | None = None, margin: float | None = None,
+    ratio: bool = False, condition: str = "",
+) -> Evidence:  # fmt: skip
+    """The claim that something is smaller than ``bar``; ``margin`` is at most ``bar``. Otherwise as `greater`."""
+    rule = Rule("less", (1.0 if ratio else 0.0) if bar is None else bar, margin, ratio)
+    return Evidence(estimand, _effects(values, rule, unit, condition))
+
+
+def not_lower(values: Given, estimand: str, unit: str, *, margin: float, condition: str = "") -> Evidence:
+    """The claim that something is no loss: above minus ``margin`` (non-inferiority)."""
+    return greater(values, estimand, unit, bar=-margin, condition=condition)
+
+
+def equal(
+    values: Given, estimand: str, unit: str, *, margin: float, ratio: bool = False, condition: str = ""
+) -> Evidence:
+    """The claim that a difference is none: inside ±``margin``; for a ratio, between 1/``margin`` and ``margin``."""
+    return Evidence(estimand, _effects(values, Rule("equal", None, margin, ratio), unit, condition))
+
+
+def exact(
+    values: Given | bool, estimand: str, unit: str = "", *, tolerance: float | None = None, condition: str = ""
+) -> Evidence:
+    """The claim that something is so, where nothing is random: a truth, or errors that are within ``tolerance``.
+
+    Errors count by their size; several seeds by the largest.
+    """
+    if isinstance(values, bool):
+        rule = Rule("exact", 0.5)
+        return Evidence(estimand, (Effect(condition, {0: float(not values)}, rule, "", "yes" if values else "no"),))
+    each = _effects(values, Rule("exact", tolerance), unit, condition)
+    return Evidence(estimand, tuple(replace(e, seeds={s: abs(v) for s, v in e.seeds.items()}) for e in each))
+
+
+def not_testable(reason: str) -> Evidence:
+    """A claim that cannot be put to the test here, and why, in one sentence."""
+    return Evidence("", reason=reason)
+
+
+def _effects(values: Given, rule: Rule, unit: str, condition: str) -> tuple[Effect, ...]:
+    named = values.items() if isinstance(values, Mapping) else [("", values)]
+    cells = [(name, cell, each) for name, group in named for cell, each in group.cells().items()]
+    return tuple(
+        Effect(", ".join(filter(None, (condition, name, cell))), each.seeds, rule, unit) for name, cell, each in cells
+    )
+
+
+# --- the rule -----------------------------------------------------------------------------------------------------
+
+
+def judge(evidence: Evidence) -> Judgement:
+    """The verdict on a claim, and the effect that decided it. See the module's description."""
+    if evidence.reason:
+        return Judgement(Verdict.not_testable)
+    effects = evidence.effects
+    if not effects:
+        return Judgement(Verdict.inconclusive)
+    p = [effect.rule.p_values(list(effect.seeds.values())) for effect in effects]
+    held, failed = (_holm({i: pair[side] for i, pair in enumerate(p)}, effects) for side in (0, 1))
+    states = tuple(_state(held[i], failed[i]) for i in range(len(effects)))
+    if all(pair[0] <= ALPHA for pair in p):
+        states = tuple(State.slight if failed[i] else State.holds for i in range(len(effects)))
+        verdict = Verdict.partly if State.slight in states else Verdict.reproduced
+    elif State.holds in states or State.slight in states:
+        verdict = Verdict.partly
+    else:
+        verdict = Verdict.not_reproduced if State.fails in states else Verdict.inconclusive
+    against = {
+        Verdict.partly: next((s for s in (State.fails, State.open, State.slight) if s in states), None),
+        Verdict.not_reproduced: State.fails,
+    }.get(verdict)
+    candidates = [i for i, state in enumerate(states) if against in (None, state)]
+    if against is State.fails:
+        deciding = min(candidates, key=lambda i: p[i][1])
+    else:
+        deciding = max(candidates, key=lambda i: (1.0 if math.isnan(p[i][0]) else p[i][0], -i))
+    return Judgement(verdict, states, deciding)
+
+
+def flips_at(evidence: Evidence, factors: tuple[float, ...] = (0.5, 2.0)) -> list[float]:
+    """The ``factors`` on all margins at which the verdict would change. That of `not_lower` is its bar."""
+    verdict = judge(evidence).verdict
+
+    def scaled(rule: Rule, factor: float) -> Rule:
+        if rule.margin is not None:
+            return replace(rule, margin=rule.margin**factor if rule.ratio else rule.margin * factor)
+        if rule.name == "greater" and not rule.ratio and rule.bar is not None and rule.bar < 0:
+            return replace(rule, bar=rule.bar * factor)
+        return rule
+
+    def at(factor: float) -> Evidence:
+        return replace(evidence, effects=tuple(replace(e, rule=scaled(e.rule, factor)) for e in evidence.effects))
+
+    return [factor for factor in factors if judge(at(factor)).verdict is not verdict]
+
+
+def _holm(p: dict[int, float], effects: tuple[Effect, ...]) -> dict[int, bool]:
+    random = {i: value for i, value in p.items() if effects[i].rule.name != "exact"}
+    rejected = holm({str(i): value for i, value in random.items()}, ALPHA)
+    return {i: rejected[str(i)] if i in random else value <= ALPHA for i, value in p.items()}
+
+
+def _state(holds: bool, fails: bool) -> State:
+    if holds:
+        return State.slight if fails else State.holds
+    return State.fails if fails else State.open
+
+
+def _doubled(p: float) -> float:
+    return min(1.0, 2 * p) if p == p else p
+
+
+def _log(value: float) -> float:
+    return math.log(value) if value > 0 else -math.inf if value == 0 else math.nan
+
+
+def _exp(value: float) -> float:
+    return math.exp(min(value, 700)) if value == value else value

@@ -1,0 +1,384 @@
+"""A paper as an object: what is run for it, what is measured, and its claims, each a function from results to evidence.
+
+A paper is one file. Its docstring says what the source is, with its address, and what is done differently here; below
+come the settings, the design, and the claims::
+
+    \"\"\"Li et al., Understanding the Disharmony between Dropout and Batch Normalization (CVPR 2019).
+
+    https://arxiv.org/abs/1801.05134
+
+    Differences from the paper
+    - A VGG at half width on CIFAR-10; the paper trains DenseNet on CIFAR-100.
+    \"\"\"
+
+    class Settings(Preset):
+        amounts: list[float] = [0.1, 0.5]
+        margin: float = 1.0  # percentage points
+
+    paper = Paper(__name__, Settings)
+
+    @paper.design
+    def runs(s: Settings) -> Design: ...
+
+    @paper.claim("D1.3", reported="no loss")
+    def dropout_after_the_last_norm_is_harmless(r: Results, s: Settings) -> Evidence:
+        \"\"\"Dropout after the last BN layer alone does no harm.\"\"\"
+        ...
+
+The values in ``Settings`` are those of the preset ``full``; ``configs/experiment/<name>.yaml`` says what the others
+change.
+"""
+
+from __future__ import annotations
+
+import inspect
+import re
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from bnrepro.claims.evidence import Evidence
+from bnrepro.claims.results import Results
+from bnrepro.config import configs_dir, load_config
+from bnrepro.errors import UserError, first_line, known_are
+from bnrepro.schema import Config, Data
+from bnrepro.stored import read_yaml
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+Kind = Literal["identity", "empirical", "prediction"]
+"""identity: algebra or a count, nothing is random. empirical: networks and seeds. prediction: our own, made before."""
+Scale = Literal["exact", "paper", "reduced", "toy"]
+"""exact: no training. paper: the source's setting. reduced: the same kind of network and data, less of it. toy: an
+analogue."""
+Factors = dict[str, Any]
+Row = dict[str, Any]
+
+
+class Preset(BaseModel):
+    """The settings of a paper's design: types and values of ``full``. A key that is misspelt is an error.
+
+    Lists and mappings are replaced as wholes by what another preset says.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True, arbitrary_types_allowed=False)
+
+    seeds: int = 5
+    """Seeds 0, 1, ..., of everything that is random."""
+
+
+S = TypeVar("S", bound=Preset)
+
+
+@dataclass(frozen=True)
+class Measure:
+    """A measurement: a function with a name and a version of its own, under which its results are kept.
+
+    ``function(seed=..., **arguments)``, ``function(run=Run, seed=..., **arguments)`` where it measures what a run left,
+    or ``function(data=Dataset, seed=..., **arguments)`` where it needs a dataset and no run, returns rows
+    ``{"quantity": str, "x": float | str | None, "value": float}``, the same for the same arguments. Moving or renaming
+    the function measures nothing again; raise ``version`` when its results change.
+    """
+
+    function: Callable[..., list[Row]]
+    name: str
+    version: int = 1
+
+
+def measure(name: str, version: int = 1) -> Callable[[Callable[..., list[Row]]], Measure]:
+    """Make a function a `Measure`: ``@measure("li2019/variance_shift")``."""
+    return lambda function: Measure(function, name, version)
+
+
+@dataclass(frozen=True)
+class Arm:
+    """A training run of a design."""
+
+    part: str
+    factors: Factors
+    config: Config
+    """Its seed is the arm's. The same configuration may serve several parts, and is run once."""
+
+
+@dataclass(frozen=True)
+class Probe:
+    """A measurement of a design."""
+
+    part: str
+    factors: Factors
+    seed: int
+    measure: Measure
+    arguments: dict[str, Any] = field(default_factory=dict)
+    """Texts, numbers, and lists of them."""
+    config: Config | None = None
+    """The run that is measured."""
+    data: Data | None = None
+    """The dataset that is measured on, without a run."""
+
+
+class Design:
+    """What is run and measured under a preset."""
+
+    def __init__(self, seeds: int | Iterable[int]) -> None:
+        self.seeds = range(seeds) if isinstance(seeds, int) else tuple(seeds)
+        self.arms: list[Arm] = []
+        self.probes: list[Probe] = []
+
+    def train(
+        self,
+        part: str,
+        factors: Factors,
+        overrides: Sequence[str],
+        *measures: Measure | tuple[Measure, dict[str, Any]],
+        seeds: Iterable[int] | None = None,
+        record: bool = True,
+    ) -> None:
+        """Train one configuration with every seed, and measure what the runs left.
+
+        Args:
+            part: the part of the experiment that it belongs to: "table", "horizon", ...
+            factors: what tells it from the others of its part: ``{"variant": "convbn", "batch_size": 8}``.
+            overrides: of the configuration, as on the command line.
+            measures: made of each run; with arguments as ``(measure, {"images": 256})``.
+            seeds: other ones than the design's.
+            record: whether the runs stand in the records; False where they are only measured.
+        """
+        from dataclasses import replace
+
+        cfg = load_config(list(overrides))
+        for seed in self.seeds if seeds is None else seeds:
+            own = replace(cfg, seed=seed)
+            if record:
+                self.arms.append(Arm(part, factors, own))
+            for each in measures:
+                what, arguments = each if isinstance(each, tuple) else (each, {})
+                self.probes.append(Probe(part, factors, seed, what, arguments, own))
+
+    def measure(
+        self,
+        part: str,
+        factors: Factors,
+        what: Measure,
+        data: Sequence[str] | None = None,
+        seeds: Iterable[int] | None = None,
+        **arguments: Any,
+    ) -> None:
+        """Measure without a training run; ``data`` are the overrides that name a dataset, handed over as ``data``."""
+        dataset = load_config(list(data)).data if data is not None else None
+        for seed in self.seeds if seeds is None else seeds:
+            self.probes.append(Probe(part, factors, seed, what, arguments, None, dataset))
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A sentence that can be wrong, and the function that says what it rests on."""
+
+    id: str
+    sentence: str
+    evidence: Callable[[Results, Any], Evidence]
+    reported: str
+    """What the source reports for it; "no number" where it reports none."""
+    quote: str | None
+    """The source's own words, where they were read."""
+    where: str | None
+    """Page, section or figure of the source."""
+    source: str
+    kind: Kind
+    scale: Scale
+    scale_note: str
+    withdrawn: str | None
+    """Why its verdict is withdrawn."""
+
+    @property
+    def line(self) -> str:
+        """File and line of the function, within the package."""
+        code = inspect.unwrap(self.evidence).__code__
+        parts = Path(code.co_filename).parts
+        place = Path(*parts[parts.index("bnrepro") :]) if "bnrepro" in parts else Path(code.co_filename).name
+        return f"{place}:{code.co_firstlineno}"
+
+
+@dataclass(frozen=True)
+class Shown:
+    """A table or figure: its name, its caption, and the function that makes it."""
+
+    name: str
+    caption: str
+    make: Callable[[Results, Any], Any]
+
+
+class Paper(Generic[S]):
+    """A source, its design and its claims. See the module's description.
+
+    Args:
+        module: the paper's module: ``__name__``. Its docstring is read.
+        settings: its `Preset`.
+        scale, scale_note: of its claims, unless they say otherwise: "reduced", "8 epochs, an eighth of the width".
+        source: how the source is cited; None: the docstring's first sentence and address.
+    """
+
+    def __init__(
+        self, module: str, settings: type[S], scale: Scale = "reduced", scale_note: str = "", source: str | None = None
+    ) -> None:
+        self.module, self.settings_type = module, settings
+        self.name = module.rpartition(".")[2]
+        self.scale, self.scale_note = scale, scale_note
+        self.title, address, self.differences = _read(sys.modules[module].__doc__ or "")
+        self.source = source or ", ".join(filter(None, (self.title, address)))
+        self.claims: list[Claim] = []
+        self.tables: list[Shown] = []
+        self.figures: list[Shown] = []
+        self._design: Callable[[S], Design] = lambda settings: Design(settings.seeds)
+
+    # --- decorators ---
+
+    def design(self, function: Callable[[S], Design]) -> Callable[[S], Design]:
+        """``function(settings)`` returns what is run and measured."""
+        self._design = function
+        return function
+
+    def claim(
+        self,
+        id: str,
+        *,
+        reported: str = "no number",
+        quote: str | None = None,
+        where: str | None = None,
+        source: str | None = None,
+        kind: Kind = "empirical",
+        scale: Scale | None = None,
+        scale_note: str | None = None,
+        withdrawn: str | None = None,
+    ) -> Callable[[Callable[[Results, S], Evidence]], Callable[[Results, S], Evidence]]:
+        """``function(results, settings)`` returns the `Evidence`; its docstring is the sentence.
+
+        Args:
+            id: of the claim, alone among the paper's: "D1.3".
+            reported: what the source reports for it.
+            quote: the source's own words.
+            where: the place in the source.
+            source: of this claim, where it is another than the paper.
+            kind, scale, scale_note: see `Kind` and `Scale`; an identity's scale is exact.
+            withdrawn: why its verdict is withdrawn until it has another design.
+        """
+
+        def add(function: Callable[[Results, S], Evidence]) -> Callable[[Results, S], Evidence]:
+            own = scale or ("exact" if kind == "identity" else self.scale)
+            note = scale_note if scale_note is not None else "" if own == "exact" else self.scale_note
+            text = inspect.cleandoc(function.__doc__ or "").replace("\n", " ")
+            if not text or any(claim.id == id for claim in self.claims):
+                raise ValueError(f"{self.name}: claim {id} needs a sentence as its docstring, and an id of its own")
+            self.claims.append(
+                Claim(id, text, function, reported, quote, where, source or self.source, kind, own, note, withdrawn)
+            )
+            return function
+
+        return add
+
+    def table(self, function: Callable[[Results, S], list[Row]]) -> Callable[[Results, S], list[Row]]:
+        """``function(results, settings)`` returns rows with the same keys; its docstring is the title.
+
+        An `Interval` as a value is shown as mean [low, high]. ``{s.margin}`` in the docstring is filled in.
+        """
+        self.tables.append(Shown(function.__name__, inspect.cleandoc(function.__doc__ or ""), function))
+        return function
+
+    def figure(self, function: Callable[[Results, S], Figure | None]) -> Callable[[Results, S], Figure | None]:
+        """``function(results, settings)`` returns a figure, None where there are no records; its docstring is the caption.
+
+        ``{s.margin}`` in it is filled in. n, intervals and preset are added.
+        """
+        self.figures.append(Shown(function.__name__, inspect.cleandoc(function.__doc__ or ""), function))
+        return function
+
+    # --- presets ---
+
+    @cached_property
+    def _file(self) -> Path:
+        """The file of presets: of the package's papers in configs/, of a user's own beside it."""
+        if self.module.startswith("bnrepro."):
+            return configs_dir() / "experiment" / f"{self.name}.yaml"
+        return Path(str(sys.modules[self.module].__file__)).with_suffix(".yaml")
+
+    @cached_property
+    def _changes(self) -> dict[str, dict[str, Any]]:
+        if not self._file.is_file():
+            return {}
+        try:
+            import yaml
+
+            found = yaml.safe_load(read_yaml(self._file)) or {}
+        except Exception as error:  # yaml's and the file system's
+            raise UserError(f"The presets {self._file} cannot be read: {first_line(error)}") from error
+        if not isinstance(found, dict) or not all(isinstance(change, dict) for change in found.values()):
+            raise UserError(
+                f"{self._file} must hold a mapping of settings for each preset, as in `smoke: {{seeds: 2}}`."
+            )
+        return found
+
+    @property
+    def presets(self) -> tuple[str, ...]:
+        """Their names, from the smallest to full."""
+        return (*(name for name in self._changes if name != "full"), "full")
+
+    def settings(self, preset: str) -> S:
+        """The settings of ``preset``.
+
+        Raises:
+            UserError: there is none, or its file does not fit the settings.
+        """
+        if preset not in self.presets:
+            raise UserError(f"{self.name} has no preset {preset!r}.{known_are(preset, self.presets)}")
+        full = self._changes.get("full", {})
+        return self.validated({**full, **self._changes.get(preset, {})}, f"The preset {preset} in {self._file}")
+
+    def validated(self, values: dict[str, Any], what: str) -> S:
+        """``values`` as settings.
+
+        Raises:
+            UserError: they do not fit.
+        """
+        try:
+            return self.settings_type.model_validate(values)
+        except ValidationError as error:
+            first = error.errors()[0]
+            key = ".".join(map(str, first["loc"]))
+            raise UserError(
+                f"{what}: {key}: {first['msg']}.{known_are(key, self.settings_type.model_fields)}"
+            ) from error
+
+    # --- what the engine asks ---
+
+    def arms(self, settings: S) -> list[Arm]:
+        """The runs."""
+        return self._design(settings).arms
+
+    def probes(self, settings: S) -> list[Probe]:
+        """The measurements."""
+        return self._design(settings).probes
+
+    def directory(self, out: Path, preset: str | None = None) -> Path:
+        """Folder of the results: ``<name>`` for ``full``, ``<name>/<preset>`` for the others.
+
+        So a smaller preset never takes the place of a larger one.
+        """
+        return out / self.name / (preset if preset and preset != "full" else "")
+
+
+def _read(docstring: str) -> tuple[str, str, tuple[str, ...]]:
+    """Title, address and differences of a paper's docstring."""
+    head, _, rest = inspect.cleandoc(docstring).partition("Differences from the paper")
+    first, *others = re.split(r"\n\s*\n", head.strip())
+    address = next((text.strip() for text in others if re.match(r"https?://\S+\s*$", text.strip())), "")
+    bullets = re.split(r"\n- ", "\n" + rest.strip().lstrip("-=\n "))
+    return _joined(first).rstrip("."), address, tuple(filter(None, map(_joined, bullets)))
+
+
+def _joined(text: str) -> str:
+    return " ".join(text.split()).removeprefix("- ")

@@ -1,0 +1,195 @@
+"""What papers draw with: panels, lines of means with their intervals, one palette.
+
+A paper's figure function calls `panels`, then `lines` (or matplotlib) for each panel, then `legend`. The style is set
+by whoever calls the function.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping, Sequence
+from itertools import cycle
+from typing import Any, NamedTuple
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
+
+from bnrepro import figures
+from bnrepro.claims.values import Values
+from bnrepro.stats import Interval
+
+GREY = "#999999"
+# Okabe & Ito's palette; line styles and markers say it again for print and for colour-blind readers.
+_COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")
+_DASHES: tuple[Any, ...] = ("-", (0, (4, 2)), (0, (5, 1, 1, 1)), (0, (1, 1)), (0, (6, 1.5, 1, 1.5, 1, 1.5)))
+_MARKERS = ("o", "s", "^", "v", "D", "P")
+NONE = ("none", "nobn", "no BN")
+"""Levels that are drawn as the absence of something: black and dotted."""
+
+
+class Look(NamedTuple):
+    """How a line is drawn."""
+
+    color: str
+    dashes: Any
+    marker: str
+    label: str
+
+
+def looks(levels: Sequence[Hashable] | Mapping[Any, str]) -> dict[Any, Look]:
+    """A look for each level, all different; that of a variant is the same in every figure. A mapping gives labels."""
+    names = dict(levels) if isinstance(levels, Mapping) else {level: figures.label(str(level)) for level in levels}
+    free = zip(cycle(_COLORS), cycle(_DASHES), cycle(_MARKERS), strict=False)
+    found = {}
+    for level, name in names.items():
+        if level in figures.STYLES:
+            color, dashes = figures.STYLES[level]
+            marker = _MARKERS[list(figures.STYLES).index(level)]
+        elif level in NONE:
+            color, dashes, marker = "#000000", (0, (1, 1)), "x"
+        else:
+            color, dashes, marker = next(free)
+        found[level] = Look(color, dashes, marker, name)
+    return found
+
+
+def panels(
+    columns: int = 1, rows: int = 1, *, height: float = 2.6, width: float | None = None, **shared: Any
+) -> tuple[Figure, list[Axes]]:
+    """A figure of one column of a paper (or two, where there are several panels), and its panels by rows.
+
+    ``height`` is that of one row in inches; ``shared``: sharex, sharey.
+    """
+    wide = (figures.COLUMN if columns == 1 else 2 * figures.COLUMN) if width is None else width
+    figure = Figure(figsize=(wide, height * rows + 0.3 * (rows > 1)), layout="constrained")
+    return figure, list(figure.subplots(rows, columns, squeeze=False, **shared).flat)
+
+
+def lines(
+    axes: Axes,
+    values: Values,
+    x: str,
+    by: str | None = None,
+    look: Mapping[Any, Look] | Look | None = None,
+    *,
+    bars: bool = False,
+    apart: float = 0.0,
+    log: bool = False,
+    marks: bool = True,
+) -> None:
+    """Means over seeds against ``x``, with 95% intervals as bands or ``bars``; a line for each level of ``by``.
+
+    Args:
+        axes: where to draw.
+        values: with the factors ``x`` and ``by`` and no others.
+        x: the factor on the horizontal axis.
+        by: the factor that tells the lines apart; None: there is one line.
+        look: of the levels, from `looks`; levels that it lacks are not drawn. Of a single line, its `Look`.
+        bars: error bars in place of a band.
+        apart: how far levels are moved apart along x, so that bars do not hide one another.
+        log: mean and interval are those of the logarithm.
+        marks: whether points have markers.
+    """
+    groups = values.by(by) if by else {None: values}
+    if isinstance(look, Look):
+        look = {None: look}
+    look = look or looks(list(groups))
+    drawn = [level for level in look if level in groups]
+    for place, level in enumerate(drawn):
+        found = (groups[level].log() if log else groups[level]).intervals(x)
+        curve(axes, found, look[level], bars=bars, shift=apart * (place - (len(drawn) - 1) / 2), log=log, marks=marks)
+
+
+def curve(
+    axes: Axes,
+    found: Mapping[Any, Interval],
+    look: Look,
+    *,
+    bars: bool = False,
+    shift: float = 0.0,
+    log: bool = False,
+    marks: bool = True,
+) -> None:
+    """One line of means at the keys of ``found``, with bands or bars; ``log``: they are logarithms."""
+    mean, low, high = ends(list(found.values()))
+    if log:
+        mean, low, high = np.exp(mean), np.exp(low), np.exp(high)
+    at = [x + shift for x in found] if shift else list(found)
+    about: dict[str, Any] = {"color": look.color, "linestyle": look.dashes, "label": look.label}
+    if marks:
+        about |= {"marker": look.marker, "markersize": 3.5}
+    if bars:
+        axes.errorbar(at, mean, yerr=np.stack([mean - low, high - mean]), capsize=2, **about)
+    else:
+        axes.plot(at, mean, **about)
+        axes.fill_between(at, low, high, color=look.color, alpha=0.15, linewidth=0)
+
+
+def ends(found: Sequence[Interval]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Means and ends of intervals; where there is no interval, the ends are the mean."""
+    mean, low, high = (np.array([getattr(i, end) for i in found], dtype=float) for end in ("mean", "low", "high"))
+    return mean, np.where(np.isnan(low), mean, low), np.where(np.isnan(high), mean, high)
+
+
+def zero(axes: Axes, at: float = 0.0) -> None:
+    """A thin line where there is no effect."""
+    axes.axhline(at, color=GREY, linewidth=0.8)
+
+
+def ticks(axes: Axes, values: Sequence[float], axis: str = "x") -> None:
+    """Ticks at the values that were measured, and no others."""
+    of = axes.xaxis if axis == "x" else axes.yaxis
+    of.set_major_locator(FixedLocator(list(values)))
+    of.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    of.set_minor_locator(NullLocator())
+
+
+def same_limits(axes: Sequence[Axes]) -> None:
+    """One range of y for all."""
+    low, high = min(a.get_ylim()[0] for a in axes), max(a.get_ylim()[1] for a in axes)
+    for each in axes:
+        each.set_ylim(low, high)
+
+
+def heat_map(
+    axes: Axes,
+    cells: Mapping[tuple[Any, Any], Interval],
+    *,
+    cmap: str = "RdBu",
+    norm: Any = None,
+    form: str = "{:+.2f}",
+) -> Any:
+    """Means as colours with the numbers in them, by (row, column); returns the image, for a colour bar."""
+    rows, columns = (list(dict.fromkeys(key[i] for key in cells)) for i in (0, 1))
+    none = Interval(np.nan, np.nan, np.nan, 0)
+    grid = np.array([[cells.get((row, column), none).mean for column in columns] for row in rows], dtype=float)
+    image = axes.imshow(grid, cmap=cmap, norm=norm, aspect="auto")
+    scale: Any = image.norm
+    for y, row in enumerate(rows):
+        for x, column in enumerate(columns):
+            found = cells.get((row, column), none)
+            if np.isnan(found.mean):
+                continue
+            text = form.format(found.mean)
+            if not np.isnan(found.low):
+                text += f"\n[{form.format(found.low)}, {form.format(found.high)}]"
+            dark = abs(float(scale(found.mean)) - 0.5) > 0.3
+            axes.text(x, y, text, ha="center", va="center", size=6, color="white" if dark else "black")
+    axes.set_xticks(range(len(columns)), [str(c) for c in columns])
+    axes.set_yticks(range(len(rows)), [str(r) for r in rows])
+    axes.grid(visible=False)
+    axes.tick_params(length=0)
+    axes.spines[:].set_visible(False)
+    return image
+
+
+def legend(figure: Figure, columns: int = 4, of: Axes | None = None) -> None:
+    """A legend above the panels, of ``of`` or of all of them, each label once."""
+    found: dict[str, Any] = {}
+    for axes in [of] if of else figure.axes:
+        handles, labels = axes.get_legend_handles_labels()
+        found |= {label: handle for handle, label in zip(handles, labels, strict=True) if label not in found}
+    if found:
+        about = {"handlelength": 2.6, "columnspacing": 1.2}
+        figure.legend(list(found.values()), list(found), loc="outside upper center", ncols=columns, **about)

@@ -1,0 +1,80 @@
+"""What was run and measured, as a claim reads it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from bnrepro.claims.values import Values
+
+Row = dict[str, Any]
+OF_RUNS = frozenset(
+    {"status", "test_accuracy", "test_loss", "val_accuracy", "val_loss", "train_accuracy", "train_loss", "steps"}
+    | {"diverged_at_step", "parameters", "buffers", "threads", "seconds", "precision", "device", "config_hash"}
+)
+"""Columns of a run that are results, and so no factors."""
+OF_CURVES = frozenset(
+    {"step", "epoch", "train_loss", "train_accuracy", "val_loss", "val_accuracy", "test_loss", "test_accuracy"}
+    | {"lr", "seconds"}
+)
+PERCENT = 100.0
+
+
+@dataclass(frozen=True)
+class Results:
+    """The records of an experiment. Everything is selected by factors: ``r.test_accuracy(part="table")``."""
+
+    preset: str
+    runs: list[Row]
+    """One row a run."""
+    curves: list[Row]
+    """One row an evaluation."""
+    measurements: list[Row]
+    """One row a value: quantity, x, value."""
+
+    def of_runs(self, column: str, **factors: Any) -> Values:
+        """``column`` of the runs that completed, by the factors of their part."""
+        return Values.of_rows(
+            [
+                _narrow(row, column, OF_RUNS)
+                for row in self._selected(self.runs, factors)
+                if row["status"] == "completed"
+            ],
+            column,
+        )
+
+    def test_accuracy(self, **factors: Any) -> Values:
+        """Test accuracy in percent."""
+        return self.of_runs("test_accuracy", **factors) * PERCENT
+
+    def diverged(self, **factors: Any) -> Values:
+        """1 for each run that diverged, and 0 for each that did not; runs that failed are left out."""
+        rows = [row | {"diverged": row["status"] == "diverged"} for row in self._selected(self.runs, factors)]
+        kept = OF_RUNS | {"diverged"}
+        return Values.of_rows([_narrow(r, "diverged", kept) for r in rows if r["status"] != "failed"], "diverged")
+
+    def curve(self, column: str, **factors: Any) -> Values:
+        """``column`` at each evaluation, with the factor ``step``; runs that diverged are there up to that step."""
+        rows = self._selected(self.curves, factors)
+        return Values.of_rows([_narrow(row, column, OF_CURVES - {"step"}) for row in rows], column)
+
+    def measured(self, quantity: str, **factors: Any) -> Values:
+        """A measured quantity, with the factor ``x`` where it has one."""
+        rows = self._selected(self.measurements, {"quantity": quantity, **factors})
+        return Values.of_rows([_narrow(row, "value", frozenset()) for row in rows], "value", frozenset({"quantity"}))
+
+    @staticmethod
+    def _selected(rows: Iterable[Row], factors: Row) -> list[Row]:
+        """Rows with these factors, which are then left out; a list of levels keeps its factor."""
+        alone = {k: v for k, v in factors.items() if not isinstance(v, list | tuple | set | range)}
+        some = {k: v for k, v in factors.items() if k not in alone}
+        return [
+            {key: value for key, value in row.items() if key not in alone}
+            for row in rows
+            if all(row.get(k) == v for k, v in alone.items()) and all(row.get(k) in v for k, v in some.items())
+        ]
+
+
+def _narrow(row: Row, column: str, results: frozenset[str]) -> Row:
+    return {key: value for key, value in row.items() if key == column or key not in results}

@@ -1,0 +1,219 @@
+"""Numbers labelled by factors and seed: what a claim reads, and what arithmetic over seeds is done with."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from statistics import fmean
+from typing import Any
+
+from bnrepro.stats import Interval, t_interval
+
+Label = tuple[Any, ...]
+
+
+class Values:
+    """Numbers, each with a seed and a level of every factor in `factors`.
+
+    Arithmetic pairs values of the same seed and the same levels: ``bn - nobn`` is the paired difference, over the
+    seeds that both have. A side that lacks a factor of the other counts for all levels of it.
+    """
+
+    def __init__(self, factors: tuple[str, ...] = (), data: Mapping[tuple[Label, int], float] | None = None) -> None:
+        self.factors = factors
+        self.data: dict[tuple[Label, int], float] = dict(data or {})
+
+    @classmethod
+    def of_rows(cls, rows: Iterable[Mapping[str, Any]], value: str, apart: frozenset[str] = frozenset()) -> Values:
+        """From rows with a ``seed``, a number called ``value``, and factors: every other column but those ``apart``.
+
+        A column that is empty in all rows is no factor; rows without the number are left out.
+        """
+        rows = [row for row in rows if row.get(value) is not None]
+        columns = [key for key in dict.fromkeys(k for row in rows for k in row) if key not in {"seed", value, *apart}]
+        factors = tuple(key for key in columns if any(row.get(key) is not None for row in rows))
+        data = {(tuple(row.get(key) for key in factors), int(row["seed"])): float(row[value]) for row in rows}
+        if len(data) < len(rows):
+            raise ValueError(f"several values of {value} have the same seed and the same {', '.join(factors)}")
+        return cls(factors, data)
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def __iter__(self) -> Iterator[float]:
+        return iter(self.data.values())
+
+    def __repr__(self) -> str:
+        return f"Values({len(self)} values by {', '.join((*self.factors, 'seed'))})"
+
+    # --- selection ---
+
+    def at(self, **levels: Any) -> Values:
+        """The values with these levels. A list keeps its factor; a single level, or None for "none", removes it."""
+        keep = {key: level for key, level in levels.items() if isinstance(level, list | tuple | set | range)}
+        alone = {key: level for key, level in levels.items() if key not in keep}
+        if missing := [key for key in levels if key not in self.factors and levels[key] is not None and self.data]:
+            raise ValueError(f"there is no factor {', '.join(missing)}; there are {', '.join(self.factors)}")
+        places = {key: self.factors.index(key) for key in levels if key in self.factors}
+        left = [i for i, key in enumerate(self.factors) if key not in alone]
+        return Values(
+            tuple(self.factors[i] for i in left),
+            {
+                (tuple(label[i] for i in left), seed): value
+                for (label, seed), value in self.data.items()
+                if all(label[i] in keep[key] if key in keep else label[i] == alone[key] for key, i in places.items())
+            },
+        )
+
+    def levels(self, factor: str) -> list[Any]:
+        """The levels of ``factor``, in the order of the records."""
+        if factor not in self.factors:
+            return []
+        place = self.factors.index(factor)
+        return list(dict.fromkeys(label[place] for label, _ in self.data))
+
+    def by(self, *factors: str) -> dict[Any, Values]:
+        """The values for each level of ``factors`` (of several: for each tuple), without these."""
+        place = [self.factors.index(key) for key in factors] if self.data else []
+        groups = dict.fromkeys(tuple(label[i] for i in place) for label, _ in self.data)
+        return {
+            group[0] if len(factors) == 1 else group: self.at(**dict(zip(factors, group, strict=True)))
+            for group in groups
+        }
+
+    @property
+    def seeds(self) -> dict[int, float]:
+        """The values by seed, in its order, where no factor is left.
+
+        Raises:
+            ValueError: a factor has several levels.
+        """
+        if len({label for label, _ in self.data}) > 1:
+            raise ValueError(f"there are several values a seed, by {', '.join(self.factors)}: select or average them")
+        return dict(sorted((seed, value) for (_, seed), value in self.data.items()))
+
+    def cells(self) -> dict[str, Values]:
+        """Each combination of levels, named by the levels of the factors that differ: ``lenet, relu``."""
+        differing = [key for key in self.factors if len(self.levels(key)) > 1]
+        if not differing:
+            return {"": self.at(**{key: self.levels(key)[0] for key in self.factors})} if self.data else {}
+        rest = {key: self.levels(key)[0] for key in self.factors if key not in differing}
+        return {
+            ", ".join(_shown(key, level) for key, level in zip(differing, _tuple(label), strict=True)): values
+            for label, values in self.at(**rest).by(*differing).items()
+        }
+
+    # --- arithmetic ---
+
+    def map(self, function: Callable[[float], float]) -> Values:
+        """``function`` of each value."""
+        return Values(self.factors, {key: function(value) for key, value in self.data.items()})
+
+    def log(self) -> Values:
+        """Natural logarithms; of 0, minus infinity, and of what is below, nan."""
+        return self.map(lambda v: math.log(v) if v > 0 else -math.inf if v == 0 else math.nan)
+
+    def log10(self) -> Values:
+        """Logarithms to base 10, in decades."""
+        return self.log() / math.log(10)
+
+    def __neg__(self) -> Values:
+        return self.map(lambda v: -v)
+
+    def __abs__(self) -> Values:
+        return self.map(abs)
+
+    def __add__(self, other: Values | float) -> Values:
+        return self._with(other, lambda a, b: a + b)
+
+    def __sub__(self, other: Values | float) -> Values:
+        return self._with(other, lambda a, b: a - b)
+
+    def __rsub__(self, other: float) -> Values:
+        return self.map(lambda v: other - v)
+
+    def __mul__(self, other: Values | float) -> Values:
+        return self._with(other, lambda a, b: a * b)
+
+    __rmul__ = __mul__
+    __radd__ = __add__
+
+    def __truediv__(self, other: Values | float) -> Values:
+        return self._with(other, _divided)
+
+    def _with(self, other: Values | float, function: Callable[[float, float], float]) -> Values:
+        if not isinstance(other, Values):
+            return self.map(lambda v: function(v, other))
+        if not self.data or not other.data:
+            return Values(self.factors)
+        wide = self if set(other.factors) <= set(self.factors) else other
+        if not set(self.factors) | set(other.factors) == set(wide.factors):
+            raise ValueError(f"{self} and {other} have different factors: select or average some")
+
+        def found(side: Values, label: Label, seed: int) -> float | None:
+            return side.data.get((tuple(label[wide.factors.index(key)] for key in side.factors), seed))
+
+        data = {}
+        for label, seed in wide.data:
+            a, b = found(self, label, seed), found(other, label, seed)
+            if a is not None and b is not None:
+                data[label, seed] = function(a, b)
+        return Values(wide.factors, data)
+
+    def reduce(self, function: Callable[[list[float]], float], *over: str) -> Values:
+        """``function`` of the values of each seed over all levels of ``over`` (none given: of all factors)."""
+        left = [i for i, key in enumerate(self.factors) if over and key not in over]
+        groups: dict[tuple[Label, int], list[float]] = {}
+        for (label, seed), value in self.data.items():
+            groups.setdefault((tuple(label[i] for i in left), seed), []).append(value)
+        return Values(tuple(self.factors[i] for i in left), {key: function(values) for key, values in groups.items()})
+
+    def mean(self, *over: str) -> Values:
+        """Each seed's mean over ``over``."""
+        return self.reduce(fmean, *over)
+
+    def max(self, *over: str) -> Values:
+        """Each seed's largest value over ``over``."""
+        return self.reduce(max, *over)
+
+    def min(self, *over: str) -> Values:
+        """Each seed's smallest value over ``over``."""
+        return self.reduce(min, *over)
+
+    def join(self, factor: str, level: Any, **others: Values) -> Values:
+        """These values with a further factor, at ``level``; ``others`` are at the levels that they are named."""
+        data = {((*label, level), seed): value for (label, seed), value in self.data.items()}
+        for name, values in others.items():
+            assert values.factors == self.factors or not values.data
+            data |= {((*label, name), seed): value for (label, seed), value in values.data.items()}
+        return Values((*self.factors, factor), data)
+
+    # --- over seeds ---
+
+    def interval(self, confidence: float = 0.95) -> Interval:
+        """Student's interval of the mean over seeds."""
+        return t_interval(list(self.seeds.values()), confidence)
+
+    def intervals(self, factor: str) -> dict[Any, Interval]:
+        """`interval` for each level of ``factor``."""
+        return {level: values.interval() for level, values in self.by(factor).items()}
+
+    def only(self) -> float | None:
+        """The value, where there is a single one; None where there is none."""
+        if len(self) > 1:
+            raise ValueError(f"there are {len(self)} values")
+        return next(iter(self), None)
+
+
+def _divided(a: float, b: float) -> float:
+    return a / b if b else math.copysign(math.inf, a) if a else math.nan
+
+
+def _shown(factor: str, level: Any) -> str:
+    if isinstance(level, str):
+        return level
+    return f"{factor.replace('_', ' ')} {level:g}" if isinstance(level, int | float) else f"{factor} {level}"
+
+
+def _tuple(label: Any) -> Label:
+    return label if isinstance(label, tuple) else (label,)

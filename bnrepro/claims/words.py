@@ -1,0 +1,144 @@
+"""Evidence in words: the answer, the finding, the rule, and numbers with the digits that they have."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from bnrepro.claims.evidence import Effect, Evidence, Judgement, Rule, State, Verdict
+from bnrepro.stats import Interval, t_quantile
+
+ANSWERS = {
+    Verdict.reproduced: "Yes",
+    Verdict.partly: "In part",
+    Verdict.not_reproduced: "No",
+    Verdict.inconclusive: "Open",
+}
+POWER = 0.8
+MOST_SEEDS = 10_000
+
+
+def numbers(effect: Interval) -> str:
+    """``0.42 [0.31, 0.53]``, with as many digits as the interval leaves: two of its half width."""
+    values = (effect.mean, effect.low, effect.high)
+    half = (effect.high - effect.low) / 2
+    if not all(map(math.isfinite, (*values, half))):
+        return f"{effect.mean:.3g}" if math.isnan(half) else "{:.3g} [{:.3g}, {:.3g}]".format(*values)
+    if not half > 0:
+        return "{:.4g} [{:.4g}, {:.4g}]".format(*values)
+    digits = 1 - math.floor(math.log10(half))
+    if 0 <= digits <= 6 and max(map(abs, values)) < 1e6:
+        return "{:.{d}f} [{:.{d}f}, {:.{d}f}]".format(*values, d=digits)
+    return "{:.3g} [{:.3g}, {:.3g}]".format(*values)
+
+
+def shown(effect: Effect) -> str:
+    """The effect's numbers, or what stands for them: ``0.42 [0.31, 0.53]``, ``1.2e-16``, ``yes``."""
+    if effect.label:
+        return effect.label
+    if effect.rule.name == "exact":
+        return f"{effect.interval.mean:.2g}"
+    return numbers(effect.interval)
+
+
+def answer(evidence: Evidence, judgement: Judgement) -> str:
+    """The plain answer, in at most 25 words: verdict, deciding effect, n."""
+    if judgement.verdict is Verdict.not_testable:
+        return f"{_capital(evidence.reason.rstrip('.'))}."
+    if judgement.deciding is None:
+        return "Open: nothing was measured."
+    effect = evidence.effects[judgement.deciding]
+    n = "" if effect.rule.name == "exact" else f" (n={effect.interval.n})"
+    said = " ".join(filter(None, (shown(effect), effect.unit)))
+    start = ANSWERS[judgement.verdict]
+    held = sum(state in (State.holds, State.slight) for state in judgement.states)
+    if len(evidence.effects) == 1:
+        return f"{start}: {evidence.estimand}: {said}{n}."
+    count = f"{held} of {len(evidence.effects)} hold"
+    decided = f"{effect.condition}: {said}" if effect.condition else said
+    return f"{start}, {count}: {evidence.estimand}; {decided}{n}."
+
+
+def finding(evidence: Evidence, judgement: Judgement) -> str:
+    """All effects, what they were held against, and what is shown beside them."""
+    if judgement.verdict is Verdict.not_testable:
+        return " ".join(filter(None, (f"{evidence.reason.rstrip('.')}.", evidence.remark)))
+    if not evidence.effects:
+        return " ".join(filter(None, ("Nothing was measured.", evidence.remark)))
+    parts = []
+    for rule, effects in _alike(evidence.effects):
+        each = "; ".join(": ".join(filter(None, (effect.condition, shown(effect)))) for effect in effects)
+        parts.append(f"{each} ({_about(effects)}; {asked(rule)})")
+    beside = [
+        f"{': '.join(filter(None, (effect.condition, shown(effect))))}{' ' * bool(effect.unit)}{effect.unit}"
+        for effect in evidence.beside
+    ]
+    text = f"{_capital(evidence.estimand)}: {'. '.join(parts)}."
+    return " ".join(filter(None, (text, f"Beside it: {'; '.join(beside)}." if beside else "", evidence.remark)))
+
+
+def asked(rule: Rule) -> str:
+    """What an effect must be to hold: ``must be above 0``."""
+    if rule.name == "exact":
+        return "must be so" if rule.bar in (None, 0.5) else f"must be at most {rule.bar:g}"
+    if rule.name == "equal":
+        assert rule.margin is not None
+        inside = f"between {1 / rule.margin:.3g} and {rule.margin:g}" if rule.ratio else f"inside ±{rule.margin:g}"
+        return f"must be {inside}"
+    side = "above" if rule.name == "greater" else "below"
+    matters = f", and matters from {rule.margin:g}" if rule.margin is not None else ""
+    return f"must be {side} {rule.bar:g}{matters}"
+
+
+def needed(effect: Effect) -> int | None:
+    """How many seeds would decide with a power of 80%, if mean and deviation are as they look; None if that is unknown.
+
+    n of a paired t test at 5% whose expected t lies so far beyond the bar; at most `MOST_SEEDS`.
+    """
+    rule, n = effect.rule, len(effect.seeds)
+    if rule.name == "exact" or n < 2:
+        return None
+    values = (
+        [math.log(v) if v > 0 else math.nan for v in effect.seeds.values()] if rule.ratio else [*effect.seeds.values()]
+    )
+    mean = sum(values) / n
+    spread = math.sqrt(sum((v - mean) ** 2 for v in values) / (n - 1))
+    bar, margin = (None if b is None else math.log(b) if rule.ratio and b > 0 else b for b in (rule.bar, rule.margin))
+    if rule.name == "equal":
+        assert margin is not None
+        distance = abs(margin - abs(mean))
+    else:
+        assert bar is not None
+        sign = 1 if rule.name == "greater" else -1
+        least = bar if margin is None else max(bar, margin, key=lambda b: sign * b)
+        distance = max(sign * (mean - bar), sign * (least - mean))
+    if not (math.isfinite(spread) and distance > 0):
+        return None
+    for size in range(2, MOST_SEEDS + 1):
+        quantile = t_quantile(0.975, size - 1) + t_quantile(POWER, size - 1)
+        if quantile * spread / math.sqrt(size) <= distance:
+            return size
+    return None
+
+
+def _alike(effects: Sequence[Effect]) -> list[tuple[Rule, list[Effect]]]:
+    """Effects by their rule and unit, in order."""
+    groups: dict[tuple[Rule, str], list[Effect]] = {}
+    for effect in effects:
+        groups.setdefault((effect.rule, effect.unit), []).append(effect)
+    return [(rule, group) for (rule, _), group in groups.items()]
+
+
+def _about(effects: list[Effect]) -> str:
+    rule = effects[0].rule
+    counts = sorted({effect.interval.n for effect in effects})
+    n = f"n={counts[0]}" if len(counts) == 1 else f"n={counts[0]} to {counts[-1]}"
+    if rule.name == "exact":
+        return effects[0].unit or "exact"
+    mean = "geometric means, " if rule.ratio else ""
+    unit = f"{effects[0].unit}, " if effects[0].unit else ""
+    return f"{unit}{mean}{100 * rule.confidence:g}% interval{'s' * (len(effects) > 1)}, {n}"
+
+
+def _capital(text: str) -> str:
+    return text[:1].upper() + text[1:]

@@ -1,0 +1,131 @@
+"""The contract that every paper keeps; and the first fourteen give the numbers that they gave before they were ported."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bnrepro import experiments
+from bnrepro.claims import Paper, Results
+from bnrepro.claims.evidence import Verdict
+from bnrepro.claims.judging import figures, judged, tables
+from bnrepro.experiments.conclusion import clean
+from bnrepro.experiments.records import read
+from bnrepro.figures import style
+
+FOUND = {name: experiments.experiment(name) for name in experiments.NAMES}
+PAPERS = {name: paper for name, paper in FOUND.items() if isinstance(paper, Paper)}
+COMMITTED = Path(__file__).parents[2] / "results" / "experiments"
+PORTED = Path(__file__).parent / "ported"
+SHARE = 1e-6
+
+papers = pytest.mark.parametrize("name", PAPERS)
+
+
+def committed(name: str) -> tuple[Results, Any]:
+    """The committed records of the paper's ``full``, and their settings."""
+    records, paper = read(COMMITTED / name), PAPERS[name]
+    known = {key: value for key, value in records.settings.items() if key in paper.settings_type.model_fields}
+    settings = paper.validated(known, "the committed settings")
+    return Results(records.preset, records.runs, records.curves, records.measurements), settings
+
+
+@papers
+def test_it_says_what_it_is(name: str) -> None:
+    paper = PAPERS[name]
+    assert paper.title and paper.source and paper.differences and paper.scale_note
+    ids = [claim.id for claim in paper.claims]
+    assert ids and len(set(ids)) == len(ids)
+    for claim in paper.claims:
+        assert claim.sentence.endswith((".", "?")) and claim.reported and claim.line.startswith("bnrepro/experiments/")
+    shown = [each.name for each in (*paper.tables, *paper.figures)]
+    assert len(set(shown)) == len(shown)
+
+
+@papers
+def test_its_presets_fit_and_its_design_has_each_arm_once(name: str) -> None:
+    paper = PAPERS[name]
+    assert paper.presets == ("smoke", "quick", "full")
+    seeds = []
+    for preset in paper.presets:
+        settings = paper.settings(preset)
+        seeds.append(settings.seeds)
+        design = paper._design(settings)
+        assert design.arms or design.probes
+        arms = [(arm.part, str(sorted(arm.factors.items())), arm.config.seed) for arm in design.arms]
+        assert len(set(arms)) == len(arms)
+        assert all(probe.measure.name.startswith(f"{name}/") for probe in design.probes)
+    assert seeds == sorted(seeds) and (seeds[-1] >= 5 or seeds[0] == seeds[-1])
+
+
+@papers
+def test_no_records_judge_nothing_and_are_no_error(name: str) -> None:
+    paper = PAPERS[name]
+    nothing, settings = Results("full", [], [], []), paper.settings("full")
+    for each in judged(paper, nothing, settings):
+        assert each.verdict in (Verdict.inconclusive, Verdict.not_testable), each.claim.id
+        assert each.found and each.as_row(name)["answer"]
+    list(tables(paper, nothing, settings))
+    for shown in paper.figures:
+        assert shown.make(nothing, settings) is None, shown.name
+
+
+@papers
+def test_its_answers_can_be_read(name: str) -> None:
+    for each in judged(PAPERS[name], *committed(name)):
+        row = each.as_row(name)
+        assert len(row["answer"].split()) <= 25, row["answer"]
+        assert "{" not in each.found and "nan" not in each.found, each.found
+        if each.claim.kind == "empirical" and each.evidence.effects:
+            rules = [effect.rule for effect in each.evidence.effects if effect.rule.name != "exact"]
+            assert all(rule.margin is not None or rule.bar for rule in rules), f"{each.claim.id} has no margin"
+
+
+@papers
+def test_committed_claims_tables_and_figures_are_those_of_the_committed_records(name: str) -> None:
+    results, settings = committed(name)
+    stored = json.loads((COMMITTED / name / "claims.json").read_text(encoding="utf-8"))
+    for each, row in zip(judged(PAPERS[name], results, settings), stored, strict=True):
+        fresh = json.loads(json.dumps(clean(each.as_row(name))))
+        assert _near(fresh, row), each.claim.id
+    made = {table for table, _, _ in tables(PAPERS[name], results, settings)}
+    assert {file.stem for file in (COMMITTED / name / "tables").glob("*.csv")} == made
+    with style():
+        drawn = {figure for figure, _, _ in figures(PAPERS[name], results, settings)}
+    assert {file.stem for file in (COMMITTED / name / "figures").glob("*.svg")} == drawn
+    assert drawn == {shown.name for shown in PAPERS[name].figures}
+
+
+@papers
+def test_effects_and_verdicts_are_those_before_the_port(name: str) -> None:
+    """Every effect that decided is still there, and every change is explained in ported/<paper>.json."""
+    ported = json.loads((PORTED / f"{name}.json").read_text(encoding="utf-8"))
+    found = {each.claim.id: each for each in judged(PAPERS[name], *committed(name))}
+    assert found.keys() == ported["before"].keys()
+    changed = {id for id, old in ported["before"].items() if found[id].verdict.value != old["verdict"]}
+    assert changed == ported["verdicts"].keys()
+    lost = {id for id, old in ported["before"].items() if "mean" in old and not _is_among(old, found[id].evidence)}
+    assert lost == ported["effects"].keys()
+
+
+def _is_among(old: dict[str, Any], evidence: Any) -> bool:
+    for effect in (*evidence.effects, *evidence.beside):
+        new = effect.interval
+        pairs = [(old[end], getattr(new, end)) for end in ("mean", "low", "high", "n") if end in old]
+        if all(math.isclose(a, b, rel_tol=SHARE, abs_tol=1e-12) for a, b in pairs):
+            return True
+    return False
+
+
+def _near(fresh: Any, stored: Any) -> bool:
+    if isinstance(fresh, dict):
+        return all(_near(value, stored[key]) for key, value in fresh.items() if key != "line")
+    if isinstance(fresh, list):
+        return len(fresh) == len(stored) and all(map(_near, fresh, stored))
+    if isinstance(fresh, float) and isinstance(stored, float):
+        return math.isclose(fresh, stored, rel_tol=SHARE, abs_tol=1e-12)
+    return bool(fresh == stored)
