@@ -290,7 +290,7 @@ class Paper(Generic[S]):
         return function
 
     def figure(self, function: Callable[[Results, S], Figure | None]) -> Callable[[Results, S], Figure | None]:
-        """``function(results, settings)`` returns a figure, None where there are no records; its docstring: the caption.
+        """``function(results, settings)`` returns a figure, or None without records; its docstring is the caption.
 
         ``{s.margin}`` in it is filled in. n, intervals and preset are added.
         """

@@ -1,4 +1,4 @@
-"""The contract that every paper keeps; and that the first fourteen give the numbers that they gave before the port.
+"""The contract that every paper keeps; the first fourteen give the numbers that they gave before the port."""
 
 from __future__ import annotations
 
