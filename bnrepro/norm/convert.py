@@ -78,16 +78,16 @@ def convert(model: nn.Module, variant: str, example_input: Any) -> nn.Module:
     for norm, parts in lost_by.items():
         for what in parts:
             losses.setdefault(what, []).append(names[norm])
-    lost = [f"{_few(layers)}: {what}" for what, layers in losses.items()]
+    lost = [f"{few(layers)}: {what}" for what, layers in losses.items()]
     if unreached := [name for norm, name in names.items() if norm not in new]:
         kinds = sorted({type(norm).__name__ for norm in names if norm not in new})
-        lost.append(f"example_input did not reach {_few(unreached)}: these stay {' and '.join(kinds)}")
+        lost.append(f"example_input did not reach {few(unreached)}: these stay {' and '.join(kinds)}")
     if lost:
         warnings.warn(f"convert to {variant}: {'; '.join(lost)}.", stacklevel=2)
     return model
 
 
-def _few(names: list[str]) -> str:
+def few(names: list[str]) -> str:
     """The first five of ``names``, and how many more there are."""
     more = f" and {len(names) - 5} more" if len(names) > 5 else ""
     return f"{', '.join(names[:5])}{more}"
@@ -264,8 +264,8 @@ def _unknown(module: nn.Module) -> str | None:
         ),
     )
     derived = kind.__mro__[: kind.__mro__.index(base)]
-    if any(is_lazy(tensor) for tensor in (*module.parameters(False), *module.buffers(False))):
-        return "it has no size yet (lazy). Run the model once first."
+    if _is_lazy(module):
+        return LAZY
     computed = [name for name in _TENSORS[:2] if name not in module._parameters]
     computed += [name for name in _TENSORS[2:] if isinstance(module, _BatchNorm) and name not in module._buffers]
     if computed:
@@ -287,6 +287,22 @@ def _unknown(module: nn.Module) -> str | None:
             " Use torch's layer there, with what else it does in a module after it."
         )
     return None
+
+
+LAZY = "it has no size yet (lazy). Run the model once first."
+
+
+def _is_lazy(module: nn.Module) -> bool:
+    return any(is_lazy(tensor) for tensor in (*module.parameters(False), *module.buffers(False)))
+
+
+def uses_statistics_itself(model: nn.Module, name: str, module: nn.Module) -> str | None:
+    """Why the norm ``name`` of ``model`` cannot do without its running statistics for a while; None if it can."""
+    if _is_lazy(module):
+        return LAZY
+    if type(module).__module__.startswith("torch.ao."):
+        return "it is quantized, and computes with them alone. Do this before quantization."
+    return _owner(model, name)
 
 
 _HARMLESS = {

@@ -83,24 +83,33 @@ def _folded(model: nn.Module, example_input: Any, say: Callable[[str], None]) ->
             )
     want, dimensions = (None, {}) if example_input is None else _dimensions(model, example_input)
     folded = copied(model)
-    _fold(folded, dimensions, say)
+    graph = _fold(folded, dimensions, say)
+    if example_input is None and graph is not None and (part := _goes_another_way(folded, graph)):
+        raise NormError(
+            f"{part}: the forward goes another way once the norms are folded, whose class or attributes it looks at. "
+            "Whether its outputs stay shows an example: fold(model, example_input)."
+        )
     return folded, want
 
 
 @torch.inference_mode(False)  # in which no tensor could be trained that is made here
 @torch.no_grad()
-def _fold(folded: nn.Module, dimensions: dict[str, int], say: Callable[[str], None]) -> None:
-    """Fold the norms of ``folded`` in place; ``dimensions`` are those of the norms' inputs, by name."""
+def _fold(folded: nn.Module, dimensions: dict[str, int], say: Callable[[str], None]) -> fx.Graph | None:
+    """Fold the norms of ``folded`` in place, and return the graph of before, if it has one.
+
+    ``dimensions`` are those of the norms' inputs, by name.
+    """
     names = {module: name for name, module in folded.named_modules()}
     norms = [norm for norm in names if isinstance(norm, _BatchNorm)]
     if not norms:
-        return
+        return None
     before: dict[_BatchNorm, nn.Module] = {}
+    graph = None
     tracer, own = _Tracer(), set(vars(folded))
     try:
         if folded not in norms:
             with tracer.reads:
-                tracer.trace(folded, _defaults(folded))
+                graph = tracer.trace(folded, _defaults(folded))
             before, called = _pairs(folded, tracer)
             norms = [norm for norm in norms if norm in called]
     except Exception as error:  # whatever a network's forward does with what is no tensor
@@ -123,6 +132,7 @@ def _fold(folded: nn.Module, dimensions: dict[str, int], say: Callable[[str], No
         settings = {name: vars(norm)[name] for name in SETTINGS if name in vars(norm) and name != "process_group"}
         become(norm, nn.Identity() if fused else LocationAffine.of(norm), carry=False)
         vars(norm).update(settings)
+    return graph
 
 
 class LocationAffine(nn.Module):
@@ -223,6 +233,21 @@ def _pairs(model: nn.Module, tracer: _Tracer) -> tuple[dict[_BatchNorm, nn.Modul
         if alone and not tracer.has_read(layer):
             before[module] = layer
     return before, set(uses)
+
+
+def _goes_another_way(folded: nn.Module, graph: fx.Graph) -> str | None:
+    """The part where the forward of the folded network leaves the ``graph`` of before; None if it does not."""
+    own, tracer = set(vars(folded)), _Tracer()
+    try:
+        after = [(node.op, str(node.target)) for node in tracer.trace(folded, _defaults(folded)).nodes]
+    except Exception:
+        after = []
+    for name in set(vars(folded)) - own:
+        delattr(folded, name)
+    before = [(node.op, str(node.target)) for node in graph.nodes]
+    at = next((i for i, node in enumerate(before) if after[i : i + 1] != [node]), len(before))
+    calls = [target for op, target in before[: at + 1] if op == "call_module"]
+    return None if before == after else ["The model", *calls][-1]
 
 
 def _attribute(model: nn.Module, path: str) -> Any:

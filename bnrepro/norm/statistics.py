@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch import distributed as dist
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from bnrepro.norm.convert import check_open, few, first_line, uses_statistics_itself
 from bnrepro.norm.function import centred_moments, pooled_mean, widen
-from bnrepro.norm.layers import NormError
+from bnrepro.norm.layers import NormError, _HandDerived
 
 
 def tracking_layers(model: nn.Module) -> dict[str, _BatchNorm]:
@@ -53,6 +56,21 @@ class _Pooled:
         self.square = self.square + var * count + delta.square() * (self.count * count / total)
         self.count = total
 
+    def join(self, group: dist.ProcessGroup, like: Tensor) -> None:
+        """Pool with what each process of ``group`` has, for a statistic of the shape of ``like``."""
+        nothing = torch.zeros(like.numel(), dtype=torch.float64, device=like.device)
+        mean, square, within = (
+            (each.flatten() for each in (self.mean, self.square, self.within)) if self.count else [nothing] * 3
+        )
+        own = self.count
+        totals = torch.cat([nothing.new_tensor([own]), own * mean])
+        dist.all_reduce(totals, group=group)
+        self.count = int(totals[0])
+        joint = totals[1:] / max(self.count, 1)
+        spread = torch.cat([square + own * (mean - joint).square(), within])
+        dist.all_reduce(spread, group=group)
+        self.mean, (self.square, self.within) = joint, spread.chunk(2)
+
 
 @torch.no_grad()
 def reestimate_statistics(
@@ -68,24 +86,32 @@ def reestimate_statistics(
     - ``variance="mean"``: the mean of the batches' *unbiased* variances, each weighted by its number of values, which
       leaves out how the batches' means differ (Ioffe & Szegedy's Algorithm 2 for batches of one size).
 
-    Dropout is left off.
+    Dropout is left off. Layers with a process group (`synchronize`) take the statistics of all its processes' batches
+    together; each process must call this then, on as many batches.
 
     Args:
         model: any network with torch's or our batch-normalization layers. Changed in place and returned, in the
-            mode (train or eval) that it was in. A layer that no batch reaches keeps its statistics.
+            mode (train or eval) that it was in. A layer that no batch reaches keeps its statistics, and a
+            `UserWarning` names it.
         batches: inputs of the model, each of 2 or more.
         variance: which estimator.
 
     Raises:
-        NormError: (a ValueError) ``batches`` is empty.
+        NormError: (a ValueError) ``batches`` is empty; something else than a layer's own forward uses its statistics
+            (quantization, a forward that reads them); a layer is lazy; a part is compiled. The model is as it was then.
         ValueError: another name of an estimator.
 
     Source: Ioffe & Szegedy (2015), Algorithm 2; Wu & Johnson, "Rethinking 'Batch' in BatchNorm" (2021), section 3.
     """
     if variance not in ("pooled", "mean"):
         raise ValueError(f"variance must be 'pooled' or 'mean', got {variance!r}")
+    check_open(model)
     layers = tracking_layers(model)
+    for name, layer in layers.items():
+        if reason := uses_statistics_itself(model, name, layer):
+            raise NormError(f"{name or 'The model'} ({type(layer).__name__}) keeps its statistics: {reason}")
     pooled = {name: _Pooled() for name in layers}
+    groups = {name: _group(layer) for name, layer in layers.items()}
     modes = {module: module.training for module in model.modules()}
 
     def collect(name: str) -> Callable[[nn.Module, tuple[Tensor, ...], dict[str, Tensor]], None]:
@@ -97,19 +123,37 @@ def reestimate_statistics(
         return hook
 
     handles = [layer.register_forward_pre_hook(collect(name), with_kwargs=True) for name, layer in layers.items()]
-    seen = 0
+    seen, x = 0, None
     model.eval()
+    for name, layer in layers.items():
+        if groups[name] is not None and _is_joint_in_training(layer):
+            layer.training = True  # in eval mode it would normalise by this process's batch
     try:
         with batch_statistics(model):
             for batch in batches:
                 seen += 1
-                model(batch[0] if isinstance(batch, list | tuple) else batch)
+                x = batch[0] if isinstance(batch, list | tuple) else batch
+                model(x)
+    except NormError:
+        raise
+    except Exception as error:
+        if seen and (reader := _read(model, layers, x)) is not None:
+            raise NormError(
+                f"{reader or 'The model'}: the forward uses its statistics itself ({type(error).__name__}: "
+                f"{first_line(error)}), and they are put aside while others are estimated. Let it call the norm alone."
+            ) from error
+        raise
     finally:
         for handle in handles:
             handle.remove()
         for module, mode in modes.items():
             module.training = mode
-    if layers and not seen:
+    for name, group in groups.items():
+        if group is not None:
+            like = layers[name].running_mean
+            assert like is not None
+            pooled[name].join(group, like)
+    if layers and not seen and not any(total.count for total in pooled.values()):
         raise NormError("reestimate_statistics got no batches: give it the training set's inputs.")
     for name, layer in layers.items():
         total = pooled[name]
@@ -118,7 +162,47 @@ def reestimate_statistics(
             layer.running_mean.copy_(total.mean.reshape(layer.running_mean.shape))
             var = total.square / (total.count - 1) if variance == "pooled" else total.within / total.count
             layer.running_var.copy_(var.reshape(layer.running_var.shape))
+    if unreached := [name or "the model" for name in layers if not pooled[name].count]:
+        warnings.warn(
+            f"reestimate_statistics: no batch reached {few(unreached)}, whose statistics stay as they are. (A norm is "
+            "reached if the forward calls it: norm(x), not norm.forward(x).)",
+            stacklevel=3,  # one of them is torch.no_grad's
+        )
     return model
+
+
+def _group(layer: Any) -> dist.ProcessGroup | None:
+    """The processes whose joint batch ``layer`` takes its statistics from in training."""
+    group: dist.ProcessGroup | None = getattr(layer, "process_group", None)
+    if group is None and isinstance(layer, nn.SyncBatchNorm) and dist.is_available() and dist.is_initialized():
+        return dist.group.WORLD
+    return group
+
+
+def _is_joint_in_training(layer: _BatchNorm) -> bool:
+    """Whether ``layer`` does nothing in training but normalise by the joint batch (no noise, no parts of a batch)."""
+    if isinstance(layer, nn.SyncBatchNorm):
+        return layer.running_mean is not None and layer.running_mean.is_cuda
+    return type(layer).forward is _HandDerived.forward
+
+
+def _read(model: nn.Module, layers: dict[str, _BatchNorm], x: Any) -> str | None:
+    """The name of the layer without whose statistics ``model(x)`` fails; None if it fails with all of them too."""
+
+    def fails() -> bool:
+        try:
+            model(x)
+        except Exception:
+            return True
+        return False
+
+    if fails():
+        return None
+    for name, layer in layers.items():
+        with batch_statistics(layer):
+            if fails():
+                return name
+    return None
 
 
 def _channel_axes(x: Tensor) -> tuple[int, ...]:
@@ -128,6 +212,7 @@ def _channel_axes(x: Tensor) -> tuple[int, ...]:
 @contextmanager
 def batch_statistics(model: nn.Module) -> Iterator[None]:
     """Within it, the norms of ``model`` normalise by the batch in eval mode too; their buffers are not touched."""
+    check_open(model)
     layers = list(tracking_layers(model).values())
     kept = [(layer.running_mean, layer.running_var, layer.num_batches_tracked) for layer in layers]
     for layer in layers:
