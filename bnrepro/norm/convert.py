@@ -185,6 +185,13 @@ def resize(model: nn.Module, example_input: Tensor) -> nn.Module:
     undo = [_undo(layer) for layer in layers]
     try:
         run(model, example_input, dict.fromkeys(layers, fit))
+        before = {id(tensor) for tensor, _ in resampled.values()}
+        for name, module in model.named_modules():
+            if any(id(t) in before for t in (*module.parameters(False), *module.buffers(False))):
+                raise NormError(
+                    f"{name or 'The model'} shares a tensor with a norm that keeps it per location, and has no use for "
+                    "it in another size. Give the norm a tensor of its own first (a clone)."
+                )
     except BaseException:
         for each in undo:
             each()
@@ -539,7 +546,7 @@ def _check_was_rounding(
         _become_all(_planned(wide, variant, x)[1])
         return wide
 
-    if not reproducible(model, x, want) or same_in_float64(model, x, converted):
+    if not reproducible(model, x, want) or (why != NOT_FINITE and same_in_float64(model, x, converted)):
         return
     where = "the network"
     for norm, layer in new.items():
@@ -580,6 +587,9 @@ def copied(model: nn.Module) -> nn.Module:
         return copy.deepcopy(model, {id(group): group for group in groups if group is not None})
 
 
+NOT_FINITE = "an output on the example is not finite any more"
+
+
 def difference(want: Any, got: Any) -> str | None:
     """How one output of a network differs from another, in words; None if it does by rounding alone."""
     before, after = ([t for t in tree_leaves(_plain(each)) if isinstance(t, Tensor)] for each in (want, got))
@@ -593,6 +603,8 @@ def difference(want: Any, got: Any) -> str | None:
             continue
         finite = one.isfinite()
         scale = one[finite].abs().max().item() if finite.any() else 0.0
+        if not other[finite].isfinite().all():
+            return NOT_FINITE
         apart = (other.double() - one.double())[finite].abs().max().item() if finite.any() else 0.0
         bound = {torch.float64: 1e-9, torch.float32: 1e-4}.get(one.dtype, 5e-2) * scale
         if not apart <= bound:

@@ -37,12 +37,16 @@ class _Pooled:
         self.square: Tensor  # sum of squared distances from the mean
         self.within: Tensor  # sum over batches of count times unbiased variance
 
-    def add(self, x: Tensor, axes: tuple[int, ...]) -> None:
+    def add(self, x: Tensor, axes: tuple[int, ...], group: dist.ProcessGroup | None) -> None:
         wide = widen(x)
-        mean = pooled_mean(wide, axes)
-        rest, var = (s.double() for s in centred_moments(wide - mean, axes, None))
+        mean = pooled_mean(wide, axes, group)
+        rest, var = (s.double() for s in centred_moments(wide - mean, axes, group))
         mean = mean.double() + rest
         count = x.numel() // max(mean.numel(), 1)
+        if group is not None:
+            joint = torch.tensor(count, device=x.device)
+            dist.all_reduce(joint, group=group)
+            count = int(joint)
         if count == 0:
             return
         within = var * count * (count / max(count - 1, 1))
@@ -55,21 +59,6 @@ class _Pooled:
         self.mean = self.mean + delta * (count / total)
         self.square = self.square + var * count + delta.square() * (self.count * count / total)
         self.count = total
-
-    def join(self, group: dist.ProcessGroup, like: Tensor) -> None:
-        """Pool with what each process of ``group`` has, for a statistic of the shape of ``like``."""
-        nothing = torch.zeros(like.numel(), dtype=torch.float64, device=like.device)
-        mean, square, within = (
-            (each.flatten() for each in (self.mean, self.square, self.within)) if self.count else [nothing] * 3
-        )
-        own = self.count
-        totals = torch.cat([nothing.new_tensor([own]), own * mean])
-        dist.all_reduce(totals, group=group)
-        self.count = int(totals[0])
-        joint = totals[1:] / max(self.count, 1)
-        spread = torch.cat([square + own * (mean - joint).square(), within])
-        dist.all_reduce(spread, group=group)
-        self.mean, (self.square, self.within) = joint, spread.chunk(2)
 
 
 @torch.no_grad()
@@ -118,7 +107,7 @@ def reestimate_statistics(
         def hook(module: nn.Module, inputs: tuple[Tensor, ...], keywords: dict[str, Tensor]) -> None:
             (x,) = inputs or keywords.values()
             axes = getattr(module, "statistics_axes", _channel_axes)(x)
-            pooled[name].add(x, axes)
+            pooled[name].add(x, axes, groups[name])
 
         return hook
 
@@ -148,12 +137,7 @@ def reestimate_statistics(
             handle.remove()
         for module, mode in modes.items():
             module.training = mode
-    for name, group in groups.items():
-        if group is not None:
-            like = layers[name].running_mean
-            assert like is not None
-            pooled[name].join(group, like)
-    if layers and not seen and not any(total.count for total in pooled.values()):
+    if layers and not seen:
         raise NormError("reestimate_statistics got no batches: give it the training set's inputs.")
     for name, layer in layers.items():
         total = pooled[name]
