@@ -238,6 +238,7 @@ def _pairs(model: nn.Module, tracer: _Tracer) -> tuple[dict[_BatchNorm, nn.Modul
     return before, set(uses)
 
 
+@torch.no_grad()
 def _goes_another_way(folded: nn.Module, graph: fx.Graph) -> str | None:
     """The part where the forward of the folded network leaves the ``graph`` of before; None if it does not."""
     own, tracer = set(vars(folded)), _Tracer()
