@@ -87,7 +87,7 @@ def _folded(model: nn.Module, example_input: Any, say: Callable[[str], None]) ->
     want, dimensions = (None, {}) if example_input is None else _dimensions(model, example_input)
     folded = copied(model)
     graph = _fold(folded, dimensions, say)
-    if example_input is None and graph is not None and (part := _goes_another_way(folded, graph)):
+    if example_input is None and graph is not None and (part := _goes_another_way(model, folded, graph)):
         raise NormError(
             f"{part}: the forward goes another way once the norms are folded, whose class or attributes it looks at. "
             "Whether its outputs stay shows an example: fold(model, example_input)."
@@ -239,19 +239,32 @@ def _pairs(model: nn.Module, tracer: _Tracer) -> tuple[dict[_BatchNorm, nn.Modul
 
 
 @torch.no_grad()
-def _goes_another_way(folded: nn.Module, graph: fx.Graph) -> str | None:
+def _goes_another_way(model: nn.Module, folded: nn.Module, graph: fx.Graph) -> str | None:
     """The part where the forward of the folded network leaves the ``graph`` of before; None if it does not."""
-    own, tracer = set(vars(folded)), _Tracer()
+    before, after = _steps(graph), _steps_of(folded)
+    if before == after:
+        return None
+    again = copied(model)
+    if _steps_of(again) != _steps_of(again):  # the forward keeps something from one call to the next
+        return None
+    at = next((i for i, step in enumerate(before) if after[i : i + 1] != [step]), len(before))
+    return ["The model", *(target for op, target in before[: at + 1] if op == "call_module")][-1]
+
+
+def _steps(graph: fx.Graph) -> list[tuple[str, str]]:
+    return [(node.op, str(node.target)) for node in graph.nodes]
+
+
+def _steps_of(model: nn.Module) -> list[tuple[str, str]]:
+    """The steps of the graph of ``model``; none where it cannot be traced."""
+    own = set(vars(model))
     try:
-        after = [(node.op, str(node.target)) for node in tracer.trace(folded, _defaults(folded)).nodes]
+        return _steps(_Tracer().trace(model, _defaults(model)))
     except Exception:
-        after = []
-    for name in set(vars(folded)) - own:
-        delattr(folded, name)
-    before = [(node.op, str(node.target)) for node in graph.nodes]
-    at = next((i for i, node in enumerate(before) if after[i : i + 1] != [node]), len(before))
-    calls = [target for op, target in before[: at + 1] if op == "call_module"]
-    return None if before == after else ["The model", *calls][-1]
+        return []
+    finally:
+        for name in set(vars(model)) - own:  # tensors that the tracer keeps there
+            delattr(model, name)
 
 
 def _attribute(model: nn.Module, path: str) -> Any:
