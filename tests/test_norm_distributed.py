@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, distributed, multiprocessing, nn
+from torch.optim.swa_utils import AveragedModel
 
 from bnrepro.norm import (
     NORMS,
@@ -17,6 +19,8 @@ from bnrepro.norm import (
     ConvAdaptiveNorm2d,
     ConvBatchNorm2d,
     NormError,
+    fold,
+    reestimate_statistics,
     synchronize,
 )
 from bnrepro.norm.variants import (
@@ -102,6 +106,19 @@ def measure(layer: nn.Module, name: str, processes: int, part: slice) -> dict[st
     return found
 
 
+def reestimated(
+    group: distributed.ProcessGroup | None, processes: int, part: slice, variance: Any
+) -> dict[str, Tensor]:
+    """Statistics of a network, whose later norms depend on what the first normalise by."""
+    torch.manual_seed(0)
+    layers = [nn.BatchNorm2d(3), nn.Conv2d(3, 3, 1), nn.ReLU(), ConvBatchNorm2d(3, (4, 2)), NoisyBatchNorm(3)]
+    model = nn.Sequential(*layers).double()
+    if group is not None:
+        synchronize(model, group)
+    reestimate_statistics(model, [joined("", processes, step)[0][part] for step in (0, 1)], variance=variance)
+    return dict(model.named_buffers())
+
+
 def work(rank: int, processes: int, folder: str) -> None:
     """What each process does: every layer on its part of the batch."""
     torch.set_num_threads(1)
@@ -113,6 +130,15 @@ def work(rank: int, processes: int, folder: str) -> None:
     with pytest.raises(NormError) as refused:
         settings(GhostBatchNorm(3, process_group=group), ghost_size=2)(joined("ghost", processes, 0)[0][part].float())
     results["refused"] = str(refused.value)
+    for variance in ("pooled", "mean"):
+        results[variance] = reestimated(group, processes, part, variance)
+    model = synchronize(
+        nn.Sequential(nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3), Noise(), nn.SyncBatchNorm(3)), group
+    ).eval()
+    fold(model, torch.ones(2, 3, 4, 2))
+    for kept in (copy.deepcopy(model[:3]), AveragedModel(model[:3]).module):
+        assert kept[1].process_group is kept[2].process_group is group
+        torch.testing.assert_close(dict(kept.state_dict()), dict(model[:3].state_dict()))
     torch.save(results, f"{folder}/{rank}.pt")
     distributed.destroy_process_group()
 
@@ -138,6 +164,13 @@ def test_processes_with_uneven_batches_equal_one_with_the_joined_batch(apart: li
     for result in results:
         for buffer, whole in alone["buffers"].items():
             torch.testing.assert_close(result["buffers"][buffer], whole, msg=lambda m, b=buffer: f"{b}: {m}")
+
+
+@pytest.mark.parametrize("variance", ["pooled", "mean"])
+def test_reestimated_statistics_are_those_of_the_joined_batches(apart: list[dict[str, Any]], variance: str) -> None:
+    alone = reestimated(None, len(apart), slice(None), variance)
+    for result in apart:
+        torch.testing.assert_close(result[variance], alone)
 
 
 def test_processes_matter(apart: list[dict[str, Any]]) -> None:

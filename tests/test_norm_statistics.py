@@ -2,10 +2,12 @@
 
 import copy
 import math
+import warnings
 
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional as F
 from torch.optim.swa_utils import update_bn
 
 from bnrepro.norm import (
@@ -182,7 +184,9 @@ def test_a_layer_that_no_batch_reaches_keeps_its_statistics():
     (x,) = maps(4)
     nn.init.constant_(model.unused.running_mean, 7)
     before = state(model.unused)
-    reestimate_statistics(model, [x])
+    with pytest.warns(UserWarning, match="no batch reached unused, whose statistics stay as they are") as told:
+        reestimate_statistics(model, [x])
+    assert told[0].filename == __file__
     assert_holds(model.used, x, (0, 2, 3))
     assert_unchanged(model.unused, before)
 
@@ -242,3 +246,69 @@ def test_torchs_update_bn_knows_the_layers(make, axes):
     torch.testing.assert_close(model[0].running_mean, sum(x.mean(axes) for x in batches) / 3)
     torch.testing.assert_close(model[0].running_var, sum(x.var(axes, correction=1) for x in batches) / 3)
     assert model[0].momentum == 0.1
+
+
+class Reading(nn.Module):
+    """A network whose forward does something with a norm that is not calling it."""
+
+    def __init__(self, forward):
+        super().__init__()
+        self.conv, self.norm, self.how = nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3), forward
+
+    def forward(self, x):
+        return self.how(self.norm, self.conv(x))
+
+
+READS = {
+    "running_mean": lambda norm, x: norm(x) + norm.running_mean.mean(),
+    "running_var": lambda norm, x: norm(x) * norm.running_var.view(1, 3, 1, 1),
+    "state_dict": lambda norm, x: norm(x) * norm.state_dict()["running_mean"].mean(),
+    "functional": lambda norm, x: F.batch_norm(x, norm.running_mean, norm.running_var, training=norm.training),
+}
+
+
+@pytest.mark.parametrize("how", READS)
+def test_a_forward_that_uses_statistics_itself_is_refused_by_name(how):
+    model = nn.Sequential(nn.BatchNorm2d(3), Reading(READS[how])).double()
+    before = state(model)
+    with pytest.raises(NormError, match=r"^1\.norm: the forward uses its statistics itself"):
+        reestimate_statistics(model, maps(4))
+    assert_unchanged(model, before)
+
+
+def test_an_error_of_the_networks_own_stays_its_own():
+    with pytest.raises(RuntimeError, match="expected input"):
+        reestimate_statistics(nn.Sequential(nn.Conv2d(2, 3, 1), nn.BatchNorm2d(3)).double(), maps(4))
+
+
+def test_a_norm_that_is_not_called_as_a_module_is_named():
+    with pytest.warns(UserWarning, match=r"no batch reached norm, .*not norm\.forward\(x\)"):
+        reestimate_statistics(Reading(lambda norm, x: norm.forward(x)).double(), maps(4))
+
+
+def quantized(trained):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        from torch.ao import quantization
+
+        model = nn.Sequential(quantization.QuantStub(), nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3)).train(trained)
+        if trained:
+            model = quantization.fuse_modules_qat(model, [["1", "2"]])
+            model.qconfig = quantization.get_default_qat_qconfig("fbgemm")
+            return quantization.prepare_qat(model)
+        model.qconfig = quantization.get_default_qconfig("fbgemm")
+        return quantization.convert(quantization.prepare(model))
+
+
+@pytest.mark.parametrize(
+    ("made", "words"),
+    [
+        (lambda: nn.Sequential(nn.LazyBatchNorm2d()), r"0 \(LazyBatchNorm2d\) .* Run the model once first"),
+        (lambda: quantized(True), r"1\.bn \(BatchNorm2d\) .* Do this before quantization"),
+        (lambda: quantized(False), r"2 \(BatchNorm2d\) .* Do this before quantization"),
+    ],
+    ids=["lazy", "trained for quantization", "quantized"],
+)
+def test_norms_that_cannot_do_without_statistics_are_refused_by_name(made, words):
+    with pytest.raises(NormError, match=words):
+        reestimate_statistics(made(), [x.float() for x in maps(4)])

@@ -2,21 +2,34 @@
 
 from __future__ import annotations
 
-import copy
 import inspect
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_leaves
 
-from bnrepro.norm.convert import become, drop_and_act, norms_of, run
+from bnrepro.norm.convert import (
+    NOT_FINITE,
+    SETTINGS,
+    become,
+    check_open,
+    copied,
+    difference_after,
+    drop_and_act,
+    first_line,
+    norms_of,
+    reproducible,
+    run,
+    same_in_float64,
+)
 from bnrepro.norm.layers import ConvBatchNorm2d, NormError
 
 
-@torch.no_grad()
 def fold(model: nn.Module, example_input: Any = None) -> nn.Module:
     """A copy of ``model`` for inference in which its norms cost nothing, or as little as they can.
 
@@ -25,7 +38,8 @@ def fold(model: nn.Module, example_input: Any = None) -> nn.Module:
     the norm's dtype and device; each of the two is called once and nothing else takes the layer's output or weight. Any
     other norm becomes `LocationAffine`, one multiplication and one addition a value: one with statistics or parameters
     per location (a convolution has one weight for all locations), one that follows something else, and all of a network
-    that `torch.fx` cannot trace. Outputs change by rounding alone. A norm that the forward never calls stays.
+    that `torch.fx` cannot trace. Outputs change by rounding alone. A norm that the forward never calls stays. What has
+    taken a norm's place keeps its settings (``num_features``, ``eps``) as attributes, for forwards that read them.
 
     A linear layer, or a `Conv1d`, before a norm that takes inputs of 2 and 3 dimensions is folded into only with an
     example, which shows which of the axes its channels are.
@@ -33,52 +47,95 @@ def fold(model: nn.Module, example_input: Any = None) -> nn.Module:
     Args:
         model: a network in eval mode.
         example_input: an input of the model (its one positional argument), or None. With it the copy's outputs are
-            compared with the model's: both are run once.
+            compared with the model's: both are run once. Without it, a forward that does more with a norm than call it
+            may go unnoticed.
 
     Raises:
         NormError: (a ValueError) the model is in training mode; a norm keeps no running statistics, does more than is
             known here (see `convert`), or has tensors that something else uses too; outputs on the example differ by
-            more than rounding.
+            more than rounding; a part is compiled or on the meta device.
     """
+    check_open(model)
+    if any(t.is_meta for t in (*model.parameters(), *model.buffers())):
+        raise NormError("fold: a part of the network is on the meta device, without values. Load them first.")
+    said: list[str] = []
+    folded, want = _folded(model, example_input, said.append)
+    for message in said:
+        warnings.warn(message, stacklevel=2)
+    why = None if example_input is None else difference_after(folded, example_input, want)
+    if why is None:
+        return folded
+    if why != NOT_FINITE and same_in_float64(model, example_input, lambda wide, x: _folded(wide, x, said.append)[0]):
+        return folded
+    if not reproducible(model, example_input, want):
+        why += (
+            ". But the network's own outputs change from run to run, and cannot be compared: fold it without an example"
+        )
+    raise NormError(
+        f"fold: {why}. (Where rounding tips a selection in the network, such as boxes, fold the part before it.)"
+    )
+
+
+def _folded(model: nn.Module, example_input: Any, say: Callable[[str], None]) -> tuple[nn.Module, Any]:
+    """The folded copy, not compared, and the model's output on the example, if there is one."""
     for name, norm in norms_of(model):
         if isinstance(norm, _BatchNorm) and (norm.training or norm.running_mean is None or norm.running_var is None):
             raise NormError(
                 f"{name or 'The norm'}: only running statistics can be folded. Call .eval() first, on layers that keep "
                 "them."
             )
-    folded = copy.deepcopy(model)
+    want, dimensions = (None, {}) if example_input is None else _dimensions(model, example_input)
+    folded = copied(model)
+    graph = _fold(folded, dimensions, say)
+    if example_input is None and graph is not None and (part := _goes_another_way(model, folded, graph)):
+        raise NormError(
+            f"{part}: the forward goes another way once the norms are folded, whose class or attributes it looks at. "
+            "Whether its outputs stay shows an example: fold(model, example_input)."
+        )
+    return folded, want
+
+
+@torch.inference_mode(False)  # in which no tensor could be trained that is made here
+@torch.no_grad()
+def _fold(folded: nn.Module, dimensions: dict[str, int], say: Callable[[str], None]) -> fx.Graph | None:
+    """Fold the norms of ``folded`` in place, and return the graph of before, if it has one.
+
+    ``dimensions`` are those of the norms' inputs, by name.
+    """
     names = {module: name for name, module in folded.named_modules()}
     norms = [norm for norm in names if isinstance(norm, _BatchNorm)]
     if not norms:
-        return folded
-    dimensions = {} if example_input is None else _dimensions(model, folded, example_input)
+        return None
     before: dict[_BatchNorm, nn.Module] = {}
+    graph = None
+    tracer, own = _Tracer(), set(vars(folded))
     try:
-        graph = None if folded in norms else _Tracer().trace(folded, _defaults(folded))
+        if folded not in norms:
+            with tracer.reads:
+                graph = tracer.trace(folded, _defaults(folded))
+            before, called = _pairs(folded, tracer)
+            norms = [norm for norm in norms if norm in called]
     except Exception as error:  # whatever a network's forward does with what is no tensor
-        why = ": ".join([type(error).__name__, *str(error).strip().splitlines()[:1]])[:200]
-        warnings.warn(
+        why = ": ".join([type(error).__name__, *[first_line(error)] * bool(first_line(error))])
+        say(
             f"fold: torch.fx cannot trace the network ({why}), so no norm went into the convolution before it; all "
-            "became LocationAffine.",
-            stacklevel=3,  # one of them is torch.no_grad's
+            "became LocationAffine."
         )
-        graph = None
-    if graph is not None:
-        before, called, used = _pairs(folded, graph)
-        norms = [norm for norm in norms if norm in called]
-        for norm in norms:
-            if any(id(t) in used for t in (*norm.parameters(recurse=False), *norm.buffers(recurse=False))):
-                raise NormError(
-                    f"{names[norm]}: its parameters or statistics are used outside of it too, and would be gone. "
-                    "Fold the parts of the network that do without."
-                )
+    for norm in norms:
+        if tracer.has_read(norm):
+            raise NormError(
+                f"{names[norm]}: its parameters or statistics are used outside of it too, and would be gone. "
+                "Fold the parts of the network that do without."
+            )
+    for name in set(vars(folded)) - own:  # tensors that the tracer keeps there
+        delattr(folded, name)
     for norm in norms:
         layer = before.get(norm)
-        fused = layer is not None and _fuse(layer, norm, dimensions.get(norm))
+        fused = layer is not None and _fuse(layer, norm, dimensions.get(names[norm]))
+        settings = {name: vars(norm)[name] for name in SETTINGS if name in vars(norm) and name != "process_group"}
         become(norm, nn.Identity() if fused else LocationAffine.of(norm), carry=False)
-    if example_input is not None:
-        _compare(run(model, example_input, {}), run(folded, example_input, {}))
-    return folded
+        vars(norm).update(settings)
+    return graph
 
 
 class LocationAffine(nn.Module):
@@ -117,8 +174,45 @@ class _Tracer(fx.Tracer):
 
     proxy_buffer_attributes = True
 
+    def __init__(self) -> None:
+        super().__init__()
+        self.reads = _Reads()
+
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         return isinstance(m, _BatchNorm) or super().is_leaf_module(m, module_qualified_name)
+
+    def has_read(self, module: nn.Module) -> bool:
+        """Whether the forward takes a tensor of ``module`` itself; of a trace that failed, until there."""
+        graph = getattr(self, "graph", None)
+        nodes = [] if graph is None else [node for node in graph.nodes if node.op == "get_attr"]
+        read = [*self.reads.spans, *(_span(_attribute(self.root, str(node.target))) for node in nodes)]
+        own = [_span(t) for t in (*module.parameters(recurse=False), *module.buffers(recurse=False))]
+        return any(start < stop_read and start_read < stop for start, stop in own for start_read, stop_read in read)
+
+
+class _Reads(TorchFunctionMode):
+    """Where the tensors lie that are computed with. What is traced is no tensor, so these are taken past the graph."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.spans: list[tuple[int, int]] = []
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if getattr(func, "__name__", "") not in _OF_NO_VALUE:
+            self.spans += [_span(leaf) for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+        return func(*args, **(kwargs or {}))
+
+
+_OF_NO_VALUE = {"__get__", "detach", "size", "dim", "numel", "stride", "is_floating_point", "__len__"}
+"""Functions that give no value of a tensor, or the tensor itself."""
+
+
+def _span(tensor: Any) -> tuple[int, int]:
+    """Addresses of the first byte of a tensor and of what follows its last."""
+    if not isinstance(tensor, Tensor) or tensor.layout is not torch.strided or tensor.numel() == 0:
+        return 0, 0
+    reach = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
+    return tensor.data_ptr(), tensor.data_ptr() + (reach + 1) * tensor.element_size()
 
 
 def _defaults(model: nn.Module) -> dict[str, Any]:
@@ -127,12 +221,9 @@ def _defaults(model: nn.Module) -> dict[str, Any]:
     return {p.name: p.default for p in parameters if p.default is not p.empty}
 
 
-def _pairs(model: nn.Module, graph: fx.Graph) -> tuple[dict[_BatchNorm, nn.Module], set[nn.Module], set[int]]:
-    """For each norm the module whose output it alone takes, if both are called once; the modules that are called; the
-    ids of the tensors that are used outside of them.
-    """
-    calls = {node: model.get_submodule(str(node.target)) for node in graph.nodes if node.op == "call_module"}
-    used = {id(_attribute(model, str(node.target))) for node in graph.nodes if node.op == "get_attr"}
+def _pairs(model: nn.Module, tracer: _Tracer) -> tuple[dict[_BatchNorm, nn.Module], set[nn.Module]]:
+    """For each norm the module whose output it alone takes, if both are called once; the modules that are called."""
+    calls = {node: model.get_submodule(str(node.target)) for node in tracer.graph.nodes if node.op == "call_module"}
     uses = list(calls.values())
     before = {}
     for node, module in calls.items():
@@ -142,9 +233,38 @@ def _pairs(model: nn.Module, graph: fx.Graph) -> tuple[dict[_BatchNorm, nn.Modul
             continue
         layer = calls[source]
         alone = len(source.users) == 1 and uses.count(layer) == uses.count(module) == 1
-        if alone and not any(id(tensor) in used for tensor in layer.parameters()):
+        if alone and not tracer.has_read(layer):
             before[module] = layer
-    return before, set(uses), used
+    return before, set(uses)
+
+
+@torch.no_grad()
+def _goes_another_way(model: nn.Module, folded: nn.Module, graph: fx.Graph) -> str | None:
+    """The part where the forward of the folded network leaves the ``graph`` of before; None if it does not."""
+    before, after = _steps(graph), _steps_of(folded)
+    if before == after:
+        return None
+    again = copied(model)
+    if _steps_of(again) != _steps_of(again):  # the forward keeps something from one call to the next
+        return None
+    at = next((i for i, step in enumerate(before) if after[i : i + 1] != [step]), len(before))
+    return ["The model", *(target for op, target in before[: at + 1] if op == "call_module")][-1]
+
+
+def _steps(graph: fx.Graph) -> list[tuple[str, str]]:
+    return [(node.op, str(node.target)) for node in graph.nodes]
+
+
+def _steps_of(model: nn.Module) -> list[tuple[str, str]]:
+    """The steps of the graph of ``model``; none where it cannot be traced."""
+    own = set(vars(model))
+    try:
+        return _steps(_Tracer().trace(model, _defaults(model)))
+    except Exception:
+        return []
+    finally:
+        for name in set(vars(model)) - own:  # tensors that the tracer keeps there
+            delattr(model, name)
 
 
 def _attribute(model: nn.Module, path: str) -> Any:
@@ -152,12 +272,13 @@ def _attribute(model: nn.Module, path: str) -> Any:
     return getattr(model.get_submodule(owner), name)
 
 
-def _dimensions(model: nn.Module, folded: nn.Module, example_input: Any) -> dict[Any, int]:
-    """The number of dimensions of what each norm of ``folded`` takes, where it is always the same."""
+def _dimensions(model: nn.Module, example_input: Any) -> tuple[Any, dict[str, int]]:
+    """The output, and the number of dimensions of what each norm takes, by its name, where it is always the same."""
     found: dict[nn.Module, set[int]] = {}
     norms: dict[nn.Module, str] = {m: name for name, m in model.named_modules() if isinstance(m, _BatchNorm)}
-    run(model, example_input, dict.fromkeys(norms, lambda norm, x: found.setdefault(norm, set()).add(x.dim())))
-    return {folded.get_submodule(norms[norm]): min(each) for norm, each in found.items() if len(each) == 1}
+    notes = dict.fromkeys(norms, lambda norm, x: found.setdefault(norm, set()).add(x.dim()))
+    output = run(model, example_input, notes)
+    return output, {norms[norm]: min(each) for norm, each in found.items() if len(each) == 1}
 
 
 def _fuse(layer: nn.Module, norm: _BatchNorm, dimensions: int | None) -> bool:
@@ -201,35 +322,3 @@ def _scale_and_shift(norm: _BatchNorm) -> tuple[Tensor, Tensor]:
         scale = scale * weight
     shift = -mean * scale
     return scale, shift if bias is None else shift + bias
-
-
-def _compare(want: Any, got: Any) -> None:
-    """Refuse a folded network whose outputs differ by more than rounding from the model's."""
-    pairs = list(zip(_tensors(want), _tensors(got), strict=False))
-    for before, after in pairs:
-        if before.shape != after.shape or before.dtype != after.dtype:
-            raise NormError(f"fold: an output of shape {tuple(before.shape)} became {tuple(after.shape)}.")
-        if not before.is_floating_point() or before.numel() == 0:
-            continue
-        finite = before.isfinite()
-        scale = before[finite].abs().max().item() if finite.any() else 0.0
-        apart = (after.double() - before.double())[finite].abs().max().item() if finite.any() else 0.0
-        bound = {torch.float64: 1e-9, torch.float32: 1e-4}.get(before.dtype, 5e-2) * scale
-        if not apart <= bound:
-            raise NormError(
-                f"fold: an output of shape {tuple(before.shape)} on the example differs by {apart:.2g}, where its "
-                f"largest value is {scale:.2g}: more than rounding. (A network whose outputs are random, or a "
-                "selection that rounding can tip, such as boxes, cannot be compared: fold it without an example.)"
-            )
-
-
-def _tensors(output: Any) -> Iterator[Tensor]:
-    """The tensors in whatever a network returns."""
-    if isinstance(output, Tensor):
-        yield output
-    elif isinstance(output, dict):
-        for value in output.values():
-            yield from _tensors(value)
-    elif isinstance(output, list | tuple):
-        for value in output:
-            yield from _tensors(value)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from typing import Any, Literal
 
@@ -59,6 +60,14 @@ def check_tensors(layer: Any, x: Tensor, *own_tensors: Tensor | None) -> None:
             )
 
 
+def copied_in_its_group(layer: Any, memo: dict[int, Any]) -> Any:
+    """``__deepcopy__`` of a layer that works in the same process group, which cannot be copied."""
+    memo[id(layer.process_group)] = layer.process_group
+    memo[id(layer)] = new = object.__new__(type(layer))
+    new.__setstate__(copy.deepcopy(layer.__getstate__(), memo))
+    return new
+
+
 class _HandDerived(_BatchNorm):
     """What the layers share: which statistics normalise, and how the running ones are kept.
 
@@ -70,6 +79,8 @@ class _HandDerived(_BatchNorm):
 
     frozen = False
     """Whether the running statistics normalise in training too (`bnrepro.norm.freeze`)."""
+
+    __deepcopy__ = copied_in_its_group
 
     def __init__(
         self,

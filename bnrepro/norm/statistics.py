@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch import distributed as dist
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from bnrepro.norm.convert import check_open, few, first_line, uses_statistics_itself
 from bnrepro.norm.function import centred_moments, pooled_mean, widen
-from bnrepro.norm.layers import NormError
+from bnrepro.norm.layers import NormError, _HandDerived
 
 
 def tracking_layers(model: nn.Module) -> dict[str, _BatchNorm]:
@@ -34,12 +37,16 @@ class _Pooled:
         self.square: Tensor  # sum of squared distances from the mean
         self.within: Tensor  # sum over batches of count times unbiased variance
 
-    def add(self, x: Tensor, axes: tuple[int, ...]) -> None:
+    def add(self, x: Tensor, axes: tuple[int, ...], group: dist.ProcessGroup | None) -> None:
         wide = widen(x)
-        mean = pooled_mean(wide, axes)
-        rest, var = (s.double() for s in centred_moments(wide - mean, axes, None))
+        mean = pooled_mean(wide, axes, group)
+        rest, var = (s.double() for s in centred_moments(wide - mean, axes, group))
         mean = mean.double() + rest
         count = x.numel() // max(mean.numel(), 1)
+        if group is not None:
+            joint = torch.tensor(count, device=x.device)
+            dist.all_reduce(joint, group=group)
+            count = int(joint)
         if count == 0:
             return
         within = var * count * (count / max(count - 1, 1))
@@ -68,42 +75,63 @@ def reestimate_statistics(
     - ``variance="mean"``: the mean of the batches' *unbiased* variances, each weighted by its number of values, which
       leaves out how the batches' means differ (Ioffe & Szegedy's Algorithm 2 for batches of one size).
 
-    Dropout is left off.
+    Dropout is left off. Layers with a process group (`synchronize`) take the statistics of all its processes' batches
+    together; each process must call this then, on as many batches.
 
     Args:
         model: any network with torch's or our batch-normalization layers. Changed in place and returned, in the
-            mode (train or eval) that it was in. A layer that no batch reaches keeps its statistics.
+            mode (train or eval) that it was in. A layer that no batch reaches keeps its statistics, and a
+            `UserWarning` names it.
         batches: inputs of the model, each of 2 or more.
         variance: which estimator.
 
     Raises:
-        NormError: (a ValueError) ``batches`` is empty.
+        NormError: (a ValueError) ``batches`` is empty; something else than a layer's own forward uses its statistics
+            (quantization, a forward that reads them); a layer is lazy; a part is compiled. The model is as it was then.
         ValueError: another name of an estimator.
 
     Source: Ioffe & Szegedy (2015), Algorithm 2; Wu & Johnson, "Rethinking 'Batch' in BatchNorm" (2021), section 3.
     """
     if variance not in ("pooled", "mean"):
         raise ValueError(f"variance must be 'pooled' or 'mean', got {variance!r}")
+    check_open(model)
     layers = tracking_layers(model)
+    for name, layer in layers.items():
+        if reason := uses_statistics_itself(model, name, layer):
+            raise NormError(f"{name or 'The model'} ({type(layer).__name__}) keeps its statistics: {reason}")
     pooled = {name: _Pooled() for name in layers}
+    groups = {name: _group(layer) for name, layer in layers.items()}
     modes = {module: module.training for module in model.modules()}
 
     def collect(name: str) -> Callable[[nn.Module, tuple[Tensor, ...], dict[str, Tensor]], None]:
         def hook(module: nn.Module, inputs: tuple[Tensor, ...], keywords: dict[str, Tensor]) -> None:
             (x,) = inputs or keywords.values()
             axes = getattr(module, "statistics_axes", _channel_axes)(x)
-            pooled[name].add(x, axes)
+            pooled[name].add(x, axes, groups[name])
 
         return hook
 
     handles = [layer.register_forward_pre_hook(collect(name), with_kwargs=True) for name, layer in layers.items()]
-    seen = 0
+    seen, x = 0, None
     model.eval()
+    for name, layer in layers.items():
+        if groups[name] is not None and _is_joint_in_training(layer):
+            layer.training = True  # in eval mode it would normalise by this process's batch
     try:
         with batch_statistics(model):
             for batch in batches:
                 seen += 1
-                model(batch[0] if isinstance(batch, list | tuple) else batch)
+                x = batch[0] if isinstance(batch, list | tuple) else batch
+                model(x)
+    except NormError:
+        raise
+    except Exception as error:
+        if seen and (reader := _read(model, layers, x)) is not None:
+            raise NormError(
+                f"{reader or 'The model'}: the forward uses its statistics itself ({type(error).__name__}: "
+                f"{first_line(error)}), and they are put aside while others are estimated. Let it call the norm alone."
+            ) from error
+        raise
     finally:
         for handle in handles:
             handle.remove()
@@ -118,7 +146,47 @@ def reestimate_statistics(
             layer.running_mean.copy_(total.mean.reshape(layer.running_mean.shape))
             var = total.square / (total.count - 1) if variance == "pooled" else total.within / total.count
             layer.running_var.copy_(var.reshape(layer.running_var.shape))
+    if unreached := [name or "the model" for name in layers if not pooled[name].count]:
+        warnings.warn(
+            f"reestimate_statistics: no batch reached {few(unreached)}, whose statistics stay as they are. (A norm is "
+            "reached if the forward calls it: norm(x), not norm.forward(x).)",
+            stacklevel=3,  # one of them is torch.no_grad's
+        )
     return model
+
+
+def _group(layer: Any) -> dist.ProcessGroup | None:
+    """The processes whose joint batch ``layer`` takes its statistics from in training."""
+    group: dist.ProcessGroup | None = getattr(layer, "process_group", None)
+    if group is None and isinstance(layer, nn.SyncBatchNorm) and dist.is_available() and dist.is_initialized():
+        return dist.group.WORLD
+    return group
+
+
+def _is_joint_in_training(layer: _BatchNorm) -> bool:
+    """Whether ``layer`` does nothing in training but normalise by the joint batch (no noise, no parts of a batch)."""
+    if isinstance(layer, nn.SyncBatchNorm):
+        return layer.running_mean is not None and layer.running_mean.is_cuda
+    return type(layer).forward is _HandDerived.forward
+
+
+def _read(model: nn.Module, layers: dict[str, _BatchNorm], x: Any) -> str | None:
+    """The name of the layer without whose statistics ``model(x)`` fails; None if it fails with all of them too."""
+
+    def fails() -> bool:
+        try:
+            model(x)
+        except Exception:
+            return True
+        return False
+
+    if fails():
+        return None
+    for name, layer in layers.items():
+        with batch_statistics(layer):
+            if fails():
+                return name
+    return None
 
 
 def _channel_axes(x: Tensor) -> tuple[int, ...]:
@@ -128,6 +196,7 @@ def _channel_axes(x: Tensor) -> tuple[int, ...]:
 @contextmanager
 def batch_statistics(model: nn.Module) -> Iterator[None]:
     """Within it, the norms of ``model`` normalise by the batch in eval mode too; their buffers are not touched."""
+    check_open(model)
     layers = list(tracking_layers(model).values())
     kept = [(layer.running_mean, layer.running_var, layer.num_batches_tracked) for layer in layers]
     for layer in layers:

@@ -28,7 +28,7 @@ from bnrepro.norm.function import (
     reciprocal_std,
     widen,
 )
-from bnrepro.norm.layers import NormError, _HandDerived, check_tensors
+from bnrepro.norm.layers import NormError, _HandDerived, check_tensors, copied_in_its_group
 
 
 class _Variant(_HandDerived):
@@ -204,6 +204,8 @@ class Noise(nn.Module):
 
     n_mean, n_std, spread = NoisyBatchNorm.n_mean, NoisyBatchNorm.n_std, NoisyBatchNorm.spread
     process_group: dist.ProcessGroup | None = None
+
+    __deepcopy__ = copied_in_its_group
 
     def __init__(self) -> None:
         super().__init__()
