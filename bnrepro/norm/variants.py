@@ -20,6 +20,7 @@ from bnrepro.norm.function import (
     affine,
     against,
     batch_norm,
+    dense_both_ways,
     images_of_each,
     joint_batch,
     moments,
@@ -47,6 +48,7 @@ class _Variant(_HandDerived):
             return super().forward(x)
         axes = self.statistics_axes(x)
         count = self._count(x, axes, self.process_group)
+        x = dense_both_ways(x)
         xhat, mean, var = self._normalize(widen(x), axes)
         if self.running_mean is not None:
             self._update_running(mean.detach(), var.detach(), count)
@@ -82,6 +84,7 @@ class GhostBatchNorm(_Variant):
             return super().forward(x)
         if self.ghost_size < 1:
             raise ValueError(f"ghost_size must be at least 1, got {self.ghost_size}")
+        x = dense_both_ways(x)
         axes = self.statistics_axes(x)
         weight, bias = (against(p, x) for p in (self.weight, self.bias))
         group = self.process_group
@@ -217,6 +220,7 @@ class Noise(nn.Module):
 
 def _shaken(y: Tensor, n_mean: float, n_std: float, spread: float, group: dist.ProcessGroup | None) -> Tensor:
     """``y`` (N, C, ...) with the noise of `NoisyBatchNorm`, drawn anew."""
+    y = dense_both_ways(y)
     whole, mine = (y, slice(None)) if group is None else joint_batch(y, group)
     mean = torch.empty_like(whole[:1]).uniform_(-n_mean, n_mean)
     std = torch.empty_like(whole[:1]).uniform_(1, n_std)
