@@ -232,7 +232,7 @@ def of_all_processes(x: Tensor, group: dist.ProcessGroup) -> Tensor:
 
 
 class _SumOverProcesses(torch.autograd.Function):
-    """The sum of each process's tensor. Its adjoint is the same sum, taken of the gradients; its tangent that of x's."""
+    """The sum of each process's tensor. Its adjoint is the same sum, taken of the gradients; so is its tangent."""
 
     @staticmethod
     def forward(x: Tensor, group: dist.ProcessGroup) -> Tensor:
