@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.autograd import forward_ad
 
 from bnrepro.norm import NORMS, BatchNorm1d, BatchNorm2d, BatchNorm3d, ConvAdaptiveNorm2d, ConvBatchNorm2d, native
+from bnrepro.norm.variants import BatchRenorm
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # torch's internals warn about torch's internals
@@ -398,6 +399,26 @@ def test_compiles_without_a_graph_break_and_changes_no_number(
         torch.testing.assert_close(ours.grad, want.grad)
     for ours, want in zip(compiled_network.buffers(), eager.buffers(), strict=True):
         torch.testing.assert_close(ours, want)
+
+
+@pytest.mark.parametrize("name", ["renorm", "ghostbn", "noisybn", "detached", "linfbn"])
+def test_a_compiled_norm_trains_as_it_does_uncompiled(name: str) -> None:
+    """Renorm at its widest bounds, where its corrections depend on the buffers, which move before the backward."""
+    torch._dynamo.reset()
+    made = NORMS[name](3, (4, 5)).double().train()
+    if isinstance(made, BatchRenorm):
+        made.start, made.r_steps, made.d_steps = -1, 0, 0
+    x = 3 * torch.randn(32, 3, 4, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64) + 1
+    upstream = torch.linspace(0, 1, x.numel(), dtype=x.dtype).view(x.shape)
+    results = []
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch's compiler on its own deprecated parts
+        for compiled in (True, False):
+            layer = copy.deepcopy(made)
+            torch.manual_seed(0)
+            call = torch.compile(layer, fullgraph=True, backend="aot_eager") if compiled else layer
+            results.append((*output_and_gradient(call, x, upstream), *layer.buffers()))
+    torch.testing.assert_close(*results)
 
 
 @every_layer
