@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -83,7 +84,7 @@ def joined(name: str, processes: int, step: int) -> tuple[Tensor, Tensor]:
 
 
 def measure(layer: nn.Module, name: str, processes: int, part: slice) -> dict[str, Any]:
-    """Two training steps on a part of the batch: outputs, gradients, second gradients, buffers, eval."""
+    """Two training steps on a part of the batch: outputs, gradients, second gradients, buffers, tangents, eval."""
     layer.double()
     with torch.no_grad():
         for i, p in enumerate(layer.parameters()):
@@ -101,6 +102,12 @@ def measure(layer: nn.Module, name: str, processes: int, part: slice) -> dict[st
         found[f"y{step}"], found[f"dx{step}"], found[f"ddx{step}"] = y.detach(), first[0].detach(), second
         found[f"parameters{step}"] = [g.detach() for g in first[1:]]
     found["buffers"] = {name: b.clone() for name, b in layer.named_buffers()}
+    layer.track_running_stats = False  # torch.func changes no buffers
+    x, t = (each[part] for each in joined(name, processes, 0))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch's own derivative is written in its deprecated script
+        torch.manual_seed(0)
+        found["tangent"] = torch.func.jvp(layer, (x,), (t,))[1]
     if not isinstance(layer, ConvAdaptiveNorm2d):  # which in eval too depends on the rest of its batch
         found["eval"] = layer.eval()(joined(name, processes, 0)[0][part]).detach()
     return found
@@ -156,7 +163,7 @@ def test_processes_with_uneven_batches_equal_one_with_the_joined_batch(apart: li
     processes = len(apart)
     alone = measure(LAYERS[name](None), name, processes, slice(None))
     results = [result[name] for result in apart]
-    for key in {"y0", "dx0", "ddx0", "y1", "dx1", "ddx1", "eval"} & alone.keys():
+    for key in {"y0", "dx0", "ddx0", "y1", "dx1", "ddx1", "tangent", "eval"} & alone.keys():
         torch.testing.assert_close(torch.cat([r[key] for r in results]), alone[key], msg=lambda m, k=key: f"{k}: {m}")
     for key in ("parameters0", "parameters1"):
         for i, whole in enumerate(alone[key]):

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import copy
+import math
 import pickle
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
+from itertools import permutations
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,7 +18,8 @@ import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 
-from bnrepro.norm import BatchNorm1d, BatchNorm2d, BatchNorm3d, ConvAdaptiveNorm2d, ConvBatchNorm2d
+from bnrepro.norm import NORMS, BatchNorm1d, BatchNorm2d, BatchNorm3d, ConvAdaptiveNorm2d, ConvBatchNorm2d, native
+from bnrepro.norm.variants import BatchRenorm
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # torch's internals warn about torch's internals
@@ -236,6 +239,88 @@ def test_channels_last_stays_channels_last_in_output_and_gradient(
         assert last.is_contiguous(memory_format=torch.channels_last)
 
 
+SIZES = {2: (6, 3), 3: (5, 3, 4), 4: (5, 3, 4, 2), 5: (3, 4, 2, 3, 2)}
+
+
+def strided(sizes: tuple[int, ...]) -> Iterator[Tensor]:
+    """Values of this shape at any order of axes in memory: dense, with gaps between and after them, and expanded."""
+    generator = torch.Generator().manual_seed(0)
+    for order in [*permutations(range(len(sizes)))][:: 3 if len(sizes) == 5 else 1]:  # with channels-last among them
+        back = [order.index(axis) for axis in range(len(sizes))]
+        wide = torch.randn([2 * sizes[axis] for axis in order], generator=generator, dtype=torch.float64).permute(back)
+        corner = wide[tuple(slice(size) for size in sizes)]
+        yield corner.permute(order).contiguous().permute(back)
+        yield corner
+        yield wide[tuple(slice(None, None, 2) for _ in sizes)]
+        for axis in range(len(sizes)):
+            yield corner.narrow(axis, 0, 1).expand(sizes)
+
+
+def strides(t: Tensor) -> tuple[int, ...]:
+    """Those of the axes that have more than one index: the others mean nothing."""
+    return tuple(stride for stride, size in zip(t.stride(), t.shape, strict=True) if size > 1)
+
+
+def output_and_gradient(layer: nn.Module, x: Tensor, upstream: Tensor) -> tuple[Tensor, Tensor]:
+    x = x.detach().requires_grad_()
+    y = layer(x)
+    return y.detach(), *torch.autograd.grad(y, x, upstream)  # type: ignore[return-value]
+
+
+@pytest.mark.parametrize("kernels", [True, False], ids=["kernels", "formula"])
+@modes
+@pytest.mark.parametrize("kind", OURS)
+def test_any_strides_give_the_strides_that_torch_gives(
+    kind: type[nn.Module], training: bool, kernels: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not kernels:
+        monkeypatch.setattr(native, "_plain", lambda *_: False)
+    for dim in {nn.BatchNorm1d: (2, 3), nn.BatchNorm2d: (4,), nn.BatchNorm3d: (5,)}[kind]:
+        full = SIZES[dim]
+        for sizes in {full, (full[0], 1, *full[2:]), (*full[:2], *[1] * (dim - 2))}:
+            theirs, ours = Case(kind, sizes[1:2], {}, sizes).layers(training)
+            ramp = torch.linspace(0.1, 1.3, math.prod(sizes), dtype=torch.float64)
+            upstream = ramp.view(sizes), ramp.view(sizes[::-1]).permute(*reversed(range(dim)))
+            for i, x in enumerate(strided(sizes)):
+                want, got = (output_and_gradient(layer, x, upstream[i % 2]) for layer in (theirs, ours))
+                for found, expected in zip(got, want, strict=True):
+                    assert strides(found) == strides(expected), (sizes, x.stride())
+                    torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("kernels", [True, False], ids=["kernels", "formula"])
+@modes
+@pytest.mark.parametrize("name", [n for n in NORMS if type(NORMS[n](3, (4, 2))).__module__.startswith("bnrepro.norm")])
+def test_every_norm_of_the_package_gives_those_strides(
+    name: str, training: bool, kernels: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As torch's layer does of a transposed image, of a part of a channels-last one, and of an upstream like them."""
+    if not kernels:
+        monkeypatch.setattr(native, "_plain", lambda *_: False)
+    layer = NORMS[name](3, (4, 2)).double().train(training)
+    reference = nn.BatchNorm2d(3).double().train(training)
+    values = torch.randn(32, 3, 4, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    last = torch.cat([values, values], 1).to(memory_format=torch.channels_last)[:, :3]
+    if not training and type(layer).__name__ == "Noise":
+        return  # hands on what it gets
+    for x in (values, values.transpose(2, 3).contiguous().transpose(2, 3), last, last.contiguous()):
+        for upstream in (values, values.transpose(0, 1).contiguous().transpose(0, 1), last[:1].expand(values.shape)):
+            want, got = (output_and_gradient(each, x, upstream) for each in (reference, layer))
+            assert [*map(strides, got)] == [*map(strides, want)], x.stride()
+
+
+@pytest.mark.parametrize("stride", [(8, 1, 8, 4), (4, 1, 8, 4), (1, 1, 8, 4)], ids=str)
+def test_the_stride_of_one_image_means_nothing(stride: tuple[int, ...]) -> None:
+    """torch's own gradients of these are wrong where the upstream is contiguous (2.14)."""
+    x = torch.arange(24.0, dtype=torch.float64).square().as_strided((1, 4, 3, 2), stride)
+    upstream = torch.linspace(0, 1, 24, dtype=torch.float64).view(x.shape)
+    for training in (True, False):
+        theirs, ours = Case(nn.BatchNorm2d, (4,), {}, tuple(x.shape)).layers(training)
+        got, want = output_and_gradient(ours, x, upstream), output_and_gradient(theirs, x.contiguous(), upstream)
+        torch.testing.assert_close(got, want, rtol=1e-9, atol=1e-9)
+        assert strides(got[0]) == strides(theirs(x))
+
+
 @every_layer
 def test_strided_input_gives_what_its_copy_gives(make: Callable[..., nn.Module]) -> None:
     wide = torch.randn(12, 6, 4, 10, generator=torch.Generator().manual_seed(0))
@@ -314,6 +399,26 @@ def test_compiles_without_a_graph_break_and_changes_no_number(
         torch.testing.assert_close(ours.grad, want.grad)
     for ours, want in zip(compiled_network.buffers(), eager.buffers(), strict=True):
         torch.testing.assert_close(ours, want)
+
+
+@pytest.mark.parametrize("name", ["renorm", "ghostbn", "noisybn", "detached", "linfbn"])
+def test_a_compiled_norm_trains_as_it_does_uncompiled(name: str) -> None:
+    """Renorm at its widest bounds, where its corrections depend on the buffers, which move before the backward."""
+    torch._dynamo.reset()
+    made = NORMS[name](3, (4, 5)).double().train()
+    if isinstance(made, BatchRenorm):
+        made.start, made.r_steps, made.d_steps = -1, 0, 0
+    x = 3 * torch.randn(32, 3, 4, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64) + 1
+    upstream = torch.linspace(0, 1, x.numel(), dtype=x.dtype).view(x.shape)
+    results = []
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch's compiler on its own deprecated parts
+        for compiled in (True, False):
+            layer = copy.deepcopy(made)
+            torch.manual_seed(0)
+            call = torch.compile(layer, fullgraph=True, backend="aot_eager") if compiled else layer
+            results.append((*output_and_gradient(call, x, upstream), *layer.buffers()))
+    torch.testing.assert_close(*results)
 
 
 @every_layer

@@ -10,8 +10,8 @@ from torch import distributed as dist
 from torch.nn import functional as F
 
 from bnrepro.norm.function import affine as scale_and_shift
-from bnrepro.norm.function import centred_moments, images_of_each, pooled_mean, reciprocal_std, widen
-from bnrepro.norm.layers import NormError, check_tensors
+from bnrepro.norm.function import centred_moments, dense_both_ways, images_of_each, pooled_mean, reciprocal_std, widen
+from bnrepro.norm.layers import NormError, check_tensors, copied_in_its_group
 
 
 class ConvAdaptiveNorm2d(nn.Module):
@@ -79,6 +79,8 @@ class ConvAdaptiveNorm2d(nn.Module):
             self.weight = nn.Parameter(torch.ones(num_features, device=device, dtype=dtype))
             self.bias = nn.Parameter(torch.zeros(num_features, device=device, dtype=dtype))
 
+    __deepcopy__ = copied_in_its_group
+
     def forward(self, input: Tensor) -> Tensor:
         """Shapes and errors: see the class."""
         x = input
@@ -98,16 +100,19 @@ class ConvAdaptiveNorm2d(nn.Module):
                 f"ConvAdaptiveNorm2d would normalise each value of an input of shape {tuple(x.shape)} by itself, to "
                 "zero. Use batches of 2 or more, or a larger kernel_size."
             )
-        wide = widen(x)
+        wide = widen(dense_both_ways(x))
+        # What is common to a channel is not to cost the digits of the means and of their pools. The formula does not
+        # see it, whatever constant is taken; one image is quicker than all, and tells as much: if the others are far
+        # from it, so is the deviation.
+        wide = wide - pooled_mean(wide[:1], (0, 2, 3), group).detach()
         own = pooled_mean(wide, (0,), group)
-        level = own.mean((2, 3), keepdim=True).detach()  # what is common to all means is not to cost their digits
-        mean = self._pool(own - level) + level
-        centred = wide - mean
-        if self.variance == "pooled":
+        apart = wide - own if self.variance == "window" else None
+        centred = wide.sub_(self._pool(own))  # in place, it being ours, for the sake of speed
+        if apart is None:
             var = self._pool(pooled_mean(centred.square(), (0,), group))
         else:
-            rest, within = centred_moments(wide - own, (0,), group)
-            var = self._pool(within) + self._variance_between(own + rest - level)
+            rest, within = centred_moments(apart, (0,), group)
+            var = self._pool(within) + self._variance_between(own + rest)
         weight, bias = (None if p is None else p.view(1, -1, 1, 1) for p in (self.weight, self.bias))
         return scale_and_shift(centred * reciprocal_std(var, self.eps), weight, bias).to(x.dtype)
 

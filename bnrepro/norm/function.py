@@ -75,12 +75,15 @@ def batch_norm(
 
     Returns:
         y in the shape and dtype of ``x``, and the mean and the *biased* variance, with length 1 along
-        ``axes``. Gradients flow through y only; the statistics are detached.
+        ``axes``. Gradients flow through y only; the statistics are detached. y and the gradient of ``x`` are dense, in
+        the memory format that torch's layers choose: see `dense`.
     """
     if torch.compiler.is_compiling():  # which fuses the formula itself, and refuses functions with a forward mode
-        return BatchNormFunction.apply(x, weight, bias, axes, eps, group)
+        return BatchNormFunction.apply(dense(x), weight, bias, axes, eps, group)
     if group is None and (plan := native.plan(x, weight, bias, axes)):
         return _Compiled.apply(x, weight, bias, axes, eps, plan)
+    if (copy := dense(x)) is not x:
+        return batch_norm(copy, weight, bias, axes, eps, group)
     if _only_operations():
         y, mean, var = BatchNormFunction.forward(x, weight, bias, axes, eps, group)
         return y, mean.detach(), var.detach()
@@ -94,6 +97,57 @@ def _only_operations() -> bool:
     functorch = torch._C._functorch
     stack = functorch.get_interpreter_stack() if functorch.maybe_current_level() is not None else None
     return any(level.key() == functorch.TransformType.Functionalize for level in stack or ())
+
+
+def dense(x: Tensor) -> Tensor:
+    """``x`` in the memory format that torch's layers write in: channels-last if its strides say so, else contiguous.
+
+    A copy only if it is neither. With a copy's strides an output can be viewed wherever torch's can.
+    """
+    return x if x.is_contiguous() else _in_format(x, _says_channels_last(x))
+
+
+def dense_both_ways(x: Tensor) -> Tensor:
+    """`dense`, and its gradient too: for formulas whose backward is autograd's, which keeps the upstream's strides."""
+    derived_otherwise = forward_ad._current_level >= 0 or torch._C._functorch.maybe_current_level() is not None
+    if not x.requires_grad or not torch.is_grad_enabled() or torch.compiler.is_compiling() or derived_otherwise:
+        return dense(x)
+    return dense(x) if _only_operations() else _DenseBothWays.apply(x)
+
+
+def _says_channels_last(x: Tensor) -> bool:
+    """torch's rule for what strides mean (`suggest_memory_format`, which Python has not); x may have gaps."""
+    sizes, strides = x.shape, x.stride()
+    if len(sizes) not in (4, 5) or strides[1] == 0:
+        return False
+    least = 0
+    for axis in (1, 4, 3, 2, 0) if len(sizes) == 5 else (1, 3, 2, 0):
+        if sizes[axis] == 0 or strides[axis] < least or (axis == 0 and least == strides[1]):
+            return axis == 0 and x.movedim(1, -1).is_contiguous()  # one image: its stride says nothing
+        least = strides[axis] * sizes[axis]
+    return True
+
+
+def _in_format(x: Tensor, channels_last: bool) -> Tensor:
+    if not channels_last:
+        return x.contiguous()
+    # By permutation: under vmap there is no memory format but one.
+    moved = x.movedim(1, -1)
+    return x if moved.is_contiguous() else moved.contiguous().movedim(-1, 1)
+
+
+class _DenseBothWays(torch.autograd.Function):
+    """``apply(x) -> x``. For plain autograd alone: forward and context in one, which apply() is much quicker with."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        y = dense(x)
+        ctx.stride, ctx.channels_last = y.stride(), not y.is_contiguous()
+        return y.view_as(y) if y is x else y
+
+    @staticmethod
+    def backward(ctx: Any, dx: Tensor) -> Tensor:
+        return dx if dx.stride() == ctx.stride else _in_format(dx, ctx.channels_last)
 
 
 @overload
@@ -178,18 +232,29 @@ def of_all_processes(x: Tensor, group: dist.ProcessGroup) -> Tensor:
 
 
 class _SumOverProcesses(torch.autograd.Function):
-    """The sum of each process's tensor. Its adjoint is the same sum, taken of the gradients."""
+    """The sum of each process's tensor. Its adjoint is the same sum, taken of the gradients; so is its tangent."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, group: dist.ProcessGroup) -> Tensor:
-        ctx.group = group
+    def forward(x: Tensor, group: dist.ProcessGroup) -> Tensor:
         total = x.clone()
         dist.all_reduce(total, group=group)
         return total
 
     @staticmethod
+    def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
+        ctx.group = inputs[1]
+
+    @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
         return _SumOverProcesses.apply(gradient, ctx.group), None
+
+    @staticmethod
+    def jvp(ctx: Any, tangent: Tensor, _: None) -> Tensor:
+        return _SumOverProcesses.apply(tangent, ctx.group)
+
+    @staticmethod
+    def vmap(_info: Any, in_dims: tuple, x: Tensor, group: dist.ProcessGroup) -> tuple[Tensor, Any]:
+        return _SumOverProcesses.apply(x, group), in_dims[0]
 
 
 def affine(xhat: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
@@ -294,7 +359,8 @@ def _gradients(
     dtype = dy.dtype
     if x.numel() == 0 and group is None:  # sums over nothing are zero, and means over nothing are not
         return dy, widen(dy), widen(dy)
-    wide, dy = widen(x), widen(dy)
+    channels_last = not x.is_contiguous() and _says_channels_last(x)
+    wide, dy = widen(x), widen(_in_format(dy, channels_last))
     rstd = reciprocal_std(var, eps)
     outside = weight is None or all(weight.shape[axis] == 1 for axis in axes)
     gradient = dy if weight is None or outside else dy * weight
@@ -308,7 +374,8 @@ def _gradients(
     dx = None
     if need_dx:
         scale = rstd * weight if outside and weight is not None else rstd
-        dx = torch.addcmul(-scale * mean_gradient, gradient, scale)
+        # The result has the memory format of the first argument, which is to be x's.
+        dx = torch.addcmul(_in_format(-scale * mean_gradient, channels_last), gradient, scale)
         dx = torch.addcmul(dx, centred, -scale * (rstd * (rstd * mean_product))).to(dtype)
     return dx, dweight, dy
 

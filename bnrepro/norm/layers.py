@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch import distributed as dist
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from bnrepro.norm.function import affine, against, batch_norm, widen
+from bnrepro.norm.function import affine, against, batch_norm, dense_both_ways, widen
 
 
 class NormError(ValueError, RuntimeError):
@@ -123,6 +123,7 @@ class _HandDerived(_BatchNorm):
         running_var = self.running_var
         if running_mean is None or running_var is None:
             raise NormError(self._one_statistic())
+        x = dense_both_ways(x)
         xhat = (widen(x) - against(running_mean, x)) * (against(running_var, x) + self.eps).rsqrt()
         return affine(xhat, against(weight, x), against(bias, x)).to(x.dtype)
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from itertools import accumulate, pairwise
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +20,7 @@ from bnrepro.norm.function import (
     affine,
     against,
     batch_norm,
+    dense_both_ways,
     images_of_each,
     joint_batch,
     moments,
@@ -47,6 +48,7 @@ class _Variant(_HandDerived):
             return super().forward(x)
         axes = self.statistics_axes(x)
         count = self._count(x, axes, self.process_group)
+        x = dense_both_ways(x)
         xhat, mean, var = self._normalize(widen(x), axes)
         if self.running_mean is not None:
             self._update_running(mean.detach(), var.detach(), count)
@@ -82,6 +84,7 @@ class GhostBatchNorm(_Variant):
             return super().forward(x)
         if self.ghost_size < 1:
             raise ValueError(f"ghost_size must be at least 1, got {self.ghost_size}")
+        x = dense_both_ways(x)
         axes = self.statistics_axes(x)
         weight, bias = (against(p, x) for p in (self.weight, self.bias))
         group = self.process_group
@@ -116,6 +119,17 @@ class GhostBatchNorm(_Variant):
         )
 
 
+@torch.library.custom_op("bnrepro::kept", mutates_args=())
+def _kept(statistic: Tensor) -> Tensor:
+    """A copy that a compiled backward gets. Of any other it makes the values anew, from a buffer that has moved on."""
+    return statistic.clone()
+
+
+@_kept.register_fake
+def _(statistic: Tensor) -> Tensor:
+    return torch.empty_like(statistic)
+
+
 class BatchRenorm(_Variant):
     r"""Batch renormalization: training corrects the batch's statistics towards the running ones, within bounds.
 
@@ -135,11 +149,12 @@ class BatchRenorm(_Variant):
     start, r_steps, d_steps = 5_000, 40_000, 25_000
     r_limit, d_limit = 3.0, 5.0
 
-    def bounds(self, steps: int) -> tuple[float, float]:
-        """(r_max, d_max) after ``steps`` training batches."""
+    def bounds(self, steps: Any) -> tuple[Any, Any]:
+        """(r_max, d_max) after ``steps`` training batches, which may be a tensor."""
 
-        def share(end: int) -> float:
-            return min(1.0, max(0.0, (steps - self.start) / max(1, end - self.start)))
+        def share(end: int) -> Any:
+            done = (steps - self.start) / max(1, end - self.start)
+            return done.clamp(0, 1) if isinstance(done, Tensor) else min(1.0, max(0.0, done))
 
         return 1 + (self.r_limit - 1) * share(self.r_steps), self.d_limit * share(self.d_steps)
 
@@ -147,8 +162,13 @@ class BatchRenorm(_Variant):
         xhat, mean, var = batch_norm(x, None, None, axes, self.eps, self.process_group)
         if self.running_mean is None or self.running_var is None or self.num_batches_tracked is None:
             return xhat, mean, var
-        r_max, d_max = self.bounds(int(self.num_batches_tracked))
-        running_mean, running_var = (against(s, x).to(mean.dtype) for s in (self.running_mean, self.running_var))
+        if torch.compiler.is_compiling():
+            r_max, d_max = self.bounds(_kept(self.num_batches_tracked).double())
+            kept = _kept(self.running_mean), _kept(self.running_var)
+        else:
+            r_max, d_max = self.bounds(int(self.num_batches_tracked))
+            kept = self.running_mean, self.running_var
+        running_mean, running_var = (against(s, x).to(mean.dtype) for s in kept)
         std = (running_var + self.eps).sqrt()
         r = ((var + self.eps).sqrt() / std).clamp(1 / r_max, r_max)
         d = ((mean - running_mean) / std).clamp(-d_max, d_max)
@@ -219,6 +239,7 @@ class Noise(nn.Module):
 
 def _shaken(y: Tensor, n_mean: float, n_std: float, spread: float, group: dist.ProcessGroup | None) -> Tensor:
     """``y`` (N, C, ...) with the noise of `NoisyBatchNorm`, drawn anew."""
+    y = dense_both_ways(y)
     whole, mine = (y, slice(None)) if group is None else joint_batch(y, group)
     mean = torch.empty_like(whole[:1]).uniform_(-n_mean, n_mean)
     std = torch.empty_like(whole[:1]).uniform_(1, n_std)
