@@ -157,7 +157,7 @@ def save(comparison: Comparison, folder: Path, threshold: float | None = None) -
 def find(root: Path) -> Iterator[Path]:
     """The comparisons in ``root`` and below. A folder with measurements is an experiment's."""
     for file in sorted({root / RUNS, *root.glob(f"**/{RUNS}")}):
-        if file.is_file() and not (file.parent / MEASUREMENTS).is_file():
+        if stored.is_file(file) and not stored.is_file(file.parent / MEASUREMENTS):
             yield file.parent
 
 

@@ -26,7 +26,7 @@ from typing import Any
 
 import numpy as np
 
-from bnrepro import output
+from bnrepro import output, stored
 from bnrepro.archive import Archive, read_archive
 from bnrepro.arrays import Arrays, Pair
 from bnrepro.config import UserError
@@ -343,7 +343,7 @@ class Cifar:
     def fetch(self, root: Path) -> None:
         """Download and unpack the archive unless every file is there; unpack one that is there."""
         need_folder(root)
-        absent = [each for each in self.wanted(root) if not each.place().is_file()]
+        absent = [each for each in self.wanted(root) if not stored.is_file(each.place())]
         elsewhere = search(root, absent) if absent else {}
         for each in absent:
             if (found := elsewhere.get(each.digest)) and found.in_archive:
@@ -368,7 +368,7 @@ class Cifar:
             return _download([published.url], root, published.filename, published.tgz_md5)
         except UserError as error:
             there = root / published.filename
-            if there.is_file():  # and did not hold the batches
+            if stored.is_file(there):  # and did not hold the batches
                 raise UserError(f"{there} is damaged or not the published file. Delete it. {error}") from error
             raise
 

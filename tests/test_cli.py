@@ -177,6 +177,10 @@ WRONG = [
     (["data", "fetch", "nosuch"], "there is no dataset 'nosuch'"),
     (["data", "verify", "nosuch"], "there is no dataset 'nosuch'"),
     (["data", "verify", "mnist"], "train-images-idx3-ubyte"),
+    (["data", "verify", "--root=nope"], "There is no folder nope"),
+    (["data", "verify", "--root=/dev/null"], "/dev/null is a file, where a folder is needed"),
+    (["data", "list", "--root=/dev/null"], "/dev/null is a file, where a folder is needed"),
+    (["data", "fetch", "mnist5k", "--root=/dev/null/x"], "/dev/null is a file, where a folder is needed"),
     (["nosuch"], "nosuch"),
 ]
 

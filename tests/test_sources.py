@@ -295,6 +295,7 @@ def test_search_is_bounded_and_passes_over_what_it_cannot_read(idx: Idx, tmp_pat
     os.mkfifo(tmp_path / "pipe")
     (tmp_path / "loop").symlink_to(tmp_path)
     (tmp_path / "dangling").symlink_to("nowhere")
+    (tmp_path / "long").symlink_to(300 * "x")
     (tmp_path / "bad.zip").write_bytes(b"PK\x03\x04" + bytes(100))
     (tmp_path / "bad.gz").write_bytes(b"\x1f\x8b" + bytes(100))
     (tmp_path / "short.gz").write_bytes(b"\x1f\x8b")
@@ -304,6 +305,27 @@ def test_search_is_bounded_and_passes_over_what_it_cannot_read(idx: Idx, tmp_pat
     assert not idx.there(tmp_path)
     with pytest.raises(UserError, match="is missing"):
         idx.read(tmp_path)
+
+
+UNREADABLE = (errno.EACCES, errno.EPERM, errno.EIO, errno.ESTALE, errno.EMFILE, errno.ENOMEM, errno.ENODEV, errno.ELOOP)
+
+
+@pytest.mark.parametrize("number", UNREADABLE, ids=errno.errorcode.get)
+def test_entry_that_may_not_be_looked_at_is_passed_over(
+    idx: Idx, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    (tmp_path / "A link").symlink_to("elsewhere")
+    (tmp_path / "MNIST" / "raw").rename(tmp_path / "moved")
+    stat = Path.stat
+
+    def fail(path: Path, **options: bool) -> os.stat_result:
+        if path.name == "A link":
+            raise OSError(number, os.strerror(number), str(path))
+        return stat(path, **options)
+
+    monkeypatch.setattr(Path, "stat", fail)
+    assert idx.there(tmp_path)
+    idx.read(tmp_path)
 
 
 def test_remedy_of_a_damaged_file_works_when_followed(published: Idx, tmp_path: Path, served: tuple[Path, str]) -> None:
@@ -579,9 +601,6 @@ def test_archive_with_wrong_arrays_is_refused(tmp_path: Path, change: dict[str, 
     assert str(tmp_path / "a.npz") in str(error.value)
     assert "\n" not in str(error.value)
     assert "It must be an .npz archive" not in str(error.value)  # it is one
-
-
-UNREADABLE = (errno.EACCES, errno.EPERM, errno.EIO, errno.ESTALE, errno.EMFILE, errno.ENOMEM, errno.ENODEV, errno.ELOOP)
 
 
 @pytest.mark.parametrize("number", UNREADABLE, ids=errno.errorcode.get)

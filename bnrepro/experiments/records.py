@@ -72,7 +72,9 @@ def read(folder: Path) -> Records:
 
 def find(root: Path) -> list[Path]:
     """The folders in ``root`` and below that hold an experiment's records."""
-    return [file.parent for file in sorted({root / MEASUREMENTS, *root.glob(f"**/{MEASUREMENTS}")}) if file.is_file()]
+    return [
+        file.parent for file in sorted({root / MEASUREMENTS, *root.glob(f"**/{MEASUREMENTS}")}) if stored.is_file(file)
+    ]
 
 
 def there(folder: Path) -> Records | None:
