@@ -346,6 +346,52 @@ def test_sweep_runs_every_combination_and_goes_on_with_what_is_missing(call: Cal
     assert call("runs", "--csv").out.count("completed") == 4
 
 
+def cut_lines(file: Path) -> None:
+    file.write_text("\n".join(file.read_text().splitlines()[:-1]) + "\n")
+
+
+LOSSES: dict[str, Callable[[Path], None]] = {
+    "no configuration": lambda run: (run / "config.yaml").unlink(),
+    "no metrics": lambda run: (run / "metrics.csv").unlink(),
+    "empty metrics": lambda run: (run / "metrics.csv").write_text(""),
+    "metrics without rows": lambda run: cut_lines(run / "metrics.csv"),
+    "cut metrics": lambda run: (run / "metrics.csv").write_bytes((run / "metrics.csv").read_bytes()[:-9]),
+    "damaged summary": lambda run: (run / "summary.json").write_text("{"),
+}
+
+
+def test_run_that_has_ended_and_lost_something_is_damaged_wherever_it_is_asked_for(
+    call: Call, short: list[str]
+) -> None:
+    one = [*changed(short, "epochs=1"), "--jobs=1"]
+    train, *others = (
+        ["train", "--variant=bn", *one[:-1]],
+        ["compare", "--variants=bn", "--seeds=1", *one],
+        ["sweep", "variant=bn", *one],
+        ["sweep", "variant=bn", *one, "--dry-run"],
+    )
+    assert call(*train).code == 0
+    run = next(Path("runs").glob("*/*/bn/seed0-*"))
+    shutil.copytree(run, "whole")
+    for name, harm in LOSSES.items():
+        shutil.rmtree(run)
+        shutil.copytree("whole", run)
+        harm(run)
+        for command in (train, *others):
+            result = call(*command)
+            assert (result.code, result.out) == (2, ""), (name, command)
+            assert re.fullmatch(
+                rf"Error: {run}\S* is damaged \(.*\)\. Run it again with --force, or move the run's folder away\.\n",
+                result.err,
+            ), result.err
+        assert call("runs").out.splitlines()[1].endswith(str(run))
+    assert call(*train, "--force").code == 0
+    assert call(*others[0]).code == 0
+    cut_lines(run / "metrics.csv")
+    run.rename("away")
+    assert call(*others[1]).code == 0
+
+
 def test_sweep_counts_a_run_in_two_writings_once(call: Call, short: list[str]) -> None:
     rates = ["optimizer.lr=0.1,1e-1", "seed=0,0"]
     result = call("sweep", *changed(short, "epochs=1"), *rates, "--jobs=1")

@@ -166,6 +166,8 @@ def read_rows(file: Path, within: Path | None = None, texts: frozenset[str] = TE
     try:
         text = stored.read_bytes(file, within=within).decode()
         header, *rows = csv.reader(io.StringIO(text, newline=""), strict=True)
+        if not text.endswith("\n"):
+            raise ValueError("its last line is cut off")
         if len(set(header)) < len(header):
             raise ValueError("two columns have the same name")
         return [{name: from_cell(cell, name in texts) for name, cell in zip(header, row, strict=True)} for row in rows]
