@@ -30,7 +30,7 @@ from bnrepro import output, stored
 from bnrepro.archive import Archive, read_archive
 from bnrepro.arrays import Arrays, Pair
 from bnrepro.config import UserError
-from bnrepro.errors import did_you_mean
+from bnrepro.errors import did_you_mean, in_brackets
 from bnrepro.published import DEEPEST, LARGEST, Wanted, checked, missing, need_folder, read_all, search, store
 from bnrepro.schema import Data, Source
 
@@ -161,7 +161,8 @@ def _download(urls: list[str], folder: Path, name: str, md5: str) -> bytes:
             with urllib.request.urlopen(url, timeout=TIMEOUT) as response:
                 raw: bytes = response.read(LARGEST)
         except (OSError, ValueError, EOFError) as error:  # URLError and timeouts are OSErrors
-            problem = f"{url}: {getattr(error, 'reason', error)}"
+            reason = getattr(error, "reason", error)
+            problem = f"{url}: {in_brackets(reason) if isinstance(reason, OSError) else reason}"
             continue
         except Exception as error:  # http.client's own, such as a connection cut in the middle of the file
             problem = f"{url}: {error}"
