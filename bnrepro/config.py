@@ -327,8 +327,7 @@ def check_same(directory: Path, cfg: Config, damaged: bool = False) -> None:
     except (OSError, MemoryError) as error:
         if getattr(error, "errno", None) == errno.ENAMETOOLONG:
             raise UserError(
-                f"root={cfg.root[:100]}{'...' * (len(cfg.root) > 100)}: the path of a run in it is too long for this "
-                "file system. Use a shorter root."
+                f"root={cfg.root}: the path of a run in it is too long for this file system. Use a shorter root."
             ) from error
         raise unreadable(directory / "config.yaml", error) from error
     except ValueError as error:
@@ -372,7 +371,7 @@ def _values(text: str) -> dict[str, Any]:
 def unreadable(file: Path, error: OSError | MemoryError) -> UserError:
     """The error for a file that cannot be read at the moment. It may be intact, so nothing is changed."""
     if getattr(error, "errno", None) == errno.ENAMETOOLONG:
-        return UserError(f"The path {str(file)[:100]}... is too long for this file system. Use a shorter one.")
+        return UserError(f"The path {str(file)[:300]} is too long for this file system. Use a shorter one.")
     reason = getattr(error, "strerror", None) or str(error) or "not enough memory"
     return UserError(f"{file} cannot be read ({reason}). It was left as it is. Fix this, then run the command again.")
 
