@@ -21,6 +21,7 @@ Pair = tuple[Arrays, Arrays]
 CHANNELS = (1, 2, 3, 4)  # of images, unless their other two sides are equal
 SMALLEST = 8  # side of an image in a flat array: what is shorter is rather a table
 CHUNK = 2**24  # bytes that are looked at or converted at a time
+HALF = 128  # level from which on images are bright: where the brightest pixel is darker, their scale may be another
 NEAR = 1e-3  # by which interpolation may go beyond 0 and 1
 LONGEST = 100  # characters of a label
 
@@ -65,10 +66,15 @@ def layouts(images: Sequence[tuple[int, ...]], labels: Sequence[tuple[int, ...]]
     Raises:
         WrongError: there are not as many labels as images, or the axes could be taken in more than one way.
     """
-    parts = ("train", "test")
-    found = [layout(*each) for each in zip(images, labels, parts, strict=True)]
+    parts = list(zip(images, labels, ("train", "test"), strict=True))
+    found = [layout(*each) for each in parts]
     if any(each.last for each in found):  # then in both, where one of them could be taken in both ways
-        found = [layout(*each, last=True) for each in zip(images, labels, parts, strict=True)]
+        return [layout(*each, last=True) for each in parts]
+    if all(layout(*each, last=True).last for each in parts):
+        raise WrongError(
+            f"has x_train of shape {images[0]} and x_test of shape {images[1]}, where it is not clear whether the "
+            "first axis or the last one counts the images. Save them as (N, H, W, C), where N is not C"
+        )
     return found
 
 
@@ -152,13 +158,14 @@ def pixels(arrays: Sequence[np.ndarray], layouts: Sequence[Layout]) -> tuple[lis
     parts = ("train", "test")
     about = [_values(array, where, part) for array, where, part in zip(arrays, layouts, parts, strict=True)]
     levels = [array.dtype.kind in "iu" and values.high <= 255 for array, values in zip(arrays, about, strict=True)]
-    images, notes = [], []
+    images, notes, scales = [], [], set()
     for array, where, part in zip(arrays, layouts, parts, strict=True):
         # Those of one type have one scale: a dark test set alone would look like another one.
         alike = [
             values for other, values in zip(arrays, about, strict=True) if all(levels) or other.dtype == array.dtype
         ]
         factor, shift, note = _scale(array.dtype, alike)
+        scales.add((factor, shift))
         images.append(_levels(array, where, factor, shift))
         notes += [note] if note else []
         if one_value(images[-1]):
@@ -166,10 +173,11 @@ def pixels(arrays: Sequence[np.ndarray], layouts: Sequence[Layout]) -> tuple[lis
                 f"has x_{part} in which all pixels come out as the same level, {images[-1].flat[0]}: there is nothing "
                 "to see in these images. Save the images themselves"
             )
-    bright = [min(values.high, 128) for values in about]
-    if all(levels) and min(bright) < 128 <= max(bright):
-        dark = bright.index(min(bright))
-        notes.append(f"levels of at most {about[dark].high:g} in x_{parts[dark]}, brighter ones in x_{parts[1 - dark]}")
+    bright = [values.high * factor + shift >= HALF for values in about]
+    if len(scales) == 1 and len(set(bright)) == 2:
+        dark = bright.index(False)
+        what = "levels" if all(levels) else "values"
+        notes.append(f"{what} of at most {about[dark].high:g} in x_{parts[dark]}, brighter ones in x_{parts[1 - dark]}")
     return images, notes
 
 
@@ -202,7 +210,7 @@ def _values(array: np.ndarray, where: Layout, part: str) -> Values:
                 )
             whole = whole and bool((some == np.rint(some)).all())
         low, high = min(low, float(some.min())), max(high, float(some.max()))
-        if array.dtype == np.uint8 and high >= 128:
+        if array.dtype == np.uint8 and high >= HALF:
             break  # all that is asked of these
     return Values(low, high, whole)
 
@@ -216,17 +224,20 @@ def _scale(dtype: np.dtype, about: list[Values]) -> tuple[float, float, str]:
     low, high = min(v.low for v in about), max(v.high for v in about)
     whole, kind = all(v.whole for v in about), dtype.kind
     small = [v for v in about if 0 < v.high <= 1 + NEAR]
+
+    def note(text: str, factor: float = 1, shift: float = 0) -> str:
+        return f"{text}, the brightest of them {high:g}" if high * factor + shift < HALF else text
+
     if whole and low >= 0 and high <= 1:
         return 255, 0, "" if high == 0 else f"{dtype} 0 and 1 for black and white"
     if whole and low >= 0 and high <= 255 and not small:
-        dark = f", the brightest of them {high:g}" if high < 128 else ""
-        return 1, 0, f"{dtype} levels of 0 to 255{dark}" if dark or dtype != np.uint8 else ""
+        return 1, 0, note(f"{dtype} levels of 0 to 255") if high < HALF or dtype != np.uint8 else ""
     if kind in "iu" and low >= 0 and 2**15 <= high < 2**16 and all(v.high > 255 for v in about):
         return 1 / 257, 0, f"{dtype} levels of 0 to 65535 rounded to 0 to 255"
     if kind == "f" and low >= -NEAR and 0.1 < high <= 1 + NEAR:
-        return 255, 0, f"{dtype} values from 0 to 1 as 0 to 255"
+        return 255, 0, note(f"{dtype} values from 0 to 1 as 0 to 255", 255)
     if kind == "f" and -1 - NEAR <= low <= -0.9 and high <= 1 + NEAR and all(v.low < 0 for v in about):
-        return 127.5, 127.5, f"{dtype} values from -1 to 1 as 0 to 255"
+        return 127.5, 127.5, note(f"{dtype} values from -1 to 1 as 0 to 255", 127.5, 127.5)
     if kind == "f" and low >= 0 and 128 <= high <= 255 and not small:
         return 1, 0, f"{dtype} values from 0 to 255, rounded"
     each = " and ".join(f"{v.low:g} to {v.high:g}" for v in about)
@@ -256,13 +267,25 @@ def classes(y_train: np.ndarray, y_test: np.ndarray) -> tuple[np.ndarray, np.nda
         WrongError: they are not one class for each image, or the test set has others.
     """
     notes: list[str] = []
-    if y_train.ndim == y_test.ndim == 2 and 1 not in y_train.shape + y_test.shape:
-        if y_train.shape[1] != y_test.shape[1]:
-            raise WrongError(f"has one-hot labels of {y_train.shape[1]} classes to train on, {y_test.shape[1]} to test")
+    hot = [_columns(y_train), _columns(y_test)]
+    if all(hot):
+        if hot[0] != hot[1]:
+            raise WrongError(f"has one-hot labels of {hot[0]} classes to train on, {hot[1]} to test")
         notes.append("one-hot labels")
     train, test = _plain(y_train, "train"), _plain(y_test, "test")
     if train.dtype.kind != test.dtype.kind:
         raise WrongError("has names for labels in one part and numbers in the other")
+    if any(hot) and not all(hot):
+        numbered = np.unique(test if hot[0] else train)
+        names = ("y_train", "y_test") if hot[0] else ("y_test", "y_train")
+        # A column has no number but its place. Numbers from 1 would fit as well where the last class lacks.
+        if numbered[0] != 0 or (hot[1] and not np.array_equal(numbered, np.arange(hot[1]))):
+            raise WrongError(
+                f"has one-hot labels of {max(hot)} columns in {names[0]} and the numbers {_some(numbered)} in "
+                f"{names[1]}, where it is not clear which column has which number. Save both as numbers, or both "
+                "as one-hot labels"
+            )
+        notes.append(f"one-hot labels in {names[0]}, whose columns are the numbers from 0 in {names[1]}")
     known, numbers = np.unique(train, return_inverse=True)
     if len(known) == 1:
         raise WrongError(f"has the label {_some(known)} alone in y_train. Two classes or more are needed")
@@ -291,9 +314,14 @@ def _some(labels: np.ndarray) -> str:
     return ", ".join(shown) + (f", ... {str(labels[-1])[:20]}" if len(labels) > 5 else "")
 
 
+def _columns(labels: np.ndarray) -> int:
+    """The columns of one-hot labels; 0 of others."""
+    return int(labels.shape[1]) if labels.ndim == 2 and 1 not in labels.shape else 0
+
+
 def _plain(labels: np.ndarray, part: str) -> np.ndarray:
     """Labels (N,) as int64, or as texts where they are names."""
-    if labels.ndim == 2 and 1 not in labels.shape:
+    if _columns(labels):
         labels = _from_one_hot(labels, part)
     labels = labels.reshape(-1)
     if labels.dtype.kind in "US":

@@ -26,7 +26,7 @@ from bnrepro.stats import Interval, t_interval
 
 VARIANTS = ("nobn", "bn", "custombn", "convbn")
 RUNS, CURVES, TABLE, PROVENANCE = "runs.csv", "curves.csv", "table.csv", "provenance.json"
-MEASUREMENTS = "measurements.csv"
+MEASUREMENTS, CAPTIONS = "measurements.csv", "captions.json"  # either makes a folder an experiment's
 
 _TEXT = ("variant", "status", "precision", "device", "config_hash")
 _NUMBERS = ("test_accuracy", "test_loss", "val_accuracy", "val_loss", "train_accuracy", "train_loss")
@@ -64,7 +64,7 @@ def check_room(folder: Path, configs: Sequence[Config], threshold: float | None 
     """
     if folder.exists() and not folder.is_dir():
         raise UserError(f"--out={folder} is not a folder. Give the path of one, which may be new.")
-    if (folder / MEASUREMENTS).exists():
+    if any(stored.is_file(folder / name) for name in (MEASUREMENTS, CAPTIONS)):
         raise UserError(f"--out={folder} holds an experiment's results. Give another folder.")
     if not (folder / RUNS).exists():
         return
@@ -155,9 +155,9 @@ def save(comparison: Comparison, folder: Path, threshold: float | None = None) -
 
 
 def find(root: Path) -> Iterator[Path]:
-    """The comparisons in ``root`` and below. A folder with measurements is an experiment's."""
+    """The comparisons in ``root`` and below."""
     for file in sorted({root / RUNS, *root.glob(f"**/{RUNS}")}):
-        if file.is_file() and not (file.parent / MEASUREMENTS).is_file():
+        if stored.is_file(file) and not any(stored.is_file(file.parent / name) for name in (MEASUREMENTS, CAPTIONS)):
             yield file.parent
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -324,6 +325,10 @@ def check_same(directory: Path, cfg: Config, damaged: bool = False) -> None:
     except FileNotFoundError:
         return
     except (OSError, MemoryError) as error:
+        if getattr(error, "errno", None) == errno.ENAMETOOLONG:
+            raise UserError(
+                f"root={cfg.root}: the path of a run in it is too long for this file system. Use a shorter root."
+            ) from error
         raise unreadable(directory / "config.yaml", error) from error
     except ValueError as error:
         if damaged:
@@ -365,6 +370,8 @@ def _values(text: str) -> dict[str, Any]:
 
 def unreadable(file: Path, error: OSError | MemoryError) -> UserError:
     """The error for a file that cannot be read at the moment. It may be intact, so nothing is changed."""
+    if getattr(error, "errno", None) == errno.ENAMETOOLONG:
+        return UserError(f"The path {str(file)[:300]} is too long for this file system. Use a shorter one.")
     reason = getattr(error, "strerror", None) or str(error) or "not enough memory"
     return UserError(f"{file} cannot be read ({reason}). It was left as it is. Fix this, then run the command again.")
 

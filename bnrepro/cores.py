@@ -13,7 +13,8 @@ from pathlib import Path
 
 BOUND = frozenset(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None
 """The CPUs that this process was started on; None where the system does not say."""
-VARIABLES = ("PYTHON_CPU_COUNT", "LOKY_MAX_CPU_COUNT", "SLURM_CPUS_PER_TASK", "SLURM_CPUS_ON_NODE")
+THREAD_LIMIT = "OMP_THREAD_LIMIT"
+VARIABLES = ("PYTHON_CPU_COUNT", "LOKY_MAX_CPU_COUNT", "SLURM_CPUS_PER_TASK", "SLURM_CPUS_ON_NODE", THREAD_LIMIT)
 """Environment variables that limit the cores. Slurm's apply only within a job."""
 
 
@@ -66,9 +67,28 @@ def _text(file: Path) -> str:
 def allowed(environment: Mapping[str, str]) -> Iterator[int]:
     """Limits set by environment variables."""
     for name in VARIABLES:
-        value = environment.get(name, "")
+        value = environment.get(name, "").strip()
         if value.isdecimal() and int(value) > 0 and ("SLURM" not in name or "SLURM_JOB_ID" in environment):
             yield int(value)
+
+
+def use_threads(wanted: int | None = None) -> None:
+    """Set torch's threads to ``wanted`` (None: as many as it has), but to no more than OMP_THREAD_LIMIT.
+
+    OpenMP starts none beyond that, and torch's backward pass would wait for them for ever.
+    """
+    import torch
+
+    from bnrepro import output
+
+    threads = wanted or torch.get_num_threads()
+    limit = min([threads, *allowed({THREAD_LIMIT: os.environ.get(THREAD_LIMIT, "")})])
+    if limit < threads and (wanted or "OMP_NUM_THREADS" in os.environ):
+        output.tell(
+            f"{THREAD_LIMIT}={limit} allows fewer than {threads} threads: {limit} {'is' if limit == 1 else 'are'} used."
+        )
+    if wanted or limit < threads:
+        torch.set_num_threads(limit)
 
 
 def unbind() -> None:

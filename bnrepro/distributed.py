@@ -35,6 +35,7 @@ from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 
 from bnrepro.config import UserError
+from bnrepro.errors import in_brackets
 from bnrepro.norm import synchronize
 from bnrepro.norm.function import joint_batch
 
@@ -246,7 +247,7 @@ def started_by_torchrun(environment: Mapping[str, str]) -> bool:
         try:
             socket.create_connection(address, REACH_SECONDS).close()
         except (OSError, UnicodeError) as error:
-            where = f"{address[0]}:{address[1]} ({error})"
+            where = f"{address[0]}:{address[1]} ({in_brackets(error)})"
             raise UserError(f"TORCHELASTIC_RUN_ID is set, but no torchrun answers at {where}. {LEFT_OVER}") from error
     return True
 

@@ -144,6 +144,14 @@ def folder_is_gone() -> bool:
     return False
 
 
+def in_brackets(error: BaseException) -> str:
+    """What ``error`` says, for the brackets of a sentence: of an OSError where and what, without its number."""
+    if isinstance(error, OSError) and error.strerror:
+        name = f"{error.filename}: " if error.filename else ""
+        return f"{name}{error.strerror}"
+    return first_line(error) or type(error).__name__
+
+
 def first_line(error: BaseException) -> str:
     """The first line of an error's message, truncated to 300 characters."""
     lines = str(error).strip().splitlines()

@@ -15,7 +15,14 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, NullLocator, StrMethodFormatter
+from matplotlib.ticker import (
+    LogFormatterMathtext,
+    LogLocator,
+    MaxNLocator,
+    NullFormatter,
+    NullLocator,
+    StrMethodFormatter,
+)
 
 from bnrepro.compare import Comparison
 from bnrepro.record import write_whole
@@ -24,6 +31,7 @@ from bnrepro.stored import printable
 
 COLUMN = 3.4  # inches: a paper's column
 DPI = 200
+WIDE = 300  # times from the bottom to the top of a logarithmic axis, from which on only powers of ten are labelled
 LONGEST = 40  # characters of a name
 
 # Okabe & Ito's palette, which colour-blind readers can tell apart; line styles say it again for print.
@@ -134,11 +142,22 @@ def log_scale(axes: Axes) -> None:
 def log_ticks(axes: Axes) -> None:
     """Ticks of a logarithmic y axis that has its limits: powers of ten over many decades, else plain numbers."""
     bottom, top = axes.get_ylim()
-    if top > 300 * bottom:
+    if top > WIDE * bottom:
         return
     axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)) if top > 10 * bottom else MaxNLocator(5))
     axes.yaxis.set_minor_locator(NullLocator())
     axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+
+
+def _label_loss(axes: Axes) -> None:
+    """The ticks of `log_scale`, but for an axis of less than one decade or of many."""
+    bottom, top = axes.get_ylim()
+    if top < 10 * bottom:  # 1, 2 and 5 alone would leave such an axis almost bare
+        axes.yaxis.set_major_locator(MaxNLocator(6))
+        axes.yaxis.set_minor_locator(NullLocator())
+    elif top > WIDE * bottom:  # ... and would overlap here
+        axes.yaxis.set_major_locator(LogLocator(10 if top < 1e8 * bottom else 100))
+        axes.yaxis.set_major_formatter(LogFormatterMathtext())
 
 
 def draw_curve(axes: Axes, comparison: Comparison, column: str) -> None:
@@ -160,10 +179,8 @@ def draw_curve(axes: Axes, comparison: Comparison, column: str) -> None:
         marker = "o" if len(points) == 1 else None
         axes.plot(epochs, mean, color=color, linestyle=dashes, marker=marker, label=_with_count(comparison, variant))
         axes.fill_between(epochs, low, high, color=color, alpha=0.15, linewidth=0)
-    bottom, top = axes.get_ylim()
-    if logarithmic and top < 10 * bottom:  # 1, 2 and 5 alone would leave such an axis almost bare
-        axes.yaxis.set_major_locator(MaxNLocator(6))
-        axes.yaxis.set_minor_locator(NullLocator())
+    if logarithmic:
+        _label_loss(axes)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set_xlabel("epoch")
     axes.set_ylabel(CURVES.get(column, column.replace("_", " ")))

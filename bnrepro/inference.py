@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from bnrepro import checkpoint, record, train
 from bnrepro.config import UserError, command
+from bnrepro.cores import use_threads
 from bnrepro.data import Dataset, Split, epoch_plan, load, mix, train_batch
 from bnrepro.errors import known_are
 from bnrepro.model import Network, build, norm_of
@@ -67,6 +68,7 @@ def evaluate(run: record.Run, statistics: str = "ema", size: int | None = None) 
     """
     if statistics not in list(Statistics):
         raise UserError(f"--statistics: there is no {statistics!r}.{known_are(statistics, Statistics)}")
+    use_threads()
     cfg, data, network = restore(run)
     splits = {"validation": data.val, "test": data.test} if len(data.val.labels) else {"test": data.test}
     batch_size = None

@@ -148,12 +148,11 @@ class Job:
         return DelayedSubmission(self)
 
     def _train(self) -> None:
-        import torch
-
         from bnrepro import sweep
         from bnrepro.allocator import keep_memory
+        from bnrepro.cores import use_threads
 
-        torch.set_num_threads(self.threads)
+        use_threads(self.threads)
         keep_memory()
         ticket = Ticket.read(self.path)
         if ticket and ticket.place != self.ticket.place:

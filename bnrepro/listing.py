@@ -73,7 +73,7 @@ def _row(run: record.Run) -> Row:
     named = re.match(r"seed([0-9]{1,19})-", run.path.name)
     row["seed"] = int(named[1]) if named else -1
     try:
-        summary = run.summary
+        summary = record.open_run(run.path).summary
         row["seed"] = summary.get("seed", row["seed"])
     except UserError:
         return row | {"status": "damaged"}

@@ -13,6 +13,7 @@ from xml.etree import ElementTree
 
 from bnrepro import stored
 from bnrepro.config import UserError
+from bnrepro.errors import in_brackets
 from bnrepro.report import (
     COLUMNS,
     LONG,
@@ -148,7 +149,9 @@ def _figure(image: Image, numbering: count[int]) -> str:
         try:
             data = base64.b64encode(stored.read_bytes(image.stem.with_suffix(".png"))).decode()
         except (OSError, ValueError) as error:
-            raise UserError(f"{file} has no PNG beside it ({error}). `bnrepro figures` draws it again.") from error
+            raise UserError(
+                f"{file} has no PNG beside it ({in_brackets(error)}). `bnrepro figures` draws it again."
+            ) from error
         drawn = f'<img alt="{escape(image.caption)}" src="data:image/png;base64,{data}">'
     style = f"--width:{width * ZOOM:.0f}px;--least:{min(width * 4 / 3, LEAST):.0f}px"
     caption = f"<b>Figure {number}.</b> {_text(image.caption)}"
@@ -173,7 +176,7 @@ def inline(file: Path, prefix: str, label: str) -> tuple[str, float]:
             raise ValueError(f"it is {width} wide")
         _clean(root, prefix)
     except (ElementTree.ParseError, OSError, KeyError, ValueError, IndexError, LookupError, RecursionError) as error:
-        raise UserError(f"{file} is not a figure ({error}). `bnrepro figures` draws it again.") from error
+        raise UserError(f"{file} is not a figure ({in_brackets(error)}). `bnrepro figures` draws it again.") from error
     for key in ("width", "height"):
         root.attrib.pop(key, None)
     root.attrib |= {"role": "img", "aria-label": label}

@@ -17,11 +17,9 @@ from dataclasses import dataclass, field
 from multiprocessing import connection, resource_tracker
 from typing import Any, TypeVar
 
-import torch
-
 from bnrepro import output
 from bnrepro.allocator import keep_memory
-from bnrepro.cores import cores, unbind
+from bnrepro.cores import cores, unbind, use_threads
 from bnrepro.signals import STOPPING, Stop, stop_between_steps
 
 LOOK_SECONDS = 0.2  # between looks at whether a signal came
@@ -257,7 +255,7 @@ def _serve(pipe: connection.Connection, threads: int) -> None:
     signal.pthread_sigmask(signal.SIG_UNBLOCK, hidden)
     output.protect()
     unbind()
-    torch.set_num_threads(threads)
+    use_threads(threads)
     keep_memory()
     threading.Thread(target=_end_with_parent, daemon=True).start()
 

@@ -11,7 +11,9 @@ from pathlib import Path
 
 from bnrepro import stored
 from bnrepro.cores import cores
+from bnrepro.signals import output_of
 
+PATIENCE = 10.0  # seconds that git has to answer
 ELSEWHERE = {"GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE", "GIT_COMMON_DIR", "GIT_OBJECT_DIRECTORY", "GIT_PREFIX"}
 
 
@@ -43,9 +45,8 @@ def git_revision() -> str | None:
     environment = {**mine, "LC_ALL": "C", "GIT_OPTIONAL_LOCKS": "0", "GIT_TERMINAL_PROMPT": "0"}
 
     def git(*arguments: str) -> str:
-        command = ["git", "-C", str(package), *arguments]
-        answer = subprocess.run(command, capture_output=True, check=True, timeout=10, env=environment)
-        return answer.stdout.decode(errors="replace").strip()
+        answer = output_of(["git", "-C", str(package), *arguments], PATIENCE, environment)
+        return answer.decode(errors="replace").strip()
 
     try:
         commit = git("rev-parse", "--verify", "HEAD")

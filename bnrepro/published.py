@@ -48,7 +48,7 @@ class Wanted:
     def place(self) -> Path:
         """The file in its own place, packed or not."""
         unpacked = self.file.with_name(self.file.name.removesuffix(".gz"))
-        return unpacked if unpacked.is_file() else self.file
+        return unpacked if stored.is_file(unpacked) else self.file
 
 
 @dataclass(frozen=True)
@@ -65,8 +65,8 @@ Whose = Callable[[bytes], str | None]
 
 def need_folder(root: Path) -> None:
     """Raise UserError if ``root``, or what leads to it, is a file."""
-    there = next((path for path in (root, *root.parents) if path.exists()), None)
-    if there is not None and not there.is_dir():
+    there = next((path for path in (root, *root.parents) if stored.mode(path)), None)
+    if there is not None and not stored.is_folder(there):
         raise UserError(f"data.root={root}: {there} is a file, where a folder is needed. Set data.root to a folder.")
 
 
@@ -126,10 +126,10 @@ def _plain_files(folder: Path) -> Iterator[Path]:
             seen += 1
             if seen > MOST:
                 return
-            if entry.is_dir():
+            if stored.is_folder(entry):
                 if depth < DEEPEST and not entry.name.startswith("."):
                     queue.append((entry, depth + 1))
-            elif entry.is_file():  # no pipe, no device
+            elif stored.is_file(entry):  # no pipe, no device
                 yield entry
 
 
@@ -250,6 +250,6 @@ def store(file: Path, raw: bytes) -> None:
 
 def missing(root: Path, wanted: Sequence[Wanted]) -> list[Wanted]:
     """Those that are neither in their own place (whatever is in them) nor elsewhere in ``root``."""
-    absent = [each for each in wanted if not each.place().is_file()]
+    absent = [each for each in wanted if not stored.is_file(each.place())]
     elsewhere = search(root, absent) if absent else {}
     return [each for each in absent if each.digest not in elsewhere]

@@ -220,6 +220,8 @@ def read_csv(file: Path, columns: tuple[str, ...]) -> list[dict[str, str]]:
         raise ValueError(f"{file.name} is no CSV file") from error
     if not lines or tuple(lines[0]) != columns:
         raise ValueError(f"{file.name} has other columns")
+    if not text.endswith("\n"):
+        raise ValueError(f"the last line of {file.name} is cut off")
     for number, row in enumerate(lines, 1):
         if len(row) != len(columns):
             raise ValueError(f"line {number} of {file.name} has {len(row)} values for {len(columns)} columns")
@@ -241,7 +243,7 @@ def read_metrics(file: Path) -> list[Row]:
     except (OSError, MemoryError) as error:
         raise unreadable(file, error) from error
     except ValueError as error:
-        raise UserError(f"{file} is damaged ({error}). Run it again with --force.") from error
+        raise damaged(file, error) from error
 
 
 @dataclass(frozen=True)
@@ -267,7 +269,7 @@ class Run:
         except (OSError, MemoryError) as error:
             raise unreadable(self.path / SUMMARY, error) from error
         except ValueError as error:
-            raise UserError(f"{self.path / SUMMARY} is damaged ({error}). Run it again with --force.") from error
+            raise damaged(self.path / SUMMARY, error) from error
         if summary["status"] == Status.completed and summary.get("test_loss", 0) is None:
             # Versions that did not look at the evaluation called this completed: a loss that is no number.
             return summary | {"status": Status.diverged.value, "diverged_at_step": summary.get("steps")}
@@ -292,8 +294,28 @@ class Run:
 
     @property
     def finished(self) -> bool:
-        """Whether there is nothing left to run."""
-        return self.status in (Status.completed, Status.diverged)
+        """Whether there is nothing left to run.
+
+        Raises:
+            UserError: its summary says that it has ended, and what such a run leaves is not all there.
+        """
+        if self.status not in (Status.completed, Status.diverged):
+            return False
+        if not os.path.lexists(self.path / CONFIG):
+            raise damaged(self.path, f"it has ended, and there is no {CONFIG}")
+        if not os.path.lexists(self.path / METRICS):
+            if self.status == Status.completed:  # one that diverged may not have reached an evaluation
+                raise damaged(self.path, f"it has ended, and there is no {METRICS}")
+            return True
+        last = self.metrics[-1]["step"] if self.metrics else 0.0
+        if self.status == Status.completed and (not last or self.summary.get("steps") not in (None, last)):
+            raise damaged(self.path / METRICS, f"it ends at step {last:g}, and the run did not")
+        return True
+
+
+def damaged(what: Path, why: object) -> UserError:
+    """The error for a run, or a file of it, that is not as a run leaves it."""
+    return UserError(f"{what} is damaged ({why}). Run it again with --force, or move the run's folder away.")
 
 
 RUNNING, UNKNOWN = "running", "running or interrupted"
@@ -336,17 +358,19 @@ def run_of(cfg: Config) -> Run:
 
 def find_runs(root: Path) -> Iterator[Run]:
     """The runs under ``root`` (``<dataset>/<model>/<variant>/<run>``), in the order of their paths."""
-    for config in sorted(root.glob(f"*/*/*/*/{CONFIG}")):
-        yield Run(config.parent)
+    places = {file.parent for name in (CONFIG, SUMMARY) for file in root.glob(f"*/*/*/*/{name}")}
+    yield from map(Run, sorted(places))
 
 
 def open_run(path: Path) -> Run:
     """The run in directory ``path``.
 
     Raises:
-        UserError: there is none.
+        UserError: there is none, or its configuration is lost.
     """
     if not os.path.lexists(path / CONFIG):
+        if os.path.lexists(path / SUMMARY):
+            raise damaged(path, f"there is no {CONFIG}")
         raise UserError(f"{path} is not a run's directory (no {CONFIG}). `bnrepro runs` lists them.")
     return Run(path)
 

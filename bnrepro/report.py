@@ -22,7 +22,7 @@ from bnrepro.experiments import NAMES
 from bnrepro.experiments.base import Verdict
 from bnrepro.experiments.conclusion import Conclusion, open_conclusion
 from bnrepro.experiments.judge import numbers
-from bnrepro.experiments.records import find, preset_of, read
+from bnrepro.experiments.records import find, preset_of
 from bnrepro.stats import Interval
 
 MARKDOWN, HTML = "REPORT.md", "report.html"
@@ -135,7 +135,7 @@ def _best(folders: list[Path]) -> list[Path]:
 
 
 def _of_experiment(conclusion: Conclusion) -> Section:
-    about, records = conclusion.provenance, read(conclusion.folder)
+    about, records = conclusion.records.provenance, conclusion.records
     runs = {row["config_hash"] or index: row["status"] for index, row in enumerate(records.runs)}
     facts = [("Preset", records.preset), ("Made by", about["command"]), *_origin(about)]
     if runs:

@@ -6,11 +6,14 @@ process starts, as SIGHUP under nohup and SIGINT in a shell's background, stays 
 
 from __future__ import annotations
 
+import os
 import signal
+import subprocess
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from types import FrameType
+from typing import Any
 
 STOPPING = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
 
@@ -67,6 +70,29 @@ def stop_between_steps() -> Iterator[Stop]:
         yield stop
     if stop.asked:
         raise KeyboardInterrupt
+
+
+def output_of(command: Sequence[str], limit: float, environment: Mapping[str, str] | None = None) -> bytes:
+    """What ``command`` prints. It is killed with its children after ``limit`` seconds, and where this is interrupted.
+
+    Raises:
+        subprocess.SubprocessError: it fails, or takes longer.
+        OSError: it cannot be started.
+    """
+    pipe = subprocess.PIPE
+    alone: dict[str, Any] = {"process_group": 0} if hasattr(os, "killpg") else {}
+    with subprocess.Popen(
+        command, stdin=subprocess.DEVNULL, stdout=pipe, stderr=pipe, env=environment, **alone
+    ) as process:
+        try:
+            out, err = process.communicate(timeout=limit)
+        except BaseException:
+            with suppress(OSError):
+                os.killpg(process.pid, signal.SIGKILL) if alone else process.kill()
+            raise
+    if process.returncode:
+        raise subprocess.CalledProcessError(process.returncode, command, out, err)
+    return out
 
 
 def ignore() -> None:

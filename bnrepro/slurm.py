@@ -24,6 +24,7 @@ from bnrepro.job import Job, Ticket, number_of
 from bnrepro.launcher import Options
 from bnrepro.record import Run, locked
 from bnrepro.schema import Config, Device
+from bnrepro.signals import output_of
 
 if TYPE_CHECKING:
     from bnrepro.parallel import Report
@@ -394,11 +395,10 @@ def _states() -> dict[str, str]:
     # --me came with Slurm 20.02.
     command = ["squeue", f"--user={os.getuid()}", "--states=all", "--array", "--noheader", "--format=%i|%T"]
     try:
-        answer = subprocess.run(
-            command, capture_output=True, text=True, errors="replace", check=True, timeout=120
-        ).stdout
+        answer = output_of(command, 120).decode(errors="replace")
     except (OSError, subprocess.SubprocessError) as error:
-        why = " ".join((getattr(error, "stderr", None) or str(error)).split())
+        said = (getattr(error, "stderr", None) or b"").decode(errors="replace")
+        why = " ".join((said or str(error)).split())
         raise UserError(f"squeue does not answer: {why}") from error
     states = dict(line.strip().split("|", 1) for line in answer.splitlines() if "|" in line)
     if answer.strip() and not states:  # an empty queue is an empty answer; this one says of no job that it is gone

@@ -26,11 +26,11 @@ from typing import Any
 
 import numpy as np
 
-from bnrepro import output
+from bnrepro import output, stored
 from bnrepro.archive import Archive, read_archive
 from bnrepro.arrays import Arrays, Pair
 from bnrepro.config import UserError
-from bnrepro.errors import did_you_mean
+from bnrepro.errors import did_you_mean, in_brackets
 from bnrepro.published import DEEPEST, LARGEST, Wanted, checked, missing, need_folder, read_all, search, store
 from bnrepro.schema import Data, Source
 
@@ -161,7 +161,8 @@ def _download(urls: list[str], folder: Path, name: str, md5: str) -> bytes:
             with urllib.request.urlopen(url, timeout=TIMEOUT) as response:
                 raw: bytes = response.read(LARGEST)
         except (OSError, ValueError, EOFError) as error:  # URLError and timeouts are OSErrors
-            problem = f"{url}: {getattr(error, 'reason', error)}"
+            reason = getattr(error, "reason", error)
+            problem = f"{url}: {in_brackets(reason) if isinstance(reason, OSError) else reason}"
             continue
         except Exception as error:  # http.client's own, such as a connection cut in the middle of the file
             problem = f"{url}: {error}"
@@ -343,7 +344,7 @@ class Cifar:
     def fetch(self, root: Path) -> None:
         """Download and unpack the archive unless every file is there; unpack one that is there."""
         need_folder(root)
-        absent = [each for each in self.wanted(root) if not each.place().is_file()]
+        absent = [each for each in self.wanted(root) if not stored.is_file(each.place())]
         elsewhere = search(root, absent) if absent else {}
         for each in absent:
             if (found := elsewhere.get(each.digest)) and found.in_archive:
@@ -368,7 +369,7 @@ class Cifar:
             return _download([published.url], root, published.filename, published.tgz_md5)
         except UserError as error:
             there = root / published.filename
-            if there.is_file():  # and did not hold the batches
+            if stored.is_file(there):  # and did not hold the batches
                 raise UserError(f"{there} is damaged or not the published file. Delete it. {error}") from error
             raise
 

@@ -70,6 +70,24 @@ def plain_size(file: Path) -> int:
     return about.st_size
 
 
+def is_file(path: Path) -> bool:
+    """Whether ``path`` is a plain file; no, where that may not be looked at (`Path.is_file` raises there)."""
+    return stat.S_ISREG(mode(path))
+
+
+def is_folder(path: Path) -> bool:
+    """Whether ``path`` is a folder; no, where that may not be looked at."""
+    return stat.S_ISDIR(mode(path))
+
+
+def mode(path: Path) -> int:
+    """``st_mode`` of what ``path`` leads to; 0 where nothing is there, or it may not be looked at."""
+    try:
+        return path.stat().st_mode
+    except OSError:
+        return 0
+
+
 def leads_out(file: Path, folder: Path) -> bool:
     """Whether links make ``file``, which is named as a part of ``folder``, lie elsewhere."""
     try:

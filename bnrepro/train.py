@@ -18,6 +18,7 @@ from torch.nn import functional as F
 from bnrepro import checkpoint, distributed, provenance, record
 from bnrepro.board import Board
 from bnrepro.config import UserError, check_same, check_yaml, config_hash, run_dir, to_dict, to_yaml
+from bnrepro.cores import use_threads
 from bnrepro.data import Dataset, Split, epoch_plan, eval_batches, load, mix, train_batch
 from bnrepro.distributed import Processes
 from bnrepro.errors import out_of_memory
@@ -88,6 +89,7 @@ def run(cfg: Config, *, force: bool = False, report: Callable[[Progress], None] 
         UserError: the configuration does not fit the data, the memory or the machine; the existing files of the run
             cannot be read, or belong to a different run. Finished runs are never modified.
     """
+    use_threads()
     cfg = resolve(cfg)
     directory = run_dir(cfg)
     if leads_out(directory, Path(cfg.root)):  # what --force deletes, and what a run writes, lies in it

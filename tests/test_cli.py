@@ -174,9 +174,16 @@ WRONG = [
     (["figures", "labml"], "`bnrepro reproduce labml` makes them"),
     (["runs", "--sort=colour"], "--sort"),
     (["tensorboard", "nowhere"], "There is no folder nowhere"),
+    (["train", f"root={'a' * 256}"], "is too long for this file system. Use a shorter root."),
+    (["reproduce", "labml", f"--root={'a' * 256}"], "is too long for this file system. Use a shorter root."),
+    (["train", "data.name=x", "data.source=npz", f"data.path={'a' * 256}"], "is too long for this file system."),
     (["data", "fetch", "nosuch"], "there is no dataset 'nosuch'"),
     (["data", "verify", "nosuch"], "there is no dataset 'nosuch'"),
     (["data", "verify", "mnist"], "train-images-idx3-ubyte"),
+    (["data", "verify", "--root=nope"], "There is no folder nope"),
+    (["data", "verify", "--root=/dev/null"], "/dev/null is a file, where a folder is needed"),
+    (["data", "list", "--root=/dev/null"], "/dev/null is a file, where a folder is needed"),
+    (["data", "fetch", "mnist5k", "--root=/dev/null/x"], "/dev/null is a file, where a folder is needed"),
     (["nosuch"], "nosuch"),
 ]
 
@@ -340,6 +347,52 @@ def test_sweep_runs_every_combination_and_goes_on_with_what_is_missing(call: Cal
     assert [line.split()[:2] for line in done.out.splitlines()[1:3]] == [["variant=bn", "2"], ["variant=nobn", "2"]]
     assert done.err.count(": completed") == 4
     assert call("runs", "--csv").out.count("completed") == 4
+
+
+def cut_lines(file: Path) -> None:
+    file.write_text("\n".join(file.read_text().splitlines()[:-1]) + "\n")
+
+
+LOSSES: dict[str, Callable[[Path], None]] = {
+    "no configuration": lambda run: (run / "config.yaml").unlink(),
+    "no metrics": lambda run: (run / "metrics.csv").unlink(),
+    "empty metrics": lambda run: (run / "metrics.csv").write_text(""),
+    "metrics without rows": lambda run: cut_lines(run / "metrics.csv"),
+    "cut metrics": lambda run: (run / "metrics.csv").write_bytes((run / "metrics.csv").read_bytes()[:-9]),
+    "damaged summary": lambda run: (run / "summary.json").write_text("{"),
+}
+
+
+def test_run_that_has_ended_and_lost_something_is_damaged_wherever_it_is_asked_for(
+    call: Call, short: list[str]
+) -> None:
+    one = [*changed(short, "epochs=1"), "--jobs=1"]
+    train, *others = (
+        ["train", "--variant=bn", *one[:-1]],
+        ["compare", "--variants=bn", "--seeds=1", *one],
+        ["sweep", "variant=bn", *one],
+        ["sweep", "variant=bn", *one, "--dry-run"],
+    )
+    assert call(*train).code == 0
+    run = next(Path("runs").glob("*/*/bn/seed0-*"))
+    shutil.copytree(run, "whole")
+    for name, harm in LOSSES.items():
+        shutil.rmtree(run)
+        shutil.copytree("whole", run)
+        harm(run)
+        for command in (train, *others):
+            result = call(*command)
+            assert (result.code, result.out) == (2, ""), (name, command)
+            assert re.fullmatch(
+                rf"Error: {run}\S* is damaged \(.*\)\. Run it again with --force, or move the run's folder away\.\n",
+                result.err,
+            ), result.err
+        assert call("runs").out.splitlines()[1].endswith(str(run))
+    assert call(*train, "--force").code == 0
+    assert call(*others[0]).code == 0
+    cut_lines(run / "metrics.csv")
+    run.rename("away")
+    assert call(*others[1]).code == 0
 
 
 def test_sweep_counts_a_run_in_two_writings_once(call: Call, short: list[str]) -> None:

@@ -74,6 +74,7 @@ def test_quotas_of_cgroups_count(tmp_path: Path, own: str, files: dict[str, str]
         ({"PYTHON_CPU_COUNT": "3"}, [3]),
         ({"PYTHON_CPU_COUNT": "default", "LOKY_MAX_CPU_COUNT": "0"}, []),
         ({"LOKY_MAX_CPU_COUNT": "5"}, [5]),
+        ({"OMP_THREAD_LIMIT": "2"}, [2]),
         ({"SLURM_CPUS_PER_TASK": "4"}, []),
         ({"SLURM_CPUS_PER_TASK": "4", "SLURM_CPUS_ON_NODE": "8", "SLURM_JOB_ID": "1"}, [4, 8]),
         ({"SLURM_CPUS_PER_TASK": "-1", "LOKY_MAX_CPU_COUNT": "two"}, []),
@@ -90,6 +91,49 @@ def test_the_least_of_all_limits_counts_and_one_core_is_left(monkeypatch: pytest
     assert counting.cores() == 2
     monkeypatch.setattr(counting, "granted", lambda _: iter([0]))
     assert counting.cores() == 1
+
+
+@pytest.mark.parametrize(
+    ("environment", "wanted", "set_to", "said"),
+    [
+        ({}, None, None, ""),
+        ({}, 4, 4, ""),
+        ({"OMP_THREAD_LIMIT": "4"}, None, None, ""),
+        ({"OMP_THREAD_LIMIT": "2"}, None, 2, ""),
+        ({"OMP_THREAD_LIMIT": "1", "OMP_NUM_THREADS": "4"}, None, 1, "OMP_THREAD_LIMIT=1 allows fewer than 4 threads"),
+        ({"OMP_THREAD_LIMIT": "2"}, 3, 2, "OMP_THREAD_LIMIT=2 allows fewer than 3 threads: 2 are used."),
+        ({"OMP_THREAD_LIMIT": "none"}, 3, 3, ""),
+    ],
+)
+def test_threads_stay_within_the_limit_of_openmp(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    environment: dict[str, str],
+    wanted: int | None,
+    set_to: int | None,
+    said: str,
+) -> None:
+    for name in ("OMP_THREAD_LIMIT", "OMP_NUM_THREADS"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    taken: list[int] = []
+    monkeypatch.setattr("torch.get_num_threads", lambda: 4)
+    monkeypatch.setattr("torch.set_num_threads", taken.append)
+    counting.use_threads(wanted)
+    assert taken == ([] if set_to is None else [set_to])
+    told = capsys.readouterr().err
+    assert told.startswith(said) and told.count("\n") == bool(said)
+
+
+def test_training_under_a_limit_of_threads_does_not_wait_for_those_that_openmp_does_not_start(
+    tmp_path: Path, digits: Path
+) -> None:
+    environment = {**os.environ, "OMP_THREAD_LIMIT": "1", "OMP_NUM_THREADS": "2"}
+    environment["PYTHONPATH"] = os.pathsep.join([str(Path(counting.__file__).parents[1]), *sys.path])
+    command = [sys.executable, "-m", "bnrepro", "train", *changed(TINY, "epochs=1"), f"data.path={digits}"]
+    done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, "OMP_THREAD_LIMIT=1 allows fewer than 2 threads: 1 is used." in done.stderr) == (0, True)
 
 
 BINDS = """

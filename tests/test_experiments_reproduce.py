@@ -361,6 +361,10 @@ def test_reproduce_judges_figures_redraws_and_report_tells(
     assert 'Z2  REPRODUCED: "2 is 2"\n    Found: 2\n' in result.out
     assert "Records, tables and figures: results/experiments/made_up" in result.out
     assert "0 still to run; 3 measurements, 0 still to make" in call(*arguments).out
+    (harmed, *_) = sorted(tmp_path.glob("runs/*/*/*/*/metrics.csv"))
+    harmed.write_text("")
+    assert "Run it again with --force" in call(*arguments).err
+    assert call(*arguments, "--force").code == 0
     folder = tmp_path / "results" / "experiments" / "made_up"
     before = files(folder)
     (folder / "figures" / "line.png").unlink()

@@ -7,6 +7,7 @@ import os
 import re
 import subprocess
 import sys
+from itertools import pairwise
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -98,15 +99,22 @@ def test_losses_are_averaged_as_logarithms_on_a_logarithmic_axis(known: Comparis
     assert axes.lines[1].get_ydata()[0] == pytest.approx(np.exp(np.mean(np.log(values))))
 
 
-@pytest.mark.parametrize("losses", [(1.5, 0.8), (0.3, 0.25), (1.0, 0.001), (0.09, 0.03)])
+@pytest.mark.parametrize(
+    "losses", [(1.5, 0.8), (0.3, 0.25), (1.0, 0.001), (0.09, 0.03), (1.5, 2e-6), (2.0, 1e-9), (2.0, 1e-30)], ids=str
+)
 def test_every_loss_axis_has_labels_to_read_it_by(losses: tuple[float, float]) -> None:
     curves = [{**point("bn", 0, epoch, 0.5), "val_loss": loss} for epoch, loss in enumerate(losses, 1)]
-    figure = figures.curve(Comparison([ended("bn", 0, 0.9)], curves, {}), "val_loss")
-    FigureCanvasAgg(figure).draw()
-    axes = figure.axes[0]
-    low, high = axes.get_ylim()
-    shown = [t.get_text() for t in axes.get_yticklabels() if t.get_text() and low <= float(t.get_text()) <= high]
-    assert 3 <= len(shown) <= 12
+    comparison = Comparison([ended("bn", 0, 0.9)], curves, {})
+    for figure in (figures.curve(comparison, "val_loss"), figures.overview(comparison)):
+        canvas = FigureCanvasAgg(figure)
+        canvas.draw()
+        axes = figure.axes[-1]
+        low, high = axes.get_ylim()
+        ticks = zip(axes.get_yticks(), axes.get_yticklabels(), strict=True)
+        shown = [text for place, text in ticks if text.get_text() and low <= place <= high]
+        assert 3 <= len(shown) <= 12
+        boxes = sorted((text.get_window_extent(canvas.get_renderer()) for text in shown), key=lambda box: box.y0)
+        assert all(below.y1 <= above.y0 for below, above in pairwise(boxes))
 
 
 def test_main_variants_differ_for_colour_blind_readers() -> None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import shutil
 import subprocess
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -120,6 +122,25 @@ def test_repository_of_another_user_is_read_and_nothing_of_it_is_run(
 def test_outside_a_checkout_there_is_no_revision(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(provenance, "__file__", str(tmp_path / "bnrepro" / "provenance.py"))
     assert provenance.git_revision() is None
+
+
+def test_git_that_hangs_is_ended_with_what_it_started(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    os.mkfifo(tmp_path / "held")
+    (tmp_path / "git").write_text(f"#!/bin/sh\nexec 3<>{tmp_path / 'held'}\nsleep 60\nexit 0\n")
+    (tmp_path / "git").chmod(0o755)
+    (tmp_path / "top" / ".git").mkdir(parents=True)
+    monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
+    monkeypatch.setattr(provenance, "__file__", str(tmp_path / "top" / "bnrepro" / "provenance.py"))
+    monkeypatch.setattr(provenance, "PATIENCE", 0.3)
+    assert provenance.git_revision() == "unknown (changes unknown: git does not answer)"
+    for _ in range(50):  # a pipe that nobody has open cannot be opened for writing
+        try:
+            os.close(os.open(tmp_path / "held", os.O_WRONLY | os.O_NONBLOCK))
+        except OSError as error:
+            assert error.errno == errno.ENXIO
+            return
+        time.sleep(0.1)
+    pytest.fail("a child of git is left over")
 
 
 @pytest.mark.parametrize(

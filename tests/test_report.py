@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
@@ -19,9 +20,10 @@ from bnrepro.config import UserError
 from bnrepro.experiments import judge
 from bnrepro.experiments.base import Analysis, Claim, Experiment, Finding, Picture, Records, Table, Verdict
 from bnrepro.experiments.conclusion import conclude
-from bnrepro.experiments.records import save
+from bnrepro.experiments.records import save, there
 from bnrepro.page import inline
 from bnrepro.stats import Interval
+from tests.conftest import Call
 
 EVIL = "<script>alert('x')</script> & \"quoted\" | `code` *stars* _under_ $x$ ~a~ [b](c)"
 LINK = "https://example.org/a_b/c*d"
@@ -224,8 +226,49 @@ def test_two_of_a_name_and_nothing_at_all_are_told(results: Path, tmp_path: Path
 @pytest.mark.parametrize("name", ["findings.csv", "captions.json", "tables/small.csv", "figures/one.svg"])
 def test_missing_file_is_named_with_its_remedy(results: Path, name: str) -> None:
     (results / "experiments" / "made_up" / name).unlink()
-    with pytest.raises(UserError, match=r"not complete .* bnrepro figures|not complete .*`bnrepro figures"):
+    with pytest.raises(UserError, match=r"not complete \(.*: No such file or directory\)\. `bnrepro figures"):
         report.write(results)
+
+
+def drop(file: Path) -> None:
+    file.unlink()
+
+
+def empty(file: Path) -> None:
+    file.write_text("")
+
+
+def cut_row(file: Path) -> None:
+    file.write_text(file.read_text() + "one,row\n")
+
+
+def odd_preset(file: Path) -> None:
+    file.write_text(file.read_text().replace('"smoke"', '"huge"'))
+
+
+HARMS: list[tuple[str, Callable[[Path], None], str]] = [
+    *((name, drop, "not complete .* is missing") for name in ("provenance.json", "runs.csv", "measurements.csv")),
+    *((name, empty, f"damaged .*{name}: it is empty") for name in ("runs.csv", "curves.csv", "measurements.csv")),
+    ("runs.csv", cut_row, r"damaged .*runs\.csv: line 5 has 2 values for \d+ columns"),
+    ("provenance.json", empty, r"damaged .*provenance\.json"),
+    ("provenance.json", odd_preset, "preset: Input should be 'smoke', 'quick' or 'full'"),
+]
+
+
+def test_records_that_are_damaged_are_named_with_the_command_that_makes_them_again(results: Path, call: Call) -> None:
+    folder = results / "experiments" / "labml"  # whose name says which experiment makes it
+    folder.with_name("made_up").rename(folder)
+    remedy = f"`bnrepro reproduce labml --preset=full --out={folder.parent}` makes them again.\n"
+    for name, harm, why in HARMS:
+        whole = (folder / name).read_bytes()
+        harm(folder / name)
+        for command in (["report", f"--out={results}"], ["figures", str(folder)]):
+            result = call(*command)
+            assert result.code == 2
+            assert re.search(f"Error: .*{why}", result.err)
+            assert result.err.endswith(remedy)
+        assert there(folder) is None  # so that nothing keeps `reproduce` from it
+        (folder / name).write_bytes(whole)
 
 
 def test_svg_is_cleaned(tmp_path: Path) -> None:

@@ -295,6 +295,7 @@ def test_search_is_bounded_and_passes_over_what_it_cannot_read(idx: Idx, tmp_pat
     os.mkfifo(tmp_path / "pipe")
     (tmp_path / "loop").symlink_to(tmp_path)
     (tmp_path / "dangling").symlink_to("nowhere")
+    (tmp_path / "long").symlink_to(300 * "x")
     (tmp_path / "bad.zip").write_bytes(b"PK\x03\x04" + bytes(100))
     (tmp_path / "bad.gz").write_bytes(b"\x1f\x8b" + bytes(100))
     (tmp_path / "short.gz").write_bytes(b"\x1f\x8b")
@@ -304,6 +305,27 @@ def test_search_is_bounded_and_passes_over_what_it_cannot_read(idx: Idx, tmp_pat
     assert not idx.there(tmp_path)
     with pytest.raises(UserError, match="is missing"):
         idx.read(tmp_path)
+
+
+UNREADABLE = (errno.EACCES, errno.EPERM, errno.EIO, errno.ESTALE, errno.EMFILE, errno.ENOMEM, errno.ENODEV, errno.ELOOP)
+
+
+@pytest.mark.parametrize("number", UNREADABLE, ids=errno.errorcode.get)
+def test_entry_that_may_not_be_looked_at_is_passed_over(
+    idx: Idx, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    (tmp_path / "A link").symlink_to("elsewhere")
+    (tmp_path / "MNIST" / "raw").rename(tmp_path / "moved")
+    stat = Path.stat
+
+    def fail(path: Path, **options: bool) -> os.stat_result:
+        if path.name == "A link":
+            raise OSError(number, os.strerror(number), str(path))
+        return stat(path, **options)
+
+    monkeypatch.setattr(Path, "stat", fail)
+    assert idx.there(tmp_path)
+    idx.read(tmp_path)
 
 
 def test_remedy_of_a_damaged_file_works_when_followed(published: Idx, tmp_path: Path, served: tuple[Path, str]) -> None:
@@ -545,6 +567,18 @@ WRONG = {
         {"y_train": np.eye(4)[np.arange(20) % 4], "y_test": np.eye(3)[np.arange(8) % 3]},
         "one-hot labels of 4 classes to train on, 3 to test",
     ),
+    "one-hot and numbers from 1": (
+        {"y_train": np.eye(4)[np.arange(20) % 4], "y_test": np.arange(8) % 3 + 1},
+        r"one-hot labels of 4 columns in y_train and the numbers 1, 2, 3 in y_test, where it is not clear",
+    ),
+    "numbers with gaps and one-hot": (
+        {"y_train": np.array([0, 1, 3])[np.arange(20) % 3], "y_test": np.eye(4)[np.arange(8) % 2]},
+        r"one-hot labels of 4 columns in y_test and the numbers 0, 1, 3 in y_train, where it is not clear",
+    ),
+    "numbers from 1 and one-hot": (
+        {"y_train": np.arange(20) % 4 + 1, "y_test": np.eye(4)[np.arange(8) % 3 + 1]},
+        r"one-hot labels of 4 columns in y_test and the numbers 1, 2, 3, 4 in y_train, where it is not clear",
+    ),
     "fewer labels": ({"y_test": np.zeros(7, int)}, r"y_test of shape \(7,\): 8 images and 7 labels"),
     "one class": ({"y_train": np.zeros(20, int), "y_test": np.zeros(8, int)}, r"the label 0 alone in y_train\. Two"),
     "counted from 1 and 0": (
@@ -579,9 +613,6 @@ def test_archive_with_wrong_arrays_is_refused(tmp_path: Path, change: dict[str, 
     assert str(tmp_path / "a.npz") in str(error.value)
     assert "\n" not in str(error.value)
     assert "It must be an .npz archive" not in str(error.value)  # it is one
-
-
-UNREADABLE = (errno.EACCES, errno.EPERM, errno.EIO, errno.ESTALE, errno.EMFILE, errno.ENOMEM, errno.ENODEV, errno.ELOOP)
 
 
 @pytest.mark.parametrize("number", UNREADABLE, ids=errno.errorcode.get)
@@ -771,6 +802,31 @@ def test_images_along_the_last_axis_are_so_in_both_parts(train: tuple[int, ...],
     assert layout(test, (8,), "test").last == (len(test) == 4)
 
 
+@pytest.mark.parametrize("other", [None, (40, 28, 28), (28, 28, 40)], ids=str)
+@pytest.mark.parametrize("shape", [(28, 28, 28), (28, 20, 28), (64, 64), (3, 32, 32, 3)], ids=str)
+def test_images_along_either_axis_are_refused_unless_the_other_part_tells(
+    shape: tuple[int, ...], other: tuple[int, ...] | None
+) -> None:
+    if other is None:
+        with pytest.raises(WrongError, match="not clear whether the first axis or the last one counts the images"):
+            layouts([shape, shape], [(shape[0],)] * 2)
+        return
+    for parts in ([shape, other], [other, shape]):
+        found = layouts(parts, [(40,) if part == other else (part[0],) for part in parts])
+        assert [each.last for each in found] == [other[-1] == 40] * 2
+
+
+@pytest.mark.parametrize("hot", ["y_train", "y_test"])
+def test_one_hot_labels_beside_numbers_are_noted(tmp_path: Path, hot: str) -> None:
+    arrays = color()
+    np.savez(tmp_path / "a.npz", **arrays)
+    np.savez(tmp_path / "b.npz", **arrays | {hot: np.eye(4)[arrays[hot][:, 0]]})
+    plain, found = (read_archive(tmp_path / f"{name}.npz") for name in "ab")
+    assert sources.fingerprint(found.pair) == sources.fingerprint(plain.pair)
+    numbers = "y_test" if hot == "y_train" else "y_train"
+    assert found.notes == (f"one-hot labels in {hot}, whose columns are the numbers from 0 in {numbers}",)
+
+
 def test_validation_set_of_an_archive_is_left_out_and_that_is_said(tmp_path: Path) -> None:
     plain = good()
     np.savez(tmp_path / "a.npz", **plain, x_val=plain["x_test"], y_val=plain["y_test"])
@@ -840,6 +896,25 @@ def test_parts_of_different_scale_are_refused_unless_their_types_tell_them_apart
 def test_part_that_is_darker_than_the_other_is_noted(tmp_path: Path) -> None:
     np.savez(tmp_path / "a.npz", **color() | {"x_test": color()["x_test"] // 16})
     assert read_archive(tmp_path / "a.npz").notes == ("levels of at most 15 in x_test, brighter ones in x_train",)
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "note"),
+    [
+        (0, 0.25, "float32 values from 0 to 1 as 0 to 255, the brightest of them 0.25"),
+        (-1, 0, "float32 values from -1 to 1 as 0 to 255, the brightest of them 0"),
+        (-1, -0.5, "float32 values from -1 to 1 as 0 to 255, the brightest of them -0.5"),
+        (-1, 0.5, "float32 values from -1 to 1 as 0 to 255"),
+    ],
+)
+def test_images_whose_brightest_is_dark_name_it(tmp_path: Path, low: float, high: float, note: str) -> None:
+    arrays = each(lambda x: np.linspace(low, high, x.size, dtype="f4").reshape(x.shape))()
+    np.savez(tmp_path / "a.npz", **arrays)
+    assert read_archive(tmp_path / "a.npz").notes == (note,)
+    arrays["x_test"] = np.linspace(low, 0.9, arrays["x_test"].size, dtype="f4").reshape(arrays["x_test"].shape)
+    np.savez(tmp_path / "a.npz", **arrays)
+    darker = f"values of at most {high:g} in x_train, brighter ones in x_test"
+    assert (darker in read_archive(tmp_path / "a.npz").notes) == (", " in note)
 
 
 @given(st.data())

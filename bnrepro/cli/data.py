@@ -12,14 +12,17 @@ from bnrepro.cli.options import path
 app = typer.Typer(help="List, download and check datasets.")
 
 DataName = Annotated[str | None, typer.Argument(metavar="[NAME]", help="A dataset; default: all.")]
+ROOT = Path("data")
 DataRoot = Annotated[Path, typer.Option(metavar="FOLDER", parser=path, help="Folder of the datasets (data.root).")]
 
 
 @app.command("list")
-def list_data(root: DataRoot = Path("data")) -> None:
+def list_data(root: DataRoot = ROOT) -> None:
     """List the datasets and whether their files are there."""
     from bnrepro import sources
+    from bnrepro.published import need_folder
 
+    need_folder(root)
     for name, known in sources.DATASETS.items():
         typer.echo(f"{name:<15}{known.title:<42}{'there' if known.there(root) else f'not in {root}'}")
 
@@ -27,11 +30,13 @@ def list_data(root: DataRoot = Path("data")) -> None:
 @app.command()
 def fetch(
     name: Annotated[str, typer.Argument(metavar="NAME", help="mnist, fashion_mnist, cifar10 or cifar100.")],
-    root: DataRoot = Path("data"),
+    root: DataRoot = ROOT,
 ) -> None:
     """Download what is missing of a dataset, held to its checksums."""
     from bnrepro import sources
+    from bnrepro.published import need_folder
 
+    need_folder(root)
     known = sources.lookup(name)
     if known.fetch:
         known.fetch(root)
@@ -40,11 +45,15 @@ def fetch(
 
 
 @app.command()
-def verify(name: DataName = None, root: DataRoot = Path("data")) -> None:
+def verify(name: DataName = None, root: DataRoot = ROOT) -> None:
     """Hold the files to their checksums. Without a name: every dataset that is there."""
-    from bnrepro import sources
+    from bnrepro import sources, stored
     from bnrepro.config import UserError
+    from bnrepro.published import need_folder
 
+    need_folder(root)
+    if root != ROOT and not stored.is_folder(root):  # a dataset that needs no files is there even so
+        raise UserError(f"There is no folder {root}. Give the one that holds the datasets.")
     bad = []
     for each in [name] if name else [n for n, known in sources.DATASETS.items() if known.there(root)]:
         state = sources.state(each, root)

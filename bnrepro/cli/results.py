@@ -72,7 +72,7 @@ def reproduce(
     failures = 0
     with kept_workers():
         for plan in plans:
-            runs, measurements = plan.missing()
+            runs, measurements = plan.missing(force)
             typer.echo(
                 f"{plan.experiment.name} (preset {preset}): "
                 f"{counted(len(plan.configs), 'run')}, {len(runs)} still to run; "

@@ -205,9 +205,10 @@ def sweep(
     grid = list(runs.values())
     if dry_run:
         there = [run_of(cfg) for cfg in grid]
+        left = sum(not run.finished for run in there)  # first: it says what is damaged
         for run in there:
             typer.echo(f"{run.status if run.started else 'to run':<12} {run.path}")
-        typer.echo(f"{counted(len(grid), 'run')}, {sum(not run.finished for run in there)} still to run.")
+        typer.echo(f"{counted(len(grid), 'run')}, {left} still to run.")
         return
     outcomes = chosen.show_all(grid, force)
     typer.echo(listing.sweep_table(list(zip(combinations, outcomes, strict=True))))

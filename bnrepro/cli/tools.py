@@ -125,10 +125,10 @@ def bench(
 
     from bnrepro.allocator import keep_memory
     from bnrepro.bench import output
-    from bnrepro.cores import cores
+    from bnrepro.cores import cores, use_threads
 
     keep_memory()
-    torch.set_num_threads(threads or cores())
+    use_threads(threads or cores())
     overrides = [part for part in parts or [] if "=" in part]
     wanted = [part for part in parts or [] if "=" not in part] or ["layers", "memory"]
     device = "cuda" if torch.cuda.is_available() else "cpu"

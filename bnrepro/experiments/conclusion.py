@@ -6,20 +6,22 @@ import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 from bnrepro import record, stored
 from bnrepro.claims import judging
 from bnrepro.claims.paper import Paper
 from bnrepro.claims.results import Results
-from bnrepro.compare import PROVENANCE
+from bnrepro.compare import CAPTIONS
 from bnrepro.config import UserError, digits_of, unreadable
+from bnrepro.errors import in_brackets
 from bnrepro.experiments.base import Analysis, Claim, Experiment, Finding, Picture, Records, Table, Verdict
-from bnrepro.experiments.records import Provenance, Row, plain, read_rows, write_rows
+from bnrepro.experiments.records import Row, plain, read, read_rows, write_rows
 from bnrepro.output import only_shown
 from bnrepro.stats import Interval
 
-FINDINGS, CAPTIONS, CLAIMS = "findings.csv", "captions.json", "claims.json"
+FINDINGS, CLAIMS = "findings.csv", "claims.json"
 ENDS = ("mean", "low", "high", "n")
 SHOWN = ("id", "source", "sentence", "reported", "found", "verdict", "effect", "unit")
 SENTENCES = frozenset(SHOWN) - {"effect"}  # columns of findings.csv that hold texts only
@@ -60,8 +62,8 @@ class Conclusion:
     """`SHOWN`, one row a claim; the effect is an `Interval` or None."""
     tables: list[tuple[str, str, list[Row]]]
     """Name, title, rows."""
-    provenance: dict[str, Any]
-    """Preset, settings, command, data, machines, versions, ..."""
+    records: Records
+    """What it was made from."""
 
     @property
     def name(self) -> str:
@@ -148,6 +150,7 @@ def open_conclusion(folder: Path) -> Conclusion:
     Raises:
         UserError: it is missing or damaged.
     """
+    records = read(folder)  # first: what is wrong with these, `figures` cannot mend
     try:
         captions = stored.read_json(folder / CAPTIONS, Captions, folder)
         findings = [dict.fromkeys(SHOWN) | row for row in _folded(read_rows(folder / FINDINGS, folder, SENTENCES))]
@@ -162,19 +165,13 @@ def open_conclusion(folder: Path) -> Conclusion:
             stored.plain_size(figure)
             if stored.leads_out(figure, folder):
                 raise ValueError(f"{figure.name} is a link that leads out of the folder")
-        provenance = stored.read_json(folder / PROVENANCE, Provenance, folder)
-        return Conclusion(folder, captions, findings, tables, provenance)
-    except OSError as error:
-        if not isinstance(error, FileNotFoundError | NotADirectoryError):
+        return Conclusion(folder, captions, findings, tables, records)
+    except (OSError, ValueError, TypeError) as error:
+        if isinstance(error, OSError) and not isinstance(error, FileNotFoundError | NotADirectoryError):
             raise unreadable(Path(error.filename or folder), error) from error
         raise UserError(
-            f"The results in {folder} are not complete ({error}). `bnrepro figures {folder}` makes them again from the "
-            "records."
-        ) from error
-    except (ValueError, TypeError) as error:
-        raise UserError(
-            f"The results in {folder} are not complete ({error}). `bnrepro figures {folder}` makes them again from "
-            "the records."
+            f"The results in {folder} are not complete ({in_brackets(error)}). `bnrepro figures {quote(str(folder))}` "
+            "makes them again from the records."
         ) from error
 
 

@@ -13,13 +13,16 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from shlex import quote
+from typing import Any, Literal, get_args
 
 from pydantic_core import from_json
 
 from bnrepro import record, stored
-from bnrepro.compare import CURVES, MEASUREMENTS, PROVENANCE, RUN_COLUMNS, RUNS, Origin
+from bnrepro.compare import CAPTIONS, CURVES, MEASUREMENTS, PROVENANCE, RUN_COLUMNS, RUNS, Origin
 from bnrepro.config import UserError, unreadable
+from bnrepro.errors import in_brackets
+from bnrepro.experiments import NAMES
 from bnrepro.experiments.base import Records
 from bnrepro.record import Status
 
@@ -29,6 +32,8 @@ RESERVED = frozenset({"part", "seed", "status", "step", "epoch", "quantity", "x"
 """Names that no factor can have: they are columns with a meaning of their own."""
 
 Row = dict[str, Any]
+Preset = Literal["smoke", "quick", "full"]
+PRESETS: tuple[str, ...] = get_args(Preset)
 
 
 class DamagedError(UserError):
@@ -58,21 +63,33 @@ def read(folder: Path) -> Records:
         stored.hold(curves, list[_Point], CURVES)
         stored.hold(measurements, list[_Value], MEASUREMENTS)
     except FileNotFoundError as error:
-        raise UserError(
-            f"{folder} holds no experiment ({error.filename} is missing). `bnrepro reproduce` makes one."
+        raise DamagedError(
+            f"The records in {folder} are not complete ({error.filename} is missing). {made_by(folder)} makes "
+            "them again."
         ) from error
     except (OSError, MemoryError) as error:
         raise unreadable(Path(getattr(error, "filename", None) or folder), error) from error
     except ValueError as error:
         raise DamagedError(
-            f"The records in {folder} are damaged ({error}). `bnrepro reproduce` makes them again."
+            f"The records in {folder} are damaged ({in_brackets(error)}). {made_by(folder)} makes them again."
         ) from error
     return Records(preset, settings, runs, curves, measurements, provenance)
 
 
+def made_by(folder: Path) -> str:
+    """The command that makes the records in ``folder`` again, as far as its name tells (see `Experiment.directory`)."""
+    small = folder.name in PRESETS[:-1]
+    place, preset = (folder.parent, folder.name) if small else (folder, PRESETS[-1])
+    if place.name not in NAMES:
+        return "`bnrepro reproduce`"
+    return f"`bnrepro reproduce {place.name} --preset={preset} --out={quote(str(place.parent))}`"
+
+
 def find(root: Path) -> list[Path]:
-    """The folders in ``root`` and below that hold an experiment's records."""
-    return [file.parent for file in sorted({root / MEASUREMENTS, *root.glob(f"**/{MEASUREMENTS}")}) if file.is_file()]
+    """The folders in ``root`` and below that hold an experiment's records, or what was concluded from them."""
+    names = (MEASUREMENTS, CAPTIONS)
+    files = {file for name in names for file in (root / name, *root.glob(f"**/{name}"))}
+    return sorted({file.parent for file in files if stored.is_file(file)})
 
 
 def there(folder: Path) -> Records | None:
@@ -105,7 +122,7 @@ def preset_of(folder: Path) -> str | None:
 class Provenance(Origin):
     """What provenance.json says, as far as it is read."""
 
-    preset: str = field(kw_only=True)
+    preset: Preset = field(kw_only=True)
     settings: dict[str, Any] = field(kw_only=True)
     experiment: str = field(kw_only=True)
     command: str = field(kw_only=True)
@@ -163,10 +180,17 @@ def read_rows(file: Path, within: Path | None = None, texts: frozenset[str] = TE
     """
     try:
         text = stored.read_bytes(file, within=within).decode()
-        header, *rows = csv.reader(io.StringIO(text, newline=""), strict=True)
+        header, *rows = list(csv.reader(io.StringIO(text, newline=""), strict=True)) or [[]]
+        if not text.endswith("\n"):
+            raise ValueError("its last line is cut off" if text else "it is empty")
         if len(set(header)) < len(header):
             raise ValueError("two columns have the same name")
+        for number, row in enumerate(rows, 2):
+            if len(row) != len(header):
+                raise ValueError(f"line {number} has {len(row)} values for {len(header)} columns")
         return [{name: from_cell(cell, name in texts) for name, cell in zip(header, row, strict=True)} for row in rows]
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{file.name} is no text in UTF-8") from error
     except (csv.Error, ValueError) as error:
         raise ValueError(f"{file.name}: {error}") from error
 

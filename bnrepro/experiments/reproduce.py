@@ -89,8 +89,10 @@ class Plan:
         wanted = [arm.config for arm in self.arms] + [probe.config for probe in self.probes if probe.config]
         return list({run_dir(cfg): cfg for cfg in wanted}.values())
 
-    def missing(self) -> tuple[list[Config], list[Any]]:
-        """The runs and measurements that are still to make."""
+    def missing(self, force: bool = False) -> tuple[list[Config], list[Any]]:
+        """The runs and measurements that are still to make; with ``force``, all of them."""
+        if force:
+            return self.configs, self.probes
         runs = [cfg for cfg in self.configs if not run_of(cfg).finished]
         return runs, missing(self.probes, self.measurements)
 
@@ -210,7 +212,7 @@ def execute(
     jobs = jobs or sweep.default_jobs(plan.configs[0] if plan.configs else load_config())
     if not force:
         plan.check_room(out)
-    runs, probes = (plan.configs, plan.probes) if force else plan.missing()
+    runs, probes = plan.missing(force)
     # One thread as in processes of their own, so that the numbers do not depend on how many there are.
     with _one_thread(), kept_workers():
         with bars("run", [str(run_dir(cfg).relative_to(plan.root)) for cfg in runs]) as bar:
