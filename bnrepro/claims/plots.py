@@ -40,7 +40,8 @@ class Look(NamedTuple):
 def looks(levels: Sequence[Hashable] | Mapping[Any, str]) -> dict[Any, Look]:
     """A look for each level, all different; that of a variant is the same in every figure. A mapping gives labels."""
     names = dict(levels) if isinstance(levels, Mapping) else {level: figures.label(str(level)) for level in levels}
-    free = zip(cycle(_COLORS), cycle(_DASHES), cycle(_MARKERS), strict=False)
+    taken = {figures.STYLES[level][0] for level in names if level in figures.STYLES}
+    free = (each for each in zip(cycle(_COLORS), cycle(_DASHES), cycle(_MARKERS), strict=False) if each[0] not in taken)
     found = {}
     for level, name in names.items():
         if level in figures.STYLES:
