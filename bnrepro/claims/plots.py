@@ -19,10 +19,11 @@ from bnrepro import figures
 from bnrepro.claims.values import Values
 from bnrepro.stats import Interval
 
-GREY = "#999999"
+GREY, BLACK = "#999999", "#000000"
 # Okabe & Ito's palette; line styles and markers say it again for print and for colour-blind readers.
 _COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")
-_DASHES: tuple[Any, ...] = ("-", (0, (4, 2)), (0, (5, 1, 1, 1)), (0, (1, 1)), (0, (6, 1.5, 1, 1.5, 1, 1.5)))
+DOTTED = (0, (1, 1))
+_DASHES: tuple[Any, ...] = ("-", (0, (4, 2)), (0, (5, 1, 1, 1)), DOTTED, (0, (6, 1.5, 1, 1.5, 1, 1.5)))
 _MARKERS = ("o", "s", "^", "v", "D", "P")
 NONE = ("none", "nobn", "no BN")
 """Levels that are drawn as the absence of something: black and dotted."""
@@ -40,18 +41,19 @@ class Look(NamedTuple):
 def looks(levels: Sequence[Hashable] | Mapping[Any, str]) -> dict[Any, Look]:
     """A look for each level, all different; that of a variant is the same in every figure. A mapping gives labels."""
     names = dict(levels) if isinstance(levels, Mapping) else {level: figures.label(str(level)) for level in levels}
-    free = zip(cycle(_COLORS), cycle(_DASHES), cycle(_MARKERS), strict=False)
-    found = {}
-    for level, name in names.items():
-        if level in figures.STYLES:
-            color, dashes = figures.STYLES[level]
-            marker = _MARKERS[list(figures.STYLES).index(level)]
-        elif level in NONE:
-            color, dashes, marker = "#000000", (0, (1, 1)), "x"
-        else:
-            color, dashes, marker = next(free)
-        found[level] = Look(color, dashes, marker, name)
-    return found
+    styled = zip(figures.STYLES, _MARKERS, strict=False)
+    fixed: dict[Any, Look] = {
+        level: Look(*figures.STYLES[level], marker, names[level]) for level, marker in styled if level in names
+    }
+    fixed |= {level: Look(BLACK, DOTTED, "x", names[level]) for level in NONE if level in names and level not in fixed}
+    colors, dashes, markers = (
+        [each for each in every if each not in {look[place] for look in fixed.values()}]
+        for place, every in enumerate((_COLORS, _DASHES, _MARKERS))
+    )
+    if len(dashes) < 3:  # colours tell them apart
+        dashes += [each for each in _DASHES if each not in (*dashes, DOTTED)]
+    free = zip(cycle(colors), cycle(dashes), cycle(markers), strict=False)
+    return {level: fixed.get(level) or Look(*next(free), name) for level, name in names.items()}
 
 
 def panels(

@@ -65,6 +65,10 @@ class Values:
             },
         )
 
+    def where(self, keep: Callable[[float], bool]) -> Values:
+        """The values for which ``keep`` is true: ``values.where(math.isfinite)``."""
+        return Values(self.factors, {key: value for key, value in self.data.items() if keep(value)})
+
     def levels(self, factor: str) -> list[Any]:
         """The levels of ``factor``, in the order of the records."""
         if factor not in self.factors:

@@ -31,6 +31,7 @@ def test_selection() -> None:
     assert VALUES.at(variant="bn", size=8).seeds == {0: 10.0, 1: 11.0, 2: 12.0}
     assert VALUES.at(variant="bn", size=[8]).factors == ("size",)
     assert VALUES.levels("size") == [8, 32]
+    assert VALUES.where(lambda v: v > 20).at(variant="bn").data == {((32,), 1): 21.0, ((32,), 2): 22.0}
     assert VALUES.at(variant="other").data == {}
     assert list(VALUES.by("size")) == [8, 32] and (8, "bn") in VALUES.by("size", "variant")
     with pytest.raises(ValueError, match="there is no factor siez; there are variant, size"):

@@ -1,21 +1,443 @@
-"""Santurkar et al. 2018: whether batch normalization helps by stable distributions or by a smooth landscape."""
+"""Santurkar, Tsipras, Ilyas & Madry, How Does Batch Normalization Help Optimization? (NeurIPS 2018).
+
+https://arxiv.org/abs/1805.11604
+
+Differences from the paper
+- The VGG is small and narrow (six convolutions of 3 x 3, one hidden linear layer) and trains for hundreds of steps; the
+  paper has a standard VGG and 15,000 steps. What the paper says of early training can be seen here, and only the
+  beginning of the rest. A run that diverges counts as chance.
+- Learning rates, batch size, Glorot's initial weights, plain SGD and no augmentation are the paper's. Layers that no
+  norm follows have biases.
+- The paper's text says which range the steps along the gradient span, not how many there are; beta is the largest of
+  their ratios. All are measured along one trajectory, on its own batches, in training mode, without touching the
+  running statistics. Steps at which a measure is zero or not finite have no ratio and are left out.
+- A layer's internal covariate shift is measured by the gradient of its weight; the earlier layers move with all their
+  parameters, gamma and beta among them.
+- A distribution is that of a single activation (channel and location) over validation images in training mode. Its
+  stability is how far it moves from one measurement to the next, in its own standard deviations; the paper shows
+  pictures.
+- The noise is drawn for each activation, a channel and location, and follows gamma and beta.
+- The average of an lp norm is taken over the values of a channel that BN has its statistics from: the mean of |x|, the
+  root of the mean of x squared, or the largest |x|; each before the mean is subtracted.
+- The loss of the deep linear network is the sum over samples and outputs: with their mean, a learning rate of 1e-6
+  would leave the network without BN where it is. A norm follows each layer but the last. A network that diverges
+  counts with its first loss.
+"""
 
 from __future__ import annotations
 
-from bnrepro.experiments.base import Experiment
-from bnrepro.experiments.santurkar2018.analysis import analyse
-from bnrepro.experiments.santurkar2018.claims import CLAIMS, DEVIATIONS, SOURCE
-from bnrepro.experiments.santurkar2018.grid import arms, probes
+import math
+from dataclasses import replace
+from typing import Any
 
-__all__ = ["EXPERIMENT"]
+from pydantic import BaseModel, ConfigDict
 
-EXPERIMENT = Experiment(
-    name="santurkar2018",
-    title="Santurkar et al. 2018: distributions, internal covariate shift, and the landscape of the loss",
-    source=SOURCE,
-    deviations=DEVIATIONS,
-    claims=CLAIMS,
-    arms=arms,
-    probes=probes,
-    analyse=analyse,
+from bnrepro.claims import Design, Evidence, Paper, Preset, Results, Values, equal, greater, not_lower, not_testable
+from bnrepro.experiments.santurkar2018 import drawing, measurements
+from bnrepro.experiments.santurkar2018.drawing import BOTH, LP, NAMES
+
+POINTS = "percentage points"
+DECADES = "decades"
+UNREAD = "no number read in the text"
+CHANCE = 10.0  # %: ten classes
+MEASURES = {"loss_range": "range of the loss", "change_high": "change of the gradient", "beta": "effective beta"}
+STABILITY = "140 of 15,000 steps, a small VGG at quarter width"
+LANDSCAPE = "200 of 15,000 steps, a small VGG at quarter width"
+DEEP_LINEAR = "the paper's network, rates and steps"
+Row = dict[str, Any]
+
+
+class Measured(BaseModel):
+    """What is measured, and when."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    every: int
+    """Steps between measurements."""
+    layers: list[int]
+    """From 1."""
+
+
+class Along(Measured):
+    along: list[float]
+    """Steps along the gradient, in learning rates."""
+
+    @property
+    def reach(self) -> str:
+        """For captions."""
+        return f"{min(self.along):g} to {max(self.along):g}"
+
+
+class Landscape(Along):
+    steps: int
+
+
+class DeepLinear(Along):
+    depth: int
+    width: int
+    samples: int
+
+
+class Distributions(Measured):
+    steps: int
+    images: int
+    units: int
+    """Activations per layer."""
+    ridges: int
+    """Times at which densities of ``layers`` are drawn."""
+
+
+class Settings(Preset):
+    rates: list[float]
+    network: list[str]
+    landscape: Landscape
+    distributions: Distributions
+    deep_linear: DeepLinear
+    deep_linear_runs: list[tuple[float, dict[str, int]]]
+    early: float
+    close_to_two: float
+    negligible_points: float
+    chance_points: float
+    negligible_factor: float
+    marginal_factor: float
+    similar_factor: float
+    similar_cosine: float
+    cosine_near: float
+
+    @property
+    def rate(self) -> float:
+        """Of everything but S1."""
+        return self.rates[0]
+
+    @property
+    def slow(self) -> float:
+        """The smallest rate of deep linear networks."""
+        return min(rate for rate, _ in self.deep_linear_runs)
+
+
+paper = Paper(__name__, Settings, scale="reduced", scale_note="382 of 15,000 steps, a small VGG at quarter width")
+
+
+@paper.design
+def runs(s: Settings) -> Design:
+    """Curves without and with BN at all rates, and of noise and other norms at the first; what is measured there; and
+    deep linear networks.
+    """
+    design = Design(s.seeds)
+
+    def network(variant: str, rate: float) -> list[str]:
+        return [*s.network, f"variant={variant}", f"optimizer.lr={rate}"]
+
+    for rate in s.rates:
+        for variant in NAMES if rate == s.rate else BOTH:
+            design.train("curves", {"variant": variant, "rate": rate}, network(variant, rate))
+    for variant in BOTH:
+        asked = (measurements.landscape, s.landscape.model_dump())
+        design.train("landscape", {"variant": variant, "rate": s.rate}, network(variant, s.rate), asked, record=False)
+    for variant in (*BOTH, "noisybn"):
+        arguments = s.distributions.model_dump()
+        # Densities of single activations are of one seed: they have no mean.
+        for seeds, more in ((design.seeds[:1], {}), (design.seeds[1:], {"ridges": 0})):
+            asked = (measurements.distributions, arguments | more)
+            design.train(
+                "distributions", {"variant": variant}, network(variant, s.rate), asked, seeds=seeds, record=False
+            )
+    for rate, variants in s.deep_linear_runs:
+        for variant, steps in variants.items():
+            factors: dict[str, Any] = {"variant": variant, "rate": rate}
+            arguments = s.deep_linear.model_dump() | {"steps": steps}
+            design.measure("deep_linear", factors, measurements.deep_linear, **arguments, **factors)
+    return design
+
+
+# --- quantities ---
+
+
+def accuracy(r: Results, column: str = "test_accuracy") -> Values:
+    """In percent at the end of training, by variant and rate; that of chance where the run diverged."""
+    diverged, ends = r.diverged(part="curves"), 100 * r.of_runs(column, part="curves")
+    return Values(diverged.factors, (CHANCE * diverged.where(bool)).data | ends.data)
+
+
+def shift(r: Results, variant: str) -> Values:
+    """How far distributions move between two measurements, averaged over the steps."""
+    return r.measured("shift", part="distributions", variant=variant).where(math.isfinite).mean("x")
+
+
+def cosine(r: Results, layer: int, variant: str, **of: Any) -> Values:
+    """Between a layer's gradients before and after the earlier layers moved, averaged over the steps."""
+    return r.measured(f"cosine_{layer}", variant=variant, **of).where(math.isfinite).mean("x")
+
+
+def ratios(r: Results, quantity: str, top: str = "nobn", bottom: str = "bn", **of: Any) -> Values:
+    """log10 of ``quantity`` of one variant over that of another, at each step at which both are positive and finite."""
+
+    def value(variant: str) -> Values:
+        if quantity == "loss_range":
+            return r.measured("loss_high", variant=variant, **of) - r.measured("loss_low", variant=variant, **of)
+        return r.measured(quantity, variant=variant, **of)
+
+    return (value(top) / value(bottom)).log10().where(math.isfinite)
+
+
+def last_losses(r: Results, rate: float, *variants: str) -> Values:
+    """Of deep linear networks, by variant, at the last step that all have; the first loss where one diverged."""
+    of = {"part": "deep_linear", "rate": rate, "variant": list(variants)}
+    loss, diverged = r.measured("loss", **of), r.measured("diverged", **of)
+    if not loss:
+        return loss
+    step = min(max(each.levels("x")) for each in loss.by("variant").values())
+    at_first = {key: value for key, value in loss.at(x=0).data.items() if key in diverged.data}
+    return Values(("variant",), loss.at(x=step).data | at_first)
+
+
+def decades(factor: float) -> float:
+    """A factor as a margin."""
+    return round(math.log10(factor), 3)
+
+
+# --- claims: accuracy, distributions, noise ---
+
+
+def gain(r: Results, s: Settings, column: str) -> Evidence:
+    """Accuracy with BN minus without, at each rate."""
+    bn, nobn = (accuracy(r, column).at(variant=variant, rate=s.rates) for variant in ("bn", "nobn"))
+    name = "test accuracy" if column == "test_accuracy" else "training accuracy over the last batches"
+    evidence = greater(bn - nobn, f"{name}, BN minus no BN", POINTS, margin=s.negligible_points)
+    return evidence.showing({"BN": bn, "no BN": nobn}, "%")
+
+
+@paper.claim(
+    "S1",
+    where="Figure 1 (a, b)",
+    reported="83% with BN and 80% without after 15,000 steps; 92% and 88% with augmentation",
 )
+def bn_is_more_accurate(r: Results, s: Settings) -> Evidence:
+    """A VGG on CIFAR-10, trained by plain SGD, has a higher test accuracy with BN, at either learning rate."""
+    return gain(r, s, "test_accuracy")
+
+
+@paper.claim("S1.2", where="Figure 1", reported=UNREAD)
+def bn_trains_faster(r: Results, s: Settings) -> Evidence:
+    """The VGG also trains faster with BN."""
+    return gain(r, s, "train_accuracy")
+
+
+@paper.claim("S2", where="Figure 1 (c)", reported=UNREAD, scale_note=STABILITY)
+def stability_differs_marginally(r: Results, s: Settings) -> Evidence:
+    """The difference in distributional stability of the activations, with BN and without, seems marginal."""
+    bn, nobn = shift(r, "bn"), shift(r, "nobn")
+    moved, what = (bn / nobn).log10(), "log10 of how far distributions move, BN over no BN"
+    evidence = equal(moved, what, DECADES, margin=decades(s.marginal_factor))
+    return evidence.showing({"BN": bn, "no BN": nobn}, "standard deviations")
+
+
+REVISED = "Figure 2 shows training accuracy, and appendix A.2.1 draws the noise per image, channel and location"
+
+
+@paper.claim("S3", where="section 2.2, Figure 2", reported=UNREAD, withdrawn=REVISED)
+def noisy_bn_is_like_bn(r: Results, s: Settings) -> Evidence:
+    """BN followed by noise whose distribution changes at each step performs nearly as well as BN."""
+    test, training = (accuracy(r, column).at(rate=s.rate) for column in ("test_accuracy", "train_accuracy"))
+    difference = test.at(variant="noisybn") - test.at(variant="bn")
+    evidence = equal(difference, "test accuracy, noisy BN minus BN", POINTS, margin=s.negligible_points)
+    for where, values in {"test": test, "training": training}.items():
+        arms = {"noisy BN": "noisybn", "BN": "bn", "no BN": "nobn"}
+        evidence = evidence.showing({f"{where}, {name}": values.at(variant=v) for name, v in arms.items()}, "%")
+    remark = "At test the noise is off, while the running statistics of later layers are those with the noise."
+    return replace(evidence, remark=remark)
+
+
+@paper.claim("S3.2", where="Figure 2", reported=UNREAD, withdrawn=REVISED)
+def noisy_bn_is_better_than_none(r: Results, s: Settings) -> Evidence:
+    """BN followed by such noise performs better than no BN."""
+    test = accuracy(r).at(rate=s.rate)
+    difference = test.at(variant="noisybn") - test.at(variant="nobn")
+    return greater(difference, "test accuracy, noisy BN minus no BN", POINTS, margin=s.negligible_points)
+
+
+@paper.claim("S3.3", where="section 2.2", reported=UNREAD)
+def noise_alone_prevents_training(r: Results, s: Settings) -> Evidence:
+    """The same amount of noise on the activations of the network without BN prevents it from training entirely."""
+    training = accuracy(r, "train_accuracy").at(rate=s.rate) - CHANCE
+    noise, without = training.at(variant="noise"), training.at(variant="nobn")
+    if without.interval().low <= s.chance_points:
+        untrained = not_testable("The network has hardly trained without the noise either, so nothing was prevented.")
+        return untrained.showing({"noise": noise, "no noise": without}, f"{POINTS} above chance")
+    evidence = equal(noise, "training accuracy with noise and no BN, minus chance", POINTS, margin=s.chance_points)
+    test = accuracy(r).at(rate=s.rate)
+    return evidence.showing({f"test, {NAMES[v]}": test.at(variant=v) for v in ("noise", "nobn")}, "%")
+
+
+@paper.claim("S3.4", where="section 2.2, Figure 2", reported=UNREAD, scale_note=STABILITY)
+def noise_unsettles_distributions(r: Results, s: Settings) -> Evidence:
+    """With this noise after BN the distributions are less stable than in the network without BN."""
+    noisy, nobn = shift(r, "noisybn"), shift(r, "nobn")
+    moved, what = (noisy / nobn).log10(), "log10 of how far distributions move, noisy BN over no BN"
+    evidence = greater(moved, what, DECADES, margin=decades(s.marginal_factor))
+    return evidence.showing({"noisy BN": noisy, "no BN": nobn}, "standard deviations")
+
+
+# --- claims: internal covariate shift ---
+
+
+@paper.claim("S4", where="section 2.3, Figure 3", reported=UNREAD, scale_note=LANDSCAPE)
+def covariate_shift_is_no_smaller(r: Results, s: Settings) -> Evidence:
+    """With BN, the VGG's internal covariate shift (norm of the difference between a layer's gradients before and after
+    the earlier layers are updated) is similar or worse.
+    """
+    norms = {
+        f"layer {layer}": ratios(r, f"difference_{layer}", "bn", "nobn", part="landscape", rate=s.rate).mean("x")
+        for layer in s.landscape.layers
+    }
+    margin = decades(s.similar_factor)
+    return not_lower(norms, "log10 of the norm of the difference, BN over no BN", DECADES, margin=margin)
+
+
+@paper.claim("S4.2", where="Figure 3", reported=UNREAD, scale_note=LANDSCAPE)
+def gradients_are_no_closer(r: Results, s: Settings) -> Evidence:
+    """The cosine between these gradients is similar or worse with BN, too."""
+    of = {"part": "landscape", "rate": s.rate}
+    cosines = {
+        f"layer {layer}": cosine(r, layer, "nobn", **of) - cosine(r, layer, "bn", **of) for layer in s.landscape.layers
+    }
+    return not_lower(cosines, "mean cosine of the two gradients, no BN minus BN", "", margin=s.similar_cosine)
+
+
+@paper.claim("S4.3", where="section 2.3, Figure 3", reported=UNREAD, scale="paper", scale_note=DEEP_LINEAR)
+def deep_linear_gradients(r: Results, s: Settings) -> Evidence:
+    """In deep linear networks there is almost no internal covariate shift without BN, and with BN the two gradients are
+    almost uncorrelated.
+    """
+    without, with_bn = (
+        {f"layer {layer}": cosine(r, layer, variant, part="deep_linear") for layer in s.deep_linear.layers}
+        for variant in BOTH
+    )
+    what = "mean cosine of the two gradients"
+    near_one = greater(without, what, "", bar=1 - s.cosine_near, condition="no BN")
+    return near_one & equal(with_bn, what, "", margin=s.cosine_near, condition="BN")
+
+
+# --- claims: the landscape ---
+
+
+def smoother(r: Results, s: Settings, quantity: str) -> Evidence:
+    """A measure of the landscape without BN over that with it, averaged over the steps."""
+    found = ratios(r, quantity, part="landscape", rate=s.rate)
+    estimand = f"log10 of the {MEASURES[quantity]}, no BN over BN"
+    evidence = greater(found.mean("x"), estimand, DECADES, margin=decades(s.negligible_factor))
+    return evidence.showing({"early in training": early(found, s).mean("x")})
+
+
+def early(values: Values, s: Settings) -> Values:
+    """The first steps."""
+    return values.at(x=[x for x in values.levels("x") if x < s.early * s.landscape.steps])
+
+
+@paper.claim("S5", where="section 3.2, Figure 4 (a)", reported=UNREAD, scale_note=LANDSCAPE)
+def loss_varies_less(r: Results, s: Settings) -> Evidence:
+    """The loss varies less along the gradient with BN."""
+    return smoother(r, s, "loss_range")
+
+
+@paper.claim("S6", where="Figure 4 (b)", reported=UNREAD, scale_note=LANDSCAPE)
+def gradient_is_more_predictive(r: Results, s: Settings) -> Evidence:
+    """The gradient is more predictive with BN: it changes less along its own direction."""
+    return smoother(r, s, "change_high")
+
+
+@paper.claim(
+    "S6.2",
+    where="Figure 4 (b)",
+    quote="close to two orders of magnitude",
+    reported="close to two orders of magnitude",
+    scale_note=LANDSCAPE,
+)
+def early_by_two_orders(r: Results, s: Settings) -> Evidence:
+    """Early in training the change of the gradient differs by close to two orders of magnitude."""
+    largest = early(ratios(r, "change_high", part="landscape", rate=s.rate), s).max("x")
+    return greater(largest, "largest early log10 of the gradient's change, no BN over BN", DECADES, bar=s.close_to_two)
+
+
+@paper.claim("S7", where="Figure 4 (c)", reported=UNREAD, scale_note=LANDSCAPE)
+def beta_is_smaller(r: Results, s: Settings) -> Evidence:
+    """The effective beta-smoothness (largest change of the gradient over the distance moved) is better with BN."""
+    return smoother(r, s, "beta")
+
+
+# --- claims: other norms, deep linear networks ---
+
+
+@paper.claim("S8", where="section 3.3, Figure 5", reported=UNREAD)
+def lp_norms_are_as_good(r: Results, s: Settings) -> Evidence:
+    """Normalization by the average l1, l2 or maximum norm, which does not fix the second moment, performs comparably
+    to BN.
+    """
+    test = accuracy(r).at(rate=s.rate)
+    bn = test.at(variant="bn")
+    differences = {NAMES[variant]: test.at(variant=variant) - bn for variant in LP}
+    evidence = not_lower(differences, "test accuracy, each norm minus BN", POINTS, margin=s.negligible_points)
+    return evidence.showing({"test, BN": bn, "test, no BN": test.at(variant="nobn")}, "%")
+
+
+@paper.claim("S8.2", where="section 3.3", reported=UNREAD, scale_note="the paper's network, 2,000 of 10,000 steps")
+def l1_is_better_in_deep_linear(r: Results, s: Settings) -> Evidence:
+    """For deep linear networks l1 normalization performs even better than BN."""
+    rate = next(rate for rate, variants in s.deep_linear_runs if "l1norm" in variants)
+    loss = last_losses(r, rate, "bn", "l1norm")
+    ratio = (loss.at(variant="bn") / loss.at(variant="l1norm")).log10()
+    return greater(ratio, "log10 of the loss, BN over l1 norm", DECADES, margin=decades(s.negligible_factor))
+
+
+@paper.claim("S9", where="section 2.3 and appendix", reported=UNREAD, scale="paper", scale_note=DEEP_LINEAR)
+def deep_linear_loss_is_lower(r: Results, s: Settings) -> Evidence:
+    """A deep linear network of 25 layers, trained by full-batch gradient descent, reaches a lower loss with BN."""
+    losses = {f"rate {rate:g}": last_losses(r, rate, *BOTH) for rate, _ in s.deep_linear_runs}
+    found = {name: (loss.at(variant="nobn") / loss.at(variant="bn")).log10() for name, loss in losses.items()}
+    margin = decades(s.negligible_factor)
+    evidence = greater(found, "log10 of the last loss, no BN over BN", DECADES, margin=margin)
+    for variant, name in {"bn": "BN", "nobn": "no BN"}.items():
+        ends = {f"{name}, {rate}": loss.at(variant=variant) for rate, loss in losses.items()}
+        evidence = evidence.showing(ends, "summed squared error")
+    return evidence
+
+
+@paper.claim("S9.2", where="section 3.2 and appendix", reported=UNREAD, scale="paper", scale_note=DEEP_LINEAR)
+def deep_linear_is_smoother(r: Results, s: Settings) -> Evidence:
+    """The landscape of deep linear networks is smoother with BN, too: loss, gradient predictiveness and beta."""
+    found = {name: ratios(r, quantity, part="deep_linear").mean("x") for quantity, name in MEASURES.items()}
+    return greater(found, "log10 of the measure, no BN over BN", DECADES, margin=decades(s.negligible_factor))
+
+
+# --- tables and figures ---
+
+
+@paper.table
+def accuracies(r: Results, s: Settings) -> list[Row]:
+    """Accuracies at the end of training."""
+    found = {f"{split} accuracy, %": accuracy(r, f"{split}_accuracy") for split in ("train", "val", "test")}
+    return [
+        {"norm": variant, "learning rate": rate}
+        | {name: values.at(variant=variant, rate=rate).interval() for name, values in found.items()}
+        | {"diverged": int(sum(diverged))}
+        for (variant, rate), diverged in r.diverged(part="curves").by("variant", "rate").items()
+    ]
+
+
+@paper.table
+def measures(r: Results, s: Settings) -> list[Row]:
+    """Measures without BN over those with BN: log10, averaged over the steps."""
+    rows = []
+    networks = [("landscape", "VGG", s.rate, s.landscape.layers)]
+    networks += [("deep_linear", "deep linear", rate, s.deep_linear.layers) for rate, _ in s.deep_linear_runs]
+    for part, network, rate, layers in networks:
+        quantities = {"loss": "loss", **MEASURES, "gradient": "norm of the gradient"}
+        quantities |= {f"difference_{layer}": f"gradient difference, layer {layer}" for layer in layers}
+        for quantity, name in quantities.items():
+            found = ratios(r, quantity, part=part, rate=rate).mean("x").interval()
+            rows.append({"network": network, "learning rate": rate, "measure": name, "log10 of no BN over BN": found})
+    return rows
+
+
+for figure in drawing.FIGURES:
+    paper.figure(figure)

@@ -7,8 +7,8 @@ With a loss :math:`L`, parameters :math:`\theta`, gradient :math:`g = \nabla L(\
 - gradient predictiveness (4b): the range of :math:`\|g_\eta - g\|`;
 - effective smoothness (4c): :math:`\beta = \max_\eta \|g_\eta - g\| / (\eta \|g\|)`;
 - internal covariate shift of layer i (Definition 2.1): :math:`\|G_i - G_i'\|` and :math:`\cos(G_i, G_i')`, where
-  :math:`G_i` is the gradient by that layer's weights, and :math:`G_i'` the same after all earlier layers have made
-  their step of gradient descent, on the same batch.
+  :math:`G_i` is the gradient with respect to that layer's weights, and :math:`G_i'` the same after all earlier layers
+  have made their step of gradient descent, on the same batch.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ Parameters = list[Tensor]
 
 
 class Factor(nn.Module):
-    """A layer W of a deep linear network: (1, n, samples) -> (1, n, samples), the samples as columns."""
+    """A layer W of a deep linear network, from Glorot's weights: (1, n, samples) -> (1, n, samples)."""
 
     def __init__(self, features: int, generator: torch.Generator) -> None:
         super().__init__()
@@ -43,8 +43,8 @@ LAYERS = (nn.Conv2d, nn.Linear, Factor)
 class Objective:
     """The loss of a network on one batch, in training mode, as a function of the parameters.
 
-    The network stays as it is: in its parameters' place stand those that are given, and copies of its running
-    statistics take the batches' place in them.
+    The network stays as it is: it is called with the parameters that are given, and with copies of its running
+    statistics, which take the updates.
     """
 
     def __init__(self, network: nn.Module, x: Tensor, loss: Callable[[Tensor], Tensor]) -> None:
@@ -85,7 +85,7 @@ def _layers(network: nn.Module) -> tuple[list[int], dict[int, int]]:
 def measured(
     step: int, objective: Objective, parameters: Parameters, lr: float, along: list[float], layers: list[int]
 ) -> list[Row]:
-    """All measures at one step, as rows by ``step``.
+    """All measures at one step, as rows (x = ``step``).
 
     Args:
         step: of the training.
@@ -109,7 +109,7 @@ def along_gradient(
 ) -> dict[str, float]:
     """The extremes of the loss and of the change of the gradient over ``steps`` along it, and the effective beta.
 
-    What is no number is infinite: the network has left the range of its numbers.
+    nan counts as infinite: the numbers have overflowed.
     """
     losses, changes = [], []
     for step in steps:
@@ -137,7 +137,7 @@ def covariate_shift(
 
 
 def norm(tensors: Parameters) -> float:
-    """Euclidean norm of all of them as one vector, added up in float64."""
+    """Euclidean norm of all tensors as one vector, summed in float64."""
     return math.sqrt(sum(float(t.double().square().sum()) for t in tensors))
 
 

@@ -1,4 +1,7 @@
-"""One run's trajectory, measured on its way: the landscape round it, and the distributions of its activations."""
+"""What is measured: the landscape along a run and its activations' distributions; and deep linear networks.
+
+A run is trained again from its initial weights, on the same batches, and measured on its way.
+"""
 
 from __future__ import annotations
 
@@ -12,18 +15,21 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional as F
 
+from bnrepro.claims import measure
 from bnrepro.data import mix
-from bnrepro.experiments.santurkar2018.landscape import Objective, Row, copies, measured
+from bnrepro.experiments.santurkar2018.landscape import Factor, Objective, Row, copies, measured
 from bnrepro.model import Network
+from bnrepro.norm import NORMS
 from bnrepro.record import Run
 from bnrepro.train import trainer_of
 
 BINS = 24
-REACH = 4.0  # standard deviations from the mean over the whole time that a histogram shows
+REACH = 4.0  # standard deviations to either side of the mean over all times that a histogram shows
 
 
+@measure("santurkar2018/landscape")
 def landscape(run: Run, seed: int, steps: int, every: int, along: list[float], layers: list[int]) -> list[Row]:
-    """The first ``steps`` of a run again, with all measures on every ``every``-th batch before its step."""
+    """`landscape.measured` on every ``every``-th batch of the first ``steps``, before its update."""
     trainer = trainer_of(run.config)
     rows: list[Row] = []
     for step, x, y, lr in trainer.batches(0, steps):
@@ -36,18 +42,22 @@ def landscape(run: Run, seed: int, steps: int, every: int, along: list[float], l
     return rows
 
 
+# --- distributions ---
+
+
+@measure("santurkar2018/distributions")
 def distributions(
     run: Run, seed: int, steps: int, every: int, images: int, units: int, layers: list[int], ridges: int
 ) -> list[Row]:
     """How the inputs of single activations are distributed over the first ``images`` of the validation set.
 
-    Of each layer, ``units`` activations (channel and location) are drawn by ``seed``, and what enters them is taken
-    in training mode every ``every`` steps. Row ``shift`` by step: how far the distribution has moved since the time
-    before, sqrt((m' - m)^2 + (s' - s)^2) / sqrt((s^2 + s'^2) / 2) with m and s its mean and deviation, in the mean
-    over layers and units. It is the Wasserstein distance of two normal distributions, in deviations.
+    In each layer ``units`` activations (channel and location) are drawn by ``seed``; their inputs are read in training
+    mode every ``every`` steps. Row ``shift`` (x = step): how far the distribution has moved since the time before,
+    sqrt((m' - m)^2 + (s' - s)^2) / sqrt((s^2 + s'^2) / 2) with m and s its mean and standard deviation, averaged over
+    layers and units. This is the Wasserstein distance of two normal distributions, in standard deviations.
 
-    For ``ridges`` of the times, the density of the first unit of each of ``layers`` (from 1): rows ``density_L_step``
-    by its value.
+    At ``ridges`` of the times, the density of the first unit of each of ``layers`` (from 1): rows
+    ``density_<layer>_<step>`` (x = the unit's input).
     """
     trainer = trainer_of(run.config)
     data = trainer.data
@@ -56,22 +66,22 @@ def distributions(
     times: list[tuple[int, dict[str, Tensor]]] = []
     for step, batch, y, lr in trainer.batches(0, steps + 1):
         if step % every == 0:
-            times.append((step, _sampled(trainer.network, x, units, chosen, mix(seed, "noise", step), seed)))
+            times.append((step, sampled(trainer.network, x, units, chosen, mix(seed, "noise", step), seed)))
         loss, _ = trainer.update(batch, y, lr)
         if not math.isfinite(float(loss)):
             break
     rows = [
-        {"quantity": "shift", "x": step, "value": _shift(before, after)}
+        {"quantity": "shift", "x": step, "value": shift(before, after)}
         for (_, before), (step, after) in pairwise(times)
     ]
     return rows + _densities(times, layers, ridges)
 
 
 @torch.no_grad()
-def _sampled(
+def sampled(
     network: Network, x: Tensor, units: int, chosen: dict[str, Tensor], noise: int, seed: int
 ) -> dict[str, Tensor]:
-    """What enters the chosen activations of each layer, (images, units), by norm. The network stays as it is."""
+    """The inputs of the chosen activations of each layer, (images, units), by norm. The network stays as it is."""
     found: dict[str, Tensor] = {}
 
     def keep(name: str, _module: nn.Module, _inputs: Any, output: Tensor) -> None:
@@ -82,7 +92,7 @@ def _sampled(
         found[name] = flat[:, chosen[name]].clone()
 
     handles = [norm.register_forward_hook(partial(keep, name)) for name, norm in network.norms.items()]
-    with torch.random.fork_rng():  # the run's own noise goes on as if nobody had looked
+    with torch.random.fork_rng():  # the run's own noise continues as if nothing had been read
         torch.manual_seed(noise)
         functional_call(network.train(), copies(network), (x,))
     for handle in handles:
@@ -90,7 +100,7 @@ def _sampled(
     return found
 
 
-def _shift(before: dict[str, Tensor], after: dict[str, Tensor]) -> float:
+def shift(before: dict[str, Tensor], after: dict[str, Tensor]) -> float:
     """Mean over units and layers of the distance that `distributions` describes."""
     distances = []
     for name, values in before.items():
@@ -116,3 +126,59 @@ def _densities(times: list[tuple[int, dict[str, Tensor]]], layers: list[int], ri
                 for middle, value in zip(middles, density.tolist(), strict=True)
             ]
     return rows
+
+
+# --- deep linear networks ---
+
+
+@measure("santurkar2018/deep_linear")
+def deep_linear(
+    seed: int,
+    variant: str,
+    rate: float,
+    depth: int,
+    width: int,
+    samples: int,
+    steps: int,
+    every: int,
+    along: list[float],
+    layers: list[int],
+) -> list[Row]:
+    r"""min :math:`\sum_x \|W_1 \cdots W_k x - A x\|^2` by full-batch gradient descent, measured every ``every`` steps.
+
+    From Glorot's weights; the rows are those of `landscape.measured`. A network whose loss is not finite stops there:
+    row ``diverged``.
+    """
+    x, target = problem(width, samples, seed)
+    net = network(variant, depth, width, samples, seed)
+    objective = Objective(net, x, partial(F.mse_loss, target=target, reduction="sum"))
+    parameters: list[Tensor] = list(net.parameters())
+    rows: list[Row] = []
+    for step in range(steps + 1):
+        if step % every == 0:
+            rows += measured(step, objective, parameters, rate, along, layers)
+        loss = objective.loss(net(x))
+        if not bool(loss.isfinite()):
+            return [*rows, {"quantity": "diverged", "x": None, "value": step}]
+        gradient = torch.autograd.grad(loss, parameters)
+        with torch.no_grad():
+            torch._foreach_add_(parameters, gradient, alpha=-rate)
+    return rows
+
+
+def network(variant: str, depth: int, width: int, samples: int, seed: int) -> nn.Sequential:
+    """``depth`` layers of ``width`` x ``width``, a norm after each but the last; all norms share weights."""
+    generator = torch.Generator().manual_seed(mix(seed, "weights"))
+    layers: list[nn.Module] = []
+    for index in range(depth):
+        layers.append(Factor(width, generator))
+        if index < depth - 1:
+            layers.append(NORMS[variant](width, (samples,)))
+    return nn.Sequential(*layers)
+
+
+def problem(width: int, samples: int, seed: int) -> tuple[Tensor, Tensor]:
+    """Inputs x and targets A x, both (1, width, samples); x and A are standard normal."""
+    generator = torch.Generator().manual_seed(mix(seed, "data"))
+    x = torch.randn(1, width, samples, generator=generator)
+    return x, torch.randn(width, width, generator=generator) @ x
