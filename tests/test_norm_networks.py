@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import prune
 from torch.nn.modules.batchnorm import _BatchNorm
 from torchvision import models
 
@@ -469,7 +470,7 @@ def normed(kind: str) -> nn.Module:
             "weight_norm": lambda: nn.utils.weight_norm(conv),
             "parametrized": lambda: nn.utils.parametrizations.weight_norm(conv),
             "spectral": lambda: nn.utils.parametrizations.spectral_norm(conv),
-            "pruned": lambda: nn.utils.prune.random_unstructured(conv, "weight", 0.5),
+            "pruned": lambda: prune.random_unstructured(conv, "weight", 0.5),
         }[kind]()
     return randomised(nn.Sequential(conv, nn.BatchNorm2d(4))).double().eval()
 
