@@ -347,6 +347,8 @@ def open_run(path: Path) -> Run:
         UserError: there is none.
     """
     if not os.path.lexists(path / CONFIG):
+        if path.is_symlink() and not path.exists():
+            raise UserError(f"{path} is a link that leads nowhere, or to itself. `bnrepro runs` lists the runs.")
         raise UserError(f"{path} is not a run's directory (no {CONFIG}). `bnrepro runs` lists them.")
     return Run(path)
 

@@ -71,12 +71,13 @@ USAGE = [
     ("train --epochs", "Write epochs=VALUE, without dashes."),
     ("train --epochs --force", "Write epochs=VALUE, without dashes."),
     ("train +=3", "must have the form key=value, as in epochs=5."),
-    ("train root=", "for the current folder write '.'."),
+    ("train root=", "for the current one write '.'."),
     ("train device=x", "device must be auto, cpu or cuda; got 'x'."),
     ("train eval_every=x", "eval_every must be an integer or null"),
     ("train data=some/flowers-1.npz", "write data.source=npz data.path=some/flowers-1.npz data.name=flowers_1."),
     ("train data=minst", "There is no dataset 'minst'. Did you mean mnist? There are: cifar10"),
-    ("train optimizer.lr=0.1, 0.01", "`bnrepro sweep optimizer.lr=0.1` runs several."),
+    ("train optimizer.lr=0.1, 0.01", "optimizer.lr=0.1,: a value is missing beside a comma. optimizer.lr takes one"),
+    ("config variant=,bn", "variant=,bn: a value is missing beside a comma."),
     ("train force=true", "Write --force."),
     (
         "compare --variant=bn,convbn",
@@ -121,7 +122,30 @@ USAGE = [
     ("tensorboard --port=-1", "--port must be an integer between 0"),
     ("reproduce labl", "There is no experiment 'labl'. Did you mean labml?"),
     ("eval x --size=0", "--size must be an integer of at least 1; got '0'."),
-    ("compare --out=", "The path on the command line is empty."),
+    ("compare --out=", "--out is empty. Write the path of a folder; for the current one write '.'."),
+    ("bench --out=", "--out is empty."),
+    ("show ''", "RUN is empty. Write a run's directory; `bnrepro runs` lists them."),
+    ("tensorboard ''", "FOLDER is empty."),
+    ("reproduce --archive=mnist=", "--archive=mnist is empty. Write the path of an .npz archive"),
+    ("train data.source=npz data.path=", "data.path is empty. Write the path of an .npz archive."),
+    ("data list --root=$'a\x1b'", "--root must be a path without control characters"),
+    ("show $'\udcff'", "RUN must be a path in UTF-8"),
+    ("reproduce --data-root=/dev/null/x", "--data-root=/dev/null/x: /dev/null is not a folder."),
+    ("config --force", "bnrepro config has no option --force, which is one of train, compare, sweep, reproduce."),
+    ("train --jobs=2", "bnrepro train has no option --jobs, which is one of compare, sweep, reproduce."),
+    ("config -h=3", "-h takes no value. It shows the help of bnrepro config."),
+    ("config --help=3", "--help takes no value."),
+    ("config -hx", "There is no option -hx."),
+    ("config a.b.c.d=1", "There is no key a.b.c.d. `bnrepro config` prints every key"),
+    ("reproduce labml,placement", "separate experiments by spaces: bnrepro reproduce labml placement"),
+    ("bench layers,memory", "separate parts by spaces: bnrepro bench layers memory"),
+    ("reproduce --archive=mnist=/dev/null", "--archive=mnist: /dev/null is not a plain file but"),
+    ("sweep variant=instancenorm,bn model=lenet --dry-run", "instancenorm needs maps of more than one location"),
+    ("sweep variant=bn,convbn batch_size=1 --dry-run", "Use batch_size=2 or more."),
+    ("train norm.kernel_size=3", "norm.kernel_size=3 is not used by variant=bn. Leave it out, or take a variant that"),
+    ("config norm.gamma=uniform --variant=nobn", "norm.gamma=uniform is not used by variant=nobn."),
+    ("sweep norm.ghost_size=8 variant=bn,nobn", "norm.ghost_size=8 is not used by variant=bn, nobn."),
+    ("compare norm.affine=false --variants=nobn,lrn", "norm.affine=False is not used by variant=nobn, lrn."),
     ("runs --root=~nobody_of_that_name/x", "the home folder ~nobody_of_that_name is not known here"),
 ]
 
@@ -298,7 +322,7 @@ def test_root_that_can_hold_no_run_is_a_sentence_and_stays_as_it_is(
 
 
 def test_missing_runs_are_made_where_the_message_says(call: Call, digits: Path) -> None:
-    for root in ("nope", "-x", "$HOME", "a b"):
+    for root in ("nope", "-x", "$HOME", '"a"', "'a' b", "./~a", "a b"):
         for command in (["runs", f"--root={root}"], ["tensorboard", "--", root]):
             remedy = re.search("`(bnrepro train .*)`", told(call(*command)))
             assert remedy is not None
