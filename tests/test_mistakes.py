@@ -132,6 +132,7 @@ USAGE = [
     ("show $'\udcff'", "RUN must be a path in UTF-8"),
     ("reproduce --data-root=/dev/null/x", "--data-root=/dev/null/x: /dev/null is not a folder."),
     ("config --force", "bnrepro config has no option --force, which is one of train, compare, sweep, reproduce."),
+    ("runs --jobs=2", "bnrepro runs has no option --jobs, which is one of compare, sweep, reproduce."),
     ("train --jobs=2", "bnrepro train has no option --jobs, which is one of compare, sweep, reproduce."),
     ("config -h=3", "-h takes no value. It shows the help of bnrepro config."),
     ("config --help=3", "--help takes no value."),
@@ -161,6 +162,23 @@ def test_nothing_at_all_and_a_group_alone_show_the_help(call: Call) -> None:
         result = call(*words)
         assert (result.code, result.err) == (2, "")
         assert result.out.startswith(" ".join(["Usage: bnrepro", *words]))
+
+
+def test_help_names_every_status_that_runs_can_be_chosen_by() -> None:
+    from bnrepro.listing import STATUSES
+
+    text = " ".join(helps()["bnrepro runs"].split())
+    assert all(status in text for status in STATUSES)
+
+
+def test_without_an_installation_the_version_is_that_of_the_source(call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
+    from importlib import metadata
+
+    from bnrepro import __version__, provenance
+
+    monkeypatch.setattr(metadata, "version", raising(metadata.PackageNotFoundError("bnrepro")))
+    assert call("--version").out == f"bnrepro {__version__}\n"
+    assert provenance.versions()["bnrepro"] == __version__
 
 
 def test_short_help_and_version(call: Call) -> None:
@@ -318,7 +336,43 @@ def test_root_that_can_hold_no_run_is_a_sentence_and_stays_as_it_is(
     assert {path.name for path in tmp_path.iterdir()} == {"file", "loop"}
 
 
+@pytest.mark.parametrize("where", ["file", "file/x", "loop", "/dev/null", "/proc/x"])
+@pytest.mark.parametrize("command", ["bench layers", "compare", "reproduce numpynet --preset=smoke", "report"])
+def test_results_that_would_have_no_folder_are_refused_before_any_work(
+    call: Call, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, command: str, where: str
+) -> None:
+    for work in ("bench.layers.layers", "sweep.run_all", "experiments.reproduce.execute", "train.rehearse"):
+        monkeypatch.setattr(f"bnrepro.{work}", raising(AssertionError("too late")))
+    (tmp_path / "file").touch()
+    (tmp_path / "loop").symlink_to("loop")
+    line = told(call(*command.split(), f"--out={where}"))
+    assert where in line
+    assert "not a folder" in line or where == "/proc/x"
+    assert {path.name for path in tmp_path.iterdir()} <= {"file", "loop", "runs"}
+
+
+@pytest.mark.parametrize("command", ["show", "eval"])
+def test_link_to_itself_is_no_run(call: Call, tmp_path: Path, command: str) -> None:
+    (tmp_path / "loop").symlink_to("loop")
+    assert "loop is a link that leads nowhere, or to itself." in told(call(command, "loop"))
+
+
 # --- remedies ---
+
+
+def test_what_is_printed_of_a_run_can_be_pasted(call: Call, digits: Path) -> None:
+    for root in ("-x", "~", "a b"):
+        given = [*changed(TINY, "epochs=1"), f"data.path={digits}", f"root=./{root}" if root == "~" else f"root={root}"]
+        (run,) = re.findall("^Run: (.*)$", call("train", *given).out, re.MULTILINE)
+        assert call("show", *shlex.split(run)).code == 0
+        assert run in call("runs", f"--root=./{root}").out
+        assert run in call("sweep", *given, "--dry-run").out
+
+
+def test_path_that_looks_like_an_option_is_told_how_to_be_written(call: Call, tmp_path: Path) -> None:
+    (tmp_path / "-x" / "y").mkdir(parents=True)
+    for path in ("-x", "-x/y"):
+        assert f"For the path of that name write ./{path}." in told(call("show", path))
 
 
 def test_missing_runs_are_made_where_the_message_says(call: Call, digits: Path) -> None:
@@ -492,6 +546,7 @@ def test_every_example_is_understood(line: str) -> None:
             ["runs", "--status=complete"],
             "--status: there is no 'complete'. Did you mean completed? There are:",
         ),
+        (["runs", "--status=done"], "running, running or interrupted, damaged."),
         (["figures", "labml", "--root=elsewhere"], "--root=elsewhere is not used"),
         (["bench", "layers", "epochs=2"], "epochs=2 is not used"),
         (["train", "--variant=bn", "epochs=1", "--variant", "convbn"], "--variant is given twice: 'bn' and 'convbn'"),

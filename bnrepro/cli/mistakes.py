@@ -128,12 +128,11 @@ def _unknown(
         value = value or "VALUE"
         if key in keys() or key in groups():
             return f"There is no option {name}. Write {quote(f'{key}={value}')}, without dashes."
-        if elsewhere:
-            return (
-                f"{path} has no option {name}, which is one of {', '.join(elsewhere)}. `{path} --help` lists its own."
-            )
         if not near and (near := did_you_mean(key, [*keys(), *groups()])):
             near += " Keys are written without dashes, as in epochs=5."
+    if elsewhere:
+        others = ", ".join(elsewhere)
+        return f"{path} has no option {name}, which is one of {others}. `{path} --help` lists its own."
     return f"There is no option {name}.{near or f' `{path} --help` lists them.'}"
 
 
