@@ -13,7 +13,7 @@ from bnrepro.compare import PROVENANCE
 from bnrepro.config import UserError, unreadable
 from bnrepro.experiments.base import Analysis, Experiment, Finding, Picture, Records, Verdict
 from bnrepro.experiments.records import Provenance, Row, plain, read_rows, write_rows
-from bnrepro.output import only_shown
+from bnrepro.output import only_shown, shown
 from bnrepro.stats import Interval
 
 FINDINGS, CAPTIONS = "findings.csv", "captions.json"
@@ -129,13 +129,13 @@ def open_conclusion(folder: Path) -> Conclusion:
         if not isinstance(error, FileNotFoundError | NotADirectoryError):
             raise unreadable(Path(error.filename or folder), error) from error
         raise UserError(
-            f"The results in {folder} are not complete ({error}). `bnrepro figures {folder}` makes them again from the "
-            "records."
+            f"The results in {folder} are not complete ({error}). `bnrepro figures {shown(folder)}` makes them again "
+            "from the records."
         ) from error
     except (ValueError, TypeError) as error:
         raise UserError(
-            f"The results in {folder} are not complete ({error}). `bnrepro figures {folder}` makes them again from "
-            "the records."
+            f"The results in {folder} are not complete ({error}). `bnrepro figures {shown(folder)}` makes them again "
+            "from the records."
         ) from error
 
 
