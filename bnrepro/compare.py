@@ -20,7 +20,6 @@ from typing import Any
 
 from bnrepro import record, stored
 from bnrepro.config import MOST_RUNS, UserError, config_hash, digits_of, group_dir, leaves, unreadable, what
-from bnrepro.overrides import need_folder
 from bnrepro.record import Run, Status
 from bnrepro.schema import Config
 from bnrepro.stats import Interval, t_interval
@@ -63,7 +62,8 @@ def check_room(folder: Path, configs: Sequence[Config], threshold: float | None 
     Raises:
         UserError: ``folder`` is not a folder, or holds a different comparison or the results of an experiment.
     """
-    need_folder("--out", folder)
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"{folder} is not a folder. Give the path of a folder.")
     if (folder / MEASUREMENTS).exists():
         raise UserError(f"--out={folder} holds an experiment's results. Give another folder.")
     if not (folder / RUNS).exists():

@@ -34,7 +34,8 @@ def sentence(error: Any, command: Any) -> str | None:
         about = "takes no value" if _is_flag(options[asked]) else "needs a value"
         return f"{asked} {about}. {options[asked].help}"
     if asked:
-        elsewhere = [name for name, each in root.commands.items() if asked in _options(each)]
+        others = getattr(command, "commands", root.commands)
+        elsewhere = [name for name, each in others.items() if asked in _options(each)]
         return _unknown(asked, words, options, path, _takes_keys(command), elsewhere)
     if commands := getattr(command, "commands", None):
         if not words:
