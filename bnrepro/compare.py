@@ -63,7 +63,7 @@ def check_room(folder: Path, configs: Sequence[Config], threshold: float | None 
         UserError: ``folder`` is not a folder, or holds a different comparison or the results of an experiment.
     """
     if folder.exists() and not folder.is_dir():
-        raise UserError(f"--out={folder} is not a folder. Give the path of one, which may be new.")
+        raise UserError(f"{folder} is not a folder. Give the path of a folder.")
     if any(stored.is_file(folder / name) for name in (MEASUREMENTS, CAPTIONS)):
         raise UserError(f"--out={folder} holds an experiment's results. Give another folder.")
     if not (folder / RUNS).exists():

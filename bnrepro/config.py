@@ -134,7 +134,7 @@ def check(cfg: Config) -> Config:
         if not re.fullmatch(r"[A-Za-z0-9_]{1,100}", name):
             raise UserError(f"{key} must be a name of at most 100 letters, digits and underscores; got {name[:200]!r}.")
     for key in PATHS:
-        check_path(key, values[key])
+        check_path(key, values[key], "Write the path of an .npz archive." if key == "data.path" else "")
     if cfg.data.path is None and cfg.data.source is Source.npz:
         raise UserError("data.source=npz needs the archive's file. Write data.path=FILE too.")
     if cfg.data.path is not None and cfg.data.source is not Source.npz:
@@ -376,14 +376,14 @@ def unreadable(file: Path, error: OSError | MemoryError) -> UserError:
     return UserError(f"{file} cannot be read ({reason}). It was left as it is. Fix this, then run the command again.")
 
 
-def no_archive(file: Path, error: OSError | MemoryError) -> UserError:
-    """The error for a `data.path` that cannot be read."""
+def no_archive(file: Path, error: OSError | MemoryError, what: str = "data.path") -> UserError:
+    """The error for an archive that cannot be read; ``what`` is the key or option that names it."""
     file = Path(str(file)[:300])
     if isinstance(error, FileNotFoundError):
-        return UserError(f"data.path: {file} does not exist. Give the path of an .npz archive.")
+        return UserError(f"{what}: {file} does not exist. Give the path of an .npz archive.")
     if isinstance(error, OSError) and not error.errno:  # `stored.plain_size`
-        return UserError(f"data.path: {file} is not a plain file but a folder, pipe or device. Give an archive's path.")
-    return UserError(f"data.path: {unreadable(file, error)}")
+        return UserError(f"{what}: {file} is not a plain file but a folder, pipe or device. Give an archive's path.")
+    return UserError(f"{what}: {unreadable(file, error)}")
 
 
 def _own_norm(variant: str) -> Any:

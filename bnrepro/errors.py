@@ -48,7 +48,8 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
     before, _, end = _plain(word).rpartition(".")
     near = [end] if end in ends else get_close_matches(end, ends, 1, 0.7)
     near = near or [each for each in ends if len(end) > 2 and each.startswith(end)][:1]
-    near = near or [each for each in ends if _initials(each) == end or _initials(end) == each][:1]  # learning_rate: lr
+    if len(end) > 1:  # learning_rate: lr
+        near = near or [each for each in ends if _initials(each) == end or _initials(end) == each][:1]
     names = ends[near[0]] if near else []
     names = [name for name in names if _plain(name.rpartition(".")[0]) == before] or names
     return f" Did you mean {' or '.join(names[:4])}?" if names else ""

@@ -20,7 +20,7 @@ from bnrepro.compare import Comparison, table
 from bnrepro.config import UserError, to_yaml
 from bnrepro.errors import known_are
 from bnrepro.experiments.base import Finding, Verdict
-from bnrepro.output import counted
+from bnrepro.output import counted, shown
 from bnrepro.record import Status
 from bnrepro.stats import Interval, t_interval
 from bnrepro.stored import printable
@@ -96,7 +96,7 @@ def as_text(found: list[Row]) -> str:
         numbers = [
             _number(row[key], digits) for key, digits in (("test_accuracy", 4), ("val_accuracy", 4), ("seconds", 1))
         ]
-        lines.append([row["variant"], str(row["seed"]), row["status"], *numbers, row["path"]])
+        lines.append([row["variant"], str(row["seed"]), row["status"], *numbers, shown(row["path"])])
     text = aligned(lines, left=(0, 2, 6))
     width = terminal_width()
     if width is None or max(map(len, text.splitlines())) <= width:
@@ -157,7 +157,7 @@ def describe(path: Path) -> str:
         UserError: there is no run, or it is damaged.
     """
     run = record.open_run(path)
-    parts = [printable(str(path)), ""]
+    parts = [printable(shown(path)), ""]
     for key, value in run.summary.items():
         if value is not None:
             text = ", ".join(f"{k} {v}" for k, v in value.items()) if isinstance(value, dict) else value

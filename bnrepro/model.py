@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, fields
 from functools import partial
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from bnrepro.config import UserError
-from bnrepro.errors import known_are
+from bnrepro.errors import either, known_are
 from bnrepro.norm import NORMS, ConvAdaptiveNorm2d, NormError, NormOptions
-from bnrepro.schema import Config, DropoutPosition, Initialization, Model, Placement
+from bnrepro.schema import Config, DropoutPosition, Initialization, Model, Norm, Placement
 
 Shape = tuple[int, ...]
 T = TypeVar("T")
@@ -234,6 +234,46 @@ def norm_of(cfg: Config) -> MakeNorm:
         kernel_size=cfg.norm.kernel_size,
     )
     return partial(_look_up(NORMS, cfg.variant, "variant"), options=options)
+
+
+HARMLESS = ("eps", "momentum")
+"""Options of nearly all norms: published runs of the others have them too, as their neighbours do."""
+
+
+def options_of(variant: str) -> set[str]:
+    """The keys of ``norm`` that make a difference to ``variant``: those that its factory looks at, and gamma's."""
+    known, looked_at = {each.name for each in fields(Norm)}, set()
+
+    class Watched(NormOptions):
+        def __getattribute__(self, name: str) -> Any:
+            looked_at.add(name)
+            return super().__getattribute__(name)
+
+    make = _look_up(NORMS, variant, "variant")
+    for shape in ((), (8, 8)):  # after a linear layer, and on maps
+        try:
+            weights = getattr(make(16, shape, options=Watched()), "weight", None)
+            looked_at |= {"gamma"} if isinstance(weights, Tensor) else set()
+        except NormError:  # it is not made for this shape
+            pass
+        except Exception:  # a user's own, which may need other sizes: nobody knows
+            return known
+    return looked_at & known
+
+
+def check_options(configs: Sequence[Config]) -> None:
+    """Raise UserError if ``norm.*`` is set to something that no variant among ``configs`` uses."""
+    variants = list(dict.fromkeys(cfg.variant for cfg in configs))
+    used = set().union(*map(options_of, variants))
+    for key in (each.name for each in fields(Norm) if each.name not in HARMLESS):
+        cfg = next((cfg for cfg in configs if getattr(cfg.norm, key) != getattr(Norm(), key)), None)
+        if cfg and key not in used:
+            users = [name for name in NORMS if key in options_of(name)]
+            what = getattr(cfg.norm, key)
+            raise UserError(
+                f"norm.{key}={getattr(what, 'value', what)} is not used by variant={', '.join(variants)}. Leave it "
+                f"out, or take a variant that uses it: {either(users)}."
+            )
 
 
 def check_names(cfg: Config) -> None:

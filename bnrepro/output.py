@@ -20,6 +20,8 @@ import select
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from pathlib import Path
+from shlex import quote
 from typing import Any, TextIO
 
 from bnrepro import signals
@@ -84,6 +86,11 @@ class Shield(io.RawIOBase):
 def counted(number: float, thing: str) -> str:
     """``1 run``, ``2 runs``."""
     return f"{number:g} {thing}{'' if number == 1 else 's'}"
+
+
+def shown(path: str | Path) -> str:
+    """A path as an argument that can be pasted: quoted for the shell, and neither an option nor a home folder."""
+    return quote(f"./{path}" if str(path).startswith(("-", "~")) else str(path))
 
 
 def protect() -> None:

@@ -6,6 +6,7 @@ a truth value, a choice or a list. Quotes round a whole value are removed, as Hy
 
 from __future__ import annotations
 
+import os
 import re
 import unicodedata
 from collections.abc import Collection, Iterator, Mapping
@@ -154,7 +155,7 @@ def _member(group: str, text: str) -> str:
     thing = "dataset" if group == "data" else group
     if group == "data" and name.endswith(".npz"):
         own = re.sub(r"[^A-Za-z0-9_]", "_", Path(name).stem)
-        how = f"data.source=npz {quote(f'data.path={name}')} data.name={own}"
+        how = f"data.source=npz {quote(written('data.path', name))} data.name={own}"
         raise UserError(f"There is no dataset {shown}. To read an archive, write {how}.")
     raise UserError(f"There is no {thing} {shown}.{known_are(name, there)}")
 
@@ -164,14 +165,25 @@ def _one_value(key: str, text: str) -> None:
     text = text.strip()
     if re.fullmatch(QUOTED, text, re.DOTALL) or len(text) > 200 or key not in (*keys(), *groups()):
         return
-    bracketed, is_list = re.fullmatch(r"\[(.*,.*)\]", text, re.DOTALL), get_origin(keys().get(key)) is list
+    bracketed, is_list = re.fullmatch(r"[\[{(]([^:]*,[^:]*)[\]})]", text, re.DOTALL), is_a_list(key)
     several = "," in text and not re.search(r"[{}()\[\]]", text)
     if not is_list and (several or bracketed or re.fullmatch(FUNCTION, text, re.DOTALL)):
-        example = quote(f"{key}={bracketed[1] if bracketed else text.strip(' ,')}")
+        values = bracketed[1] if bracketed else text
+        if not re.fullmatch(FUNCTION, text, re.DOTALL) and not all(part.strip() for part in values.split(",")):
+            raise UserError(
+                f"{key}={text}: a value is missing beside a comma. {key} takes one value; `bnrepro sweep` runs "
+                f"several, written without spaces, as in {key}=A,B."
+            )
+        example = quote(f"{key}={values}")
         raise UserError(
             f"{key} takes one value; got {text!r}. `bnrepro sweep {example}` runs several"
             f"{', without brackets' if bracketed else ''}."
         )
+
+
+def is_a_list(key: str) -> bool:
+    """Whether the value of ``key`` is a list."""
+    return get_origin(keys().get(key)) is list
 
 
 def written(key: str, value: Any) -> str:
@@ -203,21 +215,30 @@ def home(what: str, path: str) -> str:
     """
     if not path.startswith("~"):
         return path
+    who = path.partition("/")[0]
     try:
+        if who == "~" and os.environ.get("HOME") == "":  # a shell would make /x of ~/x, which nobody means
+            raise RuntimeError("HOME is empty")
         return str(Path(path).expanduser())
     except RuntimeError as error:
-        who = path.partition("/")[0]
         raise UserError(
             f"{what}: the home folder {who} is not known here. Write it in full, or ./{path} for a folder of that name."
         ) from error
 
 
-def check_path(what: str, path: str | None) -> None:
-    """Raise UserError for a path that cannot exist or cannot be stored in a configuration."""
+def check_path(what: str, path: str | None, wanted: str = "") -> None:
+    """Raise UserError for a path that cannot exist or cannot be stored in a configuration.
+
+    Args:
+        what: the key or the option that has it.
+        path: as it was given.
+        wanted: what to write where it is empty; by default, what a folder needs.
+    """
     if path is None:
         return
     if not path:
-        raise UserError(f"{what} is empty. Write a path; for the current folder write '.'.")
+        wanted = wanted or "Write the path of a folder; for the current one write '.'."
+        raise UserError(f"{what} is empty. {wanted}")
     kinds = {unicodedata.category(c) for c in path}
     if "Cs" in kinds:
         raise UserError(f"{what} must be a path in UTF-8; got {path[:200]!r}. Rename it, or make a link to it.")
@@ -227,9 +248,17 @@ def check_path(what: str, path: str | None) -> None:
         raise UserError(f"{what} must be a path without ${{...}} and other than ???; got {path[:200]!r}.")
 
 
+def need_folder(what: str, folder: Path) -> None:
+    """Raise UserError if ``folder`` is neither there nor can be made, since something on the way is no folder."""
+    there = next((place for place in (folder, *folder.parents) if os.path.lexists(place)), Path())
+    if not there.is_dir():
+        part = f"{what}={folder}" if there == folder else f"{what}={folder}: {there}"
+        raise UserError(f"{part} is not a folder. Give the path of a folder.")
+
+
 def elements(key: str, text: str) -> Iterator[str]:
-    """What is between the commas of a sweep over ``key``; quotes hold a text together, brackets a list."""
-    whole = QUOTED if keys().get(key) in (str, str | None) else rf"{QUOTED}|\[[^\]]*\]"
+    """What is between the commas of a sweep over ``key``; quotes hold a text together, brackets what is in them."""
+    whole = QUOTED if keys().get(key) in (str, str | None) else rf"{QUOTED}|\[[^\]]*\]|\{{[^}}]*\}}|\([^)]*\)"
     place = 0
     while place <= len(text):
         found = re.compile(rf"\s*({whole})\s*(?=,|$)|([^,]*)", re.DOTALL).match(text, place)

@@ -9,7 +9,7 @@ import subprocess
 from importlib import metadata
 from pathlib import Path
 
-from bnrepro import stored
+from bnrepro import __version__, stored
 from bnrepro.cores import cores
 from bnrepro.signals import output_of
 
@@ -19,14 +19,15 @@ ELSEWHERE = {"GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE", "GIT_COMMON_DIR", "GI
 
 def versions() -> dict[str, str]:
     """Versions of Python and of the packages that a number depends on."""
-    packages = ("bnrepro", "torch", "torchvision", "numpy", "hydra-core")
-    return {"python": platform.python_version(), **{name: _version(name) for name in packages}}
+    packages = ("torch", "torchvision", "numpy", "hydra-core")
+    own = {"python": platform.python_version(), "bnrepro": __version__}
+    return {**own, **{name: _version(name) for name in packages}}
 
 
 def _version(package: str) -> str:
     try:
         return metadata.version(package)
-    except metadata.PackageNotFoundError:  # as of this package itself, run from its folder
+    except metadata.PackageNotFoundError:  # it is on the path, without what an installation says of it
         return "not installed"
 
 

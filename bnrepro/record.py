@@ -371,6 +371,8 @@ def open_run(path: Path) -> Run:
     if not os.path.lexists(path / CONFIG):
         if os.path.lexists(path / SUMMARY):
             raise damaged(path, f"there is no {CONFIG}")
+        if path.is_symlink() and not path.exists():
+            raise UserError(f"{path} is a link that leads nowhere, or to itself. `bnrepro runs` lists the runs.")
         raise UserError(f"{path} is not a run's directory (no {CONFIG}). `bnrepro runs` lists them.")
     return Run(path)
 

@@ -208,7 +208,7 @@ class Norm:
     affine: bool = True
     """Whether gamma and beta are learned."""
     kernel_size: int | None = None
-    """adaptive, adaptivewindow: length of the window's sides. Other norms have no window and ignore it."""
+    """adaptive, adaptivewindow: length of the window's sides. Other norms have no window: `model.check_options`."""
     gamma: Gamma = Gamma.ones
     """Before training: ones, or uniform between 0 and 1."""
     ghost_size: int | None = None

@@ -13,7 +13,6 @@ import hashlib
 import importlib.util
 import io
 import pickle
-import shlex
 import tarfile
 import urllib.request
 import zlib
@@ -137,7 +136,7 @@ def state(name: str, root: Path) -> str:
 
 def _remedy(name: str, root: Path) -> str:
     return (
-        f"`bnrepro data fetch {name} --root={shlex.quote(str(root))}` downloads what is missing; or copy the published "
+        f"`bnrepro data fetch {name} --root={output.shown(root)}` downloads what is missing; or copy the published "
         f"files into {root}, at most {DEEPEST} folders deep, as they are or in .gz, .zip, .tar or .tgz: they are known "
         "by their content."
     )

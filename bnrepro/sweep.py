@@ -16,7 +16,7 @@ from bnrepro import record, train
 from bnrepro.config import MOST_RUNS, UserError, configs_dir, run_dir, to_yaml
 from bnrepro.cores import cores
 from bnrepro.errors import reason
-from bnrepro.overrides import FUNCTION, PATHS, elements, parse, split
+from bnrepro.overrides import FUNCTION, PATHS, elements, is_a_list, parse, split
 from bnrepro.parallel import Report, map_all
 from bnrepro.record import Run, Status
 from bnrepro.schema import Config, Device
@@ -56,7 +56,7 @@ def expand(overrides: Sequence[str]) -> list[list[str]]:
             raise _not_understood(text)
         if re.fullmatch(FUNCTION, values, re.DOTALL):
             choices.append(_made_by_function(key, text))
-        elif len(parts) > 1:
+        elif len(parts) > 1 and not (is_a_list(key) and not any(part.startswith("[") for part in parts)):
             choices.append([_one_of(key, part, text) for part in parts])
         else:
             parse(text)  # raises, where it is no value
@@ -99,7 +99,13 @@ def _made_by_function(key: str, text: str) -> list[str]:
             if override.is_sweep_override() and not override.is_discrete_sweep():
                 raise UserError(f"{text}: an interval has no runs to list. Give values: {key}=0.1,0.01.")
             if override.is_discrete_sweep():
-                return [f"{key}={value}" for value in islice(override.sweep_string_iterator(), MOST_RUNS + 1)]
+                made = [f"{key}={value}" for value in islice(override.sweep_string_iterator(), MOST_RUNS + 1)]
+                for one in made:
+                    try:
+                        parse(one)
+                    except UserError as error:  # which does not name what was typed
+                        raise UserError(f"{text[:200]}: {error}") from error
+                return made
     except (HydraException, RecursionError, ValueError, TypeError, OverflowError) as error:
         raise _not_understood(text) from error
     raise _not_understood(text)

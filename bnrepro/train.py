@@ -210,6 +210,11 @@ class Trainer:
                 f"batch_size={cfg.batch_size} is more than the {len(data.train.labels)} training images of "
                 f"{data.name}. Use a smaller batch."
             )
+        if cfg.data.together > len(data.train.labels):
+            raise UserError(
+                f"data.together={cfg.data.together} is more than the {len(data.train.labels)} training images of "
+                f"{data.name}, which cannot stay together more than all of them. Use a smaller number."
+            )
         self.steps = cfg.epochs * self.steps_per_epoch
         self.step = 0
         self.rows: list[Row] = []

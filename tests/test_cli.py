@@ -169,7 +169,7 @@ WRONG = [
     (["reproduce", "--jobs=0"], "--jobs"),
     (["reproduce", "--archive=cifar10"], "--archive=cifar10 is not of the form NAME=FILE"),
     (["reproduce", "--archive=nosuch=a.npz"], "there is no dataset 'nosuch'"),
-    (["reproduce", "--archive=cifar10=none.npz"], "there is no file none.npz"),
+    (["reproduce", "--archive=cifar10=none.npz"], "none.npz does not exist"),
     (["report"], "There are no results under results"),
     (["figures", "labml"], "`bnrepro reproduce labml` makes them"),
     (["runs", "--sort=colour"], "--sort"),

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from bnrepro import parallel, signals
+from bnrepro.cli import ending
 from bnrepro.record import find_runs
 from tests.conftest import TINY, changed
 from tests.ending import Command, group
@@ -33,6 +34,22 @@ def comparison(digits: Path, epochs: int = 200) -> list[str]:
         *changed(TINY, f"epochs={epochs}"),
         f"data.path={digits}",
     ]
+
+
+def test_training_that_a_benchmark_makes_is_not_said_to_go_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    run = "Stopped at step 27 of 560; the same command goes on."
+
+    def stop() -> None:
+        raise KeyboardInterrupt(run)
+
+    monkeypatch.setattr(signals, "ignore", lambda: None)
+    for command, words in (("bench", "Interrupted."), ("train", run)):
+        said: list[str] = []
+        monkeypatch.setattr(sys, "argv", ["bnrepro", command])
+        monkeypatch.setattr("bnrepro.output.tell", said.append)
+        with pytest.raises(SystemExit):
+            ending.run(stop)
+        assert said == [f"\n{words}"]
 
 
 @pytest.mark.parametrize(

@@ -71,12 +71,13 @@ USAGE = [
     ("train --epochs", "Write epochs=VALUE, without dashes."),
     ("train --epochs --force", "Write epochs=VALUE, without dashes."),
     ("train +=3", "must have the form key=value, as in epochs=5."),
-    ("train root=", "for the current folder write '.'."),
+    ("train root=", "for the current one write '.'."),
     ("train device=x", "device must be auto, cpu or cuda; got 'x'."),
     ("train eval_every=x", "eval_every must be an integer or null"),
     ("train data=some/flowers-1.npz", "write data.source=npz data.path=some/flowers-1.npz data.name=flowers_1."),
     ("train data=minst", "There is no dataset 'minst'. Did you mean mnist? There are: cifar10"),
-    ("train optimizer.lr=0.1, 0.01", "`bnrepro sweep optimizer.lr=0.1` runs several."),
+    ("train optimizer.lr=0.1, 0.01", "optimizer.lr=0.1,: a value is missing beside a comma. optimizer.lr takes one"),
+    ("config variant=,bn", "variant=,bn: a value is missing beside a comma."),
     ("train force=true", "Write --force."),
     (
         "compare --variant=bn,convbn",
@@ -121,7 +122,35 @@ USAGE = [
     ("tensorboard --port=-1", "--port must be an integer between 0"),
     ("reproduce labl", "There is no experiment 'labl'. Did you mean labml?"),
     ("eval x --size=0", "--size must be an integer of at least 1; got '0'."),
-    ("compare --out=", "The path on the command line is empty."),
+    ("compare --out=", "--out is empty. Write the path of a folder; for the current one write '.'."),
+    ("bench --out=", "--out is empty."),
+    ("show ''", "RUN is empty. Write a run's directory; `bnrepro runs` lists them."),
+    ("tensorboard ''", "FOLDER is empty."),
+    ("reproduce --archive=mnist=", "--archive=mnist is empty. Write the path of an .npz archive"),
+    ("train data.source=npz data.path=", "data.path is empty. Write the path of an .npz archive."),
+    ("data list --root=$'a\x1b'", "--root must be a path without control characters"),
+    ("show $'\udcff'", "RUN must be a path in UTF-8"),
+    ("reproduce --data-root=/dev/null/x", "--data-root=/dev/null/x: /dev/null is not a folder."),
+    ("config --force", "bnrepro config has no option --force, which is one of train, compare, sweep, reproduce."),
+    ("data --root=x", "bnrepro data has no option --root, which is one of list, fetch, verify."),
+    ("--dry-run", "bnrepro has no option --dry-run, which is one of sweep, reproduce."),
+    ("compare root=/dev/null/x", "/dev/null is no folder"),
+    ("sweep seed=0,1 root=/dev/null/x", "/dev/null is no folder"),
+    ("runs --jobs=2", "bnrepro runs has no option --jobs, which is one of compare, sweep, reproduce."),
+    ("train --jobs=2", "bnrepro train has no option --jobs, which is one of compare, sweep, reproduce."),
+    ("config -h=3", "-h takes no value. It shows the help of bnrepro config."),
+    ("config --help=3", "--help takes no value."),
+    ("config -hx", "There is no option -hx."),
+    ("config a.b.c.d=1", "There is no key a.b.c.d. `bnrepro config` prints every key"),
+    ("reproduce labml,placement", "separate experiments by spaces: bnrepro reproduce labml placement"),
+    ("bench layers,memory", "separate parts by spaces: bnrepro bench layers memory"),
+    ("reproduce --archive=mnist=/dev/null", "--archive=mnist: /dev/null is not a plain file but"),
+    ("sweep variant=instancenorm,bn model=lenet --dry-run", "instancenorm needs maps of more than one location"),
+    ("sweep variant=bn,convbn batch_size=1 --dry-run", "Use batch_size=2 or more."),
+    ("train norm.kernel_size=3", "norm.kernel_size=3 is not used by variant=bn. Leave it out, or take a variant that"),
+    ("config norm.gamma=uniform --variant=nobn", "norm.gamma=uniform is not used by variant=nobn."),
+    ("sweep norm.ghost_size=8 variant=bn,nobn", "norm.ghost_size=8 is not used by variant=bn, nobn."),
+    ("compare norm.affine=false --variants=nobn,lrn", "norm.affine=False is not used by variant=nobn, lrn."),
     ("runs --root=~nobody_of_that_name/x", "the home folder ~nobody_of_that_name is not known here"),
 ]
 
@@ -137,6 +166,23 @@ def test_nothing_at_all_and_a_group_alone_show_the_help(call: Call) -> None:
         result = call(*words)
         assert (result.code, result.err) == (2, "")
         assert result.out.startswith(" ".join(["Usage: bnrepro", *words]))
+
+
+def test_help_names_every_status_that_runs_can_be_chosen_by() -> None:
+    from bnrepro.listing import STATUSES
+
+    text = " ".join(helps()["bnrepro runs"].split())
+    assert all(status in text for status in STATUSES)
+
+
+def test_without_an_installation_the_version_is_that_of_the_source(call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
+    from importlib import metadata
+
+    from bnrepro import __version__, provenance
+
+    monkeypatch.setattr(metadata, "version", raising(metadata.PackageNotFoundError("bnrepro")))
+    assert call("--version").out == f"bnrepro {__version__}\n"
+    assert provenance.versions()["bnrepro"] == __version__
 
 
 def test_short_help_and_version(call: Call) -> None:
@@ -294,11 +340,47 @@ def test_root_that_can_hold_no_run_is_a_sentence_and_stays_as_it_is(
     assert {path.name for path in tmp_path.iterdir()} == {"file", "loop"}
 
 
+@pytest.mark.parametrize("where", ["file", "file/x", "loop", "/dev/null", "/proc/x"])
+@pytest.mark.parametrize("command", ["bench layers", "compare", "reproduce numpynet --preset=smoke", "report"])
+def test_results_that_would_have_no_folder_are_refused_before_any_work(
+    call: Call, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, command: str, where: str
+) -> None:
+    for work in ("bench.layers.layers", "sweep.run_all", "experiments.reproduce.execute", "train.rehearse"):
+        monkeypatch.setattr(f"bnrepro.{work}", raising(AssertionError("too late")))
+    (tmp_path / "file").touch()
+    (tmp_path / "loop").symlink_to("loop")
+    line = told(call(*command.split(), f"--out={where}"))
+    assert where in line
+    assert "not a folder" in line or where == "/proc/x"
+    assert {path.name for path in tmp_path.iterdir()} <= {"file", "loop", "runs"}
+
+
+@pytest.mark.parametrize("command", ["show", "eval"])
+def test_link_to_itself_is_no_run(call: Call, tmp_path: Path, command: str) -> None:
+    (tmp_path / "loop").symlink_to("loop")
+    assert "loop is a link that leads nowhere, or to itself." in told(call(command, "loop"))
+
+
 # --- remedies ---
 
 
+def test_what_is_printed_of_a_run_can_be_pasted(call: Call, digits: Path) -> None:
+    for root in ("-x", "~", "a b"):
+        given = [*changed(TINY, "epochs=1"), f"data.path={digits}", f"root=./{root}" if root == "~" else f"root={root}"]
+        (run,) = re.findall("^Run: (.*)$", call("train", *given).out, re.MULTILINE)
+        assert call("show", *shlex.split(run)).code == 0
+        assert run in call("runs", f"--root=./{root}").out
+        assert run in call("sweep", *given, "--dry-run").out
+
+
+def test_path_that_looks_like_an_option_is_told_how_to_be_written(call: Call, tmp_path: Path) -> None:
+    (tmp_path / "-x" / "y").mkdir(parents=True)
+    for path in ("-x", "-x/y"):
+        assert f"For the path of that name write ./{path}." in told(call("show", path))
+
+
 def test_missing_runs_are_made_where_the_message_says(call: Call, digits: Path) -> None:
-    for root in ("nope", "-x", "$HOME", "a b"):
+    for root in ("nope", "-x", "$HOME", '"a"', "'a' b", "./~a", "a b"):
         for command in (["runs", f"--root={root}"], ["tensorboard", "--", root]):
             remedy = re.search("`(bnrepro train .*)`", told(call(*command)))
             assert remedy is not None
@@ -468,6 +550,7 @@ def test_every_example_is_understood(line: str) -> None:
             ["runs", "--status=complete"],
             "--status: there is no 'complete'. Did you mean completed? There are:",
         ),
+        (["runs", "--status=done"], "running, running or interrupted, damaged."),
         (["figures", "labml", "--root=elsewhere"], "--root=elsewhere is not used"),
         (["bench", "layers", "epochs=2"], "epochs=2 is not used"),
         (["train", "--variant=bn", "epochs=1", "--variant", "convbn"], "--variant is given twice: 'bn' and 'convbn'"),

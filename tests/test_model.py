@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from bnrepro.config import UserError, load_config
-from bnrepro.model import MODELS, Network, build, norm_of, parameter_groups, size_of
+from bnrepro.model import MODELS, Network, build, check_options, norm_of, options_of, parameter_groups, size_of
 from bnrepro.norm import NORMS, BatchNorm2d, ConvBatchNorm2d
 from bnrepro.norm.variants import GhostBatchNorm
 from bnrepro.train import rehearse
@@ -244,3 +244,38 @@ def test_an_archives_own_shape_counts(tmp_path: Path) -> None:
     rehearse([load_config(["model=paper_mlp", *archive])])
     with pytest.raises(UserError, match="images of 4 x 4 are too small"):
         rehearse([load_config(["model=lenet", *archive])])
+
+
+@pytest.mark.parametrize("variant", NORMS)
+def test_options_of_a_norm_are_those_that_change_its_layers(variant: str) -> None:
+    values = {"eps": "0.5", "momentum": "0.5", "affine": "false", "kernel_size": "3", "ghost_size": "3"}
+    if variant == "frozenbn":  # whose running statistics, which never move, take a momentum all the same
+        del values["momentum"]
+    changing = set()
+    for key, value in values.items():
+        plain, other = (_described(variant, given) for given in ([], [f"norm.{key}={value}"]))
+        changing |= {key} if plain != other else set()
+    assert changing == options_of(variant) & values.keys()
+    for key in ("kernel_size", "ghost_size", "affine"):
+        cfg, beside = (load_config([f"variant={v}", f"norm.{key}={values[key]}"]) for v in (variant, "bn"))
+        used_beside = key in options_of("bn")
+        if key in changing:
+            check_options([cfg])
+        else:
+            with pytest.raises(UserError, match=f"^norm.{key}=.* is not used by variant={variant}. Leave it out"):
+                check_options([cfg])
+        if key in changing or used_beside:
+            check_options([cfg, beside])
+
+
+def _described(variant: str, given: list[str]) -> str:
+    layer = norm_of(load_config([f"variant={variant}", *given]))(16, (8, 8))
+    return f"{sorted((k, v) for k, v in vars(layer).items() if not k.startswith('_'))} {list(layer.parameters())}"
+
+
+def test_options_of_a_norm_that_cannot_be_tried_are_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    def own(features: int, shape: tuple[int, ...], options: object = None) -> nn.Module:
+        raise RuntimeError("7 channels")
+
+    monkeypatch.setitem(NORMS, "own", own)
+    check_options([load_config(["variant=own", "norm.ghost_size=3", "norm.kernel_size=3"])])

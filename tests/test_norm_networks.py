@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.nn.utils import prune
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.utils import prune
 from torchvision import models
 
 from bnrepro.norm import (

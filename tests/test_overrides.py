@@ -98,6 +98,9 @@ def test_home_is_put_in_once_and_in_one_place(monkeypatch: pytest.MonkeyPatch, t
     assert read_config(tmp_path / "config.yaml").data.root == f"{tmp_path}/data"
     with pytest.raises(UserError, match=r"~nobody_of_that_name is not known.*\./~nobody_of_that_name/x"):
         load_config(["root=~nobody_of_that_name/x"])
+    monkeypatch.setenv("HOME", "")
+    with pytest.raises(UserError, match=r"root: the home folder ~ is not known here.*\./~/runs"):
+        load_config(["root=~/runs"])
     monkeypatch.delenv("HOME")
     monkeypatch.setattr(os.path, "expanduser", lambda path: path)  # as where there is no entry in passwd either
     with pytest.raises(UserError, match=r"root: the home folder ~ is not known here"):
@@ -187,6 +190,9 @@ WRONG = [
     ("data=mnist,cifar10", "`bnrepro sweep data=mnist,cifar10` runs several."),
     ("seed=range(3)", "`bnrepro sweep 'seed=range(3)'` runs several."),
     ("seed=[0,1]", "`bnrepro sweep seed=0,1` runs several, without brackets."),
+    ("seed={0,1}", "`bnrepro sweep seed=0,1` runs several, without brackets."),
+    ("variant=bn,", "variant=bn,: a value is missing beside a comma. variant takes one value; `bnrepro sweep` runs"),
+    ("seed=0,,1", "seed=0,,1: a value is missing beside a comma."),
 ]
 
 
@@ -235,7 +241,11 @@ def test_sweep_separates_by_commas_outside_quotes(override: str, values: list[An
     ("override", "words"),
     [
         ("seed=[0,1]", "`bnrepro sweep seed=0,1` runs several, without brackets."),
-        ("schedule.milestones=0.3,0.6", "a list needs brackets"),
+        ("schedule.milestones=0.3,0.6", "a list needs brackets: 'schedule.milestones=[0.3,0.6]'."),
+        ("seed={0,1}", "got '{0,1}'. `bnrepro sweep seed=0,1` runs several"),
+        ("seed=range(3.0)", "seed=range(3.0): seed must be an integer"),
+        ("seed=range(0,3,0.5)", "seed=range(0,3,0.5): seed must be an integer"),
+        ("seed=choice(1,x)", "seed=choice(1,x): seed must be an integer"),
         ("seed=1,,2", "a value is missing beside a comma"),
         ("variant=bn,", "a value is missing beside a comma"),
         ("seed=1,x", "seed must be an integer"),

@@ -191,6 +191,7 @@ def test_step_of_divergence_is_that_of_the_first_bad_loss(tiny: Tiny, monkeypatc
 @pytest.mark.parametrize(
     ("overrides", "words"),
     [
+        (("data.together=541",), "data.together=541 is more than the 540 training images"),
         (("batch_size=541",), "batch_size=541 is more than the 540 training images"),
         (("batch_size=1", "variant=convbn"), "variant=convbn: .*batch of 1"),
         (("variant=nosuch",), "there is no 'nosuch'"),

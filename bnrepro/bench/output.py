@@ -44,9 +44,7 @@ def run(
         raise UserError(f"{overrides[0]} is not used here: only the parts epoch and compare have a configuration.")
     for norm in norms:
         layers.make(norm, (2, 2, 2, 2))
-    for part in parts:
-        for make in makers[part]:
-            yield make()
+    return (make() for part in parts for make in makers[part])
 
 
 def text(table: Table) -> str:

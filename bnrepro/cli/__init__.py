@@ -15,15 +15,15 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
-    context_settings={"help_option_names": ["-h", "--help"]},
+    context_settings={"help_option_names": list(mistakes.HELP)},
 )
 
 
 def _show_version(asked: bool) -> None:
     if asked:
-        from importlib.metadata import version
+        from bnrepro import __version__
 
-        typer.echo(f"bnrepro {version('bnrepro')}")
+        typer.echo(f"bnrepro {__version__}")
         raise typer.Exit
 
 

@@ -7,13 +7,15 @@ from typing import Annotated
 
 import typer
 
-from bnrepro.cli.options import path
+from bnrepro.cli.options import folder
 
 app = typer.Typer(help="List, download and check datasets.")
 
 DataName = Annotated[str | None, typer.Argument(metavar="[NAME]", help="A dataset; default: all.")]
 ROOT = Path("data")
-DataRoot = Annotated[Path, typer.Option(metavar="FOLDER", parser=path, help="Folder of the datasets (data.root).")]
+DataRoot = Annotated[
+    Path, typer.Option(metavar="FOLDER", parser=folder("--root"), help="Folder of the datasets (data.root).")
+]
 
 
 @app.command("list")

@@ -44,6 +44,6 @@ def run(command: Callable[[], None]) -> None:
 def _stop(message: str = "") -> NoReturn:
     signals.ignore()  # what is left is the interpreter's end
     goes_on = sys.argv[1:2] and sys.argv[1] in GOES_ON
-    again = "Interrupted. Run the same command again to continue." if goes_on else "Interrupted."
-    output.tell(f"\n{message or again}")
+    again = message or "Interrupted. Run the same command again to continue."  # a run inside `bench` says so too
+    output.tell(f"\n{again if goes_on else 'Interrupted.'}")
     sys.exit(128 + (signals.received or signal.SIGINT))

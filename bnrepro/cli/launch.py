@@ -4,19 +4,21 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import typer
 
-from bnrepro import slurm, sweep, train
+from bnrepro import slurm, sources, sweep, train
+from bnrepro.cli.options import make_room
 from bnrepro.config import UserError, run_dir
 from bnrepro.errors import known_are
 from bnrepro.launcher import Options, load_options
-from bnrepro.output import counted
+from bnrepro.output import counted, shown
 from bnrepro.parallel import Report
 from bnrepro.progress import SweepBar
 from bnrepro.record import run_of
-from bnrepro.schema import Config
+from bnrepro.schema import Config, Source
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -52,15 +54,32 @@ class Launcher:
         jobs = self.jobs or (sweep.default_jobs(configs[0]) if configs else 1)
         return sweep.run_all(configs, jobs, force=force, report=report, ended=ended, threads=threads)
 
+    def check(
+        self, configs: Sequence[Config], force: bool, there: Callable[[Config], bool] = lambda _: True
+    ) -> list[Config]:
+        """Those of ``configs`` that are still to be run.
+
+        Args:
+            configs: the runs.
+            force: whether what is finished is run again.
+            there: whether the data of a run may be read; without them its network is not tried.
+
+        Raises:
+            UserError: one of them cannot be trained.
+        """
+        missing = [cfg for cfg in configs if force or not run_of(cfg).finished]
+        if not self.options:  # a cluster's login node may have no data
+            train.rehearse(filter(there, missing))
+        return missing
+
     def show_all(self, configs: list[Config], force: bool) -> list[sweep.Outcome]:
         """`run_all`, shown as it goes; at the end, how many were found and made, and the reasons of those that failed.
 
         Raises:
             UserError: one of them cannot be trained, which is found out before the first one is.
         """
-        missing = [cfg for cfg in configs if force or not run_of(cfg).finished]
-        if not self.options:  # a cluster's login node may have no data
-            train.rehearse(missing)
+        missing = self.check(configs, force)
+        make_room(Path(configs[0].root))
         with SweepBar([str(run_dir(cfg).relative_to(cfg.root)) for cfg in configs]) as bar:
             outcomes = self.run_all(configs, force=force, report=bar.update, ended=bar.ended)
         lost = len({outcome.path for outcome in outcomes if outcome.error})
@@ -69,8 +88,13 @@ class Launcher:
         typer.echo(f"{counted(len(configs), 'run')}: {came}.", err=True)
         for outcome in outcomes:
             if outcome.error:
-                typer.echo(f"{outcome.path}: {outcome.error}", err=True)
+                typer.echo(f"{shown(outcome.path)}: {outcome.error}", err=True)
         return outcomes
+
+
+def data_there(cfg: Config) -> bool:
+    """Whether the data of ``cfg`` can be read without a download."""
+    return cfg.data.source is Source.npz or sources.lookup(cfg.data.name).there(Path(cfg.data.root))
 
 
 def take_launcher(name: str, arguments: Sequence[str] | None, jobs: int | None) -> tuple[Launcher, list[str]]:

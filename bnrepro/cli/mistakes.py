@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import re
 import sys
 from shlex import quote
 from typing import Any, get_args, get_type_hints
@@ -14,6 +16,9 @@ UsageError: Any = typer.BadParameter.__bases__[0]
 """The parser's exception, which comes from Click or from the copy of it inside Typer, depending on the version."""
 
 
+HELP = ("-h", "--help")
+
+
 def sentence(error: Any, command: Any) -> str | None:
     """The message for a `UsageError`, or None if a command group was called without a command.
 
@@ -21,14 +26,17 @@ def sentence(error: Any, command: Any) -> str | None:
         error: what the parser raised on ``sys.argv``.
         command: the parser of the whole command line.
     """
-    path, command, words = _reached(command)
+    root = command
+    path, command, words = _reached(root)
     options = _options(command)
     asked, parameter = getattr(error, "option_name", None), getattr(error, "param", None)
     if asked in options:
         about = "takes no value" if _is_flag(options[asked]) else "needs a value"
         return f"{asked} {about}. {options[asked].help}"
     if asked:
-        return _unknown(asked, words, options, path, _takes_keys(command))
+        others = getattr(command, "commands", root.commands)
+        elsewhere = [name for name, each in others.items() if asked in _options(each)]
+        return _unknown(asked, words, options, path, _takes_keys(command), elsewhere)
     if commands := getattr(command, "commands", None):
         if not words:
             return None
@@ -97,10 +105,18 @@ def _takes_keys(command: Any) -> bool:
     return any(each.name in ("overrides", "parts") for each in command.params)
 
 
-def _unknown(asked: str, words: list[str], options: dict[str, Any], path: str, overrides: bool) -> str:
-    """The message for an unknown option, which may be a configuration key written with dashes."""
-    typed = next((word for word in words if word.startswith(asked)), asked)
+def _unknown(
+    asked: str, words: list[str], options: dict[str, Any], path: str, overrides: bool, elsewhere: list[str]
+) -> str:
+    """The message for an unknown option: a key with dashes, a path, or an option of the commands ``elsewhere``."""
+    # Of -h=3 the parser names "-=".
+    inside = (word for word in words if re.match("-[^-]", word) and asked[1:] in word)
+    typed = next((word for word in words if word.startswith(asked)), next(inside, asked))
     name, equals, value = typed.partition("=")
+    if name in HELP:
+        return f"{name} takes no value. It shows the help of {path}."
+    if os.path.lexists(typed):
+        return f"There is no option {typed}. For the path of that name write {quote(f'./{typed}')}."
     key, near = name.lstrip("-").replace("-", "_"), did_you_mean(name, options)
     if overrides:
         from bnrepro.overrides import groups, keys
@@ -115,6 +131,9 @@ def _unknown(asked: str, words: list[str], options: dict[str, Any], path: str, o
             return f"There is no option {name}. Write {quote(f'{key}={value}')}, without dashes."
         if not near and (near := did_you_mean(key, [*keys(), *groups()])):
             near += " Keys are written without dashes, as in epochs=5."
+    if elsewhere:
+        others = ", ".join(elsewhere)
+        return f"{path} has no option {name}, which is one of {others}. `{path} --help` lists its own."
     return f"There is no option {name}.{near or f' `{path} --help` lists them.'}"
 
 

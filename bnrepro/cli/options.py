@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from shlex import quote
 from typing import TYPE_CHECKING, Annotated, Any
@@ -11,17 +11,48 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from bnrepro.errors import UserError
+from bnrepro.output import shown as shown
 
 if TYPE_CHECKING:
     from bnrepro.schema import Config
 
 
-def path(text: str | Path) -> Path:
-    """A path as it is typed, with the home folder for ``~``, which shells leave alone in ``--root=~/runs``."""
-    from bnrepro.overrides import check_path, home
+def path(what: str, wanted: str = "") -> Callable[[str | Path], Path]:
+    """The parser of the path that argument ``what`` takes; ``wanted`` says what to write where it is empty.
 
-    check_path("The path on the command line", str(text))
-    return Path(home("The path on the command line", str(text)))
+    The home folder is put in place of ``~``, which shells leave alone in ``--root=~/runs``.
+    """
+
+    def parse(text: str | Path) -> Path:
+        from bnrepro.overrides import check_path, home
+
+        check_path(what, str(text), wanted)
+        return Path(home(what, str(text)))
+
+    return parse
+
+
+def folder(what: str) -> Callable[[str | Path], Path]:
+    """`path` for an option that names a folder; what cannot be one is so refused before any work is done."""
+    parse_path = path(what)
+
+    def parse(text: str | Path) -> Path:
+        from bnrepro.overrides import need_folder
+
+        found = parse_path(text)
+        need_folder(what, found)
+        return found
+
+    return parse
+
+
+def make_room(out: Path) -> None:
+    """Make the folder of the results and try whether files can be made in it, before any work is done for them."""
+    from tempfile import TemporaryFile
+
+    out.mkdir(parents=True, exist_ok=True)
+    with TemporaryFile(dir=out):
+        pass
 
 
 Overrides = Annotated[
@@ -32,10 +63,17 @@ Variant = Annotated[str | None, typer.Option(help="The norm: nobn, bn, custombn,
 Seed = Annotated[int | None, typer.Option(help="Seed of weights, batches, augmentation and dropout.")]
 Force = Annotated[bool, typer.Option("--force", help="Start over, even where a finished run is there.")]
 RunPath = Annotated[
-    Path, typer.Argument(metavar="RUN", parser=path, help="A run's directory; `bnrepro runs` lists them.")
+    Path,
+    typer.Argument(
+        metavar="RUN",
+        parser=path("RUN", "Write a run's directory; `bnrepro runs` lists them."),
+        help="A run's directory; `bnrepro runs` lists them.",
+    ),
 ]
-Root = Annotated[Path, typer.Option(metavar="FOLDER", parser=path, help="Folder of the runs.")]
-Out = Annotated[Path, typer.Option(metavar="FOLDER", parser=path, help="Folder of the experiments' results.")]
+Root = Annotated[Path, typer.Option(metavar="FOLDER", parser=folder("--root"), help="Folder of the runs.")]
+Out = Annotated[
+    Path, typer.Option(metavar="FOLDER", parser=folder("--out"), help="Folder of the experiments' results.")
+]
 Jobs = Annotated[
     int | None, typer.Option(min=1, help="Worker processes (default: one per core); threads are divided among them.")
 ]
@@ -88,6 +126,13 @@ def names_in(option: str, text: str) -> list[str]:
     return names
 
 
+def check_separate(command: str, words: Sequence[str], things: str) -> None:
+    """Raise UserError if ``words``, of which each is a name, were separated by commas."""
+    if any("," in word for word in words):
+        names = [name for word in words for name in word.split(",") if name]
+        raise UserError(f"{' '.join(words)}: separate {things} by spaces: bnrepro {command} {' '.join(names)}")
+
+
 def _times(number: int) -> str:
     return "twice" if number == 2 else f"{number} times"
 
@@ -105,19 +150,18 @@ def root_flag(root: str) -> str:
     return "" if root == "runs" else f" {shown(root)}"
 
 
-def shown(path: str | Path) -> str:
-    """A path quoted as a separate shell argument."""
-    return quote(f"./{path}" if str(path).startswith("-") else str(path))
-
-
 def folder_of_runs(root: Path) -> None:
     """Raise UserError if there is no folder ``root``."""
     if root.is_dir():
         return
+    from bnrepro.overrides import written
+
     there = next((place for place in (root, *root.parents) if os.path.lexists(place)), Path())
     if not there.is_dir():
         raise UserError(f"{there} is not a folder. Name one that holds runs.")
-    raise UserError(f"There is no folder {root}. `bnrepro train root={shown(root)}` makes it, with a run in it.")
+    plain = f"./{root}" if str(root).startswith("~") else str(root)
+    how = quote(written("root", plain))
+    raise UserError(f"There is no folder {root}. `bnrepro train {how}` makes it, with a run in it.")
 
 
 def draw(folder: Path) -> None:

@@ -15,8 +15,11 @@ from bnrepro.cli.options import (
     Root,
     RunPath,
     Variant,
+    check_separate,
     draw,
+    folder,
     folder_of_runs,
+    make_room,
     path,
     shown,
 )
@@ -36,7 +39,9 @@ def reproduce(
     launcher: LauncherName = "local",
     data_root: Annotated[
         Path | None,
-        typer.Option(metavar="FOLDER", parser=path, help="Folder of the datasets (data.root), for all runs."),
+        typer.Option(
+            metavar="FOLDER", parser=folder("--data-root"), help="Folder of the datasets (data.root), for all runs."
+        ),
     ] = None,
     archive: Annotated[
         list[str] | None,
@@ -60,6 +65,7 @@ def reproduce(
 
     places = Places(data_root, dict(map(_archive, archive or [])))
     making, names = take_launcher(launcher, names, jobs)
+    check_separate("reproduce", names, "experiments")
     chosen = [experiments.experiment(name) for name in dict.fromkeys(names or experiments.NAMES)]
     plans = [make_plan(experiment, preset, root, places, making.resolve) for experiment in chosen]
     for name in places.archives:
@@ -68,6 +74,9 @@ def reproduce(
     if not force:
         for plan in plans:
             plan.check_room(out)
+    if not dry_run:
+        make_room(root)
+        make_room(out)
     problems: list[Exception] = []
     failures = 0
     with kept_workers():
@@ -95,7 +104,7 @@ def reproduce(
                 typer.echo("Everything ran through. This preset is too small for verdicts; use --preset=quick.")
             else:
                 typer.echo(listing.verdict_table(analysis.findings))
-            typer.echo(f"Records, tables and figures: {plan.folder(out)}\n")
+            typer.echo(f"Records, tables and figures: {shown(plan.folder(out))}\n")
     for problem in problems:
         if not sentence(problem):
             raise problem
@@ -110,12 +119,12 @@ def figures(
         list[Path] | None,
         typer.Argument(
             metavar="[FOLDER]...",
-            parser=path,
+            parser=path("FOLDER"),
             help="What `compare` or `reproduce` wrote; default: all under --root and --out.",
         ),
     ] = None,
     root: Annotated[
-        Path | None, typer.Option(metavar="FOLDER", parser=path, help="Folder of the runs (default: runs).")
+        Path | None, typer.Option(metavar="FOLDER", parser=folder("--root"), help="Folder of the runs (default: runs).")
     ] = None,
     out: Out = EXPERIMENTS,
 ) -> None:
@@ -131,31 +140,34 @@ def figures(
     if folders and root:
         raise UserError(f"--root={root} is not used where folders are named. Leave one of the two out.")
     root = root or Path("runs")
-    given = [out / folder if str(folder) in experiments.NAMES else folder for folder in folders or [root, out]]
-    comparisons = [folder for each in given for folder in comparing.find(each)]
-    concluded = [folder for each in given for folder in records.find(each)]
+    given = [out / each if str(each) in experiments.NAMES else each for each in folders or [root, out]]
+    comparisons = [place for each in given for place in comparing.find(each)]
+    concluded = [place for each in given for place in records.find(each)]
     if folders is None and not comparisons and not concluded:
         raise UserError(
             f"There is no comparison under {root} and no experiment under {out}. `bnrepro compare` and "
             "`bnrepro reproduce` make them there."
         )
-    for asked, folder in zip(folders or [], given, strict=False):
-        if any(found.is_relative_to(folder) for found in comparisons + concluded):
+    for asked, place in zip(folders or [], given, strict=False):
+        if any(found.is_relative_to(place) for found in comparisons + concluded):
             continue
         if str(asked) in experiments.NAMES:
             raise UserError(f"There are no results of {asked} under {out}. `bnrepro reproduce {asked}` makes them.")
-        comparing.open_comparison(folder)  # says what is missing
-    for folder in comparisons:
-        draw(folder)
-        typer.echo(f"Figures: {folder / 'figures'}")
-    for folder in concluded:
-        _conclude(folder)
-        typer.echo(f"Figures, tables and verdicts: {folder}")
+        comparing.open_comparison(place)  # says what is missing
+    for place in comparisons:
+        draw(place)
+        typer.echo(f"Figures: {shown(place / 'figures')}")
+    for place in concluded:
+        _conclude(place)
+        typer.echo(f"Figures, tables and verdicts: {shown(place)}")
 
 
 def report(
     out: Annotated[
-        Path, typer.Option(metavar="FOLDER", parser=path, help="Folder of the results; the report is written into it.")
+        Path,
+        typer.Option(
+            metavar="FOLDER", parser=folder("--out"), help="Folder of the results; the report is written into it."
+        ),
     ] = Path("results"),
 ) -> None:
     """Write one report over all stored results.
@@ -165,7 +177,7 @@ def report(
     from bnrepro import report as reporting
 
     for file in reporting.write(out):
-        typer.echo(f"Report: {file}")
+        typer.echo(f"Report: {shown(file)}")
 
 
 def runs(
@@ -174,7 +186,10 @@ def runs(
     model: Annotated[str | None, typer.Option(help="Only this network.")] = None,
     variant: Variant = None,
     status: Annotated[
-        str | None, typer.Option(help="Only completed, diverged, interrupted, failed or running.")
+        str | None,
+        typer.Option(
+            help="Only completed, diverged, interrupted, failed, running, 'running or interrupted' or damaged."
+        ),
     ] = None,
     sort: Annotated[str, typer.Option(help="path, seed, status, test_accuracy, val_accuracy or seconds.")] = "path",
     csv: Annotated[bool, typer.Option("--csv", help="As CSV, for other programs.")] = False,
@@ -229,13 +244,16 @@ def _conclude(folder: Path) -> None:
 def _archive(text: str) -> tuple[str, Path]:
     """NAME=FILE."""
     from bnrepro import sources
-    from bnrepro.config import UserError
+    from bnrepro.config import UserError, no_archive
+    from bnrepro.stored import plain_size
 
     name, equals, file = text.partition("=")
     if not equals:
         raise UserError(f"--archive={text} is not of the form NAME=FILE, as in cifar10=cifar10.npz.")
     sources.lookup(name)
-    found = path(file)
-    if not found.is_file():
-        raise UserError(f"--archive: there is no file {found}. Give the path of an .npz archive.")
+    found = path(f"--archive={name}", "Write the path of an .npz archive, as in cifar10=cifar10.npz.")(file)
+    try:
+        plain_size(found)
+    except OSError as error:
+        raise no_archive(found, error, f"--archive={name}") from error
     return name, found

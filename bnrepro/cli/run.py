@@ -21,8 +21,9 @@ from bnrepro.cli.options import (
     Variant,
     configure,
     draw,
+    folder,
+    make_room,
     names_in,
-    path,
     root_flag,
     shown,
 )
@@ -42,11 +43,13 @@ def train(overrides: Overrides = None, variant: Variant = None, seed: Seed = Non
         cfg = configure(overrides, variant=variant, seed=seed)
         from bnrepro import train as training
         from bnrepro.allocator import keep_memory
+        from bnrepro.model import check_options
         from bnrepro.output import counted
         from bnrepro.progress import TrainBar
         from bnrepro.record import Run, run_of
 
         keep_memory()
+        check_options([cfg])
         cfg = training.resolve(cfg)
         if not first:
             training.run(cfg, force=force)
@@ -62,7 +65,7 @@ def train(overrides: Overrides = None, variant: Variant = None, seed: Seed = Non
         else:
             took = f"{counted(summary['epochs'], 'epoch')}, {summary['seconds']:.1f} s on {summary['device']}"
             typer.echo(f"{what}: test accuracy {summary['test_accuracy']:.4f} ({took})")
-        typer.echo(f"Run: {path}")
+        typer.echo(f"Run: {shown(path)}")
         typer.echo(f"Curves: bnrepro tensorboard{root_flag(cfg.root)}")
 
 
@@ -95,7 +98,9 @@ def compare(
     ] = None,
     out: Annotated[
         Path | None,
-        typer.Option(metavar="FOLDER", parser=path, help="Folder for table and figures; default: beside the runs."),
+        typer.Option(
+            metavar="FOLDER", parser=folder("--out"), help="Folder for table and figures; default: beside the runs."
+        ),
     ] = None,
     force: Force = False,
 ) -> None:
@@ -128,7 +133,7 @@ def compare(
     from bnrepro import listing
     from bnrepro.allocator import keep_memory
     from bnrepro.board import SHOWN
-    from bnrepro.model import norm_of
+    from bnrepro.model import check_options, norm_of
     from bnrepro.output import counted, only_shown
     from bnrepro.record import Run, claim
 
@@ -136,11 +141,12 @@ def compare(
     grid = comparing.grid(chosen.resolve(cfg), names, seeds)
     for each in grid[: len(names)]:
         norm_of(each)
+    check_options(grid)
     beside = comparing.directory(grid, threshold)
-    folder = out or beside
-    comparing.check_room(folder, grid, threshold)
-    if out:  # where no folder can be is known before anything is trained
-        out.mkdir(parents=True, exist_ok=True)
+    place = out or beside
+    comparing.check_room(place, grid, threshold)
+    if out:
+        make_room(out)
     outcomes = chosen.show_all(grid, force)
     failed = [outcome for outcome in outcomes if outcome.error]
     finished = [Run(outcome.path) for outcome in outcomes if not outcome.error]
@@ -148,13 +154,13 @@ def compare(
         raise UserError(f"None of {counted(len(grid), 'run')} finished; the reasons are above.")
     comparison = comparing.collect(finished)
     with claim(beside):  # the same comparison may be asked for twice at once
-        comparing.save(comparison, folder, threshold)
+        comparing.save(comparison, place, threshold)
         with only_shown(SHOWN):
             comparing.write_board(comparison, beside)
         with only_shown("Figures"):
-            draw(folder)
+            draw(place)
     typer.echo(listing.comparison_table(comparison, threshold))
-    typer.echo(f"Table, records and figures: {folder}")
+    typer.echo(f"Table, records and figures: {shown(place)}")
     typer.echo(f"Curves: bnrepro tensorboard{root_flag(cfg.root)}")
     if failed:
         raise UserError(
@@ -181,9 +187,9 @@ def sweep(
     """
     from bnrepro import listing
     from bnrepro.allocator import keep_memory
-    from bnrepro.cli.launch import take_launcher
+    from bnrepro.cli.launch import data_there, take_launcher
     from bnrepro.config import UserError, run_dir
-    from bnrepro.model import norm_of
+    from bnrepro.model import check_options, norm_of
     from bnrepro.output import counted
     from bnrepro.record import run_of
     from bnrepro.sweep import expand
@@ -203,11 +209,13 @@ def sweep(
         combinations.append(each)
         runs[run_dir(cfg)] = cfg
     grid = list(runs.values())
+    check_options(grid)
     if dry_run:
+        chosen.check(grid, force, there=data_there)  # nothing is downloaded for a list
         there = [run_of(cfg) for cfg in grid]
         left = sum(not run.finished for run in there)  # first: it says what is damaged
         for run in there:
-            typer.echo(f"{run.status if run.started else 'to run':<12} {run.path}")
+            typer.echo(f"{run.status if run.started else 'to run':<12} {shown(run.path)}")
         typer.echo(f"{counted(len(grid), 'run')}, {left} still to run.")
         return
     outcomes = chosen.show_all(grid, force)

@@ -10,18 +10,31 @@ from typing import Annotated
 
 import typer
 
-from bnrepro.cli.options import Overrides, Seed, Variant, configure, folder_of_runs, names_in, path
+from bnrepro.cli.options import (
+    Overrides,
+    Seed,
+    Variant,
+    check_separate,
+    configure,
+    folder,
+    folder_of_runs,
+    make_room,
+    names_in,
+    path,
+    shown,
+)
 
 
 def config(overrides: Overrides = None, variant: Variant = None, seed: Seed = None) -> None:
     """Print the resolved configuration; run nothing."""
     cfg = configure(overrides, variant=variant, seed=seed)
     from bnrepro.config import to_yaml
-    from bnrepro.model import check_names
+    from bnrepro.model import check_names, check_options
     from bnrepro.schema import Source
     from bnrepro.sources import lookup
 
     check_names(cfg)
+    check_options([cfg])
     if cfg.data.source is not Source.npz:
         lookup(cfg.data.name)
     typer.echo(to_yaml(cfg), nl=False)
@@ -29,7 +42,7 @@ def config(overrides: Overrides = None, variant: Variant = None, seed: Seed = No
 
 def tensorboard(
     root: Annotated[
-        Path, typer.Argument(metavar="[FOLDER]", parser=path, help="Folder of the runs, or a part of it.")
+        Path, typer.Argument(metavar="[FOLDER]", parser=path("FOLDER"), help="Folder of the runs, or a part of it.")
     ] = Path("runs"),
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port on localhost; 0 for any that is free.")] = 6006,
 ) -> None:
@@ -114,7 +127,9 @@ def bench(
     threads: Annotated[int | None, typer.Option(min=1, max=1024, help="Threads (default: one per core).")] = None,
     out: Annotated[
         Path | None,
-        typer.Option(metavar="FOLDER", parser=path, help="Folder for CSV and figures; default: none are written."),
+        typer.Option(
+            metavar="FOLDER", parser=folder("--out"), help="Folder for CSV and figures; default: none are written."
+        ),
     ] = None,
 ) -> None:
     """Measure speed and memory on this machine.
@@ -131,10 +146,14 @@ def bench(
     use_threads(threads or cores())
     overrides = [part for part in parts or [] if "=" in part]
     wanted = [part for part in parts or [] if "=" not in part] or ["layers", "memory"]
+    check_separate("bench", wanted, "parts")
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    for table in output.run(wanted, names_in("--norms", norms), overrides, repeats, device):
+    tables = output.run(wanted, names_in("--norms", norms), overrides, repeats, device)
+    if out:
+        make_room(out)
+    for table in tables:
         typer.echo(output.text(table) + "\n")
         if out:
             output.write(table, out)
     if out:
-        typer.echo(f"Tables and figures: {out}")
+        typer.echo(f"Tables and figures: {shown(out)}")

@@ -6,7 +6,6 @@ import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from shlex import quote
 from typing import Any
 
 from bnrepro import record, stored
@@ -18,7 +17,7 @@ from bnrepro.config import UserError, digits_of, unreadable
 from bnrepro.errors import in_brackets
 from bnrepro.experiments.base import Analysis, Claim, Experiment, Finding, Picture, Records, Table, Verdict
 from bnrepro.experiments.records import Row, plain, read, read_rows, write_rows
-from bnrepro.output import only_shown
+from bnrepro.output import only_shown, shown
 from bnrepro.stats import Interval
 
 FINDINGS, CLAIMS = "findings.csv", "claims.json"
@@ -170,7 +169,7 @@ def open_conclusion(folder: Path) -> Conclusion:
         if isinstance(error, OSError) and not isinstance(error, FileNotFoundError | NotADirectoryError):
             raise unreadable(Path(error.filename or folder), error) from error
         raise UserError(
-            f"The results in {folder} are not complete ({in_brackets(error)}). `bnrepro figures {quote(str(folder))}` "
+            f"The results in {folder} are not complete ({in_brackets(error)}). `bnrepro figures {shown(folder)}` "
             "makes them again from the records."
         ) from error
 
