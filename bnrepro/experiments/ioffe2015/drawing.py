@@ -61,7 +61,7 @@ def figure1(r: Results, s: Settings) -> Figure | None:
 def singular_values(r: Results, s: Settings) -> Figure | None:
     """Singular values of the Jacobians between the inputs of one sigmoid layer and the next (two pairs of layers, over
     images) in Figure 1's networks: between vectors normalised over a batch, as in the paper's section 3.3, and as
-    they are. Grey: within a factor of two of 1. Means are geometric.
+    they are; geometric means. Grey: within a factor of two of 1.
     """
     if not r.measured("normalised_end", part="figure1"):
         return None
@@ -135,7 +135,7 @@ def rates(r: Results, s: Settings) -> Figure | None:
 
 def regularisers(r: Results, s: Settings) -> Figure | None:
     """What test accuracy gains where dropout before the last layer is removed, and where batches are drawn anew in each
-    epoch. Each seed, mean and interval.
+    epoch. Small: each seed.
     """
     if not r.runs or not effects.shuffle_effect(r, "bn"):
         return None

@@ -87,11 +87,6 @@ def figure1_steps(r: Results, s: Settings) -> Values:
 # --- accuracies ---
 
 
-def final(r: Results, s: Settings, variant: str) -> Values:
-    """Test accuracy (%) of Figure 1's networks at the end, of those that did not diverge."""
-    return r.measured("test_accuracy", part="figure1", variant=variant, x=s.figure1.steps)
-
-
 def ends(r: Results) -> Values:
     """Test accuracy (%) at the end of the race, by arm; of a network that diverged, chance."""
     return merged(r.measured("rate", part="speed") * 0 + CHANCE, r.measured("test_accuracy", part="speed"))
