@@ -1,185 +1,147 @@
-"""Numbers over seeds that verdicts, tables and figures share."""
+"""What claims, tables and figures read from the results."""
 
 from __future__ import annotations
 
 import math
+from itertools import takewhile
 from statistics import fmean
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from bnrepro.experiments.base import Records
-from bnrepro.experiments.ioffe2015.choosing import Cell, accuracy, best
-from bnrepro.experiments.ioffe2015.grid import DROPOUT, FIGURE1, RACE, RATES, SHUFFLE
-from bnrepro.stats import paired
+from bnrepro.claims import Results, Values
+from bnrepro.experiments.ioffe2015.networks import Cell
+from bnrepro.figures import label
 
-POINTS = 100  # percentage points in 1
-Curve = dict[float, float]
+if TYPE_CHECKING:
+    from bnrepro.experiments.ioffe2015 import Settings
 
-
-def seeds(records: Records) -> range:
-    """The preset's."""
-    return range(records.settings["seeds"])
-
-
-def curves(records: Records, quantity: str, part: str, **who: Any) -> dict[int, Curve]:
-    """A quantity by seed and step."""
-    found: dict[int, Curve] = {}
-    for row in records.select(records.measurements, part=part, quantity=quantity, **who):
-        found.setdefault(int(row["seed"]), {})[float(row["x"])] = float(row["value"])
-    return found
+WITH = {"nobn": "without BN", "bn": "with BN"}
+NORMS = tuple(WITH)
+CHANCE = 10.0  # %: all datasets of the presets have ten classes
+LEAST = 1e-12
 
 
-# --- Figure 1 ---
+def single(value: float) -> Values:
+    """One number, which is no mean over seeds."""
+    return Values((), {((), 0): value})
 
 
-def first_at(curve: Curve, level: float) -> float | None:
-    """The step at which a curve first stands at ``level``; None if it never does."""
-    return next((step for step, value in curve.items() if value >= level), None)
+def shared(values: Values) -> Values:
+    """The number that is the same for every seed."""
+    return single(next(iter(values))) if values else values
 
 
-def speed_ups(base: dict[int, Curve], other: dict[int, Curve]) -> dict[int, float]:
-    """By seed: the steps of ``base`` to its own best value, over those of ``other`` to the same; 0 if it never is."""
-    found = {}
-    for seed in sorted(base.keys() & other.keys()):
-        level = max(base[seed].values())
-        own, its = first_at(base[seed], level), first_at(other[seed], level)
-        found[seed] = 0.0 if not its else (own or 0.0) / its
-    return found
+def total(values: Values) -> Values:
+    """The mean over seeds as one number, of shares that are 0 or 100 for each."""
+    return single(fmean(values)) if values else values
 
 
-def figure1_curves(records: Records, quantity: str, variant: str) -> dict[int, Curve]:
-    """Without the networks that diverged."""
-    found = curves(records, quantity, FIGURE1, variant=variant)
-    lost = records.measured("diverged", part=FIGURE1, variant=variant)
-    return {seed: curve for seed, curve in found.items() if seed not in lost}
+def merged(of: Values, over: Values) -> Values:
+    """``of``, replaced by ``over`` where that has a value."""
+    return Values(of.factors or over.factors, {**of.data, **over.data})
 
 
-def final(curves_: dict[int, Curve]) -> dict[int, float]:
-    """The last value of each curve."""
-    return {seed: list(curve.values())[-1] for seed, curve in curves_.items()}
+# --- steps ---
 
 
-def unit_ratios(records: Records, *, relative: bool = False) -> dict[int, Curve]:
-    """log2 of the drift without BN over that with BN, by seed and unit; ``relative``: each in units of its width."""
+def steps_to(level: Values, curves: Values, lost: Values, limit: int) -> Values:
+    """Steps after which each curve is first at its seed's level, counted up to ``limit``.
 
-    def of(variant: str) -> dict[int, Curve]:
-        drift = curves(records, "drift", FIGURE1, variant=variant)
-        width = curves(records, "width", FIGURE1, variant=variant)
-        if not relative:
-            return drift
-        return {s: {u: d / max(width[s][u], 1e-12) for u, d in units.items()} for s, units in drift.items()}
-
-    without, with_bn = of("nobn"), of("bn")
-    return {
-        seed: {u: math.log2(max(without[seed][u], 1e-12) / max(with_bn[seed][u], 1e-12)) for u in without[seed]}
-        for seed in sorted(without.keys() & with_bn.keys())
-    }
-
-
-def choices(records: Records, part: str, **who: Any) -> dict[Cell, list[float]]:
-    """Validation accuracy of a grid's runs, by cell."""
-    found: dict[Cell, list[float]] = {}
-    for run in records.select(records.runs, part=part, **who):
-        cell = (float(run["rate"]), float(run.get("deviation") or 0.0))
-        found.setdefault(cell, []).append(accuracy(str(run["status"]), run["val_accuracy"]))
-    return found
-
-
-def chosen_cell(records: Records, part: str, **who: Any) -> Cell | None:
-    """The best of them."""
-    found = choices(records, part, **who)
-    return best(found) if found else None
-
-
-# --- Figures 2 and 3 ---
-
-
-def race_curves(records: Records, arm: str) -> dict[int, Curve]:
-    """Validation accuracy by seed and step, as far as it went."""
-    return curves(records, "val_accuracy", RACE, arm=arm)
-
-
-def highest(records: Records, arm: str) -> dict[int, float]:
-    """Best validation accuracy by seed."""
-    return {seed: max(curve.values()) for seed, curve in race_curves(records, arm).items()}
-
-
-def race_speed_ups(records: Records, arm: str) -> dict[int, float]:
-    """How many times fewer steps than the baseline, to the baseline's best accuracy; 0 where an arm never reached it.
-
-    A seed whose arm diverged before it was looked at never reached it.
+    A curve that never gets there, or whose network diverged before, counts as ``limit``, so that ratios of steps are
+    nearer to 1 than they are, on either side.
     """
-    base, other = race_curves(records, "Baseline"), race_curves(records, arm)
-    lost = records.measured("diverged", part=RACE, arm=arm)
-    never: dict[int, Curve] = {seed: {} for seed in lost}
-    return speed_ups(base, never | other)
+    gap = curves - level
+    place = gap.factors.index("x") if gap else 0
+    reached = {(at, seed): float((at[place] or 1) if d >= 0 else limit) for (at, seed), d in gap.data.items()}
+    return merged(lost.map(lambda _: float(limit)), Values(gap.factors, reached).min("x"))
 
 
-def infinite(records: Records, arm: str) -> int:
-    """Seeds in which the loss was not finite."""
-    return len(records.measured("diverged", part=RACE, arm=arm))
+def named(arm: str) -> str:
+    """An arm of the race as it is shown."""
+    return arm.replace("convbn", label("convbn"))
 
 
-def chance(records: Records) -> float:
-    """Percent of right answers by guessing."""
-    return 100 / 10  # all datasets of the presets have ten classes
+def race(r: Results) -> Values:
+    """Validation accuracy (%) by arm and step (x), as far as the network was trained."""
+    return r.measured("val_accuracy", part="speed")
 
 
-def failed(records: Records, arm: str) -> int:
-    """Seeds that diverged or ended where guessing is (test accuracy)."""
-    level = chance(records) + records.settings["chance_points"]
-    guessing = [v for v in records.measured("test_accuracy", part=RACE, arm=arm).values() if v < level]
-    return infinite(records, arm) + len(guessing)
+def race_steps(r: Results, s: Settings) -> Values:
+    """Steps to the baseline's best validation accuracy, by arm."""
+    level = race(r).at(arm="Baseline").max("x")
+    return steps_to(level, race(r), r.measured("diverged", part="speed"), s.speed.steps)
 
 
-def asked(records: Records, arm: str) -> int:
-    """Seeds of an arm that were run."""
-    rows = records.select(records.measurements, part=RACE, arm=arm, quantity="rate")
-    return len({int(row["seed"]) for row in rows})
+def reached(r: Results) -> Values:
+    """1 for each network whose validation accuracy reaches the baseline's best, else 0, by arm."""
+    gap = race(r).max("x") - race(r).at(arm="Baseline").max("x")
+    return merged(r.measured("rate", part="speed") * 0, gap.map(lambda d: float(d >= 0)))
 
 
-def by_rate(records: Records, variant: str) -> dict[float, list[float | None]]:
-    """Test accuracy (%) of all seeds by learning rate; None where it diverged."""
-    found: dict[float, list[float | None]] = {}
-    for run in records.select(records.runs, part=RATES, variant=variant):
-        value = run["test_accuracy"]
-        ok = run["status"] == "completed" and value is not None
-        found.setdefault(float(run["rate"]), []).append(POINTS * float(value) if ok else None)
-    return found
+def figure1_steps(r: Results, s: Settings) -> Values:
+    """Steps to the best test accuracy without BN, by variant."""
+    curves = r.measured("test_accuracy", part="figure1")
+    level = curves.at(variant="nobn").max("x")
+    return steps_to(level, curves, r.measured("diverged", part="figure1"), s.figure1.steps)
 
 
-def trains(records: Records, values: list[float | None]) -> bool:
-    """Whether every seed ended above guessing."""
-    level = chance(records) + records.settings["chance_points"]
-    return bool(values) and all(value is not None and value >= level for value in values)
+# --- accuracies ---
 
 
-def largest_rate(records: Records, variant: str) -> float | None:
-    """The largest learning rate up to which every seed trains, at it and at all below."""
-    largest = None
-    for rate, values in sorted(by_rate(records, variant).items()):
-        if not trains(records, values):
-            break
-        largest = rate
-    return largest
+def ends(r: Results) -> Values:
+    """Test accuracy (%) at the end of the race, by arm; of a network that diverged, chance."""
+    return merged(r.measured("rate", part="speed") * 0 + CHANCE, r.measured("test_accuracy", part="speed"))
 
 
-# --- sections 3.4 and 4.2.1 ---
+def diverged(r: Results) -> Values:
+    """100 for each network of the race whose loss was not finite, else 0, by arm."""
+    lost = r.measured("diverged", part="speed").map(lambda _: 100.0)
+    return merged(r.measured("rate", part="speed") * 0, lost)
 
 
-def dropout_effect(records: Records, variant: str, amount: float) -> list[float]:
-    """Test accuracy with no dropout less that with ``amount``, in points over seeds."""
-    none, some = (records.by_seed("test_accuracy", part=DROPOUT, variant=variant, amount=a) for a in (0.0, amount))
-    return [POINTS * d for d in paired(none, some)]
+def largest_rate(r: Results, s: Settings, variant: str) -> Values:
+    """The largest learning rate at which all networks on digits train, as at all smaller ones; 0: there is none."""
+    accuracy = merged(r.diverged(part="rates", variant=variant) * 0, r.test_accuracy(part="rates", variant=variant))
+    worst = {rate: min(values) for rate, values in sorted(accuracy.by("rate").items())}
+    train = takewhile(lambda rate: worst[rate] >= CHANCE + s.chance_points, worst)
+    return single(max(train, default=0.0)) if worst else accuracy
 
 
-def shuffle_effect(records: Records, variant: str) -> dict[int, float]:
-    """Test accuracy with batches drawn anew less that with fixed ones, in points by seed."""
-    anew, fixed = (
-        records.by_seed("test_accuracy", part=SHUFFLE, variant=variant, fixed=kept) for kept in (False, True)
+def dropout_effect(r: Results, variant: str, amount: float) -> Values:
+    """Test accuracy with no dropout minus that with ``amount``, in points."""
+    accuracy = r.test_accuracy(part="dropout", variant=variant)
+    return accuracy.at(amount=0.0) - accuracy.at(amount=amount)
+
+
+def shuffle_effect(r: Results, variant: str) -> Values:
+    """Test accuracy with batches drawn anew minus that with fixed ones, in points."""
+    accuracy = r.test_accuracy(part="shuffle", variant=variant)
+    return accuracy.at(fixed=False) - accuracy.at(fixed=True)
+
+
+# --- the inputs of sigmoids ---
+
+
+def drift_ratios(r: Results) -> dict[str, Values]:
+    """log2 of the drift without BN over that with BN, by unit (x): as it is, and each divided by its width."""
+    drift, width = (
+        r.measured(quantity, part="figure1").map(lambda v: max(v, LEAST)) for quantity in ("drift", "width")
     )
-    return {seed: POINTS * (anew[seed] - fixed[seed]) for seed in sorted(anew.keys() & fixed.keys())}
+    kinds = {"absolute": drift, "relative to the width": drift / width}
+    return {name: (of.at(variant="nobn") / of.at(variant="bn")).log() / math.log(2) for name, of in kinds.items()}
 
 
-def mean(values: list[float]) -> float:
-    """Of none: nan."""
-    return fmean(values) if values else math.nan
+def share_positive(values: Values) -> Values:
+    """Percentage of the units above 0."""
+    return values.map(lambda v: 100.0 * (v > 0)).mean()
+
+
+# --- what was chosen ---
+
+
+def choices(r: Results, part: str, **who: Any) -> dict[Cell, list[float]]:
+    """Validation accuracies of a grid's runs, by cell; 0 for those that diverged."""
+    accuracy = merged(r.diverged(part=part, **who) * 0, r.of_runs("val_accuracy", part=part, **who))
+    if not accuracy:
+        return {}
+    cells = accuracy.by("rate", "deviation") if "deviation" in accuracy.factors else accuracy.by("rate")
+    return {cell if isinstance(cell, tuple) else (cell, 0.0): list(values) for cell, values in cells.items()}

@@ -34,15 +34,15 @@ def spectra(network: Network, x: Tensor, images: int, when: str) -> list[Row]:
 
     With :math:`y_{l+1} = G (W g(y_l)) + c`, where G is gamma / sqrt(var + eps) with BN and 1 without, the Jacobian at
     an image is ``plain`` :math:`J = G W \mathrm{diag}(g'(y_l))`. The section's is between *normalised* vectors, whose
-    units have mean 0 and deviation 1 over the batch: ``normalised``
-    :math:`\mathrm{diag}(1 / s_{l+1})\, J\, \mathrm{diag}(s_l)` with the deviations s of y. With BN these vectors are
-    the layers' own :math:`\hat x`. Statistics are those of ``x`` as one batch, and constants.
+    units have mean 0 and standard deviation 1 over the batch: ``normalised``
+    :math:`\mathrm{diag}(1 / s_{l+1})\, J\, \mathrm{diag}(s_l)` with the standard deviations s of y. With BN these
+    vectors are the layers' own :math:`\hat x`. Statistics are those of ``x`` as one batch, and constants.
 
     Args:
         network: linear layers with a norm (or none) and sigmoids.
         x: the batch.
-        images: the first so many of them are where Jacobians are taken.
-        when: joins the quantities' names.
+        images: how many of them, from the first, Jacobians are computed at.
+        when: suffix of the quantities' names.
 
     Rows, over images and pairs of layers: ``<kind>_<when>`` by percentile (x) of the singular values;
     ``<kind>_near_<when>``, the percentage of them within a factor of 2 of 1; ``<kind>_far_<when>``, the mean of

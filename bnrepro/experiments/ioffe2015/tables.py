@@ -1,182 +1,128 @@
-"""The tables: Figure 3 beside the paper's, Figure 1's numbers, units, rates, what regularises."""
+"""The tables: Figure 3 beside the paper's, Figure 1's numbers, units, what was chosen, rates, what regularises."""
 
 from __future__ import annotations
 
+from itertools import product
 from statistics import fmean, median
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from bnrepro.experiments.base import Records, Table
-from bnrepro.experiments.ioffe2015.claims import REPORTED
-from bnrepro.experiments.ioffe2015.effects import (
-    POINTS,
-    by_rate,
-    choices,
-    figure1_curves,
-    first_at,
-    highest,
-    infinite,
-    race_curves,
-    race_speed_ups,
-    unit_ratios,
-)
-from bnrepro.experiments.ioffe2015.figure1 import UNIT
-from bnrepro.experiments.ioffe2015.grid import CHOICE1, CHOICE2, DROPOUT, RACE, SHUFFLE
-from bnrepro.experiments.ioffe2015.race import ARMS
-from bnrepro.stats import t_interval
+from bnrepro.claims import Results, Values
+from bnrepro.experiments.ioffe2015 import effects
+from bnrepro.experiments.ioffe2015.networks import ARMS, UNIT
 
+if TYPE_CHECKING:
+    from bnrepro.experiments.ioffe2015 import Settings
 
-def tables(records: Records) -> list[Table]:
-    """All of them."""
-    return [figure3(records), figure1(records), units(records), grids(records), rates(records), regularisers(records)]
+Row = dict[str, Any]
+BASELINE_STEPS = 31.0e6
+REPORTED: dict[str, tuple[float | None, float]] = {
+    "Baseline": (BASELINE_STEPS, 72.2),
+    "BN-Baseline": (13.3e6, 72.7),
+    "BN-x5": (2.1e6, 73.0),
+    "BN-x30": (2.7e6, 74.8),
+    "BN-x5-Sigmoid": (None, 69.8),
+}
+"""Figure 3: steps to 72.2% validation accuracy on ImageNet (None: never), and the best accuracy, in percent."""
+LOSSES = {"train_loss": "training loss", "test_loss": "test loss"}
+GRIDS = {"figure1_choice": "Figure 1", "speed_choice": "Figures 2 and 3"}
 
 
-def figure3(records: Records) -> Table:
-    """The paper's columns, and the paper's numbers."""
-    base, rows = race_curves(records, "Baseline"), []
+def figure3(r: Results, s: Settings) -> list[Row]:
+    """As the paper's Figure 3: steps to the baseline's best validation accuracy (of each seed), over the seeds that
+    reached it, and the best accuracy. Beside it the paper's own (ImageNet).
+    """
+    taken, reached, rates = effects.race_steps(r, s), effects.reached(r), r.measured("rate", part="speed")
+    rows = []
     for arm in ARMS:
-        own = race_curves(records, arm)
-        reached = [
-            step
-            for seed, curve in own.items()
-            if seed in base and (step := first_at(curve, max(base[seed].values()))) is not None
-        ]
+        there = reached.at(arm=arm)
+        own = Values((), {key: v for key, v in taken.at(arm=arm).data.items() if there.data.get(key)})
         steps, best = REPORTED.get(arm, (None, None))
-        rate = list(records.measured("rate", part=RACE, arm=arm).values())
         rows.append(
             {
                 "model": arm,
-                "rate": rate[0] if rate else None,
-                "steps to the baseline's best": t_interval([float(s) for s in reached]),
-                "seeds that reached it": len(reached),
-                "seeds": len(rate),
-                "diverged": infinite(records, arm),
-                "times as fast (0: never)": t_interval(list(race_speed_ups(records, arm).values())),
-                "best validation accuracy, %": t_interval(list(highest(records, arm).values())),
-                "test accuracy, %": t_interval(list(records.measured("test_accuracy", part=RACE, arm=arm).values())),
+                "rate": next(iter(rates.at(arm=arm)), None),
+                "steps to the baseline's best": own.interval(),
+                "seeds that reached it": int(sum(there)),
+                "seeds": len(there),
+                "diverged": len(r.measured("diverged", part="speed", arm=arm)),
+                "times as fast": (taken.at(arm="Baseline") / own).interval(),
+                "best validation accuracy, %": effects.race(r).at(arm=arm).max("x").interval(),
+                "test accuracy, %": r.measured("test_accuracy", part="speed", arm=arm).interval(),
                 "paper: steps to 72.2%": steps,
-                "paper: times as fast": round(REPORTED["Baseline"][0] / steps, 2) if steps else None,  # type: ignore[operator]
+                "paper: times as fast": round(BASELINE_STEPS / steps, 2) if steps else None,
                 "paper: max accuracy, %": best,
             }
         )
-    return Table(
-        "figure3",
-        "As the paper's Figure 3: steps to the baseline's best validation accuracy (of each seed), over the seeds that "
-        f"reached it, and the best accuracy; mean and 95% interval over n = {records.settings['seeds']} seeds. Beside "
-        "it the paper's own (ImageNet).",
-        rows,
-    )
+    return rows
 
 
-def figure1(records: Records) -> Table:
-    """Accuracy along Figure 1a."""
-    rows = []
-    ends = {variant: figure1_curves(records, "test_accuracy", variant) for variant in ("nobn", "bn")}
-    steps = sorted({step for curve in ends["bn"].values() for step in curve})
+def figure1a(r: Results, s: Settings) -> list[Row]:
+    """Test accuracy (%) of Figure 1a's networks."""
+    curves = r.measured("test_accuracy", part="figure1")
+    steps = sorted(curves.levels("x"))
     wanted = [steps[round(share * (len(steps) - 1))] for share in (0.1, 0.2, 0.4, 0.6, 0.8, 1)] if steps else []
-    for variant, own in ends.items():
-        row: dict[str, Any] = {"variant": variant}
-        row |= {f"step {s:g}": t_interval([curve[s] for curve in own.values() if s in curve]) for s in wanted}
-        rows.append(row)
-    return Table(
-        "figure1",
-        f"Test accuracy (%) of Figure 1a's networks; mean and 95% interval over n = {records.settings['seeds']} seeds.",
-        rows,
-    )
+    return [
+        {"variant": variant} | {f"step {x:g}": curves.at(variant=variant, x=x).interval() for x in wanted}
+        for variant in effects.NORMS
+    ]
 
 
-def units(records: Records) -> Table:
-    """How typical unit 0 is."""
+def units(r: Results, s: Settings) -> list[Row]:
+    """Standard deviation of the {{15, 50, 85}}th percentiles of a sigmoid's inputs over training, log2 of without over
+    with BN (above 0: steadier with BN), for all units of the last hidden layer.
+    """
+    return [
+        {
+            "drift": kind,
+            f"unit {UNIT}": ratios.at(x=UNIT).interval(),
+            "mean of all units": ratios.mean().interval(),
+            "median unit": ratios.reduce(median).interval(),
+            "units with less drift with BN, %": effects.share_positive(ratios).interval(),
+        }
+        for kind, ratios in effects.drift_ratios(r).items()
+    ]
+
+
+def choices(r: Results, s: Settings) -> list[Row]:
+    """Learning rates and initial standard deviations that were tried, each in short runs; 0: diverged."""
     rows = []
-    for kind, relative in (("absolute", False), ("relative to the width", True)):
-        ratios = unit_ratios(records, relative=relative)
-        rows.append(
-            {
-                "drift": kind,
-                f"unit {UNIT}": t_interval([own[UNIT] for own in ratios.values()]),
-                "mean of all units": t_interval([fmean(own.values()) for own in ratios.values()]),
-                "median unit": t_interval([median(own.values()) for own in ratios.values()]),
-                "units with less drift with BN, %": t_interval(
-                    [100 * fmean(r > 0 for r in own.values()) for own in ratios.values()]
-                ),
-            }
-        )
-    count = max((len(own) for own in unit_ratios(records).values()), default=0)
-    return Table(
-        "units",
-        "Deviation of the {15, 50, 85}th percentiles of a sigmoid's inputs over training, log2 of without over with "
-        f"BN (above 0: steadier with BN), for the {count} units of the last hidden layer; mean and 95% interval over "
-        f"n = {records.settings['seeds']} seeds.",
-        rows,
-    )
+    for (part, name), variant in product(GRIDS.items(), effects.NORMS):
+        found = {cell: fmean(v) for cell, v in effects.choices(r, part, variant=variant).items()}
+        for (rate, deviation), accuracy in found.items():
+            row: Row = {"for": name, "variant": variant, "rate": rate, "standard deviation": deviation or None}
+            row |= {"validation accuracy, %": 100 * accuracy, "runs": s.choosing_seeds}
+            rows.append(row | {"chosen": accuracy == max(found.values())})
+    return rows
 
 
-def grids(records: Records) -> Table:
-    """What the choices were made by."""
-    rows = []
-    for part, name, variants in ((CHOICE1, "Figure 1", ("nobn", "bn")), (CHOICE2, "Figures 2 and 3", (None,))):
-        for variant in variants:
-            who = {"variant": variant} if variant else {}
-            found = choices(records, part, **who)
-            top = max((fmean(v) for v in found.values()), default=0.0)
-            for (rate, deviation), values in found.items():
-                rows.append(
-                    {
-                        "for": name,
-                        "variant": variant or "nobn",
-                        "rate": rate,
-                        "deviation": deviation or None,
-                        "validation accuracy, %": POINTS * fmean(values),
-                        "runs": len(values),
-                        "chosen": fmean(values) == top,
-                    }
-                )
-    return Table("choices", "Learning rates and deviations that were tried, each in short runs; 0: diverged.", rows)
+def rate_sweep(r: Results, s: Settings) -> list[Row]:
+    """Training on 5,000 digits by learning rate: seeds whose loss became infinite, and accuracy."""
+    lost, accuracy = r.diverged(part="rates"), r.test_accuracy(part="rates")
+    return [
+        {
+            "variant": variant,
+            "rate": rate,
+            "seeds": len(seeds),
+            "diverged": int(sum(seeds)),
+            "test accuracy of the others, %": accuracy.at(variant=variant, rate=rate).interval(),
+        }
+        for (variant, rate), seeds in lost.by("variant", "rate").items()
+    ]
 
 
-def rates(records: Records) -> Table:
-    """Accuracy and divergence by rate."""
-    rows = []
-    for variant in records.settings["rates"]["variants"]:
-        for rate, values in sorted(by_rate(records, variant).items()):
-            rows.append(
-                {
-                    "variant": variant,
-                    "rate": rate,
-                    "seeds": len(values),
-                    "diverged": sum(value is None for value in values),
-                    "test accuracy of the others, %": t_interval([v for v in values if v is not None]),
-                }
-            )
-    return Table(
-        "rates", "Training on 5,000 digits by learning rate: seeds whose loss became infinite, and accuracy.", rows
-    )
-
-
-def regularisers(records: Records) -> Table:
-    """Dropout and shuffling."""
-    rows = []
-    for variant in ("nobn", "bn"):
-        for amount in records.settings["dropout_amounts"]:
-            who = {"part": DROPOUT, "variant": variant, "amount": amount}
-            rows.append({"variant": variant, "dropout": amount, "batches": "drawn anew"} | _fit(records, who))
-        fixed = records.by_seed("test_accuracy", part=SHUFFLE, variant=variant, fixed=True)
-        same = {"test accuracy, %": t_interval([POINTS * v for v in fixed.values()])}
-        rows.append({"variant": variant, "dropout": 0.0, "batches": "the same images"} | {**_fit(records, {}), **same})
-    return Table(
-        "regularisers",
-        "Dropout before the last layer, and batches that are drawn anew or always hold the same images; losses in "
-        f"eval mode; mean and 95% interval over n = {records.settings['seeds']} seeds.",
-        rows,
-    )
-
-
-def _fit(records: Records, who: dict[str, Any]) -> dict[str, Any]:
-    def of(quantity: str, factor: float = 1.0) -> Any:
-        values = records.measured(quantity, **who).values() if who else []
-        return t_interval([factor * v for v in values])
-
-    return {
-        "training loss": of("train_loss"),
-        "test loss": of("test_loss"),
-        "test accuracy, %": of("test_accuracy", POINTS),
-    }
+def regularisation(r: Results, s: Settings) -> list[Row]:
+    """Dropout before the last layer, and batches that are drawn anew or always hold the same images; losses in eval
+    mode.
+    """
+    accuracy = "test accuracy, %"
+    rows: list[Row] = []
+    for variant in effects.NORMS:
+        about = {"variant": variant, "dropout": 0.0, "batches": "drawn anew"}
+        losses: Row = {}
+        for amount in s.dropout_amounts:
+            who: Row = {"part": "dropout", "variant": variant, "amount": amount}
+            losses = {name: r.measured(column, **who).interval() for column, name in LOSSES.items()}
+            rows.append({**about, "dropout": amount, **losses, accuracy: r.test_accuracy(**who).interval()})
+        fixed = r.test_accuracy(part="shuffle", variant=variant, fixed=True)
+        rows.append({**about, "batches": "the same images", **dict.fromkeys(losses), accuracy: fixed.interval()})
+    return rows
