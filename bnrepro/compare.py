@@ -11,6 +11,7 @@ import json
 import math
 import os
 import shutil
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -19,7 +20,17 @@ from statistics import median
 from typing import Any
 
 from bnrepro import record, stored
-from bnrepro.config import MOST_RUNS, UserError, config_hash, digits_of, group_dir, leaves, unreadable, what
+from bnrepro.config import (
+    MOST_RUNS,
+    UserError,
+    config_hash,
+    digits_of,
+    group_dir,
+    leaves,
+    unreadable,
+    what,
+    with_variant,
+)
 from bnrepro.record import Run, Status
 from bnrepro.schema import Config
 from bnrepro.stats import Interval, t_interval
@@ -45,9 +56,12 @@ def grid(cfg: Config, variants: Sequence[str], seeds: int) -> list[Config]:
         UserError: these are too many.
     """
     names = list(dict.fromkeys(variants))
+    labels = [with_variant(cfg, name).variant for name in names]
+    if twice := [label for label, count in Counter(labels).items() if count > 1]:
+        raise UserError(f"Two of the variants are called {twice[0]}. Give one of them another name.")
     if len(names) * seeds > MOST_RUNS:
         raise UserError(f"These are more than {MOST_RUNS:,} runs. Compare fewer variants or seeds.")
-    return [replace(cfg, variant=variant, seed=seed) for seed in range(seeds) for variant in names]
+    return [replace(with_variant(cfg, name), seed=seed) for seed in range(seeds) for name in names]
 
 
 def directory(configs: Sequence[Config], threshold: float | None = None) -> Path:

@@ -11,7 +11,7 @@ import shlex
 import sys
 from collections.abc import Iterator
 from copy import deepcopy
-from dataclasses import asdict
+from dataclasses import asdict, fields, replace
 from functools import cache, reduce
 from pathlib import Path
 from typing import Any, cast
@@ -25,15 +25,15 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from bnrepro import own_code, stored
+from bnrepro import own_code, stored, user_files
 from bnrepro.errors import UserError as UserError
 from bnrepro.errors import first_line
-from bnrepro.overrides import NAMES, PATHS, check_path, groups, home, keys, parse, written
-from bnrepro.schema import Config, Source, TrainOnly
+from bnrepro.overrides import FILES, NAMES, PATHS, check_path, groups, home, keys, parse, written
+from bnrepro.schema import Config, Model, Source, TrainOnly
 from bnrepro.schema import configs_dir as configs_dir
 
-WHERE_NOT_WHAT = ("root", "tensorboard", "data.root", "data.path")
-"""Keys that change where things lie, and no number. An archive counts by its content instead (`content_hash`)."""
+WHERE_NOT_WHAT = ("root", "tensorboard", "data.root", "data.path", "norm.file", "model.file")
+"""Keys that change where things lie, and no number. Archives and files of code count by their content instead."""
 
 LATER = (
     "data.rotate",
@@ -67,6 +67,9 @@ def load_config(overrides: list[str] | None = None) -> Config:
         UserError: an unknown key or group, a wrong type, a value out of range, an archive without a name.
     """
     given = dict(map(parse, overrides or []))
+    for key, file in FILES.items():
+        if named := user_files.parse(given.get(key, "")):
+            given |= {key: named.name, file: str(named.file)}
     chosen = {key: name for key, name in given.items() if key in groups()}
     cfg = deepcopy(_composed(tuple(sorted(chosen.items()))))
     for key, value in given.items():
@@ -135,6 +138,12 @@ def check(cfg: Config) -> Config:
             raise UserError(f"{key} must be a name of at most 100 letters, digits and underscores; got {name[:200]!r}.")
     for key in PATHS:
         check_path(key, values[key], "Write the path of an .npz archive." if key == "data.path" else "")
+    if cfg.model.file is not None:
+        for each in fields(Model):
+            if each.name not in ("name", "file") and getattr(cfg.model, each.name) != getattr(Model(), each.name):
+                raise UserError(
+                    f"model.{each.name} is not used by a network of your own ({cfg.model.file}). Leave it out."
+                )
     if cfg.data.path is None and cfg.data.source is Source.npz:
         raise UserError("data.source=npz needs the archive's file. Write data.path=FILE too.")
     if cfg.data.path is not None and cfg.data.source is not Source.npz:
@@ -279,9 +288,21 @@ def identity(cfg: Config, without: tuple[str, ...] = ()) -> dict[str, Any]:
     counted = {key: v for key, v in values.items() if key not in left_out and v != _defaults()[key]}
     if cfg.data.path is not None:
         counted["content"] = content_hash(Path(cfg.data.path))
-    if "variant" not in without and (norm := _own_norm(cfg.variant)):
-        counted["code"] = own_code.fingerprint(norm)
+    if "variant" not in without:
+        if cfg.norm.file is not None:
+            counted["norm.code"] = user_files.digest(Path(cfg.norm.file))
+        elif norm := _own_norm(cfg.variant):
+            counted["code"] = own_code.fingerprint(norm)
+    if cfg.model.file is not None:
+        counted["model.code"] = user_files.digest(Path(cfg.model.file))
     return counted
+
+
+def with_variant(cfg: Config, variant: str) -> Config:
+    """``cfg`` with another norm: a name, or ``FILE.py:NAME``."""
+    named = user_files.parse(variant)
+    file = None if named is None else str(named.file)
+    return replace(cfg, variant=variant if named is None else named.name, norm=replace(cfg.norm, file=file))
 
 
 def config_hash(cfg: Config, without: tuple[str, ...] = ()) -> str:
@@ -422,6 +443,10 @@ def what(cfg: Config, without: tuple[str, ...] = ()) -> dict[str, Any]:
         reduce(lambda node, group: node[group], groups, values).pop(last, None)
     if cfg.data.path is not None:
         values["data"]["content"] = content_hash(Path(cfg.data.path))
+    if cfg.norm.file is not None and "variant" not in without:
+        values["norm"]["code"] = user_files.digest(Path(cfg.norm.file))
+    if cfg.model.file is not None:
+        values["model"]["code"] = user_files.digest(Path(cfg.model.file))
     return values
 
 

@@ -5,20 +5,22 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields
 from functools import partial
+from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from bnrepro import user_files
 from bnrepro.config import UserError
 from bnrepro.errors import either, known_are
 from bnrepro.norm import NORMS, ConvAdaptiveNorm2d, NormError, NormOptions
 from bnrepro.schema import Config, DropoutPosition, Initialization, Model, Norm, Placement
+from bnrepro.user_modules import MakeNorm as MakeNorm
+from bnrepro.user_modules import Shape, own_network, own_norm
 
-Shape = tuple[int, ...]
 T = TypeVar("T")
-MakeNorm = Callable[[int, Shape], nn.Module]
 
 ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
     "relu": nn.ReLU,
@@ -226,6 +228,8 @@ def norm_of(cfg: Config) -> MakeNorm:
     Raises:
         UserError: no such variant.
     """
+    if cfg.norm.file is not None:
+        return own_norm(Path(cfg.norm.file), cfg.variant)
     options = NormOptions(
         eps=cfg.norm.eps,
         momentum=cfg.norm.momentum,
@@ -240,9 +244,14 @@ HARMLESS = ("eps", "momentum")
 """Options of nearly all norms: published runs of the others have them too, as their neighbours do."""
 
 
-def options_of(variant: str) -> set[str]:
-    """The keys of ``norm`` that make a difference to ``variant``: those that its factory looks at, and gamma's."""
-    known, looked_at = {each.name for each in fields(Norm)}, set()
+def options_of(variant: str, own: bool = False) -> set[str]:
+    """The keys of ``norm`` that make a difference to ``variant``: those that its factory looks at, and gamma's.
+
+    A norm in a file of a user's ``own`` is handed none of them.
+    """
+    if own:
+        return {"file", "gamma"}
+    known, looked_at = {each.name for each in fields(Norm)} - {"file"}, set()
 
     class Watched(NormOptions):
         def __getattribute__(self, name: str) -> Any:
@@ -263,15 +272,15 @@ def options_of(variant: str) -> set[str]:
 
 def check_options(configs: Sequence[Config]) -> None:
     """Raise UserError if ``norm.*`` is set to something that no variant among ``configs`` uses."""
-    variants = list(dict.fromkeys(cfg.variant for cfg in configs))
-    used = set().union(*map(options_of, variants))
+    variants = list(dict.fromkeys((cfg.variant, cfg.norm.file is not None) for cfg in configs))
+    used = {"file"}.union(*(options_of(*each) for each in variants))
     for key in (each.name for each in fields(Norm) if each.name not in HARMLESS):
         cfg = next((cfg for cfg in configs if getattr(cfg.norm, key) != getattr(Norm(), key)), None)
         if cfg and key not in used:
             users = [name for name in NORMS if key in options_of(name)]
-            what = getattr(cfg.norm, key)
+            what, names = getattr(cfg.norm, key), [name for name, _ in variants]
             raise UserError(
-                f"norm.{key}={getattr(what, 'value', what)} is not used by variant={', '.join(variants)}. Leave it "
+                f"norm.{key}={getattr(what, 'value', what)} is not used by variant={', '.join(names)}. Leave it "
                 f"out, or take a variant that uses it: {either(users)}."
             )
 
@@ -279,7 +288,10 @@ def check_options(configs: Sequence[Config]) -> None:
 def check_names(cfg: Config) -> None:
     """Raise UserError if there is no such variant, network or activation."""
     norm_of(cfg)
-    _look_up(MODELS, cfg.model.name, "model.name")
+    if cfg.model.file is not None:
+        user_files.load(Path(cfg.model.file), cfg.model.name)
+    else:
+        _look_up(MODELS, cfg.model.name, "model.name")
     _look_up(ACTIVATIONS, cfg.model.activation, "model.activation")
 
 
@@ -298,6 +310,8 @@ def build(
     Raises:
         UserError: no such model or activation; images too small; a norm that does not fit the network.
     """
+    if model.file is not None:
+        return Network(*own_network(Path(model.file), model.name, norm, channels, image, classes, generator))
     make = _look_up(MODELS, model.name, "model.name")
     activation = _look_up(ACTIVATIONS, model.activation, "model.activation")
     blocks = Blocks(

@@ -18,12 +18,15 @@ from shlex import quote
 from types import NoneType
 from typing import Any, get_args, get_origin, get_type_hints
 
+from bnrepro import user_files
 from bnrepro.errors import UserError, did_you_mean, either, known_are
 from bnrepro.schema import Config, configs_dir
 
 LONGEST = 5000  # characters of an override: enough for any path
-PATHS = ("root", "data.root", "data.path")
+PATHS = ("root", "data.root", "data.path", "norm.file", "model.file")
 NAMES = ("variant", "data.name", "model.name")  # become folder names (`config.check`)
+FILES = {"variant": "norm.file", "model.name": "model.file"}
+"""Keys whose value may be ``FILE.py:NAME``, and the keys that then hold the file."""
 QUOTED = r"""'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*\""""
 FUNCTION = r"\s*(?:choice|range|glob|interval|sort|shuffle|tag|int|float|str|bool|json_str)\(.*\)\s*"
 
@@ -52,6 +55,8 @@ def parse(override: str) -> tuple[str, Any]:
         UserError: not of the form key=value; an unknown key; a value that is none of the key's type.
     """
     key, text = split(override)
+    if key == "model" and user_files.parse(unquoted(text).strip()):
+        key = "model.name"
     if key in groups():
         return key, _member(key, text)
     return key, value(key, keys()[key], text)

@@ -23,11 +23,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from bnrepro import output, stored
+from bnrepro import output, stored, user_files
 from bnrepro.config import UserError, check_same, read_config, run_dir, unreadable
 from bnrepro.schema import Config
 
 CONFIG, METRICS, SUMMARY, CHECKPOINT = "config.yaml", "metrics.csv", "summary.json", "checkpoint.pt"
+CODE = "code"  # copies of files of a user's own
 PREVIOUS, LOCK = "checkpoint.previous.pt", ".lock"
 WAIT_SECONDS = 0.2  # between tries for a lock that another process has
 
@@ -254,8 +255,12 @@ class Run:
 
     @cached_property
     def config(self) -> Config:
-        """The configuration that it ran with."""
-        return read_config(self.path / CONFIG)
+        """The configuration that it ran with; files of code are the copies that the run keeps."""
+        cfg = read_config(self.path / CONFIG)
+        for key, part in (("norm", cfg.norm), ("model", cfg.model)):
+            if part.file is not None and (copy := self.path / CODE / key / Path(part.file).name).is_file():
+                part.file = str(copy.absolute())
+        return cfg
 
     @cached_property
     def summary(self) -> dict[str, Any]:
@@ -421,6 +426,13 @@ def _lock(handle: int, file: Path, waiting: str) -> None:
                 "same command twice at a time."
             )
             return
+
+
+def keep_code(directory: Path, cfg: Config) -> None:
+    """Copy the files of code that ``cfg`` names into the run's directory."""
+    for key, file in (("norm", cfg.norm.file), ("model", cfg.model.file)):
+        if file is not None:
+            write_whole(directory / CODE / key / Path(file).name, user_files.content(Path(file)))
 
 
 def clear(directory: Path) -> None:

@@ -175,7 +175,9 @@ class Model:
     """``model``: a network; the group `model=` sets the name."""
 
     name: str = "???"
-    """paper_mlp, lenet, labml_cnn, vgg_small or resnet20."""
+    """paper_mlp, lenet, labml_cnn, vgg_small, resnet20, or one of your own: model=FILE.py:NAME."""
+    file: str | None = None
+    """File that defines a network of your own, which `name` is called in it. model=FILE.py:NAME sets both."""
     width: float = 1.0
     """Factor on the number of channels and units of every hidden layer."""
     depth: int | None = None
@@ -201,6 +203,8 @@ class Model:
 class Norm:
     """``norm``: options of the variant's layers; null keeps the layer's own default."""
 
+    file: str | None = None
+    """File that defines a norm of your own, which `variant` is called in it. variant=FILE.py:NAME sets both."""
     eps: float | None = None
     """Added to the variance (torch's BN 1e-5, local statistics 1e-3)."""
     momentum: float | None = None
@@ -220,7 +224,7 @@ class Config:
     """One run."""
 
     variant: str = "bn"
-    """The norm: a name in bnrepro.norm.NORMS (nobn, bn, custombn, convbn, ...)."""
+    """The norm: a name in bnrepro.norm.NORMS (nobn, bn, custombn, convbn, ...), or one of your own: FILE.py:NAME."""
     seed: int = 0
     """Seed of the initial weights, the order of the batches, augmentation and dropout."""
     epochs: int = 10

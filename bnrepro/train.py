@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from bnrepro import checkpoint, distributed, provenance, record
+from bnrepro import checkpoint, distributed, provenance, record, user_files
 from bnrepro.board import Board
 from bnrepro.config import UserError, check_same, check_yaml, config_hash, run_dir, to_dict, to_yaml
 from bnrepro.cores import use_threads
@@ -163,6 +163,7 @@ def _train(trainer: Trainer, directory: Path, state: dict[str, Any] | None) -> N
     with stop_between_steps() as stop:
         try:
             if first:
+                record.keep_code(directory, trainer.cfg)
                 record.write_whole(directory / record.CONFIG, to_yaml(trainer.cfg))
             with trainer.processes.together():
                 status = trainer.train(directory, stop, state)
@@ -237,13 +238,33 @@ class Trainer:
             copy = deepcopy(self.network).train()
         except Exception:  # a layer of a user's own that cannot be copied: training says the same, later
             return
+        own = [Path(file) for file in (self.cfg.model.file, self.cfg.norm.file) if file is not None]
         try:
-            with torch.no_grad(), torch.random.fork_rng(devices), self.autocast():
-                copy(images)
-        except ValueError as error:
+            with torch.enable_grad() if own else torch.no_grad(), torch.random.fork_rng(devices), self.autocast():
+                logits = copy(images)
+                if own:  # it is not known to be right
+                    self.probe(logits)
+        except Exception as error:
+            if own and not isinstance(error, NormError | MemoryError) and not out_of_memory(error):
+                where = next((said for file in own if "(line" in (said := user_files.where(error, file))), None)
+                said = where or user_files.where(error, own[0])
+                raise UserError(
+                    f"{' and '.join(map(str, own))}: a batch of shape {tuple(images.shape)} does not pass through the "
+                    f"network: {said}"
+                ) from error
+            if not isinstance(error, ValueError):
+                raise
             size = f", batch_size={self.cfg.batch_size}" if not isinstance(error, NormError) else ""
             advice = " Use batch_size=2 or more." if self.cfg.batch_size == 1 else ""
             raise UserError(f"variant={self.cfg.variant}{size}: {str(error).rstrip('.')}.{advice}") from error
+
+    def probe(self, logits: Any) -> None:
+        """Check that ``logits`` are those of a batch, and that a loss of them has a gradient."""
+        wanted = (min(self.cfg.batch_size, len(self.data.train.labels)), self.data.num_classes)
+        if not isinstance(logits, Tensor) or tuple(logits.shape) != wanted:
+            got = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+            raise ValueError(f"its output must have shape {wanted}; got {got}")
+        F.cross_entropy(logits.float(), self.data.train.labels[: wanted[0]]).backward()
 
     def train(self, directory: Path, stop: Stop, state: dict[str, Any] | None = None) -> Status:
         """Run to the end, from ``state``, a checkpoint of this run, if there is one.

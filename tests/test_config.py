@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bnrepro.config import (
+    WHERE_NOT_WHAT,
     UserError,
     config_hash,
     configs_dir,
@@ -42,7 +43,7 @@ from bnrepro.schema import (
 GROUPS = sorted(
     f"{file.parent.name}={file.stem}"
     for file in configs_dir().glob("*/*.yaml")
-    if file.parent.name != "launcher"  # what a job asks for is no part of a run (test_slurm.py)
+    if file.parent.name not in ("launcher", "experiment")  # no part of a run (test_slurm.py, experiments/)
 )  # every other file in configs/, as an override
 
 
@@ -165,7 +166,7 @@ def test_identity_ignores_where_things_lie_and_nothing_else() -> None:
 def test_identity_counts_every_key_of_the_schema() -> None:
     everything = dict(leaves(to_dict(Config())))
     assert set(differences({}, load_config([]))) and identity(Config()) == {}
-    for key in everything.keys() - {"root", "tensorboard", "data.root", "data.path"}:
+    for key in everything.keys() - set(WHERE_NOT_WHAT):
         cfg = Config()
         node = reduce(getattr, key.split(".")[:-1], cfg)
         setattr(node, key.split(".")[-1], OTHER.get(key, 7))

@@ -1,0 +1,175 @@
+"""A norm or network in a file of a user's own: trained, compared, swept and evaluated as those of the package are."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from bnrepro import inference, sweep, train
+from bnrepro.config import UserError, run_dir, with_variant
+from bnrepro.record import Run
+from bnrepro.schema import Config
+from tests.conftest import Call
+from tests.test_resume import assert_same
+
+Tiny = Callable[..., Config]
+
+NORM = """
+import torch
+from torch import nn
+
+class MyNorm(nn.Module):
+    def __init__(self, num_features):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(num_features))
+
+    def forward(self, x):
+        y = x - x.mean(0)
+        return y * self.weight.view(-1, *[1] * (x.dim() - 2))
+
+def bn(num_features, spatial_shape):
+    return nn.BatchNorm2d(num_features) if spatial_shape else nn.BatchNorm1d(num_features)
+"""
+NET = """
+from torch import nn
+
+def MyNet(norm, channels, image, classes):
+    height, width = image
+    return nn.Sequential(
+        nn.Conv2d(channels, 8, 5, stride=4), norm(8, ((height - 1) // 4, (width - 1) // 4)), nn.ReLU(), nn.Flatten(),
+        nn.Linear(8 * ((height - 1) // 4) * ((width - 1) // 4), 32), norm(32),
+        nn.ReLU(), nn.Linear(32, classes),
+    )
+"""
+
+
+@pytest.fixture
+def norm(tmp_path: Path) -> Path:
+    file = tmp_path / "my_norm.py"
+    file.write_text(NORM)
+    return file
+
+
+@pytest.fixture
+def net(tmp_path: Path) -> Path:
+    file = tmp_path / "my_net.py"
+    file.write_text(NET)
+    return file
+
+
+def test_a_norm_of_ones_own_is_trained_and_evaluated_without_its_file(tiny: Tiny, norm: Path) -> None:
+    cfg = tiny(f"variant={norm}:MyNorm")
+    assert (cfg.variant, cfg.norm.file) == ("MyNorm", str(norm))
+    run = Run(train.run(cfg))
+    assert run.path.parent.name == run.summary["variant"] == "MyNorm"
+    assert run.summary["test_accuracy"] > 0.2
+    (kept,) = (run.path / "code").rglob("*.py")
+    assert kept.read_text() == NORM
+    norm.unlink()
+    assert inference.evaluate(run)["test"][1] == pytest.approx(run.summary["test_accuracy"])
+
+
+def test_the_frameworks_layer_from_a_file_gives_the_frameworks_run(tiny: Tiny, norm: Path) -> None:
+    assert_same(train.run(tiny(f"variant={norm}:bn")), train.run(tiny("variant=bn")))
+
+
+def test_a_changed_file_is_run_again_and_a_moved_one_is_not(tiny: Tiny, norm: Path, tmp_path: Path) -> None:
+    first = run_dir(tiny(f"variant={norm}:MyNorm"))
+    moved = tmp_path / "elsewhere" / "other_name.py"
+    moved.parent.mkdir()
+    moved.write_text(NORM)
+    assert run_dir(tiny(f"variant={moved}:MyNorm")) == first
+    assert run_dir(tiny(f"variant={moved}:bn")) != run_dir(tiny("variant=bn"))
+    norm.write_text(NORM.replace("x.mean(0)", "x.mean()"))
+    assert run_dir(tiny(f"variant={norm}:MyNorm")) != first
+
+
+def test_a_network_of_ones_own_is_handed_the_norms(tiny: Tiny, net: Path, norm: Path) -> None:
+    paths = {}
+    for variant in ("nobn", "bn", "convbn", f"{norm}:MyNorm"):
+        cfg = tiny(f"model={net}:MyNet", f"variant={variant}")
+        paths[variant] = train.run(cfg)
+        assert paths[variant].parts[-3] == "MyNet"
+        assert Run(paths[variant]).summary["test_accuracy"] > 0.2
+    trainer = train.trainer_of(tiny(f"model={net}:MyNet", "variant=convbn"))
+    assert [type(each).__name__ for each in trainer.network.norms.values()] == ["ConvBatchNorm2d", "BatchNorm1d"]
+    plain, other = (train.trainer_of(tiny(f"model={net}:MyNet", f"variant={v}")).network for v in ("nobn", "convbn"))
+    for name, weight in plain.named_parameters():
+        assert torch.equal(weight, dict(other.named_parameters())[name])  # the same at the start
+
+
+def test_a_sweep_in_worker_processes(tiny: Tiny, norm: Path) -> None:
+    grid = [tiny(f"variant={name}") for name in (f"{norm}:MyNorm", "bn")]
+    outcomes = sweep.run_all(grid, jobs=2)
+    assert [outcome.state for outcome in outcomes] == ["completed"] * 2
+
+
+def test_from_the_command_line(call: Call, norm: Path, net: Path, tmp_path: Path) -> None:
+    small = ("model=lenet", "epochs=1", "data.val_fraction=0.9", "tensorboard=false", f"root={tmp_path / 'r'}")
+    asked = ("compare", f"--variants=bn,{norm.name}:MyNorm", "--seeds=2", "--jobs=1", *small)
+    code, out, err = call(*asked)
+    assert code == 0, err
+    assert "MyNorm" in out and "4 runs: 4 made now." in out + err
+    code, out, err = call("sweep", f"variant={norm.name}:MyNorm,bn", f"model={net.name}:MyNet", *small[1:])
+    assert code == 0, err
+    code, out, _ = call("runs", f"--root={tmp_path / 'r'}", "--variant=MyNorm")
+    assert code == 0 and out.count("completed") == 3
+    code, out, _ = call("config", f"--variant={norm.name}:MyNorm")
+    assert code == 0 and f"file: {norm}" in out and "variant: MyNorm" in out
+
+
+WRONG = {
+    f"variant={'{norm}'}:MyNrom": "has no MyNrom. Did you mean MyNorm?",
+    "variant=none.py:MyNorm": "There is no file",
+    "variant={norm}": "does not say which class or function is meant. Write FILE.py:NAME.",
+    "model={net}": "does not say which class or function is meant",
+    "variant={norm}:torch": "is no class or function",
+    "model={norm}:MyNorm": "takes (num_features). A network is made by MyNorm(norm, channels, image, classes)",
+    "variant={net}:MyNet": "A norm is made by MyNet(num_features, spatial_shape) or MyNet(num_features).",
+    "variant={bad}:Raises": "cannot be made: ZeroDivisionError: division by zero (line 3)",
+    "variant={bad}:NoModule": "gives int, where a torch.nn.Module is needed",
+    "variant={bad}:Fails": "does not pass through the network: RuntimeError: no (line 7)",
+    "model={bad}:Shape": "its output must have shape (60, 10); got (60, 1, 28, 28)",
+    "model={bad}:Empty": "has no parameters to train",
+    "variant={norm}:MyNorm norm.kernel_size=3": "norm.kernel_size=3 is not used by variant=MyNorm",
+    "model={net}:MyNet model.width=2": "model.width is not used by a network of your own",
+}
+BAD = """from torch import nn
+def Raises(features):
+    return 1 / 0
+NoModule = lambda features: 3
+class Fails(nn.Identity):
+    def __init__(self, features): super().__init__()
+    def forward(self, x): raise RuntimeError("no")
+def Shape(norm, channels, image, classes):
+    return nn.Conv2d(channels, 1, 1)
+def Empty(norm, channels, image, classes):
+    return nn.Flatten()
+"""
+
+
+@pytest.mark.parametrize("given", WRONG)
+def test_what_is_wrong_is_told_before_anything_is_trained(
+    given: str, call: Call, norm: Path, net: Path, digits: Path, tmp_path: Path
+) -> None:
+    bad = tmp_path / "bad.py"
+    bad.write_text(BAD)
+    words = given.format(norm=norm, net=net, bad=bad).split()
+    model = [] if any(word.startswith("model=") for word in words) else ["model=lenet"]
+    data = ("data.source=npz", f"data.path={digits}", "data.name=digits", "batch_size=60", "device=cpu")
+    code, _, err = call("train", *words, *model, *data)
+    assert code == 2 and WRONG[given] in err, err
+    assert err.count("\n") == 1 and not list((tmp_path / "runs").rglob("metrics.csv"))
+
+
+def test_two_variants_of_one_name_are_refused(tiny: Tiny, norm: Path, tmp_path: Path) -> None:
+    from bnrepro.compare import grid
+
+    other = tmp_path / "other.py"
+    other.write_text(NORM)
+    with pytest.raises(UserError, match="Two of the variants are called MyNorm"):
+        grid(tiny(), [f"{norm}:MyNorm", f"{other}:MyNorm"], 1)
+    assert with_variant(with_variant(tiny(), f"{norm}:MyNorm"), "bn") == tiny("variant=bn")
