@@ -141,10 +141,10 @@ class Evidence:
             remark=" ".join(filter(None, (self.remark, other.remark))),
         )
 
-    def showing(self, values: Values | Mapping[str, Values], unit: str = "", ratio: bool = False) -> Evidence:
-        """With effects that are shown beside and do not decide; a mapping names them."""
+    def showing(self, values: Values | Mapping[str, Values], unit: str | None = None, ratio: bool = False) -> Evidence:
+        """With effects that are shown beside and do not decide; a mapping names them. ``unit``: None for the same."""
         rule = Rule("greater", 1.0 if ratio else 0.0, ratio=ratio)
-        return replace(self, beside=(*self.beside, *_effects(values, rule, unit or self.unit, "")))
+        return replace(self, beside=(*self.beside, *_effects(values, rule, self.unit if unit is None else unit, "")))
 
     @property
     def unit(self) -> str:

@@ -111,7 +111,8 @@ def caption(shown: Shown, results: Results, settings: Preset) -> str:
     """The caption with the settings filled in, and with what every caption says."""
     text = " ".join(shown.caption.format(s=settings, r=results).split())
     seeds = f"n = {settings.seeds} seeds" if settings.seeds > 1 else "one seed"
-    return f"{text} Means and 95% intervals over {seeds}; preset {results.preset}."
+    over = f"Means and 95% intervals over {seeds}; preset" if shown.over_seeds else "Preset"
+    return f"{text} {over} {results.preset}."
 
 
 def _effect(effect: Effect) -> Row:

@@ -38,7 +38,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar
+from typing import Any, Generic, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -48,9 +48,6 @@ from bnrepro.config import configs_dir, load_config
 from bnrepro.errors import UserError, first_line, known_are
 from bnrepro.schema import Config, Data
 from bnrepro.stored import read_yaml
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 Kind = Literal["identity", "empirical", "prediction"]
 """identity: algebra or a count, nothing is random. empirical: networks and seeds. prediction: our own, made before."""
@@ -211,6 +208,8 @@ class Shown:
     name: str
     caption: str
     make: Callable[[Results, Any], Any]
+    over_seeds: bool = True
+    """Whether it shows means and intervals, which its caption then says."""
 
 
 class Paper(Generic[S]):
@@ -281,20 +280,25 @@ class Paper(Generic[S]):
 
         return add
 
-    def table(self, function: Callable[[Results, S], list[Row]]) -> Callable[[Results, S], list[Row]]:
+    def table(self, function: Any = None, *, over_seeds: bool = True) -> Any:
         """``function(results, settings)`` returns rows with the same keys; its docstring is the title.
 
-        An `Interval` as a value is shown as mean [low, high]. ``{s.margin}`` in the docstring is filled in.
+        An `Interval` as a value is shown as mean [low, high]. ``{s.margin}`` in the docstring is filled in; n and
+        preset are added. ``@paper.table(over_seeds=False)``: of counts and the like, which have no intervals.
         """
-        self.tables.append(Shown(function.__name__, inspect.cleandoc(function.__doc__ or ""), function))
-        return function
+        return self._shown(self.tables, function, over_seeds)
 
-    def figure(self, function: Callable[[Results, S], Figure | None]) -> Callable[[Results, S], Figure | None]:
+    def figure(self, function: Any = None, *, over_seeds: bool = True) -> Any:
         """``function(results, settings)`` returns a figure, or None without records; its docstring is the caption.
 
-        ``{s.margin}`` in it is filled in. n, intervals and preset are added.
+        As for `table`.
         """
-        self.figures.append(Shown(function.__name__, inspect.cleandoc(function.__doc__ or ""), function))
+        return self._shown(self.figures, function, over_seeds)
+
+    def _shown(self, into: list[Shown], function: Any, over_seeds: bool) -> Any:
+        if function is None:
+            return lambda each: self._shown(into, each, over_seeds)
+        into.append(Shown(function.__name__, inspect.cleandoc(function.__doc__ or ""), function, over_seeds))
         return function
 
     # --- presets ---

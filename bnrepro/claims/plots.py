@@ -128,6 +128,33 @@ def curve(
         axes.fill_between(at, low, high, color=look.color, alpha=0.15, linewidth=0)
 
 
+def dots(
+    axes: Axes, values: Values, x: str, by: str, look: Mapping[Any, Look], *, width: float = 0.6, shift: float = 0.0
+) -> None:
+    """Means over seeds as points with bars of their 95% intervals: levels of ``x`` are categories, those of ``by``
+    stand side by side in each.
+
+    Args:
+        axes: where to draw.
+        values: with the factors ``x`` and ``by`` and no others.
+        x: the factor on the horizontal axis, in the order of its levels.
+        by: the factor that tells points of a category apart.
+        look: of the levels of ``by``, from `looks`; levels that it lacks are not drawn.
+        width: of a category; 1 is the distance between two.
+        shift: how far all points are moved to the right.
+    """
+    places = {level: place for place, level in enumerate(values.levels(x))}
+    groups = values.by(by)
+    drawn = [level for level in look if level in groups]
+    for i, level in enumerate(drawn):
+        found = {places[at]: interval for at, interval in groups[level].intervals(x).items()}
+        offset = width * (i / (len(drawn) - 1) - 0.5) if len(drawn) > 1 else 0.0
+        curve(axes, found, look[level]._replace(dashes="none"), bars=True, shift=shift + offset)
+    axes.set_xticks(range(len(places)), [str(level) for level in places])
+    axes.set_xlim(-0.6, len(places) - 0.4)
+    axes.grid(axis="x", visible=False)
+
+
 def ends(found: Sequence[Interval]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Means and ends of intervals; where there is no interval, the ends are the mean."""
     mean, low, high = (np.array([getattr(i, end) for i in found], dtype=float) for end in ("mean", "low", "high"))

@@ -22,6 +22,8 @@ def numbers(effect: Interval) -> str:
     """``0.42 [0.31, 0.53]``, with as many digits as the interval leaves: two of its half width."""
     values = (effect.mean, effect.low, effect.high)
     half = (effect.high - effect.low) / 2
+    if math.isnan(half) and abs(effect.mean) < 1e6 and math.isclose(effect.mean, round(effect.mean), rel_tol=1e-9):
+        return f"{effect.mean:,.0f}"  # a count
     if not all(map(math.isfinite, (*values, half))):
         return f"{effect.mean:.3g}" if math.isnan(half) else "{:.3g} [{:.3g}, {:.3g}]".format(*values)
     if not half > 0:

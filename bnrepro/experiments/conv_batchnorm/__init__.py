@@ -1,38 +1,613 @@
-"""conv-batchnorm, local gain. Where statistics are pooled, where gamma and beta live, and a car at sunrise."""
+"""lmcintosh/conv-batchnorm: local gain, with statistics per location and parameters per channel (README and code,
+Keras, 2018).
+
+https://github.com/lmcintosh/conv-batchnorm
+
+Differences from the paper
+- The source has no experiment: network (LeNet), data, optimiser (Adam) and training length are ours.
+- PyTorch instead of Keras. The layers follow the source's formulas without its defects: the running variance is
+  corrected by n / (n - 1), and a training batch of 1 is refused.
+- eps is the source's 1e-3 for every variant, so that the cells of the table differ in their axes alone.
+- momentum is torch's 0.1 (Keras's 0.9) and not the source's 0.99 (Keras's sense): runs here are too short for an
+  average over hundreds of batches.
+- The car at sunrise is made from still images: the pixels of the lower half are multiplied by a factor and rounded.
+  Frames of a drive are batches that share a factor, between the preset's and 1; their images are not of one scene.
+- After a linear layer there is a single location: all variants are BN there, and the adaptive norm takes the batch's
+  own statistics, in eval in batches of at most 500.
+"""
 
 from __future__ import annotations
 
-from bnrepro.experiments.base import Analysis, Experiment, Records, drawn
-from bnrepro.experiments.conv_batchnorm.arms import arms, probes
-from bnrepro.experiments.conv_batchnorm.claims import CLAIMS
-from bnrepro.experiments.conv_batchnorm.findings import findings
-from bnrepro.experiments.conv_batchnorm.pictures import pictures
-from bnrepro.experiments.conv_batchnorm.tables import tables
+import math
+from dataclasses import replace
+from functools import partial
+from itertools import pairwise
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict
+
+from bnrepro.claims import Design, Evidence, Paper, Preset, Results, Values, exact, greater, less
+from bnrepro.experiments.conv_batchnorm import checks, networks
+
+POINTS = "percentage points of test accuracy"
+RELUS = "percentage points of active ReLUs"
+NONE = "no number: the source has no experiment, no figure and no test"
+CODE = "lmcintosh/conv-batchnorm (https://github.com/lmcintosh/conv-batchnorm), code"
+PREDICTED = "A prediction about the source's layer, from untrained networks, made before this experiment"
+
+NAMES = {"mnist": "MNIST", "mnist5k": "MNIST-5k", "fashion_mnist": "Fashion-MNIST", "cifar10": "CIFAR-10"}
 
 
-def analyse(records: Records) -> Analysis:
-    """Verdicts, tables and figures from the records."""
-    return Analysis(findings(records), tables(records), drawn(lambda: pictures(records)))
+def name_of(dataset: str) -> str:
+    """What texts call a dataset."""
+    return NAMES.get(dataset, dataset)
 
 
-EXPERIMENT = Experiment(
-    name="conv_batchnorm",
-    title="Local gain: statistics per location, parameters per channel",
-    source="README of lmcintosh/conv-batchnorm, https://github.com/lmcintosh/conv-batchnorm (Keras, 2018)",
-    deviations=(
-        "The source has no experiment: network (LeNet), data, optimiser (Adam) and training length are ours.",
-        "PyTorch instead of Keras; the layers follow the source's formulas, without its defects: the running variance "
-        "is corrected by n / (n - 1), and a training batch of 1 is refused.",
-        "eps is the source's 1e-3 for every variant, so that the cells of the table differ in their axes alone.",
-        "momentum is torch's 0.1 (Keras's 0.9) and not the source's 0.99 (Keras's sense): runs here are too short for "
-        "an average over hundreds of batches.",
-        "The car at sunrise is made from still images: the pixels of the lower half times a factor, rounded. Frames of "
-        "a drive are batches that share a factor, between the preset's and 1; their images are not of one scene.",
-        "After a linear layer there is one location: there all variants are BN, and the adaptive norm takes the "
-        "batch's own statistics, in eval in batches of at most 500.",
-    ),
-    claims=tuple(CLAIMS.values()),
-    arms=arms,
-    probes=probes,
-    analyse=analyse,
+AXES = {
+    "bn": ("channel", "channel"),
+    "convbn": ("location", "channel"),
+    "peractivationbn": ("location", "location"),
+    "locationaffinebn": ("channel", "location"),
+}
+"""The 2 x 2 table: where the statistics of each variant are, and where gamma and beta."""
+CELLS = list(AXES)
+LIGHTS = ("plain", "static", "frames")
+"""No shade; the same shade in training and test; each batch a shade of its own."""
+LAYER = "1"  # the convolutional layer whose ReLUs are judged: the one that sees the image
+
+EXACT = 1e-10  # of identities in float64
+ROUNDING = 1e-5  # relative error in float32
+TRAINED = "Measured after training, when gamma and beta have adapted; the source speaks of fixed ones."
+ALL = 10.0  # percent: "all below threshold" leaves no more than this share of the active ReLUs
+CLOSE = 0.01  # relative error of a factor that counts as right
+USUAL_EPS = 1e-3
+
+
+class Section(BaseModel):
+    """A part of the settings."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Horizon(Section):
+    data: list[str]
+    variants: list[str]
+    shade: float
+    test_shades: list[float]
+
+    @property
+    def name(self) -> str:
+        """Of the first dataset, as it is written."""
+        return name_of(self.data[0])
+
+
+class Sweep(Section):
+    data: str
+    overrides: list[str]
+
+    @property
+    def name(self) -> str:
+        """Of the dataset, as it is written."""
+        return name_of(self.data)
+
+
+class Window(Sweep):
+    kernels: list[int]
+
+
+class Eps(Sweep):
+    values: list[float]
+
+
+class Batch(Sweep):
+    sizes: list[int]
+
+
+class Gap(Section):
+    batches: list[int]
+
+
+class Margins(Section):
+    accuracy: float
+    active: float
+    shift: float
+    gap_ratio: float
+    ratio: float = 1.1  # records from before the port lack it
+
+
+class Settings(Preset):
+    overrides: list[str]
+    data: dict[str, list[str]]
+    horizon: Horizon
+    window: Window
+    eps: Eps
+    batch: Batch
+    gap: Gap
+    margins: Margins
+
+    @property
+    def margin_points(self) -> float:
+        """Of test accuracy, in percentage points."""
+        return 100 * self.margins.accuracy
+
+    @property
+    def first(self) -> str:
+        """The first of the table's datasets, as it is written."""
+        return name_of(next(iter(self.data)))
+
+
+paper = Paper(__name__, Settings, scale="reduced", scale_note="LeNet, 1 to 5 epochs; the source has no experiment")
+readme = partial(paper.claim, reported=NONE)
+code = partial(paper.claim, reported=NONE, source=CODE)
+predicted = partial(paper.claim, reported=NONE, source=PREDICTED, kind="prediction")
+VIDEO = "still images with a dark lower half, LeNet, 2 epochs; the source describes a video"
+sunrise = partial(readme, scale="toy", scale_note=VIDEO)
+
+
+# --- design ---
+
+
+@paper.design
+def runs(s: Settings) -> Design:
+    """The 2 x 2 table, the horizon, the window, eps and the batch size; and the exact checks, once."""
+    design = Design(s.seeds)
+
+    def train(part: str, data: str, factors: dict[str, Any], changed: list[str], *measures: Any, **about: Any) -> None:
+        common = [*s.overrides, *s.data.get(data, [f"data={data}"]), f"variant={factors['variant']}"]
+        design.train(part, factors, [*common, *changed], *measures, **about)
+
+    for data in s.data:
+        for variant in ("nobn", *CELLS):
+            measure = (networks.statistics, {"batches": s.gap.batches})
+            train("table", data, {"dataset": data, "variant": variant}, [], measure)
+    shade = f"data.shade={s.horizon.shade}"
+    lit = {"plain": [], "static": [shade], "frames": [shade, "data.shade_batches=true"]}
+    for data in s.horizon.data:
+        for light in LIGHTS:
+            shades = s.horizon.test_shades if light == "plain" else []
+            for variant in s.horizon.variants:
+                factors = {"dataset": data, "light": light, "variant": variant}
+                local = [networks.halves] if variant == "convbn" else []
+                train("horizon", data, factors, lit[light], (networks.horizon, {"shades": shades}), *local)
+                if local:
+                    train("horizon", data, factors, lit[light], networks.maps, seeds=[0], record=False)
+    for variant in ("bn", "convbn"):  # the ends, with running statistics
+        distances = [(networks.window, {"kernels": s.window.kernels})] if variant == "bn" else []
+        train("window", s.window.data, {"variant": variant, "kernel": None}, s.window.overrides, *distances)
+    for kernel in s.window.kernels:
+        changed = [*s.window.overrides, f"norm.kernel_size={kernel}"]
+        train("window", s.window.data, {"variant": "adaptive", "kernel": kernel}, changed)
+    for variant in ("bn", "convbn"):
+        for eps in s.eps.values:
+            changed = [*s.eps.overrides, f"norm.eps={eps}"]
+            measure = (networks.extremes, {"batches": s.gap.batches})
+            train("eps", s.eps.data, {"variant": variant, "eps": eps}, changed, measure)
+        for size in s.batch.sizes:
+            changed = [*s.batch.overrides, f"batch_size={size}"]
+            measure = (networks.statistics, {"batches": [size]})
+            train("batch", s.batch.data, {"variant": variant, "batch_size": size}, changed, measure)
+    for id, (check, arguments) in checks.CHECKS.items():
+        design.measure("exact", {"claim": id}, check, seeds=[0], **arguments)
+    return design
+
+
+# --- reading the records ---
+
+
+def named(values: Values) -> Values:
+    """With datasets called as they are written."""
+    if "dataset" not in values.factors:
+        return values
+    place = values.factors.index("dataset")
+    data = {
+        ((*label[:place], name_of(label[place]), *label[place + 1 :]), seed): value
+        for (label, seed), value in values.data.items()
+    }
+    return Values(values.factors, data)
+
+
+def accuracy(r: Results, part: str, **at: Any) -> Values:
+    """Test accuracy in percent."""
+    return named(r.test_accuracy(part=part, **at))
+
+
+def percent(r: Results, part: str, quantity: str, **at: Any) -> Values:
+    """A measured share, in percent."""
+    return 100 * named(r.measured(quantity, part=part, **at))
+
+
+def checked(r: Results, claim: str, quantity: str) -> Values:
+    """What the exact check of ``claim`` found."""
+    return r.measured(quantity, part="exact", claim=claim)
+
+
+def so(values: Values, estimand: str, condition: str = "") -> Evidence:
+    """Whether a check's 1 or 0 is 1; nothing where it was not made."""
+    value = values.only()
+    return Evidence(estimand) if value is None else exact(bool(value), estimand, condition=condition)
+
+
+def shift_error(r: Results, variant: str, mode: str) -> Values:
+    """Relative error of the first norm's output when images move by a pixel."""
+    return named(r.measured("shift error", part="table", variant=variant, x=mode))
+
+
+def fall(r: Results, variant: str) -> Values:
+    """By how much the share of active ReLUs below the horizon falls when the lower half is always dark."""
+    active = percent(r, "horizon", f"active below {LAYER}", variant=variant, x="own")
+    return active.at(light="plain") - active.at(light="static")
+
+
+def gain(r: Results, variant: str, light: str, x: str | float = "own") -> Values:
+    """Test accuracy with ``variant`` minus that with BN, in points."""
+    values = percent(r, "horizon", "accuracy", light=light, x=x)
+    return values.at(variant=variant) - values.at(variant="bn")
+
+
+# --- claims: the layer ---
+
+
+@readme(
+    "L1",
+    kind="identity",
+    where="README, paragraph 7",
+    quote="performs local normalization but with the same number of parameters obtained with simple channel-wise batch "
+    "normalization",
 )
+def as_many_parameters(r: Results, s: Settings) -> Evidence:
+    """Local normalization takes the same number of parameters as channel-wise batch norm."""
+    parameters, buffers = (checked(r, "L1", each) for each in ("parameters", "buffers"))
+    evidence = exact(
+        parameters.at(x="convbn") - parameters.at(x="bn"),
+        "parameters for a 6 x 24 x 24 map, local-gain BN minus BN",
+        tolerance=0,
+    )
+    counts = {"parameters": parameters.at(x=CELLS), "numbers in running statistics": buffers.at(x=CELLS)}
+    remark = "What local statistics save in parameters they take in buffers, which fix the size of the map."
+    return replace(evidence.showing(counts), remark=remark)
+
+
+@readme(
+    "L1b",
+    where="README, paragraph 6",
+    quote="possibly thousands of additional parameters that may be poorly constrained",
+)
+def scales_per_location_are_poorly_constrained(r: Results, s: Settings) -> Evidence:
+    """A scale for each x and y position is possibly thousands of additional parameters that may be poorly
+    constrained.
+    """
+    found = accuracy(r, "table")
+    evidence = greater(
+        found.at(variant="convbn") - found.at(variant="peractivationbn"),
+        "test accuracy, gamma and beta per channel minus per location",
+        POINTS,
+        margin=s.margin_points,
+    )
+    measured = percent(r, "table", "accuracy")
+    gap = measured.at(x="training images") - measured.at(x="running")
+    more = gap.at(variant="peractivationbn") - gap.at(variant="convbn")
+    return evidence.showing({"training minus test accuracy, per location minus per channel": more}, "points")
+
+
+@readme(
+    "L2",
+    kind="identity",
+    where="README, paragraph 6",
+    quote="compute statistics for each channel and each x, y location independently",
+)
+def statistics_are_per_location(r: Results, s: Settings) -> Evidence:
+    """It computes statistics for each channel and each x, y location independently."""
+    return exact(
+        checked(r, "L2", "error"),
+        "largest difference from torch's BatchNorm1d over all features, then gamma and beta per channel",
+        tolerance=EXACT,
+    )
+
+
+@readme("L3", kind="identity", where="README, first line", quote="translation invariant parameters")
+def gradients_are_sums_over_locations(r: Results, s: Settings) -> Evidence:
+    """It is a modification of batch normalization whose parameters are translation invariant: gamma and beta are one
+    for all locations, and their gradients are sums over them.
+    """
+    estimand = "largest difference of the gradients from a reference"
+    evidence = exact(checked(r, "L3", "error"), estimand, tolerance=EXACT)
+    for name, passes in checked(r, "L3", "passes").by("x").items():
+        evidence &= so(passes, estimand, f"torch's {name} passes")
+    return evidence
+
+
+# --- claims: the table ---
+
+
+@readme(
+    "L4a",
+    where="README, paragraph 6",
+    quote="this also renders the network no longer fully convolutional, and the receptive fields of the network will "
+    "vary with space",
+)
+def collapsing_ends_equivariance(r: Results, s: Settings) -> Evidence:
+    """Collapsing the spatial dimensions with the channels (a scale for each position) renders the network no longer
+    fully convolutional, and its receptive fields vary with space.
+    """
+    evidence = greater(
+        shift_error(r, "peractivationbn", "eval"),
+        "per-activation BN's error when images move by a pixel, eval",
+        "relative error",
+        bar=s.margins.shift,
+    )
+    moved = shift_error(r, "peractivationbn", "training")
+    others = {"channel-wise BN": shift_error(r, "bn", "eval"), "with the moved batch's own statistics": moved}
+    return evidence.showing(others, "")
+
+
+@readme(
+    "L4b",
+    where="README, paragraph 7",
+    quote="To solve this, here is a simple modification of batch normalization that performs local normalization",
+)
+def local_gain_keeps_equivariance(r: Results, s: Settings) -> Evidence:
+    """To solve this, local normalization with parameters per channel: it keeps the network fully convolutional."""
+    estimand = "local-gain BN's error when images move by a pixel"
+    unit = "relative error"
+    evidence = less(shift_error(r, "convbn", "eval"), estimand, unit, bar=s.margins.shift, condition="eval")
+    moves = exact(shift_error(r, "convbn", "training"), estimand, unit, tolerance=ROUNDING, condition="training")
+    remark = "In eval its running statistics are per location; in training its statistics move with the batch."
+    beside = {"per-activation BN, eval": shift_error(r, "peractivationbn", "eval")}
+    return replace((evidence & moves).showing(beside, ""), remark=remark)
+
+
+@readme("L5", kind="identity", where="README, paragraph 6: implied by fully convolutional")
+def any_size(r: Results, s: Settings) -> Evidence:
+    """Implied by fully convolutional: the layer takes maps of any size."""
+    takes = {variant: bool(found.only()) for variant, found in checked(r, "L5", "takes").by("x").items()}
+    evidence = so(checked(r, "L5", "takes").at(x="convbn"), "made for maps of 12 x 12, it takes 10 x 10")
+    yes, no = (", ".join(v for v, taken in takes.items() if taken is wanted) or "none" for wanted in (True, False))
+    remark = f"Such maps are taken by {yes}; they are refused by {no}, which keep something per location."
+    return replace(evidence, remark=remark if takes else "")
+
+
+# --- claims: the car at sunrise ---
+
+
+@sunrise(
+    "L6a",
+    where="README, paragraph 4",
+    quote="If we normalize across the entire layer, we may shove all pixels below the horizon below threshold, and "
+    "only process the well-illuminated parts of the scene.",
+)
+def channel_statistics_silence_the_dark(r: Results, s: Settings) -> Evidence:
+    """If we normalize across the entire layer, we may shove all pixels below the horizon below threshold, and only
+    process the well-illuminated parts of the scene.
+    """
+    active = percent(r, "horizon", f"active below {LAYER}", variant="bn", x="own")
+    plain, dark = (active.at(light=light) for light in ("plain", "static"))
+    estimand = "BN's active ReLUs below the dark horizon"
+    some = greater(fall(r, "bn"), estimand, RELUS, margin=100 * s.margins.active, condition="fall")
+    all_of_them = less(100 * dark / plain, estimand, "% of plain images' share", bar=ALL, condition="left")
+    silent = percent(r, "horizon", f"silent below {LAYER}", variant="bn", light="static", x="own")
+    evidence = (some & all_of_them).showing({"active on plain images": plain, "active in the dark": dark}, "%")
+    return replace(evidence.showing({"silent in the dark": silent}, "% of units"), remark=TRAINED)
+
+
+@sunrise("L6b", where="README, paragraph 5", quote="what happens instead is a form of local gain normalization")
+def local_statistics_keep_it_active(r: Results, s: Settings) -> Evidence:
+    """Local normalization does not: it keeps the dark half active where BN loses it."""
+    evidence = greater(
+        fall(r, "bn") - fall(r, "convbn"),
+        "active ReLUs lost in the dark, BN minus local-gain BN",
+        RELUS,
+        margin=100 * s.margins.active,
+    )
+    at = {"variant": ["bn", "convbn"], "light": "static", "x": "own"}
+    switching = percent(r, "horizon", f"switching below {LAYER}", **at)
+    evidence = evidence.showing({"switched on by some images and off by others": switching}, "% of units")
+    return replace(evidence, remark=TRAINED)
+
+
+def in_the_same_light(r: Results, s: Settings, light: str, what: str) -> Evidence:
+    """Whether local statistics classify better than channel statistics, trained and tested in one light."""
+    own = gain(r, "convbn", light)
+    evidence = greater(own, f"test accuracy, {what}, local-gain BN minus BN", POINTS, margin=s.margin_points)
+    others = {
+        "minus the same on plain images": own - gain(r, "convbn", "plain"),
+        "adaptive norm minus BN": gain(r, "adaptive", light),
+    }
+    return evidence.showing(others, "points")
+
+
+@sunrise(
+    "L6c",
+    where="README, paragraph 4",
+    quote="Suppose however that your neural network has an input that is not completely translation invariant across "
+    "the batch.",
+)
+def better_where_the_lower_half_is_dark(r: Results, s: Settings) -> Evidence:
+    """Local normalization suits inputs that are not translation invariant across the batch: with a lower half that is
+    always dark it classifies better than channel-wise batch norm.
+    """
+    return in_the_same_light(r, s, "static", "lower half dark")
+
+
+@sunrise("L6d", where="README, paragraph 4", quote="imagine a video taken from the front of a car at sunrise")
+def better_on_frames(r: Results, s: Settings) -> Evidence:
+    """The same for batches of sequential frames, each batch with a darkness of its own (the car at sunrise)."""
+    return in_the_same_light(r, s, "frames", "darkness by batch")
+
+
+def in_another_light(r: Results, s: Settings, variant: str, what: str) -> Evidence:
+    """Whether ``variant`` classifies better than BN in a light that it was not trained in."""
+    evidence = greater(
+        gain(r, variant, "plain", s.horizon.shade),
+        f"test accuracy in another light, {what} minus BN",
+        POINTS,
+        margin=s.margin_points,
+    )
+    found = percent(r, "horizon", "accuracy", light="plain", variant=[variant, "bn"])
+    return evidence.showing({"plain": found.at(x=1.0), "dark": found.at(x=s.horizon.shade)}, "%")
+
+
+@sunrise(
+    "L6e",
+    where="README, paragraph 5",
+    quote="neurons sensitive to different locations in space adapt somewhat independently",
+)
+def local_gain_bears_another_light(r: Results, s: Settings) -> Evidence:
+    """Neurons adapt to the light at their location: trained in one light, local normalization bears another better
+    than channel-wise batch norm.
+    """
+    return in_another_light(r, s, "convbn", "local-gain BN")
+
+
+@code("L6f", where="ConvAdaptiveNormalization", scale="toy", scale_note=VIDEO)
+def adaptive_norm_bears_another_light(r: Results, s: Settings) -> Evidence:
+    """ConvAdaptiveNormalization, whose statistics are those of the present batch, adapts at test time too: trained in
+    one light, it bears another better than channel-wise batch norm.
+    """
+    return in_another_light(r, s, "adaptive", "adaptive norm")
+
+
+@sunrise(
+    "L7",
+    where="README, paragraph 5",
+    quote="neurons sensitive to different locations in space adapt somewhat independently",
+)
+def locations_adapt_independently(r: Results, s: Settings) -> Evidence:
+    """Neurons sensitive to different locations in space adapt somewhat independently."""
+    spread = named(r.measured("deviation", part="horizon", variant="convbn"))
+    contrast = spread.at(x="below") / spread.at(x="above")
+    plain, dark = contrast.at(light="plain"), contrast.at(light="static")
+    evidence = greater(
+        plain.log() - dark.log(),
+        "log running standard deviation below over above the horizon, plain minus dark",
+        "natural logarithms",
+        margin=math.log(s.margins.ratio),
+    )
+    remark = "This is the factor on the input itself, so any statistic per location shows it; one per channel cannot."
+    beside = evidence.showing({"the ratio itself, dark over plain": dark / plain}, "times", ratio=True)
+    return replace(beside, remark=remark)
+
+
+# --- claims: the adaptive norm, and the code ---
+
+
+@code("L8a", kind="identity", where="ConvAdaptiveNormalization")
+def adaptive_norm_is_the_same_in_test(r: Results, s: Settings) -> Evidence:
+    """ConvAdaptiveNormalization does the same in training and in testing."""
+    evidence = exact(
+        checked(r, "L8", "train minus eval"), "largest difference of outputs, training minus eval", tolerance=0
+    )
+    company = checked(r, "L8", "depends on its batch")
+    remark = "The price is that an image's output depends on the other images of its batch, in eval too."
+    return replace(evidence.showing({"change of an output with the others of its batch": company}), remark=remark)
+
+
+@code("L8b", where="ConvAdaptiveNormalization, kernel_size")
+def window_leads_from_local_to_channel(r: Results, s: Settings) -> Evidence:
+    """Its window (kernel_size) leads from statistics per location to statistics per channel."""
+
+    def back(values: Values) -> Values:
+        """The largest step from one window to the next that leads up; 0 where none does."""
+        return values.reduce(lambda each: max([0.0, *(b - a for a, b in pairwise(each))]), "x")
+
+    local, channel = (r.measured(f"to {end}", part="window", variant="bn") for end in ("local", "channel"))
+    estimand = "distance at both ends of the window, and largest step back between"
+    ends = {
+        "window of 1 from local statistics": checked(r, "L8", "error").at(x="convbn"),
+        "whole map from channel statistics": checked(r, "L8", "error").at(x="bn"),
+    }
+    steps = {"step back towards local": back(-local), "step away from channel": back(channel)}
+    evidence = exact(ends, estimand, tolerance=EXACT) & exact(steps, estimand, tolerance=ROUNDING)
+    by_window = accuracy(r, "window", variant="adaptive").by("kernel")
+    by_name = {f"window of {window_name(kernel)}": values for kernel, values in by_window.items()}
+    return evidence.showing(by_name, "% test accuracy")
+
+
+def window_name(kernel: float) -> str:
+    """The side of a window; "all" for one that is larger than any map here, and so has the whole map."""
+    return "all" if kernel > 100 else f"{kernel:g}"
+
+
+@code(
+    "L9",
+    kind="identity",
+    reported="the factor itself: -1000 for n = 1, 2.002 for n = 2",
+    where="the moving variance's factor",
+)
+def running_variance_is_unbiased(r: Results, s: Settings) -> Evidence:
+    """The moving variance is made unbiased, by the factor n / (n - (1 + epsilon)) with epsilon 1e-3."""
+    factor, unbiased, ours = (checked(r, "L9", each) for each in ("source", "unbiased", "ours"))
+    estimand = "the factor's relative error against n / (n - 1)"
+    errors = {f"n = {n}": error for n, error in (factor / unbiased - 1).by("x").items()}
+    evidence = exact(errors, estimand, tolerance=CLOSE)
+    evidence &= so(factor.at(x=1).map(lambda value: value > 0), estimand, "n = 1: the factor is positive")
+    return evidence.showing({"at n = 1": factor.at(x=1), "error of ours": abs(ours / unbiased - 1).max()})
+
+
+# --- claims: predictions ---
+
+
+@predicted("L-gap", reported="9 to 12 times, at batch sizes 8 to 128, after a random convolution on MNIST")
+def local_statistics_differ_more_in_eval(r: Results, s: Settings) -> Evidence:
+    """Statistics of a batch and running statistics normalise several times further apart when they are local."""
+    gap = named(r.measured("gap", part="table")).at(dataset=s.first)
+    by_size = (gap.at(variant="convbn") / gap.at(variant="bn")).by("x")
+    ratios = {f"batches of {size}": values for size, values in by_size.items()}
+    evidence = greater(
+        ratios,
+        "rms of training minus eval, local over channel statistics",
+        "times",
+        bar=s.margins.gap_ratio,
+        ratio=True,
+    )
+    outside = [each.condition for each in evidence.effects if not 9 <= each.interval.mean <= 12]
+    remark = f"Outside of the predicted 9 to 12 times: {', '.join(outside) or 'none'}."
+    return replace(evidence, remark=remark if ratios else "")
+
+
+@predicted(
+    "L-eps",
+    reported="largest normalised value after a random convolution on MNIST: 60.7 at eps 1e-5 and 30.3 at 1e-3, beside "
+    "6.0 for channel statistics",
+)
+def eps_decides_with_local_statistics(r: Results, s: Settings) -> Evidence:
+    """With local statistics eps decides how large values become at inference, and with channel statistics not."""
+    smallest = min(s.eps.values)
+    largest = r.measured("largest", part="eps", variant=["bn", "convbn"])
+    growth = largest.at(eps=smallest).log10() - largest.at(eps=USUAL_EPS).log10()
+    evidence = greater(
+        growth.at(variant="convbn") - growth.at(variant="bn"),
+        f"growth of the largest normalised value, eps {USUAL_EPS:g} to {smallest:g}, local minus channel statistics",
+        "powers of ten",
+        margin=math.log10(s.margins.ratio),
+    )
+    ends = {"eps": [smallest, USUAL_EPS]}
+    evidence = evidence.showing({"largest value": largest.at(**ends)}, "")
+    return evidence.showing({"test accuracy": r.test_accuracy(part="eps").at(**ends)}, "%")
+
+
+@predicted("L-batch")
+def local_statistics_lose_more_in_small_batches(r: Results, s: Settings) -> Evidence:
+    """Local statistics lose more accuracy than channel statistics in small batches."""
+    found = r.test_accuracy(part="batch")
+    loss = found.at(variant="bn") - found.at(variant="convbn")
+    small, large = min(s.batch.sizes), max(s.batch.sizes)
+    evidence = greater(
+        loss.at(batch_size=small) - loss.at(batch_size=large),
+        f"BN minus local-gain BN, at batch size {small} minus at {large}",
+        POINTS,
+        margin=s.margin_points,
+    )
+    return evidence.showing({"BN minus local-gain BN": loss}, "points")
+
+
+@predicted("L-one", scale="exact", scale_note="", reported="the source's layer returns beta")
+def a_batch_of_one_must_be_refused(r: Results, s: Settings) -> Evidence:
+    """A training batch of 1, which the source's code lets through, is normalised to zero whatever it was, and must be
+    refused.
+    """
+    estimand = "a training batch of 1: largest normalised value"
+    evidence = exact(checked(r, "L-one", "largest output"), estimand, tolerance=0, condition="by the formula")
+    return evidence & so(checked(r, "L-one", "refused"), estimand, "our layer refuses it")
+
+
+from bnrepro.experiments.conv_batchnorm import shown as shown  # noqa: E402  its tables and figures are the paper's

@@ -1,4 +1,4 @@
-"""What is measured of trained networks: statistics in training against eval, shifts, shading, maps, windows, eps."""
+"""What is measured of trained networks: statistics in training and in eval, shifts, shading, maps, windows, eps."""
 
 from __future__ import annotations
 
@@ -11,8 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from bnrepro import inference, train
+from bnrepro.claims import measure
 from bnrepro.data import Dataset, Split, eval_batches, load, mix
-from bnrepro.experiments.conv_batchnorm.exact import EPS, Row, row
+from bnrepro.experiments.conv_batchnorm.checks import EPS, Row, row
 from bnrepro.norm import NORMS, NormOptions
 from bnrepro.norm.statistics import batch_statistics
 from bnrepro.record import Run
@@ -21,7 +22,7 @@ from bnrepro.schema import Data, Source
 IMAGES = 1024  # of the test set, where not all of them are needed
 TRIM = 3  # pixels at each border where a shifted map is not compared: no padding reaches further
 RARELY = 0.01  # of the images: less often a ReLU is as good as silent, and more often than 0.99 as good as always on
-CONSTANT = 1e-5  # of the map's deviation: what varies less over a batch is constant but for rounding
+CONSTANT = 1e-5  # of the map's standard deviation: what varies less over a batch is constant but for rounding
 
 
 class Opened:
@@ -69,6 +70,7 @@ def _data(name: str, source: Source, root: str, path: str | None, val_fraction: 
     return load(Data(name=name, source=source, root=root, path=path, val_fraction=val_fraction), device)
 
 
+@measure("conv_batchnorm/statistics")
 @torch.inference_mode()
 def statistics(run: Run, seed: int, batches: list[int]) -> list[Row]:
     """`accuracies`, `gap` and `shift` of a run's network."""
@@ -118,6 +120,7 @@ def shift(it: Opened) -> list[Row]:
     return rows
 
 
+@measure("conv_batchnorm/extremes")
 @torch.inference_mode()
 def extremes(run: Run, seed: int, batches: list[int]) -> list[Row]:
     """Largest xhat in eval after the first layer, and shares of positions that do not vary over a batch.
@@ -163,6 +166,7 @@ def sides(units: list[nn.Module], height: int) -> list[tuple[nn.Module, Tensor, 
     return found
 
 
+@measure("conv_batchnorm/horizon")
 @torch.inference_mode()
 def horizon(run: Run, seed: int, shades: list[float]) -> list[Row]:
     """Accuracy on the test set and what the ReLUs do above and below the horizon, by the test images' shade.
@@ -173,7 +177,7 @@ def horizon(run: Run, seed: int, shades: list[float]) -> list[Row]:
     run itself is tested with.
     """
     it = Opened(run)
-    halves = {str(layer): half for layer, half in enumerate(sides(it.units, it.data.image_size[0]), 1)}
+    at = {str(layer): half for layer, half in enumerate(sides(it.units, it.data.image_size[0]), 1)}
     active: dict[str, Tensor] = {}
 
     def count(layer: str, y: Tensor) -> None:
@@ -181,7 +185,7 @@ def horizon(run: Run, seed: int, shades: list[float]) -> list[Row]:
 
     hooks = [
         unit.register_forward_hook(lambda _unit, _x, y, layer=layer: count(layer, y))
-        for layer, (unit, _, _) in halves.items()
+        for layer, (unit, _, _) in at.items()
     ]
     rows = []
     tests: list[tuple[float | str, Data]] = [("own", it.cfg.data)]
@@ -190,7 +194,7 @@ def horizon(run: Run, seed: int, shades: list[float]) -> list[Row]:
         active.clear()
         _, right = train.measure(it.network, it.data, it.data.test, replace(it.cfg, data=data))
         rows.append(row("accuracy", right, shade))
-        for layer, (_, above, below) in halves.items():
+        for layer, (_, above, below) in at.items():
             for side, places in (("above", above), ("below", below)):
                 share = active[layer][:, places.to(it.device)] / len(it.data.test.labels)
                 switching = (share > RARELY) & (share < 1 - RARELY)
@@ -201,35 +205,51 @@ def horizon(run: Run, seed: int, shades: list[float]) -> list[Row]:
     return rows
 
 
-@torch.inference_mode()
-def maps(run: Run, seed: int, whole: bool) -> list[Row]:
-    """Local running statistics of the first norm: mean deviation above and below the horizon; ``whole``: the maps.
-
-    A location's deviation is the mean over channels of the root of the running variance; ``mean`` is the root mean
-    square over channels of the running mean less the channel's average. Locations are counted row by row.
+def spread(it: Opened) -> tuple[Tensor, Tensor]:
+    """Running mean of the first norm (C, H, W), and at each location the mean over channels of the running standard
+    deviation (H, W); for norms with statistics per location.
     """
-    it = Opened(run)
     norm = next(iter(it.network.norms.values()))
-    mean, var = cast(Tensor, norm.running_mean), cast(Tensor, norm.running_var)  # (C, H, W)
-    deviation = var.sqrt().mean(0)
+    mean, var = cast(Tensor, norm.running_mean), cast(Tensor, norm.running_var)
+    return mean, var.sqrt().mean(0)
+
+
+@measure("conv_batchnorm/halves")
+@torch.inference_mode()
+def halves(run: Run, seed: int) -> list[Row]:
+    """``deviation``: the first norm's running standard deviation, mean over locations above and below the horizon."""
+    it = Opened(run)
+    _, deviation = spread(it)
     _, above, below = sides(it.units, it.data.image_size[0])[0]
-    rows = [row("deviation", deviation[part].mean(), side) for side, part in (("above", above), ("below", below))]
-    if whole:
-        apart = (mean - mean.mean((1, 2), keepdim=True)).square().mean(0).sqrt()
-        rows.append(row("width", deviation.shape[1]))
-        for quantity, values in (("deviation map", deviation), ("mean map", apart)):
-            rows += [row(quantity, value, place) for place, value in enumerate(values.flatten().tolist())]
+    return [row("deviation", deviation[part].mean(), side) for side, part in (("above", above), ("below", below))]
+
+
+@measure("conv_batchnorm/maps")
+@torch.inference_mode()
+def maps(run: Run, seed: int) -> list[Row]:
+    """Local running statistics of the first norm by location, counted row by row; and the ``width`` of a row.
+
+    ``deviation map``: running standard deviation, mean over channels; ``mean map``: root mean square over channels of
+    the running mean minus the channel's average.
+    """
+    mean, deviation = spread(Opened(run))
+    apart = (mean - mean.mean((1, 2), keepdim=True)).square().mean(0).sqrt()
+    rows = [row("width", deviation.shape[1])]
+    for quantity, values in (("deviation map", deviation), ("mean map", apart)):
+        rows += [row(quantity, value, place) for place, value in enumerate(values.flatten().tolist())]
     return rows
 
 
+@measure("conv_batchnorm/window")
 @torch.inference_mode()
-def window(run: Run, seed: int, kernels: list[int], batch: int) -> list[Row]:
+def window(run: Run, seed: int, kernels: list[int]) -> list[Row]:
     """Distance of the adaptive norm's output from that of local and of channel statistics, by its window.
 
-    Root mean squares over one batch of what enters the run's first norm, all in training, without gamma and beta.
+    Root mean squares over one batch (of the training's size) of what enters the run's first norm, all in training mode,
+    without gamma and beta.
     """
     it = Opened(run)
-    u = it.entering(it.normalized(it.some(it.data.test, batch)))
+    u = it.entering(it.normalized(it.some(it.data.test, it.cfg.batch_size)))
     channels, *shape = u.shape[1:]
 
     def output(variant: str, kernel_size: int | None = None) -> Tensor:

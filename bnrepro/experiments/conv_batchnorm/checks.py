@@ -1,4 +1,4 @@
-"""What needs no training: identities, counts and refusals of the layers, in float64."""
+"""What needs no training: identities, counts and refusals of the layers, in float64. `CHECKS` lists them by claim."""
 
 from __future__ import annotations
 
@@ -7,12 +7,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from bnrepro.claims import Measure, measure
 from bnrepro.model import size_of
 from bnrepro.norm import NORMS, NormError, NormOptions
 from bnrepro.norm.oracle import batch_norm_forward
 
 Row = dict[str, Any]
 EPS = 1e-3
+VARIANTS = ["bn", "convbn", "peractivationbn", "locationaffinebn", "adaptive"]
 
 
 def row(quantity: str, value: float | Tensor, x: float | str | None = None) -> Row:
@@ -21,7 +23,7 @@ def row(quantity: str, value: float | Tensor, x: float | str | None = None) -> R
 
 
 def _normal(seed: int, *shape: int) -> Tensor:
-    """Values whose mean and deviation differ from channel to channel and from location to location."""
+    """Values whose mean and standard deviation differ from channel to channel and from location to location."""
     generator = torch.Generator().manual_seed(seed)
     values = torch.randn(shape, dtype=torch.float64, generator=generator)
     scale, shift = torch.rand((2, 1, *shape[1:]), dtype=torch.float64, generator=generator)
@@ -44,6 +46,7 @@ def _apart(a: Tensor, b: Tensor) -> float:
     return float((a - b).detach().abs().max())
 
 
+@measure("conv_batchnorm/counts")
 def counts(seed: int, variants: list[str], channels: int, height: int, width: int) -> list[Row]:
     """L1. Numbers in parameters and in running statistics, for a map (channels, height, width)."""
     sizes = {variant: size_of(NORMS[variant](channels, (height, width))) for variant in variants}
@@ -54,6 +57,7 @@ def counts(seed: int, variants: list[str], channels: int, height: int, width: in
     ]
 
 
+@measure("conv_batchnorm/flattened")
 def flattened(seed: int, batch: int, channels: int, height: int, width: int) -> list[Row]:
     """L2. Local gain is `torch.nn.BatchNorm1d` over C*H*W features and then gamma and beta per channel."""
     layer = _layer("convbn", channels, height, width)
@@ -77,6 +81,7 @@ def flattened(seed: int, batch: int, channels: int, height: int, width: int) -> 
     return [row("error", error, where) for where, error in errors.items()]
 
 
+@measure("conv_batchnorm/gradients")
 def gradients(seed: int, batch: int, channels: int, height: int, width: int) -> list[Row]:
     r"""L3. The gradients of the layer against the closed formulas, and against per-activation BN's, summed.
 
@@ -109,10 +114,11 @@ def gradients(seed: int, batch: int, channels: int, height: int, width: int) -> 
         return torch.func.functional_call(layer, {"weight": weight, "bias": bias}, x)
 
     inputs = (x, layer.weight, layer.bias)
-    checks = (("gradcheck", torch.autograd.gradcheck), ("gradgradcheck", torch.autograd.gradgradcheck))
-    return errors + [row("passes", check(function, inputs, raise_exception=False), name) for name, check in checks]
+    agree = (("gradcheck", torch.autograd.gradcheck), ("gradgradcheck", torch.autograd.gradgradcheck))
+    return errors + [row("passes", check(function, inputs, raise_exception=False), name) for name, check in agree]
 
 
+@measure("conv_batchnorm/other_sizes")
 def other_sizes(seed: int, variants: list[str], channels: int, made_for: int, given: int) -> list[Row]:
     """L5. Whether a layer made for square maps of one size takes another in eval; else it must refuse in words."""
     rows = []
@@ -126,6 +132,7 @@ def other_sizes(seed: int, variants: list[str], channels: int, made_for: int, gi
     return rows
 
 
+@measure("conv_batchnorm/window_ends")
 def window_ends(seed: int, batch: int, channels: int, size: int) -> list[Row]:
     """L8. The adaptive norm's train and eval, its ends, and whether an image's output depends on its batch."""
     x = _normal(seed, batch, channels, size, size)
@@ -139,10 +146,11 @@ def window_ends(seed: int, batch: int, channels: int, size: int) -> list[Row]:
     return rows
 
 
+@measure("conv_batchnorm/bessel")
 def bessel(seed: int, source_eps: float, batches: list[int]) -> list[Row]:
     """L9. The factor from the batch's variance to the running one: the source's, the unbiased one, and ours.
 
-    The mean of the batch's biased variance is (n - 1) / n of the population's, so n / (n - 1) makes it right.
+    The mean of the batch's biased variance is (n - 1) / n of the population's, so n / (n - 1) corrects it.
     """
     rows = []
     for n in batches:
@@ -157,8 +165,9 @@ def bessel(seed: int, source_eps: float, batches: list[int]) -> list[Row]:
     return rows
 
 
+@measure("conv_batchnorm/one_image")
 def one_image(seed: int, channels: int, size: int) -> list[Row]:
-    """A training batch of 1: what it would come to, and whether our layer refuses it."""
+    """L-one. A training batch of 1: what it would come to, and whether our layer refuses it."""
     x = _normal(seed, 1, channels, size, size)
     zeros, ones = torch.zeros(channels, 1, 1), torch.ones(channels, 1, 1)
     y, _ = batch_norm_forward(x.numpy(), ones.numpy(), zeros.numpy(), (0,), EPS)
@@ -169,3 +178,16 @@ def one_image(seed: int, channels: int, size: int) -> list[Row]:
         return [*rows, row("refused", 0)]
     except NormError:
         return [*rows, row("refused", 1)]
+
+
+_SMALL = {"batch": 5, "channels": 3, "height": 4, "width": 3}
+CHECKS: dict[str, tuple[Measure, dict[str, Any]]] = {
+    "L1": (counts, {"variants": VARIANTS, "channels": 6, "height": 24, "width": 24}),
+    "L2": (flattened, _SMALL),
+    "L3": (gradients, _SMALL),
+    "L5": (other_sizes, {"variants": VARIANTS, "channels": 3, "made_for": 12, "given": 10}),
+    "L8": (window_ends, {"batch": 5, "channels": 3, "size": 6}),
+    "L9": (bessel, {"source_eps": EPS, "batches": [1, 2, 4, 8, 32, 128]}),
+    "L-one": (one_image, {"channels": 3, "size": 4}),
+}
+"""By claim: the check, and what it is given."""

@@ -1,0 +1,264 @@
+"""conv-batchnorm: exact checks, measurements of networks, and the design."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from bnrepro.claims import Results
+from bnrepro.claims.evidence import Verdict
+from bnrepro.claims.judging import judged
+from bnrepro.config import config_hash, load_config
+from bnrepro.experiments.conv_batchnorm import CELLS, LIGHTS, checks, networks, paper
+from bnrepro.model import build, norm_of
+from bnrepro.norm import NORMS
+from bnrepro.record import Run
+from bnrepro.schema import Config
+from bnrepro.train import run
+
+Row = dict[str, Any]
+
+
+def values(rows: list[Row]) -> dict[tuple[str, Any], float]:
+    return {(row["quantity"], row["x"]): row["value"] for row in rows}
+
+
+def verdict(id: str, part: str, rows: list[Row], **factors: Any) -> Verdict:
+    """Of one claim, from measurements alone."""
+    found = Results("full", [], [], [{"part": part, "seed": 0, **factors, **row} for row in rows])
+    return next(each.verdict for each in judged(paper, found, paper.settings("full")) if each.claim.id == id)
+
+
+# --- exact checks ---
+
+
+def test_counts_are_those_of_the_source() -> None:
+    found = values(checks.counts.function(0, CELLS, 6, 24, 24))
+    both = {variant: (found["parameters", variant], found["buffers", variant]) for variant in CELLS}
+    channel, location = 12, 6912
+    assert both["bn"] == (channel, channel) and both["convbn"] == (channel, location)
+    assert both["peractivationbn"] == (location, location) and both["locationaffinebn"] == (location, channel)
+
+
+def test_factor_of_the_source_is_unbiased_for_no_n() -> None:
+    rows = checks.bessel.function(0, 1e-3, [1, 2, 100])
+    found = values(rows)
+    assert found["source", 1] == pytest.approx(-1000)
+    assert found["source", 2] == pytest.approx(2 / 0.999)
+    assert found["unbiased", 100] == pytest.approx(100 / 99) == found["ours", 100]
+    assert ("ours", 1) not in found
+    assert verdict("L9", "exact", rows, claim="L9") is Verdict.partly
+    mended = [row | {"value": abs(row["value"])} for row in rows]
+    assert verdict("L9", "exact", mended, claim="L9") is Verdict.reproduced
+
+
+class Detached(nn.Module):
+    """Local gain whose statistics are outside the gradient."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.weight, self.bias = nn.Parameter(torch.ones(channels)), nn.Parameter(torch.zeros(channels))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        mean, var = x.mean(0).detach(), x.var(0, correction=0).detach()
+        return (x - mean) / (var + checks.EPS).sqrt() * self.weight.view(-1, 1, 1) + self.bias.view(-1, 1, 1)
+
+
+def test_gradients_are_told_from_those_of_detached_statistics(monkeypatch: pytest.MonkeyPatch) -> None:
+    small = {"batch": 3, "channels": 2, "height": 2, "width": 2}
+    right = values(checks.gradients.function(0, **small))
+    monkeypatch.setitem(NORMS, "convbn", lambda channels, shape, options: Detached(channels))
+    rows = checks.gradients.function(0, **small)
+    wrong = values(rows)
+    assert right["error", "closed formula"] < 1e-12 < 1e-2 < wrong["error", "closed formula"]
+    assert right["passes", "gradcheck"] == right["passes", "gradgradcheck"] == 1
+    assert wrong["passes", "gradcheck"] == 0
+    assert verdict("L3", "exact", rows, claim="L3") is not Verdict.reproduced
+
+
+def test_statistics_are_told_from_those_per_channel(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert max(values(checks.flattened.function(0, 4, 2, 3, 2)).values()) < 1e-12
+    ends = values(checks.window_ends.function(0, 4, 2, 4))
+    assert ends["train minus eval", None] == 0 < ends["depends on its batch", None]
+    assert max(ends["error", "convbn"], ends["error", "bn"]) < 1e-12
+    monkeypatch.setitem(NORMS, "adaptive", NORMS["bn"])
+    assert values(checks.window_ends.function(0, 4, 2, 4))["error", "convbn"] > 0.1
+
+
+def test_refusals_are_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = values(checks.other_sizes.function(0, ["bn", "convbn"], 2, 4, 3))
+    assert found == {("takes", "bn"): 1, ("takes", "convbn"): 0}
+    assert values(checks.one_image.function(0, 2, 3)) == {("largest output", None): 0, ("refused", None): 1}
+    monkeypatch.setitem(NORMS, "convbn", lambda channels, shape: nn.Identity())
+    assert values(checks.one_image.function(0, 2, 3))["refused", None] == 0
+
+
+@pytest.mark.parametrize(
+    ("local", "error", "expected"),
+    [
+        ([0.0, 0.5, 1.0], 1e-15, Verdict.reproduced),
+        ([0.0, 1.0, 0.5], 1e-15, Verdict.partly),  # a step back
+        ([0.0, 0.5, 1.0], 0.1, Verdict.partly),  # an end that is not there
+        ([0.0, 1.0, 0.5], 0.1, Verdict.not_reproduced),
+    ],
+)
+def test_window_must_have_its_ends_and_lead_from_one_to_the_other(
+    local: list[float], error: float, expected: Verdict
+) -> None:
+    steps = {"part": "window", "variant": "bn", "seed": 0}
+    rows = [steps | checks.row("to local", d, k) for k, d in zip((1, 5, 999), local, strict=True)]
+    rows += [steps | checks.row("to channel", 1 - d, k) for k, d in zip((1, 5, 999), local, strict=True)]
+    ends = [{"part": "exact", "claim": "L8", "seed": 0} | checks.row("error", error, end) for end in ("convbn", "bn")]
+    found = judged(paper, Results("full", [], [], rows + ends), paper.settings("full"))
+    assert next(each.verdict for each in found if each.claim.id == "L8b") is expected
+
+
+def test_below_threshold_means_all_of_them() -> None:
+    def of(left: float) -> Verdict:
+        rows = [
+            {"dataset": data, "variant": "bn", "light": light, "seed": seed, "part": "horizon"}
+            | checks.row("active below 1", share + seed / 1000, "own")
+            for data in ("mnist", "cifar10")
+            for light, share in (("plain", 0.5), ("static", left))
+            for seed in range(5)
+        ]
+        found = judged(paper, Results("full", [], [], rows), paper.settings("full"))
+        return next(each.verdict for each in found if each.claim.id == "L6a")
+
+    assert [of(left) for left in (0.01, 0.3, 0.7)] == [Verdict.reproduced, Verdict.partly, Verdict.not_reproduced]
+
+
+# --- networks ---
+
+
+@pytest.mark.parametrize("model", ["lenet", "vgg_small"])
+def test_rows_that_see_one_half_are_those_that_the_other_does_not_change(
+    tiny: Callable[..., Config], model: str
+) -> None:
+    cfg = tiny(f"model={model}", "model.width=0.3", "variant=nobn")
+    network = build(cfg.model, norm_of(cfg), 1, (28, 28), 10, torch.Generator().manual_seed(0))
+    halves = networks.sides(list(network.layers), 28)
+    assert len(halves) == {"lenet": 2, "vgg_small": 6}[model]
+    x = torch.randn(4, 1, 28, 28, generator=torch.Generator().manual_seed(1))
+    changed = {}
+    for name, part in (("upper", slice(0, 14)), ("lower", slice(14, 28))):
+        other = x.clone()
+        other[:, :, part] += torch.randn(4, 1, 14, 28, generator=torch.Generator().manual_seed(2))
+        kept: list[list[torch.Tensor]] = [[], []]
+        for images, into in zip((x, other), kept, strict=True):
+            hooks = [u[0].register_forward_hook(lambda _m, _x, y, into=into: into.append(y)) for u, _, _ in halves]
+            network(images)
+            for hook in hooks:
+                hook.remove()
+        changed[name] = [(a != b).any((0, 1, 3)) for a, b in zip(*kept, strict=True)]
+    for (_, above, below), by_upper, by_lower in zip(halves, changed["upper"], changed["lower"], strict=True):
+        # Zero weights of dead paths aside, a row is changed by the half that it sees.
+        assert not (above & by_lower).any() and not (below & by_upper).any()
+        assert ((~above) >= by_lower).all() and (above | by_lower).float().mean() > 0.9
+
+
+@pytest.fixture(scope="module")
+def trained(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Run]:
+    """One epoch on 540 digits for each variant."""
+    root = tmp_path_factory.mktemp("runs")
+    overrides = [
+        "model=lenet",
+        "epochs=1",
+        "batch_size=60",
+        "tensorboard=false",
+        "device=cpu",
+        "data=mnist5k",
+        "data.source=npz",
+    ]
+    cfg = load_config([*overrides, f"data.path={digits}", f"root={root}", "norm.eps=1e-3"])
+    return {v: Run(run(replace(cfg, variant=v))) for v in ("bn", "convbn", "peractivationbn")}
+
+
+def test_statistics_of_trained_networks(trained: dict[str, Run]) -> None:
+    found = {v: values(networks.statistics.function(r, 0, [8, 100])) for v, r in trained.items()}
+    for variant, numbers in found.items():
+        assert numbers["accuracy", "running"] == trained[variant].summary["test_accuracy"]
+    assert found["bn"]["shift error", "eval"] < 1e-5 < 0.05 < found["convbn"]["shift error", "eval"]
+    assert found["convbn"]["shift error", "training"] < 1e-5 < found["peractivationbn"]["shift error", "training"]
+    assert found["peractivationbn"]["gap", 8] > 3 * found["bn"]["gap", 8] > 0
+    assert found["convbn"]["gap", 100] < found["convbn"]["gap", 8]
+
+
+def test_gap_is_as_computed_by_hand(trained: dict[str, Run]) -> None:
+    it = networks.Opened(trained["convbn"])
+    with torch.no_grad():
+        u = it.entering(it.normalized(it.some(it.data.test, networks.IMAGES)))
+        norm = it.network.norms["norm1"]
+        in_eval = (u - norm.running_mean) / (norm.running_var + 1e-3).sqrt()
+        parts = [(p - p.mean(0)) / (p.var(0, correction=0) + 1e-3).sqrt() for p in u.split(50)]
+        by_hand = (torch.cat(parts) - in_eval).square().mean().sqrt()
+        (row,) = networks.gap(it, [50])
+    assert row["value"] == pytest.approx(float(by_hand), rel=1e-4)
+    largest = values(networks.extremes.function(trained["convbn"], 0, [8]))["largest", None]
+    assert largest == pytest.approx(float(in_eval.abs().max()), rel=1e-4)
+
+
+def test_positions_without_variance_are_the_black_ones(trained: dict[str, Run]) -> None:
+    found = values(networks.extremes.function(trained["bn"], 0, [200]))
+    images = networks.Opened(trained["bn"]).data.test.images
+    black = (images.amax(0) == images.amin(0)).float().mean()
+    assert found["constant pixels", 200] == pytest.approx(float(black))
+    assert 0 < found["constant", 200] < found["constant pixels", 200]
+
+
+def test_horizon_measures_each_light(trained: dict[str, Run]) -> None:
+    found = values(networks.horizon.function(trained["bn"], 0, [0.1, 1.0]))
+    own = {key[0]: value for key, value in found.items() if key[1] == "own"}
+    same = {key[0]: value for key, value in found.items() if key[1] == 1.0}
+    dark = {key[0]: value for key, value in found.items() if key[1] == 0.1}
+    assert own == same
+    assert own["accuracy"] == trained["bn"].summary["test_accuracy"]
+    for layer in "12":
+        assert dark[f"active above {layer}"] == own[f"active above {layer}"]  # they do not see the dark
+        assert dark[f"active below {layer}"] != own[f"active below {layer}"]
+        assert own[f"silent below {layer}"] + own[f"switching below {layer}"] <= 1
+
+
+def test_maps_have_a_value_for_each_location(trained: dict[str, Run]) -> None:
+    rows = networks.maps.function(trained["convbn"], 0)
+    deviation = [row["value"] for row in rows if row["quantity"] == "deviation map"]
+    assert [row["x"] for row in rows if row["quantity"] == "mean map"] == list(range(26 * 26))
+    expected = networks.Opened(trained["convbn"]).network.norms["norm1"].running_var.sqrt().mean(0)
+    assert deviation == pytest.approx(expected.flatten().tolist())
+    found = values(networks.halves.function(trained["convbn"], 0))
+    assert found["deviation", "above"] == pytest.approx(float(expected[:12].mean()))  # row 11 sees rows 11 to 13
+    assert found["deviation", "below"] == pytest.approx(float(expected[14:].mean()))
+
+
+def test_window_leads_from_local_to_channel_statistics(trained: dict[str, Run]) -> None:
+    found = values(networks.window.function(trained["bn"], 0, [1, 5, 999]))
+    assert found["to local", 1] < 1e-5 < found["to local", 5] < found["to local", 999]
+    assert found["to channel", 999] < 1e-5 < found["to channel", 5] < found["to channel", 1]
+
+
+# --- the design ---
+
+
+@pytest.mark.parametrize("preset", paper.presets)
+def test_arms_are_as_the_parts_say(preset: str) -> None:
+    grid = paper.arms(paper.settings(preset))
+    shades = {"plain": (1, False), "static": (0.25, False), "frames": (0.25, True)}
+    for arm in grid:
+        norm, data = arm.config.norm, arm.config.data
+        assert arm.config.variant == arm.factors["variant"]
+        assert norm.eps == arm.factors.get("eps", 1e-3)
+        assert norm.kernel_size == arm.factors.get("kernel")
+        assert arm.config.batch_size == arm.factors.get("batch_size", arm.config.batch_size)
+        assert (data.shade, data.shade_batches) == shades[arm.factors.get("light", "plain")]
+    parts = {arm.part for arm in grid}
+    assert parts == {"table", "horizon", "window", "eps", "batch"}
+    assert {arm.factors["light"] for arm in grid if arm.part == "horizon"} == set(LIGHTS)
+    # Plain images are trained on once for all the parts.
+    shared = {p: {config_hash(a.config) for a in grid if a.part == p and a.config.seed == 0} for p in parts}
+    assert all(shared["table"] & shared[part] for part in ("horizon", "window", "eps")) or preset == "full"
