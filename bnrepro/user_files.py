@@ -64,22 +64,41 @@ def load_module(file: Path) -> ModuleType:
         UserError: it cannot be read, or raises an error; with the line that did.
     """
     raw = content(file)
-    name = f"bnrepro_file_{file.stem}_{hashlib.sha256(str(file).encode() + raw).hexdigest()[:12]}"
+    place = hashlib.sha256(str(file).encode()).hexdigest()[:8]
+    name = f"bnrepro_file_{file.stem}_{place}_{hashlib.sha256(raw).hexdigest()[:16]}"
     if name in sys.modules:
         return sys.modules[name]
     spec = importlib.util.spec_from_file_location(name, file)
     if spec is None:
         raise UserError(f"{file} is not a Python file: its name must end with .py.")
     module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
+    sys.modules[name], _files[name] = module, file
     try:
         exec(compile(raw, str(file), "exec"), vars(module))
     except BaseException as error:
-        del sys.modules[name]
+        del sys.modules[name], _files[name]
         if isinstance(error, KeyboardInterrupt):
             raise
         raise UserError(f"{file} cannot be imported: {where(error, file)}") from error
     return module
+
+
+def load_any(file: Path, name: str) -> Any:
+    """Whatever is called ``name`` in ``file``, for worker processes."""
+    return getattr(load_module(file), name)
+
+
+def file_of(module: str) -> Path | None:
+    """The file that `load_module` loaded as ``module``; None where it is another module."""
+    return _files.get(module)
+
+
+def digest_of(module: str) -> str:
+    """`digest` of `file_of` as it was loaded; "" where it is another module."""
+    return module.rpartition("_")[2] if module in _files else ""
+
+
+_files: dict[str, Path] = {}
 
 
 def content(file: Path) -> bytes:

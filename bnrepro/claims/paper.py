@@ -37,11 +37,13 @@ import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from importlib import import_module
 from pathlib import Path
 from typing import Any, Generic, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from bnrepro import user_files
 from bnrepro.claims.evidence import Evidence
 from bnrepro.claims.results import Results
 from bnrepro.config import configs_dir, load_config
@@ -86,6 +88,24 @@ class Measure:
     function: Callable[..., list[Row]]
     name: str
     version: int = 1
+
+    @property
+    def identity(self) -> str:
+        """What its results are kept under; of a function in a file of a user's own, the file's content counts too."""
+        return " ".join(filter(None, (self.name, str(self.version), user_files.digest_of(self.function.__module__))))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickled by its place, for worker processes: there a decorated function's name stands for the measure."""
+        module, name = self.function.__module__, self.function.__qualname__
+        if getattr(sys.modules.get(module), name, None) is not self:
+            return Measure, (self.function, self.name, self.version)
+        if file := user_files.file_of(module):
+            return user_files.load_any, (file, name)
+        return _named, (module, name)
+
+
+def _named(module: str, name: str) -> Any:
+    return getattr(import_module(module), name)
 
 
 def measure(name: str, version: int = 1) -> Callable[[Callable[..., list[Row]]], Measure]:
@@ -226,7 +246,8 @@ class Paper(Generic[S]):
         self, module: str, settings: type[S], scale: Scale = "reduced", scale_note: str = "", source: str | None = None
     ) -> None:
         self.module, self.settings_type = module, settings
-        self.name = module.rpartition(".")[2]
+        self.file = user_files.file_of(module)
+        self.name = self.file.stem if self.file else module.rpartition(".")[2]
         self.scale, self.scale_note = scale, scale_note
         self.title, address, self.differences = _read(sys.modules[module].__doc__ or "")
         self.source = source or ", ".join(filter(None, (self.title, address)))
@@ -306,9 +327,7 @@ class Paper(Generic[S]):
     @cached_property
     def _file(self) -> Path:
         """The file of presets: of the package's papers in configs/, of a user's own beside it."""
-        if self.module.startswith("bnrepro."):
-            return configs_dir() / "experiment" / f"{self.name}.yaml"
-        return Path(str(sys.modules[self.module].__file__)).with_suffix(".yaml")
+        return self.file.with_suffix(".yaml") if self.file else configs_dir() / "experiment" / f"{self.name}.yaml"
 
     @cached_property
     def _changes(self) -> dict[str, dict[str, Any]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -31,8 +31,9 @@ EXPERIMENTS_HELP = f"{', '.join(NAMES)}; default: all of them."
 def reproduce(
     names: Annotated[list[str] | None, typer.Argument(metavar="[EXPERIMENT]...", help=EXPERIMENTS_HELP)] = None,
     preset: Annotated[
-        str, typer.Option(help="smoke (seconds), quick (minutes) or full (up to an hour each).")
-    ] = "quick",
+        str | None,
+        typer.Option(help="smoke (seconds), quick (minutes, the default) or full (up to an hour each)."),
+    ] = None,
     root: Root = Path("runs"),
     out: Out = EXPERIMENTS,
     jobs: Jobs = None,
@@ -50,7 +51,7 @@ def reproduce(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be run and measured.")] = False,
     force: Annotated[bool, typer.Option("--force", help="Run and measure again what is finished, too.")] = False,
 ) -> None:
-    """Put the sources' claims to the test.
+    """Put the sources' claims to the test, or those of a paper in a file of your own (my_paper.py).
 
     Runs and measures what is missing, then analyses, draws and judges. Example:
     bnrepro reproduce labml --preset=smoke
@@ -67,7 +68,10 @@ def reproduce(
     making, names = take_launcher(launcher, names, jobs)
     check_separate("reproduce", names, "experiments")
     chosen = [experiments.experiment(name) for name in dict.fromkeys(names or experiments.NAMES)]
-    plans = [make_plan(experiment, preset, root, places, making.resolve) for experiment in chosen]
+    plans = []
+    for each in chosen:
+        default = "quick" if "quick" in each.presets else "full"
+        plans.append(make_plan(each, preset or default, root, places, making.resolve))
     for name in places.archives:
         if not any(cfg.data.name == name for plan in plans for cfg in plan.configs):
             raise UserError(f"--archive={name}=...: none of these experiments uses the dataset {name}. Leave it out.")
@@ -83,7 +87,7 @@ def reproduce(
         for plan in plans:
             runs, measurements = plan.missing(force)
             typer.echo(
-                f"{plan.experiment.name} (preset {preset}): "
+                f"{plan.experiment.name} (preset {plan.preset}): "
                 f"{counted(len(plan.configs), 'run')}, {len(runs)} still to run; "
                 f"{counted(len(plan.probes), 'measurement')}, {len(measurements)} still to make."
             )
@@ -100,7 +104,7 @@ def reproduce(
             failures += len(failed)
             for text in failed:
                 typer.echo(f"{plan.experiment.name}: {text}", err=True)
-            if preset == "smoke":
+            if plan.preset == "smoke":
                 typer.echo("Everything ran through. This preset is too small for verdicts; use --preset=quick.")
             else:
                 typer.echo(listing.verdict_table(analysis.findings))
@@ -140,7 +144,11 @@ def figures(
     if folders and root:
         raise UserError(f"--root={root} is not used where folders are named. Leave one of the two out.")
     root = root or Path("runs")
-    given = [out / each if str(each) in experiments.NAMES else each for each in folders or [root, out]]
+    own = {out / each.stem: experiments.experiment(str(each)) for each in folders or [] if each.suffix == ".py"}
+    given = [
+        out / each.stem if str(each) in experiments.NAMES or each.suffix == ".py" else each
+        for each in folders or [root, out]
+    ]
     comparisons = [place for each in given for place in comparing.find(each)]
     concluded = [place for each in given for place in records.find(each)]
     if folders is None and not comparisons and not concluded:
@@ -151,14 +159,14 @@ def figures(
     for asked, place in zip(folders or [], given, strict=False):
         if any(found.is_relative_to(place) for found in comparisons + concluded):
             continue
-        if str(asked) in experiments.NAMES:
+        if str(asked) in experiments.NAMES or asked.suffix == ".py":
             raise UserError(f"There are no results of {asked} under {out}. `bnrepro reproduce {asked}` makes them.")
         comparing.open_comparison(place)  # says what is missing
     for place in comparisons:
         draw(place)
         typer.echo(f"Figures: {shown(place / 'figures')}")
     for place in concluded:
-        _conclude(place)
+        _conclude(place, next((paper for home, paper in own.items() if place.is_relative_to(home)), None))
         typer.echo(f"Figures, tables and verdicts: {shown(place)}")
 
 
@@ -222,7 +230,7 @@ def show(run: RunPath) -> None:
     typer.echo(listing.describe(run))
 
 
-def _conclude(folder: Path) -> None:
+def _conclude(folder: Path, own: Any = None) -> None:
     from bnrepro.config import UserError
     from bnrepro.experiments import experiment
     from bnrepro.experiments.reproduce import conclude, read
@@ -230,7 +238,12 @@ def _conclude(folder: Path) -> None:
     records = read(folder)
     if "experiment" not in records.provenance:
         raise UserError(f"{folder} does not say which experiment it holds. `bnrepro reproduce` makes it again.")
-    found = experiment(records.provenance["experiment"])
+    name = records.provenance["experiment"]
+    if own is None and (folder / "paper.py").is_file() and name not in NAMES:  # code is only run where it is named
+        raise UserError(
+            f"{folder} holds the results of a paper in a file of your own. `bnrepro figures {name}.py` draws them."
+        )
+    found = own or experiment(name)
     try:
         conclude(found, records, folder)
     except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:

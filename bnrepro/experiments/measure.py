@@ -113,7 +113,7 @@ def missing(probes: list[Probe], folder: Path) -> list[Probe]:
 def _identity(probe: Probe, of_run: Callable[[Config], str] = config_hash) -> dict[str, Any]:
     if isinstance(probe, Measured):
         return {
-            "measure": f"{probe.measure.name} {probe.measure.version}",
+            "measure": probe.measure.identity,
             "arguments": probe.arguments,
             "seed": probe.seed,
             "config": probe.config and of_run(probe.config),

@@ -14,7 +14,7 @@ from typing import Any, Protocol
 import torch
 from omegaconf import OmegaConf
 
-from bnrepro import record, sweep, train
+from bnrepro import record, sweep, train, user_files
 from bnrepro.claims.paper import Paper
 from bnrepro.compare import RUN_COLUMNS
 from bnrepro.config import UserError, check, configs_dir, load_config, run_dir
@@ -162,7 +162,8 @@ def make_plan(
     if isinstance(experiment, Paper):
         found = found.model_dump(mode="json")
     flags = [f"--archive {name}=FILE" for name in places.archives] + (["--data-root DIR"] if places.root else [])
-    command = " ".join(["bnrepro reproduce", experiment.name, f"--preset {preset}", *flags])
+    name = f"{experiment.name}.py" if getattr(experiment, "file", None) else experiment.name
+    command = " ".join(["bnrepro reproduce", name, f"--preset {preset}", *flags])
     return Plan(experiment, preset, found, arms, probes, root, command)
 
 
@@ -232,6 +233,8 @@ def execute(
         if not force:
             _compare_worth(plan, folder, _worth(records))
         save(records, folder)
+        if file := getattr(plan.experiment, "file", None):
+            record.write_whole(folder / "paper.py", user_files.content(file))
         return conclude(plan.experiment, read(folder), folder), failed
 
 

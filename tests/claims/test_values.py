@@ -89,7 +89,11 @@ def test_results_select_by_factors_and_leave_out_what_did_not_complete() -> None
     row = {"part": "m", "seed": 0, "quantity": "error", "x": None, "value": 1.0}
     results = Results("full", runs, [], [row, row | {"x": 1, "quantity": "shift"}])
     assert results.test_accuracy(part="table", variant="bn").seeds == {0: 90.0}
-    assert results.diverged(part="table").at(variant="bn").seeds == {0: 0.0, 1: 1.0}
+    assert results.diverged(part="table", variant="bn").seeds == {0: 0.0, 1: 1.0}
+    by_norm = [run | {"norm": "own", "seed": seed} for seed in (0, 1)] + [run | {"norm": "none", "variant": "nobn"}]
+    values = Results("full", by_norm, [], []).test_accuracy(part="table")
+    assert values.factors == ("norm",)  # which tells the runs apart, so that the variant is none
+    assert (values.at(norm="own") - values.at(norm="none")).seeds == {0: 0.0}
     assert results.measured("error", part="m").seeds == {0: 1.0}
     assert results.measured("shift", part="m").levels("x") == [1]
     assert len(results.measured("other")) == 0

@@ -1,0 +1,74 @@
+"""A paper in a file of a user's own: the README's example, run from a temporary folder as it stands."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import Call
+
+README = Path(__file__).parents[2] / "README.md"
+
+
+def example() -> str:
+    """The README's Python block that makes a paper."""
+    blocks = re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), flags=re.DOTALL)
+    (found,) = (block for block in blocks if "Paper(__name__" in block)
+    return found
+
+
+@pytest.fixture
+def paper(tmp_path: Path) -> Path:
+    file = tmp_path / "my_paper.py"
+    file.write_text(example())
+    return file
+
+
+def test_the_readmes_example_is_short() -> None:
+    assert len([line for line in example().splitlines() if line.strip()]) <= 20
+
+
+def test_the_readmes_example_is_judged_drawn_and_reported(call: Call, paper: Path, tmp_path: Path) -> None:
+    code, out, err = call("reproduce", "my_paper.py", "--jobs=2")
+    assert code == 0, err
+    folder = tmp_path / "results" / "experiments" / "my_paper"
+    (claim,) = json.loads((folder / "claims.json").read_text())
+    assert claim["id"] == "my_paper/1" and claim["verdict"] in (
+        "reproduced",
+        "partly",
+        "not reproduced",
+        "inconclusive",
+    )
+    assert len(claim["effects"][0]["seeds"]) == 3
+    assert "1 claim: 1 " in out
+    assert (folder / "paper.py").read_text() == example()
+    assert " 0 still to run" in call("reproduce", "my_paper.py", "--dry-run").out
+
+    code, out, err = call("figures", "my_paper.py")
+    assert code == 0, err
+    code, _, err = call("figures", str(folder))  # a folder's code is not run
+    assert code == 2 and "`bnrepro figures my_paper.py` draws them" in err
+    assert call("report").code == 0
+    assert claim["sentence"] in (tmp_path / "results" / "REPORT.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (("paper = Paper(__name__, Settings,", "paper = dict("), "has no attribute"),
+        (("@paper.claim", "@paper.clam"), "'Paper' object has no attribute 'clam' (line"),
+        (("seeds: int = 3", "seeds: int = 3\n    epochs: int"), "epochs: Field required"),
+        (("model=lenet", "model=lenett"), "There is no model 'lenett'. Did you mean lenet?"),
+    ],
+)
+def test_what_is_wrong_with_a_paper_is_one_sentence(
+    change: tuple[str, str], message: str, call: Call, paper: Path
+) -> None:
+    assert change[0] in example()
+    paper.write_text(example().replace(*change))
+    code, _, err = call("reproduce", "my_paper.py", "--dry-run")
+    assert code == 2 and message in err, err
+    assert err.count("\n") == 1
