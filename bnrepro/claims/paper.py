@@ -37,6 +37,7 @@ import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar
 
@@ -89,6 +90,17 @@ class Measure:
     function: Callable[..., list[Row]]
     name: str
     version: int = 1
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickled by its place, for worker processes: there a decorated function's name stands for the measure."""
+        place = (self.function.__module__, self.function.__qualname__)
+        if getattr(sys.modules.get(place[0]), place[1], None) is self:
+            return _named, place
+        return Measure, (self.function, self.name, self.version)
+
+
+def _named(module: str, name: str) -> Any:
+    return getattr(import_module(module), name)
 
 
 def measure(name: str, version: int = 1) -> Callable[[Callable[..., list[Row]]], Measure]:
