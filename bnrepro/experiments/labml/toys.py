@@ -1,4 +1,7 @@
-"""Measurements without a network: statistics outside the gradient, cancelled biases, scaled weights, cancellation."""
+"""Without a network: statistics outside the gradient, cancelled biases, scaled weights, float32 variance.
+
+Plain functions, which papers of the same identities make measures of under names of their own.
+"""
 
 from __future__ import annotations
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from functools import cache
 from statistics import median
 from typing import Any
 
@@ -12,9 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from bnrepro.config import load_config
-from bnrepro.data import Dataset, Split, epoch_plan, eval_batches, load, mix, train_batch
-from bnrepro.experiments.base import Probe, Settings
+from bnrepro.claims import measure
+from bnrepro.data import Dataset, Split, epoch_plan, eval_batches, mix, train_batch
 from bnrepro.experiments.numpynet.layer import EPSIL, GRADIENTS, NumPyNetNorm, closed_form, published, text_backward
 from bnrepro.norm import ConvBatchNorm2d
 from bnrepro.norm.oracle import Array, batch_norm_backward, batch_norm_forward, seed004_backward
@@ -24,90 +22,71 @@ Row = dict[str, Any]
 STEP = 1e-5  # of the finite differences
 
 
-def probes(settings: Settings) -> list[Probe]:
-    """All measurements of a preset."""
-    made: list[Probe] = []
-    table = [(shape, upstream) for shape in settings["shapes"] for upstream in settings["upstreams"]]
-    sweep = [
-        ([settings["sweep_batch"], m, 1, 1], up) for m in settings["sweep_locations"] for up in ("uniform", "normal")
-    ]
-    for seed in range(settings["seeds"]):
-        made.append(Probe("identities", {}, seed, identities, {"shape": settings["identity_shape"]}))
-        for part, cases in (("table", table), ("sweep", sweep)):
-            for shape, upstream in cases:
-                factors = {"shape": " x ".join(map(str, shape)), "upstream": upstream}
-                arguments = {"shape": shape, "upstream": upstream, "values": settings["values"]}
-                made.append(Probe(part, factors, seed, wrong_gradient, arguments))
-        made.append(Probe("own_test", {}, seed, own_test, {"draws": settings["own_test_draws"]}))
-        made += [
-            Probe("training", {"network": network, "lr": lr, "gradient": gradient}, seed, training,
-                  {"network": network, "lr": lr, "gradient": gradient, "steps": settings["steps"],
-                   "batch_size": settings["batch_size"], "every": settings["every"]})
-            for network in settings["networks"] for lr in settings["learning_rates"] for gradient in GRADIENTS
-        ]  # fmt: skip
-    return made
+# --- gradients ---
 
 
-# --- gradients ----------------------------------------------------------------------------------------------------
-
-
+@measure("numpynet/identities")
 def identities(seed: int, shape: list[int]) -> list[Row]:
-    """Relative errors, in float64, of the source's formulas and code: against the oracle, torch, finite differences.
+    """Relative errors, in float64, of the source's formulas and code: to the reference, torch and finite differences.
 
     Also the moments of the text's squared numerator, the parameters of its example, and a batch of one image.
     """
     x, scales, bias, delta = _example(seed, shape, "normal")
-    y, cache = batch_norm_forward(x, scales, bias, (0,), EPSIL)
-    dx, dscales, dbias = batch_norm_backward(delta, cache)
-    code, code_scales, code_bias = seed004_backward(x, scales, delta, EPSIL)
-    lines = published(x, scales, delta)
-    values: dict[str, float] = {}
-
-    forward = _source_forward(x, scales, bias)
-    tensors = [torch.tensor(a, requires_grad=True) for a in (x, scales, bias)]
-    out = _torch_forward(*tensors)
-    torch_dx, torch_scales, torch_bias = torch.autograd.grad(out, tensors, torch.tensor(delta))
-    values["forward/oracle"] = _error(forward, y)
-    values["forward/torch"] = _error(forward, out.detach().numpy())
-
-    def loss(x: Array, scales: Array, bias: Array) -> float:
-        return float((delta * _source_forward(x, scales, bias)).sum())
-
-    by_x = _differences(lambda a: loss(a, scales, bias), x)
-    by_scales = _differences(lambda a: loss(x, a, bias), scales)
-    by_bias = _differences(lambda a: loss(x, scales, a), bias)
-    references = (
-        ("oracle", dx, dscales, dbias),
-        ("torch", torch_dx.numpy(), torch_scales.numpy(), torch_bias.numpy()),
-        ("differences", by_x, by_scales, by_bias),
-    )
-    text = text_backward(x, scales, delta)
-    for name, ref_x, ref_scales, ref_bias in references:
-        assert ref_scales is not None and ref_bias is not None  # the oracle's are None without parameters
-        values[f"dscales/{name}"] = _error(code_scales, ref_scales)
-        values[f"dbias/{name}"] = _error(code_bias, ref_bias)
-        values[f"text/{name}"] = _error(text, ref_x)
-        values[f"code/{name}"] = _error(code, ref_x)
-
-    # The partial derivatives by mean and variance, each with the other held.
-    mean, var = x.mean(0), x.var(0)
-
-    def normalised(mean: Array, var: Array) -> float:
-        return float((delta * (scales * (x - mean) / np.sqrt(var + EPSIL) + bias)).sum())
-
-    dmean = _differences(lambda a: normalised(a, var), mean)
-    values["dmu/differences"] = _error(lines.mean_delta, dmean)
-    values["dmu/ratio"] = float(np.median(lines.mean_delta / dmean))
-    values["dvar/differences"] = _error(lines.var_delta, _differences(lambda a: normalised(mean, a), var))
-    values["lines/oracle"] = _error(lines.delta, code)
+    values = _derivatives(x, scales, bias, delta) | _partial_derivatives(x, scales, bias, delta)
     values |= {f"layer/{gradient}": _layer_error(gradient, x, scales, delta) for gradient in GRADIENTS}
     values |= _squared_numerator(seed) | _example_parameters()
-
     alone = _source_forward(x[:1], scales, bias)
     values["single/from_bias"] = float(np.abs(alone - bias).max())
     return [{"quantity": name, "x": None, "value": value} for name, value in values.items()]
 
 
+def _derivatives(x: Array, scales: Array, bias: Array, delta: Array) -> dict[str, float]:
+    """Errors of the source's output, and of its derivatives by input, scales and bias."""
+    y, cache = batch_norm_forward(x, scales, bias, (0,), EPSIL)
+    tensors = [torch.tensor(a, requires_grad=True) for a in (x, scales, bias)]
+    out = _torch_forward(*tensors)
+
+    def loss(x: Array, scales: Array, bias: Array) -> float:
+        return float((delta * _source_forward(x, scales, bias)).sum())
+
+    references: dict[str, Any] = {
+        "oracle": batch_norm_backward(delta, cache),
+        "torch": [each.numpy() for each in torch.autograd.grad(out, tensors, torch.tensor(delta))],
+        "differences": [
+            _differences(lambda a: loss(a, scales, bias), x),
+            _differences(lambda a: loss(x, a, bias), scales),
+            _differences(lambda a: loss(x, scales, a), bias),
+        ],
+    }
+    forward = _source_forward(x, scales, bias)
+    values = {"forward/oracle": _error(forward, y), "forward/torch": _error(forward, out.detach().numpy())}
+    code, code_scales, code_bias = seed004_backward(x, scales, delta, EPSIL)
+    text = text_backward(x, scales, delta)
+    for name, (by_x, by_scales, by_bias) in references.items():
+        values[f"dscales/{name}"] = _error(code_scales, by_scales)
+        values[f"dbias/{name}"] = _error(code_bias, by_bias)
+        values[f"text/{name}"] = _error(text, by_x)
+        values[f"code/{name}"] = _error(code, by_x)
+    values["lines/oracle"] = _error(published(x, scales, delta).delta, code)
+    return values
+
+
+def _partial_derivatives(x: Array, scales: Array, bias: Array, delta: Array) -> dict[str, float]:
+    """Errors of the source's derivatives by mean and by variance, each with the other held."""
+    mean, var, lines = x.mean(0), x.var(0), published(x, scales, delta)
+
+    def loss(mean: Array, var: Array) -> float:
+        return float((delta * (scales * (x - mean) / np.sqrt(var + EPSIL) + bias)).sum())
+
+    by_mean = _differences(lambda a: loss(a, var), mean)
+    return {
+        "dmu/differences": _error(lines.mean_delta, by_mean),
+        "dmu/ratio": float(np.median(lines.mean_delta / by_mean)),
+        "dvar/differences": _error(lines.var_delta, _differences(lambda a: loss(mean, a), var)),
+    }
+
+
+@measure("numpynet/wrong_gradient")
 def wrong_gradient(seed: int, shape: list[int], upstream: str, values: int) -> list[Row]:
     """How far the code's gradient is from the exact and the detached one, in draws as the source's example makes them.
 
@@ -148,6 +127,7 @@ MENDED: dict[str, dict[str, bool]] = {
 }
 
 
+@measure("numpynet/own_test")
 def own_test(seed: int, draws: int) -> list[Row]:
     """The repository's test of the backward, on ``draws`` shapes: which gradients it lets pass.
 
@@ -244,7 +224,7 @@ def _layer_error(gradient: str, x: Array, scales: Array, delta: Array) -> float:
 
 
 def _squared_numerator(seed: int) -> dict[str, float]:
-    """Mean and deviation of (x - mean)^2 / sqrt(var + eps), in units of the deviation of x, which is normal here."""
+    """Mean and standard deviation of (x - mean)^2 / sqrt(var + eps) for normal x, in units of x's own."""
     sigma = 0.3
     x = np.random.default_rng(mix(seed, "squared")).normal(2.0, sigma, 100_000)
     squared = (x - x.mean()) ** 2 / np.sqrt(x.var() + EPSIL)
@@ -288,18 +268,21 @@ def _error(a: Array, reference: Array) -> float:
     return _rms(a - reference) / _rms(reference)
 
 
-# --- training -----------------------------------------------------------------------------------------------------
+# --- training ---
 
 WIDTHS = {"wide": 512, "narrow": 8}  # units of the linear networks' hidden layers
 
 
-def training(seed: int, network: str, lr: float, gradient: str, steps: int, batch_size: int, every: int) -> list[Row]:
-    """Train on the embedded digits; loss, |b| and |W| before the norms every ``every`` steps, and the test at the end.
+@measure("numpynet/training")
+def training(
+    data: Dataset, seed: int, network: str, lr: float, gradient: str, steps: int, batch_size: int, every: int
+) -> list[Row]:
+    """Train with plain SGD; loss, |b| and |W| before the norms every ``every`` steps, and the test at the end.
 
     All gradients of a seed start from the same weights and see the same batches. ``train_loss`` is the mean over the
     steps since the last row. A run whose loss is not finite ends there, and is tested as it is.
     """
-    cfg, data = _digits()
+    plain = Data()  # no augmentation
     model = make_network(network, gradient, data, torch.Generator().manual_seed(mix(seed, "weights")))
     before = [layer for layer, norm in zip(model, list(model)[1:], strict=False) if isinstance(norm, NumPyNetNorm)]
     optimizer = torch.optim.SGD(model.parameters(), lr=lr)
@@ -309,8 +292,8 @@ def training(seed: int, network: str, lr: float, gradient: str, steps: int, batc
     for step in range(1, steps + 1):
         epoch, position = divmod(step - 1, per_epoch)
         if position == 0:
-            plan = epoch_plan(len(data.train.labels), cfg, seed, epoch)
-        x, y = train_batch(data, plan, cfg, position * batch_size, batch_size)
+            plan = epoch_plan(len(data.train.labels), plain, seed, epoch)
+        x, y = train_batch(data, plan, plain, position * batch_size, batch_size)
         loss = F.cross_entropy(model(x), y)
         optimizer.zero_grad()
         loss.backward()
@@ -329,12 +312,6 @@ def training(seed: int, network: str, lr: float, gradient: str, steps: int, batc
     rows.append({"quantity": "test_accuracy", "x": None, "value": 100 * _share(first == data.test.labels)})
     rows.append({"quantity": "changed_classes", "x": None, "value": 100 * _share(first != again)})
     return rows
-
-
-@cache
-def _digits() -> tuple[Data, Dataset]:
-    cfg = load_config(["data=mnist5k"]).data
-    return cfg, load(cfg, torch.device("cpu"))
 
 
 def make_network(name: str, gradient: str, data: Dataset, generator: torch.Generator) -> nn.Sequential:

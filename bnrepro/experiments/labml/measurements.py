@@ -1,10 +1,9 @@
-"""Measurements of the networks that runs left, and the runs themselves."""
+"""Measurements of the networks that runs left."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
-from functools import cache, partial
+from functools import partial
 from itertools import islice
 from typing import Any
 
@@ -12,79 +11,17 @@ import torch
 from torch import Tensor, nn
 
 from bnrepro import inference, train
-from bnrepro.config import load_config
+from bnrepro.claims import measure
 from bnrepro.data import Dataset, epoch_plan, mix, train_batch
-from bnrepro.experiments.base import Arm, Probe, Settings
-from bnrepro.experiments.labml import toys
 from bnrepro.model import build, norm_of
 from bnrepro.norm import reestimate_statistics
 from bnrepro.record import Run
 from bnrepro.schema import Config
 
 Row = dict[str, Any]
-OUTSIDE = ("bn", "detachedmean", "detached")
 
 
-def arms(settings: Settings) -> list[Arm]:
-    """All training runs of a preset."""
-    made: list[Arm] = []
-    for seed in range(settings["seeds"]):
-        for network, asked in settings["networks"].items():
-            made += [
-                Arm("networks", {"network": network, "variant": v}, _config(asked, seed, f"variant={v}"))
-                for v in ("nobn", "bn")
-            ]
-        asked = settings["outside"]
-        made += [
-            Arm(
-                "outside",
-                {"variant": v, "keep_bias": True},
-                _config(asked, seed, f"variant={v}", "model.keep_bias=true"),
-            )
-            for v in OUTSIDE
-        ]
-        made.append(Arm("outside", {"variant": "bn", "keep_bias": False}, _config(asked, seed, "variant=bn")))
-        made.append(Arm("sigmoid", {"variant": "bn"}, _config(settings["sigmoid"], seed, "variant=bn")))
-    return made
-
-
-def _config(asked: dict[str, Any], seed: int, *overrides: str) -> Config:
-    return replace(_composed(*asked["overrides"], f"epochs={asked['epochs']}", *overrides), seed=seed)
-
-
-@cache
-def _composed(*overrides: str) -> Config:
-    return load_config(list(overrides))  # takes a tenth of a second
-
-
-def probes(settings: Settings) -> list[Probe]:
-    """All measurements of a preset: those without a network, and those of the runs' networks."""
-    made: list[Probe] = []
-    toy = settings["toy"]
-    for seed in range(settings["seeds"]):
-        for statistic in ("mean", "variance"):
-            for detached in (True, False):
-                factors = {"statistic": statistic, "detached": detached}
-                made.append(Probe("toy", factors, seed, toys.outside, factors | toy))
-        made.append(Probe("bias", {}, seed, toys.cancelled_bias, {"steps": settings["bias_steps"]}))
-        for eps in settings["scale_eps"]:
-            arguments = {"eps": eps, "scales": settings["scales"]}
-            made.append(Probe("scale", {"eps": eps}, seed, toys.scaled_weights, arguments))
-        for mean, std in settings["cancellation"]:
-            arguments = {"mean": mean, "std": std, "draws": settings["cancellation_draws"]}
-            made.append(Probe("cancellation", {"mean": mean, "std": std}, seed, toys.cancellation, arguments))
-    for arm in arms(settings):
-        seed, factors = arm.config.seed, arm.factors
-        if arm.part == "networks" and factors["variant"] == "bn":
-            arguments = {"parts": settings["population_batches"]}
-            made.append(Probe("inference", factors, seed, statistics, arguments, arm.config))
-        if arm.part == "outside":
-            made.append(Probe("outside", factors, seed, outside_network, {}, arm.config))
-        if arm.part == "sigmoid":
-            made.append(Probe("sigmoid", factors, seed, sigmoid_inputs, {}, arm.config))
-    return made
-
-
+@measure("labml/statistics")
 def statistics(run: Run, seed: int, parts: list[int]) -> list[Row]:
     """Test accuracy (%) and loss with the moving average, the batch's own, and the population's statistics.
 
@@ -105,6 +42,7 @@ def statistics(run: Run, seed: int, parts: list[int]) -> list[Row]:
     return rows
 
 
+@measure("labml/outside_network")
 def outside_network(run: Run, seed: int) -> list[Row]:
     """Norm of the biases that a norm follows, of the weights before it, and test accuracy by the batch's statistics."""
     _, _, network = inference.restore(run)
@@ -123,6 +61,7 @@ def _normed(unit: nn.Sequential) -> bool:
     return follows and isinstance(layers[0], nn.Conv2d | nn.Linear)
 
 
+@measure("labml/sigmoid_inputs")
 @torch.no_grad()
 def sigmoid_inputs(run: Run, seed: int) -> list[Row]:
     """Percentage of the sigmoids' inputs within [-1, 1], layer by layer, before training and after it.

@@ -1,0 +1,138 @@
+"""labml's page: toys against closed forms, networks as the source says, and what its measurements find in them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from itertools import pairwise
+from typing import Any
+
+import pytest
+
+from bnrepro import train
+from bnrepro.experiments.labml import exponent, paper, toys
+from bnrepro.experiments.labml.measurements import outside_network, sigmoid_inputs, statistics
+from bnrepro.record import Run
+from bnrepro.schema import Config
+
+
+def values(rows: list[dict[str, Any]], quantity: str) -> dict[Any, float]:
+    return {row["x"]: row["value"] for row in rows if row["quantity"] == quantity}
+
+
+# --- toys ---
+
+
+def test_detached_mean_moves_the_bias_by_the_same_amount_each_step() -> None:
+    rows = toys.outside(3, "mean", True, 40, 0.1, 1)
+    b, loss = (list(values(rows, q).values()) for q in ("parameter", "loss"))
+    assert b[1] > 0.1  # lr times the mean of the targets, which are about 1.5
+    assert b == pytest.approx([b[1] * step for step in range(41)], rel=1e-12)
+    assert loss == pytest.approx([loss[0]] * 41, rel=1e-12)
+    assert exponent(b, 1) == pytest.approx(1)
+
+
+def test_detached_deviation_moves_the_factor_by_gradient_over_factor() -> None:
+    w = list(values(toys.outside(3, "variance", True, 40, 0.1, 1), "parameter").values())
+    force = w[1] - w[0]
+    for before, after in pairwise(w):
+        assert after - before == pytest.approx(force / before, rel=1e-10)
+    assert exponent(w, 2) == pytest.approx(0.5, abs=0.01)
+
+
+@pytest.mark.parametrize(("statistic", "start"), [("mean", 0.0), ("variance", 1.0)])
+def test_attached_statistics_move_nothing(statistic: str, start: float) -> None:
+    rows = toys.outside(3, statistic, False, 40, 0.1, 1)
+    assert list(values(rows, "parameter").values()) == pytest.approx([start] * 41, abs=1e-12)
+
+
+def test_bias_is_cancelled() -> None:
+    assert max(row["value"] for row in toys.cancelled_bias(0, 20)) < 1e-12
+
+
+def test_gradient_by_scaled_weights_is_one_over_the_scale() -> None:
+    rows = toys.scaled_weights(0, 0.0, [0.1, 1.0, 10.0])
+    for quantity in ("output", "du", "dw_times_a"):
+        assert max(values(rows, quantity).values()) < 1e-12
+    assert values(rows, "dw") == pytest.approx({0.1: 9.0, 1.0: 0.0, 10.0: 0.9}, abs=1e-9)
+
+
+def test_eps_breaks_the_invariance() -> None:
+    """At a = 0.1 the variance of 0.002 becomes 2e-5: beside eps = 1e-3 hardly anything of the output is left."""
+    rows = toys.scaled_weights(0, 1e-3, [0.1, 10.0])
+    v = 20 * 0.01**2
+    for a in (0.1, 10.0):
+        ratio = a * math.sqrt((v + 1e-3) / (a * a * v + 1e-3))
+        assert values(rows, "output")[a] == pytest.approx(abs(ratio - 1), abs=0.12)  # a sample of 8 x 20 weights
+
+
+@pytest.mark.parametrize(("mean", "std"), [(0.0, 1.0), (3000.0, 1.0), (300.0, 0.1)])
+def test_two_passes_are_right_where_one_is_not(mean: float, std: float) -> None:
+    rows = toys.cancellation(0, mean, std, 100)
+    error, nan = values(rows, "error"), values(rows, "nan")
+    assert error["ours"] < 1e-5
+    assert error["torch"] < 1e-2
+    assert (error["E[x²] - E[x]²"] > 0.1) == (mean > 0)
+    assert (nan["E[x²] - E[x]²"] > 0) == (mean > 0)
+    assert nan["ours"] == 0
+
+
+def test_share_of_a_normal_distribution() -> None:
+    assert toys.gaussian_share() == pytest.approx(0.6827, abs=1e-4)
+
+
+# --- runs and their networks ---
+
+
+@pytest.mark.parametrize("preset", paper.presets)
+def test_runs_are_the_sources(preset: str) -> None:
+    chosen = paper.settings(preset)
+    arms = paper.arms(chosen)
+    for arm in arms:
+        cfg = arm.config
+        assert (cfg.optimizer.name, cfg.batch_size, cfg.variant) == ("adam", 64, arm.factors["variant"])
+        assert cfg.model.keep_bias == arm.factors.get("keep_bias", False)
+        of_cifar = arm.factors.get("network") == "cifar"
+        expected = (2.5e-4, 4, True) if of_cifar else (1e-3, 0, False)
+        assert (cfg.optimizer.lr, cfg.data.crop, cfg.data.flip) == expected
+    runs = [arm.config for arm in arms]
+    assert all(probe.config in runs for probe in paper.probes(chosen) if probe.config)
+
+
+def test_full_is_the_sources_mnist_network() -> None:
+    mnist = [arm.config for arm in paper.arms(paper.settings("full")) if arm.factors.get("network") == "mnist"]
+    assert {(c.data.name, c.model.name, c.model.width) for c in mnist} == {("mnist", "labml_cnn", 1.0)}
+
+
+def trained(tiny: Callable[..., Config], *overrides: str) -> Run:
+    return Run(train.run(tiny("model.width=0.5", *overrides)))
+
+
+def test_statistics_of_a_network_at_inference(tiny: Callable[..., Config]) -> None:
+    run = trained(tiny, "variant=bn")
+    rows = statistics.function(run, seed=0, parts=[1, 9])  # 540 images are 9 batches of 60
+    accuracy, parts = values(rows, "accuracy"), values(rows, "part_accuracy")
+    assert list(accuracy) == ["ema", "population", "batch"]
+    assert accuracy["ema"] == pytest.approx(100 * run.summary["test_accuracy"])
+    assert parts[9] == accuracy["population"]  # the whole epoch
+
+
+def test_norm_of_cancelled_biases(tiny: Callable[..., Config]) -> None:
+    plain = outside_network.function(trained(tiny, "variant=bn"), seed=0)
+    kept = outside_network.function(trained(tiny, "variant=detached", "model.keep_bias=true"), seed=0)
+    assert values(plain, "bias_norm")[None] == 0
+    assert values(kept, "bias_norm")[None] > 0.01
+    assert values(plain, "weight_norm")[None] > 1
+
+
+def test_sigmoid_inputs_before_and_after_training(tiny: Callable[..., Config]) -> None:
+    run = trained(tiny, "variant=bn", "model=paper_mlp", "optimizer.lr=0.02")
+    rows = sigmoid_inputs.function(run, seed=0)
+    start, end = values(rows, "input_start"), values(rows, "input_end")
+    assert list(start) == list(end) == ["norm1", "norm2", "norm3"]
+    assert start == values(rows, "normalised_start")
+    assert start == pytest.approx(dict.fromkeys(start, 68.3), abs=8)
+    assert end != values(rows, "normalised_end")
+    density = values(rows, "density_start")
+    assert 0.25 * sum(density.values()) == pytest.approx(1, abs=0.01)
+    assert max(density, key=lambda x: density[x]) == pytest.approx(0, abs=0.6)
