@@ -51,10 +51,10 @@ def reproduce(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be run and measured.")] = False,
     force: Annotated[bool, typer.Option("--force", help="Run and measure again what is finished, too.")] = False,
 ) -> None:
-    """Put the sources' claims to the test, or those of a paper in a file of your own (my_paper.py).
+    """Put claims to the test: the sources', or your own.
 
-    Runs and measures what is missing, then analyses, draws and judges. Example:
-    bnrepro reproduce labml --preset=smoke
+    Runs and measures what is missing, then analyses, draws and judges. A file of your own is named in place of an
+    experiment: bnrepro reproduce my_paper.py. Example: bnrepro reproduce labml --preset=smoke
     """
     from bnrepro import experiments, listing
     from bnrepro.cli.launch import take_launcher
