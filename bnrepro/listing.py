@@ -16,10 +16,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bnrepro import record
+from bnrepro.claims.evidence import Verdict
+from bnrepro.claims.judging import Judged
 from bnrepro.compare import Comparison, table
 from bnrepro.config import UserError, to_yaml
 from bnrepro.errors import known_are
-from bnrepro.experiments.base import Finding, Verdict
 from bnrepro.output import counted, shown
 from bnrepro.record import Status
 from bnrepro.stats import Interval, t_interval
@@ -258,14 +259,14 @@ def _percent(interval: Interval) -> str:
     return f"{interval.mean * 100:.2f}{ends}"
 
 
-def verdict_table(findings: Sequence[Finding], width: int | None = None) -> str:
+def verdict_table(judged: Sequence[Judged], width: int | None = None) -> str:
     """A line for each claim with its verdict, and under it what was found, as wide as the terminal."""
     width = max(40, min(width or shutil.get_terminal_size().columns, 120))
-    indent = " " * (2 + max((len(f.claim.id) for f in findings), default=0))
-    counts = Counter(finding.verdict for finding in findings)
-    lines = [f"{counted(len(findings), 'claim')}: " + ", ".join(f"{counts[v]} {v}" for v in Verdict if counts[v])]
-    for finding in findings:
-        head = f"{finding.claim.id:<{len(indent)}}{finding.verdict.value.upper()}: {finding.claim.sentence}"
-        for first, text in ((head, ""), (indent, f"Found: {finding.found}")):
+    indent = " " * (2 + max((len(each.claim.id) for each in judged), default=0))
+    counts = Counter(each.verdict for each in judged)
+    lines = [f"{counted(len(judged), 'claim')}: " + ", ".join(f"{counts[v]} {v}" for v in Verdict if counts[v])]
+    for each in judged:
+        head = f"{each.claim.id:<{len(indent)}}{each.verdict.value.upper()}: {each.claim.sentence}"
+        for first, text in ((head, ""), (indent, each.answer)):
             lines += textwrap.wrap(f"{first}{text}", width, subsequent_indent=indent, break_long_words=False)
     return "\n".join(lines)

@@ -25,9 +25,10 @@ from bnrepro.report import (
     Section,
     anchor,
     flat,
-    found,
     marked_up,
     number,
+    number_of,
+    scale,
     told,
 )
 
@@ -48,15 +49,17 @@ ZOOM = 1.2 * 4 / 3  # CSS pixels a point: figures are made for print, and are re
 def page(report: Report) -> str:
     """``report`` as HTML."""
     template = Template(Path(__file__).with_suffix(".html").read_text(encoding="utf-8"))
-    judged = [section for section in report.sections if section.findings]
+    judged = [section for section in report.sections if section.claims]
     numbering = count(1)
     return template.substitute(
         title=escape(TITLE),
         summary=escape(report.summary()),
         contents="".join(map(_entry, report.sections)),
         meanings="".join(f"<dt>{_verdict(v)}</dt><dd>{escape(text)}.</dd>" for v, text in MEANINGS.items()),
+        kinds=_table("Verdicts by kind and scale", report.by_kind()) if judged else "",
+        sensitive=escape(report.sensitive()) if judged else "",
         head="".join(f"<th scope=col>{escape(name)}</th>" for name in COLUMNS),
-        verdicts="".join(_claim(section, row) for section in judged for row in section.findings),
+        verdicts="".join(_claim(section, row) for section in judged for row in section.claims),
         sections="".join(_section(section, numbering) for section in report.sections),
     )
 
@@ -67,12 +70,28 @@ def _entry(section: Section) -> str:
 
 def _claim(section: Section, row: dict[str, Any]) -> str:
     here = anchor(section, row)
-    texts = [row["source"], row["sentence"], row["reported"] or NONE, found(row)]
-    cells = [f'<a href="#{here}">{escape(str(row["id"]))}</a>', *map(_text, texts), _verdict(row["verdict"])]
+    said = _details(row)
+    texts = [_text(row["sentence"]), _text(row["reported"] or NONE), said, _text(scale(row))]
+    cells = [f'<a href="#{here}">{escape(number_of(row))}</a>', *texts, _verdict(row["verdict"])]
     told = "".join(
         f'<td data-label="{escape(name)}"><div>{cell}</div></td>' for name, cell in zip(COLUMNS, cells, strict=True)
     )
     return f'<tr id="{here}">{told}</tr>\n'
+
+
+def _details(row: dict[str, Any]) -> str:
+    """The answer; unfolded, all that is known of it."""
+    facts = {
+        "Found": row["found"],
+        "Source": " ".join(filter(None, (row["source"], row["where"] and f"({row['where']})"))),
+        "Its words": row["quote"],
+        "Seeds to decide": row["needed"],
+        "Changes with the margin": " and ".join(f"times {factor:g}" for factor in row["flips_at"]),
+        "Judged in": row["line"],
+        "Made by": row["command"],
+    }
+    pairs = "".join(f"<dt>{escape(what)}</dt><dd>{_text(text)}</dd>" for what, text in facts.items() if text)
+    return f"<details><summary>{_text(row['answer'])}</summary><dl>{pairs}</dl></details>"
 
 
 def _section(section: Section, numbering: count[int]) -> str:
@@ -87,10 +106,10 @@ def _section(section: Section, numbering: count[int]) -> str:
     if section.deviations:
         items = "".join(f"<li>{_text(sentence)}</li>" for sentence in section.deviations)
         parts.append(f"<h3>What is done otherwise than in the source</h3><ul>{items}</ul>")
-    if section.findings:
+    if section.claims:
         verdicts = [
-            f'<li><a href="#{anchor(section, row)}">{escape(str(row["id"]))}</a> {_verdict(row["verdict"])}</li>'
-            for row in section.findings
+            f'<li><a href="#{anchor(section, row)}">{escape(number_of(row))}</a> {_verdict(row["verdict"])}</li>'
+            for row in section.claims
         ]
         parts.append(f'<h3>Claims</h3><ul class="claims">{"".join(verdicts)}</ul>')
     if section.images:

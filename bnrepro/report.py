@@ -1,4 +1,4 @@
-"""What stands in a folder of results, as one report: REPORT.md, and report.html in a single file.
+"""What stands in a folder of results, as one report: claims.json, REPORT.md, and report.html in a single file.
 
 The report reads files only (`conclusion`, `compare`), so it shows what is stored and nothing else. `Report` is what
 both forms say; `page` writes it as HTML, this module as Markdown.
@@ -17,12 +17,12 @@ from typing import Any
 from urllib.parse import quote
 
 from bnrepro import compare, record
+from bnrepro.claims.conclusion import CLAIMS, KINDS, SCALES, Conclusion, as_json, open_conclusion
+from bnrepro.claims.evidence import Verdict
+from bnrepro.claims.records import find, preset_of
+from bnrepro.claims.words import numbers
 from bnrepro.config import UserError
 from bnrepro.experiments import NAMES
-from bnrepro.experiments.base import Verdict
-from bnrepro.experiments.conclusion import Conclusion, open_conclusion
-from bnrepro.experiments.judge import numbers
-from bnrepro.experiments.records import find, preset_of
 from bnrepro.stats import Interval
 
 MARKDOWN, HTML = "REPORT.md", "report.html"
@@ -31,16 +31,16 @@ LONG = 30  # rows from which a table is folded
 NONE = "-"
 
 MEANINGS = {
-    Verdict.reproduced: "the whole interval is on the claim's side; for a claim of equality, inside the margin that "
-    "was set beforehand; an exact claim holds",
-    Verdict.partly: "a part of the claim holds, or the effect is there and smaller than what was called negligible "
-    "beforehand",
-    Verdict.not_reproduced: "the whole interval is on the other side, or inside what was called negligible beforehand; "
-    "an exact claim does not hold",
-    Verdict.inconclusive: "the interval says neither",
-    Verdict.not_testable: "the reason stands in its row",
+    Verdict.reproduced: "under every condition that was tried the whole interval is on the claim's side; for a claim "
+    "of equality, inside the margin that was set beforehand; an exact claim holds",
+    Verdict.partly: "under some conditions it holds, or the effect is there and smaller than what was called "
+    "negligible beforehand",
+    Verdict.not_reproduced: "under no condition it holds, and under some the whole interval is on the other side, or "
+    "below what matters",
+    Verdict.inconclusive: "the intervals say neither",
+    Verdict.not_testable: "the reason stands in its row; where a claim is under revision, its design is being replaced",
 }
-COLUMNS = ("claim", "source", "what it says", "what it reports", "what was found here", "verdict")
+COLUMNS = ("claim", "what it says", "what the source reports", "what was found here", "scale", "verdict")
 
 Rows = list[dict[str, Any]]
 Mark = Callable[[str], str]
@@ -65,7 +65,7 @@ class Section:
     facts: list[tuple[str, str]]
     """How it was made: (what, text)."""
     deviations: list[str]
-    findings: Rows
+    claims: Rows
     images: list[Image]
     tables: list[tuple[str, Rows]]
     """(title, rows)."""
@@ -81,16 +81,38 @@ class Report:
 
     def summary(self) -> str:
         """One sentence."""
-        judged = [section for section in self.sections if section.findings]
+        judged = [section for section in self.sections if section.claims]
         if not judged:
             return "No claim was judged."
         where = "1 experiment" if len(judged) == 1 else f"{len(judged)} experiments"
-        rows = [row for section in judged for row in section.findings]
+        rows = [row for section in judged for row in section.claims]
         return f"{len(rows)} claims in {where}: {counted(rows)}."
+
+    @property
+    def claims(self) -> Rows:
+        """Those of all experiments, as claims.json has them."""
+        return [row for section in self.sections for row in section.claims]
+
+    def by_kind(self) -> Rows:
+        """How many claims have which verdict, by kind and scale; a row for each that there is."""
+        counts = Counter((row["kind"], row["scale"], row["verdict"]) for row in self.claims)
+        pairs = [
+            (kind, scale) for kind in KINDS for scale in SCALES if any((kind, scale, v) in counts for v in Verdict)
+        ]
+        return [
+            {"kind": kind, "scale": scale, **{v.value: counts[kind, scale, v.value] for v in Verdict}}
+            for kind, scale in pairs
+        ]
+
+    def sensitive(self) -> str:
+        """How many verdicts hang on the margin."""
+        tested = [row for row in self.claims if row["margin"] is not None or (row["bar"] or 0) < 0]
+        flips = sum(bool(row["flips_at"]) for row in tested)
+        return f"At half or double the margin, {flips} of the {len(tested)} verdicts that rest on one would change."
 
 
 def write(out: Path) -> list[Path]:
-    """Write REPORT.md and report.html into ``out``, over what is there; return their paths.
+    """Write claims.json, REPORT.md and report.html into ``out``, over what is there; return their paths.
 
     Raises:
         UserError: there is nothing, or something is damaged.
@@ -98,9 +120,10 @@ def write(out: Path) -> list[Path]:
     from bnrepro.page import page
 
     report = gather(out)
+    record.write_whole(out / CLAIMS, as_json(report.claims))
     record.write_whole(out / MARKDOWN, markdown(report, out))
     record.write_whole(out / HTML, page(report))
-    return [out / MARKDOWN, out / HTML]
+    return [out / CLAIMS, out / MARKDOWN, out / HTML]
 
 
 def gather(out: Path) -> Report:
@@ -152,7 +175,7 @@ def _of_experiment(conclusion: Conclusion) -> Section:
         source=conclusion.captions["source"],
         facts=facts,
         deviations=conclusion.captions["deviations"],
-        findings=conclusion.findings,
+        claims=conclusion.claims,
         images=[
             Image(conclusion.folder / "figures" / name, caption)
             for name, caption in conclusion.captions["figures"].items()
@@ -188,7 +211,7 @@ def _of_comparison(folder: Path, out: Path) -> Section:
         source="",
         facts=[*_origin(comparison.provenance)],
         deviations=[],
-        findings=[],
+        claims=[],
         images=[Image(overview, caption)] if overview.with_suffix(".svg").is_file() else [],
         tables=[(title, rows)],
         settings=config,
@@ -234,26 +257,29 @@ def _duration(seconds: float) -> str:
 
 def anchor(section: Section, row: dict[str, Any]) -> str:
     """A claim's anchor."""
-    return f"{section.name}-{re.sub(r'[^A-Za-z0-9.]+', '-', str(row['id']))}"
+    return f"{section.name}-{re.sub(r'[^A-Za-z0-9.]+', '-', number_of(row))}"
 
 
-def counted(findings: Rows) -> str:
+def number_of(row: dict[str, Any]) -> str:
+    """A claim's id within its paper."""
+    return str(row["id"]).rpartition("/")[2]
+
+
+def scale(row: dict[str, Any]) -> str:
+    """Kind and scale of a claim, with the note: "empirical, reduced: 8 epochs"."""
+    note = f": {row['scale_note']}" if row["scale_note"] else ""
+    return f"{row['kind']}, {row['scale']}{note}"
+
+
+def counted(claims: Rows) -> str:
     """How many have which verdict."""
-    counts = Counter(row["verdict"] for row in findings)
+    counts = Counter(row["verdict"] for row in claims)
     return ", ".join(f"{counts[verdict]} {verdict}" for verdict in Verdict if counts[verdict])
 
 
 def told(section: Section) -> str:
     """What the contents say of a section after its title."""
-    return f" (preset {section.preset}): {counted(section.findings)}" if section.findings else ""
-
-
-def found(row: dict[str, Any]) -> str:
-    """What was found, with the effect and n if the sentence does not say them."""
-    effect, text = row["effect"], str(row["found"])
-    if effect is None or numbers(effect) in text:
-        return text
-    return f"{text} Effect: {number(effect)}{' ' + row['unit'] if row['unit'] else ''}."
+    return f" (preset {section.preset}): {counted(section.claims)}" if section.claims else ""
 
 
 def number(value: Any) -> str:
@@ -307,18 +333,21 @@ def markdown(report: Report, out: Path) -> str:
     """The report as Markdown, with links to the figures' files."""
     lines = [f"# {TITLE}", "", report.summary(), ""]
     lines += [f"* [{_text(s.title)}](#{s.name}){_text(told(s))}" for s in report.sections] + [""]
-    judged = [section for section in report.sections if section.findings]
+    judged = [section for section in report.sections if section.claims]
     if judged:
         lines += ["## Verdicts", "", *(f"* **{v}**: {_text(meaning)}." for v, meaning in MEANINGS.items()), ""]
+        kinds = report.by_kind()
+        lines += [*_table(list(kinds[0]), [[_text(number(row[key])) for key in row] for row in kinds])]
+        lines += [_text(report.sensitive()), ""]
         cells = [
             [
-                f'<a id="{anchor(section, row)}"></a>{_text(row["id"])}',
-                *(_text(row[key] or NONE) for key in ("source", "sentence", "reported")),
-                _text(found(row)),
+                f'<a id="{anchor(section, row)}"></a>{_text(number_of(row))}',
+                *(_text(row[key] or NONE) for key in ("sentence", "reported", "answer")),
+                _text(scale(row)),
                 f"**{row['verdict']}**",
             ]
             for section in judged
-            for row in section.findings
+            for row in section.claims
         ]
         lines += _table(list(COLUMNS), cells)
     for section in report.sections:
@@ -335,9 +364,8 @@ def _section(section: Section, out: Path) -> list[str]:
     if section.deviations:
         lines += ["What is done otherwise than in the source:", ""]
         lines += [*(f"* {_text(sentence)}" for sentence in section.deviations), ""]
-    if section.findings:
-        verdicts = [f"[{_text(row['id'])}](#{anchor(section, row)}) {row['verdict']}" for row in section.findings]
-        lines += [f"Claims: {', '.join(verdicts)}.", ""]
+    lines += [f"* [{_text(number_of(row))}](#{anchor(section, row)}) {_text(_told(row))}" for row in section.claims]
+    lines += [""] * bool(section.claims)
     for image in section.images:
         file = quote(Path(os.path.relpath(image.stem, out)).as_posix() + ".png")
         lines += [f"![{_text(image.stem.name)}]({file})", "", f"*{_text(image.caption)}*", ""]
@@ -353,6 +381,14 @@ def _section(section: Section, out: Path) -> list[str]:
         lines += ["<details><summary>Settings</summary>", ""]
         lines += [*(f"* {_code(key)}: {_text(text)}" for key, text in flat(section.settings)), "", "</details>", ""]
     return lines
+
+
+def _told(row: dict[str, Any]) -> str:
+    """A claim in full, for its section."""
+    quote = f" “{row['quote']}”" if row["quote"] else ""
+    where = f" ({row['where']})" if row["where"] else ""
+    more = f" {row['needed']:,} seeds would decide." if row["needed"] else ""
+    return f"{row['verdict']}: {row['sentence']}{quote}{where} {row['found']}{more}"
 
 
 def _table(head: list[str], body: list[list[str]]) -> list[str]:

@@ -36,6 +36,11 @@ class Judged:
         return None if place is None else self.evidence.effects[place]
 
     @property
+    def answer(self) -> str:
+        """The plain answer, in at most 25 words."""
+        return words.answer(self.evidence, self.judgement)
+
+    @property
     def found(self) -> str:
         """What was found, in sentences."""
         return words.finding(self.evidence, self.judgement)
@@ -57,7 +62,7 @@ class Judged:
             "scale_note": claim.scale_note,
             "gate": None,
             "verdict": self.verdict.value,
-            "answer": words.answer(self.evidence, self.judgement),
+            "answer": self.answer,
             "found": self.found,
             "estimand": self.evidence.estimand,
             "rule": effect.rule.name if effect else None,

@@ -378,13 +378,17 @@ class Paper(Generic[S]):
 
     # --- what the engine asks ---
 
+    def designed(self, settings: S) -> Design:
+        """The runs and measurements."""
+        return self._design(settings)
+
     def arms(self, settings: S) -> list[Arm]:
         """The runs."""
-        return self._design(settings).arms
+        return self.designed(settings).arms
 
     def probes(self, settings: S) -> list[Probe]:
         """The measurements."""
-        return self._design(settings).probes
+        return self.designed(settings).probes
 
     def directory(self, out: Path, preset: str | None = None) -> Path:
         """Folder of the results: ``<name>`` for ``full``, ``<name>/<preset>`` for the others.

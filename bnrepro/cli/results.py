@@ -57,14 +57,14 @@ def reproduce(
     experiment: bnrepro reproduce my_paper.py. Example: bnrepro reproduce labml --preset=smoke
     """
     from bnrepro import experiments, listing
+    from bnrepro.claims.engine import DatasetLocations, execute, make_plan
     from bnrepro.cli.launch import take_launcher
     from bnrepro.errors import UserError, reason, sentence
-    from bnrepro.experiments.reproduce import Places, execute, make_plan
     from bnrepro.output import counted
     from bnrepro.parallel import kept_workers
     from bnrepro.progress import SweepBar
 
-    places = Places(data_root, dict(map(_archive, archive or [])))
+    places = DatasetLocations(data_root, dict(map(_archive, archive or [])))
     making, names = take_launcher(launcher, names, jobs)
     check_separate("reproduce", names, "experiments")
     chosen = [experiments.experiment(name) for name in dict.fromkeys(names or experiments.NAMES)]
@@ -87,27 +87,27 @@ def reproduce(
         for plan in plans:
             runs, measurements = plan.missing(force)
             typer.echo(
-                f"{plan.experiment.name} (preset {plan.preset}): "
+                f"{plan.paper.name} (preset {plan.preset}): "
                 f"{counted(len(plan.configs), 'run')}, {len(runs)} still to run; "
                 f"{counted(len(plan.probes), 'measurement')}, {len(measurements)} still to make."
             )
             if dry_run:
                 continue
             try:
-                analysis, failed = execute(
+                judged, failed = execute(
                     plan, out, jobs, lambda what, names: SweepBar(names, what), force=force, run_all=making.run_all
                 )
             except Exception as error:  # an experiment that cannot be concluded does not cost the others
-                typer.echo(f"{plan.experiment.name}: {reason(error)}", err=True)
+                typer.echo(f"{plan.paper.name}: {reason(error)}", err=True)
                 problems.append(error)
                 continue
             failures += len(failed)
             for text in failed:
-                typer.echo(f"{plan.experiment.name}: {text}", err=True)
+                typer.echo(f"{plan.paper.name}: {text}", err=True)
             if plan.preset == "smoke":
                 typer.echo("Everything ran through. This preset is too small for verdicts; use --preset=quick.")
             else:
-                typer.echo(listing.verdict_table(analysis.findings))
+                typer.echo(listing.verdict_table(judged))
             typer.echo(f"Records, tables and figures: {shown(plan.folder(out))}\n")
     for problem in problems:
         if not sentence(problem):
@@ -138,8 +138,8 @@ def figures(
     """
     from bnrepro import compare as comparing
     from bnrepro import experiments
+    from bnrepro.claims import records
     from bnrepro.config import UserError
-    from bnrepro.experiments import records
 
     if folders and root:
         raise UserError(f"--root={root} is not used where folders are named. Leave one of the two out.")
@@ -177,13 +177,19 @@ def report(
             metavar="FOLDER", parser=folder("--out"), help="Folder of the results; the report is written into it."
         ),
     ] = Path("results"),
+    as_json: Annotated[bool, typer.Option("--json", help="Print claims.json; write nothing.")] = False,
 ) -> None:
     """Write one report over all stored results.
 
-    REPORT.md, and report.html as a single file.
+    claims.json, REPORT.md, and report.html as a single file.
     """
     from bnrepro import report as reporting
 
+    if as_json:
+        from bnrepro.claims import conclusion
+
+        typer.echo(conclusion.as_json(reporting.gather(out).claims), nl=False)
+        return
     for file in reporting.write(out):
         typer.echo(f"Report: {shown(file)}")
 
@@ -231,15 +237,17 @@ def show(run: RunPath) -> None:
 
 
 def _conclude(folder: Path, own: Any = None) -> None:
+    from bnrepro.claims.conclusion import conclude
+    from bnrepro.claims.engine import COPY
+    from bnrepro.claims.records import read
     from bnrepro.config import UserError
     from bnrepro.experiments import experiment
-    from bnrepro.experiments.reproduce import conclude, read
 
     records = read(folder)
     if "experiment" not in records.provenance:
         raise UserError(f"{folder} does not say which experiment it holds. `bnrepro reproduce` makes it again.")
     name = records.provenance["experiment"]
-    if own is None and (folder / "paper.py").is_file() and name not in NAMES:  # code is only run where it is named
+    if own is None and (folder / COPY).is_file() and name not in NAMES:  # code is only run where it is named
         raise UserError(
             f"{folder} holds the results of a paper in a file of your own. `bnrepro figures {name}.py` draws them."
         )

@@ -1,39 +1,32 @@
-"""The sources' claims as experiments: one module for each source. `base` says what an experiment is."""
+"""The sources' claims: one paper a module, found by being here. `bnrepro.claims` says what a paper is."""
 
 from __future__ import annotations
 
 import re
 from importlib import import_module
 from pathlib import Path
+from pkgutil import iter_modules
 from typing import TYPE_CHECKING, Any
 
 from bnrepro import user_files
 from bnrepro.errors import UserError, known_are
 
 if TYPE_CHECKING:
-    from bnrepro.claims.paper import Paper
-    from bnrepro.experiments.base import Experiment
-
-NAMES = (
-    "conv_batchnorm",
-    "keras_curves",
-    "labml",
-    "placement",
-    "numpynet",
-    "ioffe2015",
-    "vanlaarhoven2017",
-    "bjorck2018",
-    "santurkar2018",
-    "wu2018",
-    "li2019",
-    "luo2019",
-    "frankle2021",
-    "wu2021",
-)
+    from bnrepro.claims import Paper
 
 
-def experiment(name: str) -> Experiment | Paper[Any]:
-    """The experiment called ``name``, or the paper in a file of a user's own; it is imported now and not before.
+def _order(name: str) -> tuple[str, str]:
+    """Tutorials and code first, then papers by their year."""
+    year = re.search(r"[0-9]{4}$", name)
+    return (year[0] if year else "", name)
+
+
+NAMES: tuple[str, ...] = tuple(sorted((module.name for module in iter_modules(__path__)), key=_order))
+"""The package's papers, by their modules."""
+
+
+def experiment(name: str) -> Paper[Any]:
+    """The paper called ``name``, or the one in a file of a user's own; it is imported now and not before.
 
     Raises:
         UserError: there is none.
@@ -42,13 +35,12 @@ def experiment(name: str) -> Experiment | Paper[Any]:
         return _in_file(Path(name).expanduser().absolute())
     if name not in NAMES:
         raise UserError(f"There is no experiment {name!r}.{known_are(name, NAMES)}")
-    module = import_module(f"bnrepro.experiments.{name}")
-    found: Experiment | Paper[Any] = getattr(module, "paper", None) or module.EXPERIMENT
+    found: Paper[Any] = import_module(f"bnrepro.experiments.{name}").paper
     return found
 
 
 def _in_file(file: Path) -> Paper[Any]:
-    from bnrepro.claims.paper import Paper
+    from bnrepro.claims import Paper
 
     module = user_files.load_module(file)
     papers = [value for value in vars(module).values() if isinstance(value, Paper)]
@@ -56,7 +48,7 @@ def _in_file(file: Path) -> Paper[Any]:
         raise UserError(f"{file} must hold one paper, as in `paper = Paper(__name__, Settings)`; it has {len(papers)}.")
     if not re.fullmatch(r"[A-Za-z0-9_]{1,100}", file.stem) or file.stem in NAMES:
         raise UserError(
-            f"{file}: results are kept under the file's name. Use letters, digits and underscores, and not "
-            "the name of one of the package's experiments."
+            f"{file}: results are kept under the file's name. Use letters, digits and underscores, and not the name of "
+            "one of the package's experiments."
         )
     return papers[0]

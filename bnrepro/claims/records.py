@@ -19,11 +19,10 @@ from typing import Any, Literal, get_args
 from pydantic_core import from_json
 
 from bnrepro import record, stored
+from bnrepro.claims.results import Results
 from bnrepro.compare import CAPTIONS, CURVES, MEASUREMENTS, PROVENANCE, RUN_COLUMNS, RUNS, Origin
 from bnrepro.config import UserError, unreadable
 from bnrepro.errors import in_brackets
-from bnrepro.experiments import NAMES
-from bnrepro.experiments.base import Records
 from bnrepro.record import Status
 
 TEXT = frozenset({"part", "variant", "status", "precision", "device", "config_hash", "quantity"})
@@ -34,6 +33,16 @@ RESERVED = frozenset({"part", "seed", "status", "step", "epoch", "quantity", "x"
 Row = dict[str, Any]
 Preset = Literal["smoke", "quick", "full"]
 PRESETS: tuple[str, ...] = get_args(Preset)
+
+
+@dataclass(frozen=True)
+class Records(Results):
+    """All that an experiment left, with its settings and where it comes from."""
+
+    settings: dict[str, Any]
+    """The preset's values."""
+    provenance: dict[str, Any]
+    """Data with fingerprints, machines, versions, git revisions."""
 
 
 class DamagedError(UserError):
@@ -73,15 +82,13 @@ def read(folder: Path) -> Records:
         raise DamagedError(
             f"The records in {folder} are damaged ({in_brackets(error)}). {made_by(folder)} makes them again."
         ) from error
-    return Records(preset, settings, runs, curves, measurements, provenance)
+    return Records(preset, runs, curves, measurements, settings, provenance)
 
 
 def made_by(folder: Path) -> str:
-    """The command that makes the records in ``folder`` again, as far as its name tells (see `Experiment.directory`)."""
+    """The command that makes the records in ``folder`` again, as far as its name tells (see `Paper.directory`)."""
     small = folder.name in PRESETS[:-1]
     place, preset = (folder.parent, folder.name) if small else (folder, PRESETS[-1])
-    if place.name not in NAMES:
-        return "`bnrepro reproduce`"
     return f"`bnrepro reproduce {place.name} --preset={preset} --out={quote(str(place.parent))}`"
 
 

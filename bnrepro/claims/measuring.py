@@ -13,19 +13,16 @@ from typing import Any
 import torch
 
 from bnrepro import provenance, record
-from bnrepro.claims.paper import Probe as Measured
+from bnrepro.claims.paper import Probe
+from bnrepro.claims.records import plain
 from bnrepro.compare import Data
 from bnrepro.config import UserError, config_hash, digits_of, earlier_hash, unreadable
 from bnrepro.data import load
 from bnrepro.errors import reason
-from bnrepro.experiments.base import Probe as Old
-from bnrepro.experiments.records import plain
 from bnrepro.parallel import Report, map_all
 from bnrepro.record import Status, run_of
 from bnrepro.schema import Config
 from bnrepro.stored import read_json
-
-Probe = Old | Measured
 
 
 @dataclass(frozen=True)
@@ -111,20 +108,12 @@ def missing(probes: list[Probe], folder: Path) -> list[Probe]:
 
 
 def _identity(probe: Probe, of_run: Callable[[Config], str] = config_hash) -> dict[str, Any]:
-    if isinstance(probe, Measured):
-        return {
-            "measure": probe.measure.identity,
-            "arguments": probe.arguments,
-            "seed": probe.seed,
-            "config": probe.config and of_run(probe.config),
-            "data": probe.data and config_hash(Config(data=probe.data)),
-        }
     return {
-        "function": f"{probe.function.__module__}.{probe.function.__qualname__}",
+        "measure": probe.measure.identity,
         "arguments": probe.arguments,
         "seed": probe.seed,
-        "factors": probe.factors,
         "config": probe.config and of_run(probe.config),
+        "data": probe.data and config_hash(Config(data=probe.data)),
     }
 
 
@@ -147,8 +136,8 @@ def _measure(probe: Probe) -> dict[str, Any]:
     started = time.perf_counter()
     about: dict[str, Any] = {}
     rows: list[dict[str, Any]]
-    function: Any = probe.measure.function if isinstance(probe, Measured) else probe.function
-    if isinstance(probe, Measured) and probe.data is not None:
+    function = probe.measure.function
+    if probe.data is not None:
         dataset = load(probe.data, torch.device("cpu"))
         about = {"data": dataset.description, "data_official": dataset.official}
         about["data_fingerprint"] = dataset.fingerprint

@@ -12,23 +12,21 @@ from statistics import median
 from typing import Any, Protocol
 
 import torch
-from omegaconf import OmegaConf
 
 from bnrepro import record, sweep, train, user_files
-from bnrepro.claims.paper import Paper
+from bnrepro.claims.conclusion import conclude
+from bnrepro.claims.judging import Judged
+from bnrepro.claims.measuring import Measurement, measure_all, missing
+from bnrepro.claims.paper import Arm, Factors, Paper, Probe, Row
+from bnrepro.claims.records import RESERVED, Records, merged, plain, read, save, there
 from bnrepro.compare import RUN_COLUMNS
-from bnrepro.config import UserError, check, configs_dir, load_config, run_dir
-from bnrepro.errors import first_line, known_are
-from bnrepro.experiments.base import Analysis, Experiment, Factors, Records, Settings
-from bnrepro.experiments.conclusion import conclude
-from bnrepro.experiments.measure import Measurement, measure_all, missing
-from bnrepro.experiments.records import RESERVED, Row, merged, plain, read, save, there
+from bnrepro.config import UserError, check, load_config, run_dir
 from bnrepro.parallel import kept_workers
 from bnrepro.record import Run, run_of
 from bnrepro.schema import Config, Source
-from bnrepro.stored import read_yaml
 
-__all__ = ["Places", "Plan", "conclude", "execute", "make_plan", "read", "reproduce", "settings"]
+COPY = "paper.py"
+"""Of a paper in a file of a user's own, beside its results."""
 
 
 class Bar(Protocol):
@@ -46,7 +44,7 @@ Bars = Callable[[str, list[str]], AbstractContextManager[Bar]]
 
 
 @dataclass(frozen=True)
-class Places:
+class DatasetLocations:
     """Where datasets lie on this machine."""
 
     root: Path | None = None
@@ -68,11 +66,11 @@ class Places:
 class Plan:
     """What an experiment needs, under one preset and on this machine."""
 
-    experiment: Experiment | Paper[Any]
+    paper: Paper[Any]
     preset: str
-    settings: Settings
-    arms: list[Any]
-    probes: list[Any]
+    settings: dict[str, Any]
+    arms: list[Arm]
+    probes: list[Probe]
     root: Path
     """Folder of the runs and measurements."""
     command: str
@@ -81,7 +79,7 @@ class Plan:
     @property
     def measurements(self) -> Path:
         """The folder of the probes' results."""
-        return self.root / "measurements" / self.experiment.name
+        return self.root / "measurements" / self.paper.name
 
     @cached_property
     def configs(self) -> list[Config]:
@@ -89,7 +87,7 @@ class Plan:
         wanted = [arm.config for arm in self.arms] + [probe.config for probe in self.probes if probe.config]
         return list({run_dir(cfg): cfg for cfg in wanted}.values())
 
-    def missing(self, force: bool = False) -> tuple[list[Config], list[Any]]:
+    def missing(self, force: bool = False) -> tuple[list[Config], list[Probe]]:
         """The runs and measurements that are still to make; with ``force``, all of them."""
         if force:
             return self.configs, self.probes
@@ -98,7 +96,7 @@ class Plan:
 
     def folder(self, out: Path) -> Path:
         """Where under ``out`` its records and conclusions lie."""
-        return self.experiment.directory(out, self.preset)
+        return self.paper.directory(out, self.preset)
 
     def check_room(self, out: Path) -> None:
         """Check that the plan's best possible results would not be worth less than those already stored.
@@ -110,76 +108,43 @@ class Plan:
         _compare_worth(self, self.folder(out), {"runs": len(self.arms), "measurements": len(parts)})
 
 
-def settings(experiment: Experiment, preset: str) -> Settings:
-    """What the preset's YAML file says.
-
-    Raises:
-        UserError: the experiment has no such preset, or its file is no YAML mapping.
-    """
-    if preset not in experiment.presets:
-        raise UserError(f"{experiment.name} has no preset {preset!r}.{known_are(preset, experiment.presets)}")
-    file = configs_dir() / "experiment" / experiment.name / f"{preset}.yaml"
-    try:
-        found = OmegaConf.to_container(OmegaConf.create(read_yaml(file)))
-    except Exception as error:  # yaml's, OmegaConf's and the file system's
-        raise UserError(f"The preset {file} cannot be read: {first_line(error)}") from error
-    if not isinstance(found, dict):
-        raise UserError(f"The preset {file} is not a mapping of keys to values.")
-    return {str(key): value for key, value in found.items()}
-
-
 def make_plan(
-    experiment: Experiment | Paper[Any],
+    paper: Paper[Any],
     preset: str,
     root: Path,
-    places: Places | None = None,
+    places: DatasetLocations | None = None,
     resolve: Callable[[Config], Config] = train.resolve,
 ) -> Plan:
-    """The runs and probes of ``experiment``, with runs under ``root`` and datasets in their ``places``.
+    """The runs and probes of ``paper``, with runs under ``root`` and datasets in their ``places``.
 
     ``resolve`` says which device a run will have.
 
     Raises:
         UserError: no such preset; a setting that no run can have.
     """
-    places = places or Places()
-    found: Any = experiment.settings(preset) if isinstance(experiment, Paper) else settings(experiment, preset)
+    places = places or DatasetLocations()
+    found = paper.settings(preset)
+    design = paper.designed(found)
 
     def put(cfg: Config) -> Config:
         # Curves of hundreds of runs are looked at in the report; `bnrepro train` writes events for one.
         return resolve(check(replace(places.apply(cfg), root=str(root), tensorboard=False)))
 
-    arms: list[Any] = [
-        replace(arm, config=put(arm.config), factors=_factors(arm.factors)) for arm in experiment.arms(found)
-    ]
+    arms = [replace(arm, config=put(arm.config), factors=_factors(arm.factors)) for arm in design.arms]
     arms = list({(arm.part, str(arm.factors), run_dir(arm.config)): arm for arm in arms}.values())  # each once
-    probes: list[Any] = []
-    made: list[Any] = list(experiment.probes(found))
-    for probe in made:
-        moved = {"data": places.apply(Config(data=probe.data)).data} if getattr(probe, "data", None) else {}
-        config = probe.config and put(probe.config)
-        probes.append(replace(probe, config=config, factors=_factors(probe.factors), **moved))
-    if isinstance(experiment, Paper):
-        found = found.model_dump(mode="json")
+    probes = [
+        replace(
+            probe,
+            config=probe.config and put(probe.config),
+            data=probe.data and places.apply(Config(data=probe.data)).data,
+            factors=_factors(probe.factors),
+        )
+        for probe in design.probes
+    ]
     flags = [f"--archive {name}=FILE" for name in places.archives] + (["--data-root DIR"] if places.root else [])
-    name = f"{experiment.name}.py" if getattr(experiment, "file", None) else experiment.name
+    name = f"{paper.name}.py" if paper.file else paper.name
     command = " ".join(["bnrepro reproduce", name, f"--preset {preset}", *flags])
-    return Plan(experiment, preset, found, arms, probes, root, command)
-
-
-def reproduce(
-    experiment: Experiment | Paper[Any],
-    preset: str,
-    root: Path = Path("runs"),
-    out: Path = Path("results/experiments"),
-    jobs: int | None = None,
-    places: Places | None = None,
-    bars: Bars | None = None,
-    *,
-    force: bool = False,
-) -> tuple[Analysis, list[str]]:
-    """`execute` what ``experiment`` needs under ``preset``, with runs under ``root`` and datasets in ``places``."""
-    return execute(make_plan(experiment, preset, root, places), out, jobs, bars, force=force)
+    return Plan(paper, preset, found.model_dump(mode="json"), arms, probes, root, command)
 
 
 def execute(
@@ -190,7 +155,7 @@ def execute(
     *,
     force: bool = False,
     run_all: Callable[..., list[sweep.Outcome]] | None = None,
-) -> tuple[Analysis, list[str]]:
+) -> tuple[list[Judged], list[str]]:
     """Run and measure what is missing, write the records into ``out``, and conclude from them.
 
     What is finished is neither run nor measured again. What fails is left out, told, and stops nothing else.
@@ -204,7 +169,7 @@ def execute(
         run_all: makes the runs, as `sweep.run_all` does but for ``jobs``; None: that. Measurements are made here.
 
     Returns:
-        The analysis, and a sentence for everything that failed.
+        The claims with their verdicts, and a sentence for everything that failed.
 
     Raises:
         UserError: nothing could be run or measured.
@@ -226,16 +191,16 @@ def execute(
     failed = [f"{o.path.relative_to(plan.root)}: {o.error}" for o in outcomes if o.error]
     failed += [f"{_title(m.probe)}: {m.error}" for m in measured if m.error]
     if failed and len(failed) == len(plan.configs) + len(plan.probes):
-        raise UserError(f"{plan.experiment.name}: nothing could be run or measured. The first reason: {failed[0]}")
+        raise UserError(f"{plan.paper.name}: nothing could be run or measured. The first reason: {failed[0]}")
     folder = plan.folder(out)
     records = _collect(plan, {o.path for o in outcomes if o.error}, measured, failed)
     with record.claim(plan.measurements):  # the same may be asked for twice at once
         if not force:
             _compare_worth(plan, folder, _worth(records))
         save(records, folder)
-        if file := getattr(plan.experiment, "file", None):
-            record.write_whole(folder / "paper.py", user_files.content(file))
-        return conclude(plan.experiment, read(folder), folder), failed
+        if plan.paper.file:
+            record.write_whole(folder / COPY, user_files.content(plan.paper.file))
+        return conclude(plan.paper, read(folder), folder), failed
 
 
 @contextmanager
@@ -263,9 +228,9 @@ def _compare_worth(plan: Plan, folder: Path, worth: dict[str, int]) -> None:
         UserError: the records in ``folder`` are of a larger preset, or of as large a one and in something more.
     """
     held = there(folder)
-    if held is None or held.preset not in plan.experiment.presets:
+    if held is None or held.preset not in plan.paper.presets:
         return
-    rank = plan.experiment.presets.index
+    rank = plan.paper.presets.index
     more = [f"{n} {what} for {worth[what]}" for what, n in _worth(held).items() if n > worth.get(what, n)]
     if rank(held.preset) > rank(plan.preset):
         more = [f"preset {held.preset} for {plan.preset}"]
@@ -324,9 +289,9 @@ def _collect(plan: Plan, lost: set[Path], measured: list[Measurement], failed: l
             spend(part, "measurements", probe.factors, stored.get("seconds"))
             note(stored)
             merged(found, "data", [stored.get("data")])
-    provenance: dict[str, Any] = {"experiment": plan.experiment.name, "command": plan.command, **found}
+    provenance: dict[str, Any] = {"experiment": plan.paper.name, "command": plan.command, **found}
     provenance |= {"seconds": _cost(parts, spent), "failed": failed}
-    return Records(plan.preset, plan.settings, runs, curves, rows, provenance)
+    return Records(plan.preset, runs, curves, rows, plan.settings, provenance)
 
 
 def _cost(parts: Iterable[str], spent: dict[tuple[str, str, str], list[float]]) -> dict[str, dict[str, float]]:
@@ -347,11 +312,7 @@ def _factors(factors: Factors) -> Factors:
     return {key: plain(value) for key, value in factors.items()}
 
 
-def _name(probe: Any) -> str:
-    return str(probe.measure.name if hasattr(probe, "measure") else probe.function.__name__)
-
-
-def _title(probe: Any) -> str:
+def _title(probe: Probe) -> str:
     factors = ", ".join(f"{key}={value}" for key, value in probe.factors.items())
-    what = [f"{probe.part} ({factors})" if factors else probe.part, f"seed {probe.seed}", _name(probe)]
+    what = [f"{probe.part} ({factors})" if factors else probe.part, f"seed {probe.seed}", probe.measure.name]
     return ", ".join(dict.fromkeys(what))  # a part is often called as its function

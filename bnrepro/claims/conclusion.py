@@ -1,29 +1,28 @@
-"""What an experiment's records come to, as files: findings.csv, tables/, figures/, captions.json; and back."""
+"""What an experiment's records come to, as files: claims.json, tables/, figures/, captions.json; and back."""
 
 from __future__ import annotations
 
 import json
 import math
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 from bnrepro import record, stored
 from bnrepro.claims import judging
-from bnrepro.claims.paper import Paper
-from bnrepro.claims.results import Results
+from bnrepro.claims.evidence import Verdict
+from bnrepro.claims.judging import Judged
+from bnrepro.claims.paper import Kind, Paper, Row, Scale
+from bnrepro.claims.records import Records, plain, read, read_rows, write_rows
 from bnrepro.compare import CAPTIONS
 from bnrepro.config import UserError, digits_of, unreadable
 from bnrepro.errors import in_brackets
-from bnrepro.experiments.base import Analysis, Claim, Experiment, Finding, Picture, Records, Table, Verdict
-from bnrepro.experiments.records import Row, plain, read, read_rows, write_rows
 from bnrepro.output import only_shown, shown
 from bnrepro.stats import Interval
 
-FINDINGS, CLAIMS = "findings.csv", "claims.json"
+CLAIMS = "claims.json"
 ENDS = ("mean", "low", "high", "n")
-SHOWN = ("id", "source", "sentence", "reported", "found", "verdict", "effect", "unit")
-SENTENCES = frozenset(SHOWN) - {"effect"}  # columns of findings.csv that hold texts only
 
 
 @dataclass
@@ -39,15 +38,69 @@ class Captions:
 
 
 @dataclass
-class _Row:
+class EffectRow:
+    """An effect in claims.json. See `bnrepro.claims.evidence.Effect`."""
+
+    condition: str
+    mean: float | None
+    low: float | None
+    high: float | None
+    n: stored.Count
+    confidence: float
+    seeds: dict[str, float | None]
+    unit: str
+    rule: str
+    bar: float | None
+    margin: float | None
+    ratio: bool
+    shown: str
+
+
+@dataclass
+class Judging(EffectRow):
+    """An effect with what it comes to."""
+
+    state: str
+
+
+@dataclass
+class ClaimRow:
+    """A claim in claims.json."""
+
     id: str
+    paper: stored.Name
     source: str
     sentence: str
-    reported: str | None
-    found: str
+    quote: str | None
+    where: str | None
+    reported: str
+    kind: Kind
+    scale: Scale
+    scale_note: str
+    gate: dict[str, Any] | None
     verdict: Verdict
-    effect: Interval | None
-    unit: str | None
+    answer: str
+    found: str
+    estimand: str
+    rule: str | None
+    unit: str
+    bar: float | None
+    margin: float | None
+    effects: list[Judging]
+    beside: list[EffectRow]
+    deciding: stored.Count | None
+    look: dict[str, int] | None
+    needed: stored.Count | None
+    flips_at: list[float]
+    line: str
+    preset: Literal["smoke", "quick", "full"]
+    design_hash: str
+    seconds: float
+    machine: str
+    command: str
+
+
+KINDS, SCALES = get_args(Kind), get_args(Scale)
 
 
 @dataclass(frozen=True)
@@ -57,12 +110,11 @@ class Conclusion:
     folder: Path
     captions: dict[str, Any]
     """title, source, deviations; the title of each table and the caption of each figure."""
-    findings: list[Row]
-    """`SHOWN`, one row a claim; the effect is an `Interval` or None."""
+    claims: list[Row]
+    """`ClaimRow`, one a claim."""
     tables: list[tuple[str, str, list[Row]]]
     """Name, title, rows."""
     records: Records
-    """What it was made from."""
 
     @property
     def name(self) -> str:
@@ -70,58 +122,54 @@ class Conclusion:
         return str(self.captions["name"])
 
 
-def conclude(experiment: Experiment | Paper[Any], records: Records, folder: Path) -> Analysis:
-    """Analyse ``records``, and write findings, tables and figures into ``folder``. Nothing is trained or measured."""
-    analysis = _of_paper(experiment, records, folder) if isinstance(experiment, Paper) else experiment.analyse(records)
-    for part in ("tables", "figures"):  # files that are not needed any more are deleted there
-        if stored.leads_out(folder / part, folder):
-            raise UserError(f"{folder / part} is a link out of its folder. Put a folder in its place.")
-    asked, found = [claim.id for claim in experiment.claims], [finding.claim.id for finding in analysis.findings]
-    if asked != found:
-        raise ValueError(f"{experiment.name}: claims {asked}, but findings for {found}")
-    write_rows(folder / FINDINGS, _expanded([_finding_row(f) for f in analysis.findings]), texts=SENTENCES)
-    for table in analysis.tables:
-        write_rows(folder / "tables" / f"{table.name}.csv", _expanded(table.rows))
-    _remove_others(folder / "tables", {table.name for table in analysis.tables})
-    pictures = [picture for picture in analysis.pictures if _saved(picture, folder)]
-    _remove_others(folder / "figures", {picture.name for picture in pictures})
-    captions = {
-        "name": experiment.name,
-        "title": experiment.title,
-        "source": experiment.source,
-        "deviations": list(experiment.differences if isinstance(experiment, Paper) else experiment.deviations),
-        "tables": {table.name: table.title for table in analysis.tables},
-        "figures": {picture.name: picture.caption for picture in pictures},
-    }
-    record.write_whole(folder / CAPTIONS, json.dumps(captions, indent=2, ensure_ascii=False) + "\n")
-    return analysis
+def conclude(paper: Paper[Any], records: Records, folder: Path) -> list[Judged]:
+    """Judge ``records``, and write claims, tables and figures into ``folder``. Nothing is trained or measured.
 
-
-def _of_paper(paper: Paper[Any], records: Records, folder: Path) -> Analysis:
-    known = paper.settings_type.model_fields
-    settings = paper.validated({k: v for k, v in records.settings.items() if k in known}, f"The settings in {folder}")
-    results = Results(records.preset, records.runs, records.curves, records.measurements)
-    found = judging.judged(paper, results, settings)
-    about = records.provenance
-    common = {
-        "design_hash": digits_of(records.settings),
-        "seconds": round(sum(sum(kinds.values()) for kinds in about["seconds"].values()), 1),
-        "machine": "; ".join(about.get("machines", [])),
-        "command": about["command"],
-    }
-    rows = [each.as_row(paper.name) | common for each in found]
-    record.write_whole(folder / CLAIMS, json.dumps(clean(rows), indent=1, ensure_ascii=False) + "\n")
-    findings = []
-    for each in found:
-        claim = Claim(each.claim.id, each.claim.source, each.claim.sentence, each.claim.reported)
-        effect = each.deciding if each.deciding and each.deciding.rule.name != "exact" else None
-        interval, unit = (effect.interval, effect.unit) if effect else (None, "")
-        findings.append(Finding(claim, each.verdict, each.found, interval, unit))
+    Raises:
+        UserError: the records have other settings than the paper's.
+    """
     from bnrepro import figures
 
-    with figures.style():
-        pictures = [Picture(*shown) for shown in judging.figures(paper, results, settings)]
-    return Analysis(findings, [Table(*shown) for shown in judging.tables(paper, results, settings)], pictures)
+    for part in ("tables", "figures"):  # files that are not needed any more are deleted there
+        if stored.leads_out(folder / part, folder):
+            raise UserError(f"{shown(folder / part)} is a link out of its folder. Put a folder in its place.")
+    known = {key: value for key, value in records.settings.items() if key in paper.settings_type.model_fields}
+    settings = paper.validated(known, f"The settings in {folder}")
+    judged = judging.judged(paper, records, settings)
+    rows = [each.as_row(paper.name) | _origin(records) for each in judged]
+    record.write_whole(folder / CLAIMS, as_json(rows))
+    titles, captions = {}, {}
+    for name, title, table in judging.tables(paper, records, settings):
+        write_rows(folder / "tables" / f"{name}.csv", _expanded(table))
+        titles[name] = title
+    _remove_others(folder / "tables", titles.keys())
+    with only_shown("Figures"), figures.style():
+        for name, caption, figure in judging.figures(paper, records, settings):
+            with only_shown(f"Figure {name}"):
+                figures.save(figure, folder / "figures" / name)
+                captions[name] = caption
+    _remove_others(folder / "figures", captions.keys())
+    about: dict[str, Any] = {"name": paper.name, "title": paper.title, "source": paper.source}
+    about |= {"deviations": list(paper.differences), "tables": titles, "figures": captions}
+    record.write_whole(folder / CAPTIONS, json.dumps(about, indent=2, ensure_ascii=False) + "\n")
+    return judged
+
+
+def _origin(records: Records) -> Row:
+    """What claims.json says of how a claim was tested."""
+    about = records.provenance
+    return {
+        "preset": records.preset,
+        "design_hash": digits_of(records.settings),
+        "seconds": round(sum(sum(kinds.values()) for kinds in about["seconds"].values()), 1),
+        "machine": "; ".join(filter(None, about.get("machines", []))),
+        "command": about["command"],
+    }
+
+
+def as_json(rows: list[Row]) -> str:
+    """Claims as the text of claims.json; numbers that JSON does not know become null."""
+    return json.dumps(clean(rows), indent=1, ensure_ascii=False) + "\n"
 
 
 def clean(value: Any) -> Any:
@@ -133,16 +181,6 @@ def clean(value: Any) -> Any:
     return [clean(each) for each in value] if isinstance(value, list) else value
 
 
-def _saved(picture: Picture, folder: Path) -> bool:
-    """Save a picture and return whether that succeeded. An error is reported and affects no other file."""
-    with only_shown(f"Figure {picture.name}"):
-        from bnrepro import figures
-
-        figures.save(picture.figure, folder / "figures" / picture.name)
-        return True
-    return False
-
-
 def open_conclusion(folder: Path) -> Conclusion:
     """What `conclude` wrote into ``folder``.
 
@@ -152,8 +190,7 @@ def open_conclusion(folder: Path) -> Conclusion:
     records = read(folder)  # first: what is wrong with these, `figures` cannot mend
     try:
         captions = stored.read_json(folder / CAPTIONS, Captions, folder)
-        findings = [dict.fromkeys(SHOWN) | row for row in _folded(read_rows(folder / FINDINGS, folder, SENTENCES))]
-        stored.hold(findings, list[_Row], FINDINGS)
+        claims = stored.read_json(folder / CLAIMS, list[ClaimRow], folder)
         tables = [
             (name, title, _folded(read_rows(folder / "tables" / f"{name}.csv", folder)))
             for name, title in captions["tables"].items()
@@ -164,7 +201,7 @@ def open_conclusion(folder: Path) -> Conclusion:
             stored.plain_size(figure)
             if stored.leads_out(figure, folder):
                 raise ValueError(f"{figure.name} is a link that leads out of the folder")
-        return Conclusion(folder, captions, findings, tables, records)
+        return Conclusion(folder, captions, claims, tables, records)
     except (OSError, ValueError, TypeError) as error:
         if isinstance(error, OSError) and not isinstance(error, FileNotFoundError | NotADirectoryError):
             raise unreadable(Path(error.filename or folder), error) from error
@@ -172,13 +209,6 @@ def open_conclusion(folder: Path) -> Conclusion:
             f"The results in {folder} are not complete ({in_brackets(error)}). `bnrepro figures {shown(folder)}` "
             "makes them again from the records."
         ) from error
-
-
-def _finding_row(finding: Finding) -> Row:
-    claim = finding.claim
-    about = {"id": claim.id, "source": claim.source, "sentence": claim.sentence, "reported": claim.reported}
-    verdict = finding.verdict.value
-    return about | {"found": finding.found, "verdict": verdict, "effect": finding.effect, "unit": finding.unit or None}
 
 
 def _expanded(rows: list[Row]) -> list[Row]:
@@ -227,7 +257,7 @@ def _interval(mean: float | None, low: float | None, high: float | None, n: int 
     return Interval(mean, low, high, n)
 
 
-def _remove_others(folder: Path, names: set[str]) -> None:
+def _remove_others(folder: Path, names: Collection[str]) -> None:
     """What an earlier analysis left in ``folder`` under names that are not used any more."""
     for file in folder.iterdir() if folder.is_dir() else []:
         if file.stem not in names and file.is_file():
