@@ -6,7 +6,7 @@ by whoever calls the function.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Collection, Hashable, Mapping, Sequence
 from itertools import cycle
 from typing import Any, NamedTuple
 
@@ -188,8 +188,12 @@ def heat_map(
     cmap: str = "RdBu",
     norm: Any = None,
     form: str = "{:+.2f}",
+    starred: Collection[tuple[Any, Any]] = (),
 ) -> Any:
-    """Means as colours with the numbers in them, by (row, column); returns the image, for a colour bar."""
+    """Means as colours with the numbers in them, by (row, column); returns the image, for a colour bar.
+
+    Those of ``starred`` are bold and have a star: what was found significant.
+    """
     rows, columns = (list(dict.fromkeys(key[i] for key in cells)) for i in (0, 1))
     none = Interval(np.nan, np.nan, np.nan, 0)
     grid = np.array([[cells.get((row, column), none).mean for column in columns] for row in rows], dtype=float)
@@ -200,11 +204,13 @@ def heat_map(
             found = cells.get((row, column), none)
             if np.isnan(found.mean):
                 continue
-            text = form.format(found.mean)
+            star = (row, column) in starred
+            text = form.format(found.mean) + "*" * star
             if not np.isnan(found.low):
                 text += f"\n[{form.format(found.low)}, {form.format(found.high)}]"
             dark = abs(float(scale(found.mean)) - 0.5) > 0.3
-            axes.text(x, y, text, ha="center", va="center", size=6, color="white" if dark else "black")
+            about: dict[str, Any] = {"weight": "bold" if star else "normal", "color": "white" if dark else "black"}
+            axes.text(x, y, text, ha="center", va="center", size=6, **about)
     axes.set_xticks(range(len(columns)), [str(c) for c in columns])
     axes.set_yticks(range(len(rows)), [str(r) for r in rows])
     axes.grid(visible=False)

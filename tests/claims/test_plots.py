@@ -1,9 +1,12 @@
-"""How levels are drawn."""
+"""How levels are drawn, and cells of heat maps."""
 
 from __future__ import annotations
 
-from bnrepro.claims.plots import DOTTED, looks
+from matplotlib.figure import Figure
+
+from bnrepro.claims.plots import DOTTED, heat_map, looks
 from bnrepro.figures import STYLES
+from bnrepro.stats import Interval
 
 
 def test_looks_all_differ_and_those_of_variants_are_always_the_same() -> None:
@@ -18,3 +21,11 @@ def test_only_what_is_absent_is_dotted() -> None:
         found = looks([none, *"abcdefghi"])
         assert [level for level, look in found.items() if look.dashes == DOTTED] == [none]
         assert len({(str(look.color), str(look.dashes)) for look in found.values()}) == len(found)
+
+
+def test_starred_cells_of_a_heat_map_are_bold() -> None:
+    axes = Figure().subplots()
+    cells = {(row, column): Interval(1.0, 0.5, 1.5, 5) for row in "ab" for column in "xy"}
+    heat_map(axes, cells, starred=[("a", "y")])
+    shown = [(text.get_text().split("\n")[0], text.get_weight()) for text in axes.texts]
+    assert shown == [("+1.00", "normal"), ("+1.00*", "bold"), ("+1.00", "normal"), ("+1.00", "normal")]

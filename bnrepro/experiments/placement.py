@@ -1,0 +1,507 @@
+"""Notes on batch normalization, with the benchmark that they show, ducha-aiki/caffenet-benchmark (batchnorm.md).
+
+https://github.com/ducha-aiki/caffenet-benchmark/blob/master/batchnorm.md
+
+Differences from the paper
+- Small networks on digits and CIFAR-10 for one or two epochs, where the benchmark trains CaffeNet and GoogLeNet on
+  ImageNet at 128 pixels. The benchmark's numbers stand beside ours, and are not expected to be the same.
+- He's initial weights for all activations, Adam, and one learning rate with a cosine schedule; the benchmark has LSUV
+  or orthogonal weights and SGD. A learning rate of its own for each arm could change their order.
+- BN has gamma and beta unless stated otherwise; the benchmark's main table is without them (P6 has both).
+- The benchmark has dropout 0.5 in its two fully connected layers throughout. Here there is none except where dropout is
+  the question, and there it stands at every layer, or before the last.
+- Activations are ReLU, ELU, PReLU, tanh and sigmoid; RReLU and Maxout are left out.
+- In the residual network, "after" means that each norm follows an activation: the second of a block follows the sum.
+"""
+
+from __future__ import annotations
+
+import math
+from itertools import combinations
+from typing import Any
+
+import torch
+from matplotlib.colors import SymLogNorm
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter
+from torch import Tensor
+
+from bnrepro import inference, train
+from bnrepro.claims import Design, Evidence, Paper, Preset, Results, Values, measure
+from bnrepro.claims.evidence import equal, exact, greater, less, not_lower
+from bnrepro.claims.plots import BLACK, Look, curve, heat_map, legend, lines, looks, panels, ticks, zero
+from bnrepro.config import load_config
+from bnrepro.figures import COLUMN
+from bnrepro.norm import NORMS, NormOptions
+from bnrepro.norm.oracle import batch_norm_forward
+from bnrepro.record import Run
+from bnrepro.stats import Interval, holm, p_value
+
+NOTES = "Notes on batch normalization"
+BENCHMARK = "ducha-aiki/caffenet-benchmark, batchnorm.md"
+POINTS = "percentage points"
+REGULARIZED = "a LeNet for 12 epochs on 5,000 digits; the notes name no network"
+ORDERS = {
+    "before": ("variant=bn", "model.placement=before"),
+    "after": ("variant=bn", "model.placement=after"),
+    "none": ("variant=nobn",),
+}
+ORDER_NAMES = {"before": "BN before", "after": "BN after", "none": "no BN"}
+POSITIONS = {
+    "before_norm": "directly before each BN",
+    "after_norm": "after each BN and activation",
+    "last": "before the last layer only",
+}
+ACTIVATIONS = {"relu": "ReLU", "elu": "ELU", "prelu": "PReLU", "tanh": "tanh", "sigmoid": "sigmoid"}
+ALIKE = ["relu", "elu", "prelu"]  # P7
+ACCURACY = "test accuracy, %"
+LOSSES = {"train_loss": "training loss", "test_loss": "test loss", "gap": "test - training loss"}
+SHAPE: dict[str, Any] = {"batch": 16, "channels": 6, "height": 9, "width": 7}  # P4, P5: the notes' BatchNorm2d(6)
+EPS = 1e-5
+TOLERANCE = 1e-10  # P4, P5: of outputs of size 1 to 10 in float64
+REPORTED = {
+    "CaffeNet128, ImageNet (source)": {"before": 47.4, "after": 49.9, "none": 47.1},
+    "CaffeNet128, gamma and beta (source)": {"before": 47.8, "after": 49.3, "none": 47.1},
+    "GoogLeNet128, LSUV (source)": {"before": 60.3, "after": 59.6, "none": 61.9},
+    "GoogLeNet128, orthogonal (source)": {"before": 60.7, "after": 58.4, "none": 61.9},
+}
+"""The benchmark's top-1 accuracies with ReLU in percent, one run each."""
+Row = dict[str, Any]
+
+
+class Settings(Preset):
+    networks: dict[str, list[str]]
+    activations: list[str]
+    common: list[str]
+    regularized: list[str]
+    dropout_amounts: list[float]
+    ghost_sizes: list[int]
+    ghost_decides: int
+    negligible_points: float
+    negligible_loss: float = 0.01
+
+    @property
+    def little(self) -> float:
+        """The amount of dropout that the notes allow."""
+        return self.dropout_amounts[0]
+
+    @property
+    def much(self) -> float:
+        """The usual amount of dropout."""
+        return self.dropout_amounts[-1]
+
+    @property
+    def whole(self) -> int:
+        """The batch size of the network with ghost batches."""
+        return load_config([*self.common, *self.regularized]).batch_size
+
+
+paper = Paper(
+    __name__, Settings, scale="toy", scale_note="small networks, 1 or 2 epochs on digits and CIFAR-10, for ImageNet"
+)
+
+
+@paper.design
+def runs(s: Settings) -> Design:
+    """Orders for each network and activation, with and without gamma and beta for ReLU; dropout and ghost batches for
+    one network; one layer for P4 and P5.
+    """
+    design = Design(s.seeds)
+    cells = [(activation, order, "on") for activation in s.activations for order in ORDERS]
+    for network, own in s.networks.items():
+        for activation, order, affine in [*cells, ("relu", "before", "off"), ("relu", "after", "off")]:
+            overrides = [*s.common, *own, *ORDERS[order], f"model.activation={activation}"]
+            overrides += ["norm.affine=false"] * (affine == "off")
+            factors: Row = {"network": network, "activation": activation, "order": order, "affine": affine}
+            design.train("order", factors, overrides)
+    base = [*s.common, *s.regularized]
+    dropouts = [("bn", position, amount) for position in POSITIONS for amount in s.dropout_amounts]
+    # Without BN there is one question: whether dropout does there what it does beside BN.
+    dropouts += [("bn", "none", 0.0), ("nobn", "none", 0.0), ("nobn", "after_norm", s.much)]
+    for norm, position, amount in dropouts:
+        where = [f"model.dropout={amount}", f"model.dropout_position={position}"] if amount else []
+        at = {"norm": norm, "position": position, "amount": amount}
+        design.train("dropout", at, [*base, f"variant={norm}", *where])
+    design.train("ghost", {"size": s.whole}, [*base, "variant=bn"], fit)
+    for size in s.ghost_sizes:
+        design.train("ghost", {"size": size}, [*base, "variant=ghostbn", f"norm.ghost_size={size}"], fit)
+    for part, what in (("identity", identity), ("channels", per_channel)):
+        design.measure(part, {}, what, seeds=[0], **SHAPE)
+    return design
+
+
+# --- measurements ---
+
+
+@measure("placement/fit")
+def fit(run: Run, seed: int) -> list[Row]:
+    """Loss and accuracy on the training and the test set in eval mode, and the gap of the losses, test - training.
+
+    The training loss in metrics.csv is no measure of fit here: it is taken with the batches' own noisy statistics.
+    """
+    cfg, data, network = inference.restore(run)
+    (train_loss, train_accuracy), (test_loss, test_accuracy) = (
+        train.measure(network, data, split, cfg) for split in (data.train, data.test)
+    )
+    values = {"train_loss": train_loss, "train_accuracy": train_accuracy}
+    values |= {"test_loss": test_loss, "test_accuracy": test_accuracy, "gap": test_loss - train_loss}
+    return [row(quantity, value) for quantity, value in values.items()]
+
+
+@measure("placement/identity")
+@torch.no_grad()
+def identity(seed: int, batch: int, channels: int, height: int, width: int) -> list[Row]:
+    """P4. BN with beta = mean and gamma = sqrt(variance + eps), or the source's gamma = deviation, against its input.
+
+    Largest absolute differences in float64 (``error``, x which gamma), beside what the missing eps comes to,
+    |x - mean| (1 - deviation / sqrt(variance + eps)) (``expected``). ``moved``: mean and standard deviation of the
+    output with gamma 2 and beta 3, minus 3 and minus 2 as eps shrinks it.
+    """
+    x = draw(seed, batch, channels, height, width)
+    mean, var = x.mean((0, 2, 3)), x.var((0, 2, 3), correction=0)
+    shrunk = (var / (var + EPS)).sqrt()
+    layer = NORMS["bn"](channels, (height, width), options=NormOptions(eps=EPS)).double()
+
+    def output(gamma: Tensor, beta: Tensor) -> Tensor:
+        layer.get_parameter("weight").copy_(gamma)
+        layer.get_parameter("bias").copy_(beta)
+        return layer(x)
+
+    exactly, roughly = (output(gamma, mean) - x for gamma in ((var + EPS).sqrt(), var.sqrt()))
+    expected = (x - mean[:, None, None]).abs() * (1 - shrunk)[:, None, None]
+    moved = output(torch.full_like(mean, 2.0), torch.full_like(mean, 3.0))
+    off = torch.stack([moved.mean((0, 2, 3)) - 3, moved.std((0, 2, 3), correction=0) - 2 * shrunk])
+    return [
+        row("error", float(exactly.abs().max()), "sqrt(variance + eps)"),
+        row("error", float(roughly.abs().max()), "deviation"),
+        row("expected", float(expected.max()), "deviation"),
+        row("moved", float(off.abs().max())),
+    ]
+
+
+@measure("placement/channels")
+@torch.no_grad()
+def per_channel(seed: int, batch: int, channels: int, height: int, width: int) -> list[Row]:
+    """P5. Numbers in each parameter and statistic of BatchNorm2d, and its output against NumPy's per channel.
+
+    ``error``: against statistics over batch, height and width (x: per channel), and against those over the batch alone
+    (x: per location). ``mixed``: change of the other channels' output when one channel is changed, which is 0.
+    """
+    x = draw(seed, batch, channels, height, width)
+    layer = NORMS["bn"](channels, (height, width), options=NormOptions(eps=EPS)).double()
+    sizes = [p.numel() for p in layer.parameters()] + [b.numel() for b in layer.buffers() if b.is_floating_point()]
+    y = layer(x)
+    changed = x.clone()
+    changed[:, 0] = changed[:, 0] * 5 + 7 * changed[:, 0].square()
+    rows = [row("size", size, f"tensor {place}") for place, size in enumerate(sizes)]
+    for what, axes in (("per channel", (0, 2, 3)), ("per location", (0,))):
+        want = torch.from_numpy(batch_norm_forward(x.numpy(), None, None, axes, EPS)[0])
+        rows.append(row("error", float((y - want).abs().max()), what))
+    return [*rows, row("mixed", float((layer(changed) - y)[:, 1:].abs().max()))]
+
+
+def draw(seed: int, batch: int, channels: int, height: int, width: int) -> Tensor:
+    """Values in float64 whose channels have means and standard deviations of their own."""
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn((batch, channels, height, width), dtype=torch.float64, generator=generator)
+    scale, shift = torch.rand((2, channels, 1, 1), dtype=torch.float64, generator=generator)
+    return x * (0.5 + scale) + 4 * shift - 2
+
+
+def row(quantity: str, value: float, x: str | None = None) -> Row:
+    """One measured value."""
+    return {"quantity": quantity, "x": x, "value": float(value)}
+
+
+# --- claims ---
+
+
+def accuracy(r: Results) -> Values:
+    """Test accuracy by network, activation and order; BN has gamma and beta."""
+    return r.test_accuracy(part="order", affine="on")
+
+
+def difference(r: Results, first: str, second: str) -> Values:
+    """Test accuracy with one order minus that with another, by network and activation."""
+    return accuracy(r).at(order=first) - accuracy(r).at(order=second)
+
+
+def change(r: Results, norm: str, position: str, amount: float | list[float]) -> Values:
+    """Test accuracy with dropout minus that without."""
+    values = r.test_accuracy(part="dropout", norm=norm)
+    return values.at(position=position, amount=amount) - values.at(position="none", amount=0.0)
+
+
+def spread(values: Values) -> Values:
+    """Best minus worst of ReLU, ELU and PReLU, over the seeds that have all three."""
+    of_seed = values.at(activation=ALIKE).reduce(
+        lambda found: max(found) - min(found) if len(found) == len(ALIKE) else math.nan, "activation"
+    )
+    return of_seed.where(math.isfinite)
+
+
+@paper.claim(
+    "P1",
+    source=f"{NOTES}, which shows {BENCHMARK}",
+    quote="it seems that putting BatchNorm after the activation function provides better performance (and makes more "
+    "sense)",
+    where="the benchmark's tables of BN before and after ReLU, and of GoogLeNet128",
+    reported="CaffeNet128 on ImageNet, top-1: before .474, after .499 (with gamma and beta .478, .493), no BN .471; "
+    "the same file's GoogLeNet128 says the opposite: before .603 and .607, after .596 and .584, no BN .619",
+)
+def after_is_better(r: Results, s: Settings) -> Evidence:
+    """Putting batch normalization after the activation function provides better performance than before it."""
+    evidence = greater(
+        difference(r, "after", "before"), "test accuracy, BN after minus before", POINTS, margin=s.negligible_points
+    )
+    return evidence.showing({"no BN minus BN before, ReLU": difference(r, "none", "before").at(activation="relu")})
+
+
+@paper.claim(
+    "P2",
+    source=NOTES,
+    quote="Thus we generally don't put Dropout after BatchNorm, or we set a dropout probability very low ≈ 0.1",
+    reported="no number of its own; the benchmark's CaffeNet128 with BN: dropout 0.5 .499, 0.2 .527, 0 .513",
+    scale_note=REGULARIZED,
+)
+def dropout_after_bn_harms_unless_low(r: Results, s: Settings) -> Evidence:
+    """Dropout is generally not put after batch normalization, or with a very low probability of about 0.1."""
+    margin, estimand = s.negligible_points, "test accuracy, dropout after each BN minus none"
+    much, little = (change(r, "bn", "after_norm", amount) for amount in (s.much, s.little))
+    harms = less(much, estimand, POINTS, margin=-margin, condition=f"dropout {s.much:g}")
+    harmless = not_lower(little, estimand, POINTS, margin=margin, condition=f"dropout {s.little:g}")
+    beside = {
+        f"{s.much:g} directly before each BN": change(r, "bn", "before_norm", s.much),  # Li et al. (2019) warn of it
+        f"{s.much:g} without BN": change(r, "nobn", "after_norm", s.much),
+        "before the last layer only": change(r, "bn", "last", [s.little, s.much]),
+    }
+    return (harms & harmless).showing(beside)
+
+
+@paper.claim(
+    "P3",
+    source=NOTES,
+    quote="The computation of mean and std on batch adds some noise during the training and regularizes.",
+    scale_note=REGULARIZED,
+)
+def noise_regularizes(r: Results, s: Settings) -> Evidence:
+    """The computation of mean and standard deviation on the batch adds noise during training and regularizes."""
+
+    def effect(quantity: str) -> Values:
+        values = r.measured(quantity, part="ghost")
+        return values.at(size=s.ghost_decides) - values.at(size=s.whole)
+
+    estimand = f"statistics of {s.ghost_decides} images minus those of {s.whole}"
+    gap = less(effect("gap"), estimand, "nats", margin=-s.negligible_loss, condition="test minus training loss")
+    points = 100 * effect("test_accuracy")
+    harmless = not_lower(points, estimand, POINTS, margin=s.negligible_points, condition="test accuracy")
+    # A gap that narrows because the training loss rises is no gain: both losses stand beside it.
+    return (gap & harmless).showing({LOSSES[each]: effect(each) for each in ("train_loss", "test_loss")})
+
+
+@paper.claim(
+    "P4",
+    source=NOTES,
+    kind="identity",
+    quote="These coefficients allow the model to avoid having 0 mean and unit variance if it needs it",
+    reported="no number; exactly: gamma = standard deviation and beta = mean give the identity. The formula has no eps",
+)
+def gamma_and_beta_can_undo_it(r: Results, s: Settings) -> Evidence:
+    """Gamma and beta allow the model to avoid mean 0 and unit variance if it needs to."""
+    error, expected, moved = (r.measured(q, part="identity") for q in ("error", "expected", "moved"))
+    without_eps = error.at(x="deviation")
+    errors = {
+        "from the input, with gamma = sqrt(variance + eps) and beta = mean": error.at(x="sqrt(variance + eps)"),
+        "from what eps comes to, with gamma = standard deviation": without_eps - expected.at(x="deviation"),
+        "from standard deviation 2 and mean 3, with gamma = 2 and beta = 3": moved,
+    }
+    evidence = exact(errors, "largest difference of the output", tolerance=TOLERANCE)
+    return evidence.showing({"from the input, with gamma = standard deviation, as the formula has it": without_eps})
+
+
+@paper.claim(
+    "P5",
+    source=NOTES,
+    kind="identity",
+    quote="For convolutional layers, the normalization is applied per channel",
+    reported="BatchNorm2d(6) after Conv2d(1, 6)",
+)
+def normalizes_per_channel(r: Results, s: Settings) -> Evidence:
+    """For convolutional layers, the normalization is applied per channel."""
+    sizes, error, mixed = (r.measured(q, part="channels") for q in ("size", "error", "mixed"))
+    per_location, estimand = error.at(x="per location"), "largest difference of the output"
+    errors = {"from statistics per channel": error.at(x="per channel"), "when another channel changes": mixed}
+    evidence = exact(errors, estimand, tolerance=TOLERANCE)
+    if sizes:
+        one_each, told_apart = set(sizes) == {SHAPE["channels"]}, min(per_location) > TOLERANCE
+        evidence &= exact(one_each, estimand, condition="each parameter and statistic has one number per channel")
+        evidence &= exact(told_apart, estimand, condition="differs from statistics per location")
+    return evidence.showing({"from statistics per location": per_location})
+
+
+@paper.claim(
+    "P6",
+    source=BENCHMARK,
+    where="table of BN before and after ReLU",
+    reported="CaffeNet128, top-1: before .474, with them .478; after .499, with them .493",
+)
+def affine_helps_before_and_not_after(r: Results, s: Settings) -> Evidence:
+    """The learned scale and shift help where BN stands before the activation, and not where it stands after it."""
+    on, off = (r.test_accuracy(part="order", activation="relu", affine=affine) for affine in ("on", "off"))
+    gain = on - off
+    return greater(
+        {"before": gain.at(order="before"), "after": -gain.at(order="after")},
+        "accuracy gained by gamma and beta (after: lost)",
+        POINTS,
+        margin=s.negligible_points,
+    )
+
+
+@paper.claim(
+    "P7",
+    source=BENCHMARK,
+    where="table of BN and activations",
+    quote="BN makes difference between ReLU, ELU and PReLU negligible",
+    reported="CaffeNet128, top-1: ReLU .499, ELU .498, PReLU .503 with BN; .471, .488, .485 without",
+)
+def activations_are_alike(r: Results, s: Settings) -> Evidence:
+    """BN (after the activation) makes the difference between ReLU, ELU and PReLU negligible."""
+    after, margin = accuracy(r).at(order="after"), s.negligible_points
+    pairs = {
+        f"{ACTIVATIONS[a]} minus {ACTIVATIONS[b]}": after.at(activation=a) - after.at(activation=b)
+        for a, b in combinations(ALIKE, 2)
+    }
+    spreads = spread(accuracy(r))
+    nearer = spreads.at(order="none") - spreads.at(order="after")
+    evidence = equal(pairs, "test accuracy with BN after", POINTS, margin=margin)
+    evidence &= greater(nearer, "", POINTS, margin=margin, condition="spread without BN minus with")
+    return evidence.showing({f"spread, {name}": spreads.at(order=order) for order, name in ORDER_NAMES.items()})
+
+
+# --- tables ---
+
+
+def by_order(values: Values) -> Row:
+    """Test accuracy of each order, and after minus before."""
+    found: Row = {f"{name}, %": values.at(order=order).interval() for order, name in ORDER_NAMES.items()}
+    return found | {"after - before, points": (values.at(order="after") - values.at(order="before")).interval()}
+
+
+@paper.table
+def accuracies(r: Results, s: Settings) -> list[Row]:
+    """Test accuracy by order, activation and network."""
+    rows = []
+    for (network, activation), values in accuracy(r).by("network", "activation").items():
+        gain = (values.at(order="after") - values.at(order="none")).interval()
+        rows.append({"network": network, "activation": activation, **by_order(values), "after - no BN, points": gain})
+    return rows
+
+
+@paper.table
+def beside_the_source(r: Results, s: Settings) -> list[Row]:
+    """The benchmark's top-1 accuracies (one run each) and our test accuracies, with ReLU."""
+    each = {name: Values(("order",), {((o,), 0): v for o, v in of.items()}) for name, of in REPORTED.items()}
+    each |= {f"{network} (here)": found for network, found in accuracy(r).at(activation="relu").by("network").items()}
+    return [{"network": network, **by_order(values)} for network, values in each.items()]
+
+
+@paper.table
+def dropout_accuracies(r: Results, s: Settings) -> list[Row]:
+    """Test accuracy by place and amount of dropout."""
+    return [
+        {
+            "norm": norm,
+            "position": position,
+            "dropout": amount,
+            ACCURACY: values.interval(),
+            "minus no dropout, points": change(r, norm, position, amount).interval() if amount else None,
+        }
+        for (norm, position, amount), values in r.test_accuracy(part="dropout").by("norm", "position", "amount").items()
+    ]
+
+
+@paper.table
+def ghost_losses(r: Results, s: Settings) -> list[Row]:
+    """Loss and accuracy in eval mode by the number of images that statistics are taken from."""
+    found = by_size(r)
+    return [{"images": size} | {name: of[size] for name, of in found.items()} for size in found.get(ACCURACY, [])]
+
+
+def by_size(r: Results) -> dict[str, dict[int, Interval]]:
+    """Losses, and test accuracy in percent, for each number of images from the smallest."""
+    measured = {name: r.measured(quantity, part="ghost") for quantity, name in LOSSES.items()}
+    measured[ACCURACY] = 100 * r.measured("test_accuracy", part="ghost")
+    return {
+        name: {int(size): found.interval() for size, found in sorted(values.by("size").items())}
+        for name, values in measured.items()
+        if values
+    }
+
+
+# --- figures ---
+
+
+@paper.figure
+def order(r: Results, s: Settings) -> Figure | None:
+    """Test accuracy with BN after the activation minus that with BN before it (top) and minus that without BN (bottom),
+    in percentage points. Bold with a star: different from zero after Holm's correction over the panel. Colours are
+    linear up to 1 point and logarithmic beyond.
+    """
+    shown = {
+        "BN after - BN before the activation": difference(r, "after", "before"),
+        "BN after the activation - no BN": difference(r, "after", "none"),
+    }
+    if not all(shown.values()):
+        return None
+    largest = max(1.0, *(abs(found.interval().mean) for values in shown.values() for found in values.cells().values()))
+    colors = SymLogNorm(1.0, vmin=-largest, vmax=largest, base=10)
+    figure, axes = panels(1, 2, height=0.4 + 0.43 * len(s.networks), width=2 * COLUMN, sharex=True)
+    for panel, (title, values) in zip(axes, shown.items(), strict=True):
+        cells = {(network, ACTIVATIONS[a]): v for (network, a), v in values.by("network", "activation").items()}
+        rejected = holm({str(cell): p_value([*found]) for cell, found in cells.items()})
+        starred = [cell for cell in cells if rejected[str(cell)]]
+        image = heat_map(panel, {cell: v.interval() for cell, v in cells.items()}, norm=colors, starred=starred)
+        panel.set_title(title, fontsize=8)
+    bar = figure.colorbar(image, ax=axes, shrink=0.8, pad=0.01, label="percentage points")
+    steps = [step for step in (1, 3, 10, 30) if step <= largest]
+    ticks(bar.ax, [*(-step for step in reversed(steps)), 0, *steps], "y")
+    bar.ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:+g}" if value else "0"))
+    return figure
+
+
+@paper.figure
+def dropout(r: Results, s: Settings) -> Figure | None:
+    """Test accuracy with dropout minus that without it, by probability and place, in networks with BN; bars are the
+    intervals. The grey line is no change.
+    """
+    values = r.test_accuracy(part="dropout", norm="bn")
+    if not values:
+        return None
+    figure, (axes,) = panels(height=2.9)
+    zero(axes)
+    effect = values.at(position=list(POSITIONS)) - values.at(position="none", amount=0.0)
+    lines(axes, effect, "amount", "position", looks(POSITIONS), bars=True, apart=0.006)
+    ticks(axes, s.dropout_amounts)
+    axes.set(xlabel="dropout probability", ylabel="change of test accuracy (points)")
+    legend(figure, columns=1)
+    return figure
+
+
+@paper.figure
+def ghost(r: Results, s: Settings) -> Figure | None:
+    """Statistics over parts of the batch (the largest is the whole batch): losses in eval mode, and test accuracy; bars
+    are the intervals.
+    """
+    found = by_size(r)
+    if not found:
+        return None
+    figure, (left, right) = panels(2)
+    for name, look in looks(list(LOSSES.values())).items():
+        curve(left, found[name], look, bars=True)
+    curve(right, found[ACCURACY], Look(BLACK, "-", "D", ""), bars=True)
+    for axes, label in ((left, "loss in eval mode"), (right, ACCURACY)):
+        axes.set_xscale("log", base=2)
+        ticks(axes, list(found[ACCURACY]))
+        axes.set(xlabel="images per statistic", ylabel=label)
+    legend(figure, of=left)
+    return figure
