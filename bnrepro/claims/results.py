@@ -36,7 +36,7 @@ class Results:
     def of_runs(self, column: str, **factors: Any) -> Values:
         """``column`` of the runs that completed, by the factors of their part."""
         rows = [row for row in self._selected(self.runs, factors) if row["status"] == "completed"]
-        return Values.of_rows(_without_variant([_narrow(row, column, OF_RUNS) for row in rows], column), column)
+        return Values.of_rows([_narrow(row, column, OF_RUNS) for row in rows], column)
 
     def test_accuracy(self, **factors: Any) -> Values:
         """Test accuracy in percent."""
@@ -47,7 +47,7 @@ class Results:
         rows = [row | {"diverged": row["status"] == "diverged"} for row in self._selected(self.runs, factors)]
         kept = OF_RUNS | {"diverged"}
         rows = [_narrow(row, "diverged", kept) for row in rows if row["status"] != "failed"]
-        return Values.of_rows(_without_variant(rows, "diverged"), "diverged")
+        return Values.of_rows(rows, "diverged")
 
     def curve(self, column: str, **factors: Any) -> Values:
         """``column`` at each evaluation, with the factor ``step``; runs that diverged are there up to that step."""
@@ -73,10 +73,3 @@ class Results:
 
 def _narrow(row: Row, column: str, results: frozenset[str]) -> Row:
     return {key: value for key, value in row.items() if key == column or key not in results}
-
-
-def _without_variant(rows: list[Row], value: str) -> list[Row]:
-    """``rows`` without the column of the variant, where other factors tell the runs apart: then it is none itself."""
-    fewer = [{key: each for key, each in row.items() if key != "variant"} for row in rows]
-    labels = {tuple((key, str(each)) for key, each in row.items() if key != value) for row in fewer}
-    return fewer if len(labels) == len(rows) else rows

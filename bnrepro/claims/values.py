@@ -16,7 +16,8 @@ class Values:
     """Numbers, each with a seed and a level of every factor in `factors`.
 
     Arithmetic pairs values of the same seed and the same levels: ``bn - nobn`` is the paired difference, over the
-    seeds that both have. A side that lacks a factor of the other counts for all levels of it.
+    seeds that both have. A side that lacks a factor of the other counts for all levels of it. A factor that has one
+    level on either side, and not the same, is what is contrasted, and is left out.
     """
 
     def __init__(self, factors: tuple[str, ...] = (), data: Mapping[tuple[Label, int], float] | None = None) -> None:
@@ -150,6 +151,10 @@ class Values:
             return self.map(lambda v: function(v, other))
         if not self.data or not other.data:
             return Values(self.factors)
+        for key in set(self.factors) & set(other.factors):
+            (one, *more), (another, *others) = self.levels(key), other.levels(key)
+            if not more and not others and one != another:
+                return self.at(**{key: one})._with(other.at(**{key: another}), function)
         wide = self if set(other.factors) <= set(self.factors) else other
         if not set(self.factors) | set(other.factors) == set(wide.factors):
             raise ValueError(f"{self} and {other} have different factors: select or average some")

@@ -54,6 +54,13 @@ def test_differences_pair_seeds_and_levels() -> None:
         _ = VALUES.at(size=8) - VALUES.at(variant="bn")
 
 
+def test_what_is_contrasted_is_left_out() -> None:
+    one, other = VALUES.at(variant=["bn"], size=8), VALUES.at(variant=["nobn"], size=8)
+    assert (one - other).factors == () and (one - other).seeds == {0: 9.0, 1: 9.0, 2: 9.0}
+    assert (VALUES.at(size=[8]) - VALUES.at(size=[32])).factors == ("variant",)
+    assert len(VALUES.at(variant=["bn"]) - VALUES.at(variant=["bn"])) == 6
+
+
 def test_arithmetic() -> None:
     one = VALUES.at(variant="bn", size=8)
     assert (2 * one + 1).seeds == {0: 21.0, 1: 23.0, 2: 25.0}
@@ -91,8 +98,7 @@ def test_results_select_by_factors_and_leave_out_what_did_not_complete() -> None
     assert results.test_accuracy(part="table", variant="bn").seeds == {0: 90.0}
     assert results.diverged(part="table", variant="bn").seeds == {0: 0.0, 1: 1.0}
     by_norm = [run | {"norm": "own", "seed": seed} for seed in (0, 1)] + [run | {"norm": "none", "variant": "nobn"}]
-    values = Results("full", by_norm, [], []).test_accuracy(part="table")
-    assert values.factors == ("norm",)  # which tells the runs apart, so that the variant is none
+    values = Results("full", by_norm, [], []).test_accuracy(part="table")  # has the factors variant and norm
     assert (values.at(norm="own") - values.at(norm="none")).seeds == {0: 0.0}
     assert results.measured("error", part="m").seeds == {0: 1.0}
     assert results.measured("shift", part="m").levels("x") == [1]
