@@ -24,15 +24,12 @@ from dataclasses import replace
 from functools import cached_property, partial
 from typing import Any
 
-from matplotlib.axes import Axes
-from matplotlib.colors import to_rgba
 from matplotlib.figure import Figure
 
 from bnrepro.claims import Design, Evidence, Paper, Preset, Results, Values, equal, greater, less, not_testable
-from bnrepro.claims.plots import curve, ends, legend, lines, looks, panels, ticks
+from bnrepro.claims.plots import curve, dots, legend, lines, looks, panels, ticks
 from bnrepro.config import load_config
 from bnrepro.experiments.wu2018.training import momentum_of_part, trained
-from bnrepro.stats import Interval
 
 GROUP = "Wu & He, Group Normalization (2018), https://arxiv.org/abs/1803.08494"
 RENORM = "Ioffe, Batch Renormalization (2017), https://arxiv.org/abs/1702.03275"
@@ -47,18 +44,23 @@ DIVISIVE = "Ren et al., Normalizing the Normalizers: Comparing and Extending Net
 CONTEXT = "Ortiz et al., Local Context Normalization (2020); Li et al., Positional Normalization (2019)"
 STOCHASTIC = "Atanov et al., Uncertainty Estimation via Stochastic Batch Normalization (2018)"
 
+
+def published(factor: str, numbers: dict[str, dict[Any, float]]) -> Values:
+    """A source's numbers, of one run each, by norm and another factor."""
+    return Values(("norm", factor), {((norm, at), 0): v for norm, found in numbers.items() for at, v in found.items()})
+
+
 TABLE = "ResNet-50 on ImageNet, top-1 % at 32, 16, 8, 4, 2 images per GPU: "
-REPORTED = {
-    "bn": {32: 76.4, 16: 76.3, 8: 75.2, 4: 72.7, 2: 65.3},
-    "group": {32: 75.9, 16: 75.8, 8: 76.0, 4: 75.8, 2: 75.9},
-}
+REPORTED = published(
+    "images",
+    {
+        "bn": {2: 65.3, 4: 72.7, 8: 75.2, 16: 76.3, 32: 76.4},
+        "group": {2: 75.9, 4: 75.8, 8: 76.0, 16: 75.8, 32: 75.9},
+    },
+)
 """Top-1 accuracy of ResNet-50 on ImageNet by images per GPU, as Switchable-Normalization's README lists it."""
-REPORTED_COMPOSED = {
-    "BN, shuffled": 78.3,
-    "BN, few classes": 67.0,
-    "BN, few classes, by the batch": 76.5,
-    "renorm, few classes": 78.5,
-}
+SHUFFLED, FEW, BY_BATCH = "shuffled", "few classes", "few, by the batch"
+REPORTED_COMPOSED = published("batches", {"bn": {SHUFFLED: 78.3, FEW: 67.0, BY_BATCH: 76.5}, "renorm": {FEW: 78.5}})
 """Top-1 accuracy of Inception-v3 on ImageNet with batches of 16 classes, 2 images each (Ioffe 2017)."""
 
 NAMES = {
@@ -101,7 +103,7 @@ class Settings(Preset):
 paper = Paper(
     __name__, Settings, scale="toy", scale_note="10 epochs of a LeNet on 5,000 images", source=f"{GROUP}; {RENORM}"
 )
-group_norm = partial(paper.claim, source=GROUP, where="as Switchable-Normalization's README lists it")
+group_norm = partial(paper.claim, source=GROUP, where="as listed in Switchable-Normalization's README")
 renormalization = partial(paper.claim, source=RENORM)
 
 
@@ -138,16 +140,11 @@ def accuracies(r: Results) -> Values:
     return Values(found.factors or own.factors, dict(sorted({**found.data, **own.data}.items())))
 
 
-def composed(r: Results, s: Settings) -> dict[str, Values]:
+def composed(r: Results, s: Settings) -> Values:
     """Test accuracy by norm and composition of the training's batches, by running statistics or the test batch's."""
-    accuracy = r.measured("test_accuracy", part="sorted")
-    found = {
-        f"{NAMES[norm]}, {how}": accuracy.at(norm=norm, classes=classes)
-        for how, classes in (("shuffled", 0), ("few classes", s.classes))
-        for norm in COMPOSED
-    }
-    by_batch = r.measured("batch_accuracy", part="sorted", norm="bn", classes=s.classes)
-    return {**found, "BN, few classes, by the batch": by_batch}
+    accuracy, by_batch = (r.measured(f"{kind}_accuracy", part="sorted") for kind in ("test", "batch"))
+    few = {FEW: accuracy.at(classes=s.classes), BY_BATCH: by_batch.at(classes=s.classes)}
+    return accuracy.at(classes=0).join("batches", SHUFFLED, **few)
 
 
 def change(r: Results, first: tuple[str, int], second: tuple[str, int]) -> Values:
@@ -223,16 +220,17 @@ def renorm_is_as_good_at_a_large_batch(r: Results, s: Settings) -> Evidence:
 def few_classes_harm_bn(r: Results, s: Settings) -> Evidence:
     """BN fails where batches are of few classes."""
     found = composed(r, s)
-    lost = {NAMES[norm]: found[f"{NAMES[norm]}, shuffled"] - found[f"{NAMES[norm]}, few classes"] for norm in COMPOSED}
+    lost = found.at(batches=SHUFFLED) - found.at(batches=FEW)
     estimand = "test accuracy, BN trained on shuffled batches minus on few classes"
-    return greater(lost.pop("BN"), estimand, POINTS, margin=s.margin_points).showing(lost)
+    evidence = greater(lost.at(norm="bn"), estimand, POINTS, margin=s.margin_points)
+    return evidence.showing({NAMES[norm]: lost.at(norm=norm) for norm in ("group", "renorm")})
 
 
 @renormalization("R1.4", reported="BN 67, renorm 78.5")
 def renorm_is_better_with_few_classes(r: Results, s: Settings) -> Evidence:
     """Batch renormalization does not: it is better than BN there."""
-    found = composed(r, s)
-    difference = found["renorm, few classes"] - found["BN, few classes"]
+    few = composed(r, s).at(batches=FEW)
+    difference = few.at(norm="renorm") - few.at(norm="bn")
     estimand = "test accuracy after batches of few classes, renorm minus BN"
     return greater(difference, estimand, POINTS, margin=s.margin_points)
 
@@ -240,8 +238,8 @@ def renorm_is_better_with_few_classes(r: Results, s: Settings) -> Evidence:
 @renormalization("R1.5", reported="67 by the moving average, 76.5 by the batch")
 def the_moving_average_fails(r: Results, s: Settings) -> Evidence:
     """What fails is the moving average: by the statistics of test batches so composed, the same BN is accurate."""
-    found = composed(r, s)
-    difference = found["BN, few classes, by the batch"] - found["BN, few classes"]
+    bn = composed(r, s).at(norm="bn")
+    difference = bn.at(batches=BY_BATCH) - bn.at(batches=FEW)
     estimand = "test accuracy, by the statistics of test batches minus by running statistics"
     evidence = greater(difference, estimand, POINTS, margin=s.margin_points)
     return replace(evidence, remark="The composition of such a batch reveals its classes.")
@@ -315,37 +313,31 @@ def norms_within_an_image(r: Results, s: Settings) -> Evidence:
 
 @paper.table
 def images(r: Results, s: Settings) -> list[Row]:
-    """Test accuracy by the number of images of a batch of {s.batch} that statistics come from. The source's are one run
-    each.
+    """Test accuracy by the number of images of a batch of {s.batch} that statistics come from; the source's, by images
+    per GPU, are one run each.
     """
-    values = accuracies(r)
-    rows = [
-        {"norm": NAMES[norm], "images": "any" if norm in ("group", "none", "lrn") else size, "test accuracy, %": found}
+    return [
+        {"network": network, "norm": NAMES[norm], "images": size if norm in sized else "any"}
+        | {"test accuracy, %": found}
+        for network, values, sized in (
+            ("LeNet, here", accuracies(r), ("bn", *OWN)),
+            ("ResNet-50, ImageNet", REPORTED, ("bn", "group")),
+        )
         for norm in NAMES
         for size, found in values.at(norm=norm).intervals("images").items()
-    ]
-    return rows + [
-        {"norm": f"{NAMES[norm]} (source: ResNet-50, ImageNet)", "images": size, "test accuracy, %": once(value)}
-        for norm, numbers in REPORTED.items()
-        for size, value in numbers.items()
     ]
 
 
 @paper.table
 def composition(r: Results, s: Settings) -> list[Row]:
-    """Test accuracy by the composition of batches: shuffled, or few classes ({s.classes} runs of one class); by running
-    statistics or the test batch's own. The source's are one run each, with 16 classes.
+    """Test accuracy after training on shuffled batches, and on few classes ({s.classes} runs of one class), by running
+    statistics or by those of test batches so composed. The source's are one run each, with 16 classes.
     """
     return [
-        {"norm and batches": name, "test accuracy, %": values.interval()}
-        | {"source (Inception-v3, ImageNet), %": REPORTED_COMPOSED.get(name)}
-        for name, values in composed(r, s).items()
+        {"norm": NAMES[norm], "batches": batches, "test accuracy, %": values.interval()}
+        | {"source (Inception-v3, ImageNet), %": REPORTED_COMPOSED.at(norm=norm, batches=batches).only()}
+        for (norm, batches), values in composed(r, s).by("norm", "batches").items()
     ]
-
-
-def once(value: float) -> Interval:
-    """A number of a single run."""
-    return Interval(value, float("nan"), float("nan"), 1)
 
 
 @paper.figure
@@ -361,11 +353,10 @@ def accuracy_by_images(r: Results, s: Settings) -> Figure | None:
     for norm in ("group", "none", "lrn"):
         level = values.at(norm=norm, images=s.batch).interval()
         curve(left, {s.fewest: level, s.batch: level}, look[norm], marks=False)
-    for norm, numbers in REPORTED.items():
-        curve(right, {size: once(value) for size, value in numbers.items()}, look[norm])
+    lines(right, REPORTED, "images", "norm", look)
     left.set(xlabel="images that statistics come from", ylabel="test accuracy, %", title="here")
     right.set(xlabel="images per GPU", ylabel="top-1 accuracy, %", title="source (ImageNet)")
-    for axes, sizes in ((left, [*s.images, s.batch]), (right, list(REPORTED["bn"]))):
+    for axes, sizes in ((left, [*s.images, s.batch]), (right, REPORTED.levels("images"))):
         axes.set_xscale("log", base=2)
         ticks(axes, sizes)
     legend(figure, columns=6, of=left)
@@ -374,29 +365,18 @@ def accuracy_by_images(r: Results, s: Settings) -> Figure | None:
 
 @paper.figure
 def accuracy_by_composition(r: Results, s: Settings) -> Figure | None:
-    """Left: test accuracy after training on shuffled batches (pale), and on batches of {s.classes} runs of one class.
-    Right: the source's, Inception-v3 on ImageNet, 16 classes with 2 images each, one run each.
+    """Left: test accuracy after training on shuffled batches, and on few classes ({s.classes} runs of one class), by
+    running statistics or by those of test batches so composed. Right: the source's, Inception-v3 on ImageNet, 16
+    classes with 2 images each, one run each.
     """
-    ours = {name: values.interval() for name, values in composed(r, s).items()}
-    if not any(found.n for found in ours.values()):
+    ours, look = composed(r, s), looks(NAMES)
+    if not ours:
         return None
-    figure, (left, right) = panels(2, height=2.6, sharey=True)
-    bars(left, ours, list(ours))
-    bars(right, {name: once(value) for name, value in REPORTED_COMPOSED.items()}, list(ours))
-    left.set(title="here", yticks=range(len(ours)), yticklabels=list(ours))
-    left.invert_yaxis()
-    right.set(title="source (ImageNet)")
+    figure, (left, right) = panels(2, height=2.6)
+    for axes, values, title in ((left, ours, "here"), (right, REPORTED_COMPOSED, "source (ImageNet)")):
+        dots(axes, values, "batches", "norm", look, width=0.4)
+        axes.set_title(title)
+    left.set_ylabel("test accuracy, %")
+    right.set_ylabel("top-1 accuracy, %")
+    legend(figure, of=left)
     return figure
-
-
-def bars(axes: Axes, found: dict[str, Interval], names: list[str]) -> None:
-    """A bar for each of ``names`` that was found, in the colour of its norm; pale where batches are shuffled."""
-    of_norm = {NAMES[norm]: each.color for norm, each in looks(NAMES).items()}
-    colors = [to_rgba(of_norm[name.split(",")[0]], 0.45 if "shuffled" in name else 1.0) for name in found]
-    mean, low, high = ends(list(found.values()))
-    axes.barh([names.index(name) for name in found], mean, color=colors, height=0.7)
-    if (high > low).any():
-        places = [names.index(name) for name in found]
-        axes.errorbar(mean, places, xerr=[mean - low, high - mean], fmt="none", color="black", capsize=2, linewidth=1)
-    axes.set(xlim=(0, 100), xlabel="accuracy, %", axisbelow=True)
-    axes.grid(axis="y", visible=False)
