@@ -1,33 +1,382 @@
-"""Wu & He 2018, Ioffe 2017: how many images statistics come from, and batches of few classes (G1, G2, R1, ...)."""
+"""Wu & He, Group Normalization (2018), and Ioffe, Batch Renormalization (2017).
+
+https://arxiv.org/abs/1803.08494
+
+Differences from the paper
+- A small LeNet, where the sources train ResNet-50 and Inception-v3 on ImageNet; in the full preset, on 5,000 images of
+  CIFAR-10.
+- The batch of gradient descent and its rate are fixed, and statistics come from parts of it. Wu & He shrink the batch
+  per GPU and scale the rate with it; here nothing but the statistics differs.
+- The momentum of the parts is such that together they weigh what the batch weighs, so that running statistics average
+  over as many images in all arms.
+- Group normalization has groups of at least 8 channels, up to 32 groups; the network's first maps have fewer channels,
+  and one group there.
+- Renorm's schedule (r = 1 and d = 0 for 5,000 steps, r up to 3 at 40,000, d up to 5 at 25,000, of about 130,000) is
+  scaled to the number of our steps.
+- Batches of few classes are made of runs of one class; their running statistics move by 0.01 per step, as in the
+  source. The source's batches have 16 of 1,000 classes.
+- Adam at one rate for all norms. Another rate for each could change their order.
+"""
 
 from __future__ import annotations
 
-from bnrepro.experiments.base import Experiment
-from bnrepro.experiments.wu2018.analysis import analyse
-from bnrepro.experiments.wu2018.claims import CLAIMS, GROUP, RENORM
-from bnrepro.experiments.wu2018.grid import arms, probes
+from dataclasses import replace
+from functools import cached_property, partial
+from typing import Any
 
-EXPERIMENT = Experiment(
-    name="wu2018",
-    title="How many images the statistics come from, and batches of few classes (Wu & He 2018, Ioffe 2017)",
-    source=f"{GROUP}; {RENORM}",
-    deviations=(
-        "A small LeNet, where the sources train ResNet-50 and Inception-v3 on ImageNet; in the full preset, on 5,000 "
-        "images of CIFAR-10.",
-        "The batch of gradient descent and its rate are fixed, and statistics come from parts of it. Wu & He shrink "
-        "the batch of a GPU and scale the rate with it; here nothing but the statistics differs.",
-        "The parts' momentum is such that the parts of a batch weigh together what the batch weighs, so that running "
-        "statistics average over as many images in all arms.",
-        "Group normalization has groups of at least 8 channels, up to 32 groups; the network's first maps have fewer "
-        "channels, and one group there.",
-        "Renorm's schedule (r = 1 and d = 0 for 5,000 steps, r up to 3 at 40,000, d up to 5 at 25,000, of about "
-        "130,000) is scaled to the number of our steps.",
-        "Batches of few classes are made of runs of one class; their running statistics move by 0.01 a step, as the "
-        "source's. The source's batches have 16 of 1,000 classes.",
-        "Adam at one rate for all norms. Another rate for each could change their order.",
-    ),
-    claims=CLAIMS,
-    arms=arms,
-    probes=probes,
-    analyse=analyse,
+from matplotlib.figure import Figure
+
+from bnrepro.claims import Design, Evidence, Paper, Preset, Results, Values, equal, greater, less, not_testable
+from bnrepro.claims.plots import curve, dots, legend, lines, looks, panels, ticks
+from bnrepro.config import load_config
+from bnrepro.experiments.wu2018.training import momentum_of_part, trained
+
+GROUP = "Wu & He, Group Normalization (2018), https://arxiv.org/abs/1803.08494"
+RENORM = "Ioffe, Batch Renormalization (2017), https://arxiv.org/abs/1702.03275"
+CIFAR = "ppwwyyxx/GroupNorm-reproduce, https://github.com/ppwwyyxx/GroupNorm-reproduce"
+LRN = (
+    "Ioffe & Szegedy (2015), section 4.2.1; ducha-aiki/caffenet-benchmark, "
+    "https://github.com/ducha-aiki/caffenet-benchmark"
 )
+GHOST = "Summers & Dinneen, Four Things Everyone Should Know to Improve Batch Normalization (2020)"
+EVAL = "Singh & Shrivastava, EvalNorm: Estimating Batch Normalization Statistics for Evaluation (2019)"
+DIVISIVE = "Ren et al., Normalizing the Normalizers: Comparing and Extending Network Normalization Schemes (2017)"
+CONTEXT = "Ortiz et al., Local Context Normalization (2020); Li et al., Positional Normalization (2019)"
+STOCHASTIC = "Atanov et al., Uncertainty Estimation via Stochastic Batch Normalization (2018)"
+
+
+def published(factor: str, numbers: dict[str, dict[Any, float]]) -> Values:
+    """A source's numbers, of one run each, by norm and another factor."""
+    return Values(("norm", factor), {((norm, at), 0): v for norm, found in numbers.items() for at, v in found.items()})
+
+
+TABLE = "ResNet-50 on ImageNet, top-1 % at 32, 16, 8, 4, 2 images per GPU: "
+REPORTED = published(
+    "images",
+    {
+        "bn": {2: 65.3, 4: 72.7, 8: 75.2, 16: 76.3, 32: 76.4},
+        "group": {2: 75.9, 4: 75.8, 8: 76.0, 16: 75.8, 32: 75.9},
+    },
+)
+"""Top-1 accuracy of ResNet-50 on ImageNet by images per GPU, as Switchable-Normalization's README lists it."""
+SHUFFLED, FEW, BY_BATCH = "shuffled", "few classes", "few, by the batch"
+REPORTED_COMPOSED = published("batches", {"bn": {SHUFFLED: 78.3, FEW: 67.0, BY_BATCH: 76.5}, "renorm": {FEW: 78.5}})
+"""Top-1 accuracy of Inception-v3 on ImageNet with batches of 16 classes, 2 images each (Ioffe 2017)."""
+
+NAMES = {
+    "bn": "BN",
+    "local": "local statistics",
+    "renorm": "renorm",
+    "group": "group norm",
+    "none": "no norm",
+    "lrn": "LRN",
+}
+WHOLE = {"bn": "bn", "group": "groupnorm", "none": "nobn", "lrn": "lrn"}
+"""Norms that runs know, with statistics from the whole batch or from each image."""
+OWN = ("local", "renorm")
+"""Norms over parts of the batch that are made for this experiment, and trained by a loop of its own."""
+COMPOSED = ("bn", "renorm", "group")
+"""Norms that are trained on batches of few classes."""
+POINTS = "percentage points of test accuracy"
+LINEAR = "LeNet normalizes hidden linear layers too, where a batch of two turns every unit into a sign"
+Row = dict[str, Any]
+
+
+class Settings(Preset):
+    common: list[str]
+    images: list[int]
+    few_images: list[int]
+    fewest: int
+    microbatch: int
+    classes: int
+    momentum: float
+    sorted_momentum: float
+    renorm_shares: list[float]
+    margin_points: float
+
+    @cached_property
+    def batch(self) -> int:
+        """Images in a batch of gradient descent."""
+        return load_config(self.common).batch_size
+
+
+paper = Paper(
+    __name__, Settings, scale="toy", scale_note="10 epochs of a LeNet on 5,000 images", source=f"{GROUP}; {RENORM}"
+)
+group_norm = partial(paper.claim, source=GROUP, where="as listed in Switchable-Normalization's README")
+renormalization = partial(paper.claim, source=RENORM)
+
+
+@paper.design
+def runs(s: Settings) -> Design:
+    """Norms over the whole batch and over parts of it; batches of few classes."""
+    design = Design(s.seeds)
+
+    def run(variant: str, momentum: float, *more: str) -> list[str]:
+        return [*s.common, f"variant={variant}", f"norm.momentum={momentum}", *more]
+
+    def own(part: str, factors: Row, **arguments: Any) -> None:
+        made = (trained, {**factors, **arguments, "renorm_shares": s.renorm_shares})
+        design.train(part, factors, run("bn", s.momentum), made, record=False)
+
+    for norm, variant in WHOLE.items():
+        design.train("parts", {"norm": norm, "images": s.batch}, run(variant, s.momentum))
+    for images in s.images:
+        ghost = run("ghostbn", momentum_of_part(s.momentum, images, s.batch), f"norm.ghost_size={images}")
+        design.train("parts", {"norm": "bn", "images": images}, ghost)
+    for norm in OWN:
+        for images in (*s.few_images, s.batch):
+            own("parts", {"norm": norm, "images": images}, classes=0, momentum=s.momentum)
+    for norm in COMPOSED:
+        for classes in (0, s.classes):
+            own("sorted", {"norm": norm, "classes": classes}, images=s.batch, momentum=s.sorted_momentum)
+    return design
+
+
+def accuracies(r: Results) -> Values:
+    """Test accuracy by norm and the number of images that its statistics come from, smallest first."""
+    found, own = r.test_accuracy(part="parts"), r.measured("test_accuracy", part="parts")
+    assert not (found and own) or found.factors == own.factors
+    return Values(found.factors or own.factors, dict(sorted({**found.data, **own.data}.items())))
+
+
+def composed(r: Results, s: Settings) -> Values:
+    """Test accuracy by norm and composition of the training's batches, by running statistics or the test batch's."""
+    accuracy, by_batch = (r.measured(f"{kind}_accuracy", part="sorted") for kind in ("test", "batch"))
+    few = {FEW: accuracy.at(classes=s.classes), BY_BATCH: by_batch.at(classes=s.classes)}
+    return accuracy.at(classes=0).join("batches", SHUFFLED, **few)
+
+
+def change(r: Results, first: tuple[str, int], second: tuple[str, int]) -> Values:
+    """Test accuracy of one norm with statistics from some images minus that of another."""
+    values = accuracies(r)
+    return values.at(norm=first[0], images=first[1]) - values.at(norm=second[0], images=second[1])
+
+
+# --- claims: how many images statistics come from ---
+
+
+@group_norm("G1.1", reported=TABLE + "BN 76.4 76.3 75.2 72.7 65.3", withdrawn=LINEAR)
+def few_images_harm_bn(r: Results, s: Settings) -> Evidence:
+    """Batch normalization's accuracy falls where its statistics come from few images."""
+    estimand = "test accuracy, BN with statistics from all images minus from fewest"
+    evidence = greater(change(r, ("bn", s.batch), ("bn", s.fewest)), estimand, POINTS, margin=s.margin_points)
+    four = {
+        f"{NAMES[norm]}, from {s.microbatch}": change(r, (norm, s.batch), (norm, s.microbatch))
+        for norm in ("bn", "local")
+    }
+    return evidence.showing(four)
+
+
+@group_norm("G1.2", reported=TABLE + "BN 65.3 and GN 75.9 at 2", withdrawn=LINEAR)
+def group_norm_is_better_at_few(r: Results, s: Settings) -> Evidence:
+    """With statistics from 2 images, group normalization is better than BN."""
+    estimand = "test accuracy, group norm minus BN with statistics from fewest images"
+    return greater(change(r, ("group", s.batch), ("bn", s.fewest)), estimand, POINTS, margin=s.margin_points)
+
+
+@group_norm("G1.3", reported=TABLE + "BN 76.4 and GN 75.9 at 32")
+def group_norm_is_as_good_at_the_usual_batch(r: Results, s: Settings) -> Evidence:
+    """At the usual batch, group normalization is about as accurate as BN."""
+    difference = change(r, ("group", s.batch), ("bn", s.batch))
+    return equal(difference, "test accuracy, group norm minus BN", POINTS, margin=s.margin_points)
+
+
+@paper.claim(
+    "G2",
+    source=CIFAR,
+    reported="GN 7.3% error, about 1.3 points more than BN",
+    scale="reduced",
+    scale_note="10 epochs of a LeNet on 5,000 images, for 400 epochs",
+)
+def group_norm_is_worse_on_cifar(r: Results, s: Settings) -> Evidence:
+    """On CIFAR-10 and at a usual batch, group normalization is less accurate than BN."""
+    difference = change(r, ("bn", s.batch), ("group", s.batch))
+    return greater(difference, "test accuracy, BN minus group norm", POINTS, margin=s.margin_points)
+
+
+@renormalization("R1.1", reported="Inception-v3 on ImageNet, microbatches of 4: BN 74.2, renorm 76.5", withdrawn=LINEAR)
+def renorm_is_better_at_few(r: Results, s: Settings) -> Evidence:
+    """With statistics from 4 images, batch renormalization is better than BN."""
+    difference = change(r, ("renorm", s.microbatch), ("bn", s.microbatch))
+    return greater(difference, "test accuracy, renorm minus BN", POINTS, margin=s.margin_points)
+
+
+@renormalization("R1.2", reported="BN 78.3, renorm 78.5")
+def renorm_is_as_good_at_a_large_batch(r: Results, s: Settings) -> Evidence:
+    """At a large batch, batch renormalization is as accurate as BN."""
+    difference = change(r, ("renorm", s.batch), ("bn", s.batch))
+    return equal(difference, "test accuracy, renorm minus BN", POINTS, margin=s.margin_points)
+
+
+# --- claims: batches of few classes ---
+
+
+@renormalization(
+    "R1.3",
+    reported="16 classes x 2 images: 67, against 78.3 with shuffled batches",
+    withdrawn="the source's batches are of 16 classes with 2 images each; 2 classes of 64 are another claim",
+)
+def few_classes_harm_bn(r: Results, s: Settings) -> Evidence:
+    """BN fails where batches are of few classes."""
+    found = composed(r, s)
+    lost = found.at(batches=SHUFFLED) - found.at(batches=FEW)
+    estimand = "test accuracy, BN trained on shuffled batches minus on few classes"
+    evidence = greater(lost.at(norm="bn"), estimand, POINTS, margin=s.margin_points)
+    return evidence.showing({NAMES[norm]: lost.at(norm=norm) for norm in ("group", "renorm")})
+
+
+@renormalization("R1.4", reported="BN 67, renorm 78.5")
+def renorm_is_better_with_few_classes(r: Results, s: Settings) -> Evidence:
+    """Batch renormalization does not: it is better than BN there."""
+    few = composed(r, s).at(batches=FEW)
+    difference = few.at(norm="renorm") - few.at(norm="bn")
+    estimand = "test accuracy after batches of few classes, renorm minus BN"
+    return greater(difference, estimand, POINTS, margin=s.margin_points)
+
+
+@renormalization("R1.5", reported="67 by the moving average, 76.5 by the batch")
+def the_moving_average_fails(r: Results, s: Settings) -> Evidence:
+    """What fails is the moving average: by the statistics of test batches so composed, the same BN is accurate."""
+    bn = composed(r, s).at(norm="bn")
+    difference = bn.at(batches=BY_BATCH) - bn.at(batches=FEW)
+    estimand = "test accuracy, by the statistics of test batches minus by running statistics"
+    evidence = greater(difference, estimand, POINTS, margin=s.margin_points)
+    return replace(evidence, remark="The composition of such a batch reveals its classes.")
+
+
+# --- claims of others ---
+
+
+@paper.claim("T1", source=GHOST, reported="no number read in the text")
+def ghost_batches_regularize(r: Results, s: Settings) -> Evidence:
+    """Statistics from parts of the batch (ghost batches) regularize: accuracy is higher than with the whole batch."""
+    validation = r.of_runs("val_accuracy", part="parts", norm="bn", images=s.images).intervals("images")
+    best = max(validation, key=lambda images: validation[images].mean, default=s.batch)
+    return greater(
+        change(r, ("bn", best), ("bn", s.batch)) if validation else Values(),
+        "test accuracy, BN with the ghost batches best on validation data minus whole",
+        POINTS,
+        margin=s.margin_points,
+        condition=f"ghost batches of {best}",
+    )
+
+
+@paper.claim(
+    "N2",
+    source=LRN,
+    where="section 4.2.1",
+    reported="CaffeNet128 on ImageNet: with LRN .470, without .471; Inception with BN leaves it out",
+)
+def lrn_does_not_help(r: Results, s: Settings) -> Evidence:
+    """Local response normalization does not improve accuracy."""
+    difference = change(r, ("lrn", s.batch), ("none", s.batch))
+    return less(difference, "test accuracy, LRN (AlexNet's constants) minus no norm", POINTS, bar=s.margin_points)
+
+
+@paper.claim("E1", source=EVAL, where="abstract", reported="+6.18 points on ImageNet")
+def corrected_statistics(r: Results, s: Settings) -> Evidence:
+    """Statistics corrected for evaluation repair BN at batches of 2."""
+    reason = "The corrected statistics are learned in training by a loss of their own, which is not built here"
+    remark = "What population statistics do for one network is measured with Wu & Johnson's claims."
+    return replace(not_testable(reason), remark=remark)
+
+
+@paper.claim("Z1", source=STOCHASTIC, reported="ResNet-18, CIFAR-10: .9407 to .9415 and .9422")
+def averaged_predictions(r: Results, s: Settings) -> Evidence:
+    """Averaging predictions over the statistics of random training batches improves accuracy."""
+    return not_testable(
+        "The effect is about 0.1 point of one run, which is less than five seeds can tell apart on our test sets"
+    )
+
+
+@paper.claim("N1", source=DIVISIVE, reported="numbers not read again")
+def divisive_norm(r: Results, s: Settings) -> Evidence:
+    """Batch and layer normalization are cases of a divisive norm, and smoothing its denominator improves them."""
+    remark = "What smoothing does to local statistics is measured as eps with conv-batchnorm's claims."
+    return replace(not_testable("The smoothed divisive norm is not among the norms here"), remark=remark)
+
+
+@paper.claim("N3", source=CONTEXT, reported="numbers not read again")
+def norms_within_an_image(r: Results, s: Settings) -> Evidence:
+    """Other things called local: statistics of a window of one image, or over the channels at one location."""
+    remark = (
+        "A window over the batch's images is measured with conv-batchnorm's claims; layer and instance norms are among "
+        "the variants."
+    )
+    reason = "These take their statistics from one image, not from the batch, and are not built here"
+    return replace(not_testable(reason), remark=remark)
+
+
+# --- tables and figures ---
+
+
+@paper.table
+def images(r: Results, s: Settings) -> list[Row]:
+    """Test accuracy by the number of images of a batch of {s.batch} that statistics come from; the source's, by images
+    per GPU, are one run each.
+    """
+    return [
+        {"network": network, "norm": NAMES[norm], "images": size if norm in sized else "any"}
+        | {"test accuracy, %": found}
+        for network, values, sized in (
+            ("LeNet, here", accuracies(r), ("bn", *OWN)),
+            ("ResNet-50, ImageNet", REPORTED, ("bn", "group")),
+        )
+        for norm in NAMES
+        for size, found in values.at(norm=norm).intervals("images").items()
+    ]
+
+
+@paper.table
+def composition(r: Results, s: Settings) -> list[Row]:
+    """Test accuracy after training on shuffled batches, and on few classes ({s.classes} runs of one class), by running
+    statistics or by those of test batches so composed. The source's are one run each, with 16 classes.
+    """
+    return [
+        {"norm": NAMES[norm], "batches": batches, "test accuracy, %": values.interval()}
+        | {"source (Inception-v3, ImageNet), %": REPORTED_COMPOSED.at(norm=norm, batches=batches).only()}
+        for (norm, batches), values in composed(r, s).by("norm", "batches").items()
+    ]
+
+
+@paper.figure
+def accuracy_by_images(r: Results, s: Settings) -> Figure | None:
+    """Left: test accuracy by the number of images of a batch that the statistics come from; norms that know no batch
+    are level. Right: the source's, ResNet-50 on ImageNet, by images per GPU, one run each.
+    """
+    values, look = accuracies(r), looks(NAMES)
+    if not values:
+        return None
+    figure, (left, right) = panels(2, height=2.8, width_ratios=(3, 2))
+    lines(left, values.at(norm=["bn", *OWN]), "images", "norm", look, bars=True)
+    for norm in ("group", "none", "lrn"):
+        level = values.at(norm=norm, images=s.batch).interval()
+        curve(left, {s.fewest: level, s.batch: level}, look[norm], marks=False)
+    lines(right, REPORTED, "images", "norm", look)
+    left.set(xlabel="images that statistics come from", ylabel="test accuracy, %", title="here")
+    right.set(xlabel="images per GPU", ylabel="top-1 accuracy, %", title="source (ImageNet)")
+    for axes, sizes in ((left, [*s.images, s.batch]), (right, REPORTED.levels("images"))):
+        axes.set_xscale("log", base=2)
+        ticks(axes, sizes)
+    legend(figure, columns=6, of=left)
+    return figure
+
+
+@paper.figure
+def accuracy_by_composition(r: Results, s: Settings) -> Figure | None:
+    """Left: test accuracy after training on shuffled batches, and on few classes ({s.classes} runs of one class), by
+    running statistics or by those of test batches so composed. Right: the source's, Inception-v3 on ImageNet, 16
+    classes with 2 images each, one run each.
+    """
+    ours, look = composed(r, s), looks(NAMES)
+    if not ours:
+        return None
+    figure, (left, right) = panels(2, height=2.6)
+    for axes, values, title in ((left, ours, "here"), (right, REPORTED_COMPOSED, "source (ImageNet)")):
+        dots(axes, values, "batches", "norm", look, width=0.4)
+        axes.set_title(title)
+    left.set_ylabel("test accuracy, %")
+    right.set_ylabel("top-1 accuracy, %")
+    legend(figure, of=left)
+    return figure
