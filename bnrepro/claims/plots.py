@@ -203,10 +203,11 @@ def heat_map(
             text = form.format(found.mean)
             if not np.isnan(found.low):
                 text += f"\n[{form.format(found.low)}, {form.format(found.high)}]"
-            dark = abs(float(scale(found.mean)) - 0.5) > 0.3
+            red, green, blue, _ = image.cmap(float(scale(found.mean)))
+            dark = 0.299 * red + 0.587 * green + 0.114 * blue < 0.5  # as bright as it looks
             axes.text(x, y, text, ha="center", va="center", size=6, color="white" if dark else "black")
-    axes.set_xticks(range(len(columns)), [str(c) for c in columns])
-    axes.set_yticks(range(len(rows)), [str(r) for r in rows])
+    for axis, levels in ((axes.xaxis, columns), (axes.yaxis, rows)):
+        axis.set_ticks(range(len(levels)), [f"{each:g}" if isinstance(each, float) else str(each) for each in levels])
     axes.grid(visible=False)
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from bnrepro.claims.plots import DOTTED, looks
+from bnrepro.claims.plots import DOTTED, heat_map, looks, panels
 from bnrepro.figures import STYLES
+from bnrepro.stats import t_interval
 
 
 def test_looks_all_differ_and_those_of_variants_are_always_the_same() -> None:
@@ -18,3 +19,10 @@ def test_only_what_is_absent_is_dotted() -> None:
         found = looks([none, *"abcdefghi"])
         assert [level for level, look in found.items() if look.dashes == DOTTED] == [none]
         assert len({(str(look.color), str(look.dashes)) for look in found.values()}) == len(found)
+
+
+def test_numbers_in_a_heat_map_can_be_read_on_dark_and_on_bright_cells() -> None:
+    _, (axes,) = panels()
+    heat_map(axes, {(0.0, "a"): t_interval([0.0, 0.0]), (0.0, "b"): t_interval([1.0, 1.0])}, cmap="viridis")
+    assert [text.get_color() for text in axes.texts] == ["white", "black"]  # viridis ends in yellow
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["0"]
