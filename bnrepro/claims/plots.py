@@ -150,7 +150,7 @@ def dots(
         found = {places[at]: interval for at, interval in groups[level].intervals(x).items()}
         offset = width * (i / (len(drawn) - 1) - 0.5) if len(drawn) > 1 else 0.0
         curve(axes, found, look[level]._replace(dashes="none"), bars=True, shift=shift + offset)
-    axes.set_xticks(range(len(places)), [str(level) for level in places])
+    axes.set_xticks(range(len(places)), [_name(level) for level in places])
     axes.set_xlim(-0.6, len(places) - 0.4)
     axes.grid(axis="x", visible=False)
 
@@ -207,7 +207,7 @@ def heat_map(
             dark = 0.299 * red + 0.587 * green + 0.114 * blue < 0.5  # as bright as it looks
             axes.text(x, y, text, ha="center", va="center", size=6, color="white" if dark else "black")
     for axis, levels in ((axes.xaxis, columns), (axes.yaxis, rows)):
-        axis.set_ticks(range(len(levels)), [f"{each:g}" if isinstance(each, float) else str(each) for each in levels])
+        axis.set_ticks(range(len(levels)), [_name(level) for level in levels])
     axes.grid(visible=False)
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
@@ -223,3 +223,7 @@ def legend(figure: Figure, columns: int = 4, of: Axes | None = None) -> None:
     if found:
         about = {"handlelength": 2.6, "columnspacing": 1.2}
         figure.legend(list(found.values()), list(found), loc="outside upper center", ncols=columns, **about)
+
+
+def _name(level: Any) -> str:
+    return f"{level:g}" if isinstance(level, float) else str(level)

@@ -193,9 +193,7 @@ def decay_adds_nothing(r: Results, s: Settings) -> Evidence:
 
 def by_arm(r: Results, quantity: str) -> Values:
     """What was measured of the four arms, by arm."""
-    on, *others = ARMS
-    values = {arm: r.measured(f"{arm}: {quantity}", part="arms") for arm in ARMS}
-    return values[on].join("arm", on, **{arm: values[arm] for arm in others})
+    return Values.stacked("arm", {arm: r.measured(f"{arm}: {quantity}", part="arms") for arm in ARMS})
 
 
 def gain(r: Results, arm: str, over: str) -> Values:
