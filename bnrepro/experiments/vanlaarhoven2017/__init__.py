@@ -146,8 +146,8 @@ def norms_only_grow(r: Results, s: Settings) -> Evidence:
     """Without weight decay the norm of the weights only grows under SGD."""
     growth, least = (r.measured(quantity, part="exact") for quantity in ("growth", "least_growth"))
     evidence = exact({"|w|² + lr² |g|²": growth}, "relative error of the next |w|²", tolerance=s.tolerance)
-    shrinks = least.map(lambda v: float(v <= 0))
-    evidence &= exact({"steps": shrinks}, "", "1 where |w|² does not grow in one of them", tolerance=0)
+    shrinks = {"steps": least.map(lambda v: float(v <= 0))}
+    evidence &= exact(shrinks, "", "1 where |w|² does not grow in one of them", tolerance=0)
     evidence = evidence.showing({"smallest relative growth in a step": least}, "")
     grown = by_arm(r, "square").at(arm=OFF).reduce(lambda path: path[-1] / path[0], "x")
     name = "mean |w|² of the network with momentum, last over first epoch's end"
@@ -158,7 +158,8 @@ def norms_only_grow(r: Results, s: Settings) -> Evidence:
 def adam_sees_the_norm(r: Results, s: Settings) -> Evidence:
     """Adam removes the influence of the weights' norm on the effective rate only in part."""
     evidence = trainings(r, s, "Adam", "a lr", {"the same lr": "adam_same", "a² lr": "adam_squared"})
-    return replace(evidence, remark="So the effective rate is lr / |w|, where that of SGD is lr / |w|².")
+    remark = "An effective rate of lr / |w| is the same at a times the rate; that of SGD is lr / |w|²."
+    return replace(evidence, remark=remark)
 
 
 # --- claims: networks ---
@@ -214,9 +215,8 @@ def corrected_rates_recover_it(r: Results, s: Settings) -> Evidence:
     """Without weight decay, the learning rate corrected by the norms of the run with weight decay recovers its
     accuracy.
     """
-    evidence = equal(
-        {"corrected rate minus decay": gain(r, CORRECTED, ON)}, "test accuracy", POINTS, margin=s.margin_points
-    )
+    recovered = {"corrected rate minus decay": gain(r, CORRECTED, ON)}
+    evidence = equal(recovered, "test accuracy", POINTS, margin=s.margin_points)
     # Where decay brings nothing there is nothing to recover.
     evidence &= greater({"decay minus none": gain(r, ON, OFF)}, "", POINTS, margin=s.margin_points)
     beside = {
