@@ -150,7 +150,7 @@ def dots(
         found = {places[at]: interval for at, interval in groups[level].intervals(x).items()}
         offset = width * (i / (len(drawn) - 1) - 0.5) if len(drawn) > 1 else 0.0
         curve(axes, found, look[level]._replace(dashes="none"), bars=True, shift=shift + offset)
-    axes.set_xticks(range(len(places)), [str(level) for level in places])
+    axes.set_xticks(range(len(places)), [_name(level) for level in places])
     axes.set_xlim(-0.6, len(places) - 0.4)
     axes.grid(axis="x", visible=False)
 
@@ -208,11 +208,12 @@ def heat_map(
             text = form.format(found.mean) + "*" * star
             if not np.isnan(found.low):
                 text += f"\n[{form.format(found.low)}, {form.format(found.high)}]"
-            dark = abs(float(scale(found.mean)) - 0.5) > 0.3
+            red, green, blue, _ = image.cmap(float(scale(found.mean)))
+            dark = 0.299 * red + 0.587 * green + 0.114 * blue < 0.5  # as bright as it looks
             about: dict[str, Any] = {"weight": "bold" if star else "normal", "color": "white" if dark else "black"}
             axes.text(x, y, text, ha="center", va="center", size=6, **about)
-    axes.set_xticks(range(len(columns)), [str(c) for c in columns])
-    axes.set_yticks(range(len(rows)), [str(r) for r in rows])
+    for axis, levels in ((axes.xaxis, columns), (axes.yaxis, rows)):
+        axis.set_ticks(range(len(levels)), [_name(level) for level in levels])
     axes.grid(visible=False)
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
@@ -228,3 +229,7 @@ def legend(figure: Figure, columns: int = 4, of: Axes | None = None) -> None:
     if found:
         about = {"handlelength": 2.6, "columnspacing": 1.2}
         figure.legend(list(found.values()), list(found), loc="outside upper center", ncols=columns, **about)
+
+
+def _name(level: Any) -> str:
+    return f"{level:g}" if isinstance(level, float) else str(level)

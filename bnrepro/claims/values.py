@@ -38,6 +38,19 @@ class Values:
             raise ValueError(f"several values of {value} have the same seed and the same {', '.join(factors)}")
         return cls(factors, data)
 
+    @classmethod
+    def stacked(cls, factor: str, groups: Mapping[Any, Values]) -> Values:
+        """Values of the same factors as one, with a further factor: the names of the groups are its levels."""
+        factors = {values.factors for values in groups.values() if values.data}
+        if len(factors) > 1:
+            raise ValueError(f"{factor}: the groups have different factors: {', '.join(map(str, groups.values()))}")
+        data = {
+            ((*label, level), seed): value
+            for level, values in groups.items()
+            for (label, seed), value in values.data.items()
+        }
+        return cls((*next(iter(factors), ()), factor), data)
+
     def __len__(self) -> int:
         return len(self.data)
 
@@ -191,11 +204,7 @@ class Values:
 
     def join(self, factor: str, level: Any, **others: Values) -> Values:
         """These values with a further factor, at ``level``; ``others`` are at the levels that they are named."""
-        data = {((*label, level), seed): value for (label, seed), value in self.data.items()}
-        for name, values in others.items():
-            assert values.factors == self.factors or not values.data
-            data |= {((*label, name), seed): value for (label, seed), value in values.data.items()}
-        return Values((*self.factors, factor), data)
+        return Values.stacked(factor, {level: self, **others})
 
     # --- over seeds ---
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from matplotlib.figure import Figure
 
-from bnrepro.claims.plots import DOTTED, heat_map, looks
+from bnrepro.claims.plots import DOTTED, heat_map, looks, panels
 from bnrepro.figures import STYLES
-from bnrepro.stats import Interval
+from bnrepro.stats import Interval, t_interval
 
 
 def test_looks_all_differ_and_those_of_variants_are_always_the_same() -> None:
@@ -29,3 +29,10 @@ def test_starred_cells_of_a_heat_map_are_bold() -> None:
     heat_map(axes, cells, starred=[("a", "y")])
     shown = [(text.get_text().split("\n")[0], text.get_weight()) for text in axes.texts]
     assert shown == [("+1.00", "normal"), ("+1.00*", "bold"), ("+1.00", "normal"), ("+1.00", "normal")]
+
+
+def test_numbers_in_a_heat_map_can_be_read_on_dark_and_on_bright_cells() -> None:
+    _, (axes,) = panels()
+    heat_map(axes, {(0.0, "a"): t_interval([0.0, 0.0]), (0.0, "b"): t_interval([1.0, 1.0])}, cmap="viridis")
+    assert [text.get_color() for text in axes.texts] == ["white", "black"]  # viridis ends in yellow
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["0"]

@@ -103,3 +103,13 @@ def test_results_select_by_factors_and_leave_out_what_did_not_complete() -> None
     assert results.measured("error", part="m").seeds == {0: 1.0}
     assert results.measured("shift", part="m").levels("x") == [1]
     assert len(results.measured("other")) == 0
+
+
+def test_stacked_groups_are_levels_of_a_further_factor() -> None:
+    groups = {name: Values(("x",), {((1,), 0): value}) for name, value in {"a": 2.0, "b": 3.0}.items()}
+    stacked = Values.stacked("group", {**groups, "none": Values()})
+    assert stacked.factors == ("x", "group")
+    assert {name: group.data for name, group in stacked.by("group").items()} == {n: g.data for n, g in groups.items()}
+    assert not Values.stacked("group", {"a": Values()})
+    with pytest.raises(ValueError, match="different factors"):
+        Values.stacked("group", {"a": groups["a"], "b": groups["b"].at(x=1)})

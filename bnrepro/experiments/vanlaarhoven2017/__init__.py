@@ -1,21 +1,351 @@
-"""van Laarhoven 2017, Hoffer et al. 2018: weight decay before a norm sets the effective rate (claims V1 and V2)."""
+"""van Laarhoven, L2 Regularization versus Batch and Weight Normalization (2017), and Hoffer et al., Norm Matters
+(2018).
+
+https://arxiv.org/abs/1706.05350
+
+Differences from the paper
+- A LeNet on digits and on a part of CIFAR-10 for a few epochs, at constant rates; Hoffer et al. train a VGG11 on
+  CIFAR-10 for 80 epochs, with learning rate 0.1, momentum 0.9 and weight decay 5e-4.
+- In the grid, weight decay applies to all weights but not to gamma and beta. In Hoffer et al.'s arms it applies only to
+  the weights that a norm follows, so that nothing but their scale is at stake.
+- The correction is per layer and step: each layer's rate is multiplied by its squared norm over that of the same layer
+  in the run with weight decay, which is trained beside it on the same batches. The reverse (weight decay, at the
+  effective rates of the run without) is a control of ours.
+- The learning rate, or the rate and the decay, are chosen by the mean validation accuracy over the seeds; the claim is
+  judged on the test set.
+"""
 
 from __future__ import annotations
 
-from bnrepro.experiments.base import Experiment
-from bnrepro.experiments.vanlaarhoven2017.analysis import analyse
-from bnrepro.experiments.vanlaarhoven2017.claims import CLAIMS, DEVIATIONS, SOURCE
-from bnrepro.experiments.vanlaarhoven2017.grid import arms, probes
+import math
+from dataclasses import replace
+from itertools import product
+from statistics import fmean
+from typing import Any
 
-__all__ = ["EXPERIMENT"]
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+from pydantic import BaseModel, ConfigDict
 
-EXPERIMENT = Experiment(
-    name="vanlaarhoven2017",
-    title="Weight decay and the effective learning rate (van Laarhoven 2017; Hoffer et al. 2018)",
-    source=SOURCE,
-    deviations=DEVIATIONS,
-    claims=CLAIMS,
-    arms=arms,
-    probes=probes,
-    analyse=analyse,
+from bnrepro.claims import Design, Evidence, Paper, Preset, Results, Values, equal, exact, greater
+from bnrepro.claims.plots import heat_map, legend, lines, looks, panels
+from bnrepro.experiments.vanlaarhoven2017.scaling import invariance
+from bnrepro.experiments.vanlaarhoven2017.training import CORRECTED, OFF, ON, REVERSE, four_arms, norms
+from bnrepro.figures import log_ticks
+from bnrepro.stats import Interval
+
+LAARHOVEN = (
+    "van Laarhoven, L2 Regularization versus Batch and Weight Normalization (2017), https://arxiv.org/abs/1706.05350"
 )
+HOFFER = "Hoffer et al., Norm Matters (2018), https://arxiv.org/abs/1803.01814"
+POINTS = "percentage points of test accuracy"
+CHANCE = 10.0  # %: ten classes
+SGD = ["optimizer=sgd", "optimizer.decay_norm=false", "schedule=constant"]
+ARMS = {
+    ON: "weight decay",
+    OFF: "no weight decay",
+    CORRECTED: "no weight decay, corrected rate",
+    REVERSE: "weight decay, rate as without",
+}
+Row = dict[str, Any]
+Cell = tuple[float, float]
+
+
+class Part(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Grid(Part):
+    overrides: list[str]
+    rates: list[float]
+    decays: list[float]
+
+
+class Arms(Part):
+    overrides: list[str]
+    epochs: int
+    decay: float
+
+
+class Scaling(Part):
+    scale: float
+    """Factor on the weights."""
+    steps: int
+    lr: float
+    decay: float
+
+
+class Settings(Preset):
+    grid: Grid
+    arms: Arms
+    exact: Scaling
+    tolerance: float
+    margin_points: float
+
+
+paper = Paper(
+    __name__,
+    Settings,
+    source=LAARHOVEN,
+    scale="reduced",
+    scale_note="8 of 80 epochs, a LeNet on two fifths of CIFAR-10",
+)
+
+
+@paper.design
+def runs(s: Settings) -> Design:
+    """Weight decay by learning rate as runs, the four arms side by side in one measurement, and the identities."""
+    design = Design(s.seeds)
+    for rate, decay in product(s.grid.rates, s.grid.decays):
+        run = [*SGD, *s.grid.overrides, f"optimizer.lr={rate}", f"optimizer.weight_decay={decay}"]
+        design.train("grid", {"rate": rate, "decay": decay}, run, norms)
+    # The run is an epoch of the network that the four arms train; it says where its data are.
+    arguments = {"epochs": s.arms.epochs, "decay": s.arms.decay}
+    design.train("arms", {}, [*SGD, *s.arms.overrides, "epochs=1"], (four_arms, arguments))
+    design.measure("exact", {}, invariance, **s.exact.model_dump())
+    return design
+
+
+# --- claims: identities ---
+
+
+def trainings(r: Results, s: Settings, optimizer: str, same: str, others: dict[str, str]) -> Evidence:
+    """That trainings from w and from a w have the same losses in one setting, and with every seed not in ``others``,
+    from their names to what was measured.
+    """
+    what = f"relative difference of losses, {optimizer} from w and from a w"
+    evidence = exact({same: r.measured(optimizer.lower(), part="exact")}, what, tolerance=s.tolerance)
+    different = {name: r.measured(quantity, part="exact") for name, quantity in others.items()}
+    alike = {name: values.map(lambda v: float(v <= s.tolerance)) for name, values in different.items()}
+    evidence &= exact(alike, "", "1 where they are the same", tolerance=0)
+    return evidence.showing({f"difference, {name}": values for name, values in different.items()}, "")
+
+
+@paper.claim("V1", kind="identity", source=LAARHOVEN)
+def the_loss_ignores_the_scale(r: Results, s: Settings) -> Evidence:
+    """The loss of a network does not change with the scale of weights that a norm follows, so that an L2 penalty on
+    them can be met by their scale alone.
+    """
+    names = {"loss": "loss", "gradient": "a times the gradient", "orthogonal": "cosine of w and its gradient"}
+    changes = {name: r.measured(quantity, part="exact") for quantity, name in names.items()}
+    return exact(changes, f"relative change from w to a w, a = {s.exact.scale:g}", tolerance=s.tolerance)
+
+
+@paper.claim("V1.2", kind="identity", source=LAARHOVEN)
+def the_effective_rate_is_over_the_squared_norm(r: Results, s: Settings) -> Evidence:
+    """The effective learning rate is the rate over the squared norm of the weights: weights a times as large train
+    alike at a² times the rate and 1 / a² times the weight decay.
+    """
+    return trainings(r, s, "SGD", "a² lr, decay / a²", {"the same lr and decay": "sgd_same"})
+
+
+@paper.claim("V1.3", kind="identity", source=LAARHOVEN)
+def norms_only_grow(r: Results, s: Settings) -> Evidence:
+    """Without weight decay the norm of the weights only grows under SGD."""
+    growth, least = (r.measured(quantity, part="exact") for quantity in ("growth", "least_growth"))
+    evidence = exact({"|w|² + lr² |g|²": growth}, "relative error of the next |w|²", tolerance=s.tolerance)
+    shrinks = {"steps": least.map(lambda v: float(v <= 0))}
+    evidence &= exact(shrinks, "", "1 where |w|² does not grow in one of them", tolerance=0)
+    evidence = evidence.showing({"smallest relative growth in a step": least}, "")
+    grown = by_arm(r, "square").at(arm=OFF).reduce(lambda path: path[-1] / path[0], "x")
+    name = "mean |w|² of the network with momentum, last over first epoch's end"
+    return evidence.showing({name: grown}, "times", ratio=True)
+
+
+@paper.claim("V1.4", kind="identity", source=LAARHOVEN)
+def adam_sees_the_norm(r: Results, s: Settings) -> Evidence:
+    """Adam removes the influence of the weights' norm on the effective rate only in part."""
+    evidence = trainings(r, s, "Adam", "a lr", {"the same lr": "adam_same", "a² lr": "adam_squared"})
+    remark = "An effective rate of lr / |w| is the same at a times the rate; that of SGD is lr / |w|²."
+    return replace(evidence, remark=remark)
+
+
+# --- claims: networks ---
+
+
+def accuracy(r: Results, column: str = "test_accuracy") -> Values:
+    """In percent at the end of training, by rate and decay; that of chance where the run diverged."""
+    diverged, ends = r.diverged(part="grid"), 100 * r.of_runs(column, part="grid")
+    return Values(diverged.factors, (CHANCE * diverged.where(bool)).data | ends.data)
+
+
+def best(r: Results, decays: list[float]) -> Cell | None:
+    """The rate and decay, of these, with the best mean validation accuracy."""
+    cells = accuracy(r, "val_accuracy").at(decay=decays).by("rate", "decay")
+    means = {cell: fmean(values) for cell, values in cells.items()}
+    return max(means, key=lambda cell: means[cell], default=None)
+
+
+@paper.claim("V1.5", source=LAARHOVEN, scale="toy", scale_note="a LeNet on 5,000 digits, 8 epochs at constant rates")
+def decay_adds_nothing(r: Results, s: Settings) -> Evidence:
+    """L2 regularization has no regularizing effect when combined with normalization: once the learning rate is tuned,
+    weight decay adds nothing.
+    """
+    what = "test accuracy, weight decay minus none, each tuned"
+    tuned, without = best(r, [decay for decay in s.grid.decays if decay > 0]), best(r, [0.0])
+    if not (tuned and without):
+        return Evidence(what)
+    with_it, none = (accuracy(r).at(rate=rate, decay=decay) for rate, decay in (tuned, without))
+    cells = f"rate {tuned[0]:g} and decay {tuned[1]:g} against rate {without[0]:g} and none"
+    return equal(with_it - none, what, POINTS, margin=s.margin_points, condition=cells)
+
+
+def by_arm(r: Results, quantity: str) -> Values:
+    """What was measured of the four arms, by arm."""
+    return Values.stacked("arm", {arm: r.measured(f"{arm}: {quantity}", part="arms") for arm in ARMS})
+
+
+def gain(r: Results, arm: str, over: str) -> Values:
+    """Test accuracy of one arm minus that of another."""
+    test = by_arm(r, "test")
+    return test.at(arm=arm) - test.at(arm=over)
+
+
+@paper.claim("V2", source=HOFFER)
+def decay_helps(r: Results, s: Settings) -> Evidence:
+    """At the usual constant rate, accuracy is better with weight decay than without."""
+    what = "test accuracy, weight decay minus none at the same rate"
+    return greater(gain(r, ON, OFF), what, POINTS, margin=s.margin_points)
+
+
+@paper.claim("V2.2", source=HOFFER, reported="no number read in the text")
+def corrected_rates_recover_it(r: Results, s: Settings) -> Evidence:
+    """Without weight decay, the learning rate corrected by the norms of the run with weight decay recovers its
+    accuracy.
+    """
+    recovered = {"corrected rate minus decay": gain(r, CORRECTED, ON)}
+    evidence = equal(recovered, "test accuracy", POINTS, margin=s.margin_points)
+    # Where decay brings nothing there is nothing to recover.
+    evidence &= greater({"decay minus none": gain(r, ON, OFF)}, "", POINTS, margin=s.margin_points)
+    beside = {
+        "corrected rate minus uncorrected": gain(r, CORRECTED, OFF),
+        "the reverse, decay at the rates of none, minus none": gain(r, REVERSE, OFF),
+    }
+    return evidence.showing(beside, "points")
+
+
+# --- tables and figures ---
+
+
+@paper.table
+def grid(r: Results, s: Settings) -> list[Row]:
+    """Weight decay by learning rate; |w|² is the geometric mean over layers."""
+    columns = {
+        "validation accuracy, %": accuracy(r, "val_accuracy"),
+        "test accuracy, %": accuracy(r),
+        "growth of |w|²": r.measured("growth", part="grid"),
+        "effective rate at the end": r.measured("effective_rate", part="grid"),
+    }
+    diverged = r.diverged(part="grid")
+    return [
+        {"weight decay": decay, "rate": rate}
+        | {name: values.at(rate=rate, decay=decay).interval() for name, values in columns.items()}
+        | {"diverged": int(sum(diverged.at(rate=rate, decay=decay)))}
+        for decay, rate in product(s.grid.decays, s.grid.rates)
+    ]
+
+
+@paper.table
+def arms(r: Results, s: Settings) -> list[Row]:
+    """Weight decay on and off, and at each other's effective rates, at the end."""
+    last = max(by_arm(r, "rate").levels("x"), default=None)
+    columns = {
+        "test accuracy, %": by_arm(r, "test"),
+        "training loss": by_arm(r, "train"),
+        "|w|²": by_arm(r, "square").at(x=last),
+        "effective rate": by_arm(r, "rate").at(x=last),
+    }
+    return [{"arm": arm} | {name: values.at(arm=arm).interval() for name, values in columns.items()} for arm in ARMS]
+
+
+@paper.table(over_seeds=False)
+def identities(r: Results, s: Settings) -> list[Row]:
+    """Identities in float64, a = {s.exact.scale:g}: the largest error over {s.seeds} seeds, of growth the smallest."""
+    names = {
+        "loss": "loss at a w",
+        "orthogonal": "cosine of w and its gradient",
+        "gradient": "a times the gradient at a w",
+        "growth": "|w|² + lr² |g|² against the next |w|²",
+        "least_growth": "smallest relative growth of |w|²",
+        "sgd": "SGD from a w: a² lr, decay / a²",
+        "sgd_same": "SGD from a w: same rate and decay",
+        "adam": "Adam from a w: a lr",
+        "adam_same": "Adam from a w: same rate",
+        "adam_squared": "Adam from a w: a² lr",
+    }
+    rows = []
+    for name, text in names.items():
+        values = r.measured(name, part="exact")
+        worst = (min if name == "least_growth" else max)(values, default=None)
+        rows.append({"of": text, "largest relative error": worst})
+    return rows
+
+
+@paper.figure(over_seeds=False)
+def heat_maps(r: Results, s: Settings) -> Figure | None:
+    """Weight decay by learning rate: means over {s.seeds} seeds; blank where all runs diverged. |w|² is the geometric
+    mean over the layers that a norm follows. Along the white lines the product of rate and decay is constant, and with
+    it the effective rate in equilibrium.
+    """
+    values = {
+        "test accuracy, %": (r.test_accuracy(part="grid"), "viridis", "{:.1f}"),
+        "log10 of lr / |w|² at the end": (
+            r.measured("effective_rate", part="grid").log10().where(math.isfinite),
+            "magma",
+            "{:.2f}",
+        ),
+    }
+    if not all(each for each, _, _ in values.values()):
+        return None
+    figure, axes = panels(2, height=0.9 + 0.36 * len(s.grid.decays))
+    for each, (title, (found, colors, form)) in zip(axes, values.items(), strict=True):
+        means = {cell: of.interval().mean for cell, of in found.by("decay", "rate").items()}
+        cells = {cell: Interval(mean, math.nan, math.nan, s.seeds) for cell, mean in sorted(means.items())}
+        image = heat_map(each, cells, cmap=colors, form=form)
+        each.invert_yaxis()
+        for text, mean in zip(each.texts, (cells[cell].mean for cell in cells), strict=True):
+            box = {"facecolor": image.cmap(image.norm(mean)), "edgecolor": "none", "pad": 0.6}
+            text.set(y=text.get_position()[1] + 0.28, zorder=4, bbox=box)  # the lines end before the numbers
+        iso_lines(each, s.grid.rates, s.grid.decays)
+        each.set(xlabel="learning rate", title=title)
+    axes[0].set_ylabel("weight decay")
+    return figure
+
+
+def iso_lines(axes: Axes, rates: list[float], decays: list[float]) -> None:
+    """Lines of equal rate times decay, between the places of the cells; decay 0 has none."""
+    first = len([decay for decay in decays if decay <= 0])
+    at, up = np.log(rates), np.log(decays[first:])
+    for decay in up if len(up) > 1 else []:
+        fine = np.linspace(at[0], at[-1], 50)
+        wanted = at[len(at) // 2] + decay - fine
+        inside = (wanted >= up[0]) & (wanted <= up[-1])
+        x = np.interp(fine[inside], at, np.arange(len(at)))
+        y = np.interp(wanted[inside], up, first + np.arange(len(up)))
+        axes.plot(x, y, color="black", linewidth=1.8, alpha=0.5, zorder=2)  # seen on bright cells too
+        axes.plot(x, y, color="white", linewidth=1.0, zorder=3)
+
+
+@paper.figure
+def along_training(r: Results, s: Settings) -> Figure | None:
+    """Weight decay on ({s.arms.decay:g}) and off, and at each other's effective rates. |w|² and rates are averaged as
+    logarithms.
+    """
+    if not by_arm(r, "error"):
+        return None
+    figure, axes = panels(3, height=2.7)
+    shown = {"error": "validation error, %", "square": "mean |w|²", "rate": "effective rate lr / |w|²"}
+    for each, (quantity, title) in zip(axes, shown.items(), strict=True):
+        log = quantity != "error"
+        lines(each, by_arm(r, quantity), "x", "arm", looks(ARMS), log=log)
+        if log:
+            each.set_yscale("log")
+            log_ticks(each)
+        else:
+            each.set_ylim(bottom=0)  # the t interval may reach below it, an error cannot
+        each.xaxis.set_major_locator(MaxNLocator(4, integer=True))
+        each.set(xlabel="step", title=title)
+    legend(figure, 2, of=axes[0])
+    return figure

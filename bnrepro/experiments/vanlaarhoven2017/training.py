@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from bnrepro import checkpoint, record
+from bnrepro.claims import measure
 from bnrepro.record import Run
 from bnrepro.train import Batch, Trainer, trainer_of
 
@@ -36,6 +37,7 @@ def mean_square(network: nn.Module) -> float:
     return math.exp(fmean(map(math.log, squares(network))))
 
 
+@measure("vanlaarhoven2017/norms")
 def norms(run: Run, seed: int) -> list[Row]:
     """At the end of a run: the mean of |w|² over that at its start, and the mean effective rate lr / |w|²."""
     network = trainer_of(run.config).network
@@ -48,6 +50,7 @@ def norms(run: Run, seed: int) -> list[Row]:
     ]
 
 
+@measure("vanlaarhoven2017/four_arms")
 def four_arms(run: Run, seed: int, epochs: int, decay: float) -> list[Row]:
     """Weight decay on; off; off at the effective rates of on; on at the effective rates of off.
 

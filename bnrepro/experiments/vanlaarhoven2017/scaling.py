@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from bnrepro.claims import measure
 from bnrepro.data import mix
 from bnrepro.experiments.vanlaarhoven2017.training import normed_weights
 from bnrepro.model import build
@@ -19,6 +20,7 @@ from bnrepro.schema import Initialization, Model
 Row = dict[str, Any]
 
 
+@measure("vanlaarhoven2017/invariance")
 def invariance(seed: int, scale: float, steps: int, lr: float, decay: float) -> list[Row]:
     """A network of three normed layers at its initial weights w and at a w (``scale``), alone and in training.
 
@@ -30,26 +32,32 @@ def invariance(seed: int, scale: float, steps: int, lr: float, decay: float) -> 
     """
     x, y = _data(seed)
     network, larger = _network(seed), _network(seed, scale)
-    gradients, scaled = ([w.grad for w in _backward(n, x, y)] for n in (network, larger))
+    loss, other = (float(_loss(n, x, y).detach()) for n in (network, larger))
     weights = normed_weights(network)
-    loss, other = (float(F.cross_entropy(n(x), y).detach()) for n in (network, larger))
-    cosines = [float(F.cosine_similarity(w.detach().flatten(), _given(w.grad).flatten(), dim=0)) for w in weights]
-    worst = max(
-        float((scale * _given(b) - _given(a)).norm() / _given(a).norm()) for a, b in zip(gradients, scaled, strict=True)
-    )
-    rows: dict[str, float] = {"loss": abs(other / loss - 1), "orthogonal": max(map(abs, cosines)), "gradient": worst}
-    rows["growth"], rows["least_growth"] = _growth(seed, x, y, steps, lr)
+    gradients, scaled = (torch.autograd.grad(_loss(n, x, y), normed_weights(n)) for n in (network, larger))
+    cosines = [
+        F.cosine_similarity(w.detach().flatten(), g.flatten(), dim=0) for w, g in zip(weights, gradients, strict=True)
+    ]
+    errors = [(scale * b - a).norm() / a.norm() for a, b in zip(gradients, scaled, strict=True)]
+    growth, least = _growth(seed, x, y, steps, lr)
 
     def apart(kind: str, factor: float, decay: float, decay_factor: float) -> float:
         settings = ((1.0, lr, decay), (scale, lr * factor, decay * decay_factor))
         a, b = (list(_training(kind, seed, s, x, y, steps, rate, wd)) for s, rate, wd in settings)
         return max(abs(p - q) / abs(p) for p, q in zip(a, b, strict=True))
 
-    rows["sgd"] = apart("sgd", scale**2, decay, scale**-2)
-    rows["sgd_same"] = apart("sgd", 1, decay, 1)
-    rows["adam"] = apart("adam", scale, 0.0, 1)
-    rows["adam_same"] = apart("adam", 1, 0.0, 1)
-    rows["adam_squared"] = apart("adam", scale**2, 0.0, 1)
+    rows = {
+        "loss": abs(other / loss - 1),
+        "orthogonal": max(abs(float(cosine)) for cosine in cosines),
+        "gradient": max(map(float, errors)),
+        "growth": growth,
+        "least_growth": least,
+        "sgd": apart("sgd", scale**2, decay, scale**-2),
+        "sgd_same": apart("sgd", 1, decay, 1),
+        "adam": apart("adam", scale, 0.0, 1),
+        "adam_same": apart("adam", 1, 0.0, 1),
+        "adam_squared": apart("adam", scale**2, 0.0, 1),
+    }
     return [{"quantity": name, "x": None, "value": value} for name, value in rows.items()]
 
 
@@ -71,32 +79,25 @@ def _network(seed: int, scale: float = 1.0) -> nn.Module:
     return network
 
 
-def _backward(network: nn.Module, x: Tensor, y: Tensor) -> list[Tensor]:
-    network.zero_grad()
-    F.cross_entropy(network(x), y).backward()
-    return normed_weights(network)
+def _loss(network: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+    return F.cross_entropy(network(x), y)
 
 
-def _given(gradient: Tensor | None) -> Tensor:
-    assert gradient is not None
-    return gradient
-
-
-@torch.no_grad()
 def _growth(seed: int, x: Tensor, y: Tensor, steps: int, lr: float) -> tuple[float, float]:
     """Of plain SGD: the largest error of |w|² + lr² |g|² = next |w|², and the smallest relative growth."""
-    network, error, least = _network(seed), 0.0, float("inf")
+    network = _network(seed)
+    weights, optimizer = normed_weights(network), torch.optim.SGD(network.parameters(), lr=lr)
+    errors, growths = [], []
     for _ in range(steps):
-        with torch.enable_grad():
-            weights = _backward(network, x, y)
-        before = [float(w.square().sum()) for w in weights]
-        added = [lr**2 * float(_given(w.grad).square().sum()) for w in weights]
-        for parameter in network.parameters():
-            parameter.sub_(_given(parameter.grad), alpha=lr)
-        after = [float(w.square().sum()) for w in weights]
-        error = max(error, *(abs((b + g) / a - 1) for a, b, g in zip(after, before, added, strict=True)))
-        least = min(least, *(a / b - 1 for a, b in zip(after, before, strict=True)))
-    return error, least
+        optimizer.zero_grad()
+        _loss(network, x, y).backward()
+        before = [float(w.detach().square().sum()) for w in weights]
+        added = [lr**2 * float(w.grad.square().sum()) for w in weights if w.grad is not None]
+        optimizer.step()
+        after = [float(w.detach().square().sum()) for w in weights]
+        errors += [abs((b + g) / a - 1) for a, b, g in zip(after, before, added, strict=True)]
+        growths += [a / b - 1 for a, b in zip(after, before, strict=True)]
+    return max(errors), min(growths)
 
 
 def _training(
@@ -108,14 +109,11 @@ def _training(
     held = set(map(id, weights))
     rest = [p for p in network.parameters() if id(p) not in held]
     groups = [{"params": weights, "lr": lr, "weight_decay": decay}, {"params": rest, "lr": 0.01}]
-    optimizer: torch.optim.Optimizer
-    if kind == "sgd":
-        optimizer = torch.optim.SGD(groups, lr=lr, momentum=0.9)
-    else:
-        optimizer = torch.optim.Adam(groups, lr=lr, eps=0.0)
+    sgd = kind == "sgd"
+    optimizer = torch.optim.SGD(groups, lr=lr, momentum=0.9) if sgd else torch.optim.Adam(groups, lr=lr, eps=0.0)
     for _ in range(steps):
         optimizer.zero_grad()
-        loss = F.cross_entropy(network(x), y)
+        loss = _loss(network, x, y)
         yield float(loss.detach())
         loss.backward()
         optimizer.step()

@@ -1,0 +1,460 @@
+"""Wu & Johnson, Rethinking "Batch" in BatchNorm (2021).
+
+https://arxiv.org/abs/2105.07576
+
+Differences from the paper
+- Small networks on digits and CIFAR-10 for a few epochs, where the source trains ResNet-50 on ImageNet for 100; the
+  large batch is hundreds of images, not 8,192.
+- The momentum does not change what is trained, so one training gives the moving averages of all momenta, the cumulative
+  average and the population's statistics at once; differences between them are of one network.
+- Small batches of normalization are ghost batches: parts of one SGD batch, so that steps and rates stay.
+- The population's variance is that of the pooled values; the source averages over batches.
+- All accuracies are of test images, and nothing is chosen. Points before the last are of the first of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from copy import deepcopy
+from dataclasses import replace
+from statistics import stdev
+from typing import Any
+
+import torch
+from matplotlib.figure import Figure
+from pydantic import BaseModel, ConfigDict
+from torch import Tensor
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from bnrepro import train
+from bnrepro.claims import Design, Evidence, Paper, Preset, Results, Values, equal, greater, measure, not_lower
+from bnrepro.claims.plots import dots, legend, lines, looks, panels, zero
+from bnrepro.data import Split, mix
+from bnrepro.figures import label
+from bnrepro.norm import reestimate_statistics
+from bnrepro.norm.statistics import batch_statistics, tracking_layers
+from bnrepro.record import Run
+from bnrepro.train import Trainer, trainer_of
+
+POINTS = "points of test accuracy"
+UNREAD = "no number read in the text"
+GHOSTS = "4 epochs of a quarter-width ResNet-20 on 2,000 digits, for 100 of ResNet-50 on ImageNet"
+CUMULATIVE, POPULATION, BATCH, FROZEN = "cumulative", "population", "batch", "frozen"
+USUAL = "ema 0.1"  # torch's momentum, and 1 - 0.9 of the source
+EARLY = 0.2  # share of a training that is its beginning
+SMALL = [2, 4]  # images per ghost batch that the source calls small
+POPULATION_BATCH = 100  # images in a forward pass, so that 100 samples are one
+REPORTED = {"ema 0.01": 8.35, USUAL: 8.29, "ema 1": 8.63}
+"""gcr's errors, %: ResNet-20 on CIFAR-10."""
+KINDS = {
+    USUAL: "moving average (0.1)",
+    CUMULATIVE: "cumulative average",
+    POPULATION: "population",
+    BATCH: "the batch's own",
+    FROZEN: "frozen at the end",
+    "train": "the batch's own, training images",
+}
+Row = dict[str, Any]
+
+
+class Part(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    overrides: list[str]
+    epochs: int
+    images: int
+
+
+class Path(Part):
+    variants: list[str]
+    batches: dict[str, list[str]]
+    momenta: list[float]
+    points: int
+    samples: list[int]
+
+
+class Ghost(Part):
+    sizes: list[int]
+    frozen_epochs: int
+    samples: int
+
+
+class Settings(Preset):
+    path: Path
+    ghost: Ghost
+    enough: int
+    margin_points: float
+
+
+paper = Paper(
+    __name__,
+    Settings,
+    scale="toy",
+    scale_note="4 epochs of a quarter-width ResNet-20 on a fifth of CIFAR-10, for 100 of ResNet-50 on ImageNet",
+)
+
+
+@paper.design
+def runs(s: Settings) -> Design:
+    """Trainings under every kind of statistics, and on ghost batches.
+
+    The run itself is the first epoch of what is measured: it says where the data are, and is a check.
+    """
+    design = Design(s.seeds)
+    for variant in s.path.variants:
+        for size, batch in s.path.batches.items():
+            run = [*s.path.overrides, *batch, f"variant={variant}", "epochs=1"]
+            asked = s.path.model_dump(include={"epochs", "momenta", "points", "images", "samples"}) | {"used": s.enough}
+            design.train("path", {"variant": variant, "batch": size}, run, (along_training, asked))
+    for images in s.ghost.sizes:
+        run = [*s.ghost.overrides, "variant=ghostbn", f"norm.ghost_size={images}", "epochs=1"]
+        asked = s.ghost.model_dump(include={"epochs", "frozen_epochs", "images", "samples"}) | {"size": images}
+        design.train("ghost", {"size": images}, run, (ghost_batches, asked))
+    return design
+
+
+# --- statistics ---
+
+
+class Averages:
+    """The running statistics of a network under several momenta at once, and their cumulative average.
+
+    With a layer's momentum at 1 its buffers are those of the last batch; from them the averages are kept here, from
+    mean 0 and variance 1 on, as torch keeps one. The cumulative one is torch's ``momentum=None``.
+    """
+
+    def __init__(self, layers: dict[str, _BatchNorm], momenta: list[float]) -> None:
+        self.layers, self.steps = layers, 0
+        for layer in layers.values():
+            layer.momentum = 1.0
+        start = [tensor.clone() for tensor in self._buffers()]
+        kinds: list[float | str] = [*momenta, CUMULATIVE]
+        self.kept = {kind: [tensor.clone() for tensor in start] for kind in kinds}
+
+    def _buffers(self) -> Iterator[Tensor]:
+        for layer in self.layers.values():
+            assert layer.running_mean is not None and layer.running_var is not None
+            yield layer.running_mean
+            yield layer.running_var
+
+    def update(self) -> None:
+        """After a training step."""
+        self.steps += 1
+        for kind, averages in self.kept.items():
+            weight = 1 / self.steps if isinstance(kind, str) else kind
+            for average, last in zip(averages, self._buffers(), strict=True):
+                average.lerp_(last, weight)
+
+    def put(self, kind: float | str) -> None:
+        """Into the layers' buffers, which the next training step overwrites."""
+        for average, buffer in zip(self.kept[kind], self._buffers(), strict=True):
+            buffer.copy_(average)
+
+
+def population(trainer: Trainer, samples: int | None, size: int = POPULATION_BATCH) -> None:
+    """Statistics of ``samples`` training images (None: all) into the network's layers, ``size`` at a time.
+
+    Which images, is drawn by the run's seed. An incomplete last batch is left out.
+    """
+    data = trainer.data
+    generator = torch.Generator().manual_seed(mix(trainer.cfg.seed, "population"))
+    order = torch.randperm(len(data.train.labels), generator=generator)[:samples]
+    size = min(size, len(order))
+    starts = range(0, len(order) - size + 1, size)
+    images = (data.train.images[order[start : start + size]] for start in starts)
+    reestimate_statistics(trainer.network, (data.normalize(x, trainer.cfg.channels_last) for x in images))
+
+
+def shuffled(split: Split, images: int | None = None) -> Split:
+    """The first ``images`` of a split in an order drawn once: sets sorted by class make batches of one class."""
+    generator = torch.Generator().manual_seed(mix(0, "evaluation"))
+    order = torch.randperm(len(split.labels), generator=generator)[:images].to(split.labels.device)
+    return Split(split.images[order], split.labels[order])
+
+
+def percent(trainer: Trainer, split: Split, batch_size: int | None = None) -> float:
+    """Accuracy in %, with what the layers hold; with ``batch_size``, with the statistics of each such batch."""
+    if batch_size is None:
+        return 100 * train.measure(trainer.network, trainer.data, split, trainer.cfg)[1]
+    with batch_statistics(trainer.network):
+        return 100 * train.measure(trainer.network, trainer.data, split, trainer.cfg, batch_size)[1]
+
+
+# --- measurements ---
+
+
+@measure("wu2021/along_training")
+def along_training(
+    run: Run, seed: int, epochs: int, momenta: list[float], points: int, images: int, samples: list[int], used: int
+) -> list[Row]:
+    """Test accuracy (%) by the kind of statistics at ``points`` steps of a training, half of them in its first fifth.
+
+    Rows: ``accuracy_<kind>`` by step, on ``images`` test images and with ``used`` training images in the population's
+    statistics; ``final_<kind>`` at the end, on and with all; ``samples`` at the end, by the number of training images.
+    """
+    trainer = trainer_of(replace(run.config, epochs=epochs))
+    averages = Averages(tracking_layers(trainer.network), momenta)
+    few, whole = shuffled(trainer.data.test, images), shuffled(trainer.data.test)
+    rows: list[Row] = []
+
+    def look(prefix: str, x: float | None, split: Split, count: int | None) -> None:
+        for kind in averages.kept:
+            averages.put(kind)
+            rows.append({"quantity": f"{prefix}_{name_of(kind)}", "x": x, "value": percent(trainer, split)})
+        population(trainer, count)
+        rows.append({"quantity": f"{prefix}_{POPULATION}", "x": x, "value": percent(trainer, split)})
+        own = percent(trainer, split, min(run.config.batch_size, len(split.labels)))
+        rows.append({"quantity": f"{prefix}_{BATCH}", "x": x, "value": own})
+
+    wanted = places(trainer.steps, points)
+    for batch in trainer.batches():
+        loss, _ = trainer.update(batch.x, batch.y, batch.lr)
+        averages.update()
+        if batch.step + 1 in wanted:
+            if not bool(loss.isfinite()):
+                return [*rows, {"quantity": "diverged", "x": None, "value": batch.step + 1}]
+            look("accuracy", batch.step + 1, few, used)
+    look("final", None, whole, None)
+    for count in samples:
+        population(trainer, count)
+        rows.append({"quantity": "samples", "x": count, "value": percent(trainer, whole)})
+    return rows
+
+
+def name_of(kind: float | str) -> str:
+    """Of a kind of statistics; a number is the momentum of a moving average."""
+    return kind if isinstance(kind, str) else f"ema {kind:g}"
+
+
+def places(steps: int, points: int) -> list[int]:
+    """Steps to look at: half of them at equal distances in the first fifth of a training, the others up to its end."""
+    early = max(1, round(0.2 * steps))
+    first = -(-points // 2)
+    marks = [early * (i + 1) / first for i in range(first)]
+    marks += [early + (steps - early) * (i + 1) / (points - first) for i in range(points - first)]
+    return sorted({max(1, round(mark)) for mark in marks})
+
+
+@measure("wu2021/ghost_batches")
+def ghost_batches(
+    run: Run, seed: int, epochs: int, frozen_epochs: int, images: int, samples: int, size: int
+) -> list[Row]:
+    """Test accuracy (%) of a network that was trained on ghost batches of ``size``, by the statistics at test.
+
+    Rows (x: the kind): ``test`` and ``train`` under the moving average of the layer's own momentum, the population of
+    ghost batches, and each ghost batch's own; ``frozen``: the same training with the population's statistics
+    frozen in the last ``frozen_epochs``.
+    """
+    trainer = trainer_of(replace(run.config, epochs=epochs))
+    trained, test = shuffled(trainer.data.train, images), shuffled(trainer.data.test, images)
+    rows: list[Row] = []
+    fork = (epochs - frozen_epochs) * trainer.steps_per_epoch
+    for batch in trainer.batches(0, fork):
+        trainer.update(batch.x, batch.y, batch.lr)
+    state, optimizer = deepcopy(trainer.network.state_dict()), deepcopy(trainer.optimizer.state_dict())
+    for batch in trainer.batches(fork):
+        trainer.update(batch.x, batch.y, batch.lr)
+
+    def look(kind: str, batch_size: int | None = None) -> None:
+        for name, split in (("test", test), ("train", trained)):
+            rows.append({"quantity": name, "x": kind, "value": percent(trainer, split, batch_size)})
+
+    look("ema")
+    population(trainer, samples, size)
+    look(POPULATION)
+    look(BATCH, size)
+    trainer.network.load_state_dict(state)
+    trainer.optimizer.load_state_dict(optimizer)
+    population(trainer, samples, size)
+    for layer in tracking_layers(trainer.network).values():
+        setattr(layer, "frozen", True)  # noqa: B010  (ours have it; torch's type does not)
+    for batch in trainer.batches(fork):
+        trainer.update(batch.x, batch.y, batch.lr)
+    look(FROZEN)
+    return rows
+
+
+# --- claims: moving average and population ---
+
+
+def at_end(r: Results, kind: str) -> Values:
+    """Test accuracy at the end of a training under a kind of statistics, by variant and batch."""
+    return r.measured(f"final_{kind}", part="path")
+
+
+def cells(values: Values) -> dict[str, Values]:
+    """The values of each network, by its name."""
+    networks = values.by("variant", "batch").items()
+    return {f"{label(variant)}, {batch} batch": each for (variant, batch), each in networks}
+
+
+@paper.claim("W1", where="section 3", reported=UNREAD)
+def the_population_is_as_good(r: Results, s: Settings) -> Evidence:
+    """Statistics of the population computed after training (PreciseBN) are as good as the moving average or better."""
+    difference = cells(at_end(r, POPULATION) - at_end(r, USUAL))
+    return not_lower(difference, "population minus moving average at the end", POINTS, margin=s.margin_points)
+
+
+@paper.claim("W1.2", where="section 3", reported=UNREAD)
+def the_moving_average_is_unstable_early(r: Results, s: Settings) -> Evidence:
+    """With a large batch the moving average is unstable early in training, where the population's statistics are
+    not.
+    """
+    population, moving = (early(r, kind) for kind in (POPULATION, USUAL))
+    lost = population.mean("x") - moving.mean("x")
+    evidence = greater(cells(lost), "population minus moving average, first fifth", POINTS, bar=s.margin_points)
+    for name, values in {"population": population, "moving average": moving}.items():
+        spread = values.reduce(lambda each: stdev(each) if len(each) > 1 else 0.0, "x")
+        spreads = {f"standard deviation there, {name}, {network}": each for network, each in cells(spread).items()}
+        evidence = evidence.showing(spreads, "points")
+    return evidence
+
+
+def early(r: Results, kind: str) -> Values:
+    """Accuracies at the points in the first fifth of a training with a large batch."""
+    values = r.measured(f"accuracy_{kind}", part="path", batch=["large"])
+    steps = values.levels("x")
+    return values.at(x=[step for step in steps if step <= EARLY * max(steps) + 0.5])  # the points are whole steps
+
+
+@paper.claim("W1.3", where="section 3", reported="10^3 to 10^4 samples (ResNet-50, ImageNet)")
+def a_thousand_samples_are_enough(r: Results, s: Settings) -> Evidence:
+    """1,000 to 10,000 samples are enough for the population's statistics."""
+    difference = cells(r.measured("samples", part="path", x=s.enough) - at_end(r, POPULATION))
+    return equal(difference, f"statistics of {s.enough:,} images minus all", POINTS, margin=s.margin_points)
+
+
+@paper.claim(
+    "W2",
+    source="gcr, a public comparison of momenta: ResNet-20 on CIFAR-10",
+    reported="error 8.35% with momentum 0.01, 8.29% with 0.1, 8.63% with 1, 8.22% with one that changes",
+    scale="reduced",
+    scale_note="4 epochs on a fifth of CIFAR-10, a quarter of the width",
+)
+def momentum_does_not_matter(r: Results, s: Settings) -> Evidence:
+    """The momentum of the moving average has no significant effect on the error."""
+    others = [momentum for momentum in s.path.momenta if name_of(momentum) != USUAL]
+    difference = cells(by_momentum(r, others) - at_end(r, USUAL))
+    return equal(difference, "moving average minus momentum 0.1", POINTS, margin=s.margin_points)
+
+
+def by_momentum(r: Results, momenta: list[float]) -> Values:
+    """Test accuracy at the end under the moving averages."""
+    return Values.stacked("momentum", {momentum: at_end(r, name_of(momentum)) for momentum in momenta})
+
+
+# --- claims: ghost batches ---
+
+
+def over_population(r: Results, s: Settings, kind: str, estimand: str) -> Evidence:
+    """Test accuracy under a kind of statistics minus the population's, after training on small ghost batches."""
+    test = r.measured("test", part="ghost", size=SMALL)
+    return greater(test.at(x=kind) - test.at(x=POPULATION), estimand, POINTS, margin=s.margin_points)
+
+
+@paper.claim("W1.4", where="section 3", reported=UNREAD, scale_note=GHOSTS)
+def the_batch_is_better_after_small_batches(r: Results, s: Settings) -> Evidence:
+    """Where training normalises over 2 to 4 images, the batch's own statistics at test are better than the
+    population's.
+    """
+    evidence = over_population(r, s, BATCH, "each ghost batch's statistics minus the population's")
+    trained, test = (r.measured(split, part="ghost", size=SMALL) for split in ("train", "test"))
+    for kind in (POPULATION, BATCH):
+        gap = trained.at(x=BATCH) - test.at(x=kind)
+        evidence = evidence.showing({f"training minus test accuracy, {KINDS[kind]}": gap}, "points")
+    return evidence
+
+
+@paper.claim("W1.5", where="section 3", reported=UNREAD, scale_note=GHOSTS)
+def freezing_helps_after_small_batches(r: Results, s: Settings) -> Evidence:
+    """Where training normalises over 2 to 4 images, frozen statistics (FrozenBN) in the last epochs help."""
+    return over_population(r, s, FROZEN, "frozen in the last epochs minus never frozen")
+
+
+# --- tables and figures ---
+
+
+@paper.table
+def final(r: Results, s: Settings) -> list[Row]:
+    """Test error at the end of training by the statistics at test."""
+    kinds = [*map(name_of, s.path.momenta), CUMULATIVE, POPULATION, BATCH]
+    return [
+        {"statistics": kind, "source's error, %": REPORTED.get(kind)}
+        | {f"{name}, error, %": (100 - values).interval() for name, values in cells(at_end(r, kind)).items()}
+        for kind in kinds
+    ]
+
+
+@paper.table
+def samples(r: Results, s: Settings) -> list[Row]:
+    """Test accuracy by the number of training images in the population's statistics."""
+    found = {count: r.measured("samples", part="path", x=count) for count in s.path.samples}
+    return [
+        {"samples": count} | {f"{name}, %": each.interval() for name, each in cells(values).items()}
+        for count, values in [*found.items(), ("all", at_end(r, POPULATION))]
+    ]
+
+
+@paper.table
+def ghost(r: Results, s: Settings) -> list[Row]:
+    """Accuracy after training on ghost batches, by the statistics at test."""
+    splits = {f"{split}, %": r.measured(split, part="ghost") for split in ("test", "train")}
+    return [
+        {"images per ghost batch": size, "statistics at test": kind}
+        | {name: values.at(size=size, x=kind).interval() for name, values in splits.items()}
+        for size in s.ghost.sizes
+        for kind in ("ema", POPULATION, BATCH, FROZEN)
+    ]
+
+
+@paper.figure
+def along(r: Results, s: Settings) -> Figure | None:
+    """Test error of one network by what stands for mean and variance at test, along its training; {s.path.images} test
+    images. The population's statistics are of {s.enough:,} training images.
+    """
+    kinds = (USUAL, CUMULATIVE, POPULATION, BATCH)
+    error = 100 - Values.stacked("kind", {kind: r.measured(f"accuracy_{kind}", part="path") for kind in kinds})
+    if not error:
+        return None
+    figure, axes = panels(len(s.path.batches), len(s.path.variants), height=1.9, sharey=True)
+    for each, (name, values) in zip(axes, cells(error).items(), strict=True):
+        lines(each, values, "x", "kind", looks(KINDS))
+        each.set(title=name, xlabel="step", ylabel="test error, %", ylim=(0, 100))
+        each.label_outer(remove_inner_ticks=False)
+    legend(figure, of=axes[0])
+    return figure
+
+
+@paper.figure
+def against(r: Results, s: Settings) -> Figure | None:
+    """Test accuracy at the end minus that with the statistics of all training images. Left: by the number of training
+    images in the population's statistics. Right: by the momentum of the moving average.
+    """
+    found = {
+        "training images in the statistics": (r.measured("samples", part="path"), "x"),
+        "momentum of the moving average": (by_momentum(r, s.path.momenta), "momentum"),
+    }
+    if not at_end(r, POPULATION):
+        return None
+    figure, axes = panels(2, height=2.9)
+    for each, (name, (values, factor)) in zip(axes, found.items(), strict=True):
+        networks = Values.stacked("network", cells(values - at_end(r, POPULATION)))
+        zero(each)
+        dots(each, networks, factor, "network", looks(networks.levels("network")))
+        each.set(xlabel=name, ylabel="points of test accuracy")
+    legend(figure, 2, of=axes[0])
+    return figure
+
+
+@paper.figure
+def ghost_batches_at_test(r: Results, s: Settings) -> Figure | None:
+    """Error after training on ghost batches, by the statistics at test."""
+    test, trained = (r.measured(split, part="ghost") for split in ("test", "train"))
+    if not test:
+        return None
+    kinds = {kind: test.at(x=kind) for kind in (POPULATION, BATCH, FROZEN)} | {"train": trained.at(x=BATCH)}
+    figure, (axes,) = panels(height=2.6, width=5.0)
+    dots(axes, 100 - Values.stacked("kind", kinds), "size", "kind", looks(KINDS))
+    axes.set(xlabel="images per ghost batch in training", ylabel="error, %", ylim=(0, None))
+    legend(figure, 2)
+    return figure
