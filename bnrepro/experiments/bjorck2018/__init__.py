@@ -33,8 +33,7 @@ from pydantic import BaseModel, ConfigDict
 from bnrepro import figures
 from bnrepro.claims import Design, Evidence, Paper, Preset, Results, Values, equal, greater
 from bnrepro.claims.plots import GREY, curve, legend, lines, looks, panels, ticks
-from bnrepro.experiments.bjorck2018.measurements import at_start
-from bnrepro.experiments.bjorck2018.measurements import diverging as diverges
+from bnrepro.experiments.bjorck2018 import measurements
 
 RATES, START, DIVERGING = "rates", "start", "diverging"
 NAMES = {variant: figures.label(variant) for variant in ("nobn", "bn")}
@@ -93,12 +92,11 @@ def runs(s: Settings) -> Design:
     for network in s.inside:
         overrides = [*s.common, *s.networks[network].overrides]
         for variant in NAMES:
-            factors = {"network": network, "variant": variant}
-            design.measure(START, factors, at_start, overrides=overrides, variant=variant, images=s.images)
-        design.measure(
-            DIVERGING, {"network": network}, diverges, overrides=overrides, rates=s.sweep(network),
-            steps=s.diverging_steps, loss=s.diverging_loss, shares=s.shares,
-        )  # fmt: skip
+            asked: Row = {"overrides": overrides, "variant": variant, "images": s.images}
+            design.measure(START, {"network": network, "variant": variant}, measurements.at_start, **asked)
+        asked = {"overrides": overrides, "rates": s.sweep(network), "shares": s.shares}
+        asked |= {"steps": s.diverging_steps, "loss": s.diverging_loss}
+        design.measure(DIVERGING, {"network": network}, measurements.diverging, **asked)
     return design
 
 
@@ -114,7 +112,8 @@ def trains(r: Results, s: Settings) -> Values:
 
 def of_trained(r: Results, s: Settings, column: str) -> Values:
     """A column of the runs that trained, in percent."""
-    return 100 * r.of_runs(column, part=RATES).max("layers") + 0 * trains(r, s).where(bool)
+    only = 0 * trains(r, s).where(bool)  # a sum has the values that both sides have
+    return 100 * r.of_runs(column, part=RATES).max("layers") + only
 
 
 def of_all_seeds(values: Values, s: Settings) -> Values:
