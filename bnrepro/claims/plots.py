@@ -100,6 +100,8 @@ def lines(
     drawn = [level for level in look if level in groups]
     for place, level in enumerate(drawn):
         found = (groups[level].log() if log else groups[level]).intervals(x)
+        if all(isinstance(at, int | float) for at in found):
+            found = dict(sorted(found.items()))  # a level that the first seed lacks is the last of the records
         curve(axes, found, look[level], bars=bars, shift=apart * (place - (len(drawn) - 1) / 2), log=log, marks=marks)
 
 

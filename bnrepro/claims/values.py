@@ -190,6 +190,15 @@ class Values:
             groups.setdefault((tuple(label[i] for i in left), seed), []).append(value)
         return Values(tuple(self.factors[i] for i in left), {key: function(values) for key, values in groups.items()})
 
+    def along(self, factor: str, function: Callable[[list[Any], list[float]], float]) -> Values:
+        """``function`` of the levels of ``factor`` and of each seed's values at them: a slope, an area."""
+        rest = [i for i, key in enumerate(self.factors) if key != factor]
+        series: dict[tuple[Label, int], dict[Any, float]] = {}
+        for (label, seed), value in self.data.items():
+            series.setdefault((tuple(label[i] for i in rest), seed), {})[label[self.factors.index(factor)]] = value
+        found = {key: function(list(values), list(values.values())) for key, values in series.items()}
+        return Values(tuple(self.factors[i] for i in rest), found)
+
     def mean(self, *over: str) -> Values:
         """Each seed's mean over ``over``."""
         return self.reduce(fmean, *over)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from matplotlib.figure import Figure
 
-from bnrepro.claims.plots import DOTTED, heat_map, looks, panels
+from bnrepro.claims import Values
+from bnrepro.claims.plots import DOTTED, heat_map, lines, looks, panels
 from bnrepro.figures import STYLES
 from bnrepro.stats import Interval, t_interval
 
@@ -36,3 +37,9 @@ def test_numbers_in_a_heat_map_can_be_read_on_dark_and_on_bright_cells() -> None
     heat_map(axes, {(0.0, "a"): t_interval([0.0, 0.0]), (0.0, "b"): t_interval([1.0, 1.0])}, cmap="viridis")
     assert [text.get_color() for text in axes.texts] == ["white", "black"]  # viridis ends in yellow
     assert [label.get_text() for label in axes.get_yticklabels()] == ["0"]
+
+
+def test_lines_run_from_left_to_right_where_a_seed_lacks_a_level() -> None:
+    _, (axes,) = panels()
+    lines(axes, Values(("x",), {((1,), 0): 1.0, ((4,), 0): 2.0, ((2,), 1): 3.0}), "x")
+    assert list(axes.get_lines()[0].get_xdata()) == [1, 2, 4]

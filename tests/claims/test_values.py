@@ -78,6 +78,14 @@ def test_averages_over_factors() -> None:
     assert VALUES.min("variant").at(size=8).seeds[0] == 1.0
 
 
+def test_a_function_along_a_factor_sees_the_levels_of_each_seed() -> None:
+    slope = VALUES.along("size", lambda sizes, values: (values[1] - values[0]) / (sizes[1] - sizes[0]))
+    assert slope.factors == ("variant",) and slope.at(variant="bn").seeds == dict.fromkeys((0, 1, 2), 10 / 24)
+    fewer = VALUES.where(lambda value: value != 10.0).along("size", lambda sizes, _: len(sizes))
+    assert fewer.at(variant="bn").seeds == {0: 1, 1: 2, 2: 2}
+    assert len(Values().along("size", lambda sizes, _: len(sizes))) == 0
+
+
 def test_cells_are_named_by_what_differs() -> None:
     assert list(VALUES.cells()) == ["bn, size 8", "bn, size 32", "nobn, size 8", "nobn, size 32"]
     assert list(VALUES.at(variant=["bn"]).cells()) == ["size 8", "size 32"]
