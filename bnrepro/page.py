@@ -87,7 +87,7 @@ def _details(row: dict[str, Any]) -> str:
         "Its words": row["quote"],
         "Seeds to decide": row["needed"],
         "Changes with the margin": " and ".join(f"times {factor:g}" for factor in row["flips_at"]),
-        "Judged in": row["line"],
+        "Judged in": row["judged_in"],
         "Made by": row["command"],
     }
     pairs = "".join(f"<dt>{escape(what)}</dt><dd>{_text(text)}</dd>" for what, text in facts.items() if text)

@@ -92,7 +92,7 @@ class ClaimRow:
     look: dict[str, int] | None
     needed: stored.Count | None
     flips_at: list[float]
-    line: str
+    judged_in: str
     preset: Literal["smoke", "quick", "full"]
     design_hash: str
     seconds: float

@@ -80,7 +80,7 @@ class Judged:
             "look": None,
             "needed": words.needed(effect) if inconclusive and effect else None,
             "flips_at": flips_at(self.evidence) if claim.kind != "identity" else [],
-            "line": claim.line,
+            "judged_in": claim.judged_in,
         }
 
 

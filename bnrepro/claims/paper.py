@@ -213,12 +213,12 @@ class Claim:
     """Why its verdict is withdrawn."""
 
     @property
-    def line(self) -> str:
-        """File and line of the function, within the package."""
+    def judged_in(self) -> str:
+        """File and name of the function that says what it rests on."""
         code = inspect.unwrap(self.evidence).__code__
         parts = Path(code.co_filename).parts
         place = Path(*parts[parts.index("bnrepro") :]) if "bnrepro" in parts else Path(code.co_filename).name
-        return f"{place}:{code.co_firstlineno}"
+        return f"{Path(place).as_posix()}:{code.co_name}"
 
 
 @dataclass(frozen=True)

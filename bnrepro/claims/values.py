@@ -83,6 +83,18 @@ class Values:
         """The values for which ``keep`` is true: ``values.where(math.isfinite)``."""
         return Values(self.factors, {key: value for key, value in self.data.items() if keep(value)})
 
+    def without(self, *factors: str) -> Values:
+        """The values without ``factors`` that the others determine, as an arm its variant; those it lacks are none.
+
+        Raises:
+            ValueError: the others do not tell the values apart.
+        """
+        left = [i for i, key in enumerate(self.factors) if key not in factors]
+        data = {(tuple(label[i] for i in left), seed): value for (label, seed), value in self.data.items()}
+        if len(data) < len(self.data):
+            raise ValueError(f"without {', '.join(factors)}, several values have the same factors and seed")
+        return Values(tuple(self.factors[i] for i in left), data)
+
     def levels(self, factor: str) -> list[Any]:
         """The levels of ``factor``, in the order of the records."""
         if factor not in self.factors:

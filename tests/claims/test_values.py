@@ -54,6 +54,14 @@ def test_differences_pair_seeds_and_levels() -> None:
         _ = VALUES.at(size=8) - VALUES.at(variant="bn")
 
 
+def test_a_factor_that_others_determine_can_be_left_out() -> None:
+    rows = [{"arm": arm, "variant": arm.strip("x"), "seed": 0, "value": 1.0} for arm in ("bn", "bnx", "nobn")]
+    values = Values.of_rows(rows, "value")
+    assert values.without("variant", "nothing").factors == ("arm",) and len(values.without("variant")) == 3
+    with pytest.raises(ValueError, match="several values have the same factors"):
+        values.without("arm")
+
+
 def test_what_is_contrasted_is_left_out() -> None:
     one, other = VALUES.at(variant=["bn"], size=8), VALUES.at(variant=["nobn"], size=8)
     assert (one - other).factors == () and (one - other).seeds == {0: 9.0, 1: 9.0, 2: 9.0}

@@ -117,7 +117,9 @@ def runs(s: Settings) -> Design:
 
 def curves(r: Results, column: str, **factors: Any) -> Values:
     """A column of the curves, of the runs that completed."""
-    return r.curve(column, part="curves", **factors) + 0 * r.of_runs("steps", part="curves", **factors)
+    return r.curve(column, part="curves", **factors) + 0 * r.of_runs("steps", part="curves", **factors).without(
+        "variant"
+    )
 
 
 def epochs(r: Results) -> dict[float, float]:
@@ -186,7 +188,7 @@ def without_bn_it_converges_slower(r: Results, s: Settings) -> Evidence:
 )
 def without_bn_it_is_outperformed(r: Results, s: Settings) -> Evidence:
     """The model with no batch normalization was outperformed by a significant margin in terms of accuracy."""
-    accuracy = r.test_accuracy(part="curves")
+    accuracy = r.test_accuracy(part="curves").without("variant")
     gain = accuracy.at(arm=SOURCES) - accuracy.at(arm="nobn")
     with_flips, bar = named(gain.at(flips="with")), s.significant_margin_points
     evidence = greater(with_flips, "test accuracy, BN minus no BN", POINTS, bar=bar)
@@ -205,7 +207,7 @@ def custom_is_close_to_the_framework(r: Results, s: Settings) -> Evidence:
     """The custom implementation follows a very similar loss and accuracy curve to the official one, so it is very close
     to that of TensorFlow.
     """
-    accuracy = r.test_accuracy(part="curves", flips="with")
+    accuracy = r.test_accuracy(part="curves", flips="with").without("variant")
     minus = {arm: accuracy.at(arm=arm) - accuracy.at(arm="bn") for arm in ("custombn", "custombn_own")}
     losses = {name: r.measured(of, part="lockstep").max("x") for of, name in LOSSES.items()}
     estimand, margin = "custom BN minus framework BN, same settings", s.equivalence_margin_points
@@ -324,7 +326,7 @@ def framework_validates_better_at_first(r: Results, s: Settings) -> Evidence:
 @paper.table
 def summary(r: Results, s: Settings) -> list[Row]:
     """Test accuracy at the end."""
-    accuracy = r.test_accuracy(part="curves")
+    accuracy = r.test_accuracy(part="curves").without("variant")
     rows = []
     for (flips, arm), values in accuracy.by("flips", "arm").items():
         gain = None if arm == "nobn" else (values - accuracy.at(flips=flips, arm="nobn")).interval()
@@ -416,7 +418,7 @@ def curves_without_flips(r: Results, s: Settings) -> Figure | None:
 @paper.figure
 def test_accuracy(r: Results, s: Settings) -> Figure | None:
     """Test accuracy at the end, with the source's horizontal flips and without: each seed a dot."""
-    accuracy = r.test_accuracy(part="curves")
+    accuracy = r.test_accuracy(part="curves").without("variant")
     if not accuracy:
         return None
     figure, axes = panels(2, height=2.2, sharex=True, sharey=True)

@@ -135,7 +135,7 @@ def runs(s: Settings) -> Design:
 
 def accuracies(r: Results) -> Values:
     """Test accuracy by norm and the number of images that its statistics come from, smallest first."""
-    found, own = r.test_accuracy(part="parts"), r.measured("test_accuracy", part="parts")
+    found, own = r.test_accuracy(part="parts").without("variant"), r.measured("test_accuracy", part="parts")
     assert not (found and own) or found.factors == own.factors
     return Values(found.factors or own.factors, dict(sorted({**found.data, **own.data}.items())))
 
@@ -251,7 +251,9 @@ def the_moving_average_fails(r: Results, s: Settings) -> Evidence:
 @paper.claim("T1", source=GHOST, reported="no number read in the text")
 def ghost_batches_regularize(r: Results, s: Settings) -> Evidence:
     """Statistics from parts of the batch (ghost batches) regularize: accuracy is higher than with the whole batch."""
-    validation = r.of_runs("val_accuracy", part="parts", norm="bn", images=s.images).intervals("images")
+    validation = (
+        r.of_runs("val_accuracy", part="parts", norm="bn", images=s.images).without("variant").intervals("images")
+    )
     best = max(validation, key=lambda images: validation[images].mean, default=s.batch)
     return greater(
         change(r, ("bn", best), ("bn", s.batch)) if validation else Values(),
