@@ -73,7 +73,7 @@ def reproduce(
         default = "quick" if "quick" in each.presets else "full"
         plans.append(make_plan(each, preset or default, root, places, making.resolve))
     for name in places.archives:
-        if not any(cfg.data.name == name for plan in plans for cfg in plan.configs):
+        if not any(data.name == name for plan in plans for data in plan.datasets):
             raise UserError(f"--archive={name}=...: none of these experiments uses the dataset {name}. Leave it out.")
     if not force:
         for plan in plans:
