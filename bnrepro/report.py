@@ -364,7 +364,9 @@ def _section(section: Section, out: Path) -> list[str]:
     if section.deviations:
         lines += ["What is done otherwise than in the source:", ""]
         lines += [*(f"* {_text(sentence)}" for sentence in section.deviations), ""]
-    lines += [f"* [{_text(number_of(row))}](#{anchor(section, row)}) {_text(_told(row))}" for row in section.claims]
+    lines += [
+        f"* [{_text(number_of(row))}](#{anchor(section, row)}) {_text(_told(row, section))}" for row in section.claims
+    ]
     lines += [""] * bool(section.claims)
     for image in section.images:
         file = quote(Path(os.path.relpath(image.stem, out)).as_posix() + ".png")
@@ -383,12 +385,13 @@ def _section(section: Section, out: Path) -> list[str]:
     return lines
 
 
-def _told(row: dict[str, Any]) -> str:
+def _told(row: dict[str, Any], section: Section) -> str:
     """A claim in full, for its section."""
     quote = f" “{row['quote']}”" if row["quote"] else ""
     where = f" ({row['where']})" if row["where"] else ""
     more = f" {row['needed']:,} seeds would decide." if row["needed"] else ""
-    return f"{row['verdict']}: {row['sentence']}{quote}{where} {row['found']}{more}"
+    source = f" Source: {row['source']}" if row["source"] != section.source else ""
+    return f"{row['verdict']}: {row['sentence']}{quote}{where} {row['found']}{more}{source}"
 
 
 def _table(head: list[str], body: list[list[str]]) -> list[str]:

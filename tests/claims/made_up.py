@@ -22,6 +22,7 @@ from bnrepro.record import Run
 PRESETS = "smoke: {seeds: 1}\nquick: {points: [0.1, 2.0]}\n"
 """What configs/experiment/made_up.yaml would say."""
 Row = dict[str, Any]
+Rows = list[Row]
 
 
 class Settings(Preset):  # whose defaults pydantic copies
@@ -59,31 +60,31 @@ def toys(s: Settings) -> Design:
 
 
 @measure("made_up/parameters")
-def parameters(run: Run, seed: int) -> list[Row]:
+def parameters(run: Run, seed: int) -> Rows:
     """Of a run."""
     return [{"quantity": "parameters", "x": None, "value": run.summary["parameters"]}]
 
 
 @measure("made_up/curve")
-def curve(seed: int, points: list[float]) -> list[Row]:
+def curve(seed: int, points: list[float]) -> Rows:
     """Of a toy; a third is no number that a decimal fraction has."""
     return [{"quantity": "curve", "x": x, "value": x / 3 + seed} for x in points]
 
 
 @measure("made_up/images")
-def images(data: Dataset, seed: int) -> list[Row]:
+def images(data: Dataset, seed: int) -> Rows:
     """Of a dataset."""
     return [{"quantity": "images", "x": None, "value": len(data.train.labels)}]
 
 
 @measure("made_up/fails")
-def fails(seed: int) -> list[Row]:
+def fails(seed: int) -> Rows:
     """One with a mistake."""
     raise ZeroDivisionError("by purpose")
 
 
 @measure("made_up/nonsense")
-def nonsense(seed: int) -> list[Row]:
+def nonsense(seed: int) -> Rows:
     """One whose rows are none."""
     return [{"quantity": "a", "val": 1}]
 
@@ -115,7 +116,7 @@ def level(r: Results, s: Settings) -> Evidence:
 
 
 @paper.table
-def sizes(r: Results, s: Settings) -> list[Row]:
+def sizes(r: Results, s: Settings) -> Rows:
     """Sizes."""
     accuracy = r.test_accuracy(part="table", variant="bn")
     return [{"variant": "bn", "accuracy": accuracy.interval(), "n": len(accuracy)}]
