@@ -106,9 +106,15 @@ class Report:
 
     def sensitive(self) -> str:
         """How many verdicts hang on the margin."""
-        tested = [row for row in self.claims if row["margin"] is not None or (row["bar"] or 0) < 0]
+        tested = [row for row in self.claims if row["kind"] != "identity" and any(map(_has_margin, row["effects"]))]
         flips = sum(bool(row["flips_at"]) for row in tested)
         return f"At half or double the margin, {flips} of the {len(tested)} verdicts that rest on one would change."
+
+
+def _has_margin(effect: dict[str, Any]) -> bool:
+    """Whether `flips_at` has something to halve and double: a margin, or the bar of `not_lower`, which is one."""
+    lower = effect["rule"] == "greater" and not effect["ratio"] and (effect["bar"] or 0) < 0
+    return effect["margin"] is not None or lower
 
 
 def write(out: Path) -> list[Path]:

@@ -982,6 +982,31 @@ def test_commands_on_hostile_files_end_with_a_sentence_and_code_2(call: Call, re
         assert line.isprintable()
 
 
+@pytest.mark.parametrize("place", ["evil.py", "./evil.py", "/evil.py"])
+def test_file_that_provenance_names_is_not_run(call: Call, results: Path, place: str) -> None:
+    folder = results / "experiments" / PAPER.name
+    evil = Path("evil.py").absolute()
+    evil.write_text("raise SystemExit('run')")
+    about = json.loads((folder / compare.PROVENANCE).read_text())
+    name = str(evil) if place.startswith("/") else place
+    (folder / compare.PROVENANCE).write_text(json.dumps(about | {"experiment": name}))
+    told = call("figures", str(folder))
+    assert (told.code, told.out) == (2, "")
+    assert f"says that it holds the experiment '{name}', and that is none" in told.err
+
+
+def test_claims_for_a_terminal_hold_no_commands_for_it(call: Call, results: Path) -> None:
+    file = results / "experiments" / PAPER.name / conclusion.CLAIMS
+    rows = json.loads(file.read_text(encoding="utf-8"))
+    sentence = "\x1b[31m \x9b31m \x7f \r é \N{GREEK SMALL LETTER GAMMA}"
+    rows[0]["sentence"] = sentence
+    file.write_text(json.dumps(rows))
+    told = call("report", "--json", f"--out={results}")
+    assert all(line.isprintable() for line in told.out.splitlines())
+    assert "é \N{GREEK SMALL LETTER GAMMA}" in told.out
+    assert json.loads(told.out)[0]["sentence"] == sentence
+
+
 def test_damaged_runs_are_listed_and_harm_no_other(call: Call, run: record.Run) -> None:
     root = run.path.parents[3]
     other = run.path.with_name("seed1-\x1b[31m\n0")

@@ -17,7 +17,7 @@ import pytest
 from matplotlib.figure import Figure
 
 from bnrepro import report
-from bnrepro.claims import Evidence, Paper, Results, not_testable
+from bnrepro.claims import Evidence, Paper, Results, Values, exact, greater, less, not_lower, not_testable
 from bnrepro.claims.conclusion import CLAIMS, conclude
 from bnrepro.claims.paper import Shown
 from bnrepro.claims.records import Records, save, there
@@ -253,6 +253,30 @@ def test_verdicts_are_counted_by_kind_and_scale(results: Path, page: str) -> Non
     assert found.sensitive() == sentence
     assert sentence in text
     assert sentence in Reader(page).text
+
+
+def test_verdicts_that_rest_on_a_margin_are_counted_by_all_their_effects(tmp_path: Path) -> None:
+    def values(*of_seeds: float) -> Values:
+        return Values((), {((), seed): value for seed, value in enumerate(of_seeds)})
+
+    loss, gain = values(-0.8, -0.7, -0.6), values(0.9, 1.0, 1.1)
+    given = {
+        "a bar that is a margin": not_lower(loss, "x", "", margin=1.0),
+        "in an effect that does not decide": greater(values(2.0, 1.0, 3.0), "x", "")
+        & not_lower(loss, "x", "", margin=9),
+        "a bar that is none": less(-gain, "x", "", bar=-0.5),
+        "none": greater(gain, "x", ""),
+        "algebra": exact(True, "x"),
+    }
+    claims = [replace(made_up.paper.claims[0], id=n, evidence=lambda r, s, e=e: e) for n, e in given.items()]
+    claims.append(replace(claims[0], id="an identity", kind="identity"))
+    paper = varied(claims=claims)
+    save(RECORDS, tmp_path)
+    conclude(paper, RECORDS, tmp_path)
+    rows = {row["id"].split("/")[1]: row for row in report.gather(tmp_path).claims}
+    assert {name for name, row in rows.items() if row["flips_at"]} == {"a bar that is a margin"}
+    sentence = "At half or double the margin, 1 of the 2 verdicts that rest on one would change."
+    assert report.gather(tmp_path).sensitive() == sentence
 
 
 def test_verdicts_come_first_and_link_to_themselves(page: str) -> None:

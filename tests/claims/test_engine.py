@@ -603,6 +603,17 @@ def test_mistake_in_a_claim_or_table_is_raised_after_the_others(listed: Listed, 
         assert open_conclusion(Path(f"out{number}/made_up")).claims
 
 
+def test_mistake_in_a_table_changes_no_conclusion(go: Go, folder: Path) -> None:
+    def wrong(r: Results, s: Settings) -> Any:
+        raise RuntimeError("a mistake")
+
+    go(varied(toys))
+    before = files(folder)
+    with pytest.raises(RuntimeError, match="a mistake"):
+        go(varied(toys, made_up.paper.claims[:1], [Shown("wrong", "Wrong.", wrong)]))
+    assert files(folder) == before
+
+
 def test_smaller_preset_has_a_folder_of_its_own_and_gives_no_verdicts(
     listed: Listed, call: Call, tmp_path: Path
 ) -> None:
