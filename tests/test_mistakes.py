@@ -214,7 +214,7 @@ COMMANDS = {
     "train": "bnrepro.train.run",
     "compare --seeds=1": "bnrepro.compare.grid",
     "sweep seed=0,1": "bnrepro.sweep.expand",
-    "reproduce numpynet": "bnrepro.experiments.reproduce.make_plan",
+    "reproduce numpynet": "bnrepro.claims.engine.make_plan",
     "figures": "bnrepro.compare.find",
     "report": "bnrepro.report.write",
     "runs": "bnrepro.listing.rows",
@@ -345,7 +345,7 @@ def test_root_that_can_hold_no_run_is_a_sentence_and_stays_as_it_is(
 def test_results_that_would_have_no_folder_are_refused_before_any_work(
     call: Call, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, command: str, where: str
 ) -> None:
-    for work in ("bench.layers.layers", "sweep.run_all", "experiments.reproduce.execute", "train.rehearse"):
+    for work in ("bench.layers.layers", "sweep.run_all", "claims.engine.execute", "train.rehearse"):
         monkeypatch.setattr(f"bnrepro.{work}", raising(AssertionError("too late")))
     (tmp_path / "file").touch()
     (tmp_path / "loop").symlink_to("loop")
