@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import csv
+import json
 import re
 import shlex
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -12,6 +14,7 @@ import torch
 import typer
 
 from bnrepro import cli
+from bnrepro.claims.evidence import Verdict
 from bnrepro.config import load_config
 from bnrepro.norm import NORMS
 from bnrepro.sweep import expand
@@ -103,18 +106,20 @@ def sizes_table() -> str:
     return "\n".join(lines)
 
 
-def test_first_figure_stands_beside_the_words_of_its_claims() -> None:
-    assert figure1_table() == README.split("<!-- figure 1 -->\n")[1].split("<!-- end of figure 1 -->")[0].strip()
+def test_verdicts_are_those_of_the_claims() -> None:
+    assert verdicts_table() == README.split("<!-- verdicts -->\n")[1].split("<!-- end of verdicts -->")[0].strip()
 
 
-def figure1_table() -> str:
-    """The README's table of what Figure 1 is said to show, from the verdicts in results/."""
-    with (ROOT / "results/experiments/ioffe2015/findings.csv").open(newline="", encoding="utf-8") as stream:
-        rows = {row["id"]: row for row in csv.DictReader(stream)}
-    lines = ["| the claim | what we found | verdict |", "| --- | --- | --- |"]
-    for claim in ("I1", "I1.2", "I2"):
-        lines.append("| {sentence} | {found} | {verdict} |".format(**rows[claim]))
-    return "\n".join(lines)
+def verdicts_table() -> str:
+    """The README's table of verdicts by paper, from results/claims.json."""
+    claims = json.loads((ROOT / "results/claims.json").read_text(encoding="utf-8"))
+    counts = Counter((claim["paper"], claim["verdict"]) for claim in claims)
+    lines = [f"| paper | {' | '.join(Verdict)} |", "| --- " * (1 + len(Verdict)) + "|"]
+    for paper in dict.fromkeys(claim["paper"] for claim in claims):
+        numbers = (str(counts[paper, verdict] or "") for verdict in Verdict)
+        lines.append(f"| [`{paper}`](results/REPORT.md#{paper}) | {' | '.join(numbers)} |")
+    totals = (str(sum(counts[paper, v] for paper in {c["paper"] for c in claims})) for v in Verdict)
+    return "\n".join([*lines, f"| all | {' | '.join(totals)} |"])
 
 
 RESULTS = [
