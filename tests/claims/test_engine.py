@@ -186,7 +186,7 @@ def test_claims_json_says_all_of_a_claim(go: Go, folder: Path) -> None:
     value = judged[0].evidence.effects[0].seeds[0]
     about = json.loads((folder / "provenance.json").read_text())
     source = "Nobody, A made-up & tiny paper (2026), https://example.org/a_b/c*d"
-    assert first | {"line": "", "machine": ""} == {
+    assert first | {"judged_in": "", "machine": ""} == {
         "id": "made_up/Z1",
         "paper": "made_up",
         "source": source,
@@ -212,7 +212,7 @@ def test_claims_json_says_all_of_a_claim(go: Go, folder: Path) -> None:
         "look": None,
         "needed": None,  # of one seed nothing is known
         "flips_at": [],
-        "line": "",
+        "judged_in": "",
         "preset": "full",
         "design_hash": digits_of(Settings().model_dump()),
         "seconds": round(sum(sum(kinds.values()) for kinds in about["seconds"].values()), 1),
