@@ -226,7 +226,7 @@ def test_claims_json_says_all_of_a_claim(go: Go, folder: Path) -> None:
     assert (effect["mean"], effect["low"], effect["high"], effect["n"]) == (value, None, None, 1)  # null for nan
     assert (effect["confidence"], effect["seeds"], effect["state"]) == (0.95, {"0": value}, "open")
     assert first["machine"] == "; ".join(about["machines"])
-    assert first["line"].startswith("made_up.py:")
+    assert first["judged_in"].startswith("made_up.py:")
     assert (second["kind"], second["scale"], second["scale_note"]) == ("identity", "exact", "")
     assert (second["verdict"], second["answer"], second["flips_at"]) == ("reproduced", "Yes: 2 and 2: yes.", [])
     assert second["sentence"] == '"2 is 2".'
