@@ -706,9 +706,10 @@ def results(tmp_path: Path) -> Path:
     """A comparison and a concluded experiment."""
     runs = [ended(variant, seed, 0.9) for seed in (0, 1) for variant in ("nobn", "bn")]
     curves = [point(run["variant"], run["seed"], epoch, 0.5) for run in runs for epoch in (1, 2)]
-    provenance = {**RECORDS.provenance, "config": {"data": {"name": "d"}, "model": {"name": "m"}}}
+    provenance = {**RECORDS.provenance, "experiment": "compare"}
+    settings = {"data": {"name": "d"}, "model": {"name": "m"}}
     out = tmp_path / "results"
-    compare.save(compare.Comparison(runs, curves, provenance), out / "side")
+    compare.save(compare.Comparison(runs, curves, provenance, settings), out / "side")
     shutil.copytree(_concluded(tmp_path.parent), out / "experiments" / EXPERIMENT.name)
     return out
 
@@ -766,7 +767,7 @@ def test_every_text_of_the_results_is_escaped(results: Path) -> None:
         return EVIL + value if isinstance(value, str) and key not in ("name", "experiment", "preset") else value
 
     folder = results / "experiments" / EXPERIMENT.name
-    for file in (folder / conclusion.CAPTIONS, folder / compare.PROVENANCE, results / "side" / compare.PROVENANCE):
+    for file in (folder / conclusion.CAPTIONS, folder / records.PROVENANCE, results / "side" / records.PROVENANCE):
         file.write_text(json.dumps(evil(json.loads(file.read_text()))))
     for file in [folder / conclusion.FINDINGS, *(folder / "tables").iterdir()]:
         texts = conclusion.SENTENCES if file.name == conclusion.FINDINGS else records.TEXT
@@ -930,7 +931,7 @@ def test_commands_on_hostile_files_end_with_a_sentence_and_code_2(call: Call, re
     folder = results / "experiments" / EXPERIMENT.name
     (run.path / record.METRICS).write_bytes(b"\xff")
     (folder / conclusion.CAPTIONS).write_text("[" * 10_000)
-    (results / "side" / compare.RUNS).write_text("\x1b]0;title\x07")
+    (results / "side" / records.RUNS).write_text("\x1b]0;title\x07")
     (run.path.parents[3] / "bad.npz").write_bytes(b"PK")
     archive = ["data.name=digits", "data.source=npz", f"data.path={run.path.parents[3] / 'bad.npz'}"]
     for arguments in (
