@@ -39,7 +39,7 @@ from bnrepro.stats import Interval, t_interval
 VARIANTS = ("nobn", "bn", "custombn", "convbn")
 PART, TABLE = "comparison", "table.csv"
 WITHOUT = ("variant", "seed")  # what differs between the runs of a comparison
-REMEDY = "Move it away, and `bnrepro compare` with the same arguments makes it again from the stored runs"
+REMEDY = "Move it away, and `bnrepro compare` with the same arguments makes it again from the stored runs in seconds."
 
 
 def grid(cfg: Config, variants: Sequence[str], seeds: int) -> list[Config]:
@@ -204,7 +204,7 @@ def open_comparison(folder: Path) -> Comparison:
         raise UserError(f"{folder} is not a comparison. `bnrepro compare` makes one.")
     about = records.provenance_of(folder)
     if "config" in about and "experiment" not in about:
-        raise DamagedError(f"{folder} holds a comparison in the format of an earlier version. {REMEDY} in seconds.")
+        raise DamagedError(f"{folder} holds a comparison in the format of an earlier version. {REMEDY}")
     found = records.read(folder, REMEDY)
     try:
         if not found.runs:
@@ -214,7 +214,7 @@ def open_comparison(folder: Path) -> Comparison:
         stored.hold(found.curves, list[_Point], CURVES)
         stored.hold(found.settings, _Settings, records.PROVENANCE)
     except ValueError as error:
-        raise DamagedError(f"The comparison in {folder} is damaged ({error}). {REMEDY}.") from error
+        raise DamagedError(f"The comparison in {folder} is damaged ({error}). {REMEDY}") from error
     return Comparison(found.runs, found.curves, found.provenance, found.settings)
 
 

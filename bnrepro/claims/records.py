@@ -74,11 +74,12 @@ def read(folder: Path, remedy: str = "") -> Records:
 
     Args:
         folder: where `save` wrote them.
-        remedy: what makes them again; none: the experiment that the folder is named after.
+        remedy: a sentence on how to make them again; none: by the experiment that the folder is named after.
 
     Raises:
         UserError: there are none, or they are damaged.
     """
+    remedy = remedy or f"{made_by(folder)} makes them again."
     try:
         provenance = stored.read_json(folder / PROVENANCE, Provenance, folder)
         preset, settings = provenance.pop("preset"), provenance.pop("settings")
@@ -88,15 +89,12 @@ def read(folder: Path, remedy: str = "") -> Records:
         stored.hold(measurements, list[_Value], MEASUREMENTS)
     except FileNotFoundError as error:
         raise DamagedError(
-            f"The records in {folder} are not complete ({error.filename} is missing). "
-            f"{remedy or made_by(folder)} makes them again."
+            f"The records in {folder} are not complete ({error.filename} is missing). {remedy}"
         ) from error
     except (OSError, MemoryError) as error:
         raise unreadable(Path(getattr(error, "filename", None) or folder), error) from error
     except ValueError as error:
-        raise DamagedError(
-            f"The records in {folder} are damaged ({in_brackets(error)}). {remedy or made_by(folder)} makes them again."
-        ) from error
+        raise DamagedError(f"The records in {folder} are damaged ({in_brackets(error)}). {remedy}") from error
     return Records(preset, runs, curves, measurements, settings, provenance)
 
 
