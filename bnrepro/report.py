@@ -106,9 +106,15 @@ class Report:
 
     def sensitive(self) -> str:
         """How many verdicts hang on the margin."""
-        tested = [row for row in self.claims if row["margin"] is not None or (row["bar"] or 0) < 0]
+        tested = [row for row in self.claims if row["kind"] != "identity" and any(map(_has_margin, row["effects"]))]
         flips = sum(bool(row["flips_at"]) for row in tested)
         return f"At half or double the margin, {flips} of the {len(tested)} verdicts that rest on one would change."
+
+
+def _has_margin(effect: dict[str, Any]) -> bool:
+    """Whether `flips_at` has something to halve and double: a margin, or the bar of `not_lower`, which is one."""
+    lower = effect["rule"] == "greater" and not effect["ratio"] and (effect["bar"] or 0) < 0
+    return effect["margin"] is not None or lower
 
 
 def write(out: Path) -> list[Path]:
@@ -371,7 +377,9 @@ def _section(section: Section, out: Path) -> list[str]:
     if section.deviations:
         lines += ["What is done otherwise than in the source:", ""]
         lines += [*(f"* {_text(sentence)}" for sentence in section.deviations), ""]
-    lines += [f"* [{_text(number_of(row))}](#{anchor(section, row)}) {_text(_told(row))}" for row in section.claims]
+    lines += [
+        f"* [{_text(number_of(row))}](#{anchor(section, row)}) {_text(_told(row, section))}" for row in section.claims
+    ]
     lines += [""] * bool(section.claims)
     for image in section.images:
         file = quote(Path(os.path.relpath(image.stem, out)).as_posix() + ".png")
@@ -390,12 +398,13 @@ def _section(section: Section, out: Path) -> list[str]:
     return lines
 
 
-def _told(row: dict[str, Any]) -> str:
+def _told(row: dict[str, Any], section: Section) -> str:
     """A claim in full, for its section."""
     quote = f" “{row['quote']}”" if row["quote"] else ""
     where = f" ({row['where']})" if row["where"] else ""
     more = f" {row['needed']:,} seeds would decide." if row["needed"] else ""
-    return f"{row['verdict']}: {row['sentence']}{quote}{where} {row['found']}{more}"
+    source = f" Source: {row['source']}" if row["source"] != section.source else ""
+    return f"{row['verdict']}: {row['sentence']}{quote}{where} {row['found']}{more}{source}"
 
 
 def _table(head: list[str], body: list[list[str]]) -> list[str]:

@@ -22,9 +22,12 @@ from matplotlib.figure import Figure
 from matplotlib.text import Text
 
 from bnrepro import figures, output
+from bnrepro.claims import Results
+from bnrepro.claims.conclusion import conclude
+from bnrepro.claims.paper import Shown
+from bnrepro.claims.records import Records
 from bnrepro.compare import Comparison, save
-from bnrepro.experiments.base import Analysis, Claim, Experiment, Finding, Picture, Records, Verdict, drawn
-from bnrepro.experiments.conclusion import conclude
+from tests.claims.made_up import Settings, varied
 from tests.test_compare import ended, known, point
 
 assert known  # a fixture
@@ -207,18 +210,29 @@ def test_experiment_whose_figures_fail_has_its_verdicts(
 ) -> None:
     monkeypatch.setattr(output, "_told", set())
 
-    def fail() -> list[Picture]:
+    def fail(r: Results, s: Settings) -> Figure:
         raise ModuleNotFoundError("No module named 'matplotlib'")
 
-    claim = Claim("A", "S", "It is so.", "no number")
-    pictures = [*drawn(fail), Picture("odd", "Odd.", None)]  # type: ignore[arg-type]
-    analysis = Analysis([Finding(claim, Verdict.reproduced, "It is.")], [], pictures)
-    experiment = Experiment("made_up", "Made up", "S", (), (claim,), lambda _: [], lambda _: [], lambda _: analysis)
-    conclude(experiment, Records("smoke", {}, [], [], [], {}), tmp_path)
-    assert (tmp_path / "findings.csv").is_file()
-    assert json.loads((tmp_path / "captions.json").read_text())["figures"] == {}
+    def nothing(r: Results, s: Settings) -> None:
+        return None
+
+    def odd(r: Results, s: Settings) -> str:
+        return "no figure"
+
+    def right(r: Results, s: Settings) -> Figure:
+        return Figure()
+
+    shown = [Shown(make.__name__, "A figure.", make) for make in (fail, nothing, odd, right)]
+    provenance = {"experiment": "made_up", "command": "", "seconds": {}, "failed": []}
+    conclude(varied(figures=shown), Records("smoke", [], [], [], {}, provenance), tmp_path)
+    assert [row["verdict"] for row in json.loads((tmp_path / "claims.json").read_text())] == [
+        "inconclusive",
+        "reproduced",
+        "inconclusive",
+    ]
+    assert list(json.loads((tmp_path / "captions.json").read_text())["figures"]) == ["right"]
     assert [line.split(" cannot be shown")[0] for line in capsys.readouterr().err.splitlines()] == [
-        "Figures",
+        "Figure fail",
         "Figure odd",
     ]
 

@@ -18,6 +18,7 @@ import tarfile
 import textwrap
 import zipfile
 import zlib
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -32,17 +33,18 @@ from torchvision import datasets
 
 from bnrepro import checkpoint, compare, listing, published, record, report, sources, stored, sweep, train
 from bnrepro.archive import read_npz
+from bnrepro.claims import Evidence, Results, conclusion, measuring, records
+from bnrepro.claims.paper import Measure, Probe
+from bnrepro.claims.words import numbers
 from bnrepro.config import UserError, configs_dir, load_config, read_config, run_dir, to_yaml
-from bnrepro.experiments import conclusion, measure, records, reproduce
-from bnrepro.experiments.base import Probe
-from bnrepro.experiments.judge import numbers
 from bnrepro.page import inline
 from bnrepro.schema import Config
 from bnrepro.sources import Cifar, Idx
 from bnrepro.stats import Interval
+from tests.claims.made_up import Settings, varied
 from tests.conftest import Call
 from tests.test_compare import ended, point
-from tests.test_report import CLAIMS, EXPERIMENT, RECORDS, Reader
+from tests.test_report import PAPER, RECORDS, Reader
 
 fuzz = settings(
     max_examples=80,
@@ -576,12 +578,12 @@ def test_stored_configuration_that_is_more_than_values_is_refused(
     with pytest.raises(UserError, match=words) as error:
         read_config(tmp_path / "config.yaml")
     assert "\n" not in str(error.value)
-    monkeypatch.setattr(reproduce, "configs_dir", lambda: tmp_path)
+    monkeypatch.setattr("bnrepro.claims.paper.configs_dir", lambda: tmp_path)
     if words in ("aliases", "tag", "levels"):  # what no preset can be either
-        (tmp_path / "experiment" / EXPERIMENT.name).mkdir(parents=True)
-        (tmp_path / "experiment" / EXPERIMENT.name / "smoke.yaml").write_text(text)
+        (tmp_path / "experiment").mkdir()
+        (tmp_path / "experiment" / f"{PAPER.name}.yaml").write_text(text)
         with pytest.raises(UserError, match="cannot be read"):
-            reproduce.settings(EXPERIMENT, "smoke")
+            varied().settings("smoke")
     assert not (tmp_path / "sprung").exists()
 
 
@@ -602,11 +604,11 @@ def test_stored_configuration_with_any_damage_is_read_or_refused(
         assert "\n" not in str(error)
 
 
-def test_every_shipped_preset_is_plain(tmp_path: Path) -> None:
-    files = sorted((configs_dir() / "experiment").glob("*/*.yaml"))
+def test_every_shipped_preset_is_plain() -> None:
+    files = sorted((configs_dir() / "experiment").rglob("*.yaml"))
     assert files
     for file in files:
-        reproduce.read_yaml(file)
+        stored.read_yaml(file)
 
 
 # --- what runs leave ------------------------------------------------------------------------------------------------
@@ -710,20 +712,20 @@ def results(tmp_path: Path) -> Path:
     settings = {"data": {"name": "d"}, "model": {"name": "m"}}
     out = tmp_path / "results"
     compare.save(compare.Comparison(runs, curves, provenance, settings), out / "side")
-    shutil.copytree(_concluded(tmp_path.parent), out / "experiments" / EXPERIMENT.name)
+    shutil.copytree(_concluded(tmp_path.parent), out / "experiments" / PAPER.name)
     return out
 
 
 def _concluded(parent: Path) -> Path:
     """The experiment's folder, drawn once for all tests."""
-    folder = EXPERIMENT.directory(parent / "concluded")
+    folder = PAPER.directory(parent / "concluded")
     if not (folder / conclusion.CAPTIONS).is_file():
         records.save(RECORDS, folder)
-        conclusion.conclude(EXPERIMENT, RECORDS, folder)
+        conclusion.conclude(PAPER, RECORDS, folder)
     return folder
 
 
-@pytest.mark.parametrize("place", ["side", f"experiments/{EXPERIMENT.name}", f"experiments/{EXPERIMENT.name}/tables"])
+@pytest.mark.parametrize("place", ["side", f"experiments/{PAPER.name}", f"experiments/{PAPER.name}/tables"])
 @settings(fuzz, max_examples=100)
 @given(data=st.data())
 def test_report_on_any_damage_is_whole_and_harmless_or_refused(results: Path, place: str, data: st.DataObject) -> None:
@@ -732,11 +734,31 @@ def test_report_on_any_damage_is_whole_and_harmless_or_refused(results: Path, pl
     whole = file.read_bytes()
     file.write_bytes(data.draw(damaged_file(whole, file.name)))
     try:
-        _, page = report.write(results)
+        _, _, page = report.write(results)
     except UserError as error:
         assert str(file.parent if place != files else "") in str(error) or str(results) in str(error)
         assert "\n" not in str(error)
     else:
+        _harmless(page.read_text(encoding="utf-8"))
+    finally:
+        file.write_bytes(whole)
+
+
+@settings(fuzz, max_examples=150)
+@given(data=st.data())
+def test_claims_with_anything_in_them_are_reported_as_json_or_refused(results: Path, data: st.DataObject) -> None:
+    file = results / "experiments" / PAPER.name / conclusion.CLAIMS
+    whole = file.read_bytes()
+    file.write_bytes(json.dumps(data.draw(twisted(json.loads(whole)))).encode("utf-8", "surrogatepass"))
+    try:
+        claims, markdown, page = report.write(results)
+    except UserError as error:
+        assert f"{conclusion.CLAIMS}: " in str(error)
+        assert f"`bnrepro figures {file.parent}` makes them again" in str(error)
+        assert "\n" not in str(error)
+    else:
+        json.loads(claims.read_text(encoding="utf-8"), parse_constant=pytest.fail)
+        assert markdown.read_text(encoding="utf-8")
         _harmless(page.read_text(encoding="utf-8"))
     finally:
         file.write_bytes(whole)
@@ -766,27 +788,32 @@ def test_every_text_of_the_results_is_escaped(results: Path) -> None:
             return [evil(each, key) for each in value]
         return EVIL + value if isinstance(value, str) and key not in ("name", "experiment", "preset") else value
 
-    folder = results / "experiments" / EXPERIMENT.name
+    def evil_claim(row: dict[str, Any]) -> dict[str, Any]:
+        kept = ("paper", "kind", "scale", "verdict", "preset")  # which are names or of a list
+        texts = {k: EVIL + v if isinstance(v, str) and k not in kept else v for k, v in row.items()}
+        effects = {
+            key: [{k: EVIL + v if isinstance(v, str) else v for k, v in effect.items()} for effect in row[key]]
+            for key in ("effects", "beside")
+        }
+        return texts | effects | {"quote": EVIL, "where": EVIL, "gate": {EVIL: EVIL}, "look": {EVIL: 1}, EVIL: EVIL}
+
+    folder = results / "experiments" / PAPER.name
     for file in (folder / conclusion.CAPTIONS, folder / records.PROVENANCE, results / "side" / records.PROVENANCE):
         file.write_text(json.dumps(evil(json.loads(file.read_text()))))
-    for file in [folder / conclusion.FINDINGS, *(folder / "tables").iterdir()]:
-        texts = conclusion.SENTENCES if file.name == conclusion.FINDINGS else records.TEXT
-        rows = records.read_rows(file, texts=texts)
-        kept = (*conclusion.SHOWN, *(f"effect_{end}" for end in conclusion.ENDS))
-        records.write_rows(
-            file,
-            [
-                {
-                    k if k in kept else f"{k}{EVIL}": EVIL + v if isinstance(v, str) and k != "verdict" else v
-                    for k, v in row.items()
-                }
-                for row in rows
-            ],
-            texts=texts,
-        )
-    markdown, page = report.write(results)
+    claims = folder / conclusion.CLAIMS
+    evil_claims = list(map(evil_claim, json.loads(claims.read_text())))
+    claims.write_text(json.dumps(evil_claims))
+    for file in (folder / "tables").iterdir():
+        rows = [
+            {f"{k}{EVIL}": EVIL + v if isinstance(v, str) else v for k, v in row.items()}
+            for row in records.read_rows(file)
+        ]
+        records.write_rows(file, rows)
+    told, markdown, page = report.write(results)
+    assert json.loads(told.read_text(encoding="utf-8")) == evil_claims
     read = _harmless(page.read_text(encoding="utf-8"))
-    assert read.text.count("<script>alert(1)</script>") > 30
+    assert read.text.count("<script>alert(1)</script>") > 60
+    assert max(Counter(read.ids).values()) == 1
     shown = markdown.read_text(encoding="utf-8")
     outside = [part for line in shown.splitlines() for part in re.split(r"(?<!\\)`", line)[::2]]  # of code spans
     assert len(outside) > 100
@@ -796,41 +823,43 @@ def test_every_text_of_the_results_is_escaped(results: Path) -> None:
 @pytest.mark.parametrize("key", ["name", "tables", "figures"])
 @pytest.mark.parametrize("name", ["../../../secret", "/etc/passwd", "..", "", "a/b", "a\0b", "<b>", "a" * 300])
 def test_captions_cannot_name_files_elsewhere(results: Path, key: str, name: str) -> None:
-    file = results / "experiments" / EXPERIMENT.name / conclusion.CAPTIONS
+    file = results / "experiments" / PAPER.name / conclusion.CAPTIONS
     captions = json.loads(file.read_text())
     file.write_text(json.dumps({**captions, key: name if key == "name" else {name: "caption"}}))
     with pytest.raises(UserError, match=rf"captions\.json: {key}"):
         report.write(results)
 
 
-@pytest.mark.parametrize("name", ["tables/small.csv", "figures/one.svg", "figures/one.png", "captions.json", "figures"])
+@pytest.mark.parametrize(
+    "name", ["tables/small.csv", "figures/one.svg", "figures/one.png", "captions.json", "claims.json", "figures"]
+)
 def test_links_out_of_the_results_are_not_followed(results: Path, tmp_path: Path, name: str) -> None:
-    folder = results / "experiments" / EXPERIMENT.name
+    folder = results / "experiments" / PAPER.name
     shutil.move(folder / name, tmp_path / "secret")
     (folder / name).symlink_to(tmp_path / "secret")
     with pytest.raises(UserError, match="link that leads out of the folder"):
         report.write(results)
     shutil.move(results, tmp_path / "elsewhere")  # the folder of all results may well be a link
     results.symlink_to(tmp_path / "elsewhere")
-    (tmp_path / "elsewhere" / "experiments" / EXPERIMENT.name / name).unlink()
-    shutil.move(tmp_path / "secret", tmp_path / "elsewhere" / "experiments" / EXPERIMENT.name / name)
-    assert len(report.write(results)) == 2
+    (tmp_path / "elsewhere" / "experiments" / PAPER.name / name).unlink()
+    shutil.move(tmp_path / "secret", tmp_path / "elsewhere" / "experiments" / PAPER.name / name)
+    assert len(report.write(results)) == 3
 
 
 @pytest.mark.parametrize("part", ["tables", "figures"])
 def test_files_behind_a_linked_folder_are_not_deleted(results: Path, tmp_path: Path, part: str) -> None:
-    folder, precious = results / "experiments" / EXPERIMENT.name, tmp_path / "precious"
+    folder, precious = results / "experiments" / PAPER.name, tmp_path / "precious"
     precious.mkdir()
     (precious / "thesis.txt").touch()
     shutil.rmtree(folder / part)
     (folder / part).symlink_to(precious)
     with pytest.raises(UserError, match="is a link out of its folder"):
-        conclusion.conclude(EXPERIMENT, RECORDS, folder)
+        conclusion.conclude(PAPER, RECORDS, folder)
     assert [file.name for file in precious.iterdir()] == ["thesis.txt"]
 
 
 def test_links_in_circles_are_refused(results: Path) -> None:
-    folder = results / "experiments" / EXPERIMENT.name
+    folder = results / "experiments" / PAPER.name
     (folder / "tables" / "small.csv").unlink()
     (folder / "tables" / "small.csv").symlink_to("small.csv")
     (results / "circle").symlink_to(results)
@@ -841,11 +870,11 @@ def test_links_in_circles_are_refused(results: Path) -> None:
 @settings(fuzz, max_examples=150)
 @given(data=st.data())
 def test_measurement_with_any_damage_is_read_or_made_again(tmp_path: Path, data: st.DataObject) -> None:
-    probe = Probe("part", {}, 0, _measure)
+    probe = Probe("part", {}, 0, Measure(_measure, "made_up/measure"))
     about = {"seconds": 0.1, "data": {"data": "x"}, "machine": "m", "versions": {"a": "1"}, "git_revision": None}
     raw = json.dumps({"rows": [{"quantity": "q", "x": None, "value": 1.0}], **about}).encode()
-    record.write_whole(measure.file_of(probe, tmp_path), data.draw(damaged_file(raw, "a.json")))
-    found = measure.stored(probe, tmp_path)
+    record.write_whole(measuring.file_of(probe, tmp_path), data.draw(damaged_file(raw, "a.json")))
+    found = measuring.stored(probe, tmp_path)
     if found is not None:
         assert all(isinstance(row["quantity"], str) and isinstance(row["value"], int | float) for row in found["rows"])
         json.dumps(found, ensure_ascii=False).encode()
@@ -928,7 +957,7 @@ def test_figure_with_any_damage_is_drawn_or_refused(tmp_path: Path, data: st.Dat
 
 
 def test_commands_on_hostile_files_end_with_a_sentence_and_code_2(call: Call, results: Path, run: record.Run) -> None:
-    folder = results / "experiments" / EXPERIMENT.name
+    folder = results / "experiments" / PAPER.name
     (run.path / record.METRICS).write_bytes(b"\xff")
     (folder / conclusion.CAPTIONS).write_text("[" * 10_000)
     (results / "side" / records.RUNS).write_text("\x1b]0;title\x07")
@@ -954,6 +983,31 @@ def test_commands_on_hostile_files_end_with_a_sentence_and_code_2(call: Call, re
         assert line.isprintable()
 
 
+@pytest.mark.parametrize("place", ["evil.py", "./evil.py", "/evil.py"])
+def test_file_that_provenance_names_is_not_run(call: Call, results: Path, place: str) -> None:
+    folder = results / "experiments" / PAPER.name
+    evil = Path("evil.py").absolute()
+    evil.write_text("raise SystemExit('run')")
+    about = json.loads((folder / records.PROVENANCE).read_text())
+    name = str(evil) if place.startswith("/") else place
+    (folder / records.PROVENANCE).write_text(json.dumps(about | {"experiment": name}))
+    told = call("figures", str(folder))
+    assert (told.code, told.out) == (2, "")
+    assert f"says that it holds the experiment '{name}', and that is none" in told.err
+
+
+def test_claims_for_a_terminal_hold_no_commands_for_it(call: Call, results: Path) -> None:
+    file = results / "experiments" / PAPER.name / conclusion.CLAIMS
+    rows = json.loads(file.read_text(encoding="utf-8"))
+    sentence = "\x1b[31m \x9b31m \x7f \r é \N{GREEK SMALL LETTER GAMMA}"
+    rows[0]["sentence"] = sentence
+    file.write_text(json.dumps(rows))
+    told = call("report", "--json", f"--out={results}")
+    assert all(line.isprintable() for line in told.out.splitlines())
+    assert "é \N{GREEK SMALL LETTER GAMMA}" in told.out
+    assert json.loads(told.out)[0]["sentence"] == sentence
+
+
 def test_damaged_runs_are_listed_and_harm_no_other(call: Call, run: record.Run) -> None:
     root = run.path.parents[3]
     other = run.path.with_name("seed1-\x1b[31m\n0")
@@ -965,17 +1019,17 @@ def test_damaged_runs_are_listed_and_harm_no_other(call: Call, run: record.Run) 
     assert "\x1b" not in out
 
 
-def test_analysis_that_records_do_not_fit_is_a_sentence(
+def test_claim_that_records_do_not_fit_is_a_sentence(
     call: Call, results: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def analyse(found: Any) -> Any:
+    def no_evidence(r: Results, s: Settings) -> Evidence:
         raise KeyError("no such factor")
 
-    monkeypatch.setattr("bnrepro.experiments.experiment", lambda _: replace(EXPERIMENT, analyse=analyse))
-    code, _, err = call("figures", str(results / "experiments" / EXPERIMENT.name))
+    paper = varied(claims=[replace(PAPER.claims[0], evidence=no_evidence)])
+    monkeypatch.setattr("bnrepro.experiments.experiment", lambda _: paper)
+    code, _, err = call("figures", str(results / "experiments" / PAPER.name))
     assert code == 2
     assert "can conclude nothing from the records" in err
-    assert CLAIMS
 
 
 def test_tensorboard_listens_on_this_machine_alone_and_imports_nothing_from_here(

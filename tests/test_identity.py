@@ -15,10 +15,10 @@ import pytest
 import torch
 
 from bnrepro import checkpoint, compare, config, experiments, own_code, record, stored, sweep, train
+from bnrepro.claims import measuring, records
+from bnrepro.claims.engine import make_plan
+from bnrepro.claims.paper import Measure, Probe
 from bnrepro.config import UserError, config_hash, earlier_hash, group_dir, load_config, run_dir
-from bnrepro.experiments import measure, records
-from bnrepro.experiments.base import Probe
-from bnrepro.experiments.reproduce import make_plan
 from bnrepro.job import Ticket
 from bnrepro.norm import NORMS
 from bnrepro.record import Run
@@ -104,12 +104,12 @@ def rows(**_: Any) -> list[dict[str, Any]]:
 
 
 def test_measurement_of_an_earlier_version_is_found(tiny: Tiny, tmp_path: Path) -> None:
-    probe = Probe("part", {}, 0, rows, {}, tiny("epochs=1"))
+    probe = Probe("part", {}, 0, Measure(rows, "made_up/rows"), {}, tiny("epochs=1"))
     train.run(tiny("epochs=1"))
-    (made,) = measure.measure_all([probe], tmp_path, 1)
+    (made,) = measuring.measure_all([probe], tmp_path, 1)
     assert made.error is None
-    measure.file_of(probe, tmp_path).rename(measure.file_of(probe, tmp_path, earlier_hash))
-    assert measure.missing([probe], tmp_path) == []
+    measuring.file_of(probe, tmp_path).rename(measuring.file_of(probe, tmp_path, earlier_hash))
+    assert measuring.missing([probe], tmp_path) == []
 
 
 # --- one configuration is one run ---

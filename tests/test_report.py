@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import re
 import shutil
@@ -16,59 +17,82 @@ import pytest
 from matplotlib.figure import Figure
 
 from bnrepro import report
+from bnrepro.claims import Evidence, Paper, Results, Values, exact, greater, less, not_lower, not_testable
+from bnrepro.claims.conclusion import CLAIMS, conclude
+from bnrepro.claims.paper import Shown
+from bnrepro.claims.records import Records, save, there
 from bnrepro.config import UserError
-from bnrepro.experiments import judge
-from bnrepro.experiments.base import Analysis, Claim, Experiment, Finding, Picture, Records, Table, Verdict
-from bnrepro.experiments.conclusion import conclude
-from bnrepro.experiments.records import save, there
 from bnrepro.page import inline
 from bnrepro.stats import Interval
+from tests.claims import made_up
+from tests.claims.made_up import Settings, varied
 from tests.conftest import Call
 
 EVIL = "<script>alert('x')</script> & \"quoted\" | `code` *stars* _under_ $x$ ~a~ [b](c)"
 LINK = "https://example.org/a_b/c*d"
-CLAIMS = (
-    Claim("Z1", f"Somebody ({LINK}).", EVIL, "157 | 315"),
-    Claim("Z2", "Somebody", "Equal", "no number"),
-    Claim("Z3", "Somebody", "Never tried", "no number"),
-)
 
 
-def analyse(records: Records) -> Analysis:
-    """One finding of a kind, two tables, two figures with the same shapes in them."""
-    findings = [
-        judge.greater(CLAIMS[0], [0.9, 1.0, 1.1], "points", found="BN wins by {effect}."),
-        Finding(CLAIMS[1], Verdict.inconclusive, "It is not told", Interval(0.5, 0.1, 0.9, 4), "epochs"),
-        judge.not_testable(CLAIMS[2], "No ImageNet here."),
+def untried(r: Results, s: Settings) -> Evidence:
+    """Evidence of nothing."""
+    return not_testable("no ImageNet here")
+
+
+def evil_paper() -> Paper[Settings]:
+    """Five claims of three kinds, two tables, two figures with the same shapes in them; and texts to be escaped."""
+    first, second, third = made_up.paper.claims
+    evil = {"sentence": EVIL, "quote": EVIL, "where": EVIL, "scale_note": EVIL, "source": f"Somebody ({LINK}). {EVIL}"}
+    claims = [
+        replace(first, **evil),
+        second,
+        third,
+        replace(first, id="Z4", evidence=untried, sentence="Never tried.", source="Somebody else."),
+        replace(first, id="Z5", withdrawn=EVIL),
     ]
-    rows = [
-        {"variant_name": EVIL, "accuracy": Interval(0.91234, 0.90, 0.92468, 5), "size": 60000, "share": 1 / 3},
-        {"variant_name": "bn", "accuracy": None, "size": 6, "share": None},
-    ]
-    long = [{"row": i} for i in range(report.LONG)]
-    pictures = []
-    for name in ("one", "two"):
+
+    def small(r: Results, s: Settings) -> made_up.Rows:
+        return [
+            {"variant_name": EVIL, "accuracy": Interval(0.91234, 0.90, 0.92468, 5), "size": 60000, "share": 1 / 3},
+            {"variant_name": "bn", "accuracy": None, "size": 6, "share": None},
+        ]
+
+    def long(r: Results, s: Settings) -> made_up.Rows:
+        return [{"row": i} for i in range(report.LONG)]
+
+    def draw(r: Results, s: Settings) -> Figure:
         figure = Figure(figsize=(3, 2))
         axes = figure.add_subplot()
         axes.plot([0, 1], [0, 1], "o-")
         axes.set_title("<script>alert(2)</script>")
-        pictures.append(Picture(name, f"Caption of {name}: {EVIL}", figure))
-    return Analysis(findings, [Table("small", f"Small {EVIL}", rows), Table("long", "Long", long)], pictures)
+        return figure
+
+    tables = [Shown("small", f"Small {EVIL}", small), Shown("long", "Long.", long, over_seeds=False)]
+    paper = varied(claims=claims, tables=tables, figures=[Shown(n, f"Caption of {n}: {EVIL}", draw) for n in PICTURES])
+    paper.differences = (f"Smaller. {EVIL}",)
+    return paper
 
 
-EXPERIMENT = Experiment(
-    "made_up", "A made-up & tiny one", LINK, (f"Smaller. {EVIL}",), CLAIMS, lambda _: [], lambda _: [], analyse
-)
+PICTURES = ("one", "two")
+PAPER = evil_paper()
+GAINS = {0: 0.009, 1: 0.010, 2: 0.011}
+STARTS = (0.5, 1.0, 2.0, 1.3)
 RECORDS = Records(
     preset="smoke",
-    settings={"seeds": 2, "margins": {"accuracy": 0.1}, "parts": ["a", "b"], "no": None},
+    settings={"seeds": 2, "limits": {"curve": 1.5}, "common": ["a", "b"], "no": None},
     runs=[
-        {"part": "a", "seed": 0, "variant": "bn", "status": "completed", "config_hash": "1"},
-        {"part": "b", "seed": 0, "variant": "bn", "status": "completed", "config_hash": "1"},
-        {"part": "b", "seed": 0, "variant": "nobn", "status": "diverged", "config_hash": "2"},
+        *(
+            {"part": part, "seed": seed, "variant": variant, "status": "completed", "test_accuracy": accuracy}
+            | {"config_hash": f"{variant}{seed}"}
+            for part in ("table", "again")
+            for seed, gain in GAINS.items()
+            for variant, accuracy in (("bn", 0.9 + gain), ("nobn", 0.9))
+        ),
+        {"part": "again", "seed": 3, "variant": "nobn", "status": "diverged", "config_hash": "2"},
     ],
     curves=[],
-    measurements=[{"part": "a", "seed": 0, "quantity": "q", "x": None, "value": 1.0}],
+    measurements=[
+        {"part": "line", "window": 3, "seed": seed, "quantity": "curve", "x": 0.1, "value": value}
+        for seed, value in enumerate(STARTS)
+    ],
     provenance={
         "experiment": "made_up",
         "command": "bnrepro reproduce made_up --preset smoke",
@@ -85,9 +109,9 @@ RECORDS = Records(
 @pytest.fixture
 def results(tmp_path: Path) -> Path:
     """A folder with one concluded experiment."""
-    folder = EXPERIMENT.directory(tmp_path / "results" / "experiments")
+    folder = PAPER.directory(tmp_path / "results" / "experiments")
     save(RECORDS, folder)
-    conclude(EXPERIMENT, RECORDS, folder)
+    conclude(PAPER, RECORDS, folder)
     return tmp_path / "results"
 
 
@@ -134,7 +158,7 @@ class Reader(HTMLParser):
 @pytest.fixture
 def page(results: Path) -> str:
     """The HTML report."""
-    return report.write(results)[1].read_text(encoding="utf-8")
+    return report.write(results)[2].read_text(encoding="utf-8")
 
 
 def test_page_is_well_formed_and_loads_nothing(page: str) -> None:
@@ -154,17 +178,21 @@ def test_page_is_well_formed_and_loads_nothing(page: str) -> None:
 def test_texts_are_shown_as_they_are_and_never_run(page: str) -> None:
     assert "<script" not in page.lower()
     text = Reader(page).text
-    assert text.count(EVIL.replace("`", "")) >= 5  # claim, deviation, table's title, cell, captions
-    assert "A made-up & tiny one" in text
+    # Sentence, words, place, source and scale of Z1, deviation, table, cell, captions, reason of Z5 and its row.
+    assert text.count(EVIL.replace("`", "")) >= 11
+    assert "A made-up & tiny paper" in text
 
 
 def test_page_says_what_was_found_and_how(page: str) -> None:
     text = Reader(page).text
-    assert "3 claims in 1 experiment: 1 reproduced, 1 inconclusive, 1 not testable here." in text
-    assert "A made-up & tiny one (preset smoke): 1 reproduced, 1 inconclusive, 1 not testable here" in text
+    counts = "2 reproduced, 1 inconclusive, 2 not testable here"
+    assert f"5 claims in 1 experiment: {counts}." in text
+    assert f"Nobody, A made-up & tiny paper (2026) (preset smoke): {counts}" in text
     assert "<code>code</code>" in page
-    assert "BN wins by 1.00 [0.75, 1.25] points (95% interval, n=3)." in text
-    assert "It is not told Effect: 0.50 [0.10, 0.90] (n=4) epochs." in text
+    assert "Yes: test accuracy, BN minus none: 1.00 [0.75, 1.25] percentage points (n=3)." in text
+    assert "(percentage points, 95% interval, n=3; must be above 0, and matters from 0.001)." in text
+    assert "Open: the curve's first value: 1.20 [0.46, 1.94] (n=4)." in text
+    assert "No ImageNet here." in text
     assert {"made_up-Z1", "made_up-Z2", "made_up-Z3", "made_up"} <= set(Reader(page).ids)
     for words in (
         "bnrepro reproduce made_up --preset smoke",
@@ -172,16 +200,83 @@ def test_page_says_what_was_found_and_how(page: str) -> None:
         "a machine, 2 cores",
         "python 3.11, torch 2.6",
         "0123abc",
-        "2, of which 1 diverged",
+        "7, of which 1 diverged",
         "2 min of one process (a 2 min)",
         "table (kind=x): out of luck",
-        "margins.accuracy",
+        "limits.curve",
         "0.912 [0.900, 0.925] (n=5)",
         "60,000",
         "0.3333",
         "variant name",
     ):
         assert words in text
+
+
+def test_details_say_all_that_is_known_of_a_claim(page: str, results: Path) -> None:
+    def details(number: int) -> dict[str, str]:
+        row = re.search(rf'<tr id="made_up-Z{number}">.*?</tr>', page, re.DOTALL)
+        assert row
+        (found,) = re.findall(r"<details>.*?</details>", row.group(), re.DOTALL)
+        pairs = re.findall(r"<dt>(.*?)</dt><dd>(.*?)</dd>", found, re.DOTALL)
+        return {what: Reader(text).text for what, text in pairs}
+
+    first, second, third, fourth, fifth = map(details, range(1, 6))
+    assert list(first) == ["Found", "Source", "Its words", "Judged in", "Made by"]
+    assert first["Source"].startswith("Somebody (example.org/a_b/c*d).")
+    assert first["Its words"] == EVIL.replace("`", "")
+    assert first["Judged in"].startswith("made_up.py:")
+    assert first["Made by"] == "bnrepro reproduce made_up --preset smoke"
+    assert list(second) == ["Found", "Source", "Judged in", "Made by"]
+    rows = json.loads((results / CLAIMS).read_text(encoding="utf-8"))
+    assert third["Seeds to decide"] == str(rows[2]["needed"])
+    assert third["Changes with the margin"] == "times 2"
+    assert fourth["Found"] == "no ImageNet here."
+    assert fifth["Found"].startswith("under revision: <script>")
+
+
+def test_verdicts_are_counted_by_kind_and_scale(results: Path, page: str) -> None:
+    found = report.gather(results)
+    verdicts = ("reproduced", "partly", "not reproduced", "inconclusive", "not testable here")
+    counts = {"identity": ("exact", 1, 0, 0, 0, 0), "empirical": ("toy", 1, 0, 0, 0, 2)}
+    counts |= {"prediction": ("toy", 0, 0, 0, 1, 0)}
+    assert found.by_kind() == [
+        {"kind": kind, "scale": scale, **dict(zip(verdicts, numbers, strict=True))}
+        for kind, (scale, *numbers) in counts.items()
+    ]
+    table = page[page.index("Verdicts by kind and scale") :]
+    cells = [re.findall(r"<td[^>]*>(.*?)</td>", row) for row in re.findall("<tr>.*?</tr>", table)[1:4]]
+    assert cells == [[kind, *map(str, numbers)] for kind, numbers in counts.items()]
+    text = (results / "REPORT.md").read_text(encoding="utf-8")
+    assert "| kind | scale | reproduced | partly | not reproduced | inconclusive | not testable here |" in text
+    assert "| empirical | toy | 1 | 0 | 0 | 0 | 2 |" in text
+    sentence = "At half or double the margin, 1 of the 2 verdicts that rest on one would change."
+    assert found.sensitive() == sentence
+    assert sentence in text
+    assert sentence in Reader(page).text
+
+
+def test_verdicts_that_rest_on_a_margin_are_counted_by_all_their_effects(tmp_path: Path) -> None:
+    def values(*of_seeds: float) -> Values:
+        return Values((), {((), seed): value for seed, value in enumerate(of_seeds)})
+
+    loss, gain = values(-0.8, -0.7, -0.6), values(0.9, 1.0, 1.1)
+    given = {
+        "a bar that is a margin": not_lower(loss, "x", "", margin=1.0),
+        "in an effect that does not decide": greater(values(2.0, 1.0, 3.0), "x", "")
+        & not_lower(loss, "x", "", margin=9),
+        "a bar that is none": less(-gain, "x", "", bar=-0.5),
+        "none": greater(gain, "x", ""),
+        "algebra": exact(True, "x"),
+    }
+    claims = [replace(made_up.paper.claims[0], id=n, evidence=lambda r, s, e=e: e) for n, e in given.items()]
+    claims.append(replace(claims[0], id="an identity", kind="identity"))
+    paper = varied(claims=claims)
+    save(RECORDS, tmp_path)
+    conclude(paper, RECORDS, tmp_path)
+    rows = {row["id"].split("/")[1]: row for row in report.gather(tmp_path).claims}
+    assert {name for name, row in rows.items() if row["flips_at"]} == {"a bar that is a margin"}
+    sentence = "At half or double the margin, 1 of the 2 verdicts that rest on one would change."
+    assert report.gather(tmp_path).sensitive() == sentence
 
 
 def test_verdicts_come_first_and_link_to_themselves(page: str) -> None:
@@ -192,22 +287,84 @@ def test_verdicts_come_first_and_link_to_themselves(page: str) -> None:
 
 
 def test_markdown_says_the_same(results: Path) -> None:
-    text = report.write(results)[0].read_text(encoding="utf-8")
+    text = report.write(results)[1].read_text(encoding="utf-8")
     assert "<script" not in text
     lines = text.splitlines()
-    (start,) = (i for i, line in enumerate(lines) if line.startswith("| claim | source |"))
-    rows = lines[start : start + 5]
+    (start,) = (i for i, line in enumerate(lines) if line.startswith("| claim | what it says |"))
+    rows = lines[start : start + 7]
     assert len({len(re.findall(r"(?<!\\)\|", row)) for row in rows}) == 1  # as many cells in each row
     assert '<a id="made_up-Z1"></a>Z1' in rows[2]
-    assert f"<{LINK}>" in rows[2]
     assert r"157 \| 315" in rows[2]
     assert r"\$x\$" in rows[2]
     assert r"\| `code` \*stars\* \_under\_" in rows[2]
-    assert rows[2].endswith("| **reproduced** |")
+    assert r"1.00 \[0.75, 1.25\] percentage points (n=3)." in rows[2]
+    assert rows[3].endswith("| identity, exact | **reproduced** |")
+    assert "| prediction, toy: one epoch |" in rows[4]
     (image,) = re.findall(r"!\[one\]\(([^)]*)\)", text)
     assert (results / image).is_file()
     assert "* Made by: `bnrepro reproduce made_up --preset smoke`" in lines
-    assert "[Z2](#made_up-Z2) inconclusive" in text
+    first, _, third, fourth, fifth = (line for line in lines if line.startswith("* [Z"))
+    assert f"<{LINK}>" in first  # a claim of another source than the paper's
+    assert f"<{LINK}>" not in third
+    assert third.startswith("* [Z3](#made_up-Z3) inconclusive: The curve begins at nothing. The curve's first value: ")
+    assert re.search(r"\d+ seeds would decide\.$", third)
+    assert fourth.endswith("Never tried. “BN wins.” (page 1) no ImageNet here. Source: Somebody else.")
+    assert "not testable here: BN &lt;script" in fifth
+
+
+# --- claims.json ---
+
+
+def test_claims_json_is_that_of_all_experiments(results: Path, call: Call) -> None:
+    other = evil_paper()
+    other.name = "labml"
+    folder = other.directory(results / "experiments")
+    save(RECORDS, folder)
+    conclude(other, RECORDS, folder)
+    printed = call("report", "--json", f"--out={results}")
+    assert (printed.code, printed.err) == (0, "")
+    assert not (results / CLAIMS).exists()  # printed, and not written
+    assert report.write(results)[0] == results / CLAIMS
+    assert call("report", "--json", f"--out={results}").out == printed.out
+    assert (results / CLAIMS).read_text(encoding="utf-8") == printed.out
+    rows = json.loads(printed.out, parse_constant=pytest.fail)
+    parts = [json.loads((results / "experiments" / n / CLAIMS).read_text("utf-8")) for n in ("labml", "made_up")]
+    assert rows == [*parts[0], *parts[1]]
+    assert [row["id"] for row in rows] == [f"{name}/Z{i}" for name in ("labml", "made_up") for i in range(1, 6)]
+
+
+def test_claims_json_has_what_was_found(results: Path) -> None:
+    report.write(results)
+    first, second, third, fourth, fifth = json.loads((results / CLAIMS).read_text(encoding="utf-8"))
+    assert (first["sentence"], first["quote"], first["where"], first["scale_note"]) == (EVIL,) * 4
+    assert (first["preset"], first["seconds"], first["machine"]) == ("smoke", 120.0, "a machine, 2 cores")
+    (effect,) = first["effects"]
+    assert effect["seeds"] == {str(seed): pytest.approx(100 * gain) for seed, gain in GAINS.items()}
+    assert (effect["mean"], effect["n"], effect["confidence"]) == (pytest.approx(1.0), 3, 0.95)
+    assert (effect["low"], effect["high"]) == (pytest.approx(0.7516, abs=1e-4), pytest.approx(1.2484, abs=1e-4))
+    assert (first["needed"], first["flips_at"], first["deciding"]) == (None, [], 0)
+    assert second["effects"][0]["shown"] == "yes"
+    (effect,) = third["effects"]
+    assert (effect["confidence"], list(effect["seeds"].values())) == (0.9, list(STARTS))
+    assert third["needed"] > len(STARTS)
+    assert third["flips_at"] == [2.0]
+    assert [(row["verdict"], row["effects"]) for row in (fourth, fifth)] == [("not testable here", [])] * 2
+    assert fourth["beside"] == []
+    assert [each["n"] for each in fifth["beside"]] == [3]
+
+
+def test_numbers_that_json_does_not_know_are_null(results: Path) -> None:
+    """A value that is infinite, and an interval that is none."""
+    folder = results / "experiments" / "made_up"
+    measurements = [RECORDS.measurements[0] | {"value": float("inf")}]
+    records = replace(RECORDS, measurements=measurements)
+    save(records, folder)
+    conclude(PAPER, records, folder)
+    text = report.write(results)[0].read_text(encoding="utf-8")
+    row = json.loads(text, parse_constant=pytest.fail)[2]
+    (effect,) = row["effects"]
+    assert [effect[key] for key in ("mean", "low", "high", "n", "seeds")] == [None, None, None, 1, {"0": None}]
+    assert row["verdict"] == "inconclusive"
 
 
 def test_report_is_the_same_every_time(results: Path) -> None:
@@ -223,7 +380,7 @@ def test_two_of_a_name_and_nothing_at_all_are_told(results: Path, tmp_path: Path
         report.write(tmp_path / "nowhere")
 
 
-@pytest.mark.parametrize("name", ["findings.csv", "captions.json", "tables/small.csv", "figures/one.svg"])
+@pytest.mark.parametrize("name", ["claims.json", "captions.json", "tables/small.csv", "figures/one.svg"])
 def test_missing_file_is_named_with_its_remedy(results: Path, name: str) -> None:
     (results / "experiments" / "made_up" / name).unlink()
     with pytest.raises(UserError, match=r"not complete \(.*: No such file or directory\)\. `bnrepro figures"):
@@ -249,7 +406,7 @@ def odd_preset(file: Path) -> None:
 HARMS: list[tuple[str, Callable[[Path], None], str]] = [
     *((name, drop, "not complete .* is missing") for name in ("provenance.json", "runs.csv", "measurements.csv")),
     *((name, empty, f"damaged .*{name}: it is empty") for name in ("runs.csv", "curves.csv", "measurements.csv")),
-    ("runs.csv", cut_row, r"damaged .*runs\.csv: line 5 has 2 values for \d+ columns"),
+    ("runs.csv", cut_row, r"damaged .*runs\.csv: line 15 has 2 values for \d+ columns"),
     ("provenance.json", empty, r"damaged .*provenance\.json"),
     ("provenance.json", odd_preset, "preset: Input should be 'smoke', 'quick' or 'full'"),
 ]
@@ -303,7 +460,8 @@ def test_interval_that_is_none_is_told() -> None:
 
 def test_experiments_stand_in_the_order_of_the_list(results: Path) -> None:
     for name in ("zeta", "labml", "conv_batchnorm"):
-        other = replace(EXPERIMENT, name=name)
+        other = evil_paper()
+        other.name = name
         folder = other.directory(results / "experiments")
         save(RECORDS, folder)
         conclude(other, RECORDS, folder)

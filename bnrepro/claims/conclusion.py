@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
@@ -136,9 +137,10 @@ def conclude(paper: Paper[Any], records: Records, folder: Path) -> list[Judged]:
     settings = paper.validated(known, f"The settings in {folder}")
     judged = judging.judged(paper, records, settings)
     rows = [each.as_row(paper.name) | _origin(records) for each in judged]
+    tables = list(judging.tables(paper, records, settings))  # before anything is written: a mistake in one stops here
     record.write_whole(folder / CLAIMS, as_json(rows))
     titles, captions = {}, {}
-    for name, title, table in judging.tables(paper, records, settings):
+    for name, title, table in tables:
         write_rows(folder / "tables" / f"{name}.csv", _expanded(table))
         titles[name] = title
     _remove_others(folder / "tables", titles.keys())
@@ -167,8 +169,12 @@ def _origin(records: Records) -> Row:
 
 
 def as_json(rows: list[Row]) -> str:
-    """Claims as the text of claims.json; numbers that JSON does not know become null."""
-    return json.dumps(clean(rows), indent=1, ensure_ascii=False) + "\n"
+    """Claims as the text of claims.json; numbers that JSON does not know become null.
+
+    Control characters, which a terminal may take for commands, are escaped beyond what JSON asks for.
+    """
+    text = json.dumps(clean(rows), indent=1, ensure_ascii=False) + "\n"
+    return re.sub("[\x7f-\x9f]", lambda found: f"\\u{ord(found.group()):04x}", text)
 
 
 def clean(value: Any) -> Any:

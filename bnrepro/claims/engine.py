@@ -20,7 +20,7 @@ from bnrepro.claims.records import RESERVED, RUN_COLUMNS, Gathered, Records, cos
 from bnrepro.config import UserError, check, load_config, run_dir
 from bnrepro.parallel import kept_workers
 from bnrepro.record import Run, run_of
-from bnrepro.schema import Config, Source
+from bnrepro.schema import Config, Data, Source
 
 COPY = "paper.py"
 """Of a paper in a file of a user's own, beside its results."""
@@ -83,6 +83,11 @@ class Plan:
         """The runs, each once, however many arms and probes share it."""
         wanted = [arm.config for arm in self.arms] + [probe.config for probe in self.probes if probe.config]
         return list({run_dir(cfg): cfg for cfg in wanted}.values())
+
+    @property
+    def datasets(self) -> list[Data]:
+        """Those of the runs, and those that are measured on without one."""
+        return [cfg.data for cfg in self.configs] + [probe.data for probe in self.probes if probe.data]
 
     def missing(self, force: bool = False) -> tuple[list[Config], list[Probe]]:
         """The runs and measurements that are still to make; with ``force``, all of them."""

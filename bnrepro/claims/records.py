@@ -137,7 +137,7 @@ def provenance_of(folder: Path) -> dict[str, Any]:
         return dict(stored.read_json(folder / PROVENANCE, dict[str, Any]))
     except (FileNotFoundError, ValueError):
         return {}
-    except OSError as error:
+    except (OSError, MemoryError) as error:
         raise unreadable(folder / PROVENANCE, error) from error
 
 

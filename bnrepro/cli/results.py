@@ -73,7 +73,7 @@ def reproduce(
         default = "quick" if "quick" in each.presets else "full"
         plans.append(make_plan(each, preset or default, root, places, making.resolve))
     for name in places.archives:
-        if not any(cfg.data.name == name for plan in plans for cfg in plan.configs):
+        if not any(data.name == name for plan in plans for data in plan.datasets):
             raise UserError(f"--archive={name}=...: none of these experiments uses the dataset {name}. Leave it out.")
     if not force:
         for plan in plans:
@@ -241,6 +241,7 @@ def _conclude(folder: Path, own: Any = None) -> None:
     from bnrepro.claims.engine import COPY
     from bnrepro.claims.records import read
     from bnrepro.config import UserError
+    from bnrepro.errors import known_are
     from bnrepro.experiments import experiment
 
     records = read(folder)
@@ -249,6 +250,8 @@ def _conclude(folder: Path, own: Any = None) -> None:
         raise UserError(
             f"{folder} holds the results of a paper in a file of your own. `bnrepro figures {name}.py` draws them."
         )
+    if own is None and name.endswith(".py"):  # which would run it
+        raise UserError(f"{folder} says that it holds the experiment {name!r}, and that is none.{known_are('', NAMES)}")
     found = own or experiment(name)
     try:
         conclude(found, records, folder)

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from pathlib import Path
 
 import pytest
 
 from bnrepro import experiments
-from bnrepro.experiments.conclusion import open_conclusion
-from bnrepro.experiments.reproduce import read
+from bnrepro.claims.conclusion import open_conclusion
+from bnrepro.claims.records import read
 from tests.conftest import Call
 
 
@@ -21,9 +22,9 @@ def test_every_claim_is_judged_and_reported(name: str, call: Call, tmp_path: Pat
     folder = tmp_path / "results" / "experiments" / name / "smoke"
     conclusion, records = open_conclusion(folder), read(folder)
     claims = experiments.experiment(name).claims
-    assert [row["id"] for row in conclusion.findings] == [claim.id for claim in claims]
+    assert [row["id"] for row in conclusion.claims] == [f"{name}/{claim.id}" for claim in claims]
     assert max(Counter(claim.id for claim in claims).values()) == 1
-    assert all(row["found"] and "{" not in row["found"] for row in conclusion.findings)
+    assert all(row[key] and "{" not in row[key] for row in conclusion.claims for key in ("found", "answer"))
     assert records.provenance["failed"] == []
     assert all("MNIST-5k" in data["data"] for data in records.provenance["data"])
 
@@ -36,3 +37,5 @@ def test_every_claim_is_judged_and_reported(name: str, call: Call, tmp_path: Pat
     assert call("report").code == 0
     page = (tmp_path / "results" / "report.html").read_text(encoding="utf-8")
     assert all(f'<tr id="{name}-{claim.id}">' in page for claim in claims)
+    told = call("report", "--json").out
+    assert json.loads(told) == json.loads((folder / "claims.json").read_text(encoding="utf-8"))
