@@ -154,18 +154,17 @@ def collect(runs: Iterable[Run], threshold: float | None = None, failed: Sequenc
 
 def _command(runs: list[Run], threshold: float | None) -> str:
     """What makes it again, with placeholders for this machine's folders."""
-    names = {}
+    firsts: dict[str, Run] = {}
     for run in runs:
-        variant = run.summary["variant"]
-        if variant not in names:
-            file = run.config.norm.file
-            names[variant] = variant if file is None else f"{Path(file).name}:{variant}"
+        firsts.setdefault(run.summary["variant"], run)
+    files = {variant: run.config.norm.file for variant, run in firsts.items()}
+    names = [f"{Path(file).name}:{variant}" if file else variant for variant, file in files.items()]
     seeds = 1 + max(run.summary["seed"] for run in runs)
     left_out = {*WITHOUT, "norm.file", "root", "tensorboard"}
     values = {key: value for key, value in differing(runs[0].config).items() if key not in left_out}
     values |= {key: Path(values[key]).name for key in ("data.path", "model.file") if key in values}
     values |= {"data.root": "DIR"} if "data.root" in values else {}
-    flags = [f"--variants={','.join(names.values())}", f"--seeds={seeds}"]
+    flags = [f"--variants={','.join(names)}", f"--seeds={seeds}"]
     flags += [] if threshold is None else [f"--threshold={threshold}"]
     return shlex.join(["bnrepro", "compare", *flags, *(written(*pair) for pair in values.items())])
 
@@ -209,39 +208,14 @@ def open_comparison(folder: Path) -> Comparison:
     try:
         if not found.runs:
             raise ValueError(f"{RUNS} has no rows")
-        stored.hold(found.runs, list[_Run], RUNS)
+        stored.hold(found.runs, list[record.Summary], RUNS)
+        stored.hold(found.runs, list[record.Ended], RUNS)
         stored.hold([run for run in found.runs if run["status"] == Status.completed], list[record.Result], RUNS)
         stored.hold(found.curves, list[_Point], CURVES)
-        stored.hold(found.settings, _Settings, records.PROVENANCE)
+        stored.hold(found.settings.get("threshold"), stored.Finite | None, "threshold")
     except ValueError as error:
         raise DamagedError(f"The comparison in {folder} is damaged ({error}). {REMEDY}") from error
     return Comparison(found.runs, found.curves, found.provenance, found.settings)
-
-
-@dataclass
-class _Named:
-    name: str = ""
-
-
-@dataclass
-class _Settings:
-    data: _Named = field(default_factory=_Named)
-    model: _Named = field(default_factory=_Named)
-    threshold: stored.Finite | None = None
-
-
-@dataclass
-class _Run(record.Ended):
-    status: Status
-    test_accuracy: stored.Finite | None
-    test_loss: stored.Number | None
-    val_accuracy: stored.Number | None
-    val_loss: stored.Number | None
-    train_accuracy: stored.Number | None
-    train_loss: stored.Number | None
-    steps: stored.Count | None
-    diverged_at_step: stored.Count | None
-    threads: stored.Count | None
 
 
 @dataclass

@@ -202,9 +202,8 @@ def _of_comparison(folder: Path, out: Path) -> Section:
         rows.append({"variant": row["variant"], "n": row["n"], "diverged": row["diverged"], **intervals, **sizes})
     overview = folder / "figures" / "overview"
     caption = "Curves: mean over seeds with its 95% interval; losses on a logarithmic axis."
-    settings, about = comparison.settings, comparison.provenance
-    network = settings.get("model", {}).get("name", "a network")
-    dataset = settings.get("data", {}).get("name", "a dataset")
+    settings, about = dict(flat(comparison.settings)), comparison.provenance
+    network, dataset = settings.get("model.name", "a network"), settings.get("data.name", "a dataset")
     title = (
         f"Means with 95% intervals over seeds; minus {first}: difference of the same seed; "
         f"epochs: to {comparison.goal}."

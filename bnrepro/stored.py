@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import yaml
-from pydantic import AfterValidator, BeforeValidator, Field, StringConstraints, TypeAdapter, ValidationError
+from pydantic import AfterValidator, Field, StringConstraints, TypeAdapter, ValidationError
 from pydantic_core import from_json
 
 from bnrepro.errors import first_line
@@ -28,15 +28,9 @@ def _moderate(value: float) -> float:
     return value
 
 
-def _no_text(value: Any) -> Any:
-    if isinstance(value, str):  # which pydantic would read as a number, and nothing changes in the rows
-        raise ValueError("is a text and no number")
-    return value
-
-
 Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]*$", max_length=100)]
 """What can become the name of a file or an anchor: it leads nowhere else and needs no escaping."""
-Count = Annotated[int, BeforeValidator(_no_text), Field(ge=0, lt=2**63)]
+Count = Annotated[int, Field(ge=0, lt=2**63)]
 Finite = Annotated[float, Field(allow_inf_nan=False, strict=True), AfterValidator(_moderate)]
 Number = Annotated[float, Field(strict=True), AfterValidator(_moderate)]
 """May be nan or infinite, as a loss may."""

@@ -13,7 +13,8 @@ import pytest
 
 from bnrepro import compare, listing, record, report, train
 from bnrepro.claims import engine
-from bnrepro.claims.records import CURVES, PROVENANCE, RUN_COLUMNS, RUNS
+from bnrepro.claims.records import CURVES, PROVENANCE, RUNS
+from bnrepro.claims.results import RUN_COLUMNS
 from bnrepro.compare import Comparison
 from bnrepro.config import UserError, load_config, what
 from bnrepro.experiments import COMPARISON, experiment

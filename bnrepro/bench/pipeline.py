@@ -24,7 +24,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from bnrepro import compare, figures, provenance, record, sources, sweep, train
 from bnrepro.bench.timing import Table, alone, forget_peak, in_turn, machine, resident, seconds
-from bnrepro.claims.records import RUN_COLUMNS
+from bnrepro.claims.results import RUN_COLUMNS
 from bnrepro.config import load_config, run_dir, to_yaml
 from bnrepro.data import mix
 from bnrepro.model import build, norm_of
@@ -182,7 +182,7 @@ _LABML = ("model=labml_cnn", "data=mnist", "epochs=1", "data.val_fraction=0.0001
 
 _FIRST_STEP = """
 import os, sys
-from bnrepro.claims.records import RUN_COLUMNS
+from bnrepro.claims.results import RUN_COLUMNS
 from bnrepro.config import load_config
 from bnrepro import train
 train.run(load_config(sys.argv[1:]), report=lambda progress: os._exit(0))

@@ -16,7 +16,8 @@ from bnrepro.claims.conclusion import conclude
 from bnrepro.claims.judging import Judged
 from bnrepro.claims.measuring import Measurement, measure_all, missing
 from bnrepro.claims.paper import Arm, Factors, Paper, Probe, Row
-from bnrepro.claims.records import RESERVED, RUN_COLUMNS, Gathered, Records, cost, plain, read, save, there
+from bnrepro.claims.records import RESERVED, Gathered, Records, cost, plain, read, save, there
+from bnrepro.claims.results import RUN_COLUMNS
 from bnrepro.config import UserError, check, load_config, run_dir
 from bnrepro.parallel import kept_workers
 from bnrepro.record import Run, run_of

@@ -21,7 +21,7 @@ from typing import Any, Literal, get_args
 from pydantic_core import from_json
 
 from bnrepro import record, stored
-from bnrepro.claims.results import Results
+from bnrepro.claims.results import RUN_COLUMNS, Results
 from bnrepro.config import UserError, unreadable
 from bnrepro.errors import in_brackets
 from bnrepro.record import Status
@@ -29,11 +29,6 @@ from bnrepro.record import Status
 RUNS, CURVES, MEASUREMENTS, PROVENANCE = "runs.csv", "curves.csv", "measurements.csv", "provenance.json"
 CAPTIONS = "captions.json"
 """Of what was concluded from them."""
-RUN_COLUMNS = (
-    *("variant", "seed", "status", "test_accuracy", "test_loss", "val_accuracy", "val_loss"),
-    *("train_accuracy", "train_loss", "steps", "diverged_at_step", "parameters", "buffers", "threads", "seconds"),
-    *("precision", "device", "config_hash"),
-)
 TEXT = frozenset({"part", "variant", "status", "precision", "device", "config_hash", "quantity"})
 """Columns of records that hold texts only, and so need no quotation marks."""
 RESERVED = frozenset({"part", "seed", "status", "step", "epoch", "quantity", "x", "value"})
