@@ -164,7 +164,7 @@ WRONG = [
     (["eval", "nowhere"], "nowhere is not a run's directory"),
     (["figures"], "There is no comparison under runs"),
     (["figures", "nowhere"], "nowhere is not a comparison"),
-    (["reproduce", "nosuch"], "There are: conv_batchnorm, keras_curves, labml, placement, numpynet"),
+    (["reproduce", "nosuch"], "There are: conv_batchnorm, keras_curves, labml, numpynet, placement"),
     (["reproduce", "numpynet", "--preset=nosuch"], "numpynet has no preset 'nosuch'. There are: smoke, quick, full"),
     (["reproduce", "--jobs=0"], "--jobs"),
     (["reproduce", "--archive=cifar10"], "--archive=cifar10 is not of the form NAME=FILE"),

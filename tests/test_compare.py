@@ -280,3 +280,12 @@ def test_listing_sorts_filters_and_survives_a_damaged_run(tiny: Callable[..., Co
     assert str(runs[1]) in listing.as_text(rows)
     with pytest.raises(UserError, match="There are: path"):
         listing.rows(root, {}, "colour")
+
+
+def test_paper_of_ones_own_cannot_be_taken_for_a_comparison(tmp_path: Path) -> None:
+    file = tmp_path / "compare.py"
+    file.write_text(
+        '"""Mine."""\nfrom bnrepro.claims import Paper, Preset\nclass Settings(Preset): ...\npaper = Paper(__name__, Settings)'
+    )
+    with pytest.raises(UserError, match="not 'compare' or the name of one"):
+        experiment(str(file))
