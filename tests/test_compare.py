@@ -284,8 +284,7 @@ def test_listing_sorts_filters_and_survives_a_damaged_run(tiny: Callable[..., Co
 
 def test_paper_of_ones_own_cannot_be_taken_for_a_comparison(tmp_path: Path) -> None:
     file = tmp_path / "compare.py"
-    file.write_text(
-        '"""Mine."""\nfrom bnrepro.claims import Paper, Preset\nclass Settings(Preset): ...\npaper = Paper(__name__, Settings)'
-    )
+    made = "class Settings(Preset): ...\npaper = Paper(__name__, Settings)"
+    file.write_text(f'"""Mine."""\nfrom bnrepro.claims import Paper, Preset\n{made}')
     with pytest.raises(UserError, match="not 'compare' or the name of one"):
         experiment(str(file))
