@@ -1,15 +1,13 @@
-"""Variants side by side over seeds: the grid, the record of all its runs in three files, and the table.
+"""Variants side by side over seeds: the grid, the records of its runs, and the table.
 
-A comparison's directory stands by itself: ``runs.csv`` (one row a run), ``curves.csv`` (one row an evaluation),
-``provenance.json`` are enough to make the table and the figures again.
+A comparison is kept as an experiment without claims (`bnrepro.claims.records`): one part, whose factor is the variant.
+Its directory stands by itself: the table and the figures are made from its records.
 """
 
 from __future__ import annotations
 
-import csv
-import json
 import math
-import os
+import shlex
 import shutil
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -17,36 +15,31 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from statistics import median
-from typing import Any
 
 from bnrepro import record, stored
+from bnrepro.claims import records
+from bnrepro.claims.records import CURVES, RUNS, DamagedError, Gathered, Records, Row
 from bnrepro.config import (
     MOST_RUNS,
     UserError,
     config_hash,
+    differing,
     digits_of,
     group_dir,
     leaves,
-    unreadable,
     what,
     with_variant,
 )
+from bnrepro.experiments import COMPARISON
+from bnrepro.overrides import written
 from bnrepro.record import Run, Status
 from bnrepro.schema import Config
 from bnrepro.stats import Interval, t_interval
 
 VARIANTS = ("nobn", "bn", "custombn", "convbn")
-RUNS, CURVES, TABLE, PROVENANCE = "runs.csv", "curves.csv", "table.csv", "provenance.json"
-MEASUREMENTS, CAPTIONS = "measurements.csv", "captions.json"  # either makes a folder an experiment's
-
-_TEXT = ("variant", "status", "precision", "device", "config_hash")
-_NUMBERS = ("test_accuracy", "test_loss", "val_accuracy", "val_loss", "train_accuracy", "train_loss")
-_COUNTS = ("steps", "diverged_at_step", "parameters", "buffers", "threads")
-RUN_COLUMNS = ("variant", "seed", "status", *_NUMBERS, *_COUNTS, "seconds", "precision", "device", "config_hash")
-CURVE_COLUMNS = ("variant", "seed", *record.COLUMNS)
+PART, TABLE = "comparison", "table.csv"
 WITHOUT = ("variant", "seed")  # what differs between the runs of a comparison
-
-Point = dict[str, Any]
+REMEDY = "Move it away, and `bnrepro compare` with the same arguments makes it again from the stored runs in seconds."
 
 
 def grid(cfg: Config, variants: Sequence[str], seeds: int) -> list[Config]:
@@ -78,49 +71,62 @@ def check_room(folder: Path, configs: Sequence[Config], threshold: float | None 
     """
     if folder.exists() and not folder.is_dir():
         raise UserError(f"{folder} is not a folder. Give the path of a folder.")
-    if any(stored.is_file(folder / name) for name in (MEASUREMENTS, CAPTIONS)):
-        raise UserError(f"--out={folder} holds an experiment's results. Give another folder.")
-    if not (folder / RUNS).exists():
+    if not records.held(folder):
         return
+    if not holds_one(folder):
+        raise UserError(f"--out={folder} holds an experiment's results. Give another folder.")
     held = open_comparison(folder)
     kept = {(run["variant"], run["seed"]) for run in held.runs} <= {(cfg.variant, cfg.seed) for cfg in configs}
-    there = {**dict(leaves(what(Config(), WITHOUT))), **dict(leaves(held.provenance.get("config", {})))}
+    there = {**dict(leaves(what(Config(), WITHOUT))), **dict(leaves(held.settings))}
     same = all(there.get(key) == value for key, value in leaves(what(configs[0], WITHOUT)))
-    if not (kept and same and held.variants[0] == configs[0].variant and _threshold(folder) == threshold):
+    if not (kept and same and held.variants[0] == configs[0].variant and held.threshold == threshold):
         raise UserError(
             f"--out={folder} holds another comparison ({', '.join(held.variants)}; {len(held.runs)} runs), which this "
             "one would replace. Give another folder, or delete that one."
         )
 
 
-def _threshold(folder: Path) -> float | None:
-    """The threshold used by the table in ``folder``."""
-    with (folder / TABLE).open(newline="", encoding="utf-8") as stream:
-        row = next(csv.DictReader(stream), {})
-    return float(row["threshold"]) if row.get("threshold") else None
-
-
 @dataclass(frozen=True)
 class Comparison:
     """The records of a comparison."""
 
-    runs: list[Point]
+    runs: list[Row]
     """`RUN_COLUMNS`, one row a run."""
-    curves: list[Point]
-    """`CURVE_COLUMNS`, one row an evaluation."""
-    provenance: dict[str, Any]
-    """The data and its fingerprint, machines, versions, git revisions, configuration."""
+    curves: list[Row]
+    """One row an evaluation, with variant and seed."""
+    provenance: Row = field(default_factory=dict)
+    """What made it, the data and its fingerprint, machines, versions, git revisions."""
+    settings: Row = field(default_factory=dict)
+    """The configuration, as far as the runs share it, and the threshold of the table."""
+
+    @property
+    def threshold(self) -> float | None:
+        """The validation accuracy that epochs are counted to. None: that which the first variant reached.
+
+        It is the best of the same seed, which is how Ioffe & Szegedy (2015, Figure 3) count the steps to the accuracy
+        of the network without BN.
+        """
+        return self.settings.get("threshold")
+
+    @property
+    def goal(self) -> str:
+        """The threshold in words."""
+        if all(point["val_accuracy"] is None for point in self.curves):
+            return "none (there is no validation set)"
+        if self.threshold is not None:
+            return f"a validation accuracy of {self.threshold:g}"
+        return f"the best validation accuracy of {self.variants[0]}, same seed"
 
     @cached_property
     def variants(self) -> list[str]:
         """The variants, in the order in which they were asked for."""
         return list(dict.fromkeys(str(run["variant"]) for run in self.runs))
 
-    def of(self, variant: str) -> list[Point]:
+    def of(self, variant: str) -> list[Row]:
         """The variant's runs, by seed."""
         return sorted((run for run in self.runs if run["variant"] == variant), key=lambda run: int(run["seed"]))
 
-    def completed(self, variant: str) -> list[Point]:
+    def completed(self, variant: str) -> list[Row]:
         """Those of the variant's runs that trained to the end."""
         return [run for run in self.of(variant) if run["status"] == Status.completed]
 
@@ -134,45 +140,57 @@ class Comparison:
         return sorted(points.items())
 
 
-def collect(runs: Iterable[Run]) -> Comparison:
-    """The records of finished runs, as one comparison."""
-    rows: list[Point] = []
-    curves: list[Point] = []
-    found: dict[str, list[Any]] = {"data": [], "machines": [], "versions": [], "git_revisions": []}
-    config: dict[str, Any] = {}
-    for run in {run.path: run for run in runs}.values():  # a run is one, however often it is named
-        summary = run.summary
-        rows.append({column: summary.get(column) for column in RUN_COLUMNS})
-        if os.path.lexists(run.path / record.METRICS):
-            who = {"variant": summary["variant"], "seed": summary["seed"]}
-            curves += [{**who, **row} for row in run.metrics]
-        data = {key: summary.get(key) for key in ("data", "data_official", "data_fingerprint")}
-        for key, value in (
-            ("data", data),
-            ("machines", summary.get("machine")),
-            ("versions", summary.get("versions")),
-            ("git_revisions", summary.get("git_revision")),
-        ):
-            if value not in found[key]:
-                found[key].append(value)
-        config = config or what(run.config, WITHOUT)
-    return Comparison(rows, curves, {**found, "config": config})
+def collect(runs: Iterable[Run], threshold: float | None = None, failed: Sequence[str] = ()) -> Comparison:
+    """The records of finished runs, as one comparison; ``failed`` says what became of the others."""
+    gathered = Gathered()
+    each = list({run.path: run for run in runs}.values())  # a run is one, however often it is named
+    for run in each:
+        gathered.add(run, PART, {"variant": run.summary["variant"]})
+    provenance: Row = {"experiment": COMPARISON, "command": _command(each, threshold), **gathered.found}
+    provenance |= {"seconds": records.cost([PART], gathered.spent), "failed": list(failed)}
+    settings = {**what(each[0].config, WITHOUT), "threshold": threshold}
+    return Comparison(gathered.runs, gathered.curves, provenance, settings)
 
 
-def save(comparison: Comparison, folder: Path, threshold: float | None = None) -> None:
-    """Write the comparison's records and its table into ``folder``."""
-    record.write_csv(folder / RUNS, RUN_COLUMNS, comparison.runs)
-    record.write_csv(folder / CURVES, CURVE_COLUMNS, comparison.curves)
-    rows = table(comparison, threshold)
+def _command(runs: list[Run], threshold: float | None) -> str:
+    """What makes it again, with placeholders for this machine's folders."""
+    firsts: dict[str, Run] = {}
+    for run in runs:
+        firsts.setdefault(run.summary["variant"], run)
+    files = {variant: run.config.norm.file for variant, run in firsts.items()}
+    names = [f"{Path(file).name}:{variant}" if file else variant for variant, file in files.items()]
+    seeds = 1 + max(run.summary["seed"] for run in runs)
+    left_out = {*WITHOUT, "norm.file", "root", "tensorboard"}
+    values = {key: value for key, value in differing(runs[0].config).items() if key not in left_out}
+    values |= {key: Path(values[key]).name for key in ("data.path", "model.file") if key in values}
+    values |= {"data.root": "DIR"} if "data.root" in values else {}
+    flags = [f"--variants={','.join(names)}", f"--seeds={seeds}"]
+    flags += [] if threshold is None else [f"--threshold={threshold}"]
+    return shlex.join(["bnrepro", "compare", *flags, *(written(*pair) for pair in values.items())])
+
+
+def save(comparison: Comparison, folder: Path) -> None:
+    """Write the comparison's records and its table into ``folder``, each file whole."""
+    kept = Records("full", comparison.runs, comparison.curves, [], comparison.settings, comparison.provenance)
+    records.save(kept, folder)
+    write_table(comparison, folder)
+
+
+def write_table(comparison: Comparison, folder: Path) -> None:
+    """Write the comparison's `table` into ``folder``."""
+    rows = table(comparison)
     record.write_csv(folder / TABLE, list(rows[0]), rows)
-    record.write_whole(folder / PROVENANCE, json.dumps(comparison.provenance, indent=2) + "\n")
+
+
+def holds_one(folder: Path) -> bool:
+    """Whether the records in ``folder`` are a comparison's; the table tells where their provenance does not."""
+    about = records.provenance_of(folder)
+    return about["experiment"] == COMPARISON if "experiment" in about else stored.is_file(folder / TABLE)
 
 
 def find(root: Path) -> Iterator[Path]:
     """The comparisons in ``root`` and below."""
-    for file in sorted({root / RUNS, *root.glob(f"**/{RUNS}")}):
-        if stored.is_file(file) and not any(stored.is_file(file.parent / name) for name in (MEASUREMENTS, CAPTIONS)):
-            yield file.parent
+    return filter(holds_one, records.find(root))
 
 
 def open_comparison(folder: Path) -> Comparison:
@@ -181,114 +199,44 @@ def open_comparison(folder: Path) -> Comparison:
     Raises:
         UserError: there is none, or it is damaged.
     """
+    if not (records.held(folder) and holds_one(folder)):
+        raise UserError(f"{folder} is not a comparison. `bnrepro compare` makes one.")
+    about = records.provenance_of(folder)
+    if "config" in about and "experiment" not in about:
+        raise DamagedError(f"{folder} holds a comparison in the format of an earlier version. {REMEDY}")
+    found = records.read(folder, REMEDY)
     try:
-        provenance = stored.read_json(folder / PROVENANCE, Provenance)
-        runs = [_typed(row) for row in record.read_csv(folder / RUNS, RUN_COLUMNS)]
-        curves = [_typed(row) for row in record.read_csv(folder / CURVES, CURVE_COLUMNS)]
-        if not runs:
+        if not found.runs:
             raise ValueError(f"{RUNS} has no rows")
-        stored.hold(runs, list[_Run], RUNS)
-        stored.hold([run for run in runs if run["status"] == Status.completed], list[record.Result], RUNS)
-        stored.hold(curves, list[_Point], CURVES)
-    except FileNotFoundError as error:
-        raise UserError(
-            f"{folder} is not a comparison ({error.filename} is missing). `bnrepro compare` makes one."
-        ) from error
-    except (OSError, MemoryError) as error:
-        raise unreadable(Path(getattr(error, "filename", None) or folder), error) from error
+        stored.hold(found.runs, list[record.Summary], RUNS)
+        stored.hold(found.runs, list[record.Ended], RUNS)
+        stored.hold([run for run in found.runs if run["status"] == Status.completed], list[record.Result], RUNS)
+        stored.hold(found.curves, list[_Point], CURVES)
+        stored.hold(found.settings.get("threshold"), stored.Finite | None, "threshold")
     except ValueError as error:
-        raise UserError(
-            f"The comparison in {folder} is damaged ({error}). Make it again with `bnrepro compare`."
-        ) from error
-    return Comparison(runs, curves, provenance)
-
-
-@dataclass
-class Data:
-    """What is recorded of a run's data."""
-
-    data: str | None = None
-    data_official: bool | None = None
-    data_fingerprint: str | None = None
-
-
-@dataclass
-class Origin:
-    """What is recorded of where numbers come from."""
-
-    data: list[Data] = field(default_factory=list)
-    machines: list[str | None] = field(default_factory=list)
-    versions: list[dict[str, str]] = field(default_factory=list)
-    git_revisions: list[str | None] = field(default_factory=list)
-
-
-@dataclass
-class _Named:
-    name: str = ""
-
-
-@dataclass
-class _Shared:
-    data: _Named = field(default_factory=_Named)
-    model: _Named = field(default_factory=_Named)
-
-
-@dataclass
-class Provenance(Origin):
-    """What provenance.json says, as far as it is read."""
-
-    config: _Shared = field(default_factory=_Shared)
-
-
-@dataclass
-class _Run:
-    variant: stored.Name
-    seed: stored.Count
-    status: Status
-    parameters: stored.Count
-    buffers: stored.Count
-    test_accuracy: stored.Finite | None
-    test_loss: stored.Number | None
-    val_accuracy: stored.Number | None
-    val_loss: stored.Number | None
-    train_accuracy: stored.Number | None
-    train_loss: stored.Number | None
-    steps: stored.Count | None
-    diverged_at_step: stored.Count | None
-    threads: stored.Count | None
-    seconds: stored.Finite | None
+        raise DamagedError(f"The comparison in {folder} is damaged ({error}). {REMEDY}") from error
+    return Comparison(found.runs, found.curves, found.provenance, found.settings)
 
 
 @dataclass
 class _Point(record.Evaluation):
     variant: stored.Name
     seed: stored.Count
-    val_accuracy: stored.Number | None
-
-
-def _typed(row: dict[str, str]) -> Point:
-    return {key: value if key in _TEXT else float(value) if value else None for key, value in row.items()}
 
 
 # --- the table ----------------------------------------------------------------------------------------------------
 
 
-def table(comparison: Comparison, threshold: float | None = None) -> list[dict[str, Any]]:
-    """One row a variant: test accuracy, its difference to the first variant, epochs to a threshold, time, size.
-
-    Args:
-        comparison: the records.
-        threshold: a validation accuracy. None: for each seed, the best that the first variant reached with it, which
-            is how Ioffe & Szegedy (2015, Figure 3) count the steps to the accuracy of the network without BN.
-    """
+def table(comparison: Comparison) -> list[Row]:
+    """One row a variant: test accuracy, its difference to the first variant, epochs to a threshold, time, size."""
     first = comparison.variants[0]
-    rows: list[dict[str, Any]] = []
+    rows: list[Row] = []
     for variant in comparison.variants:
         completed = comparison.completed(variant)
         accuracy = {run["seed"]: run["test_accuracy"] for run in completed}
         base = {run["seed"]: run["test_accuracy"] for run in comparison.completed(first)}
         pairs = [accuracy[seed] - base[seed] for seed in accuracy if seed in base] if variant != first else []
-        reached = [e for run in completed if (e := _epochs_to(comparison, run, first, threshold)) is not None]
+        reached = [e for run in completed if (e := _epochs_to(comparison, run, first)) is not None]
         rows.append(
             {
                 "variant": variant,
@@ -298,7 +246,7 @@ def table(comparison: Comparison, threshold: float | None = None) -> list[dict[s
                 **_named(f"minus_{first}", t_interval(pairs)),
                 **_named("epochs_to_threshold", t_interval(reached)),
                 "reached": len(reached),
-                "threshold": threshold,
+                "threshold": comparison.threshold,
                 "seconds_median": median(run["seconds"] for run in completed) if completed else None,
                 "parameters": _only(comparison.of(variant), "parameters"),
                 "buffers": _only(comparison.of(variant), "buffers"),
@@ -307,10 +255,10 @@ def table(comparison: Comparison, threshold: float | None = None) -> list[dict[s
     return rows
 
 
-def _epochs_to(comparison: Comparison, run: Point, first: str, threshold: float | None) -> float | None:
+def _epochs_to(comparison: Comparison, run: Row, first: str) -> float | None:
     """Epochs until the validation accuracy of ``run`` first stood at the threshold; None if it never did."""
     curves = [row for row in comparison.curves if row["val_accuracy"] is not None]  # none without a validation set
-    if threshold is None:
+    if (threshold := comparison.threshold) is None:
         best = [row["val_accuracy"] for row in curves if (row["variant"], row["seed"]) == (first, run["seed"])]
         if not best or run["seed"] not in {r["seed"] for r in comparison.completed(first)}:
             return None
@@ -326,7 +274,7 @@ def _named(name: str, interval: Interval) -> dict[str, float | None]:
     return {f"{name}_{end}": None if math.isnan(value) else value for end, value in ends.items()}
 
 
-def _only(runs: list[Point], column: str) -> int:
+def _only(runs: list[Row], column: str) -> int:
     return int(runs[0][column])
 
 

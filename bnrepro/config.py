@@ -255,11 +255,15 @@ _dicts: dict[str, dict[str, Any]] = {}
 
 def command(cfg: Config, *flags: str) -> str:
     """The command that trains ``cfg``, with every value that differs from the defaults."""
+    return shlex.join(["bnrepro", "train", *flags, *(written(*pair) for pair in differing(cfg).items())])
+
+
+def differing(cfg: Config) -> dict[str, Any]:
+    """The values of ``cfg`` that a command has to say, by dotted key."""
     here, defaults = (dict(leaves(_shared_dict(each))) for each in (cfg, load_config()))
     # An archive needs a name even where it is the default.
     said = {"data.name"} if cfg.data.path is not None else set()
-    differing = [key for key in keys() if here[key] != defaults[key] or key in said]
-    return shlex.join(["bnrepro", "train", *flags, *(written(key, here[key]) for key in differing)])
+    return {key: here[key] for key in keys() if here[key] != defaults[key] or key in said}
 
 
 def to_yaml(cfg: Config) -> str:

@@ -177,9 +177,9 @@ def _cell(key: str, value: float | None) -> str:
     return f"{value:.0f}" if key == "step" else f"{value:.5g}"
 
 
-def comparison_table(comparison: Comparison, threshold: float | None = None) -> str:
+def comparison_table(comparison: Comparison) -> str:
     """The comparison's table as text, with what its columns mean."""
-    found = table(comparison, threshold)
+    found = table(comparison)
     first = comparison.variants[0]
     head = [
         "variant",
@@ -200,17 +200,9 @@ def comparison_table(comparison: Comparison, threshold: float | None = None) -> 
         cells = [_between(row, "test_accuracy", 100, 2), _between(row, f"minus_{first}", 100, 2), epochs]
         sizes = [f"{row['parameters']:,}", f"{row['buffers']:,}"]
         lines.append([row["variant"], count, *cells, _number(row["seconds_median"], 1), *sizes])
-    goal = (
-        f"a validation accuracy of {threshold:g}"
-        if threshold is not None
-        else f"the best validation accuracy of {first}"
-    )
-    if all(point["val_accuracy"] is None for point in comparison.curves):
-        goal = "none (there is no validation set)"
     notes = [
         f"Means with 95% intervals over seeds (Student's t), on {comparison.provenance['data'][0]['data']}.",
-        f"minus {first}: differences of the same seed, in percentage points. Epochs: to {goal}"
-        + (", same seed." if threshold is None else "."),
+        f"minus {first}: differences of the same seed, in percentage points. Epochs: to {comparison.goal}.",
     ]
     return "\n".join([fitted(lines), "", *_wrapped(notes)])
 

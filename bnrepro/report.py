@@ -19,7 +19,7 @@ from urllib.parse import quote
 from bnrepro import compare, record
 from bnrepro.claims.conclusion import CLAIMS, KINDS, SCALES, Conclusion, as_json, open_conclusion
 from bnrepro.claims.evidence import Verdict
-from bnrepro.claims.records import find, preset_of
+from bnrepro.claims.records import find, provenance_of
 from bnrepro.claims.words import numbers
 from bnrepro.config import UserError
 from bnrepro.experiments import NAMES
@@ -134,11 +134,12 @@ def write(out: Path) -> list[Path]:
 
 def gather(out: Path) -> Report:
     """The experiments and comparisons in ``out`` and below."""
-    conclusions = [open_conclusion(folder) for folder in _best(find(out))]
+    comparisons = list(compare.find(out))
+    conclusions = [open_conclusion(folder) for folder in _best([each for each in find(out) if each not in comparisons])]
     order = {name: place for place, name in enumerate(NAMES)}
     conclusions.sort(key=lambda c: (order.get(c.name, len(order)), c.name, str(c.folder)))
     sections = [_of_experiment(conclusion) for conclusion in conclusions]
-    sections += [_of_comparison(folder, out) for folder in compare.find(out)]
+    sections += [_of_comparison(folder, out) for folder in comparisons]
     if not sections:
         raise UserError(f"There are no results under {out}. `bnrepro reproduce` makes them.")
     twice = [name for name, count in Counter(section.name for section in sections).items() if count > 1]
@@ -155,7 +156,8 @@ def _best(folders: list[Path]) -> list[Path]:
     for folder in folders:  # what lies in a folder comes after it
         place = folder.parent if folder.name in sizes else folder
         before = best.get(place)
-        if before is None or sizes.get(preset_of(folder) or "", 2) >= sizes.get(preset_of(before) or "", 2):
+        size, than = (sizes.get(str(provenance_of(each).get("preset")), 2) for each in (folder, before or folder))
+        if size >= than:
             best[place] = folder
     return list(best.values())
 
@@ -171,10 +173,7 @@ def _of_experiment(conclusion: Conclusion) -> Section:
         facts.append(("Runs", _statuses(runs)))
     if records.measurements:
         facts.append(("Values measured", f"{len(records.measurements):,}"))
-    spent = {part: sum(kinds.values()) for part, kinds in about["seconds"].items()}
-    each = ", ".join(f"{part} {_duration(seconds)}" for part, seconds in spent.items())
-    facts.append(("Time", f"{_duration(sum(spent.values()))} of one process ({each})"))
-    facts += [("Failed", text) for text in about["failed"]]
+    facts += _spent(about)
     return Section(
         name=conclusion.name,
         title=conclusion.captions["title"],
@@ -203,24 +202,23 @@ def _of_comparison(folder: Path, out: Path) -> Section:
         rows.append({"variant": row["variant"], "n": row["n"], "diverged": row["diverged"], **intervals, **sizes})
     overview = folder / "figures" / "overview"
     caption = "Curves: mean over seeds with its 95% interval; losses on a logarithmic axis."
-    config = comparison.provenance.get("config", {})
-    network = config.get("model", {}).get("name", "a network")
-    dataset = config.get("data", {}).get("name", "a dataset")
+    settings, about = dict(flat(comparison.settings)), comparison.provenance
+    network, dataset = settings.get("model.name", "a network"), settings.get("data.name", "a dataset")
     title = (
-        f"Means with 95% intervals over seeds; minus {first}: difference of the same seed; epochs: until the best "
-        f"validation accuracy of {first}, same seed."
+        f"Means with 95% intervals over seeds; minus {first}: difference of the same seed; "
+        f"epochs: to {comparison.goal}."
     )
     name = folder.relative_to(out).as_posix() if folder != out else folder.name
     return Section(
         name=f"comparison-{re.sub(r'[^A-Za-z0-9]+', '-', name).strip('-')}",
         title=f"Variants side by side: {network} on {dataset}",
         source="",
-        facts=[*_origin(comparison.provenance)],
+        facts=[("Made by", about["command"]), *_origin(about), *_spent(about)],
         deviations=[],
         claims=[],
         images=[Image(overview, caption)] if overview.with_suffix(".svg").is_file() else [],
         tables=[(title, rows)],
-        settings=config,
+        settings=settings,
     )
 
 
@@ -244,6 +242,14 @@ def _origin(about: dict[str, Any]) -> list[tuple[str, str]]:
         for versions in about.get("versions", [])
     ]
     return facts + [("Git revision", str(revision)) for revision in about.get("git_revisions", []) if revision]
+
+
+def _spent(about: dict[str, Any]) -> list[tuple[str, str]]:
+    """Time, and what failed."""
+    spent = {part: sum(kinds.values()) for part, kinds in about["seconds"].items()}
+    each = ", ".join(f"{part} {_duration(seconds)}" for part, seconds in spent.items())
+    time = f"{_duration(sum(spent.values()))} of one process ({each})"
+    return [("Time", time), *(("Failed", text) for text in about["failed"])]
 
 
 def _statuses(runs: dict[Any, str]) -> str:

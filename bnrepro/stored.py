@@ -31,8 +31,8 @@ def _moderate(value: float) -> float:
 Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]*$", max_length=100)]
 """What can become the name of a file or an anchor: it leads nowhere else and needs no escaping."""
 Count = Annotated[int, Field(ge=0, lt=2**63)]
-Finite = Annotated[float, Field(allow_inf_nan=False), AfterValidator(_moderate)]
-Number = Annotated[float, AfterValidator(_moderate)]
+Finite = Annotated[float, Field(allow_inf_nan=False, strict=True), AfterValidator(_moderate)]
+Number = Annotated[float, Field(strict=True), AfterValidator(_moderate)]
 """May be nan or infinite, as a loss may."""
 
 

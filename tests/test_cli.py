@@ -164,7 +164,7 @@ WRONG = [
     (["eval", "nowhere"], "nowhere is not a run's directory"),
     (["figures"], "There is no comparison under runs"),
     (["figures", "nowhere"], "nowhere is not a comparison"),
-    (["reproduce", "nosuch"], "There are: conv_batchnorm, keras_curves, labml, placement, numpynet"),
+    (["reproduce", "nosuch"], "There are: conv_batchnorm, keras_curves, labml, numpynet, placement"),
     (["reproduce", "numpynet", "--preset=nosuch"], "numpynet has no preset 'nosuch'. There are: smoke, quick, full"),
     (["reproduce", "--jobs=0"], "--jobs"),
     (["reproduce", "--archive=cifar10"], "--archive=cifar10 is not of the form NAME=FILE"),
@@ -277,11 +277,14 @@ def test_compare_prints_and_writes_table_and_figures_and_figures_draws_them_agai
     assert result.code == 0, result.err
     assert [line.split()[0] for line in result.out.splitlines()[:3]] == ["variant", "nobn", "convbn"]
     (folder,) = (tmp_path / "runs" / "digits" / "lenet").glob("compare-*")
-    assert {file.name for file in folder.glob("[a-z]*.*")} == {"table.csv", "runs.csv", "curves.csv", "provenance.json"}
+    assert {file.name for file in folder.glob("[a-z]*.*")} == {
+        *("table.csv", "runs.csv", "curves.csv", "measurements.csv", "provenance.json")
+    }
     drawn = {file.name: file.read_bytes() for file in (folder / "figures").iterdir()}
     assert {"train_accuracy.png", "train_loss.svg", "val_accuracy.svg", "val_loss.png"} <= drawn.keys()
     for file in (folder / "figures").iterdir():
         file.unlink()
+    (folder / "table.csv").unlink()
     assert call("figures").code == 0
     assert {file.name: file.read_bytes() for file in (folder / "figures").iterdir()} == drawn
     out = call(*arguments, f"--out={tmp_path / 'results'}").out

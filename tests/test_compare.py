@@ -5,25 +5,42 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from bnrepro import compare, listing, record, train
+from bnrepro import compare, listing, record, report, train
+from bnrepro.claims import engine
+from bnrepro.claims.records import CURVES, PROVENANCE, RUNS
+from bnrepro.claims.results import RUN_COLUMNS
 from bnrepro.compare import Comparison
 from bnrepro.config import UserError, load_config, what
+from bnrepro.experiments import COMPARISON, experiment
 from bnrepro.record import Run
 from bnrepro.schema import Config
 
+ORIGIN: dict[str, Any] = {
+    "experiment": COMPARISON,
+    "command": "bnrepro compare",
+    "data": [{"data": "digits"}],
+    "seconds": {compare.PART: {"runs": 99.0, "measurements": 0.0}},
+    "failed": [],
+}
+
 
 def point(variant: str, seed: int, epoch: float, val: float) -> dict[str, Any]:
-    row = dict.fromkeys(compare.CURVE_COLUMNS) | {"variant": variant, "seed": seed, "step": 10 * epoch, "epoch": epoch}
-    return row | {"val_accuracy": val, "train_accuracy": val, "val_loss": 1 - val, "train_loss": 1 - val}
+    row = {"part": compare.PART, "variant": variant, "seed": seed, **dict.fromkeys(record.COLUMNS)}
+    return (
+        row
+        | {"step": 10 * epoch, "epoch": epoch}
+        | {"val_accuracy": val, "train_accuracy": val, "val_loss": 1 - val, "train_loss": 1 - val}
+    )
 
 
 def ended(variant: str, seed: int, test: float | None, status: str = "completed") -> dict[str, Any]:
-    row = dict.fromkeys(compare.RUN_COLUMNS) | {"variant": variant, "seed": seed, "status": status}
+    row = dict.fromkeys(RUN_COLUMNS) | {"part": compare.PART, "variant": variant, "seed": seed, "status": status}
     row |= {"precision": "fp32", "device": "cpu", "config_hash": "0" * 8}
     return row | {"test_accuracy": test, "seconds": 10.0 + seed, "parameters": 7, "buffers": 0}
 
@@ -38,7 +55,7 @@ def known() -> Comparison:
         curves += [point("bn", seed, e, v) for e, v in ((1, 0.6 + 0.1 * seed), (2, 0.9), (3, 0.9))]
     runs += [ended("wild", 0, 0.5), ended("wild", 1, 0.5), ended("wild", 2, None, "diverged")]
     curves += [point("wild", seed, e, 0.1 * e) for seed in (0, 1, 2) for e in (1, 2, 3)]
-    return Comparison(runs, curves, {"data": [{"data": "digits"}]})
+    return Comparison(runs, curves, ORIGIN, {"threshold": None})
 
 
 def test_table_gives_means_and_students_intervals(known: Comparison) -> None:
@@ -66,7 +83,7 @@ def test_epochs_are_counted_to_the_first_variants_best_of_the_same_seed(known: C
 
 
 def test_epochs_can_be_counted_to_a_fixed_accuracy(known: Comparison) -> None:
-    nobn, bn, wild = compare.table(known, threshold=0.85)
+    nobn, bn, wild = compare.table(replace(known, settings={"threshold": 0.85}))
     assert (nobn["reached"], bn["epochs_to_threshold_mean"], wild["reached"]) == (0, 2, 0)
 
 
@@ -87,11 +104,14 @@ def test_stored_comparison_gives_the_same_table(known: Comparison, tmp_path: Pat
     compare.save(known, tmp_path / "a" / "b")
     again = compare.open_comparison(tmp_path / "a" / "b")
     assert again == known
+    assert all(
+        type(there[key]) is type(row[key]) for there, row in zip(again.runs, known.runs, strict=True) for key in row
+    )
     assert compare.table(again) == compare.table(known)
     assert list(compare.find(tmp_path)) == list(compare.find(tmp_path / "a" / "b")) == [tmp_path / "a" / "b"]
 
 
-@pytest.mark.parametrize("name", [compare.RUNS, compare.CURVES, compare.PROVENANCE])
+@pytest.mark.parametrize("name", [RUNS, CURVES, PROVENANCE])
 @pytest.mark.parametrize("content", [None, "nonsense", "\xff"])
 def test_damaged_comparison_is_refused_by_name(
     known: Comparison, tmp_path: Path, name: str, content: str | None
@@ -101,8 +121,45 @@ def test_damaged_comparison_is_refused_by_name(
         (tmp_path / name).unlink()
     else:
         (tmp_path / name).write_text(content)
-    with pytest.raises(UserError, match="comparison"):
+    reason = (
+        "is not a comparison" if (name, content) == (RUNS, None) else f"{name}.* `bnrepro compare` with the same arg"
+    )
+    (tmp_path / "measurements.csv").unlink()
+    with pytest.raises(UserError, match=reason):
         compare.open_comparison(tmp_path)
+
+
+def test_what_tells_a_comparison_from_an_experiment_is_written_in_its_provenance(
+    known: Comparison, tmp_path: Path
+) -> None:
+    compare.save(known, tmp_path)
+    for name in ("captions.json", "claims.json"):
+        (tmp_path / name).touch()
+    assert list(compare.find(tmp_path)) == [tmp_path]
+    other = replace(known, provenance=ORIGIN | {"experiment": "made_up"})
+    compare.save(other, tmp_path)
+    assert list(compare.find(tmp_path)) == []
+    with pytest.raises(UserError, match="is not a comparison"):
+        compare.open_comparison(tmp_path)
+
+
+def test_comparison_in_the_format_of_an_earlier_version_is_told_with_its_remedy(
+    known: Comparison, tmp_path: Path
+) -> None:
+    compare.save(known, tmp_path)
+    (tmp_path / PROVENANCE).write_text(json.dumps({"data": [], "machines": [], "config": {"epochs": 1}}))
+    for read in (compare.open_comparison, report.write, lambda place: compare.check_room(place, [load_config()])):
+        with pytest.raises(
+            UserError, match=r"of an earlier version\. Move it away, and `bnrepro compare` with the same"
+        ):
+            read(tmp_path)
+
+
+def test_experiment_does_not_replace_a_comparison(known: Comparison, tmp_path: Path) -> None:
+    plan = engine.Plan(experiment("numpynet"), "full", {}, [], [], tmp_path / "runs", "bnrepro reproduce numpynet")
+    compare.save(known, plan.folder(tmp_path))
+    with pytest.raises(UserError, match="holds results of `bnrepro compare`, which stay"):
+        plan.check_room(tmp_path)
 
 
 def test_text_table_says_n_intervals_and_what_diverged(known: Comparison) -> None:
@@ -149,15 +206,10 @@ def test_more_runs_than_a_sweep_may_have_are_refused_before_they_are_listed() ->
 def test_folder_with_another_comparison_is_refused(
     tmp_path: Path, variants: list[str], seeds: int, overrides: list[str], threshold: float | None, fits: bool
 ) -> None:
-    runs = [
-        {**dict.fromkeys(compare.RUN_COLUMNS), "variant": v, "seed": s, "status": "completed", "test_accuracy": 0.5}
-        | {"parameters": 1, "buffers": 0, "seconds": 1.0}
-        for s in range(2)
-        for v in ("bn", "nobn")
-    ]
+    runs = [ended(v, s, 0.5) for s in range(2) for v in ("bn", "nobn")]
     config = what(load_config(["epochs=1"]), compare.WITHOUT)
     del config["norm"]  # as if these keys had come later
-    compare.save(Comparison(runs, [], {"data": [], "config": config}), tmp_path)
+    compare.save(Comparison(runs, [], ORIGIN, config), tmp_path)
     grid = compare.grid(load_config(["epochs=1", *overrides]), variants, seeds)
     if fits:
         compare.check_room(tmp_path, grid, threshold)
@@ -170,7 +222,7 @@ def test_place_of_a_comparison_that_is_no_folder_is_refused(tmp_path: Path) -> N
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match="not a folder"):
         compare.check_room(tmp_path / "file", [load_config([])])
-    (tmp_path / "measurements.csv").touch()
+    (tmp_path / "captions.json").touch()
     with pytest.raises(UserError, match="an experiment's results"):
         compare.check_room(tmp_path, [load_config([])])
 
@@ -188,7 +240,13 @@ def test_records_come_from_the_runs_and_name_no_folder(trained: Comparison, digi
     assert str(digits) not in text
     assert str(digits.parent) not in text
     assert len(trained.provenance["versions"]) == len(trained.provenance["machines"]) == 1
-    assert trained.provenance["config"]["epochs"] == 1
+    assert trained.settings["epochs"] == 1
+    assert trained.provenance["command"] == (
+        "bnrepro compare --variants=nobn,convbn --seeds=2 epochs=1 batch_size=60 device=cpu data.name=digits "
+        "data.source=npz data.path=digits.npz model.name=lenet"
+    )
+    spent = sum(run["seconds"] for run in trained.runs)
+    assert trained.provenance["seconds"][compare.PART]["runs"] == pytest.approx(spent, abs=0.01)
 
 
 def test_tensorboard_gets_each_variants_mean_and_interval(trained: Comparison, tmp_path: Path) -> None:
@@ -222,3 +280,11 @@ def test_listing_sorts_filters_and_survives_a_damaged_run(tiny: Callable[..., Co
     assert str(runs[1]) in listing.as_text(rows)
     with pytest.raises(UserError, match="There are: path"):
         listing.rows(root, {}, "colour")
+
+
+def test_paper_of_ones_own_cannot_be_taken_for_a_comparison(tmp_path: Path) -> None:
+    file = tmp_path / "compare.py"
+    made = "class Settings(Preset): ...\npaper = Paper(__name__, Settings)"
+    file.write_text(f'"""Mine."""\nfrom bnrepro.claims import Paper, Preset\n{made}')
+    with pytest.raises(UserError, match="not 'compare' or the name of one"):
+        experiment(str(file))

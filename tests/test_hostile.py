@@ -708,9 +708,10 @@ def results(tmp_path: Path) -> Path:
     """A comparison and a concluded experiment."""
     runs = [ended(variant, seed, 0.9) for seed in (0, 1) for variant in ("nobn", "bn")]
     curves = [point(run["variant"], run["seed"], epoch, 0.5) for run in runs for epoch in (1, 2)]
-    provenance = {**RECORDS.provenance, "config": {"data": {"name": "d"}, "model": {"name": "m"}}}
+    provenance = {**RECORDS.provenance, "experiment": "compare"}
+    settings = {"data": {"name": "d"}, "model": {"name": "m"}}
     out = tmp_path / "results"
-    compare.save(compare.Comparison(runs, curves, provenance), out / "side")
+    compare.save(compare.Comparison(runs, curves, provenance, settings), out / "side")
     shutil.copytree(_concluded(tmp_path.parent), out / "experiments" / PAPER.name)
     return out
 
@@ -797,7 +798,7 @@ def test_every_text_of_the_results_is_escaped(results: Path) -> None:
         return texts | effects | {"quote": EVIL, "where": EVIL, "gate": {EVIL: EVIL}, "look": {EVIL: 1}, EVIL: EVIL}
 
     folder = results / "experiments" / PAPER.name
-    for file in (folder / conclusion.CAPTIONS, folder / compare.PROVENANCE, results / "side" / compare.PROVENANCE):
+    for file in (folder / conclusion.CAPTIONS, folder / records.PROVENANCE, results / "side" / records.PROVENANCE):
         file.write_text(json.dumps(evil(json.loads(file.read_text()))))
     claims = folder / conclusion.CLAIMS
     evil_claims = list(map(evil_claim, json.loads(claims.read_text())))
@@ -959,7 +960,7 @@ def test_commands_on_hostile_files_end_with_a_sentence_and_code_2(call: Call, re
     folder = results / "experiments" / PAPER.name
     (run.path / record.METRICS).write_bytes(b"\xff")
     (folder / conclusion.CAPTIONS).write_text("[" * 10_000)
-    (results / "side" / compare.RUNS).write_text("\x1b]0;title\x07")
+    (results / "side" / records.RUNS).write_text("\x1b]0;title\x07")
     (run.path.parents[3] / "bad.npz").write_bytes(b"PK")
     archive = ["data.name=digits", "data.source=npz", f"data.path={run.path.parents[3] / 'bad.npz'}"]
     for arguments in (
@@ -987,9 +988,9 @@ def test_file_that_provenance_names_is_not_run(call: Call, results: Path, place:
     folder = results / "experiments" / PAPER.name
     evil = Path("evil.py").absolute()
     evil.write_text("raise SystemExit('run')")
-    about = json.loads((folder / compare.PROVENANCE).read_text())
+    about = json.loads((folder / records.PROVENANCE).read_text())
     name = str(evil) if place.startswith("/") else place
-    (folder / compare.PROVENANCE).write_text(json.dumps(about | {"experiment": name}))
+    (folder / records.PROVENANCE).write_text(json.dumps(about | {"experiment": name}))
     told = call("figures", str(folder))
     assert (told.code, told.out) == (2, "")
     assert f"says that it holds the experiment '{name}', and that is none" in told.err

@@ -306,8 +306,8 @@ READERS: dict[str, tuple[str, Callable[[Path], Any]]] = {
     "configuration": (record.CONFIG, lambda folder: Run(folder).config),
     "checkpoint": (record.CHECKPOINT, lambda folder: checkpoint.load(folder / record.CHECKPOINT)),
     "newest checkpoint": (record.CHECKPOINT, checkpoint.last),
-    "comparison": (compare.RUNS, compare.open_comparison),
-    "provenance": (compare.PROVENANCE, compare.open_comparison),
+    "comparison": (records.RUNS, compare.open_comparison),
+    "provenance": (records.PROVENANCE, compare.open_comparison),
     "ticket": ("run.job", lambda folder: Ticket.read(folder / "run")),
     "earlier configuration": (record.CONFIG, lambda folder: config.check_same(folder, Run(folder).config)),
 }

@@ -24,6 +24,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from bnrepro import compare, figures, provenance, record, sources, sweep, train
 from bnrepro.bench.timing import Table, alone, forget_peak, in_turn, machine, resident, seconds
+from bnrepro.claims.results import RUN_COLUMNS
 from bnrepro.config import load_config, run_dir, to_yaml
 from bnrepro.data import mix
 from bnrepro.model import build, norm_of
@@ -165,7 +166,7 @@ def made_up(root: Path, count: int) -> None:
             for e in range(10)
         ]
         record.write_csv(path / record.METRICS, list(record.COLUMNS), rows)
-        summary = dict.fromkeys(compare.RUN_COLUMNS) | {
+        summary = dict.fromkeys(RUN_COLUMNS) | {
             "status": "completed", "variant": variant, "seed": cfg.seed, "test_accuracy": float(rng.random()),
             "test_loss": 1.0, "parameters": 1, "buffers": 1, "seconds": 1.0, "data": "invented numbers",
             "data_official": False,
@@ -181,6 +182,7 @@ _LABML = ("model=labml_cnn", "data=mnist", "epochs=1", "data.val_fraction=0.0001
 
 _FIRST_STEP = """
 import os, sys
+from bnrepro.claims.results import RUN_COLUMNS
 from bnrepro.config import load_config
 from bnrepro import train
 train.run(load_config(sys.argv[1:]), report=lambda progress: os._exit(0))

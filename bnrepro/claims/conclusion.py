@@ -15,8 +15,7 @@ from bnrepro.claims import judging
 from bnrepro.claims.evidence import Verdict
 from bnrepro.claims.judging import Judged
 from bnrepro.claims.paper import Kind, Paper, Row, Scale
-from bnrepro.claims.records import Records, plain, read, read_rows, write_rows
-from bnrepro.compare import CAPTIONS
+from bnrepro.claims.records import CAPTIONS, Records, plain, read, read_rows, write_rows
 from bnrepro.config import UserError, digits_of, unreadable
 from bnrepro.errors import in_brackets
 from bnrepro.output import only_shown, shown

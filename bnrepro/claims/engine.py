@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
-from statistics import median
 from typing import Any, Protocol
 
 import torch
@@ -18,8 +16,8 @@ from bnrepro.claims.conclusion import conclude
 from bnrepro.claims.judging import Judged
 from bnrepro.claims.measuring import Measurement, measure_all, missing
 from bnrepro.claims.paper import Arm, Factors, Paper, Probe, Row
-from bnrepro.claims.records import RESERVED, Records, merged, plain, read, save, there
-from bnrepro.compare import RUN_COLUMNS
+from bnrepro.claims.records import RESERVED, Gathered, Records, cost, plain, read, save, there
+from bnrepro.claims.results import RUN_COLUMNS
 from bnrepro.config import UserError, check, load_config, run_dir
 from bnrepro.parallel import kept_workers
 from bnrepro.record import Run, run_of
@@ -230,9 +228,12 @@ def _compare_worth(plan: Plan, folder: Path, worth: dict[str, int]) -> None:
     """Refuse to replace stored records by less valuable ones.
 
     Raises:
-        UserError: the records in ``folder`` are of a larger preset, or of as large a one and in something more.
+        UserError: the records in ``folder`` are of a larger preset, or of as large a one and in something more; or of
+            a comparison or another experiment.
     """
     held = there(folder)
+    if held and held.provenance["experiment"] != plan.paper.name:
+        raise UserError(f"{folder} holds results of `{held.provenance['command']}`, which stay. Give another --out.")
     if held is None or held.preset not in plan.paper.presets:
         return
     rank = plan.paper.presets.index
@@ -257,58 +258,26 @@ def _worth(records: Records) -> dict[str, int]:
 
 def _collect(plan: Plan, lost: set[Path], measured: list[Measurement], failed: list[str]) -> Records:
     """The records of what was run and measured."""
-    runs: list[Row] = []
-    curves: list[Row] = []
+    gathered = Gathered()
     rows: list[Row] = []
-    found: dict[str, list[Any]] = {key: [] for key in ("data", "machines", "versions", "git_revisions")}
-    spent: dict[tuple[str, str, str], list[float]] = {}
-    counted: set[Path] = set()
     parts = dict.fromkeys([arm.part for arm in plan.arms] + [probe.part for probe in plan.probes])
-
-    def spend(part: str, kind: str, factors: Factors, seconds: float | None) -> None:
-        spent.setdefault((part, kind, str(factors)), []).append(seconds or 0.0)
-
-    def note(about: dict[str, Any]) -> None:
-        merged(found, "machines", [about.get("machine")])
-        merged(found, "versions", [about.get("versions")])
-        merged(found, "git_revisions", [about.get("git_revision")])
-
     for part in parts:
         for arm in (arm for arm in plan.arms if arm.part == part):
             run = Run(run_dir(arm.config))
-            who = {"part": part, **arm.factors, "seed": arm.config.seed}
-            if run.path in lost:
-                runs.append({**dict.fromkeys(RUN_COLUMNS), "variant": arm.config.variant, "status": "failed", **who})
+            if run.path not in lost:
+                gathered.add(run, part, arm.factors)
                 continue
-            runs.append({**{column: run.summary.get(column) for column in RUN_COLUMNS}, **who})
-            if os.path.lexists(run.path / record.METRICS):
-                curves += [{**row, **who} for row in run.metrics]
-            if run.path not in counted:  # by the part before, which has the same run
-                spend(part, "runs", arm.factors, run.summary.get("seconds"))
-            counted.add(run.path)
-            note(run.summary)
-            merged(found, "data", [{k: run.summary.get(k) for k in ("data", "data_official", "data_fingerprint")}])
+            who = {"part": part, **arm.factors, "seed": arm.config.seed}
+            none = dict.fromkeys(RUN_COLUMNS)
+            gathered.runs.append({**none, "variant": arm.config.variant, "status": "failed", **who})
         for measurement in (m for m in measured if m.probe.part == part and m.stored):
             probe, stored = measurement.probe, measurement.stored or {}
             rows += [{"part": part, **probe.factors, "seed": probe.seed, **row} for row in stored["rows"]]
-            spend(part, "measurements", probe.factors, stored.get("seconds"))
-            note(stored)
-            merged(found, "data", [stored.get("data")])
-    provenance: dict[str, Any] = {"experiment": plan.paper.name, "command": plan.command, **found}
-    provenance |= {"seconds": _cost(parts, spent), "failed": failed}
-    return Records(plan.preset, runs, curves, rows, plan.settings, provenance)
-
-
-def _cost(parts: Iterable[str], spent: dict[tuple[str, str, str], list[float]]) -> dict[str, dict[str, float]]:
-    """Seconds of one process by part and kind.
-
-    The seeds of a cell do the same work, so that each is counted with their median: one that the machine slept through
-    costs no more than the others.
-    """
-    cost = {part: {"runs": 0.0, "measurements": 0.0} for part in parts}
-    for (part, kind, _), seconds in spent.items():
-        cost[part][kind] = round(cost[part][kind] + len(seconds) * median(seconds), 3)
-    return cost
+            gathered.spend(part, "measurements", probe.factors, stored.get("seconds"))
+            gathered.note(stored, stored.get("data"))
+    provenance: dict[str, Any] = {"experiment": plan.paper.name, "command": plan.command, **gathered.found}
+    provenance |= {"seconds": cost(parts, gathered.spent), "failed": failed}
+    return Records(plan.preset, gathered.runs, gathered.curves, rows, plan.settings, provenance)
 
 
 def _factors(factors: Factors) -> Factors:

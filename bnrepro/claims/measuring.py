@@ -14,8 +14,7 @@ import torch
 
 from bnrepro import provenance, record
 from bnrepro.claims.paper import Probe
-from bnrepro.claims.records import plain
-from bnrepro.compare import Data
+from bnrepro.claims.records import Data, plain
 from bnrepro.config import UserError, config_hash, digits_of, earlier_hash, unreadable
 from bnrepro.data import load
 from bnrepro.errors import reason

@@ -1,4 +1,4 @@
-"""An experiment's records as files, and back: runs.csv, curves.csv, measurements.csv, provenance.json.
+"""Records as files, and back: runs.csv, curves.csv, measurements.csv, provenance.json.
 
 A value comes back as it was: numbers as numbers, texts as texts, bit for bit. A text that would read as something else
 ("128", "", "true") is written in quotation marks.
@@ -9,40 +9,46 @@ from __future__ import annotations
 import csv
 import io
 import json
+import os
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from shlex import quote
+from statistics import median
 from typing import Any, Literal, get_args
 
 from pydantic_core import from_json
 
 from bnrepro import record, stored
-from bnrepro.claims.results import Results
-from bnrepro.compare import CAPTIONS, CURVES, MEASUREMENTS, PROVENANCE, RUN_COLUMNS, RUNS, Origin
+from bnrepro.claims.results import RUN_COLUMNS, Results
 from bnrepro.config import UserError, unreadable
 from bnrepro.errors import in_brackets
 from bnrepro.record import Status
 
+RUNS, CURVES, MEASUREMENTS, PROVENANCE = "runs.csv", "curves.csv", "measurements.csv", "provenance.json"
+CAPTIONS = "captions.json"
+"""Of what was concluded from them."""
 TEXT = frozenset({"part", "variant", "status", "precision", "device", "config_hash", "quantity"})
 """Columns of records that hold texts only, and so need no quotation marks."""
 RESERVED = frozenset({"part", "seed", "status", "step", "epoch", "quantity", "x", "value"})
 """Names that no factor can have: they are columns with a meaning of their own."""
 
 Row = dict[str, Any]
+Spent = dict[tuple[str, str, str], list[float]]
+"""Seconds by part, kind ("runs" or "measurements") and cell, one a seed."""
 Preset = Literal["smoke", "quick", "full"]
 PRESETS: tuple[str, ...] = get_args(Preset)
 
 
 @dataclass(frozen=True)
 class Records(Results):
-    """All that an experiment left, with its settings and where it comes from."""
+    """All that an experiment or a comparison left, with its settings and where it comes from."""
 
     settings: dict[str, Any]
     """The preset's values."""
     provenance: dict[str, Any]
-    """Data with fingerprints, machines, versions, git revisions."""
+    """What made it, what failed, seconds, data with fingerprints, machines, versions, git revisions."""
 
 
 class DamagedError(UserError):
@@ -58,12 +64,17 @@ def save(records: Records, folder: Path) -> None:
     record.write_whole(folder / PROVENANCE, json.dumps(provenance, indent=2) + "\n")
 
 
-def read(folder: Path) -> Records:
+def read(folder: Path, remedy: str = "") -> Records:
     """The records in ``folder``.
+
+    Args:
+        folder: where `save` wrote them.
+        remedy: a sentence on how to make them again; none: by the experiment that the folder is named after.
 
     Raises:
         UserError: there are none, or they are damaged.
     """
+    remedy = remedy or f"{made_by(folder)} makes them again."
     try:
         provenance = stored.read_json(folder / PROVENANCE, Provenance, folder)
         preset, settings = provenance.pop("preset"), provenance.pop("settings")
@@ -73,15 +84,12 @@ def read(folder: Path) -> Records:
         stored.hold(measurements, list[_Value], MEASUREMENTS)
     except FileNotFoundError as error:
         raise DamagedError(
-            f"The records in {folder} are not complete ({error.filename} is missing). {made_by(folder)} makes "
-            "them again."
+            f"The records in {folder} are not complete ({error.filename} is missing). {remedy}"
         ) from error
     except (OSError, MemoryError) as error:
         raise unreadable(Path(getattr(error, "filename", None) or folder), error) from error
     except ValueError as error:
-        raise DamagedError(
-            f"The records in {folder} are damaged ({in_brackets(error)}). {made_by(folder)} makes them again."
-        ) from error
+        raise DamagedError(f"The records in {folder} are damaged ({in_brackets(error)}). {remedy}") from error
     return Records(preset, runs, curves, measurements, settings, provenance)
 
 
@@ -92,11 +100,14 @@ def made_by(folder: Path) -> str:
     return f"`bnrepro reproduce {place.name} --preset={preset} --out={quote(str(place.parent))}`"
 
 
+def held(folder: Path) -> bool:
+    """Whether ``folder`` holds records, or what was concluded from them."""
+    return any(stored.is_file(folder / name) for name in (RUNS, MEASUREMENTS, CAPTIONS))
+
+
 def find(root: Path) -> list[Path]:
-    """The folders in ``root`` and below that hold an experiment's records, or what was concluded from them."""
-    names = (MEASUREMENTS, CAPTIONS)
-    files = {file for name in names for file in (root / name, *root.glob(f"**/{name}"))}
-    return sorted({file.parent for file in files if stored.is_file(file)})
+    """The folders in ``root`` and below that hold records, or what was concluded from them."""
+    return sorted(filter(held, (Path(place) for place, _, _ in os.walk(root))))
 
 
 def there(folder: Path) -> Records | None:
@@ -111,30 +122,43 @@ def there(folder: Path) -> Records | None:
         return None
 
 
-def preset_of(folder: Path) -> str | None:
-    """The preset of the records in ``folder``; None where their provenance is damaged.
+def provenance_of(folder: Path) -> dict[str, Any]:
+    """What provenance.json in ``folder`` says; nothing where it is missing or damaged.
 
     Raises:
         UserError: it cannot be read just now.
     """
     try:
-        return str(stored.read_json(folder / PROVENANCE, Provenance)["preset"])
+        return dict(stored.read_json(folder / PROVENANCE, dict[str, Any]))
     except (FileNotFoundError, ValueError):
-        return None
-    except OSError as error:
+        return {}
+    except (OSError, MemoryError) as error:
         raise unreadable(folder / PROVENANCE, error) from error
 
 
 @dataclass
-class Provenance(Origin):
+class Data:
+    """What is recorded of a run's data."""
+
+    data: str | None = None
+    data_official: bool | None = None
+    data_fingerprint: str | None = None
+
+
+@dataclass
+class Provenance:
     """What provenance.json says, as far as it is read."""
 
-    preset: Preset = field(kw_only=True)
-    settings: dict[str, Any] = field(kw_only=True)
-    experiment: str = field(kw_only=True)
-    command: str = field(kw_only=True)
-    seconds: dict[str, dict[str, stored.Finite]] = field(kw_only=True)
-    failed: list[str] = field(kw_only=True)
+    preset: Preset
+    settings: dict[str, Any]
+    experiment: str
+    command: str
+    seconds: dict[str, dict[str, stored.Finite]]
+    failed: list[str]
+    data: list[Data] = field(default_factory=list)
+    machines: list[str | None] = field(default_factory=list)
+    versions: list[dict[str, str]] = field(default_factory=list)
+    git_revisions: list[str | None] = field(default_factory=list)
 
 
 @dataclass
@@ -242,8 +266,52 @@ def plain(value: Any) -> Any:
     return value.item() if hasattr(value, "item") else value
 
 
-def merged(found: dict[str, list[Any]], key: str, values: Iterable[Any]) -> None:
-    """Add to ``found[key]`` what is not there yet."""
-    for value in values:
-        if value is not None and value not in found.setdefault(key, []):
-            found[key].append(value)
+# --- gathering ---
+
+
+@dataclass
+class Gathered:
+    """Rows and provenance while runs and measurements are gathered."""
+
+    runs: list[Row] = field(default_factory=list)
+    curves: list[Row] = field(default_factory=list)
+    found: dict[str, list[Any]] = field(
+        default_factory=lambda: {key: [] for key in ("data", "machines", "versions", "git_revisions")}
+    )
+    spent: Spent = field(default_factory=dict)
+    _counted: set[Path] = field(default_factory=set)
+
+    def add(self, run: record.Run, part: str, factors: Row) -> None:
+        """A run that has finished."""
+        summary = run.summary
+        who = {"part": part, **factors, "seed": summary["seed"]}
+        self.runs.append({**{column: summary.get(column) for column in RUN_COLUMNS}, **who})
+        if os.path.lexists(run.path / record.METRICS):
+            self.curves += [{**row, **who} for row in run.metrics]
+        if run.path not in self._counted:  # by the part before, which has the same run
+            self.spend(part, "runs", factors, summary.get("seconds"))
+        self._counted.add(run.path)
+        self.note(summary, {key: summary.get(key) for key in ("data", "data_official", "data_fingerprint")})
+
+    def spend(self, part: str, kind: str, factors: Row, seconds: float | None) -> None:
+        """Add to the cost of a part."""
+        self.spent.setdefault((part, kind, str(factors)), []).append(seconds or 0.0)
+
+    def note(self, made: dict[str, Any], data: dict[str, Any] | None) -> None:
+        """Add where numbers come from, unless it is there already."""
+        pairs = (("machines", "machine"), ("versions", "versions"), ("git_revisions", "git_revision"))
+        for key, value in (("data", data), *((key, made.get(name)) for key, name in pairs)):
+            if value is not None and value not in self.found[key]:
+                self.found[key].append(value)
+
+
+def cost(parts: Iterable[str], spent: Spent) -> dict[str, dict[str, float]]:
+    """Seconds of one process by part and kind.
+
+    The seeds of a cell do the same work, so that each is counted with their median: one that the machine slept through
+    costs no more than the others.
+    """
+    total = {part: {"runs": 0.0, "measurements": 0.0} for part in parts}
+    for (part, kind, _), seconds in spent.items():
+        total[part][kind] = round(total[part][kind] + len(seconds) * median(seconds), 3)
+    return total

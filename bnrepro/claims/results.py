@@ -7,17 +7,17 @@ from dataclasses import dataclass
 from typing import Any
 
 from bnrepro.claims.values import Values
+from bnrepro.record import COLUMNS
 
 Row = dict[str, Any]
-OF_RUNS = frozenset(
-    {"status", "test_accuracy", "test_loss", "val_accuracy", "val_loss", "train_accuracy", "train_loss", "steps"}
-    | {"diverged_at_step", "parameters", "buffers", "threads", "seconds", "precision", "device", "config_hash"}
+RUN_COLUMNS = (
+    *("variant", "seed", "status", "test_accuracy", "test_loss", "val_accuracy", "val_loss"),
+    *("train_accuracy", "train_loss", "steps", "diverged_at_step", "parameters", "buffers", "threads", "seconds"),
+    *("precision", "device", "config_hash"),
 )
+OF_RUNS = frozenset(RUN_COLUMNS) - {"variant", "seed"}
 """Columns of a run that are results, and so no factors."""
-OF_CURVES = frozenset(
-    {"step", "epoch", "train_loss", "train_accuracy", "val_loss", "val_accuracy", "test_loss", "test_accuracy"}
-    | {"lr", "seconds"}
-)
+OF_CURVES = frozenset(COLUMNS)
 PERCENT = 100.0
 
 

@@ -165,12 +165,14 @@ def folder_of_runs(root: Path) -> None:
 
 
 def draw(folder: Path) -> None:
-    """The figures of the comparison in ``folder``."""
+    """The table and the figures of the comparison in ``folder``."""
     from bnrepro import figures
-    from bnrepro.compare import open_comparison
+    from bnrepro.compare import open_comparison, write_table
     from bnrepro.config import UserError
     from bnrepro.stored import leads_out
 
     if leads_out(folder / "figures", folder):
         raise UserError(f"{folder / 'figures'} is a link out of its folder. Put a folder in its place.")
-    figures.draw(open_comparison(folder), folder / "figures")
+    comparison = open_comparison(folder)
+    write_table(comparison, folder)
+    figures.draw(comparison, folder / "figures")

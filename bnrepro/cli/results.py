@@ -134,7 +134,7 @@ def figures(
 ) -> None:
     """Draw the figures again, from records alone.
 
-    An experiment's tables and verdicts are made again too. Its name will do for its folder.
+    Tables and an experiment's verdicts are made again too. Its name will do for its folder.
     """
     from bnrepro import compare as comparing
     from bnrepro import experiments
@@ -150,7 +150,7 @@ def figures(
         for each in folders or [root, out]
     ]
     comparisons = [place for each in given for place in comparing.find(each)]
-    concluded = [place for each in given for place in records.find(each)]
+    concluded = [place for each in given for place in records.find(each) if place not in comparisons]
     if folders is None and not comparisons and not concluded:
         raise UserError(
             f"There is no comparison under {root} and no experiment under {out}. `bnrepro compare` and "
@@ -164,7 +164,7 @@ def figures(
         comparing.open_comparison(place)  # says what is missing
     for place in comparisons:
         draw(place)
-        typer.echo(f"Figures: {shown(place / 'figures')}")
+        typer.echo(f"Table and figures: {shown(place)}")
     for place in concluded:
         _conclude(place, next((paper for home, paper in own.items() if place.is_relative_to(home)), None))
         typer.echo(f"Figures, tables and verdicts: {shown(place)}")
@@ -245,8 +245,6 @@ def _conclude(folder: Path, own: Any = None) -> None:
     from bnrepro.experiments import experiment
 
     records = read(folder)
-    if "experiment" not in records.provenance:
-        raise UserError(f"{folder} does not say which experiment it holds. `bnrepro reproduce` makes it again.")
     name = records.provenance["experiment"]
     if own is None and (folder / COPY).is_file() and name not in NAMES:  # code is only run where it is named
         raise UserError(

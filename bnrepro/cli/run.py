@@ -152,14 +152,14 @@ def compare(
     finished = [Run(outcome.path) for outcome in outcomes if not outcome.error]
     if not finished:
         raise UserError(f"None of {counted(len(grid), 'run')} finished; the reasons are above.")
-    comparison = comparing.collect(finished)
+    comparison = comparing.collect(finished, threshold, [f"{o.path.relative_to(cfg.root)}: {o.error}" for o in failed])
     with claim(beside):  # the same comparison may be asked for twice at once
-        comparing.save(comparison, place, threshold)
+        comparing.save(comparison, place)
         with only_shown(SHOWN):
             comparing.write_board(comparison, beside)
         with only_shown("Figures"):
             draw(place)
-    typer.echo(listing.comparison_table(comparison, threshold))
+    typer.echo(listing.comparison_table(comparison))
     typer.echo(f"Table, records and figures: {shown(place)}")
     typer.echo(f"Curves: bnrepro tensorboard{root_flag(cfg.root)}")
     if failed:

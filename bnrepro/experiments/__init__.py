@@ -23,6 +23,8 @@ def _order(name: str) -> tuple[str, str]:
 
 NAMES: tuple[str, ...] = tuple(sorted((module.name for module in iter_modules(__path__)), key=_order))
 """The package's papers, by their modules."""
+COMPARISON = "compare"
+"""The experiment that a comparison's records name: one without claims."""
 
 
 def experiment(name: str) -> Paper[Any]:
@@ -46,9 +48,9 @@ def _in_file(file: Path) -> Paper[Any]:
     papers = [value for value in vars(module).values() if isinstance(value, Paper)]
     if len(papers) != 1:
         raise UserError(f"{file} must hold one paper, as in `paper = Paper(__name__, Settings)`; it has {len(papers)}.")
-    if not re.fullmatch(r"[A-Za-z0-9_]{1,100}", file.stem) or file.stem in NAMES:
+    if not re.fullmatch(r"[A-Za-z0-9_]{1,100}", file.stem) or file.stem in (*NAMES, COMPARISON):
         raise UserError(
-            f"{file}: results are kept under the file's name. Use letters, digits and underscores, and not the name of "
-            "one of the package's experiments."
+            f"{file}: results are kept under the file's name. Use letters, digits and underscores, and not "
+            f"{COMPARISON!r} or the name of one of the package's experiments."
         )
     return papers[0]

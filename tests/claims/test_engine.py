@@ -15,11 +15,11 @@ import pytest
 from bnrepro import experiments, record
 from bnrepro.claims import Design, Evidence, Measure, Paper, Results
 from bnrepro.claims.conclusion import CLAIMS, ClaimRow, EffectRow, Judging, conclude, open_conclusion
-from bnrepro.claims.engine import DatasetLocations, Plan, _cost, execute, make_plan
+from bnrepro.claims.engine import DatasetLocations, Plan, execute, make_plan
 from bnrepro.claims.evidence import Verdict
 from bnrepro.claims.judging import Judged
 from bnrepro.claims.paper import Shown
-from bnrepro.claims.records import find, from_cell, read, read_rows, there, to_cell, write_rows
+from bnrepro.claims.records import cost, find, from_cell, read, read_rows, there, to_cell, write_rows
 from bnrepro.config import UserError, digits_of, earlier_hash
 from bnrepro.errors import known_are
 from bnrepro.schema import Config
@@ -537,8 +537,8 @@ def test_unreadable_records_are_no_damaged_ones(
 
 def test_seed_that_the_machine_slept_through_costs_no_more_than_the_others() -> None:
     spent = {("a", "runs", "x"): [1.0, 2.0, 3000.0], ("a", "runs", "y"): [5.0], ("b", "measurements", "x"): [0.5, 0.7]}
-    cost = _cost(["a", "b"], spent)
-    assert cost == {"a": {"runs": 11.0, "measurements": 0.0}, "b": {"runs": 0.0, "measurements": 1.2}}
+    spent_by_part = cost(["a", "b"], spent)
+    assert spent_by_part == {"a": {"runs": 11.0, "measurements": 0.0}, "b": {"runs": 0.0, "measurements": 1.2}}
 
 
 # --- the command line ---
