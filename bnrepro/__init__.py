@@ -1,5 +1,5 @@
 """Claims about batch normalization, run and judged."""
 
-from bnrepro import cores as _cores  # noqa: F401  it looks at what torch's import changes
+from bnrepro.system import cores as _cores  # noqa: F401  it looks at what torch's import changes
 
 __version__ = "0.1.0"

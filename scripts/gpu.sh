@@ -33,7 +33,7 @@ if part epoch; then # the third of three epochs, evaluation included; nothing el
                 optimizer.lr=0.1 tensorboard=false $arithmetic "root=$out/runs" 2>/dev/null | sed -n 's/^Run: //p')
             python3 -c '
 import pathlib, sys
-from bnrepro.record import Run
+from bnrepro.runs.record import Run
 (*_, second, third) = Run(pathlib.Path(sys.argv[1])).metrics
 print(sys.argv[2], round(third["seconds"] - second["seconds"], 2), "s an epoch; test accuracy", third["test_accuracy"])
 ' "$run" "ResNet-20, batch 128, $norm, $arithmetic:"

@@ -11,11 +11,12 @@ import csv
 import sys
 from pathlib import Path
 
-from bnrepro import compare, sweep
 from bnrepro.config import load_config
-from bnrepro.inference import Statistics, evaluate
-from bnrepro.record import Run, write_csv
+from bnrepro.launch import sweep
+from bnrepro.report import compare
+from bnrepro.runs.record import Run, write_csv
 from bnrepro.stats import t_interval
+from bnrepro.training.evaluation import Statistics, evaluate
 
 SIZES = (16, 20, 24, 28, 32, 40, 56)
 COLUMNS = ("variant", "statistics", "size", "n", "test_accuracy_mean", "test_accuracy_low", "test_accuracy_high")

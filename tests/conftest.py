@@ -17,10 +17,11 @@ import numpy as np
 import pytest
 import torch
 
-from bnrepro import cli, sources
+from bnrepro import cli
 from bnrepro.config import load_config
-from bnrepro.schema import Config
-from bnrepro.signals import STOPPING
+from bnrepro.config.schema import Config
+from bnrepro.data import sources
+from bnrepro.system.signals import STOPPING
 
 os.environ.pop("COLUMNS", None)  # which xdist sets; what a command prints would be folded to it
 

@@ -9,10 +9,12 @@ import pytest
 import torch
 from torch import nn
 
-from bnrepro import compare, listing, record, report
 from bnrepro.bench import layers, output, pipeline, seeds, timing
-from bnrepro.config import UserError
+from bnrepro.cli import listing
+from bnrepro.errors import UserError
 from bnrepro.norm import NORMS
+from bnrepro.report import compare, report
+from bnrepro.runs import record
 
 
 def test_steps_take_turns_and_the_median_is_of_those_after_the_warm_up():

@@ -13,10 +13,11 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from bnrepro import output, train
-from bnrepro.board import SHOWN, Board, EventFile
-from bnrepro.record import COLUMNS, Run
-from bnrepro.schema import Config
+from bnrepro.config.schema import Config
+from bnrepro.runs.board import SHOWN, EventFile, TensorBoardWriter
+from bnrepro.runs.record import COLUMNS, Run
+from bnrepro.system import output
+from bnrepro.training import train
 
 Tiny = Callable[..., Config]
 
@@ -37,7 +38,7 @@ def test_tensorboard_has_the_documented_tags_in_one_run(tiny: Tiny) -> None:
 
 def test_percentiles_of_a_norms_input_are_those_of_the_values(tmp_path: Path) -> None:
     values = torch.arange(101.0).view(1, 101)
-    board = Board(tmp_path)
+    board = TensorBoardWriter(tmp_path)
     board.norm_inputs({"norm1": values}, step=3)
     board.close()
     events = EventAccumulator(str(tmp_path)).Reload()
@@ -92,7 +93,7 @@ def test_errors_of_tensorboard_are_told_once_and_cost_no_run(
 
 def test_file_that_cannot_be_flushed_is_closed_without_a_word(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(output, "_told", {SHOWN})
-    board = Board(tmp_path)
+    board = TensorBoardWriter(tmp_path)
     board.row(dict.fromkeys(COLUMNS, 0.5))
     assert board.events
     assert board.events.file

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from bnrepro import checkpoint
-from bnrepro.config import UserError
+from bnrepro.errors import UserError
+from bnrepro.runs import checkpoint
 
 
 def test_checkpoint_keeps_tensors_and_numbers(tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ import yaml
 
 from bnrepro.config import configs_dir
 from bnrepro.norm import NORMS
-from bnrepro.record import Run
+from bnrepro.runs.record import Run
 from tests.conftest import TINY, Call, changed
 
 

@@ -11,15 +11,19 @@ from typing import Any
 
 import pytest
 
-from bnrepro import compare, listing, record, report, train
 from bnrepro.claims import engine
 from bnrepro.claims.records import CURVES, PROVENANCE, RUNS
 from bnrepro.claims.results import RUN_COLUMNS
-from bnrepro.compare import Comparison
-from bnrepro.config import UserError, load_config, what
+from bnrepro.cli import listing
+from bnrepro.config import load_config, what
+from bnrepro.config.schema import Config
+from bnrepro.errors import UserError
 from bnrepro.experiments import COMPARISON, experiment
-from bnrepro.record import Run
-from bnrepro.schema import Config
+from bnrepro.report import compare, report
+from bnrepro.report.compare import Comparison
+from bnrepro.runs import record
+from bnrepro.runs.record import Run
+from bnrepro.training import train
 
 ORIGIN: dict[str, Any] = {
     "experiment": COMPARISON,

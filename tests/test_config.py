@@ -13,7 +13,6 @@ from hypothesis import strategies as st
 
 from bnrepro.config import (
     WHERE_NOT_WHAT,
-    UserError,
     config_hash,
     configs_dir,
     differences,
@@ -26,7 +25,7 @@ from bnrepro.config import (
     to_dict,
     to_yaml,
 )
-from bnrepro.schema import (
+from bnrepro.config.schema import (
     Config,
     Device,
     DropoutPosition,
@@ -39,6 +38,7 @@ from bnrepro.schema import (
     Source,
     TrainOnly,
 )
+from bnrepro.errors import UserError
 
 GROUPS = sorted(
     f"{file.parent.name}={file.stem}"

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from bnrepro import cores as counting
+from bnrepro.system import cores as counting
 from tests.conftest import TINY, changed
 
 V2 = "0::/user.slice/job.scope\n"
@@ -138,7 +138,7 @@ def test_training_under_a_limit_of_threads_does_not_wait_for_those_that_openmp_d
 
 BINDS = """
 import os
-from bnrepro import parallel
+from bnrepro.launch import parallel
 def work(item, share):
     return len(os.sched_getaffinity(0)), parallel.cores()
 if __name__ == "__main__":

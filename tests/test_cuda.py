@@ -10,10 +10,11 @@ import pytest
 import torch
 from torch import Tensor, distributed, nn
 
-from bnrepro import inference, train
+from bnrepro.config.schema import Config
 from bnrepro.norm import NORMS, convert, fold, freeze, reestimate_statistics, synchronize
-from bnrepro.record import Run
-from bnrepro.schema import Config
+from bnrepro.runs.record import Run
+from bnrepro.training import evaluation as inference
+from bnrepro.training import train
 from tests.test_resume import assert_same
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="torch finds no GPU")

@@ -11,23 +11,27 @@ import numpy as np
 import pytest
 import torch
 
-from bnrepro import compare, figures, inference, listing, progress, train
-from bnrepro.config import UserError, load_config
-from bnrepro.data import (
+from bnrepro.cli import listing, progress
+from bnrepro.config import load_config
+from bnrepro.config.schema import Config, Data, Source
+from bnrepro.data.dataset import (
     Dataset,
-    Plan,
+    EpochPlan,
     Split,
     crop_and_flip,
+    derive_seed,
     epoch_plan,
     eval_batches,
     load,
-    mix,
     rotate,
     shaded,
     train_batch,
 )
-from bnrepro.record import Run
-from bnrepro.schema import Config, Data, Source
+from bnrepro.errors import UserError
+from bnrepro.report import compare, figures
+from bnrepro.runs.record import Run
+from bnrepro.training import evaluation as inference
+from bnrepro.training import train
 
 CPU = torch.device("cpu")
 
@@ -144,7 +148,7 @@ def test_crop_and_flip_equal_a_loop_over_images() -> None:
 
 def test_batch_is_normalised_after_augmentation(data: Dataset) -> None:
     cfg = Data(name="digits", crop=3, flip=True)
-    plan = Plan(torch.arange(540), torch.zeros(540, 2, dtype=torch.int64), torch.zeros(540, dtype=torch.bool))
+    plan = EpochPlan(torch.arange(540), torch.zeros(540, 2, dtype=torch.int64), torch.zeros(540, dtype=torch.bool))
     x, _ = train_batch(data, plan, cfg, 0, 10)
     assert torch.equal(x[:, :, 3:, 3:], data.normalize(data.train.images[:10])[:, :, :-3, :-3])
     black = data.normalize(torch.zeros(1, 1, 1, 1, dtype=torch.uint8)).item()
@@ -183,7 +187,7 @@ def test_angles_and_factors_fill_their_ranges_and_change_nothing_else() -> None:
 def test_brightness_saturates_at_white(data: Dataset) -> None:
     some = torch.arange(540)
     factors = torch.full((540,), 1.5)
-    plan = Plan(some, torch.zeros(540, 2, dtype=torch.int64), torch.zeros(540, dtype=torch.bool), factors=factors)
+    plan = EpochPlan(some, torch.zeros(540, 2, dtype=torch.int64), torch.zeros(540, dtype=torch.bool), factors=factors)
     x, _ = train_batch(data, plan, Data(name="digits", brightness=0.5), 0, 10)
     torch.testing.assert_close(x, data.normalize((data.train.images[:10] * 1.5).clamp(max=255)))
 
@@ -323,7 +327,9 @@ def test_without_options_no_pixel_changes(data: Dataset) -> None:
 
 
 def test_purposes_have_seeds_of_their_own() -> None:
-    seeds = {mix(seed, purpose, epoch) for seed in range(20) for purpose in ("order", "crop") for epoch in range(20)}
+    seeds = {
+        derive_seed(seed, purpose, epoch) for seed in range(20) for purpose in ("order", "crop") for epoch in range(20)
+    }
     assert len(seeds) == 800
 
 

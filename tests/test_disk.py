@@ -34,9 +34,12 @@ from pathlib import Path
 
 import torch
 
-from bnrepro import checkpoint, cli, compare, record
+from bnrepro.runs import checkpoint
+from bnrepro import cli
+from bnrepro.report import compare
+from bnrepro.runs import record
 from bnrepro.config import load_config, run_dir
-from bnrepro.record import Run
+from bnrepro.runs.record import Run
 
 torch.set_num_threads(1)
 digits, scratch = sys.argv[1], Path(sys.argv[2])

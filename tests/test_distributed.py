@@ -23,11 +23,14 @@ import torch
 from torch import distributed as dist
 from torch import multiprocessing, nn
 
-from bnrepro import checkpoint, data, distributed, record, train
-from bnrepro.config import UserError, load_config, run_dir
-from bnrepro.distributed import OtherProcessFailed, Processes
+from bnrepro.config import load_config, run_dir
+from bnrepro.data import dataset as data
+from bnrepro.errors import UserError
 from bnrepro.norm import NORMS
-from bnrepro.record import Run
+from bnrepro.runs import checkpoint, record
+from bnrepro.runs.record import Run
+from bnrepro.training import distributed, train
+from bnrepro.training.distributed import OtherProcessFailed, Processes
 from tests.conftest import TINY, changed
 
 ROOT = Path(__file__).parent.parent
@@ -77,7 +80,7 @@ def run_here(root: Path, rank: int, name: str, digits: Path, *more: str) -> Path
         return train.run(cfg)
     with (
         mock.patch.object(record, "write_whole", side_effect=AssertionError("another than the first writes")),
-        mock.patch.object(train, "Board", side_effect=AssertionError("another than the first writes")),
+        mock.patch.object(train, "TensorBoardWriter", side_effect=AssertionError("another than the first writes")),
     ):
         return train.run(cfg, report=pytest.fail)
 

@@ -13,9 +13,10 @@ from pathlib import Path
 
 import pytest
 
-from bnrepro import parallel, signals
 from bnrepro.cli import ending
-from bnrepro.record import find_runs
+from bnrepro.launch import parallel
+from bnrepro.runs.record import find_runs
+from bnrepro.system import signals
 from tests.conftest import TINY, changed
 from tests.ending import Command, group
 
@@ -46,7 +47,7 @@ def test_training_that_a_benchmark_makes_is_not_said_to_go_on(monkeypatch: pytes
     for command, words in (("bench", "Interrupted."), ("train", run)):
         said: list[str] = []
         monkeypatch.setattr(sys, "argv", ["bnrepro", command])
-        monkeypatch.setattr("bnrepro.output.tell", said.append)
+        monkeypatch.setattr("bnrepro.system.output.tell", said.append)
         with pytest.raises(SystemExit):
             ending.run(stop)
         assert said == [f"\n{words}"]

@@ -21,12 +21,13 @@ from matplotlib.cbook import is_math_text
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 
-from bnrepro import figures, output
 from bnrepro.claims import Results
 from bnrepro.claims.conclusion import conclude
 from bnrepro.claims.paper import Shown
 from bnrepro.claims.records import Records
-from bnrepro.compare import Comparison, save
+from bnrepro.report import figures
+from bnrepro.report.compare import Comparison, save
+from bnrepro.system import output
 from tests.claims.made_up import Settings, varied
 from tests.test_compare import ended, known, point
 

@@ -31,16 +31,23 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torchvision import datasets
 
-from bnrepro import checkpoint, compare, listing, published, record, report, sources, stored, sweep, train
-from bnrepro.archive import read_npz
 from bnrepro.claims import Evidence, Results, conclusion, measuring, records
 from bnrepro.claims.paper import Measure, Probe
 from bnrepro.claims.words import numbers
-from bnrepro.config import UserError, configs_dir, load_config, read_config, run_dir, to_yaml
-from bnrepro.page import inline
-from bnrepro.schema import Config
-from bnrepro.sources import Cifar, Idx
+from bnrepro.cli import listing
+from bnrepro.config import configs_dir, load_config, read_config, run_dir, to_yaml
+from bnrepro.config.schema import Config
+from bnrepro.data import published, sources
+from bnrepro.data.archive import read_npz
+from bnrepro.data.sources import Cifar, Idx
+from bnrepro.errors import UserError
+from bnrepro.launch import sweep
+from bnrepro.report import compare, report
+from bnrepro.report.page import inline
+from bnrepro.runs import checkpoint, record
 from bnrepro.stats import Interval
+from bnrepro.system import reading as stored
+from bnrepro.training import train
 from tests.claims.made_up import Settings, varied
 from tests.conftest import Call
 from tests.test_compare import ended, point
@@ -128,8 +135,11 @@ def limited(code: str, *arguments: object, memory: int = 2**31, seconds: int = 6
     head = f"""
         import resource, sys
         from pathlib import Path
-        from bnrepro.config import UserError, read_config
-        from bnrepro import archive, sources, stored
+        from bnrepro.errors import UserError
+        from bnrepro.config import read_config
+        from bnrepro.data import archive
+        from bnrepro.data import sources
+        from bnrepro.system import reading as stored
         resource.setrlimit(resource.RLIMIT_AS, ({memory}, {memory}))
         def refused(function, *arguments):
             try:

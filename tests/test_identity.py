@@ -14,15 +14,21 @@ from typing import Any
 import pytest
 import torch
 
-from bnrepro import checkpoint, compare, config, experiments, own_code, record, stored, sweep, train
+from bnrepro import config, experiments
 from bnrepro.claims import measuring, records
 from bnrepro.claims.engine import make_plan
 from bnrepro.claims.paper import Measure, Probe
-from bnrepro.config import UserError, config_hash, earlier_hash, group_dir, load_config, run_dir
-from bnrepro.job import Ticket
+from bnrepro.config import config_hash, earlier_hash, group_dir, load_config, own_code, run_dir
+from bnrepro.config.schema import Config
+from bnrepro.errors import UserError
+from bnrepro.launch import sweep
+from bnrepro.launch.job import Ticket
 from bnrepro.norm import NORMS
-from bnrepro.record import Run
-from bnrepro.schema import Config
+from bnrepro.report import compare
+from bnrepro.runs import checkpoint, record
+from bnrepro.runs.record import Run
+from bnrepro.system import reading as stored
+from bnrepro.training import train
 
 Tiny = Callable[..., Config]
 RESULTS = Path(__file__).parent.parent / "results" / "experiments"

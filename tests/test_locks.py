@@ -17,7 +17,8 @@ from typing import Any
 
 import pytest
 
-from bnrepro import record, signals
+from bnrepro.runs import record
+from bnrepro.system import signals
 
 WITHOUT = ("ENOLCK", "ENOSYS", "EOPNOTSUPP", "EACCES", "EIO", "EROFS", "EINVAL", "EBADF", "ESTALE", "ENOTSUP", "EPERM")
 
@@ -58,7 +59,7 @@ def test_lock_that_cannot_be_made_is_an_error_at_once(
 HOLD = """
 import sys, time
 from pathlib import Path
-from bnrepro import record
+from bnrepro.runs import record
 with record.claim(Path(sys.argv[1])):
     print("held", flush=True)
     time.sleep(60)

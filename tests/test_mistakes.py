@@ -21,9 +21,9 @@ import typer
 import yaml
 
 from bnrepro import cli, errors
-from bnrepro.config import UserError, load_config, run_dir, to_yaml
-from bnrepro.errors import did_you_mean, sentence
-from bnrepro.record import Run, write_whole
+from bnrepro.config import load_config, run_dir, to_yaml
+from bnrepro.errors import UserError, did_you_mean, sentence
+from bnrepro.runs.record import Run, write_whole
 from tests.conftest import TINY, Call, Result, changed
 from tests.ending import Command
 
@@ -169,7 +169,7 @@ def test_nothing_at_all_and_a_group_alone_show_the_help(call: Call) -> None:
 
 
 def test_help_names_every_status_that_runs_can_be_chosen_by() -> None:
-    from bnrepro.listing import STATUSES
+    from bnrepro.cli.listing import STATUSES
 
     text = " ".join(helps()["bnrepro runs"].split())
     assert all(status in text for status in STATUSES)
@@ -178,7 +178,8 @@ def test_help_names_every_status_that_runs_can_be_chosen_by() -> None:
 def test_without_an_installation_the_version_is_that_of_the_source(call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
     from importlib import metadata
 
-    from bnrepro import __version__, provenance
+    from bnrepro import __version__
+    from bnrepro.runs import provenance
 
     monkeypatch.setattr(metadata, "version", raising(metadata.PackageNotFoundError("bnrepro")))
     assert call("--version").out == f"bnrepro {__version__}\n"
@@ -211,19 +212,19 @@ def test_what_may_have_been_meant(word: str, known: list[str], near: str) -> Non
 # --- the machine ---
 
 COMMANDS = {
-    "train": "bnrepro.train.run",
-    "compare --seeds=1": "bnrepro.compare.grid",
-    "sweep seed=0,1": "bnrepro.sweep.expand",
+    "train": "bnrepro.training.train.run",
+    "compare --seeds=1": "bnrepro.report.compare.grid",
+    "sweep seed=0,1": "bnrepro.launch.sweep.expand",
     "reproduce numpynet": "bnrepro.claims.engine.make_plan",
-    "figures": "bnrepro.compare.find",
-    "report": "bnrepro.report.write",
-    "runs": "bnrepro.listing.rows",
-    "show x": "bnrepro.listing.describe",
+    "figures": "bnrepro.report.compare.find",
+    "report": "bnrepro.report.report.write",
+    "runs": "bnrepro.cli.listing.rows",
+    "show x": "bnrepro.cli.listing.describe",
     "config": "bnrepro.config.to_yaml",
-    "eval x": "bnrepro.record.open_run",
+    "eval x": "bnrepro.runs.record.open_run",
     "tensorboard .": "os.execv",
     "bench layers": "bnrepro.bench.output.run",
-    "data verify mnist": "bnrepro.sources.state",
+    "data verify mnist": "bnrepro.data.sources.state",
 }
 RAISED: list[tuple[Exception, str]] = [
     (OSError(errno.EIO, "no answer", "some/file"), "Error: some/file: no answer. The disk or the network file system"),
@@ -254,7 +255,7 @@ def test_every_command_answers_the_machines_faults_in_a_sentence(
     "number", sorted(set(errno.errorcode) - {errno.EPIPE, errno.ESHUTDOWN}), ids=errno.errorcode.get
 )
 def test_every_errno_is_a_sentence_with_a_remedy(call: Call, monkeypatch: pytest.MonkeyPatch, number: int) -> None:
-    monkeypatch.setattr("bnrepro.listing.rows", raising(OSError(number, os.strerror(number), "a/b", None, "c")))
+    monkeypatch.setattr("bnrepro.cli.listing.rows", raising(OSError(number, os.strerror(number), "a/b", None, "c")))
     line = told(call("runs"))
     assert line.startswith(f"Error: a/b -> c: {os.strerror(number)}. ")
     assert errors.REMEDIES.get(number, "Check this, and try again.") in line
@@ -530,7 +531,7 @@ def test_every_example_can_be_pasted_into_a_shell() -> None:
 @pytest.mark.parametrize("line", [line for line in examples() if line.startswith("bnrepro ")])
 def test_every_example_is_understood(line: str) -> None:
     from bnrepro.config import load_config
-    from bnrepro.sweep import expand
+    from bnrepro.launch.sweep import expand
 
     command: Any = typer.main.get_command(cli.app)
     (_, *words) = shlex.split(line)

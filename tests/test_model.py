@@ -9,11 +9,12 @@ import pytest
 import torch
 from torch import nn
 
-from bnrepro.config import UserError, load_config
-from bnrepro.model import MODELS, Network, build, check_options, norm_of, options_of, parameter_groups, size_of
+from bnrepro.config import load_config
+from bnrepro.errors import UserError
 from bnrepro.norm import NORMS, BatchNorm2d, ConvBatchNorm2d
 from bnrepro.norm.variants import GhostBatchNorm
-from bnrepro.train import rehearse
+from bnrepro.training.model import MODELS, Network, build, check_options, norm_of, options_of, parameter_groups, size_of
+from bnrepro.training.train import rehearse
 
 
 def network(*overrides: str, channels: int = 1, image: tuple[int, int] = (28, 28), seed: int = 0) -> Network:

@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from torchvision import models
 
 from bnrepro.config import load_config
-from bnrepro.model import build, norm_of
 from bnrepro.norm import (
     NORMS,
     BatchNorm1d,
@@ -29,6 +28,7 @@ from bnrepro.norm import (
     resize,
 )
 from bnrepro.norm.folding import LocationAffine
+from bnrepro.training.model import build, norm_of
 
 
 class Shared(nn.Module):

@@ -10,10 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from bnrepro import train
 from bnrepro.norm import BatchNorm2d, ConvBatchNorm2d, native
 from bnrepro.norm.function import batch_norm
-from bnrepro.record import Run
+from bnrepro.runs.record import Run
+from bnrepro.training import train
 from tests.conftest import needs_compiler
 
 EPS = 1e-5
@@ -189,8 +189,8 @@ def test_other_axes_and_wider_parameters_are_left_to_the_formula():
 def test_layers_use_the_kernels(monkeypatch):
     calls = []
     for name in ("forward", "backward"):
-        whole = getattr(native.Plan, name)
-        monkeypatch.setattr(native.Plan, name, lambda *a, name=name, whole=whole: calls.append(name) or whole(*a))
+        whole = getattr(native.KernelPlan, name)
+        monkeypatch.setattr(native.KernelPlan, name, lambda *a, name=name, whole=whole: calls.append(name) or whole(*a))
     for layer in (BatchNorm2d(4), ConvBatchNorm2d(4, (5, 3))):
         layer(torch.randn(6, 4, 5, 3, requires_grad=True)).square().sum().backward()
     assert calls == ["forward", "backward"] * 2

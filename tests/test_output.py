@@ -14,8 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from bnrepro import output, signals
-from bnrepro.output import Shield, only_shown, tell
+from bnrepro.system import output, signals
+from bnrepro.system.output import Shield, only_shown, tell
 from tests.conftest import TINY, changed
 
 
@@ -67,7 +67,7 @@ def test_run_is_completed_while_nobody_reads(digits: Path, tmp_path: Path) -> No
 def test_every_character_has_an_escape(encoding: str, unbuffered: str) -> None:
     code = r"""
 import sys
-from bnrepro import output
+from bnrepro.system import output
 output.protect()
 for stream in (sys.stdout, sys.stderr):
     print("\u2212 \u5c42 \udc80 \x00 a", file=stream)

@@ -12,9 +12,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from bnrepro import config, overrides, sweep
-from bnrepro.config import UserError, config_hash, load_config, read_config, to_yaml
-from bnrepro.launcher import load_options
+from bnrepro import config
+from bnrepro.config import config_hash, load_config, overrides, read_config, to_yaml
+from bnrepro.errors import UserError
+from bnrepro.launch import sweep
+from bnrepro.launch.options import load_options
 
 
 def found(override: str) -> Any:

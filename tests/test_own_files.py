@@ -8,10 +8,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from bnrepro import inference, sweep, train
-from bnrepro.config import UserError, run_dir, with_variant
-from bnrepro.record import Run
-from bnrepro.schema import Config
+from bnrepro.config import run_dir, with_variant
+from bnrepro.config.schema import Config
+from bnrepro.errors import UserError
+from bnrepro.launch import sweep
+from bnrepro.runs.record import Run
+from bnrepro.training import evaluation as inference
+from bnrepro.training import train
 from tests.conftest import Call
 from tests.test_resume import assert_same
 
@@ -166,7 +169,7 @@ def test_what_is_wrong_is_told_before_anything_is_trained(
 
 
 def test_two_variants_of_one_name_are_refused(tiny: Tiny, norm: Path, tmp_path: Path) -> None:
-    from bnrepro.compare import grid
+    from bnrepro.report.compare import grid
 
     other = tmp_path / "other.py"
     other.write_text(NORM)

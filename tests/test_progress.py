@@ -16,11 +16,12 @@ from pathlib import Path
 
 import pytest
 
-from bnrepro import listing, output
-from bnrepro.progress import SweepBar, TrainBar
-from bnrepro.record import COLUMNS
-from bnrepro.schema import Config
-from bnrepro.train import Progress
+from bnrepro.cli import listing
+from bnrepro.cli.progress import SweepBar, TrainBar
+from bnrepro.config.schema import Config
+from bnrepro.runs.record import COLUMNS
+from bnrepro.system import output
+from bnrepro.training.train import Progress
 
 Tiny = Callable[..., Config]
 ESCAPE = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from bnrepro import provenance
+from bnrepro.runs import provenance
 
 
 def test_provenance_names_versions_and_machine() -> None:
@@ -38,7 +38,7 @@ def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     top = tmp_path / "checkout"
     (top / "bnrepro").mkdir(parents=True)
     (top / "configs").mkdir()
-    for name in ("bnrepro/provenance.py", "configs/config.yaml", "notes.txt"):
+    for name in ("bnrepro/runs/provenance.py", "configs/config.yaml", "notes.txt"):
         (top / name).write_text("a")
     git(top, "init", "-q", "-b", "main")
     git(top, "add", ".")

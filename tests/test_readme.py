@@ -16,8 +16,8 @@ import typer
 from bnrepro import cli
 from bnrepro.claims.evidence import Verdict
 from bnrepro.config import load_config
+from bnrepro.launch.sweep import expand
 from bnrepro.norm import NORMS
-from bnrepro.sweep import expand
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")

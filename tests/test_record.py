@@ -15,8 +15,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bnrepro import record
-from bnrepro.config import UserError
+from bnrepro.errors import UserError
+from bnrepro.runs import record
 
 ROW = {**dict.fromkeys(record.COLUMNS), "step": 5.0, "epoch": 0.1, "val_loss": 1 / 3, "seconds": 1e-17}
 
@@ -77,7 +77,7 @@ def test_run_that_has_not_ended_is_running_only_while_a_process_is_at_it(tmp_pat
         record.write_summary(tmp_path, {"status": summary})
     run = lambda: record.Run(tmp_path)  # noqa: E731
     assert run().status == (summary or "interrupted")
-    hold = "import sys, pathlib\nfrom bnrepro.record import claim\nwith claim(pathlib.Path(sys.argv[1])):"
+    hold = "import sys, pathlib\nfrom bnrepro.runs.record import claim\nwith claim(pathlib.Path(sys.argv[1])):"
     command = [sys.executable, "-c", f"{hold}\n    print('held', flush=True)\n    input()", str(tmp_path)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout and process.stdout.readline() == "held\n"

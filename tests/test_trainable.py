@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from bnrepro.schema import Config, TrainOnly
-from bnrepro.train import trainer_of
-from bnrepro.trainable import drawn, restrict
+from bnrepro.config.schema import Config, TrainOnly
+from bnrepro.training.freezing import drawn, freeze_parameters
+from bnrepro.training.train import trainer_of
 
 Tiny = Callable[..., Config]
 
@@ -39,7 +39,7 @@ def test_what_is_not_trained_stays(tiny: Tiny, which: str, optimizer: str) -> No
             assert moved[name].flatten(1).sum(1).max() <= 2
     if which in ("norm", "random"):
         gammas = sum(p.numel() for p in network.parameters() if not isinstance(owners[id(p)], nn.Conv2d | nn.Linear))
-        assert restrict(network, TrainOnly(which), torch.Generator()) == gammas
+        assert freeze_parameters(network, TrainOnly(which), torch.Generator()) == gammas
 
 
 def test_random_weights_are_two_of_each_channel() -> None:

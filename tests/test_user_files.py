@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from bnrepro import user_files
+from bnrepro.config import user_files
 from bnrepro.errors import UserError
 
 

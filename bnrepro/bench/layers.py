@@ -10,8 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from bnrepro.bench.timing import Table, alone, forget_peak, in_turn, machine, resident
-from bnrepro.config import UserError
-from bnrepro.errors import known_are
+from bnrepro.errors import UserError, known_are
 from bnrepro.norm import NORMS
 
 Shape = tuple[int, ...]

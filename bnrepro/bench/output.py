@@ -8,13 +8,12 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from bnrepro import record
 from bnrepro.bench import layers, pipeline, seeds
 from bnrepro.bench.timing import Table
-from bnrepro.config import UserError
-from bnrepro.errors import known_are
-from bnrepro.figures import COLUMN, label, look, save, style
-from bnrepro.listing import fitted
+from bnrepro.errors import UserError, known_are
+from bnrepro.plots.style import COLUMN, label, look, save, style
+from bnrepro.runs import record
+from bnrepro.system.text import fitted
 
 PARTS = ("layers", "memory", "epoch", "compare", "startup", "growth", "seeds")
 

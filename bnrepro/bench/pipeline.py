@@ -22,14 +22,18 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
 
-from bnrepro import compare, figures, provenance, record, sources, sweep, train
 from bnrepro.bench.timing import Table, alone, forget_peak, in_turn, machine, resident, seconds
 from bnrepro.claims.results import RUN_COLUMNS
 from bnrepro.config import load_config, run_dir, to_yaml
-from bnrepro.data import mix
-from bnrepro.model import build, norm_of
+from bnrepro.config.schema import Config
+from bnrepro.data import sources
+from bnrepro.data.dataset import derive_seed
+from bnrepro.launch import sweep
 from bnrepro.norm import NORMS
-from bnrepro.schema import Config
+from bnrepro.report import compare, figures
+from bnrepro.runs import provenance, record
+from bnrepro.training import train
+from bnrepro.training.model import build, norm_of
 
 OURS = {
     "bnrepro": (),
@@ -184,7 +188,7 @@ _FIRST_STEP = """
 import os, sys
 from bnrepro.claims.results import RUN_COLUMNS
 from bnrepro.config import load_config
-from bnrepro import train
+from bnrepro.training import train
 train.run(load_config(sys.argv[1:]), report=lambda progress: os._exit(0))
 """
 
@@ -252,7 +256,7 @@ def _plain(cfg: Config) -> float:
     transform = transforms.Compose([transforms.ToTensor(), transforms.Normalize((0.1307,), (0.3081,))])
     loader = DataLoader(_Images(x, y, transform), batch_size=cfg.batch_size, shuffle=True, drop_last=True)
     test = DataLoader(_Images(x_test, y_test, transform), batch_size=1000)
-    weights = torch.Generator().manual_seed(mix(cfg.seed, "weights"))
+    weights = torch.Generator().manual_seed(derive_seed(cfg.seed, "weights"))
     network = build(cfg.model, norm_of(cfg), 1, (28, 28), 10, weights)
     optimizer = torch.optim.Adam(network.parameters(), lr=cfg.optimizer.lr)
     network.train()

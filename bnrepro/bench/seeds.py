@@ -15,9 +15,9 @@ from torch.nn import functional as F
 
 from bnrepro.bench.timing import Table, alone, machine
 from bnrepro.config import load_config
-from bnrepro.data import Dataset, load, mix
-from bnrepro.model import build
+from bnrepro.data.dataset import Dataset, derive_seed, load
 from bnrepro.norm import NORMS, NormOptions
+from bnrepro.training.model import build
 
 WORTH = 1.3
 """How much faster stacking has to be than processes to be worth a second way of training."""
@@ -67,7 +67,7 @@ def _networks(model: str, variant: str, seeds: int) -> tuple[list[nn.Module], Da
 
     made = [
         build(cfg.model, norm, data.channels, data.image_size, data.num_classes,
-              torch.Generator().manual_seed(mix(seed, "weights")))
+              torch.Generator().manual_seed(derive_seed(seed, "weights")))
         for seed in range(seeds)
     ]  # fmt: skip
     return list(made), data

@@ -15,8 +15,8 @@ from typing import Any, TypeVar
 
 import torch
 
-from bnrepro import provenance
-from bnrepro.allocator import keep_memory
+from bnrepro.runs import provenance
+from bnrepro.system.memory import raise_malloc_thresholds
 
 T = TypeVar("T")
 WARM_UP = 3  # rounds that are not counted
@@ -69,7 +69,7 @@ def alone(function: Callable[..., T], *arguments: Any) -> T:
 
 def _settle(threads: int) -> None:
     torch.set_num_threads(threads)
-    keep_memory()
+    raise_malloc_thresholds()
 
 
 def resident(peak: bool = False) -> int:

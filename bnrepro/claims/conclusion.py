@@ -10,16 +10,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from bnrepro import record, stored
 from bnrepro.claims import judging
 from bnrepro.claims.evidence import Verdict
 from bnrepro.claims.judging import Judged
 from bnrepro.claims.paper import Kind, Paper, Row, Scale
 from bnrepro.claims.records import CAPTIONS, Records, plain, read, read_rows, write_rows
-from bnrepro.config import UserError, digits_of, unreadable
-from bnrepro.errors import in_brackets
-from bnrepro.output import only_shown, shown
+from bnrepro.config import digits_of, unreadable
+from bnrepro.errors import UserError, in_brackets
+from bnrepro.runs import record
 from bnrepro.stats import Interval
+from bnrepro.system import reading as stored
+from bnrepro.system.output import only_shown, shown
 
 CLAIMS = "claims.json"
 ENDS = ("mean", "low", "high", "n")
@@ -128,7 +129,7 @@ def conclude(paper: Paper[Any], records: Records, folder: Path) -> list[Judged]:
     Raises:
         UserError: the records have other settings than the paper's.
     """
-    from bnrepro import figures
+    from bnrepro.plots import style as figures
 
     for part in ("tables", "figures"):  # files that are not needed any more are deleted there
         if stored.leads_out(folder / part, folder):

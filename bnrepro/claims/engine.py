@@ -11,17 +11,20 @@ from typing import Any, Protocol
 
 import torch
 
-from bnrepro import record, sweep, train, user_files
 from bnrepro.claims.conclusion import conclude
 from bnrepro.claims.judging import Judged
 from bnrepro.claims.measuring import Measurement, measure_all, missing
 from bnrepro.claims.paper import Arm, Factors, Paper, Probe, Row
 from bnrepro.claims.records import RESERVED, Gathered, Records, cost, plain, read, save, there
 from bnrepro.claims.results import RUN_COLUMNS
-from bnrepro.config import UserError, check, load_config, run_dir
-from bnrepro.parallel import kept_workers
-from bnrepro.record import Run, run_of
-from bnrepro.schema import Config, Data, Source
+from bnrepro.config import check, load_config, run_dir, user_files
+from bnrepro.config.schema import Config, Data, Source
+from bnrepro.errors import UserError
+from bnrepro.launch import sweep
+from bnrepro.launch.parallel import kept_workers
+from bnrepro.runs import record
+from bnrepro.runs.record import Run, run_of
+from bnrepro.training import train
 
 COPY = "paper.py"
 """Of a paper in a file of a user's own, beside its results."""

@@ -10,7 +10,7 @@ from bnrepro.claims import words
 from bnrepro.claims.evidence import Effect, Evidence, Judgement, Verdict, flips_at, judge, not_testable
 from bnrepro.claims.paper import Claim, Paper, Preset, Row, Shown
 from bnrepro.claims.results import Results
-from bnrepro.output import only_shown
+from bnrepro.system.output import only_shown
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -12,16 +12,16 @@ from typing import Any
 
 import torch
 
-from bnrepro import provenance, record
 from bnrepro.claims.paper import Probe
 from bnrepro.claims.records import Data, plain
-from bnrepro.config import UserError, config_hash, digits_of, earlier_hash, unreadable
-from bnrepro.data import load
-from bnrepro.errors import reason
-from bnrepro.parallel import Report, map_all
-from bnrepro.record import Status, run_of
-from bnrepro.schema import Config
-from bnrepro.stored import read_json
+from bnrepro.config import config_hash, digits_of, earlier_hash, unreadable
+from bnrepro.config.schema import Config
+from bnrepro.data.dataset import load
+from bnrepro.errors import UserError, reason
+from bnrepro.launch.parallel import Report, map_all
+from bnrepro.runs import provenance, record
+from bnrepro.runs.record import Status, run_of
+from bnrepro.system.reading import read_json
 
 
 @dataclass(frozen=True)

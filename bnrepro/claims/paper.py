@@ -43,13 +43,12 @@ from typing import Any, Generic, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from bnrepro import user_files
 from bnrepro.claims.evidence import Evidence
 from bnrepro.claims.results import Results
-from bnrepro.config import configs_dir, load_config
+from bnrepro.config import configs_dir, load_config, user_files
+from bnrepro.config.schema import Config, Data
 from bnrepro.errors import UserError, first_line, known_are
-from bnrepro.schema import Config, Data
-from bnrepro.stored import read_yaml
+from bnrepro.system.reading import read_yaml
 
 Kind = Literal["identity", "empirical", "prediction"]
 """identity: algebra or a count, nothing is random. empirical: networks and seeds. prediction: our own, made before."""

@@ -15,8 +15,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
-from bnrepro import figures
 from bnrepro.claims.values import Values
+from bnrepro.plots import style as figures
 from bnrepro.stats import Interval
 
 GREY, BLACK = "#999999", "#000000"

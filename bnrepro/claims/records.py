@@ -20,11 +20,12 @@ from typing import Any, Literal, get_args
 
 from pydantic_core import from_json
 
-from bnrepro import record, stored
 from bnrepro.claims.results import RUN_COLUMNS, Results
-from bnrepro.config import UserError, unreadable
-from bnrepro.errors import in_brackets
-from bnrepro.record import Status
+from bnrepro.config import unreadable
+from bnrepro.errors import UserError, in_brackets
+from bnrepro.runs import record
+from bnrepro.runs.record import Status
+from bnrepro.system import reading as stored
 
 RUNS, CURVES, MEASUREMENTS, PROVENANCE = "runs.csv", "curves.csv", "measurements.csv", "provenance.json"
 CAPTIONS = "captions.json"

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from bnrepro.claims.values import Values
-from bnrepro.record import COLUMNS
+from bnrepro.runs.record import COLUMNS
 
 Row = dict[str, Any]
 RUN_COLUMNS = (

@@ -7,8 +7,9 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from bnrepro import errors, signals
+from bnrepro import errors
 from bnrepro.cli import data, ending, mistakes, results, run, tools
+from bnrepro.system import signals
 
 app = typer.Typer(
     name="bnrepro",
@@ -80,7 +81,7 @@ def _run() -> None:
 
 
 def _fail(message: str) -> NoReturn:
-    from bnrepro.stored import printable  # what is told may come from a file
+    from bnrepro.system.reading import printable  # what is told may come from a file
 
     message = message.replace("\n", " ")
     typer.echo(f"Error: {printable(message)}", err=True)

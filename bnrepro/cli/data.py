@@ -21,8 +21,8 @@ DataRoot = Annotated[
 @app.command("list")
 def list_data(root: DataRoot = ROOT) -> None:
     """List the datasets and whether their files are there."""
-    from bnrepro import sources
-    from bnrepro.published import need_folder
+    from bnrepro.data import sources
+    from bnrepro.data.published import need_folder
 
     need_folder(root)
     for name, known in sources.DATASETS.items():
@@ -35,8 +35,8 @@ def fetch(
     root: DataRoot = ROOT,
 ) -> None:
     """Download what is missing of a dataset, held to its checksums."""
-    from bnrepro import sources
-    from bnrepro.published import need_folder
+    from bnrepro.data import sources
+    from bnrepro.data.published import need_folder
 
     need_folder(root)
     known = sources.lookup(name)
@@ -49,9 +49,10 @@ def fetch(
 @app.command()
 def verify(name: DataName = None, root: DataRoot = ROOT) -> None:
     """Hold the files to their checksums. Without a name: every dataset that is there."""
-    from bnrepro import sources, stored
-    from bnrepro.config import UserError
-    from bnrepro.published import need_folder
+    from bnrepro.data import sources
+    from bnrepro.data.published import need_folder
+    from bnrepro.errors import UserError
+    from bnrepro.system import reading as stored
 
     need_folder(root)
     if root != ROOT and not stored.is_folder(root):  # a dataset that needs no files is there even so

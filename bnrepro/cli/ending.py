@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable
 from typing import NoReturn
 
-from bnrepro import output, signals
+from bnrepro.system import output, signals
 
 GOES_ON = ("train", "compare", "sweep", "reproduce")
 """Commands that resume when they are run again."""
@@ -19,7 +19,8 @@ def run(command: Callable[[], None]) -> None:
 
     Raises:
         SystemExit: with the command's exit code; 128 and the signal's number if one ended it; 1 if all went well but
-            standard output could not be written, for another reason than that nobody reads it (`bnrepro.output`).
+            standard output could not be written, for another reason than that nobody reads it
+            (`bnrepro.system.output`).
     """
     output.protect()
     os.environ |= {"MPLBACKEND": "agg", "MATPLOTLIBRC": os.devnull}  # figures are files, and look alike everywhere

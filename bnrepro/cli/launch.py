@@ -9,16 +9,18 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from bnrepro import slurm, sources, sweep, train
 from bnrepro.cli.options import make_room
-from bnrepro.config import UserError, run_dir
-from bnrepro.errors import known_are
-from bnrepro.launcher import Options, load_options
-from bnrepro.output import counted, shown
-from bnrepro.parallel import Report
-from bnrepro.progress import SweepBar
-from bnrepro.record import run_of
-from bnrepro.schema import Config, Source
+from bnrepro.cli.progress import SweepBar
+from bnrepro.config import run_dir
+from bnrepro.config.schema import Config, Source
+from bnrepro.data import sources
+from bnrepro.errors import UserError, known_are
+from bnrepro.launch import slurm, sweep
+from bnrepro.launch.options import Options, load_options
+from bnrepro.launch.parallel import Report
+from bnrepro.runs.record import run_of
+from bnrepro.system.output import counted, shown
+from bnrepro.training import train
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

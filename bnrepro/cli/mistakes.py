@@ -75,7 +75,7 @@ def misplaced(command: Any) -> str | None:
         if not equals or option not in options or before_has_value:
             continue
         if _takes_keys(command):
-            from bnrepro.overrides import groups, keys
+            from bnrepro.config.overrides import groups, keys
 
             if key in keys() or key in groups():
                 continue
@@ -119,7 +119,7 @@ def _unknown(
         return f"There is no option {typed}. For the path of that name write {quote(f'./{typed}')}."
     key, near = name.lstrip("-").replace("-", "_"), did_you_mean(name, options)
     if overrides:
-        from bnrepro.overrides import groups, keys
+        from bnrepro.config.overrides import groups, keys
 
         longer = next((option for option in options if option.startswith(name)), None)
         if longer:  # --seed: --seeds, of which the key of that name is another thing

@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from bnrepro.errors import UserError
-from bnrepro.output import shown as shown
+from bnrepro.system.output import shown as shown
 
 if TYPE_CHECKING:
-    from bnrepro.schema import Config
+    from bnrepro.config.schema import Config
 
 
 def path(what: str, wanted: str = "") -> Callable[[str | Path], Path]:
@@ -24,7 +24,7 @@ def path(what: str, wanted: str = "") -> Callable[[str | Path], Path]:
     """
 
     def parse(text: str | Path) -> Path:
-        from bnrepro.overrides import check_path, home
+        from bnrepro.config.overrides import check_path, home
 
         check_path(what, str(text), wanted)
         return Path(home(what, str(text)))
@@ -37,7 +37,7 @@ def folder(what: str) -> Callable[[str | Path], Path]:
     parse_path = path(what)
 
     def parse(text: str | Path) -> Path:
-        from bnrepro.overrides import need_folder
+        from bnrepro.config.overrides import need_folder
 
         found = parse_path(text)
         need_folder(what, found)
@@ -94,7 +94,8 @@ def configure(overrides: list[str] | None, instead: Mapping[str, str] | None = N
     Raises:
         UserError: a key is given twice with different values; one that the command does not use.
     """
-    from bnrepro.config import UserError, load_config
+    from bnrepro.config import load_config
+    from bnrepro.errors import UserError
 
     flagged = {f"{key}={value}": f"--{key}={value}" for key, value in flags.items() if value is not None}
     given: dict[str, tuple[str, str]] = {}
@@ -154,7 +155,7 @@ def folder_of_runs(root: Path) -> None:
     """Raise UserError if there is no folder ``root``."""
     if root.is_dir():
         return
-    from bnrepro.overrides import written
+    from bnrepro.config.overrides import written
 
     there = next((place for place in (root, *root.parents) if os.path.lexists(place)), Path())
     if not there.is_dir():
@@ -166,10 +167,10 @@ def folder_of_runs(root: Path) -> None:
 
 def draw(folder: Path) -> None:
     """The table and the figures of the comparison in ``folder``."""
-    from bnrepro import figures
-    from bnrepro.compare import open_comparison, write_table
-    from bnrepro.config import UserError
-    from bnrepro.stored import leads_out
+    from bnrepro.errors import UserError
+    from bnrepro.report import figures
+    from bnrepro.report.compare import open_comparison, write_table
+    from bnrepro.system.reading import leads_out
 
     if leads_out(folder / "figures", folder):
         raise UserError(f"{folder / 'figures'} is a link out of its folder. Put a folder in its place.")

@@ -56,13 +56,14 @@ def reproduce(
     Runs and measures what is missing, then analyses, draws and judges. A file of your own is named in place of an
     experiment: bnrepro reproduce my_paper.py. Example: bnrepro reproduce labml --preset=smoke
     """
-    from bnrepro import experiments, listing
+    from bnrepro import experiments
     from bnrepro.claims.engine import DatasetLocations, execute, make_plan
+    from bnrepro.cli import listing
     from bnrepro.cli.launch import take_launcher
+    from bnrepro.cli.progress import SweepBar
     from bnrepro.errors import UserError, reason, sentence
-    from bnrepro.output import counted
-    from bnrepro.parallel import kept_workers
-    from bnrepro.progress import SweepBar
+    from bnrepro.launch.parallel import kept_workers
+    from bnrepro.system.output import counted
 
     places = DatasetLocations(data_root, dict(map(_archive, archive or [])))
     making, names = take_launcher(launcher, names, jobs)
@@ -136,10 +137,10 @@ def figures(
 
     Tables and an experiment's verdicts are made again too. Its name will do for its folder.
     """
-    from bnrepro import compare as comparing
     from bnrepro import experiments
     from bnrepro.claims import records
-    from bnrepro.config import UserError
+    from bnrepro.errors import UserError
+    from bnrepro.report import compare as comparing
 
     if folders and root:
         raise UserError(f"--root={root} is not used where folders are named. Leave one of the two out.")
@@ -183,7 +184,7 @@ def report(
 
     claims.json, REPORT.md, and report.html as a single file.
     """
-    from bnrepro import report as reporting
+    from bnrepro.report import report as reporting
 
     if as_json:
         from bnrepro.claims import conclusion
@@ -209,7 +210,7 @@ def runs(
     csv: Annotated[bool, typer.Option("--csv", help="As CSV, for other programs.")] = False,
 ) -> None:
     """List the stored runs."""
-    from bnrepro import listing
+    from bnrepro.cli import listing
     from bnrepro.errors import UserError
 
     wanted = {"dataset": dataset, "model": model, "variant": variant, "status": status}
@@ -231,7 +232,7 @@ def runs(
 
 def show(run: RunPath) -> None:
     """Show one run in full."""
-    from bnrepro import listing
+    from bnrepro.cli import listing
 
     typer.echo(listing.describe(run))
 
@@ -240,8 +241,7 @@ def _conclude(folder: Path, own: Any = None) -> None:
     from bnrepro.claims.conclusion import conclude
     from bnrepro.claims.engine import COPY
     from bnrepro.claims.records import read
-    from bnrepro.config import UserError
-    from bnrepro.errors import known_are
+    from bnrepro.errors import UserError, known_are
     from bnrepro.experiments import experiment
 
     records = read(folder)
@@ -265,9 +265,10 @@ def _conclude(folder: Path, own: Any = None) -> None:
 
 def _archive(text: str) -> tuple[str, Path]:
     """NAME=FILE."""
-    from bnrepro import sources
-    from bnrepro.config import UserError, no_archive
-    from bnrepro.stored import plain_size
+    from bnrepro.config import no_archive
+    from bnrepro.data import sources
+    from bnrepro.errors import UserError
+    from bnrepro.system.reading import plain_size
 
     name, equals, file = text.partition("=")
     if not equals:

@@ -29,7 +29,7 @@ from bnrepro.cli.options import (
 )
 
 if TYPE_CHECKING:
-    from bnrepro.schema import Config
+    from bnrepro.config.schema import Config
 
 
 def train(overrides: Overrides = None, variant: Variant = None, seed: Seed = None, force: Force = False) -> None:
@@ -41,14 +41,14 @@ def train(overrides: Overrides = None, variant: Variant = None, seed: Seed = Non
     """
     with _one_of_several() as first:
         cfg = configure(overrides, variant=variant, seed=seed)
-        from bnrepro import train as training
-        from bnrepro.allocator import keep_memory
-        from bnrepro.model import check_options
-        from bnrepro.output import counted
-        from bnrepro.progress import TrainBar
-        from bnrepro.record import Run, run_of
+        from bnrepro.cli.progress import TrainBar
+        from bnrepro.runs.record import Run, run_of
+        from bnrepro.system.memory import raise_malloc_thresholds
+        from bnrepro.system.output import counted
+        from bnrepro.training import train as training
+        from bnrepro.training.model import check_options
 
-        keep_memory()
+        raise_malloc_thresholds()
         check_options([cfg])
         cfg = training.resolve(cfg)
         if not first:
@@ -75,7 +75,7 @@ def _one_of_several() -> Iterator[bool]:
     if "TORCHELASTIC_RUN_ID" not in os.environ:  # looked at here, where torch is not imported yet
         yield True
         return
-    from bnrepro.distributed import joined, started_by_torchrun
+    from bnrepro.training.distributed import joined, started_by_torchrun
 
     if not started_by_torchrun(os.environ):
         yield True
@@ -109,7 +109,7 @@ def compare(
     Prints and writes a table with 95% intervals, and draws the curves.
     """
     from bnrepro.cli.launch import take_launcher
-    from bnrepro.config import UserError
+    from bnrepro.errors import UserError
 
     if words := [word for word in overrides or [] if re.fullmatch(r"\w+", word)]:
         raise UserError(
@@ -129,15 +129,15 @@ def compare(
         raise UserError(
             "--threshold is not used without a validation set. Leave it out, or set data.val_fraction above 0."
         )
-    from bnrepro import compare as comparing
-    from bnrepro import listing
-    from bnrepro.allocator import keep_memory
-    from bnrepro.board import SHOWN
-    from bnrepro.model import check_options, norm_of
-    from bnrepro.output import counted, only_shown
-    from bnrepro.record import Run, claim
+    from bnrepro.cli import listing
+    from bnrepro.report import compare as comparing
+    from bnrepro.runs.board import SHOWN
+    from bnrepro.runs.record import Run, claim
+    from bnrepro.system.memory import raise_malloc_thresholds
+    from bnrepro.system.output import counted, only_shown
+    from bnrepro.training.model import check_options, norm_of
 
-    keep_memory()
+    raise_malloc_thresholds()
     grid = comparing.grid(chosen.resolve(cfg), names, seeds)
     for each in grid[: len(names)]:
         norm_of(each)
@@ -185,16 +185,17 @@ def sweep(
     Values in Hydra's sweep syntax: lists, range(...), glob(...). Example:
     bnrepro sweep variant=bn,convbn 'seed=range(3)' optimizer.lr=0.1,0.01
     """
-    from bnrepro import listing
-    from bnrepro.allocator import keep_memory
+    from bnrepro.cli import listing
     from bnrepro.cli.launch import data_there, take_launcher
-    from bnrepro.config import UserError, run_dir
-    from bnrepro.model import check_options, norm_of
-    from bnrepro.output import counted
-    from bnrepro.record import run_of
-    from bnrepro.sweep import expand
+    from bnrepro.config import run_dir
+    from bnrepro.errors import UserError
+    from bnrepro.launch.sweep import expand
+    from bnrepro.runs.record import run_of
+    from bnrepro.system.memory import raise_malloc_thresholds
+    from bnrepro.system.output import counted
+    from bnrepro.training.model import check_options, norm_of
 
-    keep_memory()
+    raise_malloc_thresholds()
     chosen, overrides = take_launcher(launcher, overrides, jobs)
     if not overrides:
         raise UserError("Nothing to sweep. Say what, as in: bnrepro sweep variant=bn,convbn seed=0,1,2")
@@ -236,8 +237,8 @@ def evaluate(
     size: Annotated[int | None, typer.Option(min=1, help="Resize the images to SIZE x SIZE first.")] = None,
 ) -> None:
     """Evaluate a run under other statistics."""
-    from bnrepro.inference import evaluate as measure
-    from bnrepro.record import open_run
+    from bnrepro.runs.record import open_run
+    from bnrepro.training.evaluation import evaluate as measure
 
     for split, (loss, accuracy) in measure(open_run(run), statistics, size).items():
         typer.echo(f"{split:<10} accuracy {accuracy:.4f}   loss {loss:.4f}   ({statistics} statistics)")

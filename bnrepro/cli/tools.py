@@ -29,9 +29,9 @@ def config(overrides: Overrides = None, variant: Variant = None, seed: Seed = No
     """Print the resolved configuration; run nothing."""
     cfg = configure(overrides, variant=variant, seed=seed)
     from bnrepro.config import to_yaml
-    from bnrepro.model import check_names, check_options
-    from bnrepro.schema import Source
-    from bnrepro.sources import lookup
+    from bnrepro.config.schema import Source
+    from bnrepro.data.sources import lookup
+    from bnrepro.training.model import check_names, check_options
 
     check_names(cfg)
     check_options([cfg])
@@ -138,11 +138,11 @@ def bench(
     """
     import torch
 
-    from bnrepro.allocator import keep_memory
     from bnrepro.bench import output
-    from bnrepro.cores import cores, use_threads
+    from bnrepro.system.cores import cores, use_threads
+    from bnrepro.system.memory import raise_malloc_thresholds
 
-    keep_memory()
+    raise_malloc_thresholds()
     use_threads(threads or cores())
     overrides = [part for part in parts or [] if "=" in part]
     wanted = [part for part in parts or [] if "=" not in part] or ["layers", "memory"]

@@ -8,7 +8,7 @@ from pathlib import Path
 from pkgutil import iter_modules
 from typing import TYPE_CHECKING, Any
 
-from bnrepro import user_files
+from bnrepro.config import user_files
 from bnrepro.errors import UserError, known_are
 
 if TYPE_CHECKING:

@@ -23,12 +23,12 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
-from bnrepro import checkpoint, record
 from bnrepro.claims import Design, Evidence, Paper, Preset, Results, Values, equal, greater, measure, not_testable
 from bnrepro.claims.plots import GREY, ends, legend, lines, looks, panels, ticks
-from bnrepro.record import Run
-from bnrepro.train import trainer_of
-from bnrepro.trainable import norms, restrict
+from bnrepro.runs import checkpoint, record
+from bnrepro.runs.record import Run
+from bnrepro.training.freezing import freeze_parameters, norms
+from bnrepro.training.train import trainer_of
 
 TRAINED = {
     "norm": "gamma and beta",
@@ -111,7 +111,7 @@ def gammas_of(run: Run, seed: int, threshold: float) -> list[Row]:
     gammas with a size below ``threshold``; ``density``, their histogram at the end (x = middle of the bin).
     """
     network = trainer_of(run.config).network
-    counted = restrict(network, run.config.optimizer.train_only, torch.Generator().manual_seed(0))
+    counted = freeze_parameters(network, run.config.optimizer.train_only, torch.Generator().manual_seed(0))
     start = _gammas(network)
     network.load_state_dict(checkpoint.load(run.path / record.CHECKPOINT)["network"])
     end = _gammas(network)

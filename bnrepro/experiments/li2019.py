@@ -23,14 +23,15 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from bnrepro import inference, train
 from bnrepro.claims import Design, Evidence, Paper, Preset, Results, Values, greater, measure, not_lower
 from bnrepro.claims.plots import legend, lines, looks, panels, same_limits, ticks, zero
 from bnrepro.config import load_config
-from bnrepro.data import eval_batches
-from bnrepro.figures import log_ticks
+from bnrepro.data.dataset import eval_batches
 from bnrepro.norm import reestimate_statistics
-from bnrepro.record import Run
+from bnrepro.plots.style import log_ticks
+from bnrepro.runs.record import Run
+from bnrepro.training import evaluation as inference
+from bnrepro.training import train
 
 POINTS = "percentage points of test accuracy"
 UNREAD = "no number read in the text"

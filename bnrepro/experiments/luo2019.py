@@ -29,14 +29,16 @@ from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from bnrepro import figures, inference, train
 from bnrepro.claims import Design, Evidence, Paper, Preset, Results, Values, equal, measure, not_testable
 from bnrepro.claims.plots import BLACK, GREY, Look, legend, lines, looks, panels, ticks
-from bnrepro.data import Dataset, Split, mix
+from bnrepro.data.dataset import Dataset, Split, derive_seed
 from bnrepro.norm import reestimate_statistics
 from bnrepro.norm.statistics import batch_statistics, tracking_layers
-from bnrepro.record import Run
-from bnrepro.train import Trainer, trainer_of
+from bnrepro.plots import style as figures
+from bnrepro.runs.record import Run
+from bnrepro.training import evaluation as inference
+from bnrepro.training import train
+from bnrepro.training.train import Trainer, trainer_of
 
 NOISE, TRAINING = "noise", "training"
 BN, PN = "bn", "pn"
@@ -118,7 +120,7 @@ def penalties(run: Run, seed: int, sizes: list[int], repeats: int) -> list[Row]:
     for size in sizes:
         losses = []
         for repeat in range(repeats):
-            generator = torch.Generator().manual_seed(mix(seed, "penalty", repeat))
+            generator = torch.Generator().manual_seed(derive_seed(seed, "penalty", repeat))
             labels = data.train.labels
             order = torch.randperm(len(labels), generator=generator)[: len(labels) // size * size]
             with batch_statistics(network):
@@ -158,7 +160,7 @@ def trained(run: Run, seed: int, epochs: int, pool: int, decay: float) -> list[R
 
 def drawn_images(trainer: Trainer, pool: int, seed: int) -> Iterator[Tensor]:
     """``pool`` training images, normalized, anew for each step."""
-    images, generator = trainer.data.train.images, torch.Generator().manual_seed(mix(seed, "pool"))
+    images, generator = trainer.data.train.images, torch.Generator().manual_seed(derive_seed(seed, "pool"))
     while True:
         yield trainer.data.normalize(images[torch.randperm(len(images), generator=generator)[:pool]])
 

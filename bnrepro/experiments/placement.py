@@ -26,16 +26,17 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 from torch import Tensor
 
-from bnrepro import inference, train
 from bnrepro.claims import Design, Evidence, Paper, Preset, Results, Values, measure
 from bnrepro.claims.evidence import equal, exact, greater, less, not_lower
 from bnrepro.claims.plots import BLACK, Look, curve, heat_map, legend, lines, looks, panels, ticks, zero
 from bnrepro.config import load_config
-from bnrepro.figures import COLUMN
 from bnrepro.norm import NORMS, NormOptions
 from bnrepro.norm.oracle import batch_norm_forward
-from bnrepro.record import Run
+from bnrepro.plots.style import COLUMN
+from bnrepro.runs.record import Run
 from bnrepro.stats import Interval, holm, p_value
+from bnrepro.training import evaluation as inference
+from bnrepro.training import train
 
 NOTES = "Notes on batch normalization"
 BENCHMARK = "ducha-aiki/caffenet-benchmark, batchnorm.md"

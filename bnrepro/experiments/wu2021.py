@@ -26,15 +26,15 @@ from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from bnrepro import train
 from bnrepro.claims import Design, Evidence, Paper, Preset, Results, Values, equal, greater, measure, not_lower
 from bnrepro.claims.plots import dots, legend, lines, looks, panels, zero
-from bnrepro.data import Split, mix
-from bnrepro.figures import label
+from bnrepro.data.dataset import Split, derive_seed
 from bnrepro.norm import reestimate_statistics
 from bnrepro.norm.statistics import batch_statistics, tracking_layers
-from bnrepro.record import Run
-from bnrepro.train import Trainer, trainer_of
+from bnrepro.plots.style import label
+from bnrepro.runs.record import Run
+from bnrepro.training import train
+from bnrepro.training.train import Trainer, trainer_of
 
 POINTS = "points of test accuracy"
 UNREAD = "no number read in the text"
@@ -157,7 +157,7 @@ def population(trainer: Trainer, samples: int | None, size: int = POPULATION_BAT
     Which images, is drawn by the run's seed. An incomplete last batch is left out.
     """
     data = trainer.data
-    generator = torch.Generator().manual_seed(mix(trainer.cfg.seed, "population"))
+    generator = torch.Generator().manual_seed(derive_seed(trainer.cfg.seed, "population"))
     order = torch.randperm(len(data.train.labels), generator=generator)[:samples]
     size = min(size, len(order))
     starts = range(0, len(order) - size + 1, size)
@@ -167,7 +167,7 @@ def population(trainer: Trainer, samples: int | None, size: int = POPULATION_BAT
 
 def shuffled(split: Split, images: int | None = None) -> Split:
     """The first ``images`` of a split in an order drawn once: sets sorted by class make batches of one class."""
-    generator = torch.Generator().manual_seed(mix(0, "evaluation"))
+    generator = torch.Generator().manual_seed(derive_seed(0, "evaluation"))
     order = torch.randperm(len(split.labels), generator=generator)[:images].to(split.labels.device)
     return Split(split.images[order], split.labels[order])
 

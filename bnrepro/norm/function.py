@@ -391,7 +391,7 @@ class _Compiled(torch.autograd.Function):
         bias: Tensor | None,
         axes: tuple[int, ...],
         eps: float,
-        plan: native.Plan,
+        plan: native.KernelPlan,
     ) -> tuple[Tensor, Tensor, Tensor]:
         made = plan.forward(x, weight, bias, eps)
         BatchNormFunction.setup_context(ctx, (x, weight, bias, axes, eps, None), made)

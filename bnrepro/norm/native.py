@@ -32,7 +32,7 @@ Parameter = tuple[torch.Size, torch.dtype]
 
 
 @dataclass(frozen=True)
-class Plan:
+class KernelPlan:
     """How the kernels see an input: as ``rows`` (n, c, l) or as ``columns`` (m, k), see kernels.cpp."""
 
     kind: str
@@ -80,7 +80,7 @@ class Plan:
         return torch.empty_like(like).copy_(values.view(aligned(values.shape, like.dim())))
 
 
-def plan(x: Tensor, weight: Tensor | None, bias: Tensor | None, axes: tuple[int, ...]) -> Plan | None:
+def plan(x: Tensor, weight: Tensor | None, bias: Tensor | None, axes: tuple[int, ...]) -> KernelPlan | None:
     """How to compute `function.batch_norm` of these with kernels; None where they do not apply."""
     if not _plain(x, weight, bias):
         return None
@@ -97,7 +97,7 @@ def backward_plan(
     mean: Tensor,
     var: Tensor,
     axes: tuple[int, ...],
-) -> Plan | None:
+) -> KernelPlan | None:
     """The same for the gradients, from the tensors that the backward gets: hooks may have changed those it saved."""
     if dy.shape != x.shape or dy.dtype is not x.dtype or not _plain(x, dy, weight, mean, var):
         return None
@@ -174,7 +174,7 @@ def _plan(
     weight: Parameter | None,
     bias: Parameter | None,
     axes: tuple[int, ...],
-) -> Plan | None:
+) -> KernelPlan | None:
     if dtype not in WIDE or len(shape) < 2 or 0 in shape:
         return None
     x = torch.empty_strided(shape, stride, dtype=WIDE[dtype], device="meta")
@@ -199,7 +199,9 @@ def _plan(
         return None
     name = str(dtype).removeprefix("torch.")
     forward, backward = (kernels[kind, direction, name] for direction in ("forward", "backward"))
-    return Plan(kind, sizes, torch.empty_like(statistic, device="cpu"), statistic.is_contiguous(), forward, backward)
+    return KernelPlan(
+        kind, sizes, torch.empty_like(statistic, device="cpu"), statistic.is_contiguous(), forward, backward
+    )
 
 
 def aligned(parameter: Sequence[int], dim: int) -> tuple[int, ...]:

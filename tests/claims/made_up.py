@@ -16,8 +16,8 @@ from matplotlib.figure import Figure
 
 from bnrepro.claims import Design, Evidence, Paper, Preset, Results, equal, exact, greater, measure
 from bnrepro.claims.paper import Claim, Shown
-from bnrepro.data import Dataset
-from bnrepro.record import Run
+from bnrepro.data.dataset import Dataset
+from bnrepro.runs.record import Run
 
 PRESETS = "smoke: {seeds: 1}\nquick: {points: [0.1, 2.0]}\n"
 """What configs/experiment/made_up.yaml would say."""

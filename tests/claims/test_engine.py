@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from bnrepro import experiments, record
+from bnrepro import experiments
 from bnrepro.claims import Design, Evidence, Measure, Paper, Results
 from bnrepro.claims.conclusion import CLAIMS, ClaimRow, EffectRow, Judging, conclude, open_conclusion
 from bnrepro.claims.engine import DatasetLocations, Plan, execute, make_plan
@@ -20,9 +20,10 @@ from bnrepro.claims.evidence import Verdict
 from bnrepro.claims.judging import Judged
 from bnrepro.claims.paper import Shown
 from bnrepro.claims.records import cost, find, from_cell, read, read_rows, there, to_cell, write_rows
-from bnrepro.config import UserError, digits_of, earlier_hash
-from bnrepro.errors import known_are
-from bnrepro.schema import Config
+from bnrepro.config import digits_of, earlier_hash
+from bnrepro.config.schema import Config
+from bnrepro.errors import UserError, known_are
+from bnrepro.runs import record
 from tests.claims import made_up
 from tests.claims.conftest import Listed
 from tests.claims.made_up import Settings, curve, fails, images, nonsense, parameters, toys, varied

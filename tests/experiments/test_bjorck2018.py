@@ -11,7 +11,7 @@ import torch
 from bnrepro.claims import Results
 from bnrepro.experiments.bjorck2018 import best_rates, growth, last_that_trains, paper
 from bnrepro.experiments.bjorck2018.measurements import at_start, configured, diverging, layer_rows, tails
-from bnrepro.train import trainer_of
+from bnrepro.training.train import trainer_of
 
 SETTINGS, SMOKE = paper.settings("full"), paper.settings("smoke")
 TINY = [*SMOKE.common, *SMOKE.networks["6 layers"].overrides]

@@ -15,12 +15,12 @@ from bnrepro.claims import Results
 from bnrepro.claims.evidence import Verdict
 from bnrepro.claims.judging import judged
 from bnrepro.config import config_hash, load_config
+from bnrepro.config.schema import Config
 from bnrepro.experiments.conv_batchnorm import CELLS, LIGHTS, checks, networks, paper
-from bnrepro.model import build, norm_of
 from bnrepro.norm import NORMS
-from bnrepro.record import Run
-from bnrepro.schema import Config
-from bnrepro.train import run
+from bnrepro.runs.record import Run
+from bnrepro.training.model import build, norm_of
+from bnrepro.training.train import run
 
 Row = dict[str, Any]
 

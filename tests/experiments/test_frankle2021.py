@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from bnrepro import train
 from bnrepro.experiments.frankle2021 import TRAINED, gammas_of, paper
-from bnrepro.record import Run
+from bnrepro.runs.record import Run
+from bnrepro.training import train
 
 SMOKE = paper.settings("smoke")
 

@@ -12,17 +12,18 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from bnrepro import train
 from bnrepro.claims import Results, Values
-from bnrepro.config import UserError, load_config
+from bnrepro.config import load_config
+from bnrepro.config.schema import Config
+from bnrepro.errors import UserError
 from bnrepro.experiments.ioffe2015 import effects, identities, networks, paper
 from bnrepro.experiments.ioffe2015.jacobian import random_share, spectra
 from bnrepro.experiments.ioffe2015.networks import ARMS, at, best, chosen
 from bnrepro.experiments.ioffe2015.tables import REPORTED
-from bnrepro.model import Network, build, norm_of
-from bnrepro.record import Run
-from bnrepro.schema import Config
-from bnrepro.train import trainer_of
+from bnrepro.runs.record import Run
+from bnrepro.training import train
+from bnrepro.training.model import Network, build, norm_of
+from bnrepro.training.train import trainer_of
 
 FULL, SMOKE = paper.settings("full"), paper.settings("smoke")
 Rows = list[dict[str, Any]]

@@ -12,7 +12,8 @@ import torch
 from bnrepro.claims import Results
 from bnrepro.claims.judging import judged
 from bnrepro.config import load_config
-from bnrepro.data import load
+from bnrepro.config.schema import Config, DropoutPosition, Initialization, OptimizerName, Placement
+from bnrepro.data.dataset import load
 from bnrepro.experiments.keras_curves import (
     ARMS,
     PAIRS,
@@ -24,9 +25,8 @@ from bnrepro.experiments.keras_curves import (
     saved_steps,
     steps_to,
 )
-from bnrepro.model import build, norm_of
 from bnrepro.norm import NORMS
-from bnrepro.schema import Config, DropoutPosition, Initialization, OptimizerName, Placement
+from bnrepro.training.model import build, norm_of
 
 SETTINGS = paper.settings("full")
 CONFIGS: dict[tuple[str, str], Config] = {

@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 
-from bnrepro import train
+from bnrepro.config.schema import Config
 from bnrepro.experiments.labml import exponent, paper, toys
 from bnrepro.experiments.labml.measurements import outside_network, sigmoid_inputs, statistics
-from bnrepro.record import Run
-from bnrepro.schema import Config
+from bnrepro.runs.record import Run
+from bnrepro.training import train
 
 
 def values(rows: list[dict[str, Any]], quantity: str) -> dict[Any, float]:

@@ -8,10 +8,11 @@ import pytest
 import torch
 from torch import nn
 
-from bnrepro import record, train
 from bnrepro.config import load_config
 from bnrepro.experiments.li2019 import by_layer, paper, ratio, variance_shift
-from bnrepro.model import build, norm_of
+from bnrepro.runs import record
+from bnrepro.training import train
+from bnrepro.training.model import build, norm_of
 
 SETTINGS, SMOKE = paper.settings("full"), paper.settings("smoke")
 

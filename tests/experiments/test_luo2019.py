@@ -9,7 +9,6 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from bnrepro import inference, train
 from bnrepro.claims import Results
 from bnrepro.experiments.luo2019 import (
     BN,
@@ -24,8 +23,10 @@ from bnrepro.experiments.luo2019 import (
     slope,
     step,
 )  # fmt: skip
-from bnrepro.record import Run
-from bnrepro.train import trainer_of
+from bnrepro.runs.record import Run
+from bnrepro.training import evaluation as inference
+from bnrepro.training import train
+from bnrepro.training.train import trainer_of
 
 
 def test_each_size_has_batch_and_population_normalization_on_one_configuration() -> None:

@@ -12,7 +12,7 @@ from bnrepro.claims import Results
 from bnrepro.claims.evidence import Verdict
 from bnrepro.claims.judging import judged
 from bnrepro.config import load_config
-from bnrepro.data import Dataset, load
+from bnrepro.data.dataset import Dataset, load
 from bnrepro.experiments.numpynet import DATA, layer, measurements, paper
 from bnrepro.experiments.numpynet.layer import GRADIENTS, NumPyNetNorm, closed_form, published, text_backward
 from bnrepro.norm.oracle import Array, batch_norm_backward, batch_norm_forward, seed004_backward

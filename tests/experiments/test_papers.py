@@ -15,7 +15,7 @@ from bnrepro.claims.conclusion import clean
 from bnrepro.claims.evidence import Verdict
 from bnrepro.claims.judging import figures, judged, tables
 from bnrepro.claims.records import read
-from bnrepro.figures import style
+from bnrepro.report.figures import style
 
 FOUND = {name: experiments.experiment(name) for name in experiments.NAMES}
 PAPERS = {name: experiments.experiment(name) for name in experiments.NAMES}

@@ -10,7 +10,6 @@ import pytest
 import torch
 from torch import nn
 
-from bnrepro import record, train
 from bnrepro.claims import Results, Values
 from bnrepro.claims.evidence import Verdict
 from bnrepro.claims.judging import judged
@@ -27,9 +26,11 @@ from bnrepro.experiments.placement import (
     per_channel,
     spread,
 )
-from bnrepro.model import build, norm_of
 from bnrepro.norm import NORMS, BatchNorm2d, NormOptions
 from bnrepro.norm.variants import GhostBatchNorm
+from bnrepro.runs import record
+from bnrepro.training import train
+from bnrepro.training.model import build, norm_of
 
 LENET: Any = {"networks": {"LeNet": ["model=lenet"]}, "regularized": ["model=lenet"]}
 SETTINGS = paper.settings("smoke").model_copy(update=LENET)

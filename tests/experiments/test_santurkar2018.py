@@ -12,9 +12,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from bnrepro import train
 from bnrepro.claims import Results
-from bnrepro.data import load
+from bnrepro.config.schema import Initialization, OptimizerName
+from bnrepro.data.dataset import load
 from bnrepro.experiments.santurkar2018 import accuracy, last_losses, paper, ratios
 from bnrepro.experiments.santurkar2018.drawing import LP, NAMES
 from bnrepro.experiments.santurkar2018.landscape import Factor, Objective, along_gradient, covariate_shift, measured
@@ -27,11 +27,11 @@ from bnrepro.experiments.santurkar2018.measurements import (
     sampled,
     shift,
 )
-from bnrepro.model import build, norm_of
 from bnrepro.norm import NORMS, NormOptions
 from bnrepro.norm.variants import Noise, NoisyBatchNorm
-from bnrepro.record import Run
-from bnrepro.schema import Initialization, OptimizerName
+from bnrepro.runs.record import Run
+from bnrepro.training import train
+from bnrepro.training.model import build, norm_of
 
 SETTINGS = paper.settings("full")
 ARMS = {(a.factors["variant"], a.factors["rate"]): a for a in paper.arms(SETTINGS) if a.config.seed == 0}

@@ -9,7 +9,6 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from bnrepro import train
 from bnrepro.claims import Results
 from bnrepro.config import load_config
 from bnrepro.experiments.vanlaarhoven2017 import best, paper
@@ -27,8 +26,9 @@ from bnrepro.experiments.vanlaarhoven2017.training import (
     update,
 )
 from bnrepro.norm import NORMS
-from bnrepro.record import Run
-from bnrepro.train import trainer_of
+from bnrepro.runs.record import Run
+from bnrepro.training import train
+from bnrepro.training.train import trainer_of
 
 SETTINGS, SMOKE = paper.settings("full"), paper.settings("smoke")
 

@@ -7,13 +7,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from bnrepro import record, train
 from bnrepro.claims import Results
 from bnrepro.config import load_config
-from bnrepro.data import epoch_plan
+from bnrepro.data.dataset import epoch_plan
 from bnrepro.experiments.wu2018 import accuracies, ghost_batches_regularize, paper, training
 from bnrepro.norm import NORMS, ConvBatchNorm2d, NormOptions
 from bnrepro.norm.variants import BatchRenorm
+from bnrepro.runs import record
+from bnrepro.training import train
 
 SETTINGS, SMOKE = paper.settings("full"), paper.settings("smoke")
 

@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import nn
 
-from bnrepro import train
 from bnrepro.claims import Results
 from bnrepro.config import load_config
+from bnrepro.config.schema import Config
 from bnrepro.experiments.wu2021 import (
     BATCH,
     CUMULATIVE,
@@ -27,9 +27,9 @@ from bnrepro.experiments.wu2021 import (
     population,
 )
 from bnrepro.norm.statistics import tracking_layers
-from bnrepro.record import Run
-from bnrepro.schema import Config
-from bnrepro.train import trainer_of
+from bnrepro.runs.record import Run
+from bnrepro.training import train
+from bnrepro.training.train import trainer_of
 
 SMOKE = paper.settings("smoke")
 

@@ -30,10 +30,10 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 from pydantic import BaseModel, ConfigDict
 
-from bnrepro import figures
 from bnrepro.claims import Design, Evidence, Paper, Preset, Results, Values, equal, greater
 from bnrepro.claims.plots import GREY, curve, legend, lines, looks, panels, ticks
 from bnrepro.experiments.bjorck2018 import measurements
+from bnrepro.plots import style as figures
 
 RATES, START, DIVERGING = "rates", "start", "diverging"
 NAMES = {variant: figures.label(variant) for variant in ("nobn", "bn")}

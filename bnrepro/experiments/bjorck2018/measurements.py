@@ -14,8 +14,8 @@ from torch.nn import functional as F
 
 from bnrepro.claims import measure
 from bnrepro.config import load_config
-from bnrepro.schema import Config
-from bnrepro.train import Trainer, trainer_of
+from bnrepro.config.schema import Config
+from bnrepro.training.train import Trainer, trainer_of
 
 SHOWN_IMAGES = 50  # of which the gradient at each logit is kept, for the figure
 SHOWN_SEED = 0

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from bnrepro.claims import Measure, measure
-from bnrepro.model import size_of
 from bnrepro.norm import NORMS, NormError, NormOptions
 from bnrepro.norm.oracle import batch_norm_forward
+from bnrepro.training.model import size_of
 
 Row = dict[str, Any]
 EPS = 1e-3

@@ -10,14 +10,15 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from bnrepro import inference, train
 from bnrepro.claims import measure
-from bnrepro.data import Dataset, Split, eval_batches, load, mix
+from bnrepro.config.schema import Data, Source
+from bnrepro.data.dataset import Dataset, Split, derive_seed, eval_batches, load
 from bnrepro.experiments.conv_batchnorm.checks import EPS, Row, row
 from bnrepro.norm import NORMS, NormOptions
 from bnrepro.norm.statistics import batch_statistics
-from bnrepro.record import Run
-from bnrepro.schema import Data, Source
+from bnrepro.runs.record import Run
+from bnrepro.training import evaluation as inference
+from bnrepro.training import train
 
 IMAGES = 1024  # of the test set, where not all of them are needed
 TRIM = 3  # pixels at each border where a shifted map is not compared: no padding reaches further
@@ -43,7 +44,9 @@ class Opened:
 
     def some(self, split: Split, count: int) -> Split:
         """``count`` images of ``split`` (or all), shuffled by a fixed seed: sets may be sorted."""
-        order = torch.randperm(len(split.labels), generator=torch.Generator().manual_seed(mix(0, "measurement")))
+        order = torch.randperm(
+            len(split.labels), generator=torch.Generator().manual_seed(derive_seed(0, "measurement"))
+        )
         chosen = order[:count].to(self.device)
         return Split(split.images[chosen], split.labels[chosen])
 

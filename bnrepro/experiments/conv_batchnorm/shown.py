@@ -10,7 +10,6 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from bnrepro import figures
 from bnrepro.claims import Results, Values
 from bnrepro.claims.plots import curve, dots, legend, lines, looks, panels, ticks, zero
 from bnrepro.experiments.conv_batchnorm import (
@@ -27,6 +26,7 @@ from bnrepro.experiments.conv_batchnorm import (
     percent,
     window_name,
 )
+from bnrepro.plots import style as figures
 from bnrepro.stats import Interval, holm, p_value
 
 Row = dict[str, Any]

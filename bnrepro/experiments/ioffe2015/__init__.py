@@ -36,12 +36,12 @@ from bnrepro.claims import Design, Evidence, Measure, Paper, Preset, Results, Va
 from bnrepro.claims.evidence import exact, greater, less, not_lower, not_testable
 from bnrepro.claims.paper import Factors, Probe
 from bnrepro.config import load_config
+from bnrepro.config.schema import Config
 from bnrepro.experiments.ioffe2015 import drawing, effects, identities, networks, tables
 from bnrepro.experiments.ioffe2015.effects import CHANCE, NORMS, WITH, shared, single, total
 from bnrepro.experiments.ioffe2015.jacobian import random_share
 from bnrepro.experiments.ioffe2015.networks import UNIT
-from bnrepro.figures import label
-from bnrepro.schema import Config
+from bnrepro.plots.style import label
 
 FIGURE_1: Any = {
     "reported": "curves, no number in the text",

@@ -12,7 +12,7 @@ from bnrepro.claims.plots import curve, legend, lines, looks, panels, same_limit
 from bnrepro.experiments.ioffe2015 import effects
 from bnrepro.experiments.ioffe2015.jacobian import NEAR
 from bnrepro.experiments.ioffe2015.networks import ARMS, PERCENTILES, UNIT
-from bnrepro.figures import COLUMN
+from bnrepro.plots.style import COLUMN
 from bnrepro.stats import Interval
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from bnrepro.claims import Results, Values
 from bnrepro.experiments.ioffe2015.networks import Cell
-from bnrepro.figures import label
+from bnrepro.plots.style import label
 
 if TYPE_CHECKING:
     from bnrepro.experiments.ioffe2015 import Settings

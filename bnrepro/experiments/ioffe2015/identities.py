@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from bnrepro.claims import measure
-from bnrepro.data import mix
+from bnrepro.data.dataset import derive_seed
 from bnrepro.norm import NORMS, NormOptions, reestimate_statistics
 from bnrepro.norm.function import batch_norm
 from bnrepro.norm.oracle import batch_norm_forward
@@ -147,7 +147,7 @@ def algorithm_2(seed: int, values: int, batch: int, features: int) -> list[Row]:
 
 
 def _drawer(seed: int, purpose: str) -> Any:
-    generator = torch.Generator().manual_seed(mix(seed, purpose))
+    generator = torch.Generator().manual_seed(derive_seed(seed, purpose))
     return lambda *shape: torch.randn(shape, dtype=torch.float64, generator=generator)
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bnrepro.model import Network
+from bnrepro.training.model import Network
 
 Row = dict[str, Any]
 LEVELS = tuple(range(0, 101, 5))

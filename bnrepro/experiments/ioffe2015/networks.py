@@ -11,15 +11,17 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from bnrepro import inference, train
 from bnrepro.claims import measure
-from bnrepro.config import UserError, run_dir
+from bnrepro.config import run_dir
+from bnrepro.config.schema import Config
+from bnrepro.errors import UserError
 from bnrepro.experiments.ioffe2015.jacobian import spectra
-from bnrepro.model import Network
 from bnrepro.norm.statistics import batch_statistics
-from bnrepro.record import Run, Status
-from bnrepro.schema import Config
-from bnrepro.train import Trainer, trainer_of
+from bnrepro.runs.record import Run, Status
+from bnrepro.training import evaluation as inference
+from bnrepro.training import train
+from bnrepro.training.model import Network
+from bnrepro.training.train import Trainer, trainer_of
 
 Row = dict[str, Any]
 Cell = tuple[float, float]

@@ -22,10 +22,10 @@ from typing import Any
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from bnrepro import figures
 from bnrepro.claims import Design, Evidence, Paper, Preset, Results, Values, equal, exact, greater, not_testable
 from bnrepro.claims.plots import curve, legend, looks, panels
 from bnrepro.experiments.keras_curves.measurements import FRAMEWORK, in_lockstep, operations
+from bnrepro.plots import style as figures
 
 # models.py, model_ops.py and data_ops.py of the source; Keras's defaults where they say nothing.
 SETUP = (

@@ -11,12 +11,12 @@ from torch.nn import functional as F
 
 from bnrepro.claims import measure
 from bnrepro.config import load_config
-from bnrepro.data import Dataset, epoch_plan, mix, train_batch
-from bnrepro.model import build, norm_of
+from bnrepro.config.schema import Config
+from bnrepro.data.dataset import Dataset, derive_seed, epoch_plan, train_batch
 from bnrepro.norm import NORMS, NormOptions
 from bnrepro.norm.oracle import batch_norm_forward
-from bnrepro.optimizer import make_optimizer
-from bnrepro.schema import Config
+from bnrepro.training.model import build, norm_of
+from bnrepro.training.optimizer import make_optimizer
 
 FRAMEWORK = ("norm.eps=1e-3", "norm.momentum=0.01")  # Keras's BatchNormalization: momentum 0.99 in its own sense
 LOOK = 5  # steps between looks at the loss in eval mode
@@ -27,7 +27,7 @@ class _Walker:
     """A network on its way down."""
 
     def __init__(self, cfg: Config, data: Dataset, dtype: torch.dtype) -> None:
-        weights = torch.Generator().manual_seed(mix(cfg.seed, "weights"))
+        weights = torch.Generator().manual_seed(derive_seed(cfg.seed, "weights"))
         self.network = build(cfg.model, norm_of(cfg), data.channels, data.image_size, 10, weights).to(dtype)
         self.optimizer = make_optimizer(cfg, self.network)
 

@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING
 
 from matplotlib.figure import Figure
 
-from bnrepro import figures
 from bnrepro.claims import Results, Values
 from bnrepro.claims.plots import GREY, curve, legend, lines, looks, panels, zero
 from bnrepro.experiments.labml.toys import gaussian_share
+from bnrepro.plots import style as figures
 
 if TYPE_CHECKING:
     from bnrepro.experiments.labml import Settings

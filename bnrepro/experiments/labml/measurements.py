@@ -10,13 +10,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bnrepro import inference, train
 from bnrepro.claims import measure
-from bnrepro.data import Dataset, epoch_plan, mix, train_batch
-from bnrepro.model import build, norm_of
+from bnrepro.config.schema import Config
+from bnrepro.data.dataset import Dataset, derive_seed, epoch_plan, train_batch
 from bnrepro.norm import reestimate_statistics
-from bnrepro.record import Run
-from bnrepro.schema import Config
+from bnrepro.runs.record import Run
+from bnrepro.training import evaluation as inference
+from bnrepro.training import train
+from bnrepro.training.model import build, norm_of
 
 Row = dict[str, Any]
 
@@ -70,7 +71,7 @@ def sigmoid_inputs(run: Run, seed: int) -> list[Row]:
     of the validation images as one batch. ``density`` is the histogram of all layers' inputs, by the bins' middles.
     """
     cfg, data, trained = inference.restore(run)
-    weights = torch.Generator().manual_seed(mix(cfg.seed, "weights"))
+    weights = torch.Generator().manual_seed(derive_seed(cfg.seed, "weights"))
     at_start = build(cfg.model, norm_of(cfg), data.channels, data.image_size, data.num_classes, weights)
     at_start.to(cfg.device.value)
     images = data.normalize(data.val.images[:1000])

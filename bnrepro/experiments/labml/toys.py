@@ -11,14 +11,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from bnrepro.data import mix
+from bnrepro.data.dataset import derive_seed
 from bnrepro.norm.function import batch_norm, moments
 
 Row = dict[str, Any]
 
 
 def _generator(seed: int, purpose: str) -> torch.Generator:
-    return torch.Generator().manual_seed(mix(seed, purpose))
+    return torch.Generator().manual_seed(derive_seed(seed, purpose))
 
 
 def outside(seed: int, statistic: str, detached: bool, steps: int, lr: float, every: int) -> list[Row]:

@@ -12,11 +12,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from bnrepro.claims import measure
-from bnrepro.data import Dataset, Split, epoch_plan, eval_batches, mix, train_batch
+from bnrepro.config.schema import Data
+from bnrepro.data.dataset import Dataset, Split, derive_seed, epoch_plan, eval_batches, train_batch
 from bnrepro.experiments.numpynet.layer import EPSIL, GRADIENTS, NumPyNetNorm, closed_form, published, text_backward
 from bnrepro.norm import ConvBatchNorm2d
 from bnrepro.norm.oracle import Array, batch_norm_backward, batch_norm_forward, seed004_backward
-from bnrepro.schema import Data
 
 Row = dict[str, Any]
 STEP = 1e-5  # of the finite differences
@@ -96,7 +96,7 @@ def wrong_gradient(seed: int, shape: list[int], upstream: str, values: int) -> l
     draws = -(-values // int(np.prod(shape)))
     found: dict[tuple[str, str | None], list[float]] = {}
     for draw in range(draws):
-        x, scales, bias, delta = _example(mix(seed, "draw", draw), shape, upstream)
+        x, scales, bias, delta = _example(derive_seed(seed, "draw", draw), shape, upstream)
         _, cache = batch_norm_forward(x, scales, bias, (0,), EPSIL)
         exact, _, _ = batch_norm_backward(delta, cache)
         code, _, _ = seed004_backward(x, scales, delta, EPSIL)
@@ -134,7 +134,7 @@ def own_test(seed: int, draws: int) -> list[Row]:
     delta is 1 and the reference is that of an inference mode with the batch's statistics. Then the same for 1 to 100
     locations, where the repository's comment sees "numerical instability".
     """
-    generator = np.random.default_rng(mix(seed, "own test"))
+    generator = np.random.default_rng(derive_seed(seed, "own test"))
     passed: dict[str, list[bool]] = {"code": [], "exact": [], "code in training mode": []}
     largest = 0.0
     for _ in range(draws):
@@ -226,7 +226,7 @@ def _layer_error(gradient: str, x: Array, scales: Array, delta: Array) -> float:
 def _squared_numerator(seed: int) -> dict[str, float]:
     """Mean and standard deviation of (x - mean)^2 / sqrt(var + eps) for normal x, in units of x's own."""
     sigma = 0.3
-    x = np.random.default_rng(mix(seed, "squared")).normal(2.0, sigma, 100_000)
+    x = np.random.default_rng(derive_seed(seed, "squared")).normal(2.0, sigma, 100_000)
     squared = (x - x.mean()) ** 2 / np.sqrt(x.var() + EPSIL)
     code = _source_forward(x, np.ones(()), np.zeros(()))
     return {
@@ -283,7 +283,7 @@ def training(
     steps since the last row. A run whose loss is not finite ends there, and is tested as it is.
     """
     plain = Data()  # no augmentation
-    model = make_network(network, gradient, data, torch.Generator().manual_seed(mix(seed, "weights")))
+    model = make_network(network, gradient, data, torch.Generator().manual_seed(derive_seed(seed, "weights")))
     before = [layer for layer, norm in zip(model, list(model)[1:], strict=False) if isinstance(norm, NumPyNetNorm)]
     optimizer = torch.optim.SGD(model.parameters(), lr=lr)
     per_epoch = len(data.train.labels) // batch_size
@@ -354,7 +354,7 @@ def locations(network: str) -> tuple[int, ...]:
 def _classes(model: nn.Module, data: Dataset, batch_size: int, order: str) -> Tensor:
     """Classes of the test images, in their order, each normalised in a batch of the training's size."""
     count = len(data.test.labels)
-    shuffled = torch.randperm(count, generator=torch.Generator().manual_seed(mix(0, order)))
+    shuffled = torch.randperm(count, generator=torch.Generator().manual_seed(derive_seed(0, order)))
     split = Split(data.test.images[shuffled], data.test.labels[shuffled])
     found = torch.empty(count, dtype=torch.int64)
     found[shuffled] = torch.cat([model(x).argmax(1) for x in _equal_batches(data, split, batch_size)])

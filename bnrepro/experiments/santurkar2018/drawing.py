@@ -10,10 +10,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from bnrepro import figures
 from bnrepro.claims import Results, Values
 from bnrepro.claims.plots import Look, legend, lines, looks, panels
-from bnrepro.figures import COLUMN, log_ticks
+from bnrepro.plots import style as figures
+from bnrepro.plots.style import COLUMN, log_ticks
 
 if TYPE_CHECKING:
     from bnrepro.experiments.santurkar2018 import Settings

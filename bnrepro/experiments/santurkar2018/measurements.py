@@ -16,12 +16,12 @@ from torch.func import functional_call
 from torch.nn import functional as F
 
 from bnrepro.claims import measure
-from bnrepro.data import mix
+from bnrepro.data.dataset import derive_seed
 from bnrepro.experiments.santurkar2018.landscape import Factor, Objective, Row, copies, measured
-from bnrepro.model import Network
 from bnrepro.norm import NORMS
-from bnrepro.record import Run
-from bnrepro.train import trainer_of
+from bnrepro.runs.record import Run
+from bnrepro.training.model import Network
+from bnrepro.training.train import trainer_of
 
 BINS = 24
 REACH = 4.0  # standard deviations to either side of the mean over all times that a histogram shows
@@ -66,7 +66,7 @@ def distributions(
     times: list[tuple[int, dict[str, Tensor]]] = []
     for step, batch, y, lr in trainer.batches(0, steps + 1):
         if step % every == 0:
-            times.append((step, sampled(trainer.network, x, units, chosen, mix(seed, "noise", step), seed)))
+            times.append((step, sampled(trainer.network, x, units, chosen, derive_seed(seed, "noise", step), seed)))
         loss, _ = trainer.update(batch, y, lr)
         if not math.isfinite(float(loss)):
             break
@@ -87,7 +87,7 @@ def sampled(
     def keep(name: str, _module: nn.Module, _inputs: Any, output: Tensor) -> None:
         flat = output.flatten(1)
         if name not in chosen:
-            generator = torch.Generator().manual_seed(mix(seed, f"units of {name}"))
+            generator = torch.Generator().manual_seed(derive_seed(seed, f"units of {name}"))
             chosen[name] = torch.randperm(flat.shape[1], generator=generator)[:units].to(flat.device)
         found[name] = flat[:, chosen[name]].clone()
 
@@ -168,7 +168,7 @@ def deep_linear(
 
 def network(variant: str, depth: int, width: int, samples: int, seed: int) -> nn.Sequential:
     """``depth`` layers of ``width`` x ``width``, a norm after each but the last; all norms share weights."""
-    generator = torch.Generator().manual_seed(mix(seed, "weights"))
+    generator = torch.Generator().manual_seed(derive_seed(seed, "weights"))
     layers: list[nn.Module] = []
     for index in range(depth):
         layers.append(Factor(width, generator))
@@ -179,6 +179,6 @@ def network(variant: str, depth: int, width: int, samples: int, seed: int) -> nn
 
 def problem(width: int, samples: int, seed: int) -> tuple[Tensor, Tensor]:
     """Inputs x and targets A x, both (1, width, samples); x and A are standard normal."""
-    generator = torch.Generator().manual_seed(mix(seed, "data"))
+    generator = torch.Generator().manual_seed(derive_seed(seed, "data"))
     x = torch.randn(1, width, samples, generator=generator)
     return x, torch.randn(width, width, generator=generator) @ x

@@ -33,7 +33,7 @@ from bnrepro.claims import Design, Evidence, Paper, Preset, Results, Values, equ
 from bnrepro.claims.plots import heat_map, legend, lines, looks, panels
 from bnrepro.experiments.vanlaarhoven2017.scaling import invariance
 from bnrepro.experiments.vanlaarhoven2017.training import CORRECTED, OFF, ON, REVERSE, four_arms, norms
-from bnrepro.figures import log_ticks
+from bnrepro.plots.style import log_ticks
 from bnrepro.stats import Interval
 
 LAARHOVEN = (

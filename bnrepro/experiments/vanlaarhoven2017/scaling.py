@@ -11,11 +11,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from bnrepro.claims import measure
-from bnrepro.data import mix
+from bnrepro.config.schema import Initialization, Model
+from bnrepro.data.dataset import derive_seed
 from bnrepro.experiments.vanlaarhoven2017.training import normed_weights
-from bnrepro.model import build
 from bnrepro.norm import NORMS, NormOptions
-from bnrepro.schema import Initialization, Model
+from bnrepro.training.model import build
 
 Row = dict[str, Any]
 
@@ -63,7 +63,7 @@ def invariance(seed: int, scale: float, steps: int, lr: float, decay: float) -> 
 
 def _data(seed: int) -> tuple[Tensor, Tensor]:
     """Images of 6 x 6 normal values in three classes by their first pixels."""
-    generator = torch.Generator().manual_seed(mix(seed, "invariance"))
+    generator = torch.Generator().manual_seed(derive_seed(seed, "invariance"))
     x = torch.randn(96, 1, 6, 6, dtype=torch.float64, generator=generator)
     return x, x.flatten(1)[:, :3].argmax(1)
 
@@ -71,7 +71,7 @@ def _data(seed: int) -> tuple[Tensor, Tensor]:
 def _network(seed: int, scale: float = 1.0) -> nn.Module:
     model = Model(name="paper_mlp", width=0.16, activation="tanh", init=Initialization.glorot)
     norm = partial(NORMS["custombn"], options=NormOptions(eps=0.0))  # torch refuses eps = 0
-    generator = torch.Generator().manual_seed(mix(seed, "weights"))
+    generator = torch.Generator().manual_seed(derive_seed(seed, "weights"))
     network = build(model, norm, 1, (6, 6), 3, generator).double().train()
     with torch.no_grad():
         for weight in normed_weights(network):

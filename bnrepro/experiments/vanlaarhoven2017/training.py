@@ -11,10 +11,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from bnrepro import checkpoint, record
 from bnrepro.claims import measure
-from bnrepro.record import Run
-from bnrepro.train import Batch, Trainer, trainer_of
+from bnrepro.runs import checkpoint, record
+from bnrepro.runs.record import Run
+from bnrepro.training.train import Batch, Trainer, trainer_of
 
 Row = dict[str, Any]
 ON, OFF, CORRECTED, REVERSE = "on", "off", "off, corrected", "on, corrected"

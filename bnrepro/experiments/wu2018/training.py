@@ -9,17 +9,17 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from bnrepro import train
 from bnrepro.claims import measure
-from bnrepro.data import Dataset, load, mix
-from bnrepro.model import MakeNorm, build, norm_of
+from bnrepro.config.schema import Config
+from bnrepro.data.dataset import Dataset, derive_seed, load
 from bnrepro.norm import BatchNorm1d, ConvBatchNorm2d
 from bnrepro.norm.statistics import batch_statistics
 from bnrepro.norm.variants import BatchRenorm, GhostBatchNorm
-from bnrepro.optimizer import lr_factor
-from bnrepro.record import Run
-from bnrepro.schema import Config
-from bnrepro.train import Trainer
+from bnrepro.runs.record import Run
+from bnrepro.training import train
+from bnrepro.training.model import MakeNorm, build, norm_of
+from bnrepro.training.optimizer import lr_factor
+from bnrepro.training.train import Trainer
 
 VARIANTS = {"bn": "bn", "group": "groupnorm"}
 LOCAL_EPS = 1e-3  # local statistics' own, as in `bnrepro.norm.table`
@@ -120,7 +120,7 @@ def trained(
         make = local(images, of_part)
     else:
         make = norm_of(replace(cfg, variant=VARIANTS[norm], norm=replace(cfg.norm, momentum=momentum)))
-    weights = torch.Generator().manual_seed(mix(cfg.seed, "weights"))
+    weights = torch.Generator().manual_seed(derive_seed(cfg.seed, "weights"))
     trainer = Trainer(cfg, data, build(cfg.model, make, data.channels, data.image_size, data.num_classes, weights))
     for step in range(trainer.steps):
         epoch, position = divmod(step, trainer.steps_per_epoch)
@@ -139,7 +139,7 @@ def trained(
 
 def epoch_order(labels: Tensor, cfg: Config, classes: int, epoch: int) -> Tensor:
     """The order of an epoch's images: the run's own, or `in_runs` of batch / ``classes`` images."""
-    generator = torch.Generator().manual_seed(mix(cfg.seed, "order", epoch))
+    generator = torch.Generator().manual_seed(derive_seed(cfg.seed, "order", epoch))
     if not classes:
         return torch.randperm(len(labels), generator=generator)
     return in_runs(labels, cfg.batch_size // classes, generator)
@@ -166,7 +166,7 @@ def in_runs(labels: Tensor, size: int, generator: torch.Generator) -> Tensor:
 def by_batches(trainer: Trainer, data: Dataset, classes: int) -> float:
     """Test accuracy in batches of few classes, as those of training, by each batch's own statistics."""
     size = trainer.cfg.batch_size
-    order = in_runs(data.test.labels, size // classes, torch.Generator().manual_seed(mix(0, "evaluation")))
+    order = in_runs(data.test.labels, size // classes, torch.Generator().manual_seed(derive_seed(0, "evaluation")))
     whole = order[: len(order) // size * size].split(size)
     correct = 0
     trainer.network.eval()

@@ -1,0 +1,30 @@
+"""A run's configuration: its schema, how it is loaded and checked, and a run's identity. Knows Hydra, not torch."""
+
+from bnrepro.config.identity import LATER as LATER
+from bnrepro.config.identity import check_same as check_same
+from bnrepro.config.identity import check_yaml as check_yaml
+from bnrepro.config.identity import config_hash as config_hash
+from bnrepro.config.identity import content_hash as content_hash
+from bnrepro.config.identity import differences as differences
+from bnrepro.config.identity import digits_of as digits_of
+from bnrepro.config.identity import earlier_hash as earlier_hash
+from bnrepro.config.identity import group_dir as group_dir
+from bnrepro.config.identity import identity as identity
+from bnrepro.config.identity import no_archive as no_archive
+from bnrepro.config.identity import run_dir as run_dir
+from bnrepro.config.identity import what as what
+from bnrepro.config.identity import with_variant as with_variant
+from bnrepro.config.loading import LARGEST_FLOAT as LARGEST_FLOAT
+from bnrepro.config.loading import MOST_RUNS as MOST_RUNS
+from bnrepro.config.loading import WHERE_NOT_WHAT as WHERE_NOT_WHAT
+from bnrepro.config.loading import check as check
+from bnrepro.config.loading import command as command
+from bnrepro.config.loading import differing as differing
+from bnrepro.config.loading import leaves as leaves
+from bnrepro.config.loading import load_config as load_config
+from bnrepro.config.loading import read_config as read_config
+from bnrepro.config.loading import to_dict as to_dict
+from bnrepro.config.loading import to_yaml as to_yaml
+from bnrepro.config.loading import unreadable as unreadable
+from bnrepro.config.schema import Config as Config
+from bnrepro.config.schema import configs_dir as configs_dir

@@ -1,0 +1,134 @@
+"""Files of a user's own: ``my_norm.py:MyNorm`` stands wherever the name of a norm or a network can stand.
+
+The file that the user named is imported, and no other: it must be complete in itself or import what is installed. Its
+content is part of the identity of what is made with it (`bnrepro.config.identity`).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import re
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any, NamedTuple
+
+from bnrepro.errors import UserError, did_you_mean
+from bnrepro.system.reading import read_bytes
+
+LARGEST = 2**20  # bytes of a file of code
+
+
+class Named(NamedTuple):
+    """An object in a file."""
+
+    file: Path
+    name: str
+
+
+def parse(text: str) -> Named | None:
+    """``FILE.py:NAME``; None where ``text`` is nothing of the kind. The path becomes absolute.
+
+    Raises:
+        UserError: a file without a name.
+    """
+    if match := re.fullmatch(r"(.+\.py):([A-Za-z_]\w{0,99})", text, flags=re.DOTALL):
+        return Named(Path(match[1]).expanduser().absolute(), match[2])
+    if re.search(r"\.py(:.*)?$", text, flags=re.DOTALL):
+        raise UserError(f"{text[:200]} does not say which class or function is meant. Write FILE.py:NAME.")
+    return None
+
+
+def load(file: Path, name: str) -> Any:
+    """The object called ``name`` in ``file``.
+
+    Raises:
+        UserError: the file cannot be read or imported, or has nothing of that name.
+    """
+    module = load_module(file)
+    own = [key for key, value in vars(module).items() if getattr(value, "__module__", None) == module.__name__]
+    if name not in vars(module):
+        known = f" It defines: {', '.join(own)}." if own else ""
+        raise UserError(f"{file} has no {name}.{did_you_mean(name, own)}{known}")
+    found = getattr(module, name)
+    if not callable(found):
+        raise UserError(f"{file}:{name} is no class or function, but {type(found).__name__}. Name another.")
+    return found
+
+
+def load_module(file: Path) -> ModuleType:
+    """``file`` as a module. It is run once per process, and again where its content has changed.
+
+    Raises:
+        UserError: it cannot be read, or raises an error; with the line that did.
+    """
+    raw = content(file)
+    place = hashlib.sha256(str(file).encode()).hexdigest()[:8]
+    name = f"bnrepro_file_{file.stem}_{place}_{hashlib.sha256(raw).hexdigest()[:16]}"
+    if name in sys.modules:
+        return sys.modules[name]
+    spec = importlib.util.spec_from_file_location(name, file)
+    if spec is None:
+        raise UserError(f"{file} is not a Python file: its name must end with .py.")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name], _files[name] = module, file
+    try:
+        exec(compile(raw, str(file), "exec"), vars(module))
+    except BaseException as error:
+        del sys.modules[name], _files[name]
+        if isinstance(error, KeyboardInterrupt):
+            raise
+        raise UserError(f"{file} cannot be imported: {where(error, file)}") from error
+    return module
+
+
+def load_any(file: Path, name: str) -> Any:
+    """Whatever is called ``name`` in ``file``, for worker processes."""
+    return getattr(load_module(file), name)
+
+
+def file_of(module: str) -> Path | None:
+    """The file that `load_module` loaded as ``module``; None where it is another module."""
+    return _files.get(module)
+
+
+def digest_of(module: str) -> str:
+    """`digest` of `file_of` as it was loaded; "" where it is another module."""
+    return module.rpartition("_")[2] if module in _files else ""
+
+
+_files: dict[str, Path] = {}
+
+
+def content(file: Path) -> bytes:
+    """The content of a file of code.
+
+    Raises:
+        UserError: it is missing, cannot be read, or is no plain file of a moderate size.
+    """
+    try:
+        return read_bytes(file, LARGEST)
+    except FileNotFoundError as error:
+        raise UserError(f"There is no file {file}. Give the path of a Python file.") from error
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or str(error) or "it is no plain file"
+        raise UserError(f"{file} cannot be read ({reason}). Give the path of a Python file.") from error
+
+
+def digest(file: Path) -> str:
+    """SHA-256 of the file's content."""
+    return hashlib.sha256(content(file)).hexdigest()
+
+
+def where(error: BaseException, file: Path) -> str:
+    """The error in one line, with the last line of ``file`` that led to it."""
+    line = getattr(error, "lineno", None) if isinstance(error, SyntaxError) else None
+    trace = error.__traceback__
+    while trace is not None:
+        if trace.tb_frame.f_code.co_filename == str(file):
+            line = trace.tb_lineno
+        trace = trace.tb_next
+    text = (str(error).splitlines() or [""])[0][:300]
+    said = f"{type(error).__name__}: {text}" if text else type(error).__name__
+    return f"{said} (line {line})" if line else said

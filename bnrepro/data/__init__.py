@@ -1,0 +1,1 @@
+"""Datasets: where their files come from, how arrays are interpreted, and batches."""

@@ -1,0 +1,156 @@
+"""One style for all figures: colours and dashes of variants, labels, axes, and how a figure is saved."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from io import BytesIO
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.ticker import (
+    LogLocator,
+    MaxNLocator,
+    NullFormatter,
+    NullLocator,
+    StrMethodFormatter,
+)
+
+from bnrepro.system.reading import printable
+from bnrepro.system.writing import write_whole
+
+COLUMN = 3.4  # inches: a paper's column
+
+
+DPI = 200
+
+
+WIDE = 300  # times from the bottom to the top of a logarithmic axis, from which on only powers of ten are labelled
+
+
+LONGEST = 40  # characters of a name
+
+
+# Okabe & Ito's palette, which colour-blind readers can tell apart; line styles say it again for print.
+STYLES: dict[str, tuple[str, Any]] = {
+    "nobn": ("#000000", (0, (1, 1))),
+    "bn": ("#0072B2", "-"),
+    "custombn": ("#E69F00", (0, (4, 2))),
+    "convbn": ("#D55E00", (0, (5, 1, 1, 1))),
+}
+
+
+SPARE = ("#009E73", "#CC79A7", "#56B4E9", "#999999")
+
+
+LABELS = {
+    "nobn": "no BN",
+    "bn": "framework BN",
+    "custombn": "custom BN",
+    "convbn": "local-gain BN",
+    "peractivationbn": "per-activation BN",
+    "locationaffinebn": "BN, affine per location",
+    "adaptive": "adaptive (pooled)",
+}
+
+
+CURVES = {
+    "train_accuracy": "training accuracy",
+    "val_accuracy": "validation accuracy",
+    "train_loss": "training loss",
+    "val_loss": "validation loss",
+}
+
+
+@contextmanager
+def style() -> Iterator[None]:
+    """The look of all figures."""
+    settings: Any = {
+        "font.size": 8,
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "axes.grid": True,
+        "grid.color": "#dddddd",
+        "grid.linewidth": 0.5,
+        "legend.frameon": False,
+        "lines.linewidth": 1.3,
+        "svg.fonttype": "none",
+        "svg.hashsalt": "bnrepro",  # the same figure gives the same file
+    }
+    with mpl.rc_context():
+        mpl.rcdefaults()  # not a user's matplotlibrc, which may ask for LaTeX, or fonts that are not there
+        mpl.rcParams.update(settings)
+        yield
+
+
+def look(variants: Sequence[str]) -> dict[str, tuple[str, Any]]:
+    """A colour and a line style for each variant, no two alike; those of the four main ones are always the same."""
+    spare = ((color, dashes) for dashes in _dashes() for color in SPARE)
+    return {v: STYLES.get(v) or next(spare) for v in variants}
+
+
+def _dashes() -> Iterator[Any]:
+    """A solid line, and then dashes with one dot between them, two dots, ..."""
+    yield "-"
+    for dots in count(1):
+        yield (0, (6, 1.5, *(1, 1.5) * dots))
+
+
+def label(variant: str) -> str:
+    """Legend label of a variant, on one line."""
+    return LABELS.get(variant) or plain(variant)
+
+
+def plain(name: str) -> str:
+    """A name escaped for matplotlib, which reads text between $ as a formula and omits _names from legends."""
+    text = printable(name).replace("\n", " ").replace("\t", " ")
+    if len(text) > LONGEST:
+        text = f"{text[: LONGEST // 2]}\N{HORIZONTAL ELLIPSIS}{text[-LONGEST // 2 + 1 :]}"
+    return f" {text}".replace("$", r"\$") if text.startswith("_") else text.replace("$", r"\$")
+
+
+def legend(figure: Figure, columns: int) -> None:
+    """A legend above the axes, of the first of them; the figure becomes higher where it has more than two rows."""
+    handles, labels = figure.axes[0].get_legend_handles_labels()
+    if max(map(len, labels), default=0) > 34:
+        columns = 1
+    more = -(-len(labels) // columns) - 2
+    if more > 0:
+        figure.set_figheight(figure.get_figheight() + 0.16 * more)
+    figure.legend(handles, labels, loc="outside upper center", ncols=columns, handlelength=2.6, columnspacing=1.2)
+
+
+def log_scale(axes: Axes) -> None:
+    """A logarithmic y axis of few decades: plain numbers at 1, 2 and 5 of each."""
+    axes.set_yscale("log")
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    axes.yaxis.set_minor_formatter(NullFormatter())
+
+
+def log_ticks(axes: Axes) -> None:
+    """Ticks of a logarithmic y axis that has its limits: powers of ten over many decades, else plain numbers."""
+    bottom, top = axes.get_ylim()
+    if top > WIDE * bottom:
+        return
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)) if top > 10 * bottom else MaxNLocator(5))
+    axes.yaxis.set_minor_locator(NullLocator())
+    axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+
+
+def save(figure: Figure, stem: Path) -> Path:
+    """``stem``.svg and ``stem``.png, whole; the same figure gives the same files."""
+    FigureCanvasAgg(figure)
+    with style(), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph ")  # a name in letters that the font lacks is drawn as boxes
+        for kind, metadata in (("svg", {"Date": None}), ("png", {"Software": None})):
+            content = BytesIO()
+            figure.savefig(content, format=kind, dpi=DPI, metadata=metadata)
+            write_whole(stem.with_suffix(f".{kind}"), content.getvalue())
+    return stem.with_suffix(".png")

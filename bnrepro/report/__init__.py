@@ -1,0 +1,1 @@
+"""Comparisons, figures, and the report."""

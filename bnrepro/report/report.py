@@ -1,0 +1,433 @@
+"""What stands in a folder of results, as one report: claims.json, REPORT.md, and report.html in a single file.
+
+The report reads files only (`conclusion`, `compare`), so it shows what is stored and nothing else. `Report` is what
+both forms say; `page` writes it as HTML, this module as Markdown.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+from bnrepro.claims.conclusion import CLAIMS, KINDS, SCALES, Conclusion, as_json, open_conclusion
+from bnrepro.claims.evidence import Verdict
+from bnrepro.claims.records import find, provenance_of
+from bnrepro.claims.words import numbers
+from bnrepro.errors import UserError
+from bnrepro.experiments import NAMES
+from bnrepro.report import compare
+from bnrepro.runs import record
+from bnrepro.stats import Interval
+
+MARKDOWN, HTML = "REPORT.md", "report.html"
+TITLE = "Claims about batch normalization, run and judged"
+LONG = 30  # rows from which a table is folded
+NONE = "-"
+
+MEANINGS = {
+    Verdict.reproduced: "under every condition that was tried the whole interval is on the claim's side; for a claim "
+    "of equality, inside the margin that was set beforehand; an exact claim holds",
+    Verdict.partly: "under some conditions it holds, or the effect is there and smaller than what was called "
+    "negligible beforehand",
+    Verdict.not_reproduced: "under no condition it holds, and under some the whole interval is on the other side, or "
+    "below what matters",
+    Verdict.inconclusive: "the intervals say neither",
+    Verdict.not_testable: "the reason stands in its row; where a claim is under revision, its design is being replaced",
+}
+COLUMNS = ("claim", "what it says", "what the source reports", "what was found here", "scale", "verdict")
+
+Rows = list[dict[str, Any]]
+Mark = Callable[[str], str]
+
+
+@dataclass(frozen=True)
+class Image:
+    """A figure: its file without the suffix, and what it shows."""
+
+    stem: Path
+    caption: str
+
+
+@dataclass(frozen=True)
+class Section:
+    """An experiment, or a comparison."""
+
+    name: str
+    """Also its anchor."""
+    title: str
+    source: str
+    facts: list[tuple[str, str]]
+    """How it was made: (what, text)."""
+    deviations: list[str]
+    claims: Rows
+    images: list[Image]
+    tables: list[tuple[str, Rows]]
+    """(title, rows)."""
+    settings: dict[str, Any]
+    preset: str = ""
+
+
+@dataclass(frozen=True)
+class Report:
+    """All that is there."""
+
+    sections: list[Section]
+
+    def summary(self) -> str:
+        """One sentence."""
+        judged = [section for section in self.sections if section.claims]
+        if not judged:
+            return "No claim was judged."
+        where = "1 experiment" if len(judged) == 1 else f"{len(judged)} experiments"
+        rows = [row for section in judged for row in section.claims]
+        return f"{len(rows)} claims in {where}: {counted(rows)}."
+
+    @property
+    def claims(self) -> Rows:
+        """Those of all experiments, as claims.json has them."""
+        return [row for section in self.sections for row in section.claims]
+
+    def by_kind(self) -> Rows:
+        """How many claims have which verdict, by kind and scale; a row for each that there is."""
+        counts = Counter((row["kind"], row["scale"], row["verdict"]) for row in self.claims)
+        pairs = [
+            (kind, scale) for kind in KINDS for scale in SCALES if any((kind, scale, v) in counts for v in Verdict)
+        ]
+        return [
+            {"kind": kind, "scale": scale, **{v.value: counts[kind, scale, v.value] for v in Verdict}}
+            for kind, scale in pairs
+        ]
+
+    def sensitive(self) -> str:
+        """How many verdicts hang on the margin."""
+        tested = [row for row in self.claims if row["kind"] != "identity" and any(map(_has_margin, row["effects"]))]
+        flips = sum(bool(row["flips_at"]) for row in tested)
+        return f"At half or double the margin, {flips} of the {len(tested)} verdicts that rest on one would change."
+
+
+def _has_margin(effect: dict[str, Any]) -> bool:
+    """Whether `flips_at` has something to halve and double: a margin, or the bar of `not_lower`, which is one."""
+    lower = effect["rule"] == "greater" and not effect["ratio"] and (effect["bar"] or 0) < 0
+    return effect["margin"] is not None or lower
+
+
+def write(out: Path) -> list[Path]:
+    """Write claims.json, REPORT.md and report.html into ``out``, over what is there; return their paths.
+
+    Raises:
+        UserError: there is nothing, or something is damaged.
+    """
+    from bnrepro.report.page import page
+
+    report = gather(out)
+    record.write_whole(out / CLAIMS, as_json(report.claims))
+    record.write_whole(out / MARKDOWN, markdown(report, out))
+    record.write_whole(out / HTML, page(report))
+    return [out / CLAIMS, out / MARKDOWN, out / HTML]
+
+
+def gather(out: Path) -> Report:
+    """The experiments and comparisons in ``out`` and below."""
+    comparisons = list(compare.find(out))
+    conclusions = [open_conclusion(folder) for folder in _best([each for each in find(out) if each not in comparisons])]
+    order = {name: place for place, name in enumerate(NAMES)}
+    conclusions.sort(key=lambda c: (order.get(c.name, len(order)), c.name, str(c.folder)))
+    sections = [_of_experiment(conclusion) for conclusion in conclusions]
+    sections += [_of_comparison(folder, out) for folder in comparisons]
+    if not sections:
+        raise UserError(f"There are no results under {out}. `bnrepro reproduce` makes them.")
+    twice = [name for name, count in Counter(section.name for section in sections).items() if count > 1]
+    if twice:
+        where = " and ".join(str(c.folder) for c in conclusions if c.name in twice)
+        raise UserError(f"{', '.join(twice)} is there more than once: {where}. Give one folder with --out.")
+    return Report(sections)
+
+
+def _best(folders: list[Path]) -> list[Path]:
+    """Of an experiment's presets, which lie in one another's folders, the largest that is there."""
+    sizes = {"smoke": 0, "quick": 1}  # the rest, damaged ones too, which are told when they are opened, is larger
+    best: dict[Path, Path] = {}
+    for folder in folders:  # what lies in a folder comes after it
+        place = folder.parent if folder.name in sizes else folder
+        before = best.get(place)
+        size, than = (sizes.get(str(provenance_of(each).get("preset")), 2) for each in (folder, before or folder))
+        if size >= than:
+            best[place] = folder
+    return list(best.values())
+
+
+# --- sections -----------------------------------------------------------------------------------------------------
+
+
+def _of_experiment(conclusion: Conclusion) -> Section:
+    about, records = conclusion.records.provenance, conclusion.records
+    runs = {row["config_hash"] or index: row["status"] for index, row in enumerate(records.runs)}
+    facts = [("Preset", records.preset), ("Made by", about["command"]), *_origin(about)]
+    if runs:
+        facts.append(("Runs", _statuses(runs)))
+    if records.measurements:
+        facts.append(("Values measured", f"{len(records.measurements):,}"))
+    facts += _spent(about)
+    return Section(
+        name=conclusion.name,
+        title=conclusion.captions["title"],
+        source=conclusion.captions["source"],
+        facts=facts,
+        deviations=conclusion.captions["deviations"],
+        claims=conclusion.claims,
+        images=[
+            Image(conclusion.folder / "figures" / name, caption)
+            for name, caption in conclusion.captions["figures"].items()
+        ],
+        tables=[(title, rows) for _, title, rows in conclusion.tables],
+        settings=records.settings,
+        preset=records.preset,
+    )
+
+
+def _of_comparison(folder: Path, out: Path) -> Section:
+    comparison = compare.open_comparison(folder)
+    first = comparison.variants[0]
+    named = {"test_accuracy": "test accuracy", f"minus_{first}": f"minus {first}", "epochs_to_threshold": "epochs"}
+    rows: Rows = []
+    for row in compare.table(comparison):
+        intervals = {title: _interval(row, key, comparison.completed(row["variant"])) for key, title in named.items()}
+        sizes = {key: row[key] for key in ("parameters", "buffers")}
+        rows.append({"variant": row["variant"], "n": row["n"], "diverged": row["diverged"], **intervals, **sizes})
+    overview = folder / "figures" / "overview"
+    caption = "Curves: mean over seeds with its 95% interval; losses on a logarithmic axis."
+    settings, about = dict(flat(comparison.settings)), comparison.provenance
+    network, dataset = settings.get("model.name", "a network"), settings.get("data.name", "a dataset")
+    title = (
+        f"Means with 95% intervals over seeds; minus {first}: difference of the same seed; "
+        f"epochs: to {comparison.goal}."
+    )
+    name = folder.relative_to(out).as_posix() if folder != out else folder.name
+    return Section(
+        name=f"comparison-{re.sub(r'[^A-Za-z0-9]+', '-', name).strip('-')}",
+        title=f"Variants side by side: {network} on {dataset}",
+        source="",
+        facts=[("Made by", about["command"]), *_origin(about), *_spent(about)],
+        deviations=[],
+        claims=[],
+        images=[Image(overview, caption)] if overview.with_suffix(".svg").is_file() else [],
+        tables=[(title, rows)],
+        settings=settings,
+    )
+
+
+def _interval(row: dict[str, Any], key: str, runs: Rows) -> Interval | None:
+    mean, low, high = (row[f"{key}_{end}"] for end in ("mean", "low", "high"))
+    if mean is None:
+        return None
+    count = row["reached"] if key.startswith("epochs") else len(runs)
+    return Interval(mean, math.nan if low is None else low, math.nan if high is None else high, count)
+
+
+def _origin(about: dict[str, Any]) -> list[tuple[str, str]]:
+    """Data, machines, versions and revisions."""
+    facts = []
+    for data in about.get("data", []):
+        known = "the official files" if data.get("data_official") else "not the official files"
+        facts.append(("Data", f"{data.get('data')} ({known}; fingerprint {data.get('data_fingerprint')})"))
+    facts += [("Machine", str(machine)) for machine in about.get("machines", [])]
+    facts += [
+        ("Versions", ", ".join(f"{package} {version}" for package, version in versions.items()))
+        for versions in about.get("versions", [])
+    ]
+    return facts + [("Git revision", str(revision)) for revision in about.get("git_revisions", []) if revision]
+
+
+def _spent(about: dict[str, Any]) -> list[tuple[str, str]]:
+    """Time, and what failed."""
+    spent = {part: sum(kinds.values()) for part, kinds in about["seconds"].items()}
+    each = ", ".join(f"{part} {_duration(seconds)}" for part, seconds in spent.items())
+    time = f"{_duration(sum(spent.values()))} of one process ({each})"
+    return [("Time", time), *(("Failed", text) for text in about["failed"])]
+
+
+def _statuses(runs: dict[Any, str]) -> str:
+    counts = Counter(runs.values())
+    parts = [f"{count} {status}" for status, count in counts.items() if status != "completed"]
+    return f"{len(runs)}" + (f", of which {', '.join(parts)}" if parts else "")
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+# --- what both forms say ------------------------------------------------------------------------------------------
+
+
+def anchor(section: Section, row: dict[str, Any]) -> str:
+    """A claim's anchor."""
+    return f"{section.name}-{re.sub(r'[^A-Za-z0-9.]+', '-', number_of(row))}"
+
+
+def number_of(row: dict[str, Any]) -> str:
+    """A claim's id within its paper."""
+    return str(row["id"]).rpartition("/")[2]
+
+
+def scale(row: dict[str, Any]) -> str:
+    """Kind and scale of a claim, with the note: "empirical, reduced: 8 epochs"."""
+    note = f": {row['scale_note']}" if row["scale_note"] else ""
+    return f"{row['kind']}, {row['scale']}{note}"
+
+
+def counted(claims: Rows) -> str:
+    """How many have which verdict."""
+    counts = Counter(row["verdict"] for row in claims)
+    return ", ".join(f"{counts[verdict]} {verdict}" for verdict in Verdict if counts[verdict])
+
+
+def told(section: Section) -> str:
+    """What the contents say of a section after its title."""
+    return f" (preset {section.preset}): {counted(section.claims)}" if section.claims else ""
+
+
+def number(value: Any) -> str:
+    """A table's cell: four digits of a number; of an interval, as many as it leaves."""
+    if value is None:
+        return NONE
+    if isinstance(value, Interval):
+        if value.n == 0:
+            return f"{NONE} (n=0)"
+        return f"{numbers(value)} (n={value.n})"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, int):
+        return f"{value:,}" if abs(value) >= 10_000 else str(value)
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def flat(settings: dict[str, Any], prefix: str = "") -> list[tuple[str, str]]:
+    """Nested settings as dotted keys and texts."""
+    pairs: list[tuple[str, str]] = []
+    for key, value in settings.items():
+        nested = isinstance(value, dict) and value
+        pairs += flat(value, f"{prefix}{key}.") if nested else [(f"{prefix}{key}", _setting(value))]
+    return pairs
+
+
+def _setting(value: Any) -> str:
+    return ", ".join(map(_setting, value)) if isinstance(value, list) else NONE if value is None else str(value)
+
+
+SPECIAL = re.compile(
+    r"(?P<address>https?://[^\s<>()\"'`|\\]*[^\s<>()\"'`|\\.,;:!?])"  # a full stop after it ends the sentence
+    r"|`(?P<code>[^`\n]+)`"
+)
+
+
+def marked_up(text: str, plain: Mark, address: Mark, code: Mark) -> str:
+    """``text`` with its http(s) addresses, what stands between backticks, and all else, each written its own way."""
+    parts, end = [], 0
+    for match in SPECIAL.finditer(text):
+        parts.append(plain(text[end : match.start()]))
+        parts.append(address(match["address"]) if match["address"] else code(match["code"]))
+        end = match.end()
+    return "".join([*parts, plain(text[end:])])
+
+
+# --- Markdown -----------------------------------------------------------------------------------------------------
+
+
+def markdown(report: Report, out: Path) -> str:
+    """The report as Markdown, with links to the figures' files."""
+    lines = [f"# {TITLE}", "", report.summary(), ""]
+    lines += [f"* [{_text(s.title)}](#{s.name}){_text(told(s))}" for s in report.sections] + [""]
+    judged = [section for section in report.sections if section.claims]
+    if judged:
+        lines += ["## Verdicts", "", *(f"* **{v}**: {_text(meaning)}." for v, meaning in MEANINGS.items()), ""]
+        kinds = report.by_kind()
+        lines += [*_table(list(kinds[0]), [[_text(number(row[key])) for key in row] for row in kinds])]
+        lines += [_text(report.sensitive()), ""]
+        cells = [
+            [
+                f'<a id="{anchor(section, row)}"></a>{_text(number_of(row))}',
+                *(_text(row[key] or NONE) for key in ("sentence", "reported", "answer")),
+                _text(scale(row)),
+                f"**{row['verdict']}**",
+            ]
+            for section in judged
+            for row in section.claims
+        ]
+        lines += _table(list(COLUMNS), cells)
+    for section in report.sections:
+        lines += _section(section, out)
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def _section(section: Section, out: Path) -> list[str]:
+    lines = [f'<a id="{section.name}"></a>', "", f"## {_text(section.title)}", ""]
+    if section.source:
+        lines += [f"Source: {_text(section.source)}", ""]
+    facts = [f"* {what}: {_code(text) if what == 'Made by' else _text(text)}" for what, text in section.facts]
+    lines += [*facts, ""]
+    if section.deviations:
+        lines += ["What is done otherwise than in the source:", ""]
+        lines += [*(f"* {_text(sentence)}" for sentence in section.deviations), ""]
+    lines += [
+        f"* [{_text(number_of(row))}](#{anchor(section, row)}) {_text(_told(row, section))}" for row in section.claims
+    ]
+    lines += [""] * bool(section.claims)
+    for image in section.images:
+        file = quote(Path(os.path.relpath(image.stem, out)).as_posix() + ".png")
+        lines += [f"![{_text(image.stem.name)}]({file})", "", f"*{_text(image.caption)}*", ""]
+    for title, rows in section.tables:
+        names = list(rows[0]) if rows else []
+        body = _table(
+            [_text(name.replace("_", " ")) for name in names], [[_text(number(row[n])) for n in names] for row in rows]
+        )
+        folded = len(rows) >= LONG
+        lines += [f"<details><summary>{_text(title)}</summary>", ""] if folded else [_text(title), ""]
+        lines += [*body, *(["</details>", ""] if folded else [])]
+    if section.settings:
+        lines += ["<details><summary>Settings</summary>", ""]
+        lines += [*(f"* {_code(key)}: {_text(text)}" for key, text in flat(section.settings)), "", "</details>", ""]
+    return lines
+
+
+def _told(row: dict[str, Any], section: Section) -> str:
+    """A claim in full, for its section."""
+    quote = f" “{row['quote']}”" if row["quote"] else ""
+    where = f" ({row['where']})" if row["where"] else ""
+    more = f" {row['needed']:,} seeds would decide." if row["needed"] else ""
+    source = f" Source: {row['source']}" if row["source"] != section.source else ""
+    return f"{row['verdict']}: {row['sentence']}{quote}{where} {row['found']}{more}{source}"
+
+
+def _table(head: list[str], body: list[list[str]]) -> list[str]:
+    if not head:
+        return ["(no rows)", ""]
+    rows = [head, ["---"] * len(head), *body]
+    return [*(f"| {' | '.join(row)} |" for row in rows), ""]
+
+
+def _text(text: Any) -> str:
+    """``text`` so that Markdown shows it as it is, on one line; addresses become links."""
+    return marked_up(_line(text), _escape, lambda address: f"<{address}>", _code)
+
+
+def _escape(text: str) -> str:
+    text = text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    return re.sub(r"([\\`*_\[\]|~$#])", r"\\\1", text)
+
+
+def _code(text: str) -> str:
+    return "`" + _line(text).replace("`", "'").replace("|", r"\|") + "`"
+
+
+def _line(text: Any) -> str:
+    """``text`` on one line: an empty one would end the paragraph, and with it what is escaped."""
+    return " ".join(str(text).splitlines())

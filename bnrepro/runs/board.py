@@ -1,0 +1,161 @@
+"""What TensorBoard shows of a run: a view of its record, never read here, whose errors stop nothing."""
+
+from __future__ import annotations
+
+import os
+import socket
+import time
+from contextlib import suppress
+from itertools import count
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO, Self
+
+import torch
+from torch import Tensor
+
+from bnrepro.runs.record import SPLITS, Row
+from bnrepro.system.output import only_shown
+
+if TYPE_CHECKING:
+    from tensorboard.compat.proto.event_pb2 import Event
+    from tensorboard.compat.proto.summary_pb2 import Summary
+
+SHOWN = "TensorBoard's curves"
+
+_numbers = count()
+
+
+class EventFile:
+    """An event file in ``directory``, made when there is something to write: importing TensorBoard takes seconds.
+
+    torch's `SummaryWriter` writes in a thread of its own, where a full disk is a traceback and may be a wait without
+    an end. Here every error is one of the call that wrote.
+
+    Args:
+        directory: of the events.
+        first_step: where a run goes on; TensorBoard drops what an earlier file says of this step and later ones.
+    """
+
+    def __init__(self, directory: Path, first_step: int = 0) -> None:
+        self.directory, self.first_step = directory, first_step
+        self.file: BinaryIO | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def scalar(self, tag: str, value: float, step: int) -> None:
+        """A number at a step."""
+        from torch.utils.tensorboard.summary import scalar
+
+        self.summary(scalar(tag, value), step)
+
+    def summary(self, summary: Summary, step: int = 0) -> None:
+        """What the functions in `torch.utils.tensorboard.summary` make."""
+        from tensorboard.compat.proto.event_pb2 import Event, SessionLog
+
+        if self.file is None:
+            self.directory.mkdir(parents=True, exist_ok=True)
+            name = f"events.out.tfevents.{int(time.time()):010d}.{socket.gethostname()}.{os.getpid()}.{next(_numbers)}"
+            self.file = (self.directory / name).open("xb")
+            self._write(Event(step=self.first_step, file_version="brain.Event:2"))
+            if self.first_step:
+                self._write(Event(step=self.first_step, session_log=SessionLog(status=SessionLog.START)))
+        self._write(Event(step=step, summary=summary))
+
+    def _write(self, event: Event) -> None:
+        from tensorboard.summary.writer.record_writer import RecordWriter
+
+        event.wall_time = time.time()
+        RecordWriter(self.file).write(event.SerializeToString())
+
+    def flush(self) -> None:
+        """Have TensorBoard see what was written."""
+        if self.file:
+            self.file.flush()
+
+    def close(self) -> None:
+        """Close the file, if there is one; once."""
+        file, self.file = self.file, None
+        if file:
+            file.close()
+
+
+class TensorBoardWriter:
+    """A run's TensorBoard events: one event file in the run's own directory, under tags that compare across runs.
+
+    After a first error, which is told, it takes everything and writes nothing.
+    """
+
+    def __init__(self, directory: Path, first_step: int = 0) -> None:
+        self.events: EventFile | None = EventFile(directory, first_step)
+
+    def row(self, row: Row) -> None:
+        """The losses, accuracies and learning rate of one evaluation."""
+        self._show(self._row, row)
+
+    def norm_inputs(self, inputs: dict[str, Tensor], step: int) -> None:
+        """For the values that enter each norm: mean, standard deviation, 15/50/85th percentiles, histogram.
+
+        Mean and deviation are of all values; percentiles and histogram of at most 65,536 taken at equal steps.
+        """
+        self._show(self._norm_inputs, inputs, step)
+
+    def hyperparameters(self, values: dict[str, Any], result: float | None) -> None:
+        """For the HPARAMS page, in this run: the library's own `add_hparams` would make a second one."""
+        self._show(self._hyperparameters, values, result)
+
+    def close(self) -> None:
+        """Flush and close the event file, if there is one."""
+        self._show(EventFile.close)
+
+    def _show(self, what: Any, *values: Any) -> None:
+        if self.events is None:
+            return
+        whole = False
+        try:
+            with only_shown(SHOWN):
+                what(self.events, *values)
+                self.events.flush()
+                whole = True
+        finally:
+            if not whole:
+                with suppress(Exception):
+                    self.events.close()
+                self.events = None
+
+    @staticmethod
+    def _row(events: EventFile, row: Row) -> None:
+        step = int(row["step"] or 0)
+        for split in SPLITS:
+            for metric in ("loss", "accuracy"):
+                value = row[f"{split}_{metric}"]
+                if value is not None:
+                    events.scalar(f"{metric}/{split}", value, step)
+        if row["lr"] is not None:
+            events.scalar("lr", row["lr"], step)
+
+    @staticmethod
+    def _norm_inputs(events: EventFile, inputs: dict[str, Tensor], step: int) -> None:
+        from torch.utils.tensorboard.summary import histogram
+
+        for name, values in inputs.items():
+            flat = values.float().flatten()
+            if not bool(flat.isfinite().all()):
+                continue
+            some = flat[:: -(-len(flat) // 65536)]
+            marks = torch.quantile(some, torch.tensor([0.15, 0.5, 0.85], device=some.device))
+            numbers = {"mean": flat.mean(), "std": flat.std(correction=0)}
+            numbers |= dict(zip(("p15", "p50", "p85"), marks, strict=True))
+            for key, value in numbers.items():
+                events.scalar(f"{name}/{key}", float(value), step)
+            events.summary(histogram(f"{name}/input", some.cpu().numpy(), bins=64), step)
+
+    @staticmethod
+    def _hyperparameters(events: EventFile, values: dict[str, Any], result: float | None) -> None:
+        from torch.utils.tensorboard.summary import hparams
+
+        for summary in hparams(values, {} if result is None else {"accuracy/test": result}):
+            events.summary(summary)

@@ -1,0 +1,1 @@
+"""Training: the loop, networks, optimisers, metrics, evaluation, several processes."""

@@ -1,0 +1,375 @@
+"""Networks that are handed a norm. None knows which: a block asks the factory for its layer and no more."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, fields
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from bnrepro.config import user_files
+from bnrepro.config.schema import Config, DropoutPosition, Initialization, Model, Norm, Placement
+from bnrepro.errors import UserError, either, known_are
+from bnrepro.norm import NORMS, ConvAdaptiveNorm2d, NormError, NormOptions
+from bnrepro.training.user_modules import MakeNorm as MakeNorm
+from bnrepro.training.user_modules import Shape, own_network, own_norm
+
+T = TypeVar("T")
+
+ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
+    "relu": nn.ReLU,
+    "sigmoid": nn.Sigmoid,
+    "tanh": nn.Tanh,
+    "elu": nn.ELU,
+    "prelu": nn.PReLU,
+}
+
+
+@dataclass
+class Blocks:
+    """What every block of a network is made with; remembers the norms that it handed out, in order."""
+
+    norm: MakeNorm
+    activation: Callable[[], nn.Module]
+    placement: Placement
+    dropout: float
+    dropout_position: DropoutPosition
+    factor: float
+    keep_bias: bool = False
+    depth: int | None = None
+    norms: list[nn.Module] = field(default_factory=list)
+
+    def width(self, features: int) -> int:
+        """``features`` times the configuration's width, at least 1."""
+        return max(1, round(features * self.factor))
+
+    def make_norm(self, features: int, shape: Shape) -> nn.Module:
+        """A norm for ``features`` channels of ``shape`` (H, W), () after a linear layer."""
+        self.norms.append(self.norm(features, shape))
+        return self.norms[-1]
+
+    def drop(self, position: DropoutPosition) -> list[nn.Module]:
+        """A dropout layer if it belongs at ``position``."""
+        wanted = self.dropout > 0 and position is self.dropout_position
+        return [nn.Dropout(self.dropout)] if wanted else []
+
+    def unit(self, layer: Callable[..., nn.Module], features: int, shape: Shape) -> nn.Sequential:
+        """``layer`` with its norm, activation and dropout; ``layer(bias=...)`` makes a convolution or a linear layer.
+
+        placement=before: layer, norm, activation. placement=after: layer, activation, norm. A bias directly before
+        a norm is cancelled by it and left out (Ioffe & Szegedy 2015, section 3.2), unless ``keep_bias`` is set.
+        """
+        norm = self.make_norm(features, shape)
+        normed = [*self.drop(DropoutPosition.before_norm), norm]
+        first = layer(bias=self.keeps_bias(norm))
+        before = self.placement is Placement.before
+        inner = [*normed, self.activation()] if before else [self.activation(), *normed]
+        return nn.Sequential(first, *inner, *self.drop(DropoutPosition.after_norm))
+
+    def keeps_bias(self, norm: nn.Module) -> bool:
+        """Whether the layer before ``norm`` needs a bias: a norm either has one, or cancels it, or is none."""
+        cancels = isinstance(norm, _BatchNorm | nn.InstanceNorm2d | ConvAdaptiveNorm2d)
+        needed = self.placement is Placement.after or not (cancels or getattr(norm, "bias", None) is not None)
+        return needed or self.keep_bias
+
+
+class ResidualBlock(nn.Module):
+    """Two 3 x 3 convolutions round a shortcut (He et al. 2015; shortcut "A": subsampled, padded with zero channels).
+
+    placement=before: conv, norm, act, conv, norm, + shortcut, act. placement=after: conv, act, norm, conv,
+    + shortcut, act, norm, so that each norm follows an activation.
+    """
+
+    def __init__(self, blocks: Blocks, inputs: int, features: int, stride: int, shape: Shape) -> None:
+        super().__init__()
+        self.inner = blocks.unit(partial(nn.Conv2d, inputs, features, 3, stride=stride, padding=1), features, shape)
+        norm = blocks.make_norm(features, shape)
+        self.conv = nn.Conv2d(features, features, 3, padding=1, bias=blocks.keeps_bias(norm))
+        normed = nn.Sequential(*blocks.drop(DropoutPosition.before_norm), norm)
+        end = blocks.drop(DropoutPosition.after_norm)
+        if blocks.placement is Placement.before:
+            self.before_sum, self.after_sum = normed, nn.Sequential(blocks.activation(), *end)
+        else:
+            self.before_sum, self.after_sum = nn.Sequential(), nn.Sequential(blocks.activation(), normed, *end)
+        self.stride, self.extra = stride, features - inputs
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, inputs, H, W) -> (N, features, ceil(H / stride), ceil(W / stride))."""
+        shortcut = x[:, :, :: self.stride, :: self.stride]
+        if self.extra:
+            shortcut = nn.functional.pad(shortcut, (0, 0, 0, 0, self.extra // 2, self.extra - self.extra // 2))
+        return self.after_sum(self.before_sum(self.conv(self.inner(x))) + shortcut)
+
+
+class Network(nn.Module):
+    """Images (N, C, H, W) to logits (N, classes)."""
+
+    def __init__(self, layers: nn.Module, norms: list[nn.Module]) -> None:
+        super().__init__()
+        self.layers = layers
+        names = {module: name for name, module in self.named_modules()}
+        # By name and not by reference: a norm may be replaced (`bnrepro.norm.convert`).
+        self._norm_names = [names[norm] for norm in norms]
+
+    @property
+    def norms(self) -> dict[str, nn.Module]:
+        """The norms in order: norm1, norm2, ..."""
+        return {f"norm{i}": self.get_submodule(name) for i, name in enumerate(self._norm_names, 1)}
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layers(x)
+
+
+class _TooSmall(Exception):
+    """No pixel of the image is left."""
+
+
+def _smaller(shape: Shape, by: int = 0, pool: int = 1) -> Shape:
+    """The map after a valid convolution that takes ``by`` pixels off, and a pooling."""
+    out = tuple((n - by) // pool for n in shape)
+    if min(out) < 1:
+        raise _TooSmall
+    return out
+
+
+def paper_mlp(blocks: Blocks, channels: int, image: Shape, classes: int) -> list[nn.Module]:
+    """Three fully connected layers of 100 (Ioffe & Szegedy 2015, section 4.1; sigmoids by its configuration).
+
+    ``model.depth`` makes more of them, or fewer.
+    """
+    hidden = (100,) * (blocks.depth or 3)
+    return [nn.Flatten(), *_fully_connected(blocks, channels * image[0] * image[1], hidden, classes)]
+
+
+def lenet(blocks: Blocks, channels: int, image: Shape, classes: int) -> list[nn.Module]:
+    """The LeNet of dksakkos/BatchNorm: conv 6 and conv 16 (3 x 3), each with average pooling, then fc 120 and fc 84."""
+    layers: list[nn.Module] = []
+    inputs, shape = channels, image
+    for features in map(blocks.width, (6, 16)):
+        shape = _smaller(shape, by=2)
+        layers += [blocks.unit(partial(nn.Conv2d, inputs, features, 3), features, shape), nn.AvgPool2d(2)]
+        inputs, shape = features, _smaller(shape, pool=2)
+    return [*layers, nn.Flatten(), *_fully_connected(blocks, inputs * shape[0] * shape[1], (120, 84), classes)]
+
+
+def labml_cnn(blocks: Blocks, channels: int, image: Shape, classes: int) -> list[nn.Module]:
+    """labml's MNIST network: conv 20 and conv 50 (5 x 5), each with max pooling, then fc 500."""
+    layers: list[nn.Module] = []
+    inputs, shape = channels, image
+    for features in map(blocks.width, (20, 50)):
+        shape = _smaller(shape, by=4)
+        layers += [blocks.unit(partial(nn.Conv2d, inputs, features, 5), features, shape), nn.MaxPool2d(2)]
+        inputs, shape = features, _smaller(shape, pool=2)
+    return [*layers, nn.Flatten(), *_fully_connected(blocks, inputs * shape[0] * shape[1], (500,), classes)]
+
+
+def vgg_small(blocks: Blocks, channels: int, image: Shape, classes: int) -> list[nn.Module]:
+    """Three pairs of 3 x 3 convolutions (32, 64, 128) with max pooling, then fc 256: VGG's pattern, small."""
+    layers: list[nn.Module] = []
+    inputs, shape = channels, image
+    for features in map(blocks.width, (32, 64, 128)):
+        for _ in range(2):
+            layers.append(blocks.unit(partial(nn.Conv2d, inputs, features, 3, padding=1), features, shape))
+            inputs = features
+        layers.append(nn.MaxPool2d(2))
+        shape = _smaller(shape, pool=2)
+    return [*layers, nn.Flatten(), *_fully_connected(blocks, inputs * shape[0] * shape[1], (256,), classes)]
+
+
+def resnet20(blocks: Blocks, channels: int, image: Shape, classes: int) -> list[nn.Module]:
+    """ResNet-20 for CIFAR (He et al. 2015, section 4.2): 16, 32 and 64 channels, three blocks each.
+
+    ``model.depth`` makes it n blocks each, which is their ResNet of 6 n + 2 layers.
+    """
+    inputs, shape = blocks.width(16), image
+    layers: list[nn.Module] = [blocks.unit(partial(nn.Conv2d, channels, inputs, 3, padding=1), inputs, shape)]
+    for stage, features in enumerate(map(blocks.width, (16, 32, 64))):
+        for block in range(blocks.depth or 3):
+            stride = 2 if stage > 0 and block == 0 else 1
+            shape = tuple(-(-n // stride) for n in shape)
+            layers.append(ResidualBlock(blocks, inputs, features, stride, shape))
+            inputs = features
+    return [*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), *_fully_connected(blocks, inputs, (), classes)]
+
+
+def _fully_connected(blocks: Blocks, inputs: int, hidden: tuple[int, ...], classes: int) -> list[nn.Module]:
+    """Hidden layers of these sizes with norm and activation, and the layer of the logits."""
+    layers: list[nn.Module] = []
+    for features in map(blocks.width, hidden):
+        layers.append(blocks.unit(partial(nn.Linear, inputs, features), features, ()))
+        inputs = features
+    return [*layers, *blocks.drop(DropoutPosition.last), nn.Linear(inputs, classes)]
+
+
+MODELS: dict[str, Callable[[Blocks, int, Shape, int], list[nn.Module]]] = {
+    "paper_mlp": paper_mlp,
+    "lenet": lenet,
+    "labml_cnn": labml_cnn,
+    "vgg_small": vgg_small,
+    "resnet20": resnet20,
+}
+
+
+def _look_up(table: dict[str, T], name: str, key: str) -> T:
+    if name not in table:
+        raise UserError(f"{key}: there is no {name!r}.{known_are(name, table)}")
+    return table[name]
+
+
+def norm_of(cfg: Config) -> MakeNorm:
+    """The norm factory of ``cfg.variant`` with the options in ``cfg.norm``.
+
+    Raises:
+        UserError: no such variant.
+    """
+    if cfg.norm.file is not None:
+        return own_norm(Path(cfg.norm.file), cfg.variant)
+    options = NormOptions(
+        eps=cfg.norm.eps,
+        momentum=cfg.norm.momentum,
+        affine=cfg.norm.affine,
+        ghost_size=cfg.norm.ghost_size,
+        kernel_size=cfg.norm.kernel_size,
+    )
+    return partial(_look_up(NORMS, cfg.variant, "variant"), options=options)
+
+
+HARMLESS = ("eps", "momentum")
+"""Options of nearly all norms: published runs of the others have them too, as their neighbours do."""
+
+
+def options_of(variant: str, own: bool = False) -> set[str]:
+    """The keys of ``norm`` that make a difference to ``variant``: those that its factory looks at, and gamma's.
+
+    A norm in a file of a user's ``own`` is handed none of them.
+    """
+    if own:
+        return {"file", "gamma"}
+    known, looked_at = {each.name for each in fields(Norm)} - {"file"}, set()
+
+    class Watched(NormOptions):
+        def __getattribute__(self, name: str) -> Any:
+            looked_at.add(name)
+            return super().__getattribute__(name)
+
+    make = _look_up(NORMS, variant, "variant")
+    for shape in ((), (8, 8)):  # after a linear layer, and on maps
+        try:
+            weights = getattr(make(16, shape, options=Watched()), "weight", None)
+            looked_at |= {"gamma"} if isinstance(weights, Tensor) else set()
+        except NormError:  # it is not made for this shape
+            pass
+        except Exception:  # a user's own, which may need other sizes: nobody knows
+            return known
+    return looked_at & known
+
+
+def check_options(configs: Sequence[Config]) -> None:
+    """Raise UserError if ``norm.*`` is set to something that no variant among ``configs`` uses."""
+    variants = list(dict.fromkeys((cfg.variant, cfg.norm.file is not None) for cfg in configs))
+    used = {"file"}.union(*(options_of(*each) for each in variants))
+    for key in (each.name for each in fields(Norm) if each.name not in HARMLESS):
+        cfg = next((cfg for cfg in configs if getattr(cfg.norm, key) != getattr(Norm(), key)), None)
+        if cfg and key not in used:
+            users = [name for name in NORMS if key in options_of(name)]
+            what, names = getattr(cfg.norm, key), [name for name, _ in variants]
+            raise UserError(
+                f"norm.{key}={getattr(what, 'value', what)} is not used by variant={', '.join(names)}. Leave it "
+                f"out, or take a variant that uses it: {either(users)}."
+            )
+
+
+def check_names(cfg: Config) -> None:
+    """Raise UserError if there is no such variant, network or activation."""
+    norm_of(cfg)
+    if cfg.model.file is not None:
+        user_files.load(Path(cfg.model.file), cfg.model.name)
+    else:
+        _look_up(MODELS, cfg.model.name, "model.name")
+    _look_up(ACTIVATIONS, cfg.model.activation, "model.activation")
+
+
+def build(
+    model: Model, norm: MakeNorm, channels: int, image: Shape, classes: int, generator: torch.Generator
+) -> Network:
+    """A network with its initial weights.
+
+    Args:
+        model: which network, activation, placement, dropout, initial distribution.
+        norm: ``(num_features, spatial_shape) -> Module``.
+        channels, image, classes: the data's channels, (H, W) and number of classes.
+        generator: source of the weights. It is used for weights alone and in the order of the layers, so all
+            norms start from the same ones.
+
+    Raises:
+        UserError: no such model or activation; images too small; a norm that does not fit the network.
+    """
+    if model.file is not None:
+        return Network(*own_network(Path(model.file), model.name, norm, channels, image, classes, generator))
+    make = _look_up(MODELS, model.name, "model.name")
+    activation = _look_up(ACTIVATIONS, model.activation, "model.activation")
+    blocks = Blocks(
+        norm,
+        activation,
+        model.placement,
+        model.dropout,
+        model.dropout_position,
+        model.width,
+        model.keep_bias,
+        model.depth,
+    )
+    try:
+        network = Network(nn.Sequential(*make(blocks, channels, image, classes)), blocks.norms)
+    except NormError as error:
+        raise UserError(str(error)) from error
+    except _TooSmall as error:
+        size = " x ".join(map(str, image))
+        raise UserError(f"model={model.name}: images of {size} are too small. Use model=paper_mlp.") from error
+    _initialize(network, model, generator)
+    return network
+
+
+@torch.no_grad()
+def _initialize(network: nn.Module, model: Model, generator: torch.Generator) -> None:
+    for module in network.modules():
+        if not isinstance(module, nn.Conv2d | nn.Linear):
+            continue
+        if model.init is Initialization.he:
+            nn.init.kaiming_normal_(module.weight, nonlinearity="relu", generator=generator)
+        elif model.init is Initialization.glorot:
+            nn.init.xavier_uniform_(module.weight, generator=generator)
+        else:
+            nn.init.normal_(module.weight, std=model.init_std, generator=generator)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
+
+
+def weighted_layers(network: nn.Module) -> list[nn.Conv2d | nn.Linear]:
+    """All convolutions and linear layers in order; the last is that of the logits, the others have a norm."""
+    return [module for module in network.modules() if isinstance(module, nn.Conv2d | nn.Linear)]
+
+
+def parameter_groups(network: nn.Module, weight_decay: float, decay_norm: bool) -> list[dict]:
+    """Parameters for an optimiser: all of them decayed, or all but gamma and beta of the norms.
+
+    A norm's parameters are those of the modules that are neither convolution, linear layer nor PReLU.
+    """
+    plain = (nn.Conv2d, nn.Linear, nn.PReLU)
+    decayed: list[nn.Parameter] = []
+    kept: list[nn.Parameter] = []
+    for module in network.modules():
+        own = list(module.parameters(recurse=False))
+        (decayed if decay_norm or isinstance(module, plain) else kept).extend(own)
+    groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": kept, "weight_decay": 0.0}]
+    return [group for group in groups if group["params"]]
+
+
+def size_of(network: nn.Module) -> tuple[int, int]:
+    """(numbers in parameters, numbers in running statistics)."""
+    parameters = sum(p.numel() for p in network.parameters())
+    return parameters, sum(b.numel() for b in network.buffers() if b.is_floating_point())

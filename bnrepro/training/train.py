@@ -1,0 +1,536 @@
+"""``run(cfg) -> Path``: one configuration in, one directory out, and nothing outside it."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, nullcontext
+from copy import deepcopy
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from bnrepro.config import check_same, check_yaml, config_hash, run_dir, to_dict, to_yaml, user_files
+from bnrepro.config.schema import Config, Device, Optimizer, Precision, Schedule
+from bnrepro.data.dataset import Dataset, Split, derive_seed, epoch_plan, eval_batches, load, train_batch
+from bnrepro.errors import UserError, out_of_memory
+from bnrepro.norm import NormError, native
+from bnrepro.runs import checkpoint, provenance, record
+from bnrepro.runs.board import TensorBoardWriter
+from bnrepro.runs.record import Row, Run, Status
+from bnrepro.system.cores import use_threads
+from bnrepro.system.reading import leads_out
+from bnrepro.system.signals import Stop, stop_between_steps, terminate_as_interrupt
+from bnrepro.training import distributed
+from bnrepro.training.distributed import Processes
+from bnrepro.training.freezing import prepare
+from bnrepro.training.metrics import MetricAccumulator
+from bnrepro.training.model import Network, build, norm_of, size_of
+from bnrepro.training.optimizer import lr_factor, make_optimizer
+
+EVAL_IMAGES = 500  # images a forward pass in evaluation: fits the caches
+CHECK_STEPS = 10  # steps between looks at the loss, each of which a GPU has to be waited for
+PROBE_IMAGES = 256  # images of the validation set whose way through the norms is recorded
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where a run stands: for a progress bar. Loss and accuracy are of the training batches since the last look."""
+
+    step: int
+    steps: int
+    loss: float
+    accuracy: float
+    row: Row | None = None
+    """The row of metrics.csv that has just been written, at an evaluation."""
+
+
+class Batch(NamedTuple):
+    """One step's images (normalised), labels and learning rate; ``step`` counts from 0."""
+
+    step: int
+    x: Tensor
+    y: Tensor
+    lr: float
+
+
+def resolve(cfg: Config) -> Config:
+    """``cfg`` with device=auto replaced by what is there.
+
+    Raises:
+        UserError: device=cuda without a GPU.
+    """
+    there = torch.cuda.is_available()
+    if cfg.device is Device.cuda and not there:
+        raise UserError("device=cuda: torch finds no GPU on this machine. Use device=cpu or device=auto.")
+    return replace(cfg, device=Device.cuda if there and cfg.device is not Device.cpu else Device.cpu)
+
+
+def run(cfg: Config, *, force: bool = False, report: Callable[[Progress], None] | None = None) -> Path:
+    """Train, evaluate and record one run; return its directory.
+
+    A finished run is not run again, a broken one goes on from its last checkpoint, ``force`` starts over. The same
+    configuration gives bit-equal metrics on the same CPU with the same number of threads; all variants of a seed
+    start from the same weights and see the same batches. The test set is measured and chooses nothing.
+
+    In a process group (`torch.distributed`) that is already there, each of its processes calls this, and the run is one
+    process's but for rounding: see `bnrepro.training.distributed`. Only the first process writes and reports.
+
+    Args:
+        cfg: the run.
+        force: delete what is there first.
+        report: called with the progress every few steps and at each evaluation.
+
+    Raises:
+        UserError: the configuration does not fit the data, the memory or the machine; the existing files of the run
+            cannot be read, or belong to a different run. Finished runs are never modified.
+    """
+    use_threads()
+    cfg = resolve(cfg)
+    directory = run_dir(cfg)
+    if leads_out(directory, Path(cfg.root)):  # what --force deletes, and what a run writes, lies in it
+        raise UserError(f"{directory} is a link out of root={cfg.root}. Remove the link, or use another root.")
+    processes = distributed.current()
+    processes.from_first(lambda: check_same(directory, cfg, damaged=force))
+    if processes.from_first(lambda: not force and Run(directory).finished):
+        return directory
+    with _told(cfg):
+        trainer = trainer_of(cfg, report, processes)
+        if processes.size == 1:
+            trainer.rehearse()
+        with terminate_as_interrupt(), record.claim(directory) if processes.first else nullcontext():
+            if force and processes.first:
+                record.clear(directory)
+            processes.from_first(lambda: check_same(directory, cfg))
+            if processes.from_first(lambda: Run(directory).finished):  # by the process that was waited for
+                return directory
+            state = processes.from_first(lambda: checkpoint.last(directory))  # before anything is written
+            _train(trainer, directory, state)
+    return directory
+
+
+@contextmanager
+def _told(cfg: Config) -> Iterator[None]:
+    """Report errors caused by the configuration (out of memory, batches too small) as UserError."""
+    try:
+        yield
+    except NormError as error:
+        raise UserError(f"variant={cfg.variant}: {error}") from error
+    except (MemoryError, RuntimeError) as error:
+        if not out_of_memory(error):
+            raise
+        raise UserError(
+            f"There is not enough memory for model={cfg.model.name} with model.width={cfg.model.width:g} and "
+            f"batch_size={cfg.batch_size}. Use a smaller width or batch, or fewer processes at a time (--jobs)."
+        ) from error
+
+
+def trainer_of(
+    cfg: Config, report: Callable[[Progress], None] | None = None, processes: Processes = Processes()
+) -> Trainer:
+    """A trainer of ``cfg`` at the start: its data, and the initial weights that all variants of a seed share."""
+    cfg = resolve(cfg)
+    norm, device = norm_of(cfg), torch.device(cfg.device.value)
+    data = processes.in_turn(lambda: load(cfg.data, device))
+    weights = torch.Generator().manual_seed(derive_seed(cfg.seed, "weights"))
+    network = build(cfg.model, norm, data.channels, data.image_size, data.num_classes, weights)
+    return Trainer(cfg, data, network, report, processes)
+
+
+def rehearse(configs: Iterable[Config]) -> None:
+    """Run one batch through each distinct network of ``configs``, before the first of them is trained.
+
+    Raises:
+        UserError: one of them cannot be trained, and why.
+    """
+    seen: set[str] = set()
+    for cfg in configs:
+        kind = repr(replace(cfg, seed=0, epochs=1, optimizer=Optimizer(), schedule=Schedule()))
+        if kind not in seen:
+            with _told(cfg):
+                trainer_of(cfg).rehearse()
+        seen.add(kind)
+
+
+def _train(trainer: Trainer, directory: Path, state: dict[str, Any] | None) -> None:
+    """Train into ``directory``, from ``state`` if there is one, and say in its summary how it ended."""
+    first = trainer.processes.first
+    status, error = Status.failed, None
+    with stop_between_steps() as stop:
+        try:
+            if first:
+                record.keep_code(directory, trainer.cfg)
+                record.write_whole(directory / record.CONFIG, to_yaml(trainer.cfg))
+            with trainer.processes.together():
+                status = trainer.train(directory, stop, state)
+        except KeyboardInterrupt:
+            status = Status.interrupted
+            raise
+        except Exception as problem:
+            if stop.cut:
+                status = Status.interrupted
+                raise KeyboardInterrupt from problem
+            error = str(problem) if isinstance(problem, NormError) else f"{type(problem).__name__}: {problem}"
+            raise
+        finally:
+            stop.ending = True
+            if first:
+                record.write_summary(directory, trainer.summary(status, error))
+    if first:
+        (directory / record.PREVIOUS).unlink(missing_ok=True)
+
+
+class Trainer:
+    """The loop and its state, which is what a checkpoint holds."""
+
+    def __init__(
+        self,
+        cfg: Config,
+        data: Dataset,
+        network: Network,
+        report: Callable[[Progress], None] | None = None,
+        processes: Processes = Processes(),
+    ) -> None:
+        self.cfg, self.data, self.processes = cfg, data, processes
+        self.report = report if processes.first else None
+        self.part = processes.part(cfg.batch_size)
+        self.device = torch.device(cfg.device.value)
+        prepare(network, cfg)
+        self.network = network.to(self.device)
+        if cfg.channels_last:
+            self.network.to(memory_format=torch.channels_last)
+        self.forward = processes.wrap(self.network)  # before the optimiser: norms are replaced
+        self.optimizer = make_optimizer(cfg, network)
+        self.steps_per_epoch = len(data.train.labels) // cfg.batch_size
+        if self.steps_per_epoch == 0:
+            raise UserError(
+                f"batch_size={cfg.batch_size} is more than the {len(data.train.labels)} training images of "
+                f"{data.name}. Use a smaller batch."
+            )
+        if cfg.data.together > len(data.train.labels):
+            raise UserError(
+                f"data.together={cfg.data.together} is more than the {len(data.train.labels)} training images of "
+                f"{data.name}, which cannot stay together more than all of them. Use a smaller number."
+            )
+        self.steps = cfg.epochs * self.steps_per_epoch
+        self.step = 0
+        self.rows: list[Row] = []
+        self.seconds = 0.0
+        self.diverged_at: int | None = None
+        # Dropout and noise draw from torch's global generators; batches and weights have their own.
+        torch.manual_seed(derive_seed(cfg.seed, "dropout"))
+
+    # --- the loop ---
+
+    def rehearse(self) -> None:
+        """Run a batch through a copy of the network in training mode, so that errors surface before training.
+
+        Raises:
+            UserError: the batch or the maps are too small for a norm, with the norm's reason.
+        """
+        images = self.data.normalize(self.data.train.images[: self.cfg.batch_size], self.cfg.channels_last)
+        devices = [self.device] if self.device.type == "cuda" else []
+        try:
+            copy = deepcopy(self.network).train()
+        except Exception:  # a layer of a user's own that cannot be copied: training says the same, later
+            return
+        own = [Path(file) for file in (self.cfg.model.file, self.cfg.norm.file) if file is not None]
+        try:
+            with torch.enable_grad() if own else torch.no_grad(), torch.random.fork_rng(devices), self.autocast():
+                logits = copy(images)
+                if own:  # it is not known to be right
+                    self.probe(logits)
+        except Exception as error:
+            if own and not isinstance(error, NormError | MemoryError) and not out_of_memory(error):
+                where = next((said for file in own if "(line" in (said := user_files.where(error, file))), None)
+                said = where or user_files.where(error, own[0])
+                raise UserError(
+                    f"{' and '.join(map(str, own))}: a batch of shape {tuple(images.shape)} does not pass through the "
+                    f"network: {said}"
+                ) from error
+            if not isinstance(error, ValueError):
+                raise
+            size = f", batch_size={self.cfg.batch_size}" if not isinstance(error, NormError) else ""
+            advice = " Use batch_size=2 or more." if self.cfg.batch_size == 1 else ""
+            raise UserError(f"variant={self.cfg.variant}{size}: {str(error).rstrip('.')}.{advice}") from error
+
+    def probe(self, logits: Any) -> None:
+        """Check that ``logits`` are those of a batch, and that a loss of them has a gradient."""
+        wanted = (min(self.cfg.batch_size, len(self.data.train.labels)), self.data.num_classes)
+        if not isinstance(logits, Tensor) or tuple(logits.shape) != wanted:
+            got = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+            raise ValueError(f"its output must have shape {wanted}; got {got}")
+        F.cross_entropy(logits.float(), self.data.train.labels[: wanted[0]]).backward()
+
+    def train(self, directory: Path, stop: Stop, state: dict[str, Any] | None = None) -> Status:
+        """Run to the end, from ``state``, a checkpoint of this run, if there is one.
+
+        Raises:
+            KeyboardInterrupt: ``stop`` was asked for; a checkpoint was written after the step.
+        """
+        since = MetricAccumulator(self.device)
+        first = self.processes.first
+        if state:
+            self.restore(state, since)
+            if first:
+                self.write_metrics(directory)
+        wanted = self.cfg.tensorboard and first
+        board = TensorBoardWriter(directory, self.step + 1 if self.step else 0) if wanted else None
+        started = time.perf_counter() - self.seconds
+        try:
+            status = self.loop(directory, board, since, started, stop)
+        finally:
+            self.seconds = time.perf_counter() - started
+            if board:
+                if self.rows:
+                    board.hyperparameters(_flat(self.cfg), self.rows[-1]["test_accuracy"])
+                board.close()
+        return status
+
+    def loop(
+        self, directory: Path, board: TensorBoardWriter | None, since: MetricAccumulator, started: float, stop: Stop
+    ) -> Status:
+        """The steps that are left."""
+        for batch in self.batches(self.step):
+            since.add(*self.update(batch.x, batch.y, batch.lr), self.cfg.batch_size)
+            self.step += 1
+            due = self.evaluation_due()
+            look = due or self.step % CHECK_STEPS == 0
+            if look:
+                if (bad := since.first_non_finite()) is not None:
+                    self.diverged_at = self.step - bad
+                    self.seconds = time.perf_counter() - started
+                    return Status.diverged
+                if self.report:
+                    self.report(Progress(self.step, self.steps, *since.recent()))
+            if due:
+                self.seconds = time.perf_counter() - started
+                if not self.evaluate(directory, board, since, batch.lr):
+                    self.diverged_at = self.step
+                    return Status.diverged
+            # Several processes have to end at the same step: they agree on it where they wait for each other anyway.
+            asked = stop.asked if self.processes.size == 1 else look and self.processes.any(stop.asked, self.device)
+            if asked and self.step < self.steps:
+                self.seconds = time.perf_counter() - started
+                if self.processes.first:
+                    self.save(directory, since)
+                raise KeyboardInterrupt(f"Stopped at step {self.step} of {self.steps}; the same command goes on.")
+        return Status.completed
+
+    def batches(self, start: int = 0, end: int | None = None) -> Iterator[Batch]:
+        """The batches of steps ``start`` to ``end`` (None: the last), of each the part that falls to this process."""
+        cfg, plan = self.cfg, None
+        for step in range(start, self.steps if end is None else end):
+            epoch, position = divmod(step, self.steps_per_epoch)
+            if plan is None or position == 0:
+                plan = epoch_plan(len(self.data.train.labels), cfg.data, cfg.seed, epoch)
+            first, size, nhwc = position * cfg.batch_size, cfg.batch_size, cfg.channels_last
+            x, y = train_batch(self.data, plan, cfg.data, first, size, channels_last=nhwc, part=self.part)
+            yield Batch(step, x, y, cfg.optimizer.lr * lr_factor(cfg.schedule, step, self.steps, self.steps_per_epoch))
+
+    def update(self, x: Tensor, y: Tensor, lr: float) -> tuple[Tensor, Tensor]:
+        """One step on this process's part of a batch; the whole batch's mean loss and number of right answers."""
+        self.network.train()
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        self.optimizer.zero_grad(set_to_none=True)
+        with self.autocast():
+            logits = self.forward(x)
+        logits = logits.float()
+        loss = F.cross_entropy(logits, y)
+        share = len(y) / self.cfg.batch_size
+        self.processes.weighted(loss, share).backward()
+        self.optimizer.step()
+        return self.processes.joint(loss.detach(), (logits.detach().argmax(1) == y).sum(), share)
+
+    def autocast(self) -> torch.autocast:
+        """bf16 where the configuration asks for it."""
+        enabled = self.cfg.precision is Precision.bf16
+        return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=enabled)
+
+    def evaluation_due(self) -> bool:
+        """After every ``eval_every`` steps, or each epoch; always after the last step."""
+        every = self.cfg.eval_every or self.steps_per_epoch
+        return self.step % every == 0 or self.step == self.steps
+
+    def evaluate(self, directory: Path, board: TensorBoardWriter | None, since: MetricAccumulator, lr: float) -> bool:
+        """Evaluate and record the results. If a value is not finite, write nothing and return False."""
+        train_loss, train_accuracy = since.mean()
+        row: Row = {"step": self.step, "epoch": self.step / self.steps_per_epoch}
+        row |= {"train_loss": train_loss, "train_accuracy": train_accuracy}
+        row["val_loss"], row["val_accuracy"] = (
+            self.measure(self.data.val) if len(self.data.val.labels) else (None, None)
+        )
+        row["test_loss"] = row["test_accuracy"] = None
+        if self.cfg.eval_test or self.step == self.steps:
+            row["test_loss"], row["test_accuracy"] = self.measure(self.data.test)
+        row |= {"lr": lr, "seconds": self.seconds}
+        # Each process measures all of it and comes to the same, but for rounding: so they agree.
+        if self.processes.any(not (self.finite() and _all_finite(row)), self.device):
+            return False
+        self.rows.append(row)
+        since.reset()
+        if not self.processes.first:
+            return True
+        # The checkpoint holds the rows too: if the machine stops between these two lines, neither is lost.
+        self.save(directory, since)
+        self.write_metrics(directory)
+        if board:
+            board.row(row)
+            board.norm_inputs(self.norm_inputs(), self.step)
+        if self.report:
+            self.report(Progress(self.step, self.steps, train_loss, train_accuracy, row))
+        return True
+
+    def finite(self) -> bool:
+        """Whether all parameters and buffers are finite."""
+        tensors = [t for t in self.network.state_dict().values() if t.is_floating_point()]
+        return bool(torch.stack([t.isfinite().all() for t in tensors]).all()) if tensors else True
+
+    def write_metrics(self, directory: Path) -> None:
+        """metrics.csv, whole."""
+        whole = [{**row, "step": int(row["step"] or 0)} for row in self.rows]
+        record.write_csv(directory / record.METRICS, record.COLUMNS, whole)
+
+    def measure(self, split: Split) -> tuple[float, float]:
+        """Mean cross-entropy and accuracy in eval mode."""
+        return measure(self.network, self.data, split, self.cfg)
+
+    @torch.inference_mode()
+    def norm_inputs(self) -> dict[str, Tensor]:
+        """What enters each norm when the first images of the validation set are classified, in eval mode.
+
+        Without a validation set: of the training set.
+        """
+        inputs: dict[str, Tensor] = {}
+
+        def keep(name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
+            return lambda _module, arguments: inputs.__setitem__(name, arguments[0])
+
+        handles = [norm.register_forward_pre_hook(keep(name)) for name, norm in self.network.norms.items()]
+        source = self.data.val if len(self.data.val.labels) else self.data.train
+        probe = Split(source.images[:PROBE_IMAGES], source.labels[:PROBE_IMAGES])
+        self.network.eval()
+        with self.autocast():
+            for x, _ in eval_batches(
+                self.data, probe, PROBE_IMAGES, self.cfg.data, channels_last=self.cfg.channels_last
+            ):
+                self.network(x)
+        for handle in handles:
+            handle.remove()
+        return inputs
+
+    # --- what is kept ---
+
+    def save(self, directory: Path, since: MetricAccumulator) -> None:
+        """A checkpoint; the one before is kept until the run has ended."""
+        checkpoint.save(directory / record.CHECKPOINT, self.state(since), directory / record.PREVIOUS)
+
+    def state(self, since: MetricAccumulator) -> dict[str, Any]:
+        """All that the rest of the run depends on, as tensors and primitives."""
+        state: dict[str, Any] = {
+            "config": to_yaml(self.cfg),
+            "network": self.network.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "step": self.step,
+            "rows": self.rows,
+            "seconds": self.seconds,
+            "since": since.state(),
+            "generator": torch.get_rng_state(),
+        }
+        if self.device.type == "cuda":
+            state["cuda_generator"] = torch.cuda.get_rng_state(self.device)
+        return state
+
+    def restore(self, state: dict[str, Any], since: MetricAccumulator) -> None:
+        """Go on from `state`.
+
+        Raises:
+            UserError: it is not a checkpoint of this run.
+        """
+        check_yaml(state.get("config"), self.cfg)
+        try:
+            self.network.load_state_dict(state["network"])
+            self.optimizer.load_state_dict(state["optimizer"])
+            self.step, self.rows, self.seconds = int(state["step"]), list(state["rows"]), float(state["seconds"])
+            since.restore(state["since"])
+            torch.set_rng_state(state["generator"])
+            if self.device.type == "cuda":
+                torch.cuda.set_rng_state(state["cuda_generator"], self.device)
+        except (KeyError, RuntimeError, TypeError, ValueError) as error:
+            raise UserError("The checkpoint does not fit this run. Start over with --force.") from error
+
+    def summary(self, status: Status, error: str | None = None) -> dict[str, Any]:
+        """summary.json: the final numbers and where they come from."""
+        last: dict[str, Any] = dict(self.rows[-1]) if self.rows else dict.fromkeys(record.COLUMNS)
+        done = status is Status.completed
+        parameters, buffers = size_of(self.network)
+        gpu = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else None
+        return {
+            "status": status.value,
+            "variant": self.cfg.variant,
+            "seed": self.cfg.seed,
+            "dataset": self.cfg.data.name,
+            "model": self.cfg.model.name,
+            "test_accuracy": last["test_accuracy"] if done else None,
+            "test_loss": last["test_loss"] if done else None,
+            "val_accuracy": last["val_accuracy"],
+            "val_loss": last["val_loss"],
+            "train_accuracy": last["train_accuracy"],
+            "train_loss": last["train_loss"],
+            "steps": self.step,
+            "epochs": self.step / self.steps_per_epoch,
+            "diverged_at_step": self.diverged_at,
+            "error": error,
+            "seconds": round(self.seconds, 3),
+            "parameters": parameters,
+            "buffers": buffers,
+            "data": self.data.description,
+            "data_official": self.data.official,
+            "data_fingerprint": self.data.fingerprint,
+            "precision": self.cfg.precision.value,
+            "device": gpu or "cpu",
+            "machine": provenance.machine(),
+            "processes": self.processes.size,
+            "threads": torch.get_num_threads(),
+            "kernels": native.arithmetic(),
+            "versions": provenance.versions(),
+            "git_revision": provenance.git_revision(),
+            "config_hash": config_hash(self.cfg),
+        }
+
+
+@torch.inference_mode()
+def measure(
+    network: nn.Module, data: Dataset, split: Split, cfg: Config, batch_size: int | None = None
+) -> tuple[float, float]:
+    """Mean cross-entropy and accuracy of ``network`` in eval mode on ``split``, ``batch_size`` images at a time."""
+    network.eval()
+    count, size = len(split.labels), batch_size or EVAL_IMAGES
+    device = split.labels.device
+    loss = torch.zeros((), dtype=torch.float64, device=device)
+    right = torch.zeros((), dtype=torch.int64, device=device)
+    with torch.autocast(device.type, dtype=torch.bfloat16, enabled=cfg.precision is Precision.bf16):
+        for x, y in eval_batches(data, split, size, cfg.data, channels_last=cfg.channels_last):
+            logits = network(x).float()
+            loss += F.cross_entropy(logits, y, reduction="sum").double()
+            right += (logits.argmax(1) == y).sum()
+    return float(loss) / count, float(right) / count
+
+
+def _all_finite(row: Row) -> bool:
+    return all(math.isfinite(value) for value in row.values() if value is not None)
+
+
+def _flat(cfg: Config) -> dict[str, Any]:
+    """The configuration as one level of names and values, for TensorBoard's HPARAMS page."""
+    flat: dict[str, Any] = {}
+    for key, value in to_dict(cfg).items():
+        pairs = {f"{key}.{k}": v for k, v in value.items()} if isinstance(value, dict) else {key: value}
+        flat |= {name: v for name, v in pairs.items() if isinstance(v, bool | int | float | str)}
+    return flat

@@ -1,0 +1,94 @@
+"""Norms and networks in files of a user's own, as those of the package."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from bnrepro.config import user_files
+from bnrepro.errors import UserError
+from bnrepro.norm import NormError
+
+Shape = tuple[int, ...]
+MakeNorm = Callable[[int, Shape], nn.Module]
+
+
+def own_norm(file: Path, name: str) -> MakeNorm:
+    """The norm factory that calls ``name`` in ``file``, a class or function of a user's own.
+
+    It is called as ``NAME(num_features, spatial_shape)``, or as ``NAME(num_features)`` where it takes one argument.
+
+    Raises:
+        UserError: the file has no such thing.
+    """
+    make = user_files.load(file, name)
+    try:
+        signature = inspect.signature(make)
+    except (TypeError, ValueError):
+        signature = inspect.Signature([inspect.Parameter("num_features", inspect.Parameter.POSITIONAL_ONLY)])
+    takes = [count for count in (2, 1) if _can_be_called(signature, count)]
+    if not takes:
+        raise UserError(
+            f"{file}:{name} takes {signature}. A norm is made by {name}(num_features, spatial_shape) or "
+            f"{name}(num_features)."
+        )
+
+    def made(features: int, shape: Shape) -> nn.Module:
+        layer = _called(file, name, make, *(features, shape)[: takes[0]])
+        if not isinstance(layer, nn.Module):
+            raise UserError(f"{file}:{name} gives {type(layer).__name__}, where a torch.nn.Module is needed.")
+        return layer
+
+    return made
+
+
+def _called(file: Path, name: str, make: Callable[..., Any], *arguments: Any) -> Any:
+    try:
+        return make(*arguments)
+    except (NormError, UserError, MemoryError):
+        raise
+    except Exception as error:
+        raise UserError(f"{file}:{name} cannot be made: {user_files.where(error, file)}") from error
+
+
+def _can_be_called(signature: inspect.Signature, count: int) -> bool:
+    try:
+        signature.bind(*range(count))
+    except TypeError:
+        return False
+    return True
+
+
+def own_network(
+    file: Path, name: str, norm: MakeNorm, channels: int, image: Shape, classes: int, generator: torch.Generator
+) -> tuple[nn.Module, list[nn.Module]]:
+    """The network that ``name(norm, channels, image, classes)`` in ``file`` makes, and the norms that it asked for.
+
+    Its weights are those that it draws. They come from torch's global generator, seeded
+    from ``generator``, so that all norms start from the same ones.
+    """
+    make = user_files.load(file, name)
+    if not _can_be_called(inspect.signature(make), 4):
+        raise UserError(
+            f"{file}:{name} takes {inspect.signature(make)}. A network is made by {name}(norm, channels, image, "
+            "classes), where norm(num_features, spatial_shape) makes a layer and image is (height, width)."
+        )
+    norms: list[nn.Module] = []
+
+    def counted(features: int, shape: Shape = ()) -> nn.Module:
+        norms.append(norm(features, tuple(shape)))
+        return norms[-1]
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(generator.initial_seed())
+        layers = _called(file, name, make, counted, channels, image, classes)
+    if not isinstance(layers, nn.Module):
+        raise UserError(f"{file}:{name} gives {type(layers).__name__}, where a torch.nn.Module is needed.")
+    if not any(p.requires_grad for p in layers.parameters()):
+        raise UserError(f"{file}:{name} has no parameters to train.")
+    return layers, [layer for layer in norms if layer in set(layers.modules())]
