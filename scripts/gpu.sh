@@ -18,7 +18,7 @@ part() { case " ${PARTS:-tests layers epoch claim} " in *" $1 "*) printf '\n== %
 nvidia-smi --query-gpu=name,driver_version --format=csv,noheader
 
 if part tests; then
-    python3 -m pytest -q -n 4 -p no:benchmark -W default tests/test_cuda.py
+    python3 -m pytest -q -n 4 -p no:benchmark -W default tests/training/test_cuda.py
 fi
 
 if part layers; then

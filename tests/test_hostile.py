@@ -50,8 +50,8 @@ from bnrepro.system import reading as stored
 from bnrepro.training import train
 from tests.claims.made_up import Settings, varied
 from tests.conftest import Call
-from tests.test_compare import ended, point
-from tests.test_report import PAPER, RECORDS, Reader
+from tests.report.test_compare import ended, point
+from tests.report.test_report import PAPER, RECORDS, Reader
 
 fuzz = settings(
     max_examples=80,

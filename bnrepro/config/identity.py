@@ -40,7 +40,7 @@ LATER = (
 """Keys that came after the first runs had been published: `earlier_hash` does not count them at their default."""
 
 
-def identity(cfg: Config, without: tuple[str, ...] = ()) -> dict[str, Any]:
+def identity_of(cfg: Config, without: tuple[str, ...] = ()) -> dict[str, Any]:
     """The values of ``cfg`` that affect the result and differ from their defaults, keyed by dotted name.
 
     Defaults are omitted so that adding a key to the schema does not rename existing runs. An archive is identified by
@@ -75,8 +75,8 @@ def with_variant(cfg: Config, variant: str) -> Config:
 
 
 def config_hash(cfg: Config, without: tuple[str, ...] = ()) -> str:
-    """16 hexadecimal digits over `identity`."""
-    return digits_of(identity(cfg, without))
+    """16 hexadecimal digits over `identity_of`."""
+    return digits_of(identity_of(cfg, without))
 
 
 def digits_of(value: Any) -> str:

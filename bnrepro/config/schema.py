@@ -176,8 +176,6 @@ class Model:
 
     name: str = "???"
     """paper_mlp, lenet, labml_cnn, vgg_small, resnet20, or one of your own: model=FILE.py:NAME."""
-    file: str | None = None
-    """File that defines a network of your own, which `name` is called in it. model=FILE.py:NAME sets both."""
     width: float = 1.0
     """Factor on the number of channels and units of every hidden layer."""
     depth: int | None = None
@@ -197,14 +195,14 @@ class Model:
     """gaussian: standard deviation."""
     keep_bias: bool = False
     """Whether a bias directly before a norm, which cancels it, is kept all the same."""
+    file: str | None = None
+    """File that defines a network of your own, which `name` is called in it. model=FILE.py:NAME sets both."""
 
 
 @dataclass
 class Norm:
     """``norm``: options of the variant's layers; null keeps the layer's own default."""
 
-    file: str | None = None
-    """File that defines a norm of your own, which `variant` is called in it. variant=FILE.py:NAME sets both."""
     eps: float | None = None
     """Added to the variance (torch's BN 1e-5, local statistics 1e-3)."""
     momentum: float | None = None
@@ -217,6 +215,8 @@ class Norm:
     """Before training: ones, or uniform between 0 and 1."""
     ghost_size: int | None = None
     """ghostbn: images in a ghost batch, from which statistics are taken (the layer's own default: 16)."""
+    file: str | None = None
+    """File that defines a norm of your own, which `variant` is called in it. variant=FILE.py:NAME sets both."""
 
 
 @dataclass

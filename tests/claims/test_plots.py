@@ -6,7 +6,7 @@ from matplotlib.figure import Figure
 
 from bnrepro.claims import Values
 from bnrepro.claims.plots import DOTTED, heat_map, lines, looks, panels
-from bnrepro.report.figures import STYLES
+from bnrepro.plots.style import STYLES
 from bnrepro.stats import Interval, t_interval
 
 

@@ -25,23 +25,24 @@ from bnrepro.claims import Results
 from bnrepro.claims.conclusion import conclude
 from bnrepro.claims.paper import Shown
 from bnrepro.claims.records import Records
+from bnrepro.plots import style
 from bnrepro.report import figures
 from bnrepro.report.compare import Comparison, save
 from bnrepro.system import output
 from tests.claims.made_up import Settings, varied
-from tests.test_compare import ended, known, point
+from tests.report.test_compare import ended, known, point
 
 assert known  # a fixture
 
 
 def all_figures(comparison: Comparison) -> dict[str, Figure]:
-    drawn = {column: figures.curve(comparison, column) for column in figures.CURVES}
+    drawn = {column: figures.curve(comparison, column) for column in style.CURVES}
     return drawn | {"overview": figures.overview(comparison), "test": figures.test_accuracy(comparison)}
 
 
 def sixteen() -> Comparison:
     """More variants than styles, one seed each, one evaluation."""
-    names = [*figures.LABELS, *(f"other{i}" for i in range(9))]
+    names = [*style.LABELS, *(f"other{i}" for i in range(9))]
     return Comparison([ended(n, 0, 0.9) for n in names], [point(n, 0, 1, 0.75) for n in names], {})
 
 
@@ -54,11 +55,11 @@ def texts(figure: Figure) -> list[Text]:
     return [t for t in figure.findobj(Text) if isinstance(t, Text) and t.get_visible() and t.get_text().strip()]
 
 
-@pytest.mark.parametrize("name", [*figures.CURVES, "overview", "test"])
+@pytest.mark.parametrize("name", [*style.CURVES, "overview", "test"])
 @pytest.mark.parametrize("which", ["known", "one_diverged"])
 def test_no_text_is_cut_off_or_small(known: Comparison, name: str, which: str) -> None:
     figure = all_figures(known if which == "known" else one_diverged())[name]
-    with figures.style():
+    with style.style():
         canvas = FigureCanvasAgg(figure)
         canvas.draw()
         drawn = figure.get_tightbbox(canvas.get_renderer())  # inches
@@ -72,7 +73,7 @@ def test_no_text_is_cut_off_or_small(known: Comparison, name: str, which: str) -
 def test_every_comparison_can_be_drawn(tmp_path: Path) -> None:
     for name, comparison in (("many", sixteen()), ("diverged", one_diverged())):
         drawn = figures.draw(comparison, tmp_path / name)
-        assert {file.stem for file in drawn} == {*figures.CURVES, "overview", "test_accuracy"}
+        assert {file.stem for file in drawn} == {*style.CURVES, "overview", "test_accuracy"}
         for file in drawn:
             assert file.read_bytes()[:4] == b"\x89PNG"
             assert "<svg" in file.with_suffix(".svg").read_text()
@@ -123,13 +124,13 @@ def test_every_loss_axis_has_labels_to_read_it_by(losses: tuple[float, float]) -
 
 def test_main_variants_differ_for_colour_blind_readers() -> None:
     """In grey and under the loss of each cone type, any two of the four differ in colour or in line style."""
-    assert len({str(dashes) for _, dashes in figures.STYLES.values()}) == 4
+    assert len({str(dashes) for _, dashes in style.STYLES.values()}) == 4
     # Viénot, Brettel & Mollon 1999, linear RGB, for protanopia and deuteranopia.
     losses = {
         "protan": [[0.11238, 0.88762, 0], [0.11238, 0.88762, 0], [0.00401, -0.00401, 1]],
         "deutan": [[0.29275, 0.70725, 0], [0.29275, 0.70725, 0], [-0.02234, 0.02234, 1]],
     }
-    colors = [np.array(mpl.colors.to_rgb(color)) ** 2.2 for color, _ in figures.STYLES.values()]
+    colors = [np.array(mpl.colors.to_rgb(color)) ** 2.2 for color, _ in style.STYLES.values()]
     for matrix in losses.values():
         seen = [np.clip(np.array(matrix) @ color, 0, 1) ** (1 / 2.2) for color in colors]
         gaps = [np.abs(a - b).max() for i, a in enumerate(seen) for b in seen[:i]]
@@ -138,11 +139,11 @@ def test_main_variants_differ_for_colour_blind_readers() -> None:
 
 @pytest.mark.parametrize("count", [1, 5, 10, 30, 100])
 def test_any_number_of_variants_can_be_told_apart(count: int) -> None:
-    names = [*figures.STYLES, *(f"norm{i}" for i in range(count))]
-    looks = figures.look(names)
+    names = [*style.STYLES, *(f"norm{i}" for i in range(count))]
+    looks = style.look(names)
     assert list(looks) == names
     assert len({str(look) for look in looks.values()}) == len(names)
-    assert {name: looks[name] for name in figures.STYLES} == figures.STYLES
+    assert {name: looks[name] for name in style.STYLES} == style.STYLES
 
 
 NAMES = [
@@ -170,19 +171,19 @@ def test_every_name_is_in_the_legend_and_can_be_drawn(name: str, tmp_path: Path)
     figure = figures.curve(comparison, "val_accuracy")
     shown = [text.get_text() for text in figure.legends[0].get_texts()]
     assert len(shown) == 2
-    assert shown[1].strip().removesuffix(" (n=1)") == figures.plain(name).strip()
+    assert shown[1].strip().removesuffix(" (n=1)") == style.plain(name).strip()
     assert len(shown[1]) < 60
-    assert figures.save(figure, tmp_path / "curve").is_file()
+    assert style.save(figure, tmp_path / "curve").is_file()
     ElementTree.parse(tmp_path / "curve.svg")
-    figures.save(figures.test_accuracy(comparison), tmp_path / "test")
+    style.save(figures.test_accuracy(comparison), tmp_path / "test")
 
 
 @given(st.text(max_size=60))
 def test_names_are_shown_as_they_are(name: str) -> None:
-    shown = figures.plain(name)
+    shown = style.plain(name)
     assert not shown.startswith("_")
     assert not is_math_text(shown)
-    if name.isprintable() and len(name) <= figures.LONGEST:
+    if name.isprintable() and len(name) <= style.LONGEST:
         assert shown.replace(r"\$", "$") in (name, f" {name}")
 
 
@@ -239,5 +240,5 @@ def test_experiment_whose_figures_fail_has_its_verdicts(
 
 
 def test_font_is_text_in_svg(known: Comparison, tmp_path: Path) -> None:
-    figures.save(figures.curve(known, "val_accuracy"), tmp_path / "curve")
+    style.save(figures.curve(known, "val_accuracy"), tmp_path / "curve")
     assert re.search(r"<text[^>]*>validation accuracy</text>", (tmp_path / "curve.svg").read_text())

@@ -16,7 +16,7 @@ from bnrepro.runs.record import Run
 from bnrepro.training import evaluation as inference
 from bnrepro.training import train
 from tests.conftest import Call
-from tests.test_resume import assert_same
+from tests.training.test_resume import assert_same
 
 Tiny = Callable[..., Config]
 

@@ -24,8 +24,8 @@ from bnrepro import cli, errors
 from bnrepro.config import load_config, run_dir, to_yaml
 from bnrepro.errors import UserError, did_you_mean, sentence
 from bnrepro.runs.record import Run, write_whole
+from tests.cli.ending import Command
 from tests.conftest import TINY, Call, Result, changed
-from tests.ending import Command
 
 PACKAGE = Path(cli.__file__).parent.parent
 
@@ -346,7 +346,7 @@ def test_root_that_can_hold_no_run_is_a_sentence_and_stays_as_it_is(
 def test_results_that_would_have_no_folder_are_refused_before_any_work(
     call: Call, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, command: str, where: str
 ) -> None:
-    for work in ("bench.layers.layers", "sweep.run_all", "claims.engine.execute", "train.rehearse"):
+    for work in ("bench.layers.layers", "launch.sweep.run_all", "claims.engine.execute", "training.train.rehearse"):
         monkeypatch.setattr(f"bnrepro.{work}", raising(AssertionError("too late")))
     (tmp_path / "file").touch()
     (tmp_path / "loop").symlink_to("loop")

@@ -26,7 +26,7 @@ from bnrepro.launch.sweep import Outcome
 from bnrepro.runs import record
 from bnrepro.runs.record import Run
 from bnrepro.training import train
-from tests import cluster
+from tests.launch import cluster
 
 Tiny = Callable[..., Config]
 Act = Callable[[str], object]

@@ -18,7 +18,7 @@ from bnrepro import config, experiments
 from bnrepro.claims import measuring, records
 from bnrepro.claims.engine import make_plan
 from bnrepro.claims.paper import Measure, Probe
-from bnrepro.config import config_hash, earlier_hash, group_dir, load_config, own_code, run_dir
+from bnrepro.config import config_hash, earlier_hash, group_dir, identity, load_config, own_code, run_dir
 from bnrepro.config.schema import Config
 from bnrepro.errors import UserError
 from bnrepro.launch import sweep
@@ -31,7 +31,7 @@ from bnrepro.system import reading as stored
 from bnrepro.training import train
 
 Tiny = Callable[..., Config]
-RESULTS = Path(__file__).parent.parent / "results" / "experiments"
+RESULTS = Path(__file__).parents[2] / "results" / "experiments"
 
 
 def earlier(cfg: Config) -> Path:
@@ -122,7 +122,7 @@ def test_measurement_of_an_earlier_version_is_found(tiny: Tiny, tmp_path: Path) 
 
 
 def test_collision_of_names_is_told_and_harms_nothing(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(config, "digits_of", lambda _: "0" * 16)
+    monkeypatch.setattr(identity, "digits_of", lambda _: "0" * 16)
     cfg, other = tiny("epochs=1"), tiny("epochs=1", "optimizer.lr=0.002")
     path = train.run(cfg)
     before = files(path)
@@ -255,7 +255,7 @@ def test_changed_norm_is_run_again(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_own_norms_of_the_package_count_by_their_name_alone() -> None:
-    assert "code" not in config.identity(load_config(["variant=convbn"]))
+    assert "code" not in config.identity_of(load_config(["variant=convbn"]))
 
 
 # --- unreadable is not damaged ---

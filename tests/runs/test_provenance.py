@@ -39,11 +39,12 @@ def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (top / "bnrepro").mkdir(parents=True)
     (top / "configs").mkdir()
     for name in ("bnrepro/runs/provenance.py", "configs/config.yaml", "notes.txt"):
+        (top / name).parent.mkdir(parents=True, exist_ok=True)
         (top / name).write_text("a")
     git(top, "init", "-q", "-b", "main")
     git(top, "add", ".")
     git(top, "commit", "-q", "-m", "first")
-    monkeypatch.setattr(provenance, "__file__", str(top / "bnrepro" / "provenance.py"))
+    monkeypatch.setattr(provenance, "__file__", str(top / "bnrepro" / "runs" / "provenance.py"))
     return top
 
 
@@ -78,7 +79,7 @@ def test_revision_without_git_is_read_from_its_files_with_the_reason(
         git(checkout, "checkout", "-q", "--detach")
     elif kind == "worktree":
         git(checkout, "worktree", "add", "-q", str(tmp_path / "tree"))
-        monkeypatch.setattr(provenance, "__file__", str(tmp_path / "tree" / "bnrepro" / "provenance.py"))
+        monkeypatch.setattr(provenance, "__file__", str(tmp_path / "tree" / "bnrepro" / "runs" / "provenance.py"))
         assert provenance.git_revision() == commit
     monkeypatch.setenv("PATH", "")
     assert provenance.git_revision() == f"{commit} (changes unknown: git is not installed)"
@@ -120,7 +121,7 @@ def test_repository_of_another_user_is_read_and_nothing_of_it_is_run(
 
 
 def test_outside_a_checkout_there_is_no_revision(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(provenance, "__file__", str(tmp_path / "bnrepro" / "provenance.py"))
+    monkeypatch.setattr(provenance, "__file__", str(tmp_path / "bnrepro" / "runs" / "provenance.py"))
     assert provenance.git_revision() is None
 
 
@@ -130,7 +131,7 @@ def test_git_that_hangs_is_ended_with_what_it_started(tmp_path: Path, monkeypatc
     (tmp_path / "git").chmod(0o755)
     (tmp_path / "top" / ".git").mkdir(parents=True)
     monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
-    monkeypatch.setattr(provenance, "__file__", str(tmp_path / "top" / "bnrepro" / "provenance.py"))
+    monkeypatch.setattr(provenance, "__file__", str(tmp_path / "top" / "bnrepro" / "runs" / "provenance.py"))
     monkeypatch.setattr(provenance, "PATIENCE", 0.3)
     assert provenance.git_revision() == "unknown (changes unknown: git does not answer)"
     for _ in range(50):  # a pipe that nobody has open cannot be opened for writing
@@ -158,5 +159,5 @@ def test_whatever_git_says_is_no_error_of_ours(
     (tmp_path / "git").chmod(0o755)
     (tmp_path / "top" / ".git").mkdir(parents=True)
     monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
-    monkeypatch.setattr(provenance, "__file__", str(tmp_path / "top" / "bnrepro" / "provenance.py"))
+    monkeypatch.setattr(provenance, "__file__", str(tmp_path / "top" / "bnrepro" / "runs" / "provenance.py"))
     assert re.search(rf"unknown \(changes unknown: {reason}", provenance.git_revision() or "")

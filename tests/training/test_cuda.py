@@ -15,7 +15,7 @@ from bnrepro.norm import NORMS, convert, fold, freeze, reestimate_statistics, sy
 from bnrepro.runs.record import Run
 from bnrepro.training import evaluation as inference
 from bnrepro.training import train
-from tests.test_resume import assert_same
+from tests.training.test_resume import assert_same
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="torch finds no GPU")
 

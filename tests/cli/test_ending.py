@@ -17,8 +17,8 @@ from bnrepro.cli import ending
 from bnrepro.launch import parallel
 from bnrepro.runs.record import find_runs
 from bnrepro.system import signals
+from tests.cli.ending import Command, group
 from tests.conftest import TINY, changed
-from tests.ending import Command, group
 
 INT, TERM, HUP, KILL = signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGKILL
 

@@ -33,7 +33,7 @@ from bnrepro.training import distributed, train
 from bnrepro.training.distributed import OtherProcessFailed, Processes
 from tests.conftest import TINY, changed
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 
 # Nothing that rounding can switch: no kink of a ReLU, and no Adam, in whose first steps the sign of a gradient that is
 # nothing but rounding moves a weight as far as any (unless eps is larger than rounding: "resumed").

@@ -17,7 +17,7 @@ from bnrepro.config import (
     configs_dir,
     differences,
     earlier_hash,
-    identity,
+    identity_of,
     leaves,
     load_config,
     read_config,
@@ -165,12 +165,12 @@ def test_identity_ignores_where_things_lie_and_nothing_else() -> None:
 
 def test_identity_counts_every_key_of_the_schema() -> None:
     everything = dict(leaves(to_dict(Config())))
-    assert set(differences({}, load_config([]))) and identity(Config()) == {}
+    assert set(differences({}, load_config([]))) and identity_of(Config()) == {}
     for key in everything.keys() - set(WHERE_NOT_WHAT):
         cfg = Config()
         node = reduce(getattr, key.split(".")[:-1], cfg)
         setattr(node, key.split(".")[-1], OTHER.get(key, 7))
-        assert identity(cfg).keys() == {key}
+        assert identity_of(cfg).keys() == {key}
         assert config_hash(cfg) != config_hash(Config())
         assert earlier_hash(cfg) != earlier_hash(Config())
 

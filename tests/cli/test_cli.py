@@ -31,7 +31,7 @@ def short(digits: Path) -> list[str]:
 
 
 def python(*arguments: str, cwd: Path) -> subprocess.Popen[str]:
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent), "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2]), "OMP_NUM_THREADS": "1"}
     pipe = subprocess.PIPE
     return subprocess.Popen(
         [sys.executable, *arguments],
@@ -542,7 +542,7 @@ def test_browser_draws_the_variants_on_one_chart(server: str, browser: str, tmp_
 
 
 def test_installed_wheel_works_from_any_folder(tmp_path: Path) -> None:
-    root = Path(__file__).parent.parent
+    root = Path(__file__).parents[2]
     build = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(tmp_path / "dist")]
     subprocess.run(build, cwd=root, check=True, capture_output=True)
     (wheel,) = (tmp_path / "dist").glob("*.whl")
