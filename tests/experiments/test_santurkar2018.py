@@ -17,11 +17,15 @@ from bnrepro.config.schema import Initialization, OptimizerName
 from bnrepro.data.dataset import load
 from bnrepro.experiments.santurkar2018 import accuracy, last_losses, paper, ratios
 from bnrepro.experiments.santurkar2018.drawing import LP, NAMES
-from bnrepro.experiments.santurkar2018.landscape import Factor, Objective, along_gradient, covariate_shift, measured
 from bnrepro.experiments.santurkar2018.measurements import (
+    Factor,
+    Objective,
+    along_gradient,
+    covariate_shift,
     deep_linear,
     distributions,
     landscape,
+    measured,
     network,
     problem,
     sampled,
@@ -155,7 +159,6 @@ def test_earlier_layers_move_with_their_norms_and_the_layer_itself_stays() -> No
     x, target = problem(2, 8, 0)
     objective = Objective(net, x, lambda y: (y - target).square().sum())
     assert objective.layer_of == [1, 1, 1, 2, 2, 2, 3]
-    assert objective.weight_of == {1: 0, 2: 3, 3: 6}
     parameters = [p.detach() for p in net.parameters()]
     _, gradient = objective.gradient(parameters)
     by_hand = [p - 0.01 * g if i < 3 else p for i, (p, g) in enumerate(zip(parameters, gradient, strict=True))]
@@ -169,10 +172,10 @@ def test_layers_are_told_from_norms_in_a_run_s_network() -> None:
     arm = ARMS["bn", 0.1]
     net = build(arm.config.model, norm_of(arm.config), 3, (32, 32), 10, torch.Generator())
     objective = Objective(net, torch.zeros(2, 3, 32, 32), lambda y: y.sum())
-    assert len(objective.weight_of) == 8  # six convolutions, one hidden layer, the logits
+    assert set(objective.layer_of) == set(range(1, 9))  # six convolutions, one hidden layer, the logits
     assert objective.layer_of[-2:] == [8, 8]  # weight and bias
-    weights = [p for p in net.parameters() if p.dim() > 1]
-    assert [list(net.parameters())[place] is w for place, w in zip(objective.weight_of.values(), weights, strict=True)]
+    first = [objective.layer_of.index(layer) for layer in range(1, 9)]
+    assert first == [place for place, p in enumerate(net.parameters()) if p.dim() > 1]  # a layer's weight is its first
 
 
 def test_measuring_leaves_the_network_as_it_is() -> None:
@@ -287,12 +290,11 @@ def test_looking_at_activations_changes_neither_network_nor_noise(tiny: Any) -> 
     net = build(tiny.model, norm_of(tiny), 1, (28, 28), 10, torch.Generator().manual_seed(0))
     before = {name: value.clone() for name, value in net.state_dict().items()}
     state = torch.get_rng_state()
-    chosen: dict[str, Tensor] = {}
-    found = sampled(net, data.normalize(data.val.images[:10]), 3, chosen, 1, 0)
+    found = sampled(net, data.normalize(data.val.images[:10]), 3, 1, 0)
     assert torch.equal(torch.get_rng_state(), state)
     assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
     assert {name: tuple(v.shape) for name, v in found.items()} == dict.fromkeys(net.norms, (10, 3))
-    again = sampled(net, data.normalize(data.val.images[:10]), 3, chosen, 2, 0)
+    again = sampled(net, data.normalize(data.val.images[:10]), 3, 2, 0)
     assert not torch.equal(found["norm1"], again["norm1"])  # other noise
 
 

@@ -11,27 +11,19 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from bnrepro.claims import Results, Values
-from bnrepro.claims.plots import Look, legend, lines, looks, panels
-from bnrepro.plots import style as figures
-from bnrepro.plots.style import COLUMN, log_ticks
+from bnrepro.claims.plots import legend, lines, looks, panels
+from bnrepro.plots.style import COLUMN, label, log_ticks
 
 if TYPE_CHECKING:
     from bnrepro.experiments.santurkar2018 import Settings
 
 BOTH = ("nobn", "bn")
 LP = ("l1norm", "l2norm", "linfnorm")
-NAMES = {variant: figures.label(variant) for variant in BOTH} | {
+NAMES = {variant: label(variant) for variant in BOTH} | {
     "noisybn": "noisy BN", "noise": "no BN, same noise", "l1norm": "l1 norm", "l2norm": "l2 norm",
     "linfnorm": "maximum norm",
 }  # fmt: skip
-
-
-def look_of(*variants: str) -> dict[str, Look]:
-    """The same in every figure."""
-    return {variant: look for variant, look in looks(NAMES).items() if variant in variants}
-
-
-# --- curves: Figures 1, 2 and 5 ---
+LOOKS = looks(NAMES)
 
 
 def training(r: Results, s: Settings) -> Figure | None:
@@ -43,7 +35,7 @@ def training(r: Results, s: Settings) -> Figure | None:
     figure, axes = panels(len(s.rates), 2, height=1.8, sharex=True, sharey=True)
     places = [(split, rate) for split in ("train", "val") for rate in s.rates]
     for each, (split, rate) in zip(axes, places, strict=True):
-        accuracies(each, r, split, rate, look_of(*BOTH))
+        accuracies(each, r, split, rate, *BOTH)
         each.label_outer()
         if split == "train":
             each.set_title(f"learning rate {rate:g}", fontsize=8)
@@ -59,7 +51,7 @@ def noisy(r: Results, s: Settings) -> Figure | None:
         return None
     figure, axes = panels(2, sharey=True)
     for each, split in zip(axes, ("train", "val"), strict=True):
-        accuracies(each, r, split, s.rate, look_of(*BOTH, "noisybn", "noise"))
+        accuracies(each, r, split, s.rate, *BOTH, "noisybn", "noise")
     legend(figure, of=axes[0])
     return figure
 
@@ -72,29 +64,25 @@ def norms(r: Results, s: Settings) -> Figure | None:
     if not r.curves:
         return None
     figure, (left, right) = panels(2)
-    accuracies(left, r, "train", s.rate, look_of(*BOTH, *LP))
+    accuracies(left, r, "train", s.rate, *BOTH, *LP)
     left.set_title("VGG", fontsize=8)
     rate, end = next((rate, steps["l1norm"]) for rate, steps in s.deep_linear_runs if "l1norm" in steps)
     loss = r.measured("loss", part="deep_linear", rate=rate)
-    logarithmic(right, loss.at(x=[x for x in loss.levels("x") if x <= end]), look_of(*BOTH, "l1norm"))
+    logarithmic(right, loss.at(x=range(end + 1)), *BOTH, "l1norm")
     right.set_title(f"deep linear network, rate {rate:g}", fontsize=8)
     right.set(xlabel="step", ylabel="loss")
-    by_lines(right)
     legend(figure, columns=5, of=left)
     return figure
 
 
-def accuracies(axes: Axes, r: Results, split: str, rate: float, look: dict[str, Look]) -> None:
+def accuracies(axes: Axes, r: Results, split: str, rate: float, *variants: str) -> None:
     """Accuracy in percent against steps."""
     found = 100 * r.curve(f"{split}_accuracy", part="curves", rate=rate)
     steps = found.levels("step")
     if len(steps) > 2 and steps[-1] - steps[-2] < steps[1] - steps[0]:
         steps.pop()  # the end: training accuracy over the few batches since the point before
-    lines(axes, found.at(step=steps), "step", "variant", look, marks=False)
+    lines(axes, found.at(step=steps, variant=variants), "step", "variant", LOOKS, marks=False)
     axes.set(xlabel="step", ylabel=f"{'training' if split == 'train' else 'validation'} accuracy, %", ylim=(0, 100))
-
-
-# --- distributions: Figures 1 (c) and 2 ---
 
 
 def distributions(r: Results, s: Settings) -> Figure | None:
@@ -106,31 +94,29 @@ def distributions(r: Results, s: Settings) -> Figure | None:
     shifts = r.measured("shift", part="distributions")
     if not shifts:
         return None
-    look, layers = look_of(*BOTH, "noisybn"), s.distributions.layers
+    variants, layers = (*BOTH, "noisybn"), s.distributions.layers
     figure = Figure(figsize=(2 * COLUMN, 2.0 + 1.5 * len(layers)), layout="constrained")
-    grid = figure.add_gridspec(len(layers) + 1, len(look), height_ratios=[1.2] * len(layers) + [1])
+    grid = figure.add_gridspec(len(layers) + 1, len(variants), height_ratios=[1.2] * len(layers) + [1])
     for row, layer in enumerate(layers):
-        for column, (variant, about) in enumerate(look.items()):
+        for column, variant in enumerate(variants):
             axes = figure.add_subplot(grid[row, column])
-            ridges(axes, r, variant, layer, about.color)
-            axes.set_title(f"{about.label}, layer {layer}", fontsize=8)
+            ridges(axes, r, variant, layer)
+            axes.set_title(f"{NAMES[variant]}, layer {layer}", fontsize=8)
             axes.set(xlabel="input of an activation", ylabel="step" if column == 0 else "")
     axes = figure.add_subplot(grid[len(layers), :])
-    logarithmic(axes, shifts, look, marks=True)
+    logarithmic(axes, shifts, *variants, marks=True)
     axes.set(xlabel="step", ylabel="shift, std. dev.")
-    by_lines(axes)
     bottom, top = axes.get_ylim()
     axes.set_ylim(bottom, top * (top / bottom) ** 0.3)  # room for the legend
     axes.legend(ncols=3, loc="upper right", handlelength=2.6)
     return figure
 
 
-def ridges(axes: Axes, r: Results, variant: str, layer: int, color: str) -> None:
+def ridges(axes: Axes, r: Results, variant: str, layer: int) -> None:
     """Densities at several steps, from bottom to top."""
-    prefix = f"density_{layer}_"
-    steps = sorted(
-        {int(name.removeprefix(prefix)) for row in r.measurements if (name := row["quantity"]).startswith(prefix)}
-    )
+    prefix, color = f"density_{layer}_", LOOKS[variant].color
+    names = {row["quantity"] for row in r.measurements if row["quantity"].startswith(prefix)}
+    steps = sorted(int(name.removeprefix(prefix)) for name in names)
     curves = [r.measured(f"{prefix}{step}", part="distributions", variant=variant) for step in steps]
     top = max((value for curve in curves for value in curve), default=1.0) or 1.0
     for place, curve in reversed(list(enumerate(curves))):
@@ -142,9 +128,6 @@ def ridges(axes: Axes, r: Results, variant: str, layer: int, color: str) -> None
     axes.grid(visible=False)
 
 
-# --- internal covariate shift: Figure 3 ---
-
-
 def covariate_shift(r: Results, s: Settings) -> Figure | None:
     """As the paper's Figure 3: a layer's gradient before and after all earlier layers have made their step, on the same
     batch, at learning rates {s.rate:g} and {s.slow:g}. Above: the cosine of the two. Below: the norm of their
@@ -153,25 +136,19 @@ def covariate_shift(r: Results, s: Settings) -> Figure | None:
     cells = [("landscape", s.rate, layer, f"VGG, layer {layer}") for layer in s.landscape.layers]
     cells += [("deep_linear", s.slow, layer, f"deep linear, layer {layer}") for layer in s.deep_linear.layers]
     figure, axes = panels(len(cells), 2, height=1.7, sharex="col")
-    above, below = axes[: len(cells)], axes[len(cells) :]
-    for (part, rate, layer, title), top, bottom in zip(cells, above, below, strict=True):
-        cosine, difference = (r.measured(f"{q}_{layer}", part=part, rate=rate) for q in ("cosine", "difference"))
+    for (part, rate, layer, title), top, bottom in zip(cells, axes, axes[len(cells) :], strict=False):
+        of = {"part": part, "rate": rate, "variant": BOTH}
+        cosine = r.measured(f"cosine_{layer}", **of).where(math.isfinite)
         if not cosine:
             return None
-        lines(top, cosine.where(math.isfinite), "x", "variant", look_of(*BOTH), marks=False)
-        top.set(ylim=(-1.05, 1.05))
+        lines(top, cosine, "x", "variant", LOOKS, marks=False)
+        top.set(ylim=(-1.05, 1.05), ylabel="cosine" if top is axes[0] else "")
         top.set_title(title, fontsize=8)
-        logarithmic(bottom, difference, look_of(*BOTH))
-        by_lines(bottom)
-        bottom.set_xlabel("step")
+        logarithmic(bottom, r.measured(f"difference_{layer}", **of), *BOTH)
+        bottom.set(xlabel="step", ylabel="norm of difference" if top is axes[0] else "")
         bottom.xaxis.set_major_locator(MaxNLocator(3))
-    above[0].set_ylabel("cosine")
-    below[0].set_ylabel("norm of difference")
-    legend(figure, of=above[0])
+    legend(figure, of=axes[0])
     return figure
-
-
-# --- the landscape: Figures 4 and 10 ---
 
 
 def landscape(r: Results, s: Settings) -> Figure | None:
@@ -181,7 +158,7 @@ def landscape(r: Results, s: Settings) -> Figure | None:
     leave the axes. Means are geometric.
     """
     figure, axes = panels(3, height=2.5)
-    if not along(axes, r, part="landscape", rate=s.rate):
+    if not along(axes, r, part="landscape"):
         return None
     legend(figure, of=axes[0])
     return figure
@@ -195,57 +172,55 @@ def deep_linear(r: Results, s: Settings) -> Figure | None:
     highest, each averaged over seeds; the others are intervals, and may leave the axes. Means are geometric.
     """
     figure, axes = panels(4, len(s.deep_linear_runs), height=1.9)
-    rows = [axes[start : start + 4] for start in range(0, len(axes), 4)]
-    for (first, *others), (rate, _) in zip(rows, s.deep_linear_runs, strict=True):
-        of = {"part": "deep_linear", "rate": rate}
-        logarithmic(first, r.measured("loss", **of), look_of(*BOTH, "l1norm"))
-        if not along(others, r, **of):
+    for row, (rate, _) in enumerate(s.deep_linear_runs):
+        first, *others = axes[4 * row : 4 * row + 4]
+        logarithmic(first, r.measured("loss", part="deep_linear", rate=rate), *BOTH, "l1norm")
+        if not along(others, r, part="deep_linear", rate=rate):
             return None
-        by_lines(first)
         first.set_title("loss", fontsize=8)
         first.set_ylabel(f"rate {rate:g}")
     for each in axes:
         each.xaxis.set_major_locator(MaxNLocator(3))
-        each.set_xlabel("step" if each in rows[-1] else "")
+        each.set_xlabel("step" if each in axes[-4:] else "")
     legend(figure)
     return figure
 
 
 def along(axes: list[Axes], r: Results, **of: Any) -> bool:
     """The three measures with BN and without, in three panels; returns whether there are any."""
-    for each, name in zip(axes, ("loss", "change"), strict=False):
-        for variant, look in look_of(*BOTH).items():
-            spread(each, look, *(r.measured(f"{name}_{end}", variant=variant, **of) for end in ("low", "high")))
     beta = r.measured("beta", **of)
-    logarithmic(axes[2], beta, look_of(*BOTH))
+    spread(axes[0], r, "loss", **of)
+    spread(axes[1], r, "change", **of)
+    logarithmic(axes[2], beta, *BOTH)
     for each, title in zip(axes, ("loss along gradient", "gradient change", "effective beta"), strict=True):
         each.set_xlabel("step")
-        by_lines(each)
         each.set_title(title, fontsize=8)
     return bool(beta)
 
 
-def spread(axes: Axes, look: Look, low: Values, high: Values) -> None:
-    """From the mean of the lowest values to that of the highest, by step."""
-    ends = [values.where(_positive).log().intervals("x") for values in (low, high)]
-    steps = [x for x in ends[0] if x in ends[1]]
-    bottom, top = (np.exp([end[x].mean for x in steps]) for end in ends)
-    about: dict[str, Any] = {"color": look.color, "linestyle": look.dashes, "linewidth": 0.8}
-    axes.fill_between(steps, bottom, top, color=look.color, alpha=0.25, linewidth=0)
-    axes.plot(steps, bottom, label=look.label, **about)
-    axes.plot(steps, top, **about)
+def spread(axes: Axes, r: Results, name: str, **of: Any) -> None:
+    """From the mean of the lowest values along the gradient to that of the highest, by step."""
+    for variant in BOTH:
+        look, found = LOOKS[variant], (r.measured(f"{name}_{end}", variant=variant, **of) for end in ("low", "high"))
+        low, high = (values.log().where(math.isfinite).intervals("x") for values in found)
+        steps = [x for x in low if x in high]
+        bottom, top = (np.exp([end[x].mean for x in steps]) for end in (low, high))
+        about: dict[str, Any] = {"color": look.color, "linestyle": look.dashes, "linewidth": 0.8}
+        axes.fill_between(steps, bottom, top, color=look.color, alpha=0.25, linewidth=0)
+        axes.plot(steps, bottom, label=look.label, **about)
+        axes.plot(steps, top, **about)
+    as_high_as_lines(axes)
 
 
-# --- axes ---
+def logarithmic(axes: Axes, values: Values, *variants: str, marks: bool = False) -> None:
+    """Means of logarithms by step; values without a logarithm are left out."""
+    values = values.at(variant=variants).where(lambda value: 0 < value < math.inf)
+    lines(axes, values, "x", "variant", LOOKS, log=True, marks=marks)
+    as_high_as_lines(axes)
 
 
-def logarithmic(axes: Axes, values: Values, look: dict[str, Look], marks: bool = False) -> None:
-    """Lines of means of logarithms, by step; values without a logarithm are left out."""
-    lines(axes, values.where(_positive), "x", "variant", look, log=True, marks=marks)
-
-
-def by_lines(axes: Axes) -> None:
-    """A logarithmic axis as high as its lines: a band of few seeds that differ by decades would flatten them."""
+def as_high_as_lines(axes: Axes) -> None:
+    """A logarithmic axis that leaves out bands: one of few seeds that differ by decades would flatten the lines."""
     values = np.concatenate([np.asarray(line.get_ydata(), dtype=float) for line in axes.get_lines()] or [np.ones(1)])
     values = values[np.isfinite(values) & (values > 0)]
     axes.set_yscale("log")
@@ -253,10 +228,6 @@ def by_lines(axes: Axes) -> None:
         room = max(1.2, (values.max() / values.min()) ** 0.15)
         axes.set_ylim(values.min() / room, values.max() * room)
         log_ticks(axes)
-
-
-def _positive(value: float) -> bool:
-    return 0 < value < math.inf
 
 
 FIGURES = (training, noisy, distributions, covariate_shift, landscape, deep_linear, norms)
