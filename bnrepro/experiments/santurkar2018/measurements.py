@@ -53,6 +53,8 @@ class Objective:
 
     def __init__(self, network: nn.Module, x: Tensor, loss: Callable[[Tensor], Tensor]) -> None:
         self.network, self.x, self.loss = network.train(), x, loss
+        self.parameters: Parameters = list(network.parameters())
+        """Where the network stands."""
         self.layer_of: list[int] = []
         """The layer (from 1) of each parameter, its weight first; a norm belongs to the layer before it."""
         layer = 0
@@ -67,37 +69,37 @@ class Objective:
         value = self.loss(functional_call(self.network, state, (self.x,)))
         return float(value.detach()), list(torch.autograd.grad(value, leaves))
 
+    def moved(self, gradient: Parameters, step: float) -> Parameters:
+        """The network's parameters after a step along ``gradient``."""
+        return [p.detach() - step * g for p, g in zip(self.parameters, gradient, strict=True)]
+
 
 def copies(network: nn.Module) -> dict[str, Tensor]:
     """Copies of a network's running statistics."""
     return {name: buffer.clone() for name, buffer in network.named_buffers()}
 
 
-def measured(
-    step: int, objective: Objective, parameters: Parameters, lr: float, along: list[float], layers: list[int]
-) -> list[Row]:
+def measured(step: int, objective: Objective, lr: float, along: list[float], layers: list[int]) -> list[Row]:
     """All measures at one step, as rows (x = ``step``): with steps of ``along`` times ``lr`` along the gradient, and of
     the internal covariate shift of ``layers`` (from 1).
     """
-    loss, gradient = objective.gradient(parameters)
+    loss, gradient = objective.gradient(objective.parameters)
     values = {"loss": loss, "gradient": norm(gradient)}
-    values |= along_gradient(objective, parameters, gradient, [lr * factor for factor in along])
+    values |= along_gradient(objective, gradient, [lr * factor for factor in along])
     for layer in layers:
-        difference, cosine = covariate_shift(objective, parameters, gradient, lr, layer)
+        difference, cosine = covariate_shift(objective, gradient, lr, layer)
         values |= {f"difference_{layer}": difference, f"cosine_{layer}": cosine}
     return [{"quantity": name, "x": step, "value": value} for name, value in values.items()]
 
 
-def along_gradient(
-    objective: Objective, parameters: Parameters, gradient: Parameters, steps: list[float]
-) -> dict[str, float]:
+def along_gradient(objective: Objective, gradient: Parameters, steps: list[float]) -> dict[str, float]:
     """The extremes of the loss and of the change of the gradient over ``steps`` along it, and the effective beta.
 
     nan counts as infinite: the numbers have overflowed.
     """
     found = []
     for step in steps:
-        loss, other = objective.gradient(moved(parameters, gradient, step))
+        loss, other = objective.gradient(objective.moved(gradient, step))
         change = norm([after - before for after, before in zip(other, gradient, strict=True)])
         found.append([math.inf if math.isnan(value) else value for value in (loss, change)])
     losses, changes = zip(*found, strict=True)
@@ -107,14 +109,12 @@ def along_gradient(
     return low_high | {"change_high": max(changes), "beta": max(betas)}
 
 
-def covariate_shift(
-    objective: Objective, parameters: Parameters, gradient: Parameters, lr: float, layer: int
-) -> tuple[float, float]:
+def covariate_shift(objective: Objective, gradient: Parameters, lr: float, layer: int) -> tuple[float, float]:
     """Norm of the difference, and cosine, of a layer's gradients before and after all earlier layers have moved."""
-    stepped = zip(parameters, moved(parameters, gradient, lr), objective.layer_of, strict=True)
-    mixed = [after if of < layer else before for before, after, of in stepped]
+    stepped = zip(objective.parameters, objective.moved(gradient, lr), objective.layer_of, strict=True)
     weight = objective.layer_of.index(layer)
-    before, after = gradient[weight], objective.gradient(mixed)[1][weight]
+    before = gradient[weight]
+    after = objective.gradient([new if of < layer else old for old, new, of in stepped])[1][weight]
     product = norm([before]) * norm([after])
     cosine = float((before.double() * after.double()).sum()) / product if product else math.nan
     return norm([before - after]), cosine
@@ -125,11 +125,6 @@ def norm(tensors: Parameters) -> float:
     return math.sqrt(sum(float(t.double().square().sum()) for t in tensors))
 
 
-def moved(parameters: Parameters, gradient: Parameters, step: float) -> Parameters:
-    """After a step along the gradient."""
-    return [p.detach() - step * g for p, g in zip(parameters, gradient, strict=True)]
-
-
 @measure("santurkar2018/landscape")
 def landscape(run: Run, seed: int, steps: int, every: int, along: list[float], layers: list[int]) -> list[Row]:
     """`measured` on every ``every``-th batch of the first ``steps``, before its update."""
@@ -138,7 +133,7 @@ def landscape(run: Run, seed: int, steps: int, every: int, along: list[float], l
     for step, x, y, lr in trainer.batches(0, steps):
         if step % every == 0:
             objective = Objective(trainer.network, x, partial(F.cross_entropy, target=y))
-            rows += measured(step, objective, list(trainer.network.parameters()), lr, along, layers)
+            rows += measured(step, objective, lr, along, layers)
         loss, _ = trainer.update(x, y, lr)
         if not math.isfinite(float(loss)):
             return [*rows, {"quantity": "diverged", "x": None, "value": step}]
@@ -251,17 +246,16 @@ def deep_linear(
     x, target = problem(width, samples, seed)
     net = network(variant, depth, width, samples, seed)
     objective = Objective(net, x, partial(F.mse_loss, target=target, reduction="sum"))
-    parameters: list[Tensor] = list(net.parameters())
     rows: list[Row] = []
     for step in range(steps + 1):
         if step % every == 0:
-            rows += measured(step, objective, parameters, rate, along, layers)
+            rows += measured(step, objective, rate, along, layers)
         loss = objective.loss(net(x))
         if not bool(loss.isfinite()):
             return [*rows, {"quantity": "diverged", "x": None, "value": step}]
-        gradient = torch.autograd.grad(loss, parameters)
+        gradient = torch.autograd.grad(loss, objective.parameters)
         with torch.no_grad():
-            torch._foreach_add_(parameters, gradient, alpha=-rate)
+            torch._foreach_add_(objective.parameters, gradient, alpha=-rate)
     return rows
 
 
