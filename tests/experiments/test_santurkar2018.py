@@ -15,13 +15,16 @@ from torch import Tensor, nn
 from bnrepro.claims import Results
 from bnrepro.config.schema import Initialization, OptimizerName
 from bnrepro.data.dataset import load
-from bnrepro.experiments.santurkar2018 import accuracy, last_losses, paper, ratios
-from bnrepro.experiments.santurkar2018.drawing import LP, NAMES
-from bnrepro.experiments.santurkar2018.landscape import Factor, Objective, along_gradient, covariate_shift, measured
+from bnrepro.experiments.santurkar2018 import LP, NAMES, accuracy, last_losses, paper, ratios
 from bnrepro.experiments.santurkar2018.measurements import (
+    Factor,
+    Objective,
+    along_gradient,
+    covariate_shift,
     deep_linear,
     distributions,
     landscape,
+    measured,
     network,
     problem,
     sampled,
@@ -102,7 +105,7 @@ def test_landscape_of_a_quadratic() -> None:
     g = hessian @ p
     torch.testing.assert_close(gradient[0], g)
     steps = [0.1, 0.3, 1.0]
-    found = along_gradient(objective, [p], gradient, steps)
+    found = along_gradient(objective, gradient, steps)
     losses = [float((p - s * g) @ hessian @ (p - s * g)) / 2 for s in steps]
     size = float((hessian @ g).norm())
     assert (found["loss_low"], found["loss_high"]) == pytest.approx((min(losses), max(losses)))
@@ -114,7 +117,7 @@ def test_beta_is_the_largest_along_the_way() -> None:
     """L = p^4 / 4 at 1: g = 1, and |(1 - s)^3 - 1| / s."""
     objective = Objective(Point(1.0), torch.zeros(1), lambda p: (p**4 / 4).sum())
     one = torch.ones(1, dtype=torch.float64)
-    found = along_gradient(objective, [one], [one], [0.5, 2.0, 4.0])
+    found = along_gradient(objective, [one], [0.5, 2.0, 4.0])
     assert found["beta"] == pytest.approx(28 / 4)
     assert (found["change_low"], found["change_high"]) == pytest.approx((1 - 0.125, 28))
 
@@ -122,7 +125,7 @@ def test_beta_is_the_largest_along_the_way() -> None:
 def test_a_loss_that_is_no_number_is_infinite() -> None:
     objective = Objective(Point(1.0), torch.zeros(1), lambda p: p.sqrt().sum())
     one = torch.ones(1, dtype=torch.float64)
-    found = along_gradient(objective, [one], [one], [0.5, 2.0])  # sqrt(-1)
+    found = along_gradient(objective, [one], [0.5, 2.0])  # sqrt(-1)
     assert found["loss_high"] == found["change_high"] == found["beta"] == math.inf
     assert found["loss_low"] == pytest.approx(math.sqrt(0.5))
 
@@ -140,14 +143,13 @@ def test_covariate_shift_of_two_numbers(rate: float) -> None:
     """y = b a x, L = (y - t)^2: dL/db = 2 (b a x - t) a x, before and after a has moved and b has not."""
     a, b, x, t = 0.5, 2.0, 3.0, 1.0
     objective = Objective(scalar(a, b), torch.full((1, 1, 1), x, dtype=torch.float64), lambda y: (y - t).square().sum())
-    parameters = [p.detach() for p in objective.network.parameters()]
-    _, gradient = objective.gradient(parameters)
+    _, gradient = objective.gradient(objective.parameters)
     moved = a - rate * 2 * (b * a * x - t) * b * x
     before, after = (2 * (b * value * x - t) * value * x for value in (a, moved))
-    difference, cosine = covariate_shift(objective, parameters, gradient, rate, 2)
+    difference, cosine = covariate_shift(objective, gradient, rate, 2)
     assert difference == pytest.approx(abs(before - after))
     assert cosine == pytest.approx(math.copysign(1, before * after))
-    assert covariate_shift(objective, parameters, gradient, rate, 1) == pytest.approx((0, 1))  # nothing is before it
+    assert covariate_shift(objective, gradient, rate, 1) == pytest.approx((0, 1))  # nothing is before it
 
 
 def test_earlier_layers_move_with_their_norms_and_the_layer_itself_stays() -> None:
@@ -155,12 +157,11 @@ def test_earlier_layers_move_with_their_norms_and_the_layer_itself_stays() -> No
     x, target = problem(2, 8, 0)
     objective = Objective(net, x, lambda y: (y - target).square().sum())
     assert objective.layer_of == [1, 1, 1, 2, 2, 2, 3]
-    assert objective.weight_of == {1: 0, 2: 3, 3: 6}
     parameters = [p.detach() for p in net.parameters()]
     _, gradient = objective.gradient(parameters)
     by_hand = [p - 0.01 * g if i < 3 else p for i, (p, g) in enumerate(zip(parameters, gradient, strict=True))]
     want = objective.gradient(by_hand)[1][3]
-    difference, _ = covariate_shift(objective, parameters, gradient, 0.01, 2)
+    difference, _ = covariate_shift(objective, gradient, 0.01, 2)
     assert difference == pytest.approx(float((want - gradient[3]).norm()), rel=1e-6)
     assert difference > 0
 
@@ -169,10 +170,10 @@ def test_layers_are_told_from_norms_in_a_run_s_network() -> None:
     arm = ARMS["bn", 0.1]
     net = build(arm.config.model, norm_of(arm.config), 3, (32, 32), 10, torch.Generator())
     objective = Objective(net, torch.zeros(2, 3, 32, 32), lambda y: y.sum())
-    assert len(objective.weight_of) == 8  # six convolutions, one hidden layer, the logits
+    assert set(objective.layer_of) == set(range(1, 9))  # six convolutions, one hidden layer, the logits
     assert objective.layer_of[-2:] == [8, 8]  # weight and bias
-    weights = [p for p in net.parameters() if p.dim() > 1]
-    assert [list(net.parameters())[place] is w for place, w in zip(objective.weight_of.values(), weights, strict=True)]
+    first = [objective.layer_of.index(layer) for layer in range(1, 9)]
+    assert first == [place for place, p in enumerate(net.parameters()) if p.dim() > 1]  # a layer's weight is its first
 
 
 def test_measuring_leaves_the_network_as_it_is() -> None:
@@ -180,7 +181,7 @@ def test_measuring_leaves_the_network_as_it_is() -> None:
     x, target = problem(4, 16, 0)
     before = {name: value.clone() for name, value in net.state_dict().items()}
     objective = Objective(net, x, lambda y: (y - target).square().sum())
-    rows = measured(7, objective, [p.detach() for p in net.parameters()], 1e-3, [1.0, 2.0], [2])
+    rows = measured(7, objective, 1e-3, [1.0, 2.0], [2])
     assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
     assert all(p.grad is None for p in net.parameters())
     assert {row["x"] for row in rows} == {7} and all(math.isfinite(row["value"]) for row in rows)
@@ -287,12 +288,11 @@ def test_looking_at_activations_changes_neither_network_nor_noise(tiny: Any) -> 
     net = build(tiny.model, norm_of(tiny), 1, (28, 28), 10, torch.Generator().manual_seed(0))
     before = {name: value.clone() for name, value in net.state_dict().items()}
     state = torch.get_rng_state()
-    chosen: dict[str, Tensor] = {}
-    found = sampled(net, data.normalize(data.val.images[:10]), 3, chosen, 1, 0)
+    found = sampled(net, data.normalize(data.val.images[:10]), 3, 1, 0)
     assert torch.equal(torch.get_rng_state(), state)
     assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
     assert {name: tuple(v.shape) for name, v in found.items()} == dict.fromkeys(net.norms, (10, 3))
-    again = sampled(net, data.normalize(data.val.images[:10]), 3, chosen, 2, 0)
+    again = sampled(net, data.normalize(data.val.images[:10]), 3, 2, 0)
     assert not torch.equal(found["norm1"], again["norm1"])  # other noise
 
 
