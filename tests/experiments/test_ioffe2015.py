@@ -63,15 +63,18 @@ def test_figure_1_in_full_is_the_papers() -> None:
 
 
 def test_arms_of_the_race_have_the_papers_multiples() -> None:
-    assert {arm: ARMS[arm].factor for arm in shown.REPORTED} == {
+    assert {arm: ARMS[arm][1] for arm in shown.REPORTED} == {
         "Baseline": 1,
         "BN-Baseline": 1,
         "BN-x5": 5,
         "BN-x30": 30,
         "BN-x5-Sigmoid": 5,
     }
-    assert {who.variant for arm, who in ARMS.items() if arm.startswith(("Base", "no"))} == {"nobn"}
-    assert [arm for arm, who in ARMS.items() if who.activation == "sigmoid"] == ["BN-x5-Sigmoid", "no BN, sigmoid"]
+    assert {variant for arm, (variant, _, _) in ARMS.items() if arm.startswith(("Base", "no"))} == {"nobn"}
+    assert [arm for arm, (_, _, activation) in ARMS.items() if activation == "sigmoid"] == [
+        "BN-x5-Sigmoid",
+        "no BN, sigmoid",
+    ]
 
 
 def test_only_the_batches_differ_where_shuffling_is_the_question() -> None:
@@ -275,8 +278,8 @@ def test_a_network_that_diverged_is_at_chance_and_infinite() -> None:
         )
     ]
     results = Results("full", [], [], rows)
-    assert shown.ends(results).at(arm="no BN, x5").seeds == {0: 50, 1: 10}
-    assert shown.diverged(results).at(arm="no BN, x5").seeds == {0: 0, 1: 100}
+    assert shown.race(results, "test_accuracy", 10.0).at(arm="no BN, x5").seeds == {0: 50, 1: 10}
+    assert shown.race(results, "diverged", 0.0).at(arm="no BN, x5").seeds == {0: 0, 1: 3}
 
 
 def test_the_largest_rate_is_below_the_first_at_which_some_network_fails() -> None:

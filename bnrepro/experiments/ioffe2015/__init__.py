@@ -4,20 +4,19 @@
 https://arxiv.org/abs/1502.03167
 
 Differences from the paper
-- Figure 1: the paper states neither learning rate, optimiser nor standard deviation of the initial weights. Here it is
-  plain SGD, and rate and standard deviation are those with the best mean validation accuracy after short runs of a
-  small grid, the same grid and length for both networks. A choice by short runs favours fast starters, in both.
+- Figure 1: the paper does not state the learning rate, the optimiser, or the standard deviation of the initial weights.
+  Here it is plain SGD; rate and deviation are those with the best mean validation accuracy after short runs of a small
+  grid, the same for both networks. A choice by short runs favours fast starters, in both.
 - Figure 1: a tenth of the training images is held out for that choice. The inputs to the sigmoids are those of a fixed
-  batch of these validation images, normalised by its own statistics, as in training. The typical sigmoid is unit 0,
-  fixed beforehand; the table has all of them.
-- Section 4.2: a small VGG (or, in the small presets, a LeNet) on CIFAR-10 or digits for a few thousand steps of 32
-  images, where the paper trains Inception on ImageNet for tens of millions. The baseline's best is thus what it reaches
-  in the budget, not where it levels off. The learning rate of the baseline is chosen on validation data; it stays
-  constant (SGD, momentum 0.9), and nothing but rate, norm and activation differs between the arms. The paper also
-  removes dropout, reduces weight decay and photometric distortions, and lowers the rate faster.
-- Accuracy in the table is single-crop, top-1, on validation images, as in the paper; curves are sampled every few
-  steps, which is the resolution of all counts of steps. A network that never reaches an accuracy counts as reaching it
-  at the last step.
+  batch of these images, normalised by its own statistics, as in training. The typical sigmoid is unit 0, fixed
+  beforehand; the table has all of them.
+- Section 4.2: a small VGG on CIFAR-10 (in the small presets a LeNet on digits) for a few thousand steps of 32 images;
+  the paper trains Inception on ImageNet for tens of millions. So the baseline's best is what it reaches in the budget,
+  not where it levels off. Its learning rate is chosen on validation data and stays constant (SGD, momentum 0.9), and
+  nothing but rate, norm and activation differs between the arms. The paper also removes dropout, reduces weight decay
+  and photometric distortions, and lowers the rate faster.
+- Accuracy is single-crop, top-1, on validation images, as in the paper. Steps are counted as finely as curves are
+  sampled; a network that never reaches an accuracy counts as reaching it at the last step.
 - Section 3.3: the Jacobian is that of one layer at one image, with the statistics of a fixed batch as constants.
 - Sections 3.4 and 4.2.1 (dropout, shuffling): a LeNet on 5,000 digits, where there is something to regularise.
 """
@@ -31,7 +30,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from bnrepro.claims import Design, Evidence, Measure, Paper, Preset, Results, Values
+from bnrepro.claims import Design, Evidence, Paper, Preset, Results, Values
 from bnrepro.claims.evidence import exact, greater, less, not_lower, not_testable
 from bnrepro.claims.paper import Factors, Probe
 from bnrepro.config import load_config
@@ -47,24 +46,20 @@ FIGURE_1: Any = {
     "withdrawn": "rates were chosen at the grid's edge; both arms belong at the rate that meets the published curve "
     "without BN",
 }
+VGG = "2,000 steps of a quarter-width VGG on CIFAR-10, for Inception on ImageNet"
 DIGITS = "a LeNet on 5,000 digits, for Inception on ImageNet"
 TEST = "points of test accuracy"
 ABOVE = "points above chance"
 SEEDS = "% of seeds"
 RATE = "as learning rate"
-SHAPE = {"batch": 16, "channels": 6, "height": 9, "width": 7}
+SHAPE: dict[str, Any] = {"batch": 16, "channels": 6, "height": 9, "width": 7}
 
 
-class Networks(BaseModel, extra="forbid", frozen=True):
-    """Networks that are trained at several learning rates."""
+class Grid(BaseModel, extra="forbid", frozen=True):
+    """Short runs that choose learning rate and initial weights, and how far the networks with their choice go."""
 
     overrides: list[str]
     rates: list[float]
-
-
-class Grid(Networks, frozen=True):
-    """Short runs that choose learning rate and initial weights, and how far the networks with their choice go."""
-
     deviations: list[float] = [0.01]
     choosing_epochs: int
     steps: int
@@ -76,7 +71,9 @@ class Figure1(Grid, frozen=True):
     jacobians: int
 
 
-class Rates(Networks, frozen=True):
+class Rates(BaseModel, extra="forbid", frozen=True):
+    overrides: list[str]
+    rates: list[float]
     variants: list[str]
 
 
@@ -99,12 +96,7 @@ class Settings(Preset):
     negligible_ratio: float = 1.1
 
 
-paper = Paper(
-    __name__,
-    Settings,
-    scale="toy",
-    scale_note="2,000 steps of a quarter-width VGG on CIFAR-10, for Inception on ImageNet",
-)
+paper = Paper(__name__, Settings, scale="toy", scale_note=VGG)
 
 
 @paper.design
@@ -132,24 +124,19 @@ def runs(s: Settings) -> Design:
             together = load_config(common).batch_size if fixed else 0
             who = {"variant": variant, "fixed": fixed}
             design.train("shuffle", who, [*common, f"data.together={together}"])
-    identities: list[tuple[str, Measure, dict[str, Any]]] = [
-        ("bias", measurements.cancelled_bias, {"steps": 50}),
-        ("channels", measurements.channels, SHAPE),
-        ("effective batch", measurements.effective_batch, SHAPE),
-        ("algorithm 2", measurements.algorithm_2, {"values": 5, "batch": 3, "features": 4}),
-    ]
+    design.measure("exact", {"what": "bias"}, measurements.cancelled_bias, seeds=[0], steps=50)
+    design.measure("exact", {"what": "channels"}, measurements.channels, seeds=[0], **SHAPE)
+    design.measure("exact", {"what": "effective batch"}, measurements.effective_batch, seeds=[0], **SHAPE)
+    design.measure("exact", {"what": "algorithm 2"}, measurements.algorithm_2, seeds=[0], values=5, batch=3, features=4)
     for eps in s.scale_eps:
-        identities.append((f"scale, eps {eps:g}", measurements.scaled_weights, {"eps": eps, "scales": s.scales}))
-    for what, of, arguments in identities:
-        design.measure("exact", {"what": what}, of, seeds=[0], **arguments)
+        what = {"what": f"scale, eps {eps:g}"}
+        design.measure("exact", what, measurements.scaled_weights, seeds=[0], eps=eps, scales=s.scales)
     return design
 
 
 def choose(design: Design, s: Settings, part: str, grid: Grid, who: dict[str, str]) -> tuple[Config, dict[str, Any]]:
-    """Add the short runs of a grid.
-
-    Returns the run with the smallest rate, which does not diverge and says where they all are, and what a measurement
-    needs to know to choose among them, and how far it goes.
+    """Add the short runs of a grid. Returns the one with the smallest rate, which does not diverge and says where all
+    are, and the arguments of what is measured: how it chooses among them, and how far it goes.
     """
     cells = [[lr, std] for lr, std in product(sorted(grid.rates), grid.deviations)]
     common = [*grid.overrides, f"epochs={grid.choosing_epochs}", f"variant={who.get('variant', 'nobn')}"]
@@ -183,13 +170,9 @@ def faster_on_mnist(r: Results, s: Settings) -> Evidence:
     curves, lost = (r.measured(quantity, part="figure1") for quantity in ("test_accuracy", "diverged"))
     best = curves.max("x")
     steps = shown.steps_to(best.at(variant="nobn"), curves, lost, s.figure1.steps)
-    evidence = greater(
-        steps.at(variant="nobn") / steps.at(variant="bn"),
-        "steps to the best accuracy without BN, none over BN",
-        "times as fast",
-        margin=s.negligible_ratio,
-        ratio=True,
-    )
+    estimand = "steps to the best accuracy without BN, none over BN"
+    ratio = steps.at(variant="nobn") / steps.at(variant="bn")
+    evidence = greater(ratio, estimand, "times as fast", margin=s.negligible_ratio, ratio=True)
     never = gain(best).map(lambda points: 100.0 * (points < 0))
     evidence = evidence.showing({"networks with BN that never reach it": total(never)}, SEEDS)
     short = gain(shown.choice_accuracies(r, "figure1_choice")).by("rate", "deviation").values()
@@ -203,16 +186,13 @@ def steadier_inputs_of_sigmoids(r: Results, s: Settings) -> Evidence:
     with batch normalization than without.
     """
     ratios = shown.drift_ratios(r)
-    evidence = greater(
-        {name: units.mean() for name, units in ratios.items()},
-        "drift of percentiles over training, mean of the units, log2 of none over BN",
-        "doublings",
-        margin=math.log2(s.negligible_ratio),
-    )
+    estimand = "drift of percentiles over training, mean of the units, log2 of none over BN"
+    means = {name: units.mean() for name, units in ratios.items()}
+    evidence = greater(means, estimand, "doublings", margin=math.log2(s.negligible_ratio))
     unit = measurements.UNIT
     evidence = evidence.showing({f"unit {unit}, {name}": units.at(x=unit) for name, units in ratios.items()})
-    shares = {f"units steadier with BN, {name}": shown.share_positive(units) for name, units in ratios.items()}
-    return evidence.showing(shares, "%")
+    steadier = {name: units.map(lambda ratio: 100.0 * (ratio > 0)).mean() for name, units in ratios.items()}
+    return evidence.showing({f"units steadier with BN, {name}": share for name, share in steadier.items()}, "%")
 
 
 # --- sections 3.1 to 3.3 ---
@@ -247,13 +227,12 @@ def the_scale_of_weights_cancels(r: Results, s: Settings) -> Evidence:
     """
     names = {"output": "BN((aW)u)", "du": "gradient by u", "dw_times_a": "a times the gradient by aW"}
     errors = {name: identity(r, "scale, eps 0", quantity).max() for quantity, name in names.items()}
-    broken = {
-        f"change of the output with eps {eps:g}": 100 * identity(r, f"scale, eps {eps:g}", "output").max()
-        for eps in s.scale_eps
-        if eps > 0
-    }
-    estimand = "largest relative change over a, eps 0, float64"
-    return exact(errors, estimand, tolerance=s.tolerance).showing(broken, "%")
+    evidence = exact(errors, "largest relative change over a, eps 0, float64", tolerance=s.tolerance)
+    for eps in s.scale_eps:
+        if eps > 0:
+            change = 100 * identity(r, f"scale, eps {eps:g}", "output").max()
+            evidence = evidence.showing({f"change of the output with eps {eps:g}": change}, "%")
+    return evidence
 
 
 @paper.claim(
@@ -261,27 +240,21 @@ def the_scale_of_weights_cancels(r: Results, s: Settings) -> Evidence:
 )
 def singular_values_are_close_to_one(r: Results, s: Settings) -> Evidence:
     """Conjecture: batch normalization may lead the layer Jacobians to have singular values close to 1."""
-
-    def of(quantity: str, variant: str) -> Values:
-        return r.measured(quantity, part="figure1", variant=variant)
-
-    share, far = "% within a factor of two of 1", r.measured("normalised_far_end", part="figure1")
-    evidence = greater(
-        of("normalised_near_end", "bn"), "singular values", share, bar=s.near_percent, condition="trained with BN"
-    ) & greater(
-        -gain(far),
-        "singular values",
-        "doublings",
-        margin=math.log2(s.negligible_ratio),
-        condition="mean distance from 1, no BN minus BN",
+    far, start, end, plain = (
+        r.measured(quantity, part="figure1")
+        for quantity in ("normalised_far_end", "normalised_near_start", "normalised_near_end", "plain_near_end")
     )
+    estimand, share, closer = "singular values", "% within a factor of two of 1", "mean distance from 1, no BN minus BN"
+    evidence = greater(end.at(variant="bn"), estimand, share, bar=s.near_percent, condition="trained with BN")
+    margin = math.log2(s.negligible_ratio)
+    evidence &= greater(-gain(far), estimand, "doublings", margin=margin, condition=closer)
     others = {
-        "BN, before training": of("normalised_near_start", "bn"),
-        "no BN, trained": of("normalised_near_end", "nobn"),
-        "no BN, before training": of("normalised_near_start", "nobn"),
+        "BN, before training": start.at(variant="bn"),
+        "no BN, trained": end.at(variant="nobn"),
+        "no BN, before training": start.at(variant="nobn"),
         "random matrix with rows of unit length": total([measurements.random_share()]),
-        "BN, vectors not normalised": of("plain_near_end", "bn"),
-        "no BN, vectors not normalised": of("plain_near_end", "nobn"),
+        "BN, vectors not normalised": plain.at(variant="bn"),
+        "no BN, vectors not normalised": plain.at(variant="nobn"),
     }
     return evidence.showing(others, share)
 
@@ -301,13 +274,12 @@ def it_regularises(r: Results, s: Settings) -> Evidence:
 @paper.claim("I6.2", where="section 3.4", scale_note=DIGITS)
 def dropout_can_be_removed(r: Results, s: Settings) -> Evidence:
     """Dropout can be removed or reduced in strength in a network with batch normalization."""
-    estimand, margin = "test accuracy, no dropout minus dropout", s.negligible_points
-    effect = shown.dropout_effect(r)
+    accuracy, estimand = r.test_accuracy(part="dropout"), "test accuracy, no dropout minus dropout"
+    effect, margin = accuracy.at(amount=0.0) - accuracy, s.negligible_points
     without, with_bn = either(effect.at(amount=s.dropout_amounts[-1])).values()
     # It replaces dropout only where dropout is worth having without it.
-    evidence = not_lower(with_bn, estimand, TEST, margin=margin, condition="with BN") & less(
-        without, estimand, TEST, margin=-margin, condition="without BN"
-    )
+    evidence = not_lower(with_bn, estimand, TEST, margin=margin, condition="with BN")
+    evidence &= less(without, estimand, TEST, margin=-margin, condition="without BN")
     little = {f"with BN, dropout {a:g}": effect.at(variant="bn", amount=a) for a in s.dropout_amounts[1:-1]}
     return evidence.showing(little, "points")
 
@@ -348,9 +320,7 @@ def higher(r: Results, s: Settings, high: str, low: str) -> Evidence:
 
 
 @paper.claim(
-    "I8",
-    where="section 4.2.2, Figure 2",
-    reported="13.3 against 31.0 million steps, 2.33 times fewer (Inception, ImageNet)",
+    "I8", where="section 4.2.2, Figure 2", reported="13.3 against 31.0 million steps, 2.33 times fewer (ImageNet)"
 )
 def less_than_half_the_steps(r: Results, s: Settings) -> Evidence:
     """Batch normalization alone, at the baseline's learning rate, matches the baseline's accuracy in less than half the
@@ -368,10 +338,8 @@ def less_than_half_the_steps(r: Results, s: Settings) -> Evidence:
 def five_times_the_rate_is_faster(r: Results, s: Settings) -> Evidence:
     """With five times the learning rate (BN-x5) far fewer steps are needed than with batch normalization alone."""
     steps = shown.race_steps(r, s)
-    others = {
-        f"Baseline over {shown.named(arm)}": steps.at(arm="Baseline") / steps.at(arm=arm)
-        for arm in ("BN-x5", "convbn-x5")
-    }
+    times = steps.at(arm="Baseline") / steps
+    others = {f"Baseline over {shown.named(arm)}": times.at(arm=arm) for arm in ("BN-x5", "convbn-x5")}
     evidence = fewer_steps(r, s, "BN-Baseline", "BN-x5", margin=s.negligible_ratio)
     return evidence.showing(others, "times", ratio=True)
 
@@ -383,9 +351,9 @@ def five_times_the_rate_is_faster(r: Results, s: Settings) -> Evidence:
 )
 def thirty_times_the_rate_ends_higher(r: Results, s: Settings) -> Evidence:
     """Thirty times the learning rate (BN-x30) trains somewhat more slowly at first and reaches a higher accuracy."""
-    return higher(r, s, "BN-x30", "BN-x5") & fewer_steps(
-        r, s, "BN-x30", "BN-x5", margin=s.negligible_ratio, condition="steps to the baseline's best, BN-x30 over BN-x5"
-    )
+    slower = "steps to the baseline's best, BN-x30 over BN-x5"
+    evidence = fewer_steps(r, s, "BN-x30", "BN-x5", margin=s.negligible_ratio, condition=slower)
+    return higher(r, s, "BN-x30", "BN-x5") & evidence
 
 
 @paper.claim("I9.3", where="section 4.2.2, Figure 3", reported="69.8% against 72.2% (ImageNet)")
@@ -395,19 +363,14 @@ def sigmoids_stay_below(r: Results, s: Settings) -> Evidence:
 
 
 @paper.claim(
-    "I10",
-    where="section 4.2.2",
-    reported="divergence without batch normalization at x5, none with it at x5 and x30 (ImageNet)",
+    "I10", where="section 4.2.2", reported="divergence without BN at x5, none with it at x5 and x30 (ImageNet)"
 )
 def high_rates_need_it(r: Results, s: Settings) -> Evidence:
     """Without batch normalization the small increase of the learning rate (five times) makes the parameters reach
     machine infinity; with it the network trains.
     """
-    infinite, points, estimand = (
-        shown.diverged(r).at(arm="no BN, x5"),
-        shown.ends(r) - CHANCE,
-        "networks at higher rates",
-    )
+    points, estimand = shown.race(r, "test_accuracy", CHANCE) - CHANCE, "networks at higher rates"
+    infinite = shown.race(r, "diverged", 0.0).at(arm="no BN, x5").map(lambda step: 100.0 * (step > 0))
     evidence = greater(infinite, estimand, SEEDS, bar=50.0, condition="infinite at x5 without BN")
     failed = points.map(lambda above: 100.0 * (above < s.chance_points))
     for by in ("x5", "x30"):
@@ -426,11 +389,11 @@ def high_rates_need_it(r: Results, s: Settings) -> Evidence:
 )
 def sigmoids_need_it(r: Results, s: Settings) -> Evidence:
     """Without batch normalization the network of sigmoids never does better than chance; with it, it trains."""
-    without, with_bn = (shown.ends(r).at(arm=arm) for arm in ("no BN, sigmoid", "BN-x5-Sigmoid"))
-    estimand = "test accuracy of sigmoids"
-    return less(without - CHANCE, estimand, ABOVE, bar=s.chance_points, condition="without BN") & greater(
-        with_bn - without, estimand, TEST, bar=s.chance_points, condition="with BN at x5 minus without"
-    )
+    accuracy, estimand = shown.race(r, "test_accuracy", CHANCE), "test accuracy of sigmoids"
+    without, with_bn = (accuracy.at(arm=arm) for arm in ("no BN, sigmoid", "BN-x5-Sigmoid"))
+    evidence = less(without - CHANCE, estimand, ABOVE, bar=s.chance_points, condition="without BN")
+    gained, condition = with_bn - without, "with BN at x5 minus without"
+    return evidence & greater(gained, estimand, TEST, bar=s.chance_points, condition=condition)
 
 
 @paper.claim("I11", where="section 4.2.1", reported="about 1% of validation accuracy (ImageNet)", scale_note=DIGITS)
@@ -438,7 +401,8 @@ def shuffling_helps(r: Results, s: Settings) -> Evidence:
     """Shuffling the training examples more thoroughly, so that the same ones do not always share a mini-batch, improves
     accuracy.
     """
-    effect = shown.shuffle_effect(r)
+    accuracy = r.test_accuracy(part="shuffle")
+    effect = accuracy.at(fixed=False) - accuracy.at(fixed=True)
     without, with_bn = either(effect).values()
     evidence = greater(with_bn, "test accuracy with BN, new batches minus fixed ones", TEST, margin=s.negligible_points)
     return evidence.showing({"without BN": without, "with BN minus without": gain(effect)}, "points")

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from itertools import product
 from statistics import fmean
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -33,7 +33,6 @@ Cell = tuple[float, float]
 """Learning rate, and standard deviation of the initial weights (which only init=gaussian reads)."""
 PERCENTILES = (15, 50, 85)
 UNIT = 0  # the typical sigmoid, fixed beforehand
-LEVELS = tuple(range(0, 101, 5))  # percentiles of singular values
 NEAR = 2.0  # "close to 1" is within a factor of 2
 EPS = 1e-5
 
@@ -80,10 +79,8 @@ def train_and_watch(
     run: Run, seed: int, cells: list[list[float]], choosing_seeds: int, steps: int, every: int, images: int,
     jacobians: int,
 ) -> list[Row]:  # fmt: skip
-    """Train with the learning rate and initial weights that the grid of ``run`` chose, looking every ``every`` steps.
-
-    The sigmoids' inputs are those of the first ``images`` validation images as one batch, the Jacobians those at the
-    first ``jacobians`` of them.
+    """Train with the learning rate and initial weights that the grid of ``run`` chose, looking every ``every`` steps at
+    the first ``images`` validation images as one batch, and at Jacobians at the first ``jacobians`` of them.
 
     Rows by step: test_accuracy (%), and p15, p50, p85 of the inputs to unit 0 of the last hidden layer. Rows by unit:
     drift, the standard deviation over the looks of a percentile, mean of the three; width, (p85 - p15) / 2, mean over
@@ -168,11 +165,11 @@ def spectra(network: Network, x: Tensor, images: int, when: str) -> list[Row]:
         s_here, s_there = (y.std(0, correction=0).clamp(min=1e-12) for y in (here, there))
         for kind, jacobian in (("plain", plain), ("normalised", plain * s_here / s_there[:, None])):
             found[kind].append(torch.linalg.svdvals(jacobian).flatten())
-    rows: list[Row] = []
+    rows, levels = [], range(0, 101, 5)
     for kind, parts in found.items():
         s = torch.cat(parts)
-        quantiles = torch.quantile(s, torch.tensor([level / 100 for level in LEVELS], dtype=s.dtype))
-        rows += [_row(f"{kind}_{when}", value, level) for level, value in zip(LEVELS, quantiles, strict=True)]
+        quantiles = torch.quantile(s, torch.tensor([level / 100 for level in levels], dtype=s.dtype))
+        rows += [_row(f"{kind}_{when}", value, level) for level, value in zip(levels, quantiles, strict=True)]
         distance = s.clamp(min=2.0**-20).log2().abs()
         near = (distance <= torch.tensor(NEAR).log2()).double().mean()
         rows += [_row(f"{kind}_near_{when}", 100 * near), _row(f"{kind}_far_{when}", distance.mean())]
@@ -184,36 +181,28 @@ def random_share() -> float:
 
     Scaled to rows of unit length, they have the quarter-circle law's density sqrt(4 - s^2) / pi on [0, 2].
     """
-
-    def below(s: float) -> float:
-        return (s / 2 * math.sqrt(4 - s * s) + 2 * math.asin(s / 2)) / math.pi
-
-    return 100 * (below(min(2.0, NEAR)) - below(1 / NEAR))
+    s = 1 / NEAR
+    below = (s / 2 * math.sqrt(4 - s * s) + 2 * math.asin(s / 2)) / math.pi
+    return 100 * (1 - below)
 
 
 # --- Figures 2 and 3 ---
 
 
-class Contestant(NamedTuple):
-    """An arm of the race; ``factor`` is that on the baseline's learning rate."""
-
-    variant: str
-    factor: float
-    activation: str = "relu"
-
-
-ARMS: dict[str, Contestant] = {
-    "Baseline": Contestant("nobn", 1),
-    "BN-Baseline": Contestant("bn", 1),
-    "BN-x5": Contestant("bn", 5),
-    "BN-x30": Contestant("bn", 30),
-    "BN-x5-Sigmoid": Contestant("bn", 5, "sigmoid"),
-    "convbn-x5": Contestant("convbn", 5),
-    "no BN, x5": Contestant("nobn", 5),
-    "no BN, x30": Contestant("nobn", 30),
-    "no BN, sigmoid": Contestant("nobn", 1, "sigmoid"),
+ARMS = {
+    "Baseline": ("nobn", 1, "relu"),
+    "BN-Baseline": ("bn", 1, "relu"),
+    "BN-x5": ("bn", 5, "relu"),
+    "BN-x30": ("bn", 30, "relu"),
+    "BN-x5-Sigmoid": ("bn", 5, "sigmoid"),
+    "convbn-x5": ("convbn", 5, "relu"),
+    "no BN, x5": ("nobn", 5, "relu"),
+    "no BN, x30": ("nobn", 30, "relu"),
+    "no BN, sigmoid": ("nobn", 1, "sigmoid"),
 }
-"""The paper's five, local-gain BN, and what the paper says fails without BN."""
+"""Norm, factor on the baseline's learning rate, and activation of the paper's five, of local-gain BN, and of what the
+paper says fails without BN.
+"""
 
 
 @measure("ioffe2015/race")
@@ -225,10 +214,10 @@ def race(
     Rows: val_accuracy (%) by step, every ``every`` steps; test_accuracy (%) at the end; rate; ``diverged`` (value: the
     step) and nothing more from where the loss is not finite.
     """
-    who = ARMS[arm]
+    variant, factor, activation = ARMS[arm]
     rate, std = chosen(run, cells, choosing_seeds)
-    cfg = at(run.config, (who.factor * rate, std), seed)
-    trainer = trainer_of(replace(cfg, variant=who.variant, model=replace(cfg.model, activation=who.activation)))
+    cfg = at(run.config, (factor * rate, std), seed)
+    trainer = trainer_of(replace(cfg, variant=variant, model=replace(cfg.model, activation=activation)))
     rows = [_row("rate", cfg.optimizer.lr)]
     for batch in trainer.batches(0, steps):
         loss, _ = trainer.update(batch.x, batch.y, batch.lr)
@@ -348,15 +337,14 @@ def effective_batch(seed: int, batch: int, channels: int, height: int, width: in
 @measure("ioffe2015/algorithm_2")
 @torch.no_grad()
 def algorithm_2(seed: int, values: int, batch: int, features: int) -> list[Row]:
-    """I7. Every mini-batch of ``batch`` draws, with replacement, from a population of ``values`` vectors.
+    """I7. All values^batch mini-batches of ``batch`` draws, with replacement, from a population of ``values`` vectors.
+    They are equally likely, so that the expectation over them is exact.
 
-    The expectation over mini-batches is exact: there are values^batch of them, all equally likely. ``variance``: the
-    largest relative difference of the layer's cumulative average (momentum=None) to the population's variance; ``mean``
-    the same of the mean; ``biased``: the ratio of E_B[sigma_B^2] to the population's variance, (m - 1) / m; ``precise``
-    the largest relative difference of `reestimate_statistics` (variance="mean") to Algorithm 2's. ``affine``,
-    ``linear`` and ``convolution``: largest difference of the output in eval mode to one affine map
-    gamma x / sqrt(Var + eps) + (beta - gamma E / sqrt(Var + eps)), and to a linear layer and a convolution that it was
-    folded into.
+    ``mean`` and ``variance``: largest difference (of the variance: relative) of the layer's cumulative average
+    (momentum=None) to the population's; ``biased``: E_B[sigma_B^2] over the population's variance, ``expected`` to be
+    (m - 1) / m; ``precise``: as variance, of `reestimate_statistics` (variance="mean") to the cumulative average.
+    ``affine``, ``linear``, ``convolution``: largest difference of the output in eval mode to one affine map
+    gamma x / sqrt(Var + eps) + (beta - gamma E / sqrt(Var + eps)), and to a layer that it was folded into.
     """
     draw = _drawer(seed, "algorithm 2")
     population = draw(values, features)

@@ -32,8 +32,6 @@ REPORTED: dict[str, tuple[float | None, float]] = {
     "BN-x5-Sigmoid": (None, 69.8),
 }
 """Figure 3: steps to 72.2% validation accuracy on ImageNet (None: never), and the best accuracy, in percent."""
-LOSSES = {"train_loss": "training loss", "test_loss": "test loss"}
-GRIDS = {"figure1_choice": "Figure 1", "speed_choice": "Figures 2 and 3"}
 LOOKS = looks(WITH)
 DASHED = (0, (4, 2))
 
@@ -86,15 +84,9 @@ def race_steps(r: Results, s: Settings) -> Values:
     return steps_to(curves.at(arm="Baseline").max("x"), curves, lost, s.speed.steps)
 
 
-def ends(r: Results) -> Values:
-    """Test accuracy (%) at the end of the race, by arm; of a network that diverged, chance."""
-    return filled(r.measured("test_accuracy", part="speed"), r.measured("rate", part="speed"), CHANCE)
-
-
-def diverged(r: Results) -> Values:
-    """100 for each network of the race whose loss was not finite, else 0, by arm."""
-    lost = r.measured("diverged", part="speed").map(lambda _: 100.0)
-    return filled(lost, r.measured("rate", part="speed"), 0.0)
+def race(r: Results, quantity: str, otherwise: float) -> Values:
+    """A quantity of each network of the race, by arm; ``otherwise`` where it has none."""
+    return filled(r.measured(quantity, part="speed"), r.measured("rate", part="speed"), otherwise)
 
 
 def drift_ratios(r: Results) -> dict[str, Values]:
@@ -102,11 +94,6 @@ def drift_ratios(r: Results) -> dict[str, Values]:
     drift, width = (r.measured(name, part="figure1").map(lambda v: max(v, 1e-12)) for name in ("drift", "width"))
     kinds = {"absolute": drift, "relative to the width": drift / width}
     return {name: (of.at(variant="nobn") / of.at(variant="bn")).log() / math.log(2) for name, of in kinds.items()}
-
-
-def share_positive(values: Values) -> Values:
-    """Percentage of the units above 0."""
-    return values.map(lambda v: 100.0 * (v > 0)).mean()
 
 
 def choice_accuracies(r: Results, part: str) -> Values:
@@ -121,18 +108,6 @@ def largest_rate(r: Results, s: Settings, variant: str) -> Values:
     worst = filled(r.test_accuracy(**who), r.diverged(**who), 0.0).by("rate")
     train = takewhile(lambda rate: min(worst[rate]) >= CHANCE + s.chance_points, sorted(worst))
     return total([max(train, default=0.0)] if worst else [])
-
-
-def dropout_effect(r: Results) -> Values:
-    """Test accuracy with no dropout minus that with an amount, in points, by variant and amount."""
-    accuracy = r.test_accuracy(part="dropout")
-    return accuracy.at(amount=0.0) - accuracy
-
-
-def shuffle_effect(r: Results) -> Values:
-    """Test accuracy with batches drawn anew minus that with fixed ones, in points, by variant."""
-    accuracy = r.test_accuracy(part="shuffle")
-    return accuracy.at(fixed=False) - accuracy.at(fixed=True)
 
 
 # --- tables ---
@@ -192,7 +167,7 @@ def units(r: Results, s: Settings) -> list[Row]:
             f"unit {UNIT}": ratios.at(x=UNIT).interval(),
             "mean of all units": ratios.mean().interval(),
             "median unit": ratios.reduce(median).interval(),
-            "units with less drift with BN, %": share_positive(ratios).interval(),
+            "units with less drift with BN, %": ratios.map(lambda ratio: 100.0 * (ratio > 0)).mean().interval(),
         }
         for kind, ratios in drift_ratios(r).items()
     ]
@@ -201,7 +176,7 @@ def units(r: Results, s: Settings) -> list[Row]:
 def choices(r: Results, s: Settings) -> list[Row]:
     """Learning rates and initial standard deviations that were tried, each in short runs; 0: diverged."""
     rows = []
-    for part, name in GRIDS.items():
+    for part, name in (("figure1_choice", "Figure 1"), ("speed_choice", "Figures 2 and 3")):
         for variant, grid in choice_accuracies(r, part).by("variant").items():
             found = {cell: fmean(values) for cell, values in grid.by("rate", "deviation").items()}
             for (rate, deviation), accuracy in found.items():
@@ -231,15 +206,17 @@ def regularisation(r: Results, s: Settings) -> list[Row]:
     mode.
     """
     rows: list[Row] = []
-    for variant, amount in product(WITH, [*s.dropout_amounts, None]):
-        who: Row = {"part": "dropout", "variant": variant, "amount": amount}
-        if amount is None:
-            who = {"part": "shuffle", "variant": variant, "fixed": True}
-        row: Row = {"variant": variant, "dropout": amount or 0.0}
-        row["batches"] = "drawn anew" if amount is not None else "the same images"
-        for column, name in LOSSES.items():
-            row[name] = r.measured(column, **who).interval() if amount is not None else None
-        rows.append({**row, "test accuracy, %": r.test_accuracy(**who).interval()})
+    accuracy = "test accuracy, %"
+    for variant in WITH:
+        for amount in s.dropout_amounts:
+            who: Row = {"part": "dropout", "variant": variant, "amount": amount}
+            row: Row = {"variant": variant, "dropout": amount, "batches": "drawn anew"}
+            for column, name in (("train_loss", "training loss"), ("test_loss", "test loss")):
+                row[name] = r.measured(column, **who).interval()
+            rows.append(row | {accuracy: r.test_accuracy(**who).interval()})
+        row = {**dict.fromkeys(rows[-1]), "variant": variant, "dropout": 0.0, "batches": "the same images"}
+        fixed = r.test_accuracy(part="shuffle", variant=variant, fixed=True)
+        rows.append(row | {accuracy: fixed.interval()})
     return rows
 
 
@@ -269,8 +246,8 @@ def figure1(r: Results, s: Settings) -> Figure | None:
                 how: Row = {"linewidth": 1.3} if seed == 0 else {"linewidth": 0.6, "alpha": 0.3}
                 axes.plot(list(path), list(path.values()), color=look.color, linestyle=dashes, **how)
         low, high = axes.get_ylim()
-        axes.set(xlim=(0, steps), ylim=(min(low, -2), max(high, 2)))
-        axes.set(xlabel="training steps", title=f"({panel}) {look.label}")
+        axes.set(xlim=(0, steps), ylim=(min(low, -2), max(high, 2)), xlabel="training steps")
+        axes.set_title(f"({panel}) {look.label}")
     same_limits(inputs)
     inputs[0].set_ylabel(f"input of sigmoid {UNIT}")
     inputs[1].tick_params(labelleft=False)
@@ -313,7 +290,7 @@ def figure2(r: Results, s: Settings) -> Figure | None:
     if not curves:
         return None
     figure, (axes,) = panels(width=1.5 * COLUMN, height=3.2)
-    without = [arm for arm, who in ARMS.items() if who.variant == "nobn"]
+    without = [arm for arm, (variant, _, _) in ARMS.items() if variant == "nobn"]
     first = ["BN-x5", "convbn-x5"]  # BN is blue and local-gain BN orange, as elsewhere
     look = looks([*first, *(arm for arm in ARMS if arm not in (*first, *without)), *without])
     for arm in ARMS:
@@ -356,11 +333,12 @@ def regularisers(r: Results, s: Settings) -> Figure | None:
     """What test accuracy gains where dropout before the last layer is removed, and where batches are drawn anew in each
     epoch. Small: each seed.
     """
-    shuffled, dropped = shuffle_effect(r), dropout_effect(r)
-    if not shuffled:
+    dropout, shuffle = r.test_accuracy(part="dropout"), r.test_accuracy(part="shuffle")
+    if not shuffle:
         return None
-    gains = {f"no dropout\n- {amount:g}": dropped.at(amount=amount) for amount in s.dropout_amounts if amount > 0}
-    values = Values.stacked("gain", {**gains, "drawn anew\n- same batches": shuffled})
+    gains = {f"no dropout\n- {a:g}": dropout.at(amount=0.0) - dropout.at(amount=a) for a in s.dropout_amounts if a > 0}
+    gains["drawn anew\n- same batches"] = shuffle.at(fixed=False) - shuffle.at(fixed=True)
+    values = Values.stacked("gain", gains)
     figure, (axes,) = panels(height=2.4)
     zero(axes)
     dots(axes, values, "gain", "variant", LOOKS, width=0.24)
