@@ -16,10 +16,8 @@ from bnrepro.claims import Results, Values
 from bnrepro.config import load_config
 from bnrepro.config.schema import Config
 from bnrepro.errors import UserError
-from bnrepro.experiments.ioffe2015 import effects, identities, networks, paper
-from bnrepro.experiments.ioffe2015.jacobian import random_share, spectra
-from bnrepro.experiments.ioffe2015.networks import ARMS, at, best, chosen
-from bnrepro.experiments.ioffe2015.tables import REPORTED
+from bnrepro.experiments.ioffe2015 import measurements, paper, shown
+from bnrepro.experiments.ioffe2015.measurements import ARMS, at, best, chosen, random_share, spectra
 from bnrepro.runs.record import Run
 from bnrepro.training import train
 from bnrepro.training.model import Network, build, norm_of
@@ -27,7 +25,7 @@ from bnrepro.training.train import trainer_of
 
 FULL, SMOKE = paper.settings("full"), paper.settings("smoke")
 Rows = list[dict[str, Any]]
-watch, race = networks.train_and_watch.function, networks.race.function
+watch, race = measurements.train_and_watch.function, measurements.race.function
 
 
 def values(rows: Rows, quantity: str) -> dict[Any, float]:
@@ -65,15 +63,18 @@ def test_figure_1_in_full_is_the_papers() -> None:
 
 
 def test_arms_of_the_race_have_the_papers_multiples() -> None:
-    assert {arm: ARMS[arm].factor for arm in REPORTED} == {
+    assert {arm: ARMS[arm][1] for arm in shown.REPORTED} == {
         "Baseline": 1,
         "BN-Baseline": 1,
         "BN-x5": 5,
         "BN-x30": 30,
         "BN-x5-Sigmoid": 5,
     }
-    assert {who.variant for arm, who in ARMS.items() if arm.startswith(("Base", "no"))} == {"nobn"}
-    assert [arm for arm, who in ARMS.items() if who.activation == "sigmoid"] == ["BN-x5-Sigmoid", "no BN, sigmoid"]
+    assert {variant for arm, (variant, _, _) in ARMS.items() if arm.startswith(("Base", "no"))} == {"nobn"}
+    assert [arm for arm, (_, _, activation) in ARMS.items() if activation == "sigmoid"] == [
+        "BN-x5-Sigmoid",
+        "no BN, sigmoid",
+    ]
 
 
 def test_only_the_batches_differ_where_shuffling_is_the_question() -> None:
@@ -142,9 +143,9 @@ def test_what_enters_the_last_sigmoids(sigmoids: Callable[..., Config]) -> None:
     want = np.percentile(linear[2](y).detach().numpy(), [15, 50, 85], axis=0)
     for layer in linear:
         layer.float()
-    np.testing.assert_allclose(networks._percentiles(trainer.network, x).numpy(), want, atol=1e-5)
+    np.testing.assert_allclose(measurements._percentiles(trainer.network, x).numpy(), want, atol=1e-5)
     normed = trainer_of(sigmoids("variant=bn"))
-    inside = networks._percentiles(normed.network, x)
+    inside = measurements._percentiles(normed.network, x)
     assert inside[0].max() < -0.5 < 0.5 < inside[2].min()  # one standard deviation to each side, by the batch's own
     assert normed.network.norms["norm3"].get_buffer("num_batches_tracked") == 0
 
@@ -156,7 +157,7 @@ def test_race_has_its_multiple_of_the_rate_and_says_where_it_diverged(tiny: Call
     rows = race(run, 0, "Baseline", [[0.1, 0.01]], 1, steps, 5)
     assert list(values(rows, "val_accuracy")) == [5, steps]
     assert values(rows, "test_accuracy")[None] == pytest.approx(100 * run.summary["test_accuracy"], abs=1e-9)
-    fit = values(networks.fit.function(run=run, seed=0), "test_accuracy")
+    fit = values(measurements.fit.function(run=run, seed=0), "test_accuracy")
     assert 100 * fit[None] == pytest.approx(values(rows, "test_accuracy")[None], abs=1e-9)
     assert values(race(run, 0, "BN-x5", [[0.1, 0.01]], 1, 2, 1), "rate") == {None: 0.5}
     hot = Run(train.run(at(cfg, (1e4, 0.01), 0)))
@@ -232,24 +233,24 @@ def test_share_of_a_random_matrix() -> None:
 
 
 def test_biases_cancel_and_the_scale_of_weights_does_but_for_eps() -> None:
-    assert max(row["value"] for row in identities.cancelled_bias.function(0, 20)) < 1e-12
-    assert max(row["value"] for row in identities.scaled_weights.function(0, 0.0, [0.1, 1.0, 10.0])) < 1e-12
-    broken = values(identities.scaled_weights.function(0, 1e-3, [0.1, 10.0]), "output")
+    assert max(row["value"] for row in measurements.cancelled_bias.function(0, 20)) < 1e-12
+    assert max(row["value"] for row in measurements.scaled_weights.function(0, 0.0, [0.1, 1.0, 10.0])) < 1e-12
+    broken = values(measurements.scaled_weights.function(0, 1e-3, [0.1, 10.0]), "output")
     # y = W u / sqrt(v + eps / a^2), v = 0.002 on average over the channels
     expected = {a: abs(math.sqrt((0.002 + 1e-3) / (0.002 + 1e-3 / a**2)) - 1) for a in broken}
     assert broken == pytest.approx(expected, rel=0.2)
 
 
 def test_a_convolution_has_m_p_q_values_and_one_parameter_a_map() -> None:
-    batch = {row["quantity"]: row["value"] for row in identities.effective_batch.function(0, 3, 2, 4, 5)}
+    batch = {row["quantity"]: row["value"] for row in measurements.effective_batch.function(0, 3, 2, 4, 5)}
     assert batch["expected"] == 60 and batch["effective"] == pytest.approx(60, rel=1e-10)
-    rows = identities.channels.function(0, 3, 2, 4, 5)
+    rows = measurements.channels.function(0, 3, 2, 4, 5)
     assert values(rows, "size") == {f"tensor {place}": 2 for place in range(4)}
     assert values(rows, "error")["per channel"] < 1e-12
 
 
 def test_algorithm_2_is_exact_over_all_mini_batches() -> None:
-    rows = {row["quantity"]: row["value"] for row in identities.algorithm_2.function(3, 4, 2, 3)}
+    rows = {row["quantity"]: row["value"] for row in measurements.algorithm_2.function(3, 4, 2, 3)}
     assert rows["biased"] == pytest.approx(0.5, abs=1e-12) and rows["expected"] == 0.5
     assert max(value for q, value in rows.items() if q not in ("biased", "expected")) < 1e-12
 
@@ -262,7 +263,7 @@ def test_steps_are_to_the_first_look_at_the_level_and_never_is_all_of_them() -> 
     curves = {0: {10: 59.9, 20: 60.0, 30: 61.0, 40: 60.0}, 1: {10: 49.0, 40: 49.9}, 2: {10: 50.0}}
     data = {(("a", x), seed): value for seed, path in curves.items() for x, value in path.items()}
     lost = Values(("arm",), {(("a",), 2): 15.0, (("a",), 3): 5.0})  # seed 3 before it was looked at
-    found = effects.steps_to(level, Values(("arm", "x"), data), lost, 40)
+    found = shown.steps_to(level, Values(("arm", "x"), data), lost, 40)
     assert found.at(arm="a").seeds == {0: 20, 1: 40, 2: 10, 3: 40}
 
 
@@ -277,8 +278,8 @@ def test_a_network_that_diverged_is_at_chance_and_infinite() -> None:
         )
     ]
     results = Results("full", [], [], rows)
-    assert effects.ends(results).at(arm="no BN, x5").seeds == {0: 50, 1: 10}
-    assert effects.diverged(results).at(arm="no BN, x5").seeds == {0: 0, 1: 100}
+    assert shown.race(results, "test_accuracy", 10.0).at(arm="no BN, x5").seeds == {0: 50, 1: 10}
+    assert shown.race(results, "diverged", 0.0).at(arm="no BN, x5").seeds == {0: 0, 1: 3}
 
 
 def test_the_largest_rate_is_below_the_first_at_which_some_network_fails() -> None:
@@ -288,5 +289,5 @@ def test_the_largest_rate_is_below_the_first_at_which_some_network_fails() -> No
         return {**about, "status": status, "test_accuracy": accuracy}
 
     runs = [run(0.1, 0, 0.9), run(0.1, 1, 0.8), run(1.0, 0, 0.9), run(1.0, 1, None), run(9.0, 0, 0.9), run(9.0, 1, 0.9)]
-    assert effects.largest_rate(Results("full", runs, [], []), FULL, "bn").only() == 0.1
-    assert effects.largest_rate(Results("full", runs[2:], [], []), FULL, "bn").only() == 0
+    assert shown.largest_rate(Results("full", runs, [], []), FULL, "bn").only() == 0.1
+    assert shown.largest_rate(Results("full", runs[2:], [], []), FULL, "bn").only() == 0

@@ -4,21 +4,19 @@
 https://arxiv.org/abs/1502.03167
 
 Differences from the paper
-- Figure 1: the paper states neither the learning rate nor the optimiser nor the standard deviation of the initial
-  weights. Here it is plain SGD, and rate and standard deviation are those with the best mean validation accuracy after
-  short runs of a small grid, the same grid and length for both networks. A choice by short runs favours fast starters,
-  in both.
+- Figure 1: the paper does not state the learning rate, the optimiser, or the standard deviation of the initial weights.
+  Here it is plain SGD; rate and deviation are those with the best mean validation accuracy after short runs of a small
+  grid, the same for both networks. A choice by short runs favours fast starters, in both.
 - Figure 1: a tenth of the training images is held out for that choice. The inputs to the sigmoids are those of a fixed
-  batch of these validation images, normalised by its own statistics, as in training. The typical sigmoid is unit 0,
-  fixed beforehand; the table has all of them.
-- Section 4.2: a small VGG (or, in the small presets, a LeNet) on CIFAR-10 or digits for a few thousand steps of 32
-  images, where the paper trains Inception on ImageNet for tens of millions. The baseline's best is thus what it reaches
-  in the budget, not where it levels off. The learning rate of the baseline is chosen on validation data; it stays
-  constant (SGD, momentum 0.9), and nothing but rate, norm and activation differs between the arms. The paper also
-  removes dropout, reduces weight decay and photometric distortions, and lowers the rate faster.
-- Accuracy in the table is single-crop, top-1, on validation images, as in the paper; curves are sampled every few
-  steps, which is the resolution of all counts of steps. A network that never reaches an accuracy counts as reaching it
-  at the last step.
+  batch of these images, normalised by its own statistics, as in training. The typical sigmoid is unit 0, fixed
+  beforehand; the table has all of them.
+- Section 4.2: a small VGG on CIFAR-10 (in the small presets a LeNet on digits) for a few thousand steps of 32 images;
+  the paper trains Inception on ImageNet for tens of millions. So the baseline's best is what it reaches in the budget,
+  not where it levels off. Its learning rate is chosen on validation data and stays constant (SGD, momentum 0.9), and
+  nothing but rate, norm and activation differs between the arms. The paper also removes dropout, reduces weight decay
+  and photometric distortions, and lowers the rate faster.
+- Accuracy is single-crop, top-1, on validation images, as in the paper. Steps are counted as finely as curves are
+  sampled; a network that never reaches an accuracy counts as reaching it at the last step.
 - Section 3.3: the Jacobian is that of one layer at one image, with the statistics of a fixed batch as constants.
 - Sections 3.4 and 4.2.1 (dropout, shuffling): a LeNet on 5,000 digits, where there is something to regularise.
 """
@@ -30,17 +28,15 @@ from itertools import product
 from statistics import fmean
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel
 
-from bnrepro.claims import Design, Evidence, Measure, Paper, Preset, Results, Values
+from bnrepro.claims import Design, Evidence, Paper, Preset, Results, Values
 from bnrepro.claims.evidence import exact, greater, less, not_lower, not_testable
 from bnrepro.claims.paper import Factors, Probe
 from bnrepro.config import load_config
 from bnrepro.config.schema import Config
-from bnrepro.experiments.ioffe2015 import drawing, effects, identities, networks, tables
-from bnrepro.experiments.ioffe2015.effects import CHANCE, NORMS, WITH, shared, single, total
-from bnrepro.experiments.ioffe2015.jacobian import random_share
-from bnrepro.experiments.ioffe2015.networks import UNIT
+from bnrepro.experiments.ioffe2015 import measurements, shown
+from bnrepro.experiments.ioffe2015.shown import CHANCE, WITH, either, gain, total
 from bnrepro.plots.style import label
 
 FIGURE_1: Any = {
@@ -50,45 +46,34 @@ FIGURE_1: Any = {
     "withdrawn": "rates were chosen at the grid's edge; both arms belong at the rate that meets the published curve "
     "without BN",
 }
+VGG = "2,000 steps of a quarter-width VGG on CIFAR-10, for Inception on ImageNet"
 DIGITS = "a LeNet on 5,000 digits, for Inception on ImageNet"
 TEST = "points of test accuracy"
-VALIDATION = "points of best validation accuracy"
 ABOVE = "points above chance"
 SEEDS = "% of seeds"
-MOST = 50.0  # % of seeds
 RATE = "as learning rate"
-SHAPE = {"batch": 16, "channels": 6, "height": 9, "width": 7}
+SHAPE: dict[str, Any] = {"batch": 16, "channels": 6, "height": 9, "width": 7}
 
 
-class Networks(BaseModel):
-    """Networks that are trained at several learning rates."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
+class Grid(BaseModel, extra="forbid", frozen=True):
+    """Short runs that choose learning rate and initial weights, and how far the networks with their choice go."""
 
     overrides: list[str]
     rates: list[float]
-
-
-class Grid(Networks):
-    """Short runs that choose learning rate and initial weights, and how far the networks with their choice go."""
-
     deviations: list[float] = [0.01]
     choosing_epochs: int
     steps: int
     every: int
 
-    @property
-    def cells(self) -> list[list[float]]:
-        """Learning rate and initial standard deviation, from the smallest rate."""
-        return [[lr, std] for lr, std in product(sorted(self.rates), self.deviations)]
 
-
-class Figure1(Grid):
+class Figure1(Grid, frozen=True):
     images: int
     jacobians: int
 
 
-class Rates(Networks):
+class Rates(BaseModel, extra="forbid", frozen=True):
+    overrides: list[str]
+    rates: list[float]
     variants: list[str]
 
 
@@ -111,72 +96,57 @@ class Settings(Preset):
     negligible_ratio: float = 1.1
 
 
-paper = Paper(
-    __name__,
-    Settings,
-    scale="toy",
-    scale_note="2,000 steps of a quarter-width VGG on CIFAR-10, for Inception on ImageNet",
-)
+paper = Paper(__name__, Settings, scale="toy", scale_note=VGG)
 
 
 @paper.design
 def runs(s: Settings) -> Design:
     """The grids that choose, what is trained with their choices, learning rates, dropout, batches, identities."""
     design = Design(s.seeds)
-    for variant in NORMS:
-        first = choose(design, s, "figure1_choice", s.figure1, {"variant": variant})
-        extra = {"images": s.figure1.images, "jacobians": s.figure1.jacobians}
-        watched = grid_arguments(s, s.figure1) | extra
-        factors: Factors = {"variant": variant}
-        design.probes += [Probe("figure1", factors, k, networks.train_and_watch, watched, first) for k in design.seeds]
-    first = choose(design, s, "speed_choice", s.speed, {})
-    for arm in networks.ARMS:
-        arguments = {"arm": arm, **grid_arguments(s, s.speed)}
-        design.probes += [Probe("speed", {"arm": arm}, k, networks.race, arguments, first) for k in design.seeds]
+    for variant in WITH:
+        first, watched = choose(design, s, "figure1", s.figure1, {"variant": variant})
+        watched |= {"images": s.figure1.images, "jacobians": s.figure1.jacobians}
+        for seed in design.seeds:
+            who: Factors = {"variant": variant}
+            design.probes.append(Probe("figure1", who, seed, measurements.train_and_watch, watched, first))
+    first, raced = choose(design, s, "speed", s.speed, {})
+    for arm, seed in product(measurements.ARMS, design.seeds):
+        design.probes.append(Probe("speed", {"arm": arm}, seed, measurements.race, {"arm": arm, **raced}, first))
     for variant, rate in product(s.rates.variants, s.rates.rates):
         overrides = [*s.rates.overrides, f"variant={variant}", f"optimizer.lr={rate}"]
         design.train("rates", {"variant": variant, "rate": rate}, overrides)
-    for variant in NORMS:
+    for variant in WITH:
         common = [*s.regularized, f"variant={variant}"]
         for amount in s.dropout_amounts:
-            factors = {"variant": variant, "amount": amount}
-            design.train("dropout", factors, [*common, f"model.dropout={amount}"], networks.fit)
-        size = load_config(common).batch_size
+            who = {"variant": variant, "amount": amount}
+            design.train("dropout", who, [*common, f"model.dropout={amount}"], measurements.fit)
         for fixed in (False, True):
-            factors = {"variant": variant, "fixed": fixed}
-            design.train("shuffle", factors, [*common, f"data.together={size if fixed else 0}"])
-    exactly(design, s)
+            together = load_config(common).batch_size if fixed else 0
+            who = {"variant": variant, "fixed": fixed}
+            design.train("shuffle", who, [*common, f"data.together={together}"])
+    design.measure("exact", {"what": "bias"}, measurements.cancelled_bias, seeds=[0], steps=50)
+    design.measure("exact", {"what": "channels"}, measurements.channels, seeds=[0], **SHAPE)
+    design.measure("exact", {"what": "effective batch"}, measurements.effective_batch, seeds=[0], **SHAPE)
+    design.measure("exact", {"what": "algorithm 2"}, measurements.algorithm_2, seeds=[0], values=5, batch=3, features=4)
+    for eps in s.scale_eps:
+        what = {"what": f"scale, eps {eps:g}"}
+        design.measure("exact", what, measurements.scaled_weights, seeds=[0], eps=eps, scales=s.scales)
     return design
 
 
-def choose(design: Design, s: Settings, part: str, grid: Grid, who: dict[str, str]) -> Config:
-    """Add the short runs of a grid; the run with the smallest rate, which does not diverge, says where they all are."""
+def choose(design: Design, s: Settings, part: str, grid: Grid, who: dict[str, str]) -> tuple[Config, dict[str, Any]]:
+    """Add the short runs of a grid. Returns the one with the smallest rate, which does not diverge and says where all
+    are, and the arguments of what is measured: how it chooses among them, and how far it goes.
+    """
+    cells = [[lr, std] for lr, std in product(sorted(grid.rates), grid.deviations)]
     common = [*grid.overrides, f"epochs={grid.choosing_epochs}", f"variant={who.get('variant', 'nobn')}"]
     start = len(design.arms)
-    for lr, std in grid.cells:
+    for lr, std in cells:
         factors = {**who, "rate": lr} | ({"deviation": std} if grid is s.figure1 else {})
         overrides = [*common, f"optimizer.lr={lr}", f"model.init_std={std}"]
-        design.train(part, factors, overrides, seeds=range(s.choosing_seeds))
-    return design.arms[start].config
-
-
-def grid_arguments(s: Settings, grid: Grid) -> dict[str, Any]:
-    """What a measurement needs to know to choose, and how far it goes."""
-    return {"cells": grid.cells, "choosing_seeds": s.choosing_seeds, "steps": grid.steps, "every": grid.every}
-
-
-def exactly(design: Design, s: Settings) -> None:
-    """Add the identities."""
-
-    def add(what: str, of: Measure, **arguments: Any) -> None:
-        design.measure("exact", {"what": what}, of, seeds=[0], **arguments)
-
-    add("bias", identities.cancelled_bias, steps=50)
-    add("channels", identities.channels, **SHAPE)
-    add("effective batch", identities.effective_batch, **SHAPE)
-    add("algorithm 2", identities.algorithm_2, values=5, batch=3, features=4)
-    for eps in s.scale_eps:
-        add(f"scale, eps {eps:g}", identities.scaled_weights, eps=eps, scales=s.scales)
+        design.train(f"{part}_choice", factors, overrides, seeds=range(s.choosing_seeds))
+    known = {"cells": cells, "choosing_seeds": s.choosing_seeds, "steps": grid.steps, "every": grid.every}
+    return design.arms[start].config, known
 
 
 # --- Figure 1 ---
@@ -186,33 +156,28 @@ def exactly(design: Design, s: Settings) -> None:
 def more_accurate_on_mnist(r: Results, s: Settings) -> Evidence:
     """On MNIST the network with batch normalization has the higher test accuracy (after 50,000 steps of 60 images)."""
     end = r.measured("test_accuracy", part="figure1", x=s.figure1.steps)  # of networks that did not diverge
-    difference = end.at(variant="bn") - end.at(variant="nobn")
-    evidence = greater(difference, "test accuracy, BN minus none", TEST, margin=s.negligible_points)
-    evidence = evidence.showing({name: end.at(variant=v) for v, name in WITH.items()}, "% test accuracy")
+    evidence = greater(gain(end), "test accuracy, BN minus none", TEST, margin=s.negligible_points)
+    evidence = evidence.showing(either(end), "% test accuracy")
     for quantity, unit in (("rate", RATE), ("deviation", "as initial standard deviation")):
-        cell = r.measured(quantity, part="figure1")
-        evidence = evidence.showing({f"chosen {name}": shared(cell.at(variant=v)) for v, name in WITH.items()}, unit)
+        cells = either(r.measured(quantity, part="figure1"), "chosen ")
+        evidence = evidence.showing({name: total(cell) for name, cell in cells.items()}, unit)
     return evidence
 
 
 @paper.claim("I1.2", where="Figure 1a", **FIGURE_1)
 def faster_on_mnist(r: Results, s: Settings) -> Evidence:
     """Batch normalization helps the network train faster."""
-    steps, best = effects.figure1_steps(r, s), r.measured("test_accuracy", part="figure1").max("x")
-    evidence = greater(
-        steps.at(variant="nobn") / steps.at(variant="bn"),
-        "steps to the best accuracy without BN, none over BN",
-        "times as fast",
-        margin=s.negligible_ratio,
-        ratio=True,
-    )
-    never = (best.at(variant="nobn") - best.at(variant="bn")).map(lambda d: 100.0 * (d > 0))
-    evidence = evidence.showing({"networks with BN that never reach it": total(never)}, "% of seeds")
-    short = [effects.choices(r, "figure1_choice", variant=variant) for variant in NORMS]
-    if both := short[0].keys() & short[1].keys():
-        ahead = 100 * fmean(fmean(short[1][cell]) > fmean(short[0][cell]) for cell in both)
-        evidence = evidence.showing({"cells of the grid in which BN is ahead after the short runs": single(ahead)}, "%")
-    return evidence
+    curves, lost = (r.measured(quantity, part="figure1") for quantity in ("test_accuracy", "diverged"))
+    best = curves.max("x")
+    steps = shown.steps_to(best.at(variant="nobn"), curves, lost, s.figure1.steps)
+    estimand = "steps to the best accuracy without BN, none over BN"
+    ratio = steps.at(variant="nobn") / steps.at(variant="bn")
+    evidence = greater(ratio, estimand, "times as fast", margin=s.negligible_ratio, ratio=True)
+    never = gain(best).map(lambda points: 100.0 * (points < 0))
+    evidence = evidence.showing({"networks with BN that never reach it": total(never)}, SEEDS)
+    short = gain(shown.choice_accuracies(r, "figure1_choice")).by("rate", "deviation").values()
+    ahead = total(100.0 * (fmean(cell) > 0) for cell in short)
+    return evidence.showing({"cells of the grid in which BN is ahead after the short runs": ahead}, "%")
 
 
 @paper.claim("I2", where="section 4.1, Figure 1b and c", **FIGURE_1)
@@ -220,19 +185,21 @@ def steadier_inputs_of_sigmoids(r: Results, s: Settings) -> Evidence:
     """Over training, the distribution of the inputs to a typical sigmoid of the last hidden layer is much more stable
     with batch normalization than without.
     """
-    ratios = effects.drift_ratios(r)
-    evidence = greater(
-        {name: units.mean() for name, units in ratios.items()},
-        "drift of percentiles over training, mean of the units, log2 of none over BN",
-        "doublings",
-        margin=math.log2(s.negligible_ratio),
-    )
-    evidence = evidence.showing({f"unit {UNIT}, {name}": units.at(x=UNIT) for name, units in ratios.items()})
-    shares = {f"units steadier with BN, {name}": effects.share_positive(units) for name, units in ratios.items()}
-    return evidence.showing(shares, "%")
+    ratios = shown.drift_ratios(r)
+    estimand = "drift of percentiles over training, mean of the units, log2 of none over BN"
+    means = {name: units.mean() for name, units in ratios.items()}
+    evidence = greater(means, estimand, "doublings", margin=math.log2(s.negligible_ratio))
+    unit = measurements.UNIT
+    evidence = evidence.showing({f"unit {unit}, {name}": units.at(x=unit) for name, units in ratios.items()})
+    steadier = {name: units.map(lambda ratio: 100.0 * (ratio > 0)).mean() for name, units in ratios.items()}
+    return evidence.showing({f"units steadier with BN, {name}": share for name, share in steadier.items()}, "%")
 
 
 # --- sections 3.1 to 3.3 ---
+
+
+def identity(r: Results, what: str, quantity: str) -> Values:
+    return r.measured(quantity, part="exact", what=what)
 
 
 @paper.claim("I3", where="section 3.2", kind="identity")
@@ -240,16 +207,15 @@ def biases_cancel_and_locations_count(r: Results, s: Settings) -> Evidence:
     """The bias before batch normalization can be ignored; in a convolution a mini-batch of m maps of p x q is one of
     effective size m' = m p q, with one gamma and beta a map.
     """
-    bias = {name: r.measured(name, part="exact", what="bias") for name in ("output", "gradient", "trained")}
-    counted = {name: r.measured(name, part="exact", what="effective batch") for name in ("effective", "expected")}
-    shape = {name: r.measured(name, part="exact", what="channels") for name in ("size", "error")}
+    effective, expected = (identity(r, "effective batch", quantity) for quantity in ("effective", "expected"))
+    sizes = identity(r, "channels", "size") / SHAPE["channels"]
     errors = {
-        "output, with a bias or without": bias["output"],
-        "gradient of the bias": bias["gradient"],
-        "weights trained with a bias or without": bias["trained"],
-        "m' over m p q, minus 1": counted["effective"] / counted["expected"] - 1,
-        "numbers in each parameter and statistic, over maps, minus 1": abs(shape["size"] / SHAPE["channels"] - 1).max(),
-        "output against NumPy's per map": shape["error"].at(x="per channel"),
+        "output, with a bias or without": identity(r, "bias", "output"),
+        "gradient of the bias": identity(r, "bias", "gradient"),
+        "weights trained with a bias or without": identity(r, "bias", "trained"),
+        "m' over m p q, minus 1": effective / expected - 1,
+        "numbers in each parameter and statistic, over maps, minus 1": abs(sizes - 1).max(),
+        "output against NumPy's per map": identity(r, "channels", "error").at(x="per channel"),
     }
     return exact(errors, "largest error in float64", tolerance=s.tolerance)
 
@@ -260,14 +226,13 @@ def the_scale_of_weights_cancels(r: Results, s: Settings) -> Evidence:
     nor the gradient propagation, while dBN((aW)u)/d(aW) = 1/a dBN(Wu)/dW.
     """
     names = {"output": "BN((aW)u)", "du": "gradient by u", "dw_times_a": "a times the gradient by aW"}
-
-    def worst(quantity: str, eps: float) -> Values:
-        return r.measured(quantity, part="exact", what=f"scale, eps {eps:g}").max()
-
-    errors = {name: worst(quantity, 0) for quantity, name in names.items()}
+    errors = {name: identity(r, "scale, eps 0", quantity).max() for quantity, name in names.items()}
     evidence = exact(errors, "largest relative change over a, eps 0, float64", tolerance=s.tolerance)
-    broken = {f"change of the output with eps {eps:g}": 100 * worst("output", eps) for eps in s.scale_eps if eps > 0}
-    return evidence.showing(broken, "%")
+    for eps in s.scale_eps:
+        if eps > 0:
+            change = 100 * identity(r, f"scale, eps {eps:g}", "output").max()
+            evidence = evidence.showing({f"change of the output with eps {eps:g}": change}, "%")
+    return evidence
 
 
 @paper.claim(
@@ -275,27 +240,21 @@ def the_scale_of_weights_cancels(r: Results, s: Settings) -> Evidence:
 )
 def singular_values_are_close_to_one(r: Results, s: Settings) -> Evidence:
     """Conjecture: batch normalization may lead the layer Jacobians to have singular values close to 1."""
-
-    def of(quantity: str, variant: str) -> Values:
-        return r.measured(quantity, part="figure1", variant=variant)
-
-    share, far = "% within a factor of two of 1", "normalised_far_end"
-    evidence = greater(
-        of("normalised_near_end", "bn"), "singular values", share, bar=s.near_percent, condition="trained with BN"
-    ) & greater(
-        of(far, "nobn") - of(far, "bn"),
-        "singular values",
-        "doublings",
-        margin=math.log2(s.negligible_ratio),
-        condition="mean distance from 1, no BN minus BN",
+    far, start, end, plain = (
+        r.measured(quantity, part="figure1")
+        for quantity in ("normalised_far_end", "normalised_near_start", "normalised_near_end", "plain_near_end")
     )
+    estimand, share, closer = "singular values", "% within a factor of two of 1", "mean distance from 1, no BN minus BN"
+    evidence = greater(end.at(variant="bn"), estimand, share, bar=s.near_percent, condition="trained with BN")
+    margin = math.log2(s.negligible_ratio)
+    evidence &= greater(-gain(far), estimand, "doublings", margin=margin, condition=closer)
     others = {
-        "BN, before training": of("normalised_near_start", "bn"),
-        "no BN, trained": of("normalised_near_end", "nobn"),
-        "no BN, before training": of("normalised_near_start", "nobn"),
-        "random matrix with rows of unit length": single(random_share()),
-        "BN, vectors not normalised": of("plain_near_end", "bn"),
-        "no BN, vectors not normalised": of("plain_near_end", "nobn"),
+        "BN, before training": start.at(variant="bn"),
+        "no BN, trained": end.at(variant="nobn"),
+        "no BN, before training": start.at(variant="nobn"),
+        "random matrix with rows of unit length": total([measurements.random_share()]),
+        "BN, vectors not normalised": plain.at(variant="bn"),
+        "no BN, vectors not normalised": plain.at(variant="nobn"),
     }
     return evidence.showing(others, share)
 
@@ -306,29 +265,22 @@ def it_regularises(r: Results, s: Settings) -> Evidence:
     helps generalisation.
     """
     gap, fit = (r.measured(quantity, part="dropout", amount=0.0) for quantity in ("gap", "train_loss"))
-    evidence = greater(
-        gap.at(variant="nobn") - gap.at(variant="bn"),
-        "test minus training loss in eval mode, no BN minus BN",
-        "of loss",
-        margin=s.negligible_loss,
-    )
-    evidence = evidence.showing({f"training loss {name}": fit.at(variant=v) for v, name in WITH.items()}, "of loss")
-    accuracy = r.test_accuracy(part="dropout", amount=0.0)
-    return evidence.showing(
-        {"test accuracy, BN minus none": accuracy.at(variant="bn") - accuracy.at(variant="nobn")}, "points"
-    )
+    estimand = "test minus training loss in eval mode, no BN minus BN"
+    evidence = greater(-gain(gap), estimand, "of loss", margin=s.negligible_loss)
+    accuracy = {"test accuracy, BN minus none": gain(r.test_accuracy(part="dropout", amount=0.0))}
+    return evidence.showing(either(fit, "training loss ")).showing(accuracy, "points")
 
 
 @paper.claim("I6.2", where="section 3.4", scale_note=DIGITS)
 def dropout_can_be_removed(r: Results, s: Settings) -> Evidence:
     """Dropout can be removed or reduced in strength in a network with batch normalization."""
-    estimand, margin = "test accuracy, no dropout minus dropout", s.negligible_points
-    with_bn, without = (effects.dropout_effect(r, variant, s.dropout_amounts[-1]) for variant in ("bn", "nobn"))
+    accuracy, estimand = r.test_accuracy(part="dropout"), "test accuracy, no dropout minus dropout"
+    effect, margin = accuracy.at(amount=0.0) - accuracy, s.negligible_points
+    without, with_bn = either(effect.at(amount=s.dropout_amounts[-1])).values()
     # It replaces dropout only where dropout is worth having without it.
-    evidence = not_lower(with_bn, estimand, TEST, margin=margin, condition="with BN") & less(
-        without, estimand, TEST, margin=-margin, condition="without BN"
-    )
-    little = {f"with BN, dropout {a:g}": effects.dropout_effect(r, "bn", a) for a in s.dropout_amounts[1:-1]}
+    evidence = not_lower(with_bn, estimand, TEST, margin=margin, condition="with BN")
+    evidence &= less(without, estimand, TEST, margin=-margin, condition="without BN")
+    little = {f"with BN, dropout {a:g}": effect.at(variant="bn", amount=a) for a in s.dropout_amounts[1:-1]}
     return evidence.showing(little, "points")
 
 
@@ -345,9 +297,9 @@ def inference_is_one_affine_map(r: Results, s: Settings) -> Evidence:
         "linear": "folded into a linear layer",
         "convolution": "folded into a convolution",
     }
-    found = {name: r.measured(name, part="exact", what="algorithm 2") for name in (*names, "biased", "expected")}
-    errors = {name: found[quantity] for quantity, name in names.items()}
-    errors["E_B[sigma_B^2] over Var[x], minus (m-1)/m"] = found["biased"] - found["expected"]
+    errors = {name: identity(r, "algorithm 2", quantity) for quantity, name in names.items()}
+    biased, expected = (identity(r, "algorithm 2", quantity) for quantity in ("biased", "expected"))
+    errors["E_B[sigma_B^2] over Var[x], minus (m-1)/m"] = biased - expected
     return exact(errors, "largest error in float64", tolerance=s.tolerance)
 
 
@@ -356,29 +308,26 @@ def inference_is_one_affine_map(r: Results, s: Settings) -> Evidence:
 
 def fewer_steps(r: Results, s: Settings, slow: str, fast: str, **rule: Any) -> Evidence:
     """That one arm of the race needs more steps than another to the baseline's best accuracy."""
-    steps, estimand = effects.race_steps(r, s), f"steps to the baseline's best accuracy, {slow} over {fast}"
+    steps, estimand = shown.race_steps(r, s), f"steps to the baseline's best accuracy, {slow} over {fast}"
     return greater(steps.at(arm=slow) / steps.at(arm=fast), estimand, "times", ratio=True, **rule)
 
 
 def higher(r: Results, s: Settings, high: str, low: str) -> Evidence:
     """That the best accuracy of one arm of the race is higher than that of another."""
-    best = effects.race(r).max("x")
+    best, unit = r.measured("val_accuracy", part="speed").max("x"), "points of best validation accuracy"
     difference = best.at(arm=high) - best.at(arm=low)
-    return greater(difference, f"best accuracy, {high} minus {low}", VALIDATION, margin=s.negligible_points)
+    return greater(difference, f"best accuracy, {high} minus {low}", unit, margin=s.negligible_points)
 
 
 @paper.claim(
-    "I8",
-    where="section 4.2.2, Figure 2",
-    reported="13.3 against 31.0 million steps, 2.33 times fewer (Inception, ImageNet)",
+    "I8", where="section 4.2.2, Figure 2", reported="13.3 against 31.0 million steps, 2.33 times fewer (ImageNet)"
 )
 def less_than_half_the_steps(r: Results, s: Settings) -> Evidence:
     """Batch normalization alone, at the baseline's learning rate, matches the baseline's accuracy in less than half the
     training steps.
     """
-    evidence = fewer_steps(r, s, "Baseline", "BN-Baseline", bar=2.0)
-    rate = shared(r.measured("rate", part="speed", arm="Baseline"))
-    return evidence.showing({"chosen for the baseline": rate}, RATE)
+    rate = total(r.measured("rate", part="speed").at(arm="Baseline"))
+    return fewer_steps(r, s, "Baseline", "BN-Baseline", bar=2.0).showing({"chosen for the baseline": rate}, RATE)
 
 
 @paper.claim(
@@ -388,10 +337,10 @@ def less_than_half_the_steps(r: Results, s: Settings) -> Evidence:
 )
 def five_times_the_rate_is_faster(r: Results, s: Settings) -> Evidence:
     """With five times the learning rate (BN-x5) far fewer steps are needed than with batch normalization alone."""
-    steps = effects.race_steps(r, s)
+    steps = shown.race_steps(r, s)
+    times = steps.at(arm="Baseline") / steps
+    others = {f"Baseline over {shown.named(arm)}": times.at(arm=arm) for arm in ("BN-x5", "convbn-x5")}
     evidence = fewer_steps(r, s, "BN-Baseline", "BN-x5", margin=s.negligible_ratio)
-    fast = ("BN-x5", "convbn-x5")
-    others = {f"Baseline over {effects.named(arm)}": steps.at(arm="Baseline") / steps.at(arm=arm) for arm in fast}
     return evidence.showing(others, "times", ratio=True)
 
 
@@ -402,9 +351,9 @@ def five_times_the_rate_is_faster(r: Results, s: Settings) -> Evidence:
 )
 def thirty_times_the_rate_ends_higher(r: Results, s: Settings) -> Evidence:
     """Thirty times the learning rate (BN-x30) trains somewhat more slowly at first and reaches a higher accuracy."""
-    return higher(r, s, "BN-x30", "BN-x5") & fewer_steps(
-        r, s, "BN-x30", "BN-x5", margin=s.negligible_ratio, condition="steps to the baseline's best, BN-x30 over BN-x5"
-    )
+    slower = "steps to the baseline's best, BN-x30 over BN-x5"
+    evidence = fewer_steps(r, s, "BN-x30", "BN-x5", margin=s.negligible_ratio, condition=slower)
+    return higher(r, s, "BN-x30", "BN-x5") & evidence
 
 
 @paper.claim("I9.3", where="section 4.2.2, Figure 3", reported="69.8% against 72.2% (ImageNet)")
@@ -414,28 +363,25 @@ def sigmoids_stay_below(r: Results, s: Settings) -> Evidence:
 
 
 @paper.claim(
-    "I10",
-    where="section 4.2.2",
-    reported="divergence without batch normalization at x5, none with it at x5 and x30 (ImageNet)",
+    "I10", where="section 4.2.2", reported="divergence without BN at x5, none with it at x5 and x30 (ImageNet)"
 )
 def high_rates_need_it(r: Results, s: Settings) -> Evidence:
     """Without batch normalization the small increase of the learning rate (five times) makes the parameters reach
     machine infinity; with it the network trains.
     """
-    infinite, accuracy, estimand = effects.diverged(r), effects.ends(r) - CHANCE, "networks at higher rates"
-    evidence = greater(infinite.at(arm="no BN, x5"), estimand, SEEDS, bar=MOST, condition="infinite at x5 without BN")
-    for factor in ("x5", "x30"):
-        learned = accuracy.at(arm=f"BN-{factor}")
-        evidence &= greater(learned, estimand, ABOVE, bar=s.chance_points, condition=f"accuracy at {factor} with BN")
-    failed = accuracy.map(lambda points: 100.0 * (points < s.chance_points))
-    others = {
-        f"infinite or at chance at {factor} without BN": total(failed.at(arm=f"no BN, {factor}"))
-        for factor in ("x5", "x30")
-    }
+    points, estimand = shown.race(r, "test_accuracy", CHANCE) - CHANCE, "networks at higher rates"
+    infinite = shown.race(r, "diverged", 0.0).at(arm="no BN, x5").map(lambda step: 100.0 * (step > 0))
+    evidence = greater(infinite, estimand, SEEDS, bar=50.0, condition="infinite at x5 without BN")
+    failed = points.map(lambda above: 100.0 * (above < s.chance_points))
+    for by in ("x5", "x30"):
+        learned, condition = points.at(arm=f"BN-{by}"), f"accuracy at {by} with BN"
+        evidence &= greater(learned, estimand, ABOVE, bar=s.chance_points, condition=condition)
+        others = {f"infinite or at chance at {by} without BN": total(failed.at(arm=f"no BN, {by}"))}
+        evidence = evidence.showing(others, SEEDS)
     largest = {
-        f"largest at which all train on digits, {label(v)}": effects.largest_rate(r, s, v) for v in s.rates.variants
+        f"largest at which all train on digits, {label(v)}": shown.largest_rate(r, s, v) for v in s.rates.variants
     }
-    return evidence.showing(others, SEEDS).showing(largest, RATE)
+    return evidence.showing(largest, RATE)
 
 
 @paper.claim(
@@ -443,11 +389,11 @@ def high_rates_need_it(r: Results, s: Settings) -> Evidence:
 )
 def sigmoids_need_it(r: Results, s: Settings) -> Evidence:
     """Without batch normalization the network of sigmoids never does better than chance; with it, it trains."""
-    without, with_bn = (effects.ends(r).at(arm=arm) for arm in ("no BN, sigmoid", "BN-x5-Sigmoid"))
-    estimand = "test accuracy of sigmoids"
-    return less(without - CHANCE, estimand, ABOVE, bar=s.chance_points, condition="without BN") & greater(
-        with_bn - without, estimand, TEST, bar=s.chance_points, condition="with BN at x5 minus without"
-    )
+    accuracy, estimand = shown.race(r, "test_accuracy", CHANCE), "test accuracy of sigmoids"
+    without, with_bn = (accuracy.at(arm=arm) for arm in ("no BN, sigmoid", "BN-x5-Sigmoid"))
+    evidence = less(without - CHANCE, estimand, ABOVE, bar=s.chance_points, condition="without BN")
+    gained, condition = with_bn - without, "with BN at x5 minus without"
+    return evidence & greater(gained, estimand, TEST, bar=s.chance_points, condition=condition)
 
 
 @paper.claim("I11", where="section 4.2.1", reported="about 1% of validation accuracy (ImageNet)", scale_note=DIGITS)
@@ -455,9 +401,11 @@ def shuffling_helps(r: Results, s: Settings) -> Evidence:
     """Shuffling the training examples more thoroughly, so that the same ones do not always share a mini-batch, improves
     accuracy.
     """
-    with_bn, without = (effects.shuffle_effect(r, variant) for variant in ("bn", "nobn"))
+    accuracy = r.test_accuracy(part="shuffle")
+    effect = accuracy.at(fixed=False) - accuracy.at(fixed=True)
+    without, with_bn = either(effect).values()
     evidence = greater(with_bn, "test accuracy with BN, new batches minus fixed ones", TEST, margin=s.negligible_points)
-    return evidence.showing({"without BN": without, "with BN minus without": with_bn - without}, "points")
+    return evidence.showing({"without BN": without, "with BN minus without": gain(effect)}, "points")
 
 
 @paper.claim(
@@ -472,7 +420,7 @@ def ensembles_beat_the_best(r: Results, s: Settings) -> Evidence:
     return not_testable("An ensemble of six Inception networks on ImageNet: nothing smaller is an analogue")
 
 
-for table in (tables.figure3, tables.figure1a, tables.units, tables.choices, tables.rate_sweep, tables.regularisation):
+for table in (shown.figure3, shown.figure1a, shown.units, shown.choices, shown.rate_sweep, shown.regularisation):
     paper.table(table)
-for figure in (drawing.figure1, drawing.singular_values, drawing.figure2, drawing.rates, drawing.regularisers):
+for figure in (shown.figure1, shown.singular_values, shown.figure2, shown.rates, shown.regularisers):
     paper.figure(figure)
