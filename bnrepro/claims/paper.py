@@ -113,7 +113,7 @@ def measure(name: str, version: int = 1) -> Callable[[Callable[..., list[Row]]],
 
 
 def row(quantity: str, value: SupportsFloat, x: float | str | None = None) -> Row:
-    """One value of a measurement."""
+    """One measured value, as a `Measure` returns them."""
     return {"quantity": quantity, "x": x, "value": float(value)}
 
 

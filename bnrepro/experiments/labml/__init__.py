@@ -478,8 +478,7 @@ def float32(r: Results, s: Settings) -> Figure | None:
     for name, look in looks({each: each for each in (ONE_PASS, "torch", "ours")}).items():
         by_ratio: dict[float, Values] = {}
         for (mean, std), values in logs.at(x=name).by("mean", "std").items():
-            same = by_ratio.get(mean / std)
-            by_ratio[mean / std] = values if same is None else (same + values) / 2
+            by_ratio[mean / std] = (by_ratio.get(mean / std, values) + values) / 2
         curve(axes, {at: by_ratio[at].interval() for at in sorted(by_ratio) if at > 0}, look, log=True)
     zero(axes, 1.0)
     axes.set(xscale="log", yscale="log", xlabel="mean / standard deviation", ylabel="relative error of the variance")

@@ -16,15 +16,26 @@ Differences from the paper
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import product
 from typing import Any
 
+import numpy as np
+import torch
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
+from torch import Tensor
+from torch.nn import functional as F
 
-from bnrepro.claims import Design, Evidence, Paper, Preset, Results, Row, Values, equal, exact, greater, not_testable
+from bnrepro.claims import Design, Evidence, Paper, Preset, Results, Row, Values, measure, row
+from bnrepro.claims.evidence import equal, exact, greater, not_testable
 from bnrepro.claims.plots import curve, legend, looks, panels
-from bnrepro.experiments.keras_curves.measurements import FRAMEWORK, in_lockstep, operations
+from bnrepro.config import load_config
+from bnrepro.data.dataset import Dataset, derive_seed, epoch_plan, train_batch
+from bnrepro.norm import NORMS, NormOptions
+from bnrepro.norm.oracle import batch_norm_forward
 from bnrepro.plots import style as figures
+from bnrepro.training.model import build, norm_of, weighted_layers
+from bnrepro.training.optimizer import make_optimizer
 
 # models.py, model_ops.py and data_ops.py of the source; Keras's defaults where they say nothing.
 SETUP = (
@@ -32,6 +43,7 @@ SETUP = (
     *("optimizer=adam", "optimizer.lr=0.001", "optimizer.eps=1e-7"),
     *("data.rotate=20", "data.brightness=0.5", "data.samplewise=true"),
 )
+FRAMEWORK = ("norm.eps=1e-3", "norm.momentum=0.01")  # Keras's BatchNormalization: 0.99 in its own sense
 ARMS: dict[str, tuple[str, ...]] = {
     "nobn": ("variant=nobn",),
     "bn": ("variant=bn", *FRAMEWORK),
@@ -72,10 +84,8 @@ class Settings(Preset):
     val_accuracy_threshold: float
     train_loss_threshold: float
     margin_steps: int = 84
-    """K1, new with the port: steps that count as none, 10% of a run's."""
     significant_margin_points: float
     margin_loss: float = 0.01
-    """K5, new with the port: a difference of losses that counts as none, 1% of the probability of the correct class."""
     equivalence_margin_points: float
     lockstep_steps: int
     lockstep_seeds: int
@@ -95,16 +105,102 @@ def runs(s: Settings) -> Design:
     """Each norm with and without the source's horizontal flips; two networks in step; the layer's operations."""
     design = Design(s.seeds)
     common = [*SETUP, f"epochs={s.epochs}", f"eval_every={s.eval_every}", *s.overrides]
-    for flips in FLIPS:
-        for arm, own in ARMS.items():
-            run = [*common, *own, f"data.flip={flips == 'with'}"]
-            design.train("curves", {"arm": arm, "flips": flips}, run)
+    for flips, (arm, own) in product(FLIPS, ARMS.items()):
+        design.train("curves", {"arm": arm, "flips": flips}, [*common, *own, f"data.flip={flips == 'with'}"])
     common = [*SETUP, "data.flip=true", *s.lockstep_overrides]
     for pair, (precision, own) in PAIRS.items():
         given = {"steps": s.lockstep_steps, "precision": precision, "overrides": [*common, *own]}
         design.measure("lockstep", {"pair": pair}, in_lockstep, common, range(s.lockstep_seeds), **given)
     design.measure("operations", {}, operations, seeds=[0], batch=32, channels=6, height=13, width=13)
     return design
+
+
+# --- measurements ---
+
+
+@measure("keras_curves/lockstep")
+def in_lockstep(data: Dataset, seed: int, steps: int, precision: str, overrides: list[str]) -> list[Row]:
+    """Framework BN (eps 1e-3, momentum 0.01) and custom BN as ``overrides`` say: same weights, same batches.
+
+    Rows: ``training`` (x = step), the absolute difference of the training losses; ``eval``, that of the losses in eval
+    mode on the validation images, in every fifth step; ``loss``, the framework's own; and ``bias``, how far the biases
+    that BN cancels have moved in the framework's network: their gradient is zero but for rounding.
+    """
+    dtype = getattr(torch, precision)
+    networks = []
+    for own in (["variant=bn", *FRAMEWORK], ["variant=custombn"]):
+        cfg = load_config([*overrides, *own, f"seed={seed}"])
+        weights = torch.Generator().manual_seed(derive_seed(seed, "weights"))
+        network = build(cfg.model, norm_of(cfg), data.channels, data.image_size, 10, weights).to(dtype)
+        networks.append((network, make_optimizer(cfg, network)))
+    held_out, size = data.normalize(data.val.images).to(dtype), cfg.batch_size
+    rows = []
+    for step in range(steps):
+        epoch, batch = divmod(step, len(data.train.labels) // size)
+        if batch == 0:
+            plan = epoch_plan(len(data.train.labels), cfg.data, seed, epoch)
+        x, y = train_batch(data, plan, cfg.data, batch * size, size)
+        losses = []
+        for network, optimizer in networks:
+            loss = F.cross_entropy(network.train()(x.to(dtype)), y)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            losses.append(float(loss.detach()))
+        rows += [row("training", abs(losses[0] - losses[1]), step + 1), row("loss", losses[0], step + 1)]
+        if (step + 1) % 5 == 0:
+            with torch.no_grad():
+                ours, theirs = (F.cross_entropy(net.eval()(held_out), data.val.labels) for net, _ in networks)
+            rows.append(row("eval", abs(float(ours) - float(theirs)), step + 1))
+    cancelled = weighted_layers(networks[0][0])[:-1]
+    return [*rows, row("bias", max(float(layer.bias.abs().max()) for layer in cancelled if layer.bias is not None))]
+
+
+@measure("keras_curves/operations")
+def operations(seed: int, batch: int, channels: int, height: int, width: int) -> list[Row]:
+    """The custom layer against the source's four operations in NumPy, moving averages and inference, in float64.
+
+    Rows: ``error`` (x = of what), the largest absolute difference; ``learned``, 1 if gamma and beta have gradients; and
+    ``without eps``, 1 if the text's formula, which has no eps, is not finite where a channel is constant in the batch.
+    """
+    draw = np.random.default_rng(seed)
+    momentum, eps = 0.1, 1e-6
+    layer = NORMS["custombn"](channels, (height, width), options=NormOptions(eps=eps, momentum=momentum)).double()
+    gamma, beta = draw.normal(1, 0.5, channels), draw.normal(0, 0.5, channels)
+    with torch.no_grad():
+        layer.get_parameter("weight").copy_(torch.from_numpy(gamma))
+        layer.get_parameter("bias").copy_(torch.from_numpy(beta))
+
+    def normalized(x: np.ndarray, mean: np.ndarray, var: np.ndarray) -> np.ndarray:
+        mean, var, scale, shift = (each[:, None, None] for each in (mean, var, gamma, beta))
+        return scale * (x - mean) / np.sqrt(var + eps) + shift
+
+    def apart(got: Tensor, want: np.ndarray) -> float:
+        return float(np.abs(got.detach().numpy() - want).max())
+
+    errors = {"training": 0.0, "oracle": 0.0}
+    moving_mean, moving_var, count = np.zeros(channels), np.ones(channels), batch * height * width
+    for _ in range(3):
+        x = draw.normal(draw.normal(0, 3, channels)[:, None, None], 2.0, (batch, channels, height, width))
+        mean, var = x.mean((0, 2, 3)), x.var((0, 2, 3))
+        got = layer(torch.from_numpy(x))
+        errors["training"] = max(errors["training"], apart(got, normalized(x, mean, var)))
+        errors["oracle"] = max(errors["oracle"], apart(got, batch_norm_forward(x, gamma, beta, (0, 2, 3), eps)[0]))
+        moving_mean = (1 - momentum) * moving_mean + momentum * mean
+        moving_var = (1 - momentum) * moving_var + momentum * var * count / (count - 1)
+    errors["moving mean"] = apart(layer.get_buffer("running_mean"), moving_mean)
+    errors["moving variance"] = apart(layer.get_buffer("running_var"), moving_var)
+    layer.eval()
+    want = normalized(x, moving_mean, moving_var)
+    errors["inference"] = apart(layer(torch.from_numpy(x)), want)
+    errors["inference, image alone"] = apart(layer(torch.from_numpy(x[:1])), want[:1])
+    layer.train()
+    layer(torch.from_numpy(x)).square().sum().backward()
+    learned = all(float(p.grad.abs().min()) > 0 for p in layer.parameters() if p.grad is not None)
+    with np.errstate(invalid="ignore"):
+        constant = np.float64(0) / np.sqrt(np.float64(0))
+    found = [row("error", value, what) for what, value in errors.items()]
+    return [*found, row("learned", learned), row("without eps", not np.isfinite(constant))]
 
 
 # --- what is read from the curves ---
@@ -127,18 +223,17 @@ def epochs(r: Results) -> dict[float, float]:
 
 def steps_to(found: Values, column: str, threshold: float) -> Values:
     """Steps to the first evaluation at the threshold or better; those of the whole run if it never is there."""
-    steps = found.levels("step")
 
-    def first(points: list[float]) -> float:
+    def first(steps: list[float], points: list[float]) -> float:
         there = (step for step, value in zip(steps, points, strict=True) if BETTER[column] * (value - threshold) >= 0)
         return next(there, steps[-1])
 
-    return found.reduce(first, "step")
+    return found.along("step", first)
 
 
 def at_epoch(r: Results, column: str, epoch: int, **factors: Any) -> Values:
     """A column after ``epoch`` epochs; of training, the mean over the epoch's evaluations, as Keras reports it."""
-    steps = sorted(step for step, at in epochs(r).items() if epoch - 1 < at - 1e-9 and at <= epoch + 1e-9)
+    steps = sorted(step for step, at in epochs(r).items() if epoch - 1 + 1e-9 < at <= epoch + 1e-9)
     of = steps if column.startswith("train") else steps[-1:]
     return curves(r, column, **factors).at(step=of).mean("step")
 
@@ -283,9 +378,8 @@ def figures_agree_on_names(r: Results, s: Settings) -> Evidence:
     reason = "It is about the source's own images, which can be read and not measured again"
     remark = (
         "As read, it is false: the two runs' lengths are exchanged between the figures of accuracy and those of the "
-        "loss, so the names are swapped in one pair of them, and which curve is the custom layer's cannot be told from "
-        'them. Its code names the models ("None", "Custom", "Default") in plots.py and makes them in the order custom, '
-        "framework, none."
+        "loss, so the names are swapped in one pair, and which curve is the custom layer's cannot be told. Its plots.py "
+        'names the models "None", "Custom" and "Default"; its code makes them in the order custom, framework, none.'
     )
     return replace(not_testable(reason), remark=remark)
 
@@ -294,12 +388,9 @@ def figures_agree_on_names(r: Results, s: Settings) -> Evidence:
 def framework_validates_better_at_first(r: Results, s: Settings) -> Evidence:
     """After the first epoch the framework's layer ("Default") validates better than the custom one ("Custom")."""
     first = 100 * at_epoch(r, "val_accuracy", 1, flips="with")
-    evidence = greater(
-        first.at(arm="bn") - first.at(arm="custombn_own"),
-        "after epoch 1, framework BN minus custom BN with the source's settings",
-        "percentage points of validation accuracy",
-        margin=s.significant_margin_points,
-    )
+    gain, unit = first.at(arm="bn") - first.at(arm="custombn_own"), "percentage points of validation accuracy"
+    estimand = "after epoch 1, framework BN minus custom BN with the source's settings"
+    evidence = greater(gain, estimand, unit, margin=s.significant_margin_points)
     remark = (
         "If it is worse, the names are swapped in the figures of accuracy (K7); if better, in those of the loss. The "
         "framework's momentum leaves its moving averages behind after one epoch."
@@ -410,10 +501,9 @@ def test_accuracy(r: Results, s: Settings) -> Figure | None:
         for place, (arm, look) in enumerate(looks(LABELS).items()):
             values = accuracy(r, flips=flips, arm=arm)
             panel.plot(list(values), [place + 0.18] * len(values), "o", color=look.color, alpha=0.5, markersize=3)
-            if len(values) > 1:
-                found = values.interval()
-                half = found.high - found.mean
-                panel.errorbar(found.mean, place - 0.12, xerr=half, fmt="D", color=look.color, markersize=4, capsize=3)
+            found = values.interval()
+            half = found.high - found.mean
+            panel.errorbar(found.mean, place - 0.12, xerr=half, fmt="D", color=look.color, markersize=4, capsize=3)
         panel.set(title=f"{flips} flips", xlabel="test accuracy, %", ylim=(len(ARMS) - 0.5, -0.5))
         panel.set_yticks(range(len(ARMS)), list(LABELS.values()))
         panel.grid(axis="y", visible=False)
