@@ -152,8 +152,8 @@ def in_lockstep(data: Dataset, seed: int, steps: int, precision: str, overrides:
             with torch.no_grad():
                 ours, theirs = (F.cross_entropy(net.eval()(held_out), data.val.labels) for net, _ in networks)
             rows.append(row("eval", abs(float(ours) - float(theirs)), step + 1))
-    cancelled = weighted_layers(networks[0][0])[:-1]
-    return [*rows, row("bias", max(float(layer.bias.abs().max()) for layer in cancelled if layer.bias is not None))]
+    biases = [layer.bias.detach() for layer in weighted_layers(networks[0][0])[:-1] if layer.bias is not None]
+    return [*rows, row("bias", max(float(bias.abs().max()) for bias in biases))]
 
 
 @measure("keras_curves/operations")
@@ -378,8 +378,8 @@ def figures_agree_on_names(r: Results, s: Settings) -> Evidence:
     reason = "It is about the source's own images, which can be read and not measured again"
     remark = (
         "As read, it is false: the two runs' lengths are exchanged between the figures of accuracy and those of the "
-        "loss, so the names are swapped in one pair, and which curve is the custom layer's cannot be told. Its plots.py "
-        'names the models "None", "Custom" and "Default"; its code makes them in the order custom, framework, none.'
+        "loss, so the names are swapped in one pair, and which curve is the custom layer's cannot be told. plots.py "
+        'names the models "None", "Custom" and "Default"; the code makes them in the order custom, framework, none.'
     )
     return replace(not_testable(reason), remark=remark)
 
