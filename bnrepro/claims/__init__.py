@@ -1,7 +1,7 @@
 """What a paper, a design, a claim and its evidence are; and the one rule that turns evidence into a verdict."""
 
 from bnrepro.claims.evidence import Evidence, equal, exact, greater, less, not_lower, not_testable
-from bnrepro.claims.paper import Design, Measure, Paper, Preset, measure
+from bnrepro.claims.paper import Design, Measure, Paper, Preset, Row, measure, row
 from bnrepro.claims.results import Results
 from bnrepro.claims.values import Values
 
@@ -12,6 +12,7 @@ __all__ = [
     "Paper",
     "Preset",
     "Results",
+    "Row",
     "Values",
     "equal",
     "exact",
@@ -20,4 +21,5 @@ __all__ = [
     "measure",
     "not_lower",
     "not_testable",
+    "row",
 ]

@@ -39,7 +39,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from importlib import import_module
 from pathlib import Path
-from typing import Any, Generic, Literal, TypeVar
+from typing import Any, Generic, Literal, SupportsFloat, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -110,6 +110,11 @@ def _named(module: str, name: str) -> Any:
 def measure(name: str, version: int = 1) -> Callable[[Callable[..., list[Row]]], Measure]:
     """Make a function a `Measure`: ``@measure("li2019/variance_shift")``."""
     return lambda function: Measure(function, name, version)
+
+
+def row(quantity: str, value: SupportsFloat, x: float | str | None = None) -> Row:
+    """One measured value, as a `Measure` returns them."""
+    return {"quantity": quantity, "x": x, "value": float(value)}
 
 
 @dataclass(frozen=True)

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import pickle
-from typing import Any
 
-from bnrepro.claims import measure
+from bnrepro.claims import Row, measure, row
 
 
 @measure("made_up/decorated", version=2)
-def decorated(seed: int) -> list[dict[str, Any]]:
-    return [{"quantity": "seed", "x": None, "value": float(seed)}]
+def decorated(seed: int) -> list[Row]:
+    return [row("seed", seed)]
 
 
-def plain(seed: int) -> list[dict[str, Any]]:
+def plain(seed: int) -> list[Row]:
     return decorated.function(seed=seed)
+
+
+def test_a_row_is_a_quantity_where_and_a_number() -> None:
+    assert row("loss", True, 3) == {"quantity": "loss", "x": 3, "value": 1.0}
+    assert decorated.function(seed=2) == [{"quantity": "seed", "x": None, "value": 2.0}]
 
 
 def test_measures_can_be_pickled() -> None:

@@ -20,7 +20,8 @@ from bnrepro.experiments.keras_curves import (
     SETUP,
     at_epoch,
     curves,
-    measurements,
+    in_lockstep,
+    operations,
     paper,
     saved_steps,
     steps_to,
@@ -76,7 +77,7 @@ def test_lockstep_tells_equal_layers_from_layers_with_other_settings() -> None:
 
     def worst(pair: str) -> list[float]:
         precision, theirs = PAIRS[pair]
-        rows = measurements.in_lockstep.function(data, 0, 5, precision, [*overrides, *theirs])
+        rows = in_lockstep.function(data, 0, 5, precision, [*overrides, *theirs])
         assert [r["x"] for r in rows if r["quantity"] == "loss"] == [1, 2, 3, 4, 5]
         return [max(r["value"] for r in rows if r["quantity"] == q) for q in ("training", "eval")]
 
@@ -88,7 +89,7 @@ def test_lockstep_tells_equal_layers_from_layers_with_other_settings() -> None:
 
 def test_operations_are_those_of_the_text_and_a_wrong_layer_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     def errors() -> list[float]:
-        rows = measurements.operations.function(0, batch=8, channels=3, height=4, width=4)
+        rows = operations.function(0, batch=8, channels=3, height=4, width=4)
         assert {r["quantity"]: r["value"] for r in rows}["without eps"] == 1
         return [r["value"] for r in rows if r["quantity"] == "error"]
 

@@ -10,8 +10,16 @@ from typing import Any
 import pytest
 
 from bnrepro.config.schema import Config
-from bnrepro.experiments.labml import exponent, paper, toys
-from bnrepro.experiments.labml.measurements import outside_network, sigmoid_inputs, statistics
+from bnrepro.experiments.labml import GAUSSIAN_SHARE, exponent, paper
+from bnrepro.experiments.labml.measurements import (
+    cancellation,
+    cancelled_bias,
+    outside,
+    outside_network,
+    scaled_weights,
+    sigmoid_inputs,
+    statistics,
+)
 from bnrepro.runs.record import Run
 from bnrepro.training import train
 
@@ -24,7 +32,7 @@ def values(rows: list[dict[str, Any]], quantity: str) -> dict[Any, float]:
 
 
 def test_detached_mean_moves_the_bias_by_the_same_amount_each_step() -> None:
-    rows = toys.outside(3, "mean", True, 40, 0.1, 1)
+    rows = outside.function(3, "mean", True, 40, 0.1, 1)
     b, loss = (list(values(rows, q).values()) for q in ("parameter", "loss"))
     assert b[1] > 0.1  # lr times the mean of the targets, which are about 1.5
     assert b == pytest.approx([b[1] * step for step in range(41)], rel=1e-12)
@@ -33,7 +41,7 @@ def test_detached_mean_moves_the_bias_by_the_same_amount_each_step() -> None:
 
 
 def test_detached_deviation_moves_the_factor_by_gradient_over_factor() -> None:
-    w = list(values(toys.outside(3, "variance", True, 40, 0.1, 1), "parameter").values())
+    w = list(values(outside.function(3, "variance", True, 40, 0.1, 1), "parameter").values())
     force = w[1] - w[0]
     for before, after in pairwise(w):
         assert after - before == pytest.approx(force / before, rel=1e-10)
@@ -42,16 +50,16 @@ def test_detached_deviation_moves_the_factor_by_gradient_over_factor() -> None:
 
 @pytest.mark.parametrize(("statistic", "start"), [("mean", 0.0), ("variance", 1.0)])
 def test_attached_statistics_move_nothing(statistic: str, start: float) -> None:
-    rows = toys.outside(3, statistic, False, 40, 0.1, 1)
+    rows = outside.function(3, statistic, False, 40, 0.1, 1)
     assert list(values(rows, "parameter").values()) == pytest.approx([start] * 41, abs=1e-12)
 
 
 def test_bias_is_cancelled() -> None:
-    assert max(row["value"] for row in toys.cancelled_bias(0, 20)) < 1e-12
+    assert max(row["value"] for row in cancelled_bias.function(0, 20)) < 1e-12
 
 
 def test_gradient_by_scaled_weights_is_one_over_the_scale() -> None:
-    rows = toys.scaled_weights(0, 0.0, [0.1, 1.0, 10.0])
+    rows = scaled_weights.function(0, 0.0, [0.1, 1.0, 10.0])
     for quantity in ("output", "du", "dw_times_a"):
         assert max(values(rows, quantity).values()) < 1e-12
     assert values(rows, "dw") == pytest.approx({0.1: 9.0, 1.0: 0.0, 10.0: 0.9}, abs=1e-9)
@@ -59,7 +67,7 @@ def test_gradient_by_scaled_weights_is_one_over_the_scale() -> None:
 
 def test_eps_breaks_the_invariance() -> None:
     """At a = 0.1 the variance of 0.002 becomes 2e-5: beside eps = 1e-3 hardly anything of the output is left."""
-    rows = toys.scaled_weights(0, 1e-3, [0.1, 10.0])
+    rows = scaled_weights.function(0, 1e-3, [0.1, 10.0])
     v = 20 * 0.01**2
     for a in (0.1, 10.0):
         ratio = a * math.sqrt((v + 1e-3) / (a * a * v + 1e-3))
@@ -68,7 +76,7 @@ def test_eps_breaks_the_invariance() -> None:
 
 @pytest.mark.parametrize(("mean", "std"), [(0.0, 1.0), (3000.0, 1.0), (300.0, 0.1)])
 def test_two_passes_are_right_where_one_is_not(mean: float, std: float) -> None:
-    rows = toys.cancellation(0, mean, std, 100)
+    rows = cancellation.function(0, mean, std, 100)
     error, nan = values(rows, "error"), values(rows, "nan")
     assert error["ours"] < 1e-5
     assert error["torch"] < 1e-2
@@ -78,7 +86,7 @@ def test_two_passes_are_right_where_one_is_not(mean: float, std: float) -> None:
 
 
 def test_share_of_a_normal_distribution() -> None:
-    assert toys.gaussian_share() == pytest.approx(0.6827, abs=1e-4)
+    assert pytest.approx(68.27, abs=1e-2) == GAUSSIAN_SHARE
 
 
 # --- runs and their networks ---

@@ -3,9 +3,9 @@
 https://nn.labml.ai/normalization/batch_norm/
 
 Differences from the paper
-- The VGG is three pairs of convolutions at a quarter of the usual width (8, 16 and 32 channels), where the source has
-  13 convolutions of 64 to 512 channels, and is trained for fewer epochs, to fit two cores; optimizer, batch size, crops
-  and flips are the source's. The MNIST network is the source's, trained for fewer than its ten epochs.
+- The VGG is three pairs of convolutions of 8, 16 and 32 channels, a quarter of the usual width; the source has 13 of 64
+  to 512 channels. It is trained for fewer epochs, to fit two cores; optimizer, batch size, crops and flips are the
+  source's. The MNIST network is the source's, trained for fewer than its ten epochs.
 - Images are normalized by the training set's mean and standard deviation per channel, not by the source's constants.
 - Biases directly before a norm are left out, as the source says one should (its own VGG keeps them); the runs that need
   them have them.
@@ -16,52 +16,30 @@ Differences from the paper
 from __future__ import annotations
 
 import math
-from itertools import pairwise
+from itertools import pairwise, product
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict
+from matplotlib.figure import Figure
+from pydantic import BaseModel
 
-from bnrepro.claims import (
-    Design,
-    Evidence,
-    Paper,
-    Preset,
-    Results,
-    Values,
-    equal,
-    exact,
-    greater,
-    measure,
-    not_testable,
-)
-from bnrepro.experiments.labml import drawing, toys
-from bnrepro.experiments.labml.drawing import ONE_PASS
-from bnrepro.experiments.labml.measurements import outside_network, sigmoid_inputs, statistics
+from bnrepro.claims import Design, Evidence, Paper, Preset, Results, Row, Values, equal, exact, greater, not_testable
+from bnrepro.claims.plots import curve, legend, lines, looks, panels, zero
+from bnrepro.experiments.labml import measurements
+from bnrepro.experiments.labml.measurements import ONE_PASS
+from bnrepro.plots.style import label
 
-CODE = "https://nn.labml.ai/normalization/batch_norm/, its code"
 POINTS = "percentage points of test accuracy"
-OUTSIDE = ("detachedmean", "detached")
-GRADIENT_SECTION = "section Normalizing outside gradient computation doesn't work"
-BN_SECTION, INFERENCE_SECTION = "section Batch Normalization", "section Inference"
-IN_NETWORK = "5,000 of MNIST's 60,000 digits"
-SIGMOIDS = "three layers of sigmoids, 5,000 digits"
-GRADIENTS = {
-    "du": "gradient by the inputs",
-    "dw": "gradient by the weights",
-    "dw_times_a": "a times that by the weights",
-}
-Row = dict[str, Any]
-
-toy = measure("labml/outside")(toys.outside)
-cancelled_bias = measure("labml/cancelled_bias")(toys.cancelled_bias)
-scaled_weights = measure("labml/scaled_weights")(toys.scaled_weights)
-float32_variance = measure("labml/cancellation")(toys.cancellation)
+OUTSIDE = {"detachedmean": "mean outside the gradient", "detached": "mean and variance outside"}
+GRADIENT = "section Normalizing outside gradient computation doesn't work"
+BN, INFERENCE = "section Batch Normalization", "section Inference"
+SIGMOIDS: dict[str, Any] = {"scale": "toy", "scale_note": "three layers of sigmoids, 5,000 digits"}
+GAUSSIAN_SHARE = 100 * math.erf(0.5**0.5)
+"""P(|z| < 1) of a standard normal, in %: 68.3."""
 
 
-class Part(BaseModel):
+class Part(BaseModel, extra="forbid", frozen=True):
     """Overrides of a run, and its epochs."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
     overrides: list[str]
     epochs: int
 
@@ -70,10 +48,9 @@ class Part(BaseModel):
         return [*self.overrides, f"epochs={self.epochs}", *more]
 
 
-class Descent(BaseModel):
+class Descent(BaseModel, extra="forbid", frozen=True):
     """Gradient descent of the toys."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
     steps: int
     lr: float
     every: int
@@ -110,23 +87,21 @@ def design(s: Settings) -> Design:
         for variant in ("nobn", "bn"):
             made.train("networks", {"network": network, "variant": variant}, part.run(f"variant={variant}"))
         factors = {"network": network, "variant": "bn"}
-        at_inference = (statistics, {"parts": s.population_batches})
+        at_inference = (measurements.statistics, {"parts": s.population_batches})
         made.train("inference", factors, part.run("variant=bn"), at_inference, record=False)
     for variant, kept in (("bn", True), *((each, True) for each in OUTSIDE), ("bn", False)):
-        bias = ["model.keep_bias=true"] if kept else []
-        run = s.outside.run(f"variant={variant}", *bias)
-        made.train("outside", {"variant": variant, "keep_bias": kept}, run, outside_network)
-    made.train("sigmoid", {"variant": "bn"}, s.sigmoid.run("variant=bn"), sigmoid_inputs)
-    for statistic in ("mean", "variance"):
-        for detached in (True, False):
-            cell: Row = {"statistic": statistic, "detached": detached}
-            made.measure("toy", cell, toy, **cell, **s.toy.model_dump())
-    made.measure("bias", {}, cancelled_bias, steps=s.bias_steps)
+        run = s.outside.run(f"variant={variant}", f"model.keep_bias={kept}")
+        made.train("outside", {"variant": variant, "keep_bias": kept}, run, measurements.outside_network)
+    made.train("sigmoid", {"variant": "bn"}, s.sigmoid.run("variant=bn"), measurements.sigmoid_inputs)
+    for statistic, detached in product(("mean", "variance"), (True, False)):
+        cell: Row = {"statistic": statistic, "detached": detached}
+        made.measure("toy", cell, measurements.outside, **cell, **s.toy.model_dump())
+    made.measure("bias", {}, measurements.cancelled_bias, steps=s.bias_steps)
     for eps in s.scale_eps:
-        made.measure("scale", {"eps": eps}, scaled_weights, eps=eps, scales=s.scales)
+        made.measure("scale", {"eps": eps}, measurements.scaled_weights, eps=eps, scales=s.scales)
     for mean, std in s.cancellation:
         inputs: Row = {"mean": mean, "std": std}
-        made.measure("cancellation", inputs, float32_variance, **inputs, draws=s.cancellation_draws)
+        made.measure("cancellation", inputs, measurements.cancellation, **inputs, draws=s.cancellation_draws)
     return made
 
 
@@ -136,28 +111,25 @@ def design(s: Settings) -> Design:
 @paper.claim(
     "A1",
     kind="identity",
-    where=GRADIENT_SECTION,
+    where=GRADIENT,
     quote="b will increase or decrease based ∂L/∂x, and keep on growing indefinitely in each training update.",
 )
 def a_detached_mean_lets_the_bias_grow(r: Results, s: Settings) -> Evidence:
     """With the mean outside the gradient computation, x̂ = x - E[x] and x = u + b, the bias b keeps on growing
     indefinitely in each training update, while x̂ and the loss do not change.
     """
-    return explosion(r, s, "mean")
+    return explosion(r, s, "mean", power=1)
 
 
 @paper.claim(
-    "A1.2",
-    kind="identity",
-    where=GRADIENT_SECTION,
-    quote="The paper notes that similar explosions happen with variances.",
+    "A1.2", kind="identity", where=GRADIENT, quote="The paper notes that similar explosions happen with variances."
 )
 def a_detached_variance_lets_the_scale_grow(r: Results, s: Settings) -> Evidence:
     """Similar explosions happen with variances: outside the gradient, the scale of the inputs grows."""
-    return explosion(r, s, "variance")
+    return explosion(r, s, "variance", power=2)
 
 
-def explosion(r: Results, s: Settings, statistic: str) -> Evidence:
+def explosion(r: Results, s: Settings, statistic: str, power: int) -> Evidence:
     """Growth in every stretch while the loss stands still, detached; neither, attached."""
     parameter, loss = (r.measured(quantity, part="toy", statistic=statistic) for quantity in ("parameter", "loss"))
     changed = loss.max("x") / loss.min("x") - 1.0
@@ -170,10 +142,9 @@ def explosion(r: Results, s: Settings, statistic: str) -> Evidence:
     evidence = exact(still, "changes where none should be", tolerance=s.loss_tolerance)
     stalls = free.reduce(lambda path: sum(abs(b) <= abs(a) for a, b in pairwise(path)), "x")
     evidence &= exact(stalls, "", "stretches without growth", tolerance=0, condition="parameter, detached")
-    power = free.reduce(lambda path: exponent(path, 1 if statistic == "mean" else 2), "x")
-    end = free.reduce(lambda path: path[-1], "x")
-    evidence = evidence.showing({f"after {s.toy.steps:,} steps, detached": end}, "parameter at the end")
-    return evidence.showing({"power of the steps with which it grows": power})
+    end = {f"after {s.toy.steps:,} steps, detached": free.at(x=s.toy.steps)}
+    growth = {"power of the steps with which it grows": free.reduce(lambda path: exponent(path, power), "x")}
+    return evidence.showing(end, "parameter at the end").showing(growth)
 
 
 def exponent(path: list[float], power: int) -> float:
@@ -187,8 +158,8 @@ def exponent(path: list[float], power: int) -> float:
 
 @paper.claim(
     "A1.3",
-    scale_note=IN_NETWORK,
-    where=GRADIENT_SECTION,
+    scale_note="5,000 of MNIST's 60,000 digits",
+    where=GRADIENT,
     quote="Normalizing outside the gradient computation using pre-computed (detached) means and variances "
     "doesn't work.",
 )
@@ -207,57 +178,43 @@ def detached_statistics_do_not_work(r: Results, s: Settings) -> Evidence:
 
 @paper.claim(
     "A2",
-    scale="toy",
-    scale_note=SIGMOIDS,
-    where=BN_SECTION,
+    **SIGMOIDS,
+    where=BN,
     quote="if the inputs to a sigmoid are normalized most of it will be within [-1, 1] range where the sigmoid is "
     "linear.",
 )
 def normalized_inputs_are_where_sigmoids_are_linear(r: Results, s: Settings) -> Evidence:
     """If the inputs to a sigmoid are normalized, most of them are within [-1, 1], where the sigmoid is linear."""
-    share = over_layers(r, "input_start")
+    share = r.measured("input_start", part="sigmoid").mean("x")
     evidence = greater(share, "share of sigmoids' inputs within [-1, 1], before training", "% of inputs", bar=50.0)
-    evidence = evidence.showing({"of a normal distribution": constant(100 * toys.gaussian_share())}, "%")
     tangent = 100 * (1 - 4 * (1 / (1 + math.exp(-1)) - 0.5))  # the slope at 0 is 1/4
-    return evidence.showing({"the sigmoid at 1 is below its tangent by": constant(tangent)}, "%")
+    constants = {"of a normal distribution": GAUSSIAN_SHARE, "the sigmoid at 1 is below its tangent by": tangent}
+    return evidence.showing({name: Values((), {((), 0): value}) for name, value in constants.items()}, "%")
 
 
 @paper.claim(
-    "A2.2",
-    scale="toy",
-    scale_note=SIGMOIDS,
-    where=BN_SECTION,
-    quote="To overcome this each feature is scaled and shifted by two trained parameters",
+    "A2.2", **SIGMOIDS, where=BN, quote="To overcome this each feature is scaled and shifted by two trained parameters"
 )
 def gamma_and_beta_leave_the_linear_range(r: Results, s: Settings) -> Evidence:
     """Scaling and shifting by two trained parameters overcomes this: with trained gamma and beta, fewer of the inputs
     are within [-1, 1].
     """
-    start, end = over_layers(r, "input_start"), over_layers(r, "input_end")
+    start, end, before_gamma = (
+        r.measured(quantity, part="sigmoid").mean("x") for quantity in ("input_start", "input_end", "normalised_end")
+    )
     evidence = greater(
         start - end,
         "share of sigmoids' inputs within [-1, 1], before training minus after",
         "percentage points of inputs",
         margin=s.margin_share,
     )
-    after = {"after training": end, "the same before gamma and beta": over_layers(r, "normalised_end")}
-    return evidence.showing(after, "% of inputs")
-
-
-def over_layers(r: Results, quantity: str) -> Values:
-    """The mean of a share over the layers of sigmoids."""
-    return r.measured(quantity, part="sigmoid").mean("x")
-
-
-def constant(value: float) -> Values:
-    """A number that no seed changes."""
-    return Values((), {((), 0): value})
+    return evidence.showing({"after training": end, "the same before gamma and beta": before_gamma}, "% of inputs")
 
 
 @paper.claim(
     "A3",
     kind="identity",
-    where=BN_SECTION,
+    where=BN,
     quote="when applying batch normalization after a linear transform like Wu + b the bias parameter b gets cancelled "
     "due to normalization. So you can and should omit bias parameter in linear transforms right before the batch "
     "normalization.",
@@ -278,15 +235,15 @@ def the_bias_is_cancelled(r: Results, s: Settings) -> Evidence:
 @paper.claim(
     "A4",
     kind="identity",
-    where=BN_SECTION,
+    where=BN,
     quote="Batch normalization also makes the back propagation invariant to the scale of the weights",
 )
 def back_propagation_is_invariant_to_scale(r: Results, s: Settings) -> Evidence:
     """Batch normalization makes the back-propagation invariant to the scale of the weights."""
-    changes = {name: r.measured(q, part="scale", eps=0.0).max("x") for q, name in GRADIENTS.items()}
-    times = changes.pop(GRADIENTS["dw_times_a"])
-    evidence = exact(changes, "relative change from W to a W, eps 0", tolerance=s.tolerance)
-    evidence = evidence.showing({GRADIENTS["dw_times_a"]: times})
+    du, dw, times_a = (r.measured(q, part="scale", eps=0.0).max("x") for q in ("du", "dw", "dw_times_a"))
+    gradients = {"gradient by the inputs": du, "gradient by the weights": dw}
+    evidence = exact(gradients, "relative change from W to a W, eps 0", tolerance=s.tolerance)
+    evidence = evidence.showing({"a times that by the weights": times_a})
     output = r.measured("output", part="scale", eps=[eps for eps in s.scale_eps if eps > 0], x=[10.0, 0.1])
     each = {f"output, eps {eps:g}, a = {a:g}": 100 * values for (eps, a), values in output.by("eps", "x").items()}
     return evidence.showing(each, "%")
@@ -295,7 +252,7 @@ def back_propagation_is_invariant_to_scale(r: Results, s: Settings) -> Evidence:
 # --- claims: networks ---
 
 
-@paper.claim("A5", where=BN_SECTION, quote="empirically it improves generalization")
+@paper.claim("A5", where=BN, quote="empirically it improves generalization")
 def it_improves_generalization(r: Results, s: Settings) -> Evidence:
     """Empirically, batch normalization improves generalization."""
     accuracy = r.test_accuracy(part="networks")
@@ -303,11 +260,10 @@ def it_improves_generalization(r: Results, s: Settings) -> Evidence:
     return greater(better, "test accuracy, BN minus no BN", POINTS, margin=s.margin_points)
 
 
-@paper.claim("A5.2", where=BN_SECTION, quote="so it has regularization effects too")
+@paper.claim("A5.2", where=BN, quote="so it has regularization effects too")
 def it_regularizes(r: Results, s: Settings) -> Evidence:
     """It has regularization effects too: training and test accuracy are closer to each other."""
-    distance = gap(r)
-    nearer = distance.at(variant="nobn") - distance.at(variant="bn")
+    nearer = gap(r).at(variant="nobn") - gap(r).at(variant="bn")
     estimand = "training minus test accuracy, no BN minus BN"
     return greater(nearer, estimand, "percentage points", margin=s.margin_points)
 
@@ -319,7 +275,7 @@ def gap(r: Results) -> Values:
 
 @paper.claim(
     "A6",
-    where=INFERENCE_SECTION,
+    where=INFERENCE,
     quote="you either need to go through the whole (or part of) dataset and find the mean and variance, or you can use "
     "an estimate calculated during training. The usual practice is to calculate an exponential moving average",
 )
@@ -333,9 +289,7 @@ def a_moving_average_will_do(r: Results, s: Settings) -> Evidence:
     return equal(difference, estimand, POINTS, margin=s.inference_margin_points)
 
 
-@paper.claim(
-    "A7", where=INFERENCE_SECTION, quote="Here's the training code and a notebook for training a CNN classifier"
-)
+@paper.claim("A7", where=INFERENCE, quote="Here's the training code and a notebook for training a CNN classifier")
 def its_networks_reach_its_accuracies(r: Results, s: Settings) -> Evidence:
     """The page links training code for a CNN on MNIST, and its site another for a VGG on CIFAR-10."""
     accuracy = r.test_accuracy(part="networks", variant="bn").by("network")
@@ -349,24 +303,19 @@ def its_variants(r: Results, s: Settings) -> Evidence:
     return not_testable("They are on other pages than this one, which claims nothing of them; not implemented here")
 
 
-@paper.claim("A9", source=CODE, kind="identity", where="forward: var")
+@paper.claim(
+    "A9", source="https://nn.labml.ai/normalization/batch_norm/, its code", kind="identity", where="forward: var"
+)
 def one_pass_is_the_variance(r: Results, s: Settings) -> Evidence:
     """Var[x] = E[x²] - E[x]², as the layer computes it in float32, is the variance."""
-    error, nan, median = (cases(r, quantity, ONE_PASS) for quantity in ("error", "nan", "variance"))
+    error, nan, median = (r.measured(q, part="cancellation", x=ONE_PASS) for q in ("error", "nan", "variance"))
     evidence = exact(error, "relative error of E[x²] - E[x]² in float32", tolerance=s.variance_tolerance)
     evidence &= exact(nan, "", "% of channels", tolerance=0, condition="NaN")
-    evidence = evidence.showing({f"median variance, {case}": values for case, values in median.items()})
     two_passes = r.measured("error", part="cancellation", x="ours").max()
-    return evidence.showing({"largest error in two passes": two_passes})
+    return evidence.showing({"median variance": median, "largest error in two passes": two_passes})
 
 
-def cases(r: Results, quantity: str, computed_by: str) -> dict[str, Values]:
-    """A quantity of one implementation by mean and standard deviation of the inputs."""
-    found = r.measured(quantity, part="cancellation", x=computed_by).by("mean", "std")
-    return {f"mean {mean:g}, std {std:g}": values for (mean, std), values in found.items()}
-
-
-# --- tables and figures ---
+# --- tables ---
 
 
 @paper.table
@@ -382,10 +331,8 @@ def accuracies(r: Results, s: Settings) -> list[Row]:
         who = {"network": network, "variant": variant}
         parameters = r.of_runs("parameters", part="networks", **who)
         found = {name: values.at(**who).interval() for name, values in columns.items()}
-        count = int(next(iter(parameters))) if parameters else None
-        rows.append(
-            {**who, "epochs": s.networks[network].epochs, **found, "parameters": count, "diverged": int(sum(diverged))}
-        )
+        counts = {"parameters": max(map(int, parameters), default=None), "diverged": int(sum(diverged))}
+        rows.append({**who, "epochs": s.networks[network].epochs, **found, **counts})
     return rows
 
 
@@ -410,16 +357,15 @@ def outside(r: Results, s: Settings) -> list[Row]:
 @paper.table
 def at_inference(r: Results, s: Settings) -> list[Row]:
     """Test accuracy by the statistics that normalize."""
-    loss = r.measured("loss", part="inference")
+    accuracy, loss, parts = (r.measured(q, part="inference") for q in ("accuracy", "loss", "part_accuracy"))
     rows: list[Row] = []
-    for network, values in r.measured("accuracy", part="inference").by("network").items():
-        for kind, accuracy in values.intervals("x").items():
-            of_kind = loss.at(network=network, x=kind).interval()
-            rows.append({"network": network, "statistics": kind, "accuracy, %": accuracy, "loss": of_kind})
-        parts = r.measured("part_accuracy", part="inference", network=network)
-        for count, accuracy in parts.intervals("x").items():
-            name = f"population of {count:g} batch{'es' if count > 1 else ''}"
-            rows.append({"network": network, "statistics": name, "accuracy, %": accuracy, "loss": None})
+    for network, by_kind in accuracy.by("network").items():
+        losses, of_parts = loss.at(network=network).intervals("x"), parts.at(network=network).intervals("x")
+        found = by_kind.intervals("x") | {
+            f"population of {count:g} batch{'es' if count > 1 else ''}": each for count, each in of_parts.items()
+        }
+        for kind, percent in found.items():
+            rows.append({"network": network, "statistics": kind, "accuracy, %": percent, "loss": losses.get(kind)})
     return rows
 
 
@@ -435,5 +381,129 @@ def cancellation(r: Results, s: Settings) -> list[Row]:
     ]
 
 
-for figure in drawing.FIGURES:
-    paper.figure(figure)
+# --- figures ---
+
+
+@paper.figure
+def outside_the_gradient(r: Results, s: Settings) -> Figure | None:
+    """Gradient descent (learning rate {s.toy.lr:g}) through a statistic that the gradient takes for a constant, or does
+    not. Neither b nor w > 0 can change x̂ or the loss.
+    """
+    look = looks({False: "in the gradient (attached)", True: "outside the gradient (detached)"})
+    titles = {"mean": "mean: x̂ = x - E[x], x = u + b", "variance": "variance: x̂ = x / std(x), x = w u"}
+    figure, axes = panels(2, 2, height=1.7, sharex=True)
+    for column, (statistic, title) in enumerate(titles.items()):
+        parameter, loss = (r.measured(q, part="toy", statistic=statistic) for q in ("parameter", "loss"))
+        if not parameter:
+            return None
+        top, bottom = axes[column], axes[2 + column]
+        for panel, values in ((top, parameter), (bottom, loss / loss.at(x=0))):
+            lines(panel, values, "x", "detached", look, marks=False)
+            panel.lines[0].set_linewidth(2.6)  # attached, under the detached one's
+        top.set(title=title, ylabel="bias b" if statistic == "mean" else "factor w")
+        bottom.set(xlabel="step", ylabel="loss / loss at the start", ylim=(0, 1.2))
+    legend(figure)
+    return figure
+
+
+@paper.figure
+def in_networks(r: Results, s: Settings) -> Figure | None:
+    """The MNIST network with a bias before each norm, trained with Adam on 4,000 digits, of which some are held out for
+    validation; validation accuracy is in eval mode, with the running statistics.
+    """
+    loss, accuracy = (r.curve(column, part="outside", keep_bias=True) for column in ("train_loss", "val_accuracy"))
+    if not loss:
+        return None
+    figure, (left, right) = panels(2)
+    for panel, values in ((left, loss), (right, 100 * accuracy)):
+        lines(panel, values, "step", "variant", looks({"bn": label("bn"), **OUTSIDE}))
+    left.set(xlabel="step", ylabel="training loss", ylim=(0, None))
+    right.set(xlabel="step", ylabel="validation accuracy, %", ylim=(max(0, right.get_ylim()[0]), 100))
+    legend(figure)
+    return figure
+
+
+@paper.figure
+def sigmoids(r: Results, s: Settings) -> Figure | None:
+    """Inputs of the sigmoids in a network of three hidden layers with BN before them, at the start and after training
+    (validation images as one batch; 5,000 digits). Grey: the range [-1, 1], and a normal distribution's share of 68.3%.
+    """
+    look = looks({"start": "before training", "end": "after training"})
+    figure, (left, right) = panels(2, width_ratios=(3, 2))
+    left.axvspan(-1, 1, color="#eeeeee", linewidth=0)
+    zero(right, GAUSSIAN_SHARE)
+    for shift, (when, each) in zip((-0.08, 0.08), look.items(), strict=True):
+        density, share = (r.measured(f"{quantity}_{when}", part="sigmoid") for quantity in ("density", "input"))
+        if not share:
+            return None
+        curve(left, density.intervals("x"), each, marks=False)
+        layers = dict(enumerate(share.intervals("x").values(), 1))
+        curve(right, layers, each._replace(dashes="none"), bars=True, shift=shift)
+    right.set_xticks(list(layers), [f"layer {layer}" for layer in layers])
+    left.set(xlabel="input of the sigmoid", ylabel="density", ylim=(0, None))
+    right.set(ylabel="share in [-1, 1], %", ylim=(0, 100), xlim=(0.5, len(layers) + 0.5))
+    legend(figure, of=left)
+    return figure
+
+
+@paper.figure
+def scales(r: Results, s: Settings) -> Figure | None:
+    """BN(a W u) against BN(W u) for weights of standard deviation 0.01 and 20 inputs of variance 1, in float64: the
+    output, and the gradients that are said to stay, or to stay but for 1 / a.
+    """
+    names = {"output": "output", "du": "gradient by the inputs", "dw_times_a": "gradient by weights, times a"}
+    look = looks({eps: f"eps = {eps:g}" for eps in s.scale_eps})
+    figure, axes = panels(3, height=2.4, sharey=True)
+    for panel, (quantity, title) in zip(axes, names.items(), strict=True):
+        values = 100 * r.measured(quantity, part="scale")
+        if not values:
+            return None
+        lines(panel, values, "x", "eps", look)
+        panel.set(xscale="log", title=title, xlabel="factor a on the weights")
+    axes[0].set_ylabel("relative change, %")
+    legend(figure)
+    return figure
+
+
+@paper.figure
+def float32(r: Results, s: Settings) -> Figure | None:
+    """Error of the variance of 4,096 normal float32 values: the source's formula in one pass, torch, and ours in two.
+    Medians over {s.cancellation_draws} draws, geometric means over seeds. Grey: an error of the variance's own size.
+    Values below 1e-9 are drawn there.
+    """
+    logs = r.measured("error", part="cancellation").map(lambda error: max(error, 1e-9)).log()
+    if not logs:
+        return None
+    figure, (axes,) = panels()
+    for name, look in looks({each: each for each in (ONE_PASS, "torch", "ours")}).items():
+        by_ratio: dict[float, Values] = {}
+        for (mean, std), values in logs.at(x=name).by("mean", "std").items():
+            by_ratio[mean / std] = (by_ratio.get(mean / std, values) + values) / 2
+        curve(axes, {at: by_ratio[at].interval() for at in sorted(by_ratio) if at > 0}, look, log=True)
+    zero(axes, 1.0)
+    axes.set(xscale="log", yscale="log", xlabel="mean / standard deviation", ylabel="relative error of the variance")
+    legend(figure)
+    return figure
+
+
+@paper.figure
+def statistics_at_inference(r: Results, s: Settings) -> Figure | None:
+    """Test accuracy of networks with BN by the statistics that normalize at inference, minus that with the moving
+    average of the same network (line): those of so many training batches, of all of them, or of each test batch itself.
+    """
+    accuracy, parts = (r.measured(q, part="inference") for q in ("accuracy", "part_accuracy"))
+    if not accuracy:
+        return None
+    look = looks(["accuracy"])["accuracy"]._replace(dashes="none")
+    by_network = accuracy.by("network")
+    figure, axes = panels(len(by_network), height=2.5)
+    for panel, (network, values) in zip(axes, by_network.items(), strict=True):
+        kinds = {f"{count:g}": part for count, part in parts.at(network=network).by("x").items()}
+        kinds |= {"all": values.at(x="population"), "test\nbatch": values.at(x="batch")}
+        differences = [(kind - values.at(x="ema")).interval() for kind in kinds.values()]
+        zero(panel)
+        curve(panel, dict(enumerate(differences)), look, bars=True)
+        panel.set_xticks(range(len(kinds)), list(kinds))
+        panel.set(title=network, xlabel="training batches in the statistics, or none")
+    axes[0].set_ylabel("test accuracy minus that with\nthe moving average, points")
+    return figure

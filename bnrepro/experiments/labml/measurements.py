@@ -1,25 +1,144 @@
-"""Measurements of the networks that runs left."""
+"""What is measured: toys, drawn from a seed, and the networks that runs left."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from functools import partial
-from itertools import islice
-from typing import Any
-
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
-from bnrepro.claims import measure
-from bnrepro.config.schema import Config
-from bnrepro.data.dataset import Dataset, derive_seed, epoch_plan, train_batch
+from bnrepro.claims import Row, measure, row
+from bnrepro.data.dataset import derive_seed, epoch_plan, train_batch
 from bnrepro.norm import reestimate_statistics
+from bnrepro.norm.function import batch_norm, moments
 from bnrepro.runs.record import Run
 from bnrepro.training import evaluation as inference
 from bnrepro.training import train
-from bnrepro.training.model import build, norm_of
+from bnrepro.training.model import Network, weighted_layers
 
-Row = dict[str, Any]
+ONE_PASS = "E[x²] - E[x]²"
+
+# --- toys ---
+
+
+def normal(seed: int, purpose: str, *shapes: tuple[int, ...], dtype: torch.dtype = torch.float64) -> list[Tensor]:
+    """Standard normal values of these shapes."""
+    generator = torch.Generator().manual_seed(derive_seed(seed, purpose))
+    return [torch.randn(shape, dtype=dtype, generator=generator) for shape in shapes]
+
+
+@measure("labml/outside")
+def outside(seed: int, statistic: str, detached: bool, steps: int, lr: float, every: int) -> list[Row]:
+    """Gradient descent through a statistic that is a constant to the gradient, or is not.
+
+    mean: x = u + b, xhat = x - E[x], and b is trained from 0. variance: x = w u, xhat = x / std(x), and w is trained
+    from 1. The loss is the mean of (xhat - target)^2 / 2. xhat depends neither on b nor on w > 0, so the loss cannot
+    change. Detached, the gradients are -mean(target), which moves b by the same amount in each step, and
+    mean((xhat - target) xhat) / w, which moves w with the square root of the steps. float64.
+
+    Rows: ``parameter`` and ``loss`` (x = step).
+    """
+    of_mean = statistic == "mean"
+    u, noise = normal(seed, "outside", (64,), (64,))
+    u, noise = u - u.mean(), 0.5 * noise
+    target = 1.5 + noise if of_mean else 2 * u / u.std(correction=0) + noise  # wants more than xhat can be
+    parameter = torch.tensor(0.0 if of_mean else 1.0, dtype=torch.float64)
+    rows = []
+    for step in range(steps + 1):
+        parameter.requires_grad_()
+        x = u + parameter if of_mean else parameter * u
+        known = x.mean() if of_mean else x.std(correction=0)
+        known = known.detach() if detached else known
+        xhat = x - known if of_mean else x / known
+        loss = (xhat - target).square().mean() / 2
+        if step % every == 0:
+            rows += [row("parameter", parameter.detach(), step), row("loss", loss.detach(), step)]
+        (gradient,) = torch.autograd.grad(loss, parameter)
+        parameter = parameter.detach() - lr * gradient
+    return rows
+
+
+@measure("labml/cancelled_bias")
+def cancelled_bias(seed: int, steps: int) -> list[Row]:
+    """BN(W u + b) against BN(W u) in float64: outputs, the gradient of b, the weights after training with either."""
+    u, target, weight, bias = normal(seed, "bias", (64, 20), (64, 8), (8, 20), (8,))
+
+    def output(weight: Tensor, bias: Tensor | None = None) -> Tensor:
+        return batch_norm(F.linear(u, weight, bias), None, None, (0,), 1e-5)[0]
+
+    def trained(*parameters: Tensor) -> Tensor:
+        for _ in range(steps):
+            tracked = [p.detach().requires_grad_() for p in parameters]
+            gradients = torch.autograd.grad((output(*tracked) - target).square().mean(), tracked)
+            parameters = tuple(p - 0.1 * g for p, g in zip(tracked, gradients, strict=True))
+        return parameters[0].detach()
+
+    b = bias.clone().requires_grad_()
+    (gradient,) = torch.autograd.grad((output(weight, b) * target).sum(), b)
+    return [
+        row("output", error(output(weight, bias), output(weight))),
+        row("gradient", gradient.abs().max()),
+        row("trained", error(trained(weight, bias), trained(weight))),
+    ]
+
+
+@measure("labml/scaled_weights")
+def scaled_weights(seed: int, eps: float, scales: list[float]) -> list[Row]:
+    """BN(a W u) against BN(W u) for W ~ N(0, 0.01^2) with 20 inputs, in float64: output and both gradients.
+
+    Rows (x = a): relative changes of the ``output``, of d/du (``du``) and of d/dW (``dw``), and of a times d/dW
+    (``dw_times_a``), which Ioffe & Szegedy (section 3.3) say stays. With eps = 0 all is exact; otherwise eps weighs
+    against the variance, 0.002 here.
+    """
+    u, upstream, weight = normal(seed, "scale", (256, 20), (256, 8), (8, 20))
+    weight = 0.01 * weight
+
+    def at(a: float) -> tuple[Tensor, Tensor, Tensor]:
+        inputs, scaled = u.clone().requires_grad_(), (a * weight).requires_grad_()
+        y = batch_norm(F.linear(inputs, scaled), None, None, (0,), eps)[0]
+        du, dw = torch.autograd.grad(y, (inputs, scaled), upstream)
+        return y.detach(), du, dw
+
+    y, du, dw = at(1.0)
+    rows = []
+    for a in scales:
+        y_a, du_a, dw_a = at(a)
+        pairs = {"output": (y_a, y), "du": (du_a, du), "dw": (dw_a, dw), "dw_times_a": (a * dw_a, dw)}
+        rows += [row(quantity, error(*pair), a) for quantity, pair in pairs.items()]
+    return rows
+
+
+@measure("labml/cancellation")
+def cancellation(seed: int, mean: float, std: float, draws: int) -> list[Row]:
+    """The variance in float32 by E[x^2] - E[x]^2, by torch's batch normalization and by ours, against float64.
+
+    ``draws`` channels of 64 x 64 normal values. Rows (x = implementation): ``error``, the median over the channels of
+    the relative error of the variance; ``variance``, its median; ``nan``, the percentage of channels whose
+    sqrt(var + 1e-5) is no number.
+    """
+    (z,) = normal(seed, "cancellation", (64 * 64, draws), dtype=torch.float32)
+    x = mean + std * z  # (values, channels)
+    right = x.double().var(0, correction=0)
+    running_mean, running_var = torch.zeros(draws), torch.zeros(draws)
+    F.batch_norm(x, running_mean, running_var, training=True, momentum=1.0)
+    computed = {
+        ONE_PASS: x.square().mean(0) - x.mean(0).square(),
+        "torch": running_var * ((len(x) - 1) / len(x)),
+        "ours": moments(x, (0,))[1].flatten(),
+    }
+    rows = []
+    for name, var in computed.items():
+        nan = 100 * float(((var + 1e-5) < 0).float().mean())
+        relative = (var.double() / right - 1).abs().median()
+        rows += [row("error", relative, name), row("variance", var.median(), name), row("nan", nan, name)]
+    return rows
+
+
+def error(a: Tensor, b: Tensor) -> Tensor:
+    """|a - b| / |b|, in the Euclidean norm."""
+    return (a - b).norm() / b.norm()
+
+
+# --- networks ---
 
 
 @measure("labml/statistics")
@@ -28,18 +147,17 @@ def statistics(run: Run, seed: int, parts: list[int]) -> list[Row]:
 
     The population is one epoch of training batches, or only the first few (``parts``).
     """
-    rows: list[Row] = []
+    rows = []
     for kind in inference.Statistics:
         loss, accuracy = inference.evaluate(run, kind)["test"]
-        rows += [
-            {"quantity": "accuracy", "x": kind.value, "value": 100 * accuracy},
-            {"quantity": "loss", "x": kind.value, "value": loss},
-        ]
+        rows += [row("accuracy", 100 * accuracy, kind.value), row("loss", loss, kind.value)]
     cfg, data, network = inference.restore(run)
+    size, plan = cfg.batch_size, epoch_plan(len(data.train.labels), cfg.data, cfg.seed, cfg.epochs)
     for count in parts:  # which replace all that the one before set
-        reestimate_statistics(network, islice(_batches(cfg, data), count))
+        batches = (train_batch(data, plan, cfg.data, size * batch, size)[0] for batch in range(count))
+        reestimate_statistics(network, batches)
         _, accuracy = train.measure(network, data, data.test, cfg)
-        rows.append({"quantity": "part_accuracy", "x": count, "value": 100 * accuracy})
+        rows.append(row("part_accuracy", 100 * accuracy, count))
     return rows
 
 
@@ -47,19 +165,13 @@ def statistics(run: Run, seed: int, parts: list[int]) -> list[Row]:
 def outside_network(run: Run, seed: int) -> list[Row]:
     """Norm of the biases that a norm follows, of the weights before it, and test accuracy by the batch's statistics."""
     _, _, network = inference.restore(run)
-    before = [next(iter(unit)) for unit in network.modules() if isinstance(unit, nn.Sequential) and _normed(unit)]
-    rows: list[Row] = []
+    rows = []
     for name in ("weight", "bias"):
-        parts = [p.detach().flatten() for layer in before if (p := getattr(layer, name)) is not None]
-        rows.append({"quantity": f"{name}_norm", "x": None, "value": float(torch.cat(parts).norm()) if parts else 0.0})
+        parameters = [getattr(layer, name) for layer in weighted_layers(network)[:-1]]
+        parts = [p.detach().flatten() for p in parameters if p is not None]
+        rows.append(row(f"{name}_norm", torch.cat(parts).norm() if parts else 0.0))
     _, accuracy = inference.evaluate(run, inference.Statistics.batch)["test"]
-    return [*rows, {"quantity": "batch_accuracy", "x": None, "value": 100 * accuracy}]
-
-
-def _normed(unit: nn.Sequential) -> bool:
-    layers = list(unit)
-    follows = len(layers) > 1 and getattr(layers[1], "running_mean", None) is not None
-    return follows and isinstance(layers[0], nn.Conv2d | nn.Linear)
+    return [*rows, row("batch_accuracy", 100 * accuracy)]
 
 
 @measure("labml/sigmoid_inputs")
@@ -71,41 +183,29 @@ def sigmoid_inputs(run: Run, seed: int) -> list[Row]:
     of the validation images as one batch. ``density`` is the histogram of all layers' inputs, by the bins' middles.
     """
     cfg, data, trained = inference.restore(run)
-    weights = torch.Generator().manual_seed(derive_seed(cfg.seed, "weights"))
-    at_start = build(cfg.model, norm_of(cfg), data.channels, data.image_size, data.num_classes, weights)
-    at_start.to(cfg.device.value)
     images = data.normalize(data.val.images[:1000])
-    rows: list[Row] = []
     edges = torch.linspace(-6, 6, 49)
-    for when, network in (("start", at_start), ("end", trained)):
-        outputs: dict[str, Tensor] = {}
-        for name, norm in network.norms.items():
-            norm.register_forward_hook(partial(_keep, outputs, name))
-        network.train()
-        network(images)
-        for name, norm in network.norms.items():
+    middles = ((edges[1:] + edges[:-1]) / 2).tolist()
+    rows = []
+    for when, network in (("start", train.trainer_of(cfg).network), ("end", trained)):
+        outputs = outputs_of_norms(network, images)
+        for name, y in outputs.items():
+            norm = network.norms[name]
             assert isinstance(norm, nn.BatchNorm1d)
-            y = outputs[name]
-            z = (y - norm.bias) / norm.weight
-            for quantity, values in (("normalised", z), ("input", y)):
+            for quantity, values in (("normalised", (y - norm.bias) / norm.weight), ("input", y)):
                 share = 100 * float((values.abs() < 1).float().mean())
-                rows.append({"quantity": f"{quantity}_{when}", "x": name, "value": share})
+                rows.append(row(f"{quantity}_{when}", share, name))
         joined = torch.cat([y.flatten() for y in outputs.values()])
-        counts = torch.histogram(joined, edges).hist / joined.numel()
-        density = (counts / edges.diff()).tolist()
-        rows += [
-            {"quantity": f"density_{when}", "x": middle, "value": value}
-            for middle, value in zip(((edges[1:] + edges[:-1]) / 2).tolist(), density, strict=True)
-        ]
+        density = torch.histogram(joined, edges).hist / joined.numel() / edges.diff()
+        rows += [row(f"density_{when}", value, at) for at, value in zip(middles, density, strict=True)]
     return rows
 
 
-def _keep(outputs: dict[str, Tensor], name: str, _module: nn.Module, _inputs: Any, output: Tensor) -> None:
-    outputs[name] = output
-
-
-def _batches(cfg: Config, data: Dataset) -> Iterator[Tensor]:
-    """Training batches of the epoch after the last."""
-    plan = epoch_plan(len(data.train.labels), cfg.data, cfg.seed, cfg.epochs)
-    for start in range(0, len(data.train.labels) - cfg.batch_size + 1, cfg.batch_size):
-        yield train_batch(data, plan, cfg.data, start, cfg.batch_size)[0]
+def outputs_of_norms(network: Network, images: Tensor) -> dict[str, Tensor]:
+    """What each norm makes of the images as one batch, in training mode."""
+    outputs: list[Tensor] = []
+    for norm in network.norms.values():
+        norm.register_forward_hook(lambda _norm, _inputs, output: outputs.append(output))
+    network.train()
+    network(images)
+    return dict(zip(network.norms, outputs, strict=True))
