@@ -34,15 +34,11 @@ RELUS = "percentage points of active ReLUs"
 NONE = "no number: the source has no experiment, no figure and no test"
 CODE = "lmcintosh/conv-batchnorm (https://github.com/lmcintosh/conv-batchnorm), code"
 PREDICTED = "A prediction about the source's layer, from untrained networks, made before this experiment"
+VIDEO = "still images with a dark lower half, LeNet, 2 epochs; the source describes a video"
+TRAINED = "Measured after training, when gamma and beta have adapted; the source speaks of fixed ones."
+ADAPT = "neurons sensitive to different locations in space adapt somewhat independently"
 
 NAMES = {"mnist": "MNIST", "mnist5k": "MNIST-5k", "fashion_mnist": "Fashion-MNIST", "cifar10": "CIFAR-10"}
-
-
-def name_of(dataset: str) -> str:
-    """What texts call a dataset."""
-    return NAMES.get(dataset, dataset)
-
-
 AXES = {
     "bn": ("channel", "channel"),
     "convbn": ("location", "channel"),
@@ -57,7 +53,6 @@ LAYER = "1"  # the convolutional layer whose ReLUs are judged: the one that sees
 
 EXACT = 1e-10  # of identities in float64
 ROUNDING = 1e-5  # relative error in float32
-TRAINED = "Measured after training, when gamma and beta have adapted; the source speaks of fixed ones."
 ALL = 10.0  # percent: "all below threshold" leaves no more than this share of the active ReLUs
 CLOSE = 0.01  # relative error of a factor that counts as right
 USUAL_EPS = 1e-3
@@ -75,20 +70,10 @@ class Horizon(Section):
     shade: float
     test_shades: list[float]
 
-    @property
-    def name(self) -> str:
-        """Of the first dataset, as it is written."""
-        return name_of(self.data[0])
-
 
 class Sweep(Section):
     data: str
     overrides: list[str]
-
-    @property
-    def name(self) -> str:
-        """Of the dataset, as it is written."""
-        return name_of(self.data)
 
 
 class Window(Sweep):
@@ -101,10 +86,6 @@ class Eps(Sweep):
 
 class Batch(Sweep):
     sizes: list[int]
-
-
-class Gap(Section):
-    batches: list[int]
 
 
 class Margins(Section):
@@ -122,7 +103,7 @@ class Settings(Preset):
     window: Window
     eps: Eps
     batch: Batch
-    gap: Gap
+    gap: dict[str, list[int]]
     margins: Margins
 
     @property
@@ -131,20 +112,20 @@ class Settings(Preset):
         return 100 * self.margins.accuracy
 
     @property
-    def first(self) -> str:
-        """The first of the table's datasets, as it is written."""
-        return name_of(next(iter(self.data)))
+    def first(self) -> dict[str, str]:
+        """The first dataset of each part, as it is written."""
+        found = {
+            part: sweep.data for part, sweep in (("window", self.window), ("eps", self.eps), ("batch", self.batch))
+        }
+        found |= {"table": next(iter(self.data)), "horizon": self.horizon.data[0]}
+        return {part: NAMES.get(data, data) for part, data in found.items()}
 
 
 paper = Paper(__name__, Settings, scale="reduced", scale_note="LeNet, 1 to 5 epochs; the source has no experiment")
 readme = partial(paper.claim, reported=NONE)
+sunrise = partial(readme, scale="toy", scale_note=VIDEO)
 code = partial(paper.claim, reported=NONE, source=CODE)
 predicted = partial(paper.claim, reported=NONE, source=PREDICTED, kind="prediction")
-VIDEO = "still images with a dark lower half, LeNet, 2 epochs; the source describes a video"
-sunrise = partial(readme, scale="toy", scale_note=VIDEO)
-
-
-# --- design ---
 
 
 @paper.design
@@ -158,19 +139,20 @@ def runs(s: Settings) -> Design:
 
     for data in s.data:
         for variant in ("nobn", *CELLS):
-            measure = (networks.statistics, {"batches": s.gap.batches})
+            measure = (networks.statistics, {"batches": s.gap["batches"]})
             train("table", data, {"dataset": data, "variant": variant}, [], measure)
     shade = f"data.shade={s.horizon.shade}"
     lit = {"plain": [], "static": [shade], "frames": [shade, "data.shade_batches=true"]}
     for data in s.horizon.data:
         for light in LIGHTS:
-            shades = s.horizon.test_shades if light == "plain" else []
+            measure = (networks.horizon, {"shades": s.horizon.test_shades if light == "plain" else []})
             for variant in s.horizon.variants:
                 factors = {"dataset": data, "light": light, "variant": variant}
-                local = [networks.halves] if variant == "convbn" else []
-                train("horizon", data, factors, lit[light], (networks.horizon, {"shades": shades}), *local)
-                if local:
-                    train("horizon", data, factors, lit[light], networks.maps, seeds=[0], record=False)
+                if variant != "convbn":
+                    train("horizon", data, factors, lit[light], measure)
+                    continue
+                train("horizon", data, factors, lit[light], measure, networks.halves)
+                train("horizon", data, factors, lit[light], networks.maps, seeds=[0], record=False)
     for variant in ("bn", "convbn"):  # the ends, with running statistics
         distances = [(networks.window, {"kernels": s.window.kernels})] if variant == "bn" else []
         train("window", s.window.data, {"variant": variant, "kernel": None}, s.window.overrides, *distances)
@@ -180,7 +162,7 @@ def runs(s: Settings) -> Design:
     for variant in ("bn", "convbn"):
         for eps in s.eps.values:
             changed = [*s.eps.overrides, f"norm.eps={eps}"]
-            measure = (networks.extremes, {"batches": s.gap.batches})
+            measure = (networks.extremes, {"batches": s.gap["batches"]})
             train("eps", s.eps.data, {"variant": variant, "eps": eps}, changed, measure)
         for size in s.batch.sizes:
             changed = [*s.batch.overrides, f"batch_size={size}"]
@@ -195,14 +177,8 @@ def runs(s: Settings) -> Design:
 
 
 def named(values: Values) -> Values:
-    """With datasets called as they are written."""
-    if "dataset" not in values.factors:
-        return values
-    place = values.factors.index("dataset")
-    data = {
-        ((*label[:place], name_of(label[place]), *label[place + 1 :]), seed): value
-        for (label, seed), value in values.data.items()
-    }
+    """With datasets called as they are written: no other level has such a name."""
+    data = {(tuple(NAMES.get(of, of) for of in label), seed): value for (label, seed), value in values.data.items()}
     return Values(values.factors, data)
 
 
@@ -211,9 +187,14 @@ def accuracy(r: Results, part: str, **at: Any) -> Values:
     return named(r.test_accuracy(part=part, **at))
 
 
+def measured(r: Results, part: str, quantity: str, **at: Any) -> Values:
+    """What was measured of a part's networks."""
+    return named(r.measured(quantity, part=part, **at))
+
+
 def percent(r: Results, part: str, quantity: str, **at: Any) -> Values:
     """A measured share, in percent."""
-    return 100 * named(r.measured(quantity, part=part, **at))
+    return 100 * measured(r, part, quantity, **at)
 
 
 def checked(r: Results, claim: str, quantity: str) -> Values:
@@ -225,11 +206,6 @@ def so(values: Values, estimand: str, condition: str = "") -> Evidence:
     """Whether a check's 1 or 0 is 1; nothing where it was not made."""
     value = values.only()
     return Evidence(estimand) if value is None else exact(bool(value), estimand, condition=condition)
-
-
-def shift_error(r: Results, variant: str, mode: str) -> Values:
-    """Relative error of the first norm's output when images move by a pixel."""
-    return named(r.measured("shift error", part="table", variant=variant, x=mode))
 
 
 def fall(r: Results, variant: str) -> Values:
@@ -257,11 +233,8 @@ def gain(r: Results, variant: str, light: str, x: str | float = "own") -> Values
 def as_many_parameters(r: Results, s: Settings) -> Evidence:
     """Local normalization takes the same number of parameters as channel-wise batch norm."""
     parameters, buffers = (checked(r, "L1", each) for each in ("parameters", "buffers"))
-    evidence = exact(
-        parameters.at(x="convbn") - parameters.at(x="bn"),
-        "parameters for a 6 x 24 x 24 map, local-gain BN minus BN",
-        tolerance=0,
-    )
+    more = parameters.at(x="convbn") - parameters.at(x="bn")
+    evidence = exact(more, "parameters for a 6 x 24 x 24 map, local-gain BN minus BN", tolerance=0)
     counts = {"parameters": parameters.at(x=CELLS), "numbers in running statistics": buffers.at(x=CELLS)}
     remark = "What local statistics save in parameters they take in buffers, which fix the size of the map."
     return replace(evidence.showing(counts), remark=remark)
@@ -276,15 +249,11 @@ def scales_per_location_are_poorly_constrained(r: Results, s: Settings) -> Evide
     """A scale for each x and y position is possibly thousands of additional parameters that may be poorly
     constrained.
     """
-    found = accuracy(r, "table")
-    evidence = greater(
-        found.at(variant="convbn") - found.at(variant="peractivationbn"),
-        "test accuracy, gamma and beta per channel minus per location",
-        POINTS,
-        margin=s.margin_points,
-    )
-    measured = percent(r, "table", "accuracy")
-    gap = measured.at(x="training images") - measured.at(x="running")
+    found, shares = accuracy(r, "table"), percent(r, "table", "accuracy")
+    difference = found.at(variant="convbn") - found.at(variant="peractivationbn")
+    estimand = "test accuracy, gamma and beta per channel minus per location"
+    evidence = greater(difference, estimand, POINTS, margin=s.margin_points)
+    gap = shares.at(x="training images") - shares.at(x="running")
     more = gap.at(variant="peractivationbn") - gap.at(variant="convbn")
     return evidence.showing({"training minus test accuracy, per location minus per channel": more}, "points")
 
@@ -297,11 +266,8 @@ def scales_per_location_are_poorly_constrained(r: Results, s: Settings) -> Evide
 )
 def statistics_are_per_location(r: Results, s: Settings) -> Evidence:
     """It computes statistics for each channel and each x, y location independently."""
-    return exact(
-        checked(r, "L2", "error"),
-        "largest difference from torch's BatchNorm1d over all features, then gamma and beta per channel",
-        tolerance=EXACT,
-    )
+    estimand = "largest difference from torch's BatchNorm1d over all features, then gamma and beta per channel"
+    return exact(checked(r, "L2", "error"), estimand, tolerance=EXACT)
 
 
 @readme("L3", kind="identity", where="README, first line", quote="translation invariant parameters")
@@ -329,15 +295,12 @@ def collapsing_ends_equivariance(r: Results, s: Settings) -> Evidence:
     """Collapsing the spatial dimensions with the channels (a scale for each position) renders the network no longer
     fully convolutional, and its receptive fields vary with space.
     """
-    evidence = greater(
-        shift_error(r, "peractivationbn", "eval"),
-        "per-activation BN's error when images move by a pixel, eval",
-        "relative error",
-        bar=s.margins.shift,
-    )
-    moved = shift_error(r, "peractivationbn", "training")
-    others = {"channel-wise BN": shift_error(r, "bn", "eval"), "with the moved batch's own statistics": moved}
-    return evidence.showing(others, "")
+    error = measured(r, "table", "shift error")
+    untied = error.at(variant="peractivationbn")
+    estimand = "per-activation BN's error when images move by a pixel, eval"
+    evidence = greater(untied.at(x="eval"), estimand, "relative error", bar=s.margins.shift)
+    moved = {"with the moved batch's own statistics": untied.at(x="training")}
+    return evidence.showing({"channel-wise BN": error.at(variant="bn", x="eval"), **moved}, "")
 
 
 @readme(
@@ -347,21 +310,21 @@ def collapsing_ends_equivariance(r: Results, s: Settings) -> Evidence:
 )
 def local_gain_keeps_equivariance(r: Results, s: Settings) -> Evidence:
     """To solve this, local normalization with parameters per channel: it keeps the network fully convolutional."""
-    estimand = "local-gain BN's error when images move by a pixel"
-    unit = "relative error"
-    evidence = less(shift_error(r, "convbn", "eval"), estimand, unit, bar=s.margins.shift, condition="eval")
-    moves = exact(shift_error(r, "convbn", "training"), estimand, unit, tolerance=ROUNDING, condition="training")
+    error = measured(r, "table", "shift error")
+    local, untied = (error.at(variant=variant) for variant in ("convbn", "peractivationbn"))
+    estimand, unit = "local-gain BN's error when images move by a pixel", "relative error"
+    evidence = less(local.at(x="eval"), estimand, unit, bar=s.margins.shift, condition="eval")
+    evidence &= exact(local.at(x="training"), estimand, unit, tolerance=ROUNDING, condition="training")
     remark = "In eval its running statistics are per location; in training its statistics move with the batch."
-    beside = {"per-activation BN, eval": shift_error(r, "peractivationbn", "eval")}
-    return replace((evidence & moves).showing(beside, ""), remark=remark)
+    return replace(evidence.showing({"per-activation BN, eval": untied.at(x="eval")}, ""), remark=remark)
 
 
 @readme("L5", kind="identity", where="README, paragraph 6: implied by fully convolutional")
 def any_size(r: Results, s: Settings) -> Evidence:
     """Implied by fully convolutional: the layer takes maps of any size."""
-    takes = {variant: bool(found.only()) for variant, found in checked(r, "L5", "takes").by("x").items()}
-    evidence = so(checked(r, "L5", "takes").at(x="convbn"), "made for maps of 12 x 12, it takes 10 x 10")
-    yes, no = (", ".join(v for v, taken in takes.items() if taken is wanted) or "none" for wanted in (True, False))
+    takes = checked(r, "L5", "takes")
+    evidence = so(takes.at(x="convbn"), "made for maps of 12 x 12, it takes 10 x 10")
+    yes, no = (", ".join(each.where(bool).levels("x")) or "none" for each in (takes, 1 - takes))
     remark = f"Such maps are taken by {yes}; they are refused by {no}, which keep something per location."
     return replace(evidence, remark=remark if takes else "")
 
@@ -382,22 +345,18 @@ def channel_statistics_silence_the_dark(r: Results, s: Settings) -> Evidence:
     active = percent(r, "horizon", f"active below {LAYER}", variant="bn", x="own")
     plain, dark = (active.at(light=light) for light in ("plain", "static"))
     estimand = "BN's active ReLUs below the dark horizon"
-    some = greater(fall(r, "bn"), estimand, RELUS, margin=100 * s.margins.active, condition="fall")
-    all_of_them = less(100 * dark / plain, estimand, "% of plain images' share", bar=ALL, condition="left")
+    evidence = greater(fall(r, "bn"), estimand, RELUS, margin=100 * s.margins.active, condition="fall")
+    evidence &= less(100 * dark / plain, estimand, "% of plain images' share", bar=ALL, condition="left")
     silent = percent(r, "horizon", f"silent below {LAYER}", variant="bn", light="static", x="own")
-    evidence = (some & all_of_them).showing({"active on plain images": plain, "active in the dark": dark}, "%")
+    evidence = evidence.showing({"active on plain images": plain, "active in the dark": dark}, "%")
     return replace(evidence.showing({"silent in the dark": silent}, "% of units"), remark=TRAINED)
 
 
 @sunrise("L6b", where="README, paragraph 5", quote="what happens instead is a form of local gain normalization")
 def local_statistics_keep_it_active(r: Results, s: Settings) -> Evidence:
     """Local normalization does not: it keeps the dark half active where BN loses it."""
-    evidence = greater(
-        fall(r, "bn") - fall(r, "convbn"),
-        "active ReLUs lost in the dark, BN minus local-gain BN",
-        RELUS,
-        margin=100 * s.margins.active,
-    )
+    estimand = "active ReLUs lost in the dark, BN minus local-gain BN"
+    evidence = greater(fall(r, "bn") - fall(r, "convbn"), estimand, RELUS, margin=100 * s.margins.active)
     at = {"variant": ["bn", "convbn"], "light": "static", "x": "own"}
     switching = percent(r, "horizon", f"switching below {LAYER}", **at)
     evidence = evidence.showing({"switched on by some images and off by others": switching}, "% of units")
@@ -408,11 +367,8 @@ def in_the_same_light(r: Results, s: Settings, light: str, what: str) -> Evidenc
     """Whether local statistics classify better than channel statistics, trained and tested in one light."""
     own = gain(r, "convbn", light)
     evidence = greater(own, f"test accuracy, {what}, local-gain BN minus BN", POINTS, margin=s.margin_points)
-    others = {
-        "minus the same on plain images": own - gain(r, "convbn", "plain"),
-        "adaptive norm minus BN": gain(r, "adaptive", light),
-    }
-    return evidence.showing(others, "points")
+    others = {"minus the same on plain images": own - gain(r, "convbn", "plain")}
+    return evidence.showing(others | {"adaptive norm minus BN": gain(r, "adaptive", light)}, "points")
 
 
 @sunrise(
@@ -436,21 +392,14 @@ def better_on_frames(r: Results, s: Settings) -> Evidence:
 
 def in_another_light(r: Results, s: Settings, variant: str, what: str) -> Evidence:
     """Whether ``variant`` classifies better than BN in a light that it was not trained in."""
-    evidence = greater(
-        gain(r, variant, "plain", s.horizon.shade),
-        f"test accuracy in another light, {what} minus BN",
-        POINTS,
-        margin=s.margin_points,
-    )
+    difference = gain(r, variant, "plain", s.horizon.shade)
+    estimand = f"test accuracy in another light, {what} minus BN"
+    evidence = greater(difference, estimand, POINTS, margin=s.margin_points)
     found = percent(r, "horizon", "accuracy", light="plain", variant=[variant, "bn"])
     return evidence.showing({"plain": found.at(x=1.0), "dark": found.at(x=s.horizon.shade)}, "%")
 
 
-@sunrise(
-    "L6e",
-    where="README, paragraph 5",
-    quote="neurons sensitive to different locations in space adapt somewhat independently",
-)
+@sunrise("L6e", where="README, paragraph 5", quote=ADAPT)
 def local_gain_bears_another_light(r: Results, s: Settings) -> Evidence:
     """Neurons adapt to the light at their location: trained in one light, local normalization bears another better
     than channel-wise batch norm.
@@ -466,25 +415,18 @@ def adaptive_norm_bears_another_light(r: Results, s: Settings) -> Evidence:
     return in_another_light(r, s, "adaptive", "adaptive norm")
 
 
-@sunrise(
-    "L7",
-    where="README, paragraph 5",
-    quote="neurons sensitive to different locations in space adapt somewhat independently",
-)
+@sunrise("L7", where="README, paragraph 5", quote=ADAPT)
 def locations_adapt_independently(r: Results, s: Settings) -> Evidence:
     """Neurons sensitive to different locations in space adapt somewhat independently."""
-    spread = named(r.measured("deviation", part="horizon", variant="convbn"))
-    contrast = spread.at(x="below") / spread.at(x="above")
+    deviation = measured(r, "horizon", "deviation", variant="convbn")
+    contrast = deviation.at(x="below") / deviation.at(x="above")
     plain, dark = contrast.at(light="plain"), contrast.at(light="static")
-    evidence = greater(
-        plain.log() - dark.log(),
-        "log running standard deviation below over above the horizon, plain minus dark",
-        "natural logarithms",
-        margin=math.log(s.margins.ratio),
-    )
+    estimand = "log running standard deviation below over above the horizon, plain minus dark"
+    margin = math.log(s.margins.ratio)
+    evidence = greater(plain.log() - dark.log(), estimand, "natural logarithms", margin=margin)
     remark = "This is the factor on the input itself, so any statistic per location shows it; one per channel cannot."
-    beside = evidence.showing({"the ratio itself, dark over plain": dark / plain}, "times", ratio=True)
-    return replace(beside, remark=remark)
+    evidence = evidence.showing({"the ratio itself, dark over plain": dark / plain}, "times", ratio=True)
+    return replace(evidence, remark=remark)
 
 
 # --- claims: the adaptive norm, and the code ---
@@ -493,9 +435,8 @@ def locations_adapt_independently(r: Results, s: Settings) -> Evidence:
 @code("L8a", kind="identity", where="ConvAdaptiveNormalization")
 def adaptive_norm_is_the_same_in_test(r: Results, s: Settings) -> Evidence:
     """ConvAdaptiveNormalization does the same in training and in testing."""
-    evidence = exact(
-        checked(r, "L8", "train minus eval"), "largest difference of outputs, training minus eval", tolerance=0
-    )
+    estimand = "largest difference of outputs, training minus eval"
+    evidence = exact(checked(r, "L8", "train minus eval"), estimand, tolerance=0)
     company = checked(r, "L8", "depends on its batch")
     remark = "The price is that an image's output depends on the other images of its batch, in eval too."
     return replace(evidence.showing({"change of an output with the others of its batch": company}), remark=remark)
@@ -511,9 +452,10 @@ def window_leads_from_local_to_channel(r: Results, s: Settings) -> Evidence:
 
     local, channel = (r.measured(f"to {end}", part="window", variant="bn") for end in ("local", "channel"))
     estimand = "distance at both ends of the window, and largest step back between"
+    error = checked(r, "L8", "error")
     ends = {
-        "window of 1 from local statistics": checked(r, "L8", "error").at(x="convbn"),
-        "whole map from channel statistics": checked(r, "L8", "error").at(x="bn"),
+        "window of 1 from local statistics": error.at(x="convbn"),
+        "whole map from channel statistics": error.at(x="bn"),
     }
     steps = {"step back towards local": back(-local), "step away from channel": back(channel)}
     evidence = exact(ends, estimand, tolerance=EXACT) & exact(steps, estimand, tolerance=ROUNDING)
@@ -549,16 +491,11 @@ def running_variance_is_unbiased(r: Results, s: Settings) -> Evidence:
 @predicted("L-gap", reported="9 to 12 times, at batch sizes 8 to 128, after a random convolution on MNIST")
 def local_statistics_differ_more_in_eval(r: Results, s: Settings) -> Evidence:
     """Statistics of a batch and running statistics normalise several times further apart when they are local."""
-    gap = named(r.measured("gap", part="table")).at(dataset=s.first)
+    gap = measured(r, "table", "gap").at(dataset=s.first["table"])
     by_size = (gap.at(variant="convbn") / gap.at(variant="bn")).by("x")
     ratios = {f"batches of {size}": values for size, values in by_size.items()}
-    evidence = greater(
-        ratios,
-        "rms of training minus eval, local over channel statistics",
-        "times",
-        bar=s.margins.gap_ratio,
-        ratio=True,
-    )
+    estimand = "rms of training minus eval, local over channel statistics"
+    evidence = greater(ratios, estimand, "times", bar=s.margins.gap_ratio, ratio=True)
     outside = [each.condition for each in evidence.effects if not 9 <= each.interval.mean <= 12]
     remark = f"Outside of the predicted 9 to 12 times: {', '.join(outside) or 'none'}."
     return replace(evidence, remark=remark if ratios else "")
@@ -574,12 +511,10 @@ def eps_decides_with_local_statistics(r: Results, s: Settings) -> Evidence:
     smallest = min(s.eps.values)
     largest = r.measured("largest", part="eps", variant=["bn", "convbn"])
     growth = largest.at(eps=smallest).log10() - largest.at(eps=USUAL_EPS).log10()
-    evidence = greater(
-        growth.at(variant="convbn") - growth.at(variant="bn"),
-        f"growth of the largest normalised value, eps {USUAL_EPS:g} to {smallest:g}, local minus channel statistics",
-        "powers of ten",
-        margin=math.log10(s.margins.ratio),
-    )
+    difference = growth.at(variant="convbn") - growth.at(variant="bn")
+    between = f"eps {USUAL_EPS:g} to {smallest:g}, local minus channel statistics"
+    estimand = f"growth of the largest normalised value, {between}"
+    evidence = greater(difference, estimand, "powers of ten", margin=math.log10(s.margins.ratio))
     ends = {"eps": [smallest, USUAL_EPS]}
     evidence = evidence.showing({"largest value": largest.at(**ends)}, "")
     return evidence.showing({"test accuracy": r.test_accuracy(part="eps").at(**ends)}, "%")
@@ -591,12 +526,8 @@ def local_statistics_lose_more_in_small_batches(r: Results, s: Settings) -> Evid
     found = r.test_accuracy(part="batch")
     loss = found.at(variant="bn") - found.at(variant="convbn")
     small, large = min(s.batch.sizes), max(s.batch.sizes)
-    evidence = greater(
-        loss.at(batch_size=small) - loss.at(batch_size=large),
-        f"BN minus local-gain BN, at batch size {small} minus at {large}",
-        POINTS,
-        margin=s.margin_points,
-    )
+    estimand = f"BN minus local-gain BN, at batch size {small} minus at {large}"
+    evidence = greater(loss.at(batch_size=small) - loss.at(batch_size=large), estimand, POINTS, margin=s.margin_points)
     return evidence.showing({"BN minus local-gain BN": loss}, "points")
 
 
