@@ -114,10 +114,8 @@ class Settings(Preset):
     @property
     def first(self) -> dict[str, str]:
         """The first dataset of each part, as it is written."""
-        found = {
-            part: sweep.data for part, sweep in (("window", self.window), ("eps", self.eps), ("batch", self.batch))
-        }
-        found |= {"table": next(iter(self.data)), "horizon": self.horizon.data[0]}
+        found = {"table": next(iter(self.data)), "horizon": self.horizon.data[0], "window": self.window.data}
+        found |= {"eps": self.eps.data, "batch": self.batch.data}
         return {part: NAMES.get(data, data) for part, data in found.items()}
 
 
@@ -132,6 +130,7 @@ predicted = partial(paper.claim, reported=NONE, source=PREDICTED, kind="predicti
 def runs(s: Settings) -> Design:
     """The 2 x 2 table, the horizon, the window, eps and the batch size; and the exact checks, once."""
     design = Design(s.seeds)
+    factors: dict[str, Any]
 
     def train(part: str, data: str, factors: dict[str, Any], changed: list[str], *measures: Any, **about: Any) -> None:
         common = [*s.overrides, *s.data.get(data, [f"data={data}"]), f"variant={factors['variant']}"]
@@ -139,20 +138,19 @@ def runs(s: Settings) -> Design:
 
     for data in s.data:
         for variant in ("nobn", *CELLS):
-            measure = (networks.statistics, {"batches": s.gap["batches"]})
-            train("table", data, {"dataset": data, "variant": variant}, [], measure)
+            factors = {"dataset": data, "variant": variant}
+            train("table", data, factors, [], (networks.statistics, {"batches": s.gap["batches"]}))
     shade = f"data.shade={s.horizon.shade}"
     lit = {"plain": [], "static": [shade], "frames": [shade, "data.shade_batches=true"]}
     for data in s.horizon.data:
         for light in LIGHTS:
-            measure = (networks.horizon, {"shades": s.horizon.test_shades if light == "plain" else []})
+            shades = s.horizon.test_shades if light == "plain" else []
             for variant in s.horizon.variants:
                 factors = {"dataset": data, "light": light, "variant": variant}
-                if variant != "convbn":
-                    train("horizon", data, factors, lit[light], measure)
-                    continue
-                train("horizon", data, factors, lit[light], measure, networks.halves)
-                train("horizon", data, factors, lit[light], networks.maps, seeds=[0], record=False)
+                local = [networks.halves] if variant == "convbn" else []
+                train("horizon", data, factors, lit[light], (networks.horizon, {"shades": shades}), *local)
+                if local:
+                    train("horizon", data, factors, lit[light], networks.maps, seeds=[0], record=False)
     for variant in ("bn", "convbn"):  # the ends, with running statistics
         distances = [(networks.window, {"kernels": s.window.kernels})] if variant == "bn" else []
         train("window", s.window.data, {"variant": variant, "kernel": None}, s.window.overrides, *distances)
@@ -161,13 +159,11 @@ def runs(s: Settings) -> Design:
         train("window", s.window.data, {"variant": "adaptive", "kernel": kernel}, changed)
     for variant in ("bn", "convbn"):
         for eps in s.eps.values:
-            changed = [*s.eps.overrides, f"norm.eps={eps}"]
-            measure = (networks.extremes, {"batches": s.gap["batches"]})
-            train("eps", s.eps.data, {"variant": variant, "eps": eps}, changed, measure)
+            factors, changed = {"variant": variant, "eps": eps}, [*s.eps.overrides, f"norm.eps={eps}"]
+            train("eps", s.eps.data, factors, changed, (networks.extremes, {"batches": s.gap["batches"]}))
         for size in s.batch.sizes:
-            changed = [*s.batch.overrides, f"batch_size={size}"]
-            measure = (networks.statistics, {"batches": [size]})
-            train("batch", s.batch.data, {"variant": variant, "batch_size": size}, changed, measure)
+            factors, changed = {"variant": variant, "batch_size": size}, [*s.batch.overrides, f"batch_size={size}"]
+            train("batch", s.batch.data, factors, changed, (networks.statistics, {"batches": [size]}))
     for id, (check, arguments) in checks.CHECKS.items():
         design.measure("exact", {"claim": id}, check, seeds=[0], **arguments)
     return design

@@ -46,15 +46,23 @@ def _apart(a: Tensor, b: Tensor) -> float:
     return float((a - b).detach().abs().max())
 
 
+def _takes(layer: nn.Module, x: Tensor) -> bool:
+    """Whether a layer takes ``x``; else it must refuse in words."""
+    try:
+        layer(x)
+    except NormError:
+        return False
+    return True
+
+
 @measure("conv_batchnorm/counts")
 def counts(seed: int, variants: list[str], channels: int, height: int, width: int) -> list[Row]:
     """L1. Numbers in parameters and in running statistics, for a map (channels, height, width)."""
-    sizes = {variant: size_of(NORMS[variant](channels, (height, width))) for variant in variants}
-    return [
-        row(quantity, count, variant)
-        for variant, pair in sizes.items()
-        for quantity, count in zip(("parameters", "buffers"), pair, strict=True)
-    ]
+    rows = []
+    for variant in variants:
+        parameters, buffers = size_of(NORMS[variant](channels, (height, width)))
+        rows += [row("parameters", parameters, variant), row("buffers", buffers, variant)]
+    return rows
 
 
 @measure("conv_batchnorm/flattened")
@@ -120,16 +128,10 @@ def gradients(seed: int, batch: int, channels: int, height: int, width: int) -> 
 
 @measure("conv_batchnorm/other_sizes")
 def other_sizes(seed: int, variants: list[str], channels: int, made_for: int, given: int) -> list[Row]:
-    """L5. Whether a layer made for square maps of one size takes another in eval; else it must refuse in words."""
-    rows = []
-    for variant in variants:
-        layer = NORMS[variant](channels, (made_for, made_for)).eval()
-        try:
-            layer(torch.zeros(2, channels, given, given))
-            rows.append(row("takes", 1, variant))
-        except NormError:
-            rows.append(row("takes", 0, variant))
-    return rows
+    """L5. Whether a layer made for square maps of one size takes another in eval."""
+    x = torch.zeros(2, channels, given, given)
+    layers = {variant: NORMS[variant](channels, (made_for, made_for)).eval() for variant in variants}
+    return [row("takes", _takes(layer, x), variant) for variant, layer in layers.items()]
 
 
 @measure("conv_batchnorm/window_ends")
@@ -171,13 +173,8 @@ def one_image(seed: int, channels: int, size: int) -> list[Row]:
     x = _normal(seed, 1, channels, size, size)
     zeros, ones = torch.zeros(channels, 1, 1), torch.ones(channels, 1, 1)
     y, _ = batch_norm_forward(x.numpy(), ones.numpy(), zeros.numpy(), (0,), EPS)
-    rows = [row("largest output", abs(y).max())]
-    layer = NORMS["convbn"](channels, (size, size)).double()
-    try:
-        layer(x)
-        return [*rows, row("refused", 0)]
-    except NormError:
-        return [*rows, row("refused", 1)]
+    refused = not _takes(NORMS["convbn"](channels, (size, size)).double(), x)
+    return [row("largest output", abs(y).max()), row("refused", refused)]
 
 
 _SMALL = {"batch": 5, "channels": 3, "height": 4, "width": 3}
