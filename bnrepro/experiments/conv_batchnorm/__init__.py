@@ -19,21 +19,30 @@ Differences from the paper
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from itertools import pairwise
+from statistics import fmean
 from typing import Any
 
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from pydantic import BaseModel, ConfigDict
 
 from bnrepro.claims import Design, Evidence, Paper, Preset, Results, Values, exact, greater, less
+from bnrepro.claims.plots import curve, dots, legend, lines, looks, panels, ticks, zero
 from bnrepro.experiments.conv_batchnorm import checks, networks
+from bnrepro.plots import style as figures
+from bnrepro.stats import holm, p_value
 
 POINTS = "percentage points of test accuracy"
 RELUS = "percentage points of active ReLUs"
 NONE = "no number: the source has no experiment, no figure and no test"
 CODE = "lmcintosh/conv-batchnorm (https://github.com/lmcintosh/conv-batchnorm), code"
 PREDICTED = "A prediction about the source's layer, from untrained networks, made before this experiment"
+P4, P5, P6, P7 = (f"README, paragraph {number}" for number in (4, 5, 6, 7))
 VIDEO = "still images with a dark lower half, LeNet, 2 epochs; the source describes a video"
 TRAINED = "Measured after training, when gamma and beta have adapted; the source speaks of fixed ones."
 ADAPT = "neurons sensitive to different locations in space adapt somewhat independently"
@@ -47,6 +56,9 @@ AXES = {
 }
 """The 2 x 2 table: where the statistics of each variant are, and where gamma and beta."""
 CELLS = list(AXES)
+WHERE = {"nobn": ("none", "none"), **AXES, "adaptive": ("window", "channel")}
+"""The same of all variants."""
+LOOK = looks(["nobn", "bn", "convbn", "adaptive", "peractivationbn", "locationaffinebn"])
 LIGHTS = ("plain", "static", "frames")
 """No shade; the same shade in training and test; each batch a shade of its own."""
 LAYER = "1"  # the convolutional layer whose ReLUs are judged: the one that sees the image
@@ -56,6 +68,7 @@ ROUNDING = 1e-5  # relative error in float32
 ALL = 10.0  # percent: "all below threshold" leaves no more than this share of the active ReLUs
 CLOSE = 0.01  # relative error of a factor that counts as right
 USUAL_EPS = 1e-3
+Row = dict[str, Any]
 
 
 class Section(BaseModel):
@@ -121,7 +134,7 @@ class Settings(Preset):
 
 paper = Paper(__name__, Settings, scale="reduced", scale_note="LeNet, 1 to 5 epochs; the source has no experiment")
 readme = partial(paper.claim, reported=NONE)
-sunrise = partial(readme, scale="toy", scale_note=VIDEO)
+video = partial(readme, scale="toy", scale_note=VIDEO)
 code = partial(paper.claim, reported=NONE, source=CODE)
 predicted = partial(paper.claim, reported=NONE, source=PREDICTED, kind="prediction")
 
@@ -188,11 +201,6 @@ def measured(r: Results, part: str, quantity: str, **at: Any) -> Values:
     return named(r.measured(quantity, part=part, **at))
 
 
-def percent(r: Results, part: str, quantity: str, **at: Any) -> Values:
-    """A measured share, in percent."""
-    return 100 * measured(r, part, quantity, **at)
-
-
 def checked(r: Results, claim: str, quantity: str) -> Values:
     """What the exact check of ``claim`` found."""
     return r.measured(quantity, part="exact", claim=claim)
@@ -204,15 +212,9 @@ def so(values: Values, estimand: str, condition: str = "") -> Evidence:
     return Evidence(estimand) if value is None else exact(bool(value), estimand, condition=condition)
 
 
-def fall(r: Results, variant: str) -> Values:
-    """By how much the share of active ReLUs below the horizon falls when the lower half is always dark."""
-    active = percent(r, "horizon", f"active below {LAYER}", variant=variant, x="own")
-    return active.at(light="plain") - active.at(light="static")
-
-
 def gain(r: Results, variant: str, light: str, x: str | float = "own") -> Values:
     """Test accuracy with ``variant`` minus that with BN, in points."""
-    values = percent(r, "horizon", "accuracy", light=light, x=x)
+    values = 100 * measured(r, "horizon", "accuracy", light=light, x=x)
     return values.at(variant=variant) - values.at(variant="bn")
 
 
@@ -222,7 +224,7 @@ def gain(r: Results, variant: str, light: str, x: str | float = "own") -> Values
 @readme(
     "L1",
     kind="identity",
-    where="README, paragraph 7",
+    where=P7,
     quote="performs local normalization but with the same number of parameters obtained with simple channel-wise batch "
     "normalization",
 )
@@ -236,16 +238,12 @@ def as_many_parameters(r: Results, s: Settings) -> Evidence:
     return replace(evidence.showing(counts), remark=remark)
 
 
-@readme(
-    "L1b",
-    where="README, paragraph 6",
-    quote="possibly thousands of additional parameters that may be poorly constrained",
-)
+@readme("L1b", where=P6, quote="possibly thousands of additional parameters that may be poorly constrained")
 def scales_per_location_are_poorly_constrained(r: Results, s: Settings) -> Evidence:
     """A scale for each x and y position is possibly thousands of additional parameters that may be poorly
     constrained.
     """
-    found, shares = accuracy(r, "table"), percent(r, "table", "accuracy")
+    found, shares = accuracy(r, "table"), 100 * measured(r, "table", "accuracy")
     difference = found.at(variant="convbn") - found.at(variant="peractivationbn")
     estimand = "test accuracy, gamma and beta per channel minus per location"
     evidence = greater(difference, estimand, POINTS, margin=s.margin_points)
@@ -255,10 +253,7 @@ def scales_per_location_are_poorly_constrained(r: Results, s: Settings) -> Evide
 
 
 @readme(
-    "L2",
-    kind="identity",
-    where="README, paragraph 6",
-    quote="compute statistics for each channel and each x, y location independently",
+    "L2", kind="identity", where=P6, quote="compute statistics for each channel and each x, y location independently"
 )
 def statistics_are_per_location(r: Results, s: Settings) -> Evidence:
     """It computes statistics for each channel and each x, y location independently."""
@@ -283,7 +278,7 @@ def gradients_are_sums_over_locations(r: Results, s: Settings) -> Evidence:
 
 @readme(
     "L4a",
-    where="README, paragraph 6",
+    where=P6,
     quote="this also renders the network no longer fully convolutional, and the receptive fields of the network will "
     "vary with space",
 )
@@ -301,7 +296,7 @@ def collapsing_ends_equivariance(r: Results, s: Settings) -> Evidence:
 
 @readme(
     "L4b",
-    where="README, paragraph 7",
+    where=P7,
     quote="To solve this, here is a simple modification of batch normalization that performs local normalization",
 )
 def local_gain_keeps_equivariance(r: Results, s: Settings) -> Evidence:
@@ -328,9 +323,9 @@ def any_size(r: Results, s: Settings) -> Evidence:
 # --- claims: the car at sunrise ---
 
 
-@sunrise(
+@video(
     "L6a",
-    where="README, paragraph 4",
+    where=P4,
     quote="If we normalize across the entire layer, we may shove all pixels below the horizon below threshold, and "
     "only process the well-illuminated parts of the scene.",
 )
@@ -338,23 +333,26 @@ def channel_statistics_silence_the_dark(r: Results, s: Settings) -> Evidence:
     """If we normalize across the entire layer, we may shove all pixels below the horizon below threshold, and only
     process the well-illuminated parts of the scene.
     """
-    active = percent(r, "horizon", f"active below {LAYER}", variant="bn", x="own")
+    active = 100 * measured(r, "horizon", f"active below {LAYER}", variant="bn", x="own")
     plain, dark = (active.at(light=light) for light in ("plain", "static"))
     estimand = "BN's active ReLUs below the dark horizon"
-    evidence = greater(fall(r, "bn"), estimand, RELUS, margin=100 * s.margins.active, condition="fall")
+    evidence = greater(plain - dark, estimand, RELUS, margin=100 * s.margins.active, condition="fall")
     evidence &= less(100 * dark / plain, estimand, "% of plain images' share", bar=ALL, condition="left")
-    silent = percent(r, "horizon", f"silent below {LAYER}", variant="bn", light="static", x="own")
+    silent = 100 * measured(r, "horizon", f"silent below {LAYER}", variant="bn", light="static", x="own")
     evidence = evidence.showing({"active on plain images": plain, "active in the dark": dark}, "%")
     return replace(evidence.showing({"silent in the dark": silent}, "% of units"), remark=TRAINED)
 
 
-@sunrise("L6b", where="README, paragraph 5", quote="what happens instead is a form of local gain normalization")
+@video("L6b", where=P5, quote="what happens instead is a form of local gain normalization")
 def local_statistics_keep_it_active(r: Results, s: Settings) -> Evidence:
     """Local normalization does not: it keeps the dark half active where BN loses it."""
     estimand = "active ReLUs lost in the dark, BN minus local-gain BN"
-    evidence = greater(fall(r, "bn") - fall(r, "convbn"), estimand, RELUS, margin=100 * s.margins.active)
+    active = 100 * measured(r, "horizon", f"active below {LAYER}", x="own")
+    lost = active.at(light="plain") - active.at(light="static")
+    difference = lost.at(variant="bn") - lost.at(variant="convbn")
+    evidence = greater(difference, estimand, RELUS, margin=100 * s.margins.active)
     at = {"variant": ["bn", "convbn"], "light": "static", "x": "own"}
-    switching = percent(r, "horizon", f"switching below {LAYER}", **at)
+    switching = 100 * measured(r, "horizon", f"switching below {LAYER}", **at)
     evidence = evidence.showing({"switched on by some images and off by others": switching}, "% of units")
     return replace(evidence, remark=TRAINED)
 
@@ -367,9 +365,9 @@ def in_the_same_light(r: Results, s: Settings, light: str, what: str) -> Evidenc
     return evidence.showing(others | {"adaptive norm minus BN": gain(r, "adaptive", light)}, "points")
 
 
-@sunrise(
+@video(
     "L6c",
-    where="README, paragraph 4",
+    where=P4,
     quote="Suppose however that your neural network has an input that is not completely translation invariant across "
     "the batch.",
 )
@@ -380,7 +378,7 @@ def better_where_the_lower_half_is_dark(r: Results, s: Settings) -> Evidence:
     return in_the_same_light(r, s, "static", "lower half dark")
 
 
-@sunrise("L6d", where="README, paragraph 4", quote="imagine a video taken from the front of a car at sunrise")
+@video("L6d", where=P4, quote="imagine a video taken from the front of a car at sunrise")
 def better_on_frames(r: Results, s: Settings) -> Evidence:
     """The same for batches of sequential frames, each batch with a darkness of its own (the car at sunrise)."""
     return in_the_same_light(r, s, "frames", "darkness by batch")
@@ -391,11 +389,11 @@ def in_another_light(r: Results, s: Settings, variant: str, what: str) -> Eviden
     difference = gain(r, variant, "plain", s.horizon.shade)
     estimand = f"test accuracy in another light, {what} minus BN"
     evidence = greater(difference, estimand, POINTS, margin=s.margin_points)
-    found = percent(r, "horizon", "accuracy", light="plain", variant=[variant, "bn"])
+    found = 100 * measured(r, "horizon", "accuracy", light="plain", variant=[variant, "bn"])
     return evidence.showing({"plain": found.at(x=1.0), "dark": found.at(x=s.horizon.shade)}, "%")
 
 
-@sunrise("L6e", where="README, paragraph 5", quote=ADAPT)
+@video("L6e", where=P5, quote=ADAPT)
 def local_gain_bears_another_light(r: Results, s: Settings) -> Evidence:
     """Neurons adapt to the light at their location: trained in one light, local normalization bears another better
     than channel-wise batch norm.
@@ -411,7 +409,7 @@ def adaptive_norm_bears_another_light(r: Results, s: Settings) -> Evidence:
     return in_another_light(r, s, "adaptive", "adaptive norm")
 
 
-@sunrise("L7", where="README, paragraph 5", quote=ADAPT)
+@video("L7", where=P5, quote=ADAPT)
 def locations_adapt_independently(r: Results, s: Settings) -> Evidence:
     """Neurons sensitive to different locations in space adapt somewhat independently."""
     deviation = measured(r, "horizon", "deviation", variant="convbn")
@@ -537,4 +535,353 @@ def a_batch_of_one_must_be_refused(r: Results, s: Settings) -> Evidence:
     return evidence & so(checked(r, "L-one", "refused"), estimand, "our layer refuses it")
 
 
-from bnrepro.experiments.conv_batchnorm import shown as shown  # noqa: E402  its tables and figures are the paper's
+# --- tables ---
+
+
+def arms(r: Results, part: str, factors: Sequence[str], columns: Mapping[str, Values]) -> list[Row]:
+    """A row for each arm of a part, in the order of its runs: its factors, and the intervals of ``columns``."""
+    rows = []
+    for levels in named(r.diverged(part=part)).by(*factors):
+        arm = dict(zip(factors, levels, strict=True))
+        rows.append(arm | {name: values.at(**arm).interval() for name, values in columns.items()})
+    return rows
+
+
+@paper.table
+def cells(r: Results, s: Settings) -> list[Row]:
+    """The 2 x 2 table and no BN: test accuracy in percent; in points, its difference from BN, training minus test
+    accuracy, and accuracy with each batch's own statistics minus that with the running ones; the relative error of the
+    first norm's output when images move by a pixel. Differences are paired by seed; eps is the same in all.
+    """
+    found, shares, error = (
+        accuracy(r, "table"),
+        100 * measured(r, "table", "accuracy"),
+        measured(r, "table", "shift error"),
+    )
+    columns = {
+        "test accuracy": found,
+        "minus bn": found - found.at(variant="bn"),
+        "training minus test": shares.at(x="training images") - shares.at(x="running"),
+        "batch minus running": shares.at(x="batch") - shares.at(x="running"),
+        "shift error, eval": error.at(x="eval"),
+        "shift error, training": error.at(x="training"),
+    }
+    diverged = named(r.diverged(part="table"))
+    counts = {name: named(r.of_runs(name, part="table")) for name in ("parameters", "buffers")}
+    rows = []
+    for row in arms(r, "table", ("dataset", "variant"), columns):
+        arm: Row = {"dataset": row["dataset"], "variant": row["variant"]}
+        statistics, affine = WHERE[row["variant"]]
+        about = {"statistics": statistics, "gamma and beta": affine, "diverged": int(sum(diverged.at(**arm)))}
+        sizes = {name: next(map(int, values.at(**arm)), None) for name, values in counts.items()}
+        rows.append(arm | about | row | sizes)
+    return rows
+
+
+@paper.table
+def effects(r: Results, s: Settings) -> list[Row]:
+    """What each axis of the 2 x 2 table does to the test accuracy, in points: local minus channel statistics, gamma and
+    beta per location minus per channel (each the mean over the other axis), and how the one depends on the other.
+    Two-sided p values, with Holm's correction over the table.
+    """
+    found = accuracy(r, "table")
+    a, b, c, d = (found.at(variant=v) for v in ("bn", "convbn", "locationaffinebn", "peractivationbn"))
+    of = {
+        "local statistics": (b + d - a - c) / 2,
+        "gamma and beta per location": (c + d - a - b) / 2,
+        "interaction": d - c - (b - a),
+    }
+    rows: list[Row] = []
+    for dataset in found.levels("dataset"):
+        for effect, values in of.items():
+            points = values.at(dataset=dataset)
+            row = {"dataset": dataset, "effect": effect, "points": points.interval()}
+            rows.append(row | {"p": p_value(list(points.seeds.values()))})
+    rejected = holm({str(place): row["p"] for place, row in enumerate(rows)})
+    return [row | {"significant": "yes" if rejected[str(place)] else "no"} for place, row in enumerate(rows)]
+
+
+@paper.table
+def horizon(r: Results, s: Settings) -> list[Row]:
+    """The horizon: lower half of each image at {s.horizon.shade:g} of its light in training and test (static), at a
+    factor between {s.horizon.shade:g} and 1 that differs from batch to batch (frames), or as it is (plain). Test
+    accuracy in percent; shares in percent of active ReLUs, and of units that some images switch on and others off,
+    above and below the horizon, in the first and second convolutional layer.
+    """
+    columns = {"test accuracy": accuracy(r, "horizon")}
+    for what in ("active", "switching"):
+        for layer in ("1", "2"):
+            for side in ("above", "below"):
+                columns[f"{what} {side}, layer {layer}"] = 100 * measured(
+                    r, "horizon", f"{what} {side} {layer}", x="own"
+                )
+    return arms(r, "horizon", ("dataset", "light", "variant"), columns)
+
+
+@paper.table
+def other_light(r: Results, s: Settings) -> list[Row]:
+    """Trained on plain images, tested with the lower half at another light: test accuracy in percent by the factor."""
+    found = 100 * measured(r, "horizon", "accuracy", light="plain", x=s.horizon.test_shades)
+    columns = {f"{shade:g}": found.at(x=shade) for shade in s.horizon.test_shades}
+    return arms(r, "horizon", ("dataset", "variant"), columns)
+
+
+@paper.table
+def window(r: Results, s: Settings) -> list[Row]:
+    """The adaptive norm by the side of its window, between BN and local-gain BN with their running statistics: test
+    accuracy in percent, and root mean square distance of its output after the first layer from that of local and of
+    channel statistics of the same batch.
+    """
+    distances = {end: measured(r, "window", f"to {end}", variant="bn").intervals("x") for end in ("local", "channel")}
+    return [
+        {
+            "variant": variant,
+            "window": kernel and ("whole map" if kernel > 100 else f"{kernel} x {kernel}"),
+            "test accuracy": accuracy(r, "window", variant=variant, kernel=kernel).interval(),
+        }
+        | {f"distance to {end}": intervals.get(kernel) for end, intervals in distances.items()}
+        for variant, kernel in [("convbn", None), *(("adaptive", each) for each in s.window.kernels), ("bn", None)]
+        if distances["local"]
+    ]
+
+
+@paper.table
+def eps(r: Results, s: Settings) -> list[Row]:
+    """eps as a hyperparameter: test accuracy in percent, largest normalised value on test images after the first layer,
+    and share in percent of positions that do not vary over a batch there.
+    """
+    names = {size: f"constant, batch of {size}" for size in s.gap["batches"]}
+    constant, pixels = 100 * measured(r, "eps", "constant"), measured(r, "eps", "constant pixels", variant="bn")
+    columns = {"test accuracy": accuracy(r, "eps"), "largest value": measured(r, "eps", "largest")}
+    columns |= {name: constant.at(x=size) for size, name in names.items()}
+    rows = sorted(arms(r, "eps", ("variant", "eps"), columns), key=lambda row: (row["variant"], row["eps"]))
+    if rows:  # the images are the same in all runs: any will do
+        shares = {names[size]: 100 * fmean(found) for size, found in pixels.by("x").items()}
+        rows.append(dict.fromkeys(rows[0]) | {"variant": "(pixels)"} | shares)
+    return rows
+
+
+@paper.table
+def batch_size(r: Results, s: Settings) -> list[Row]:
+    """By batch size, with the same number of epochs: test accuracy in percent with running statistics and with the
+    batch's own, and the root mean square of the normalised value in training minus that in eval after the first layer.
+    """
+    columns = {
+        "test accuracy": accuracy(r, "batch"),
+        "with the batch's own statistics": 100 * measured(r, "batch", "accuracy", x="batch"),
+        "gap": measured(r, "batch", "gap").mean("x"),  # each is measured at its own size
+    }
+    rows = arms(r, "batch", ("batch_size", "variant"), columns)
+    rows.sort(key=lambda row: (row["batch_size"], row["variant"]))
+    return [{"batch size": row.pop("batch_size")} | row for row in rows]
+
+
+@paper.table(over_seeds=False)
+def sizes(r: Results, s: Settings) -> list[Row]:
+    """Numbers that a norm keeps for a map of 6 x 24 x 24, and whether it takes a map of another size."""
+    takes, counts = checked(r, "L5", "takes"), {name: checked(r, "L1", name) for name in ("parameters", "buffers")}
+    return [
+        {"variant": variant, "statistics": WHERE[variant][0], "gamma and beta": WHERE[variant][1]}
+        | {name: values.at(x=variant).only() for name, values in counts.items()}
+        | {"takes other sizes": "yes" if takes.at(x=variant).only() else "no"}
+        for variant in takes.levels("x")
+    ]
+
+
+@paper.table(over_seeds=False)
+def bessel(r: Results, s: Settings) -> list[Row]:
+    """The factor from a batch's variance to the running one, for n values: the source's, the unbiased one, and ours."""
+    found = {name: checked(r, "L9", name) for name in ("source", "unbiased", "ours")}
+    return [
+        {"n": n} | {name: values.at(x=n).only() for name, values in found.items()} for n in found["source"].levels("x")
+    ]
+
+
+# --- figures ---
+
+
+def _log(axes: Axes, values: Sequence[float], labels: list[str] | None = None) -> None:
+    """A logarithmic x axis with a tick at each value."""
+    axes.set_xscale("log")
+    ticks(axes, values)
+    axes.set_xticks(values, labels or [f"{value:g}".replace("e-0", "e-") for value in values])
+
+
+def _within_percent(axes: Axes) -> None:
+    """No accuracy lies outside of 0 and 100, wherever its interval ends."""
+    bottom, top = axes.get_ylim()
+    axes.set_ylim(max(bottom, 0), min(top, 100.5))
+
+
+@paper.figure
+def two_by_two(r: Results, s: Settings) -> Figure | None:
+    """The 2 x 2 table. Left: test accuracy minus that of BN with the same seed. Middle: root mean square of the
+    normalised value in training minus that in eval after the first layer, by the batch size it is measured at; gamma
+    and beta per location change nothing here, so their points lie on the line of the same statistics. Right: relative
+    error of the first norm's output when images move by a pixel, with running statistics (eval) and with those of the
+    moved batch (training). Middle and right: {s.first[table]}.
+    """
+    found = accuracy(r, "table")
+    gap, error = (measured(r, "table", what).at(dataset=s.first["table"]) for what in ("gap", "shift error"))
+    if not found or not gap or not error:
+        return None
+    figure, (left, middle, right) = panels(3, height=2.9)
+    zero(left)
+    dots(left, found - found.at(variant="bn"), "dataset", "variant", LOOK)
+    left.set_xticks(left.get_xticks(), [n.replace("-", "-\n") if len(n) > 9 else n for n in found.levels("dataset")])
+    left.set_ylabel("test accuracy minus BN's, points")
+    look = {variant: LOOK[variant] for variant in CELLS}
+    look |= {variant: LOOK[variant]._replace(dashes="none") for variant in ("peractivationbn", "locationaffinebn")}
+    lines(middle, gap, "x", "variant", look, bars=True, log=True)
+    figures.log_scale(middle)
+    _log(middle, s.gap["batches"])
+    middle.set(xlabel="batch size", ylabel="training minus eval, rms")
+    dots(right, error, "x", "variant", LOOK)
+    right.set(ylim=(0, None), ylabel="relative error when shifted")
+    legend(figure, 5, of=left)
+    return figure
+
+
+@paper.figure
+def sunrise(r: Results, s: Settings) -> Figure | None:
+    """The horizon. Left: test accuracy on plain images, with the lower half always at {s.horizon.shade:g} of its light
+    (static), and with a factor of its own for each batch (frames), in training and test alike. Middle: share of active
+    ReLUs in the first layer above and below the horizon with the lower half always dark; pale: the same on plain
+    images. Right: networks trained on plain images, by the light of the lower half at test.
+    """
+    own, other = (
+        accuracy(r, "horizon"),
+        100 * measured(r, "horizon", "accuracy", light="plain", x=s.horizon.test_shades),
+    )
+    above, below = (100 * measured(r, "horizon", f"active {side} {LAYER}", x="own") for side in ("above", "below"))
+    active = above.join("side", "above", below=below)
+    if not own or not other or not active:
+        return None
+    datasets = own.levels("dataset")
+    look = {variant: each for variant, each in LOOK.items() if variant in own.levels("variant")}
+    pale = {variant: each._replace(color=f"{each.color}59", label="") for variant, each in look.items()}
+    figure, axes = panels(3, len(datasets), height=2.3)
+    for row, dataset in enumerate(datasets):
+        left, middle, right = axes[3 * row : 3 * row + 3]
+        dots(left, own.at(dataset=dataset), "light", "variant", look)
+        here = active.at(dataset=dataset)
+        dots(middle, here.at(light="plain"), "side", "variant", pale, shift=-0.04)
+        dots(middle, here.at(light="static"), "side", "variant", look, shift=0.04)
+        lines(right, other.at(dataset=dataset), "x", "variant", look, bars=True, apart=0.012)
+        ticks(right, s.horizon.test_shades)
+        for each in (left, middle, right):
+            _within_percent(each)
+        left.set_ylabel(f"{dataset}: test accuracy, %")
+        middle.set(xlabel="side of the horizon", ylabel="active ReLUs, %")
+        right.set(xlabel="light of the lower half at test", ylabel="test accuracy, %")
+    legend(figure, len(look), of=axes[0])
+    return figure
+
+
+@paper.figure(over_seeds=False)
+def maps(r: Results, s: Settings) -> Figure | None:
+    """What the first local-gain norm of seed 0 keeps on {s.first[horizon]}. Above: running standard deviation at each
+    location, mean over channels. Below: root mean square over channels of the running mean minus the channel's average.
+    Trained on plain images, with the lower half always dark (static), and with another light in each batch (frames).
+    Channel-wise BN keeps one number per channel.
+    """
+    names = {"deviation map": "running standard deviation", "mean map": "spread of the running mean"}
+    about = {"part": "horizon", "dataset": s.horizon.data[0], "variant": "convbn"}
+    width = r.measured("width", **about).max().only()
+    found = {quantity: r.measured(quantity, **about) for quantity in names}
+    if not width or any(set(values.levels("light")) < set(LIGHTS) for values in found.values()):
+        return None
+    figure = Figure(figsize=(2 * figures.COLUMN, 4.3), layout="compressed")
+    for row, (quantity, name) in zip(figure.subplots(2, len(LIGHTS), squeeze=False), names.items(), strict=True):
+        values = found[quantity]
+        for axes, light in zip(row, LIGHTS, strict=True):
+            places = np.reshape(list(values.at(light=light)), (-1, int(width)))
+            image = axes.imshow(places, cmap="cividis", vmin=0, vmax=max(values), interpolation="nearest")
+            axes.axhline(len(places) / 2 - 0.5, color="white", linewidth=0.8, linestyle=(0, (4, 3)))
+            axes.set(xticks=[], yticks=[], title=light if quantity == "deviation map" else "")
+            axes.grid(visible=False)
+        row[0].set_ylabel(name)
+        figure.colorbar(image, ax=list(row), shrink=0.85)
+    return figure
+
+
+@paper.figure
+def window_sweep(r: Results, s: Settings) -> Figure | None:
+    """The adaptive norm's window ({s.first[window]}). Left: test accuracy, beside BN and local-gain BN with their
+    running statistics (bands). Right: distance of its output after the first layer from that of local and of channel
+    statistics.
+    """
+    adaptive = accuracy(r, "window", variant="adaptive")
+    if not adaptive:
+        return None
+    kernels = s.window.kernels
+    last = max((kernel for kernel in kernels if kernel <= 100), default=1)
+    place = {kernel: float(min(kernel, 2 * last)) for kernel in kernels}
+
+    def draw(axes: Axes, values: Values, factor: str, variant: str, label: str) -> None:
+        at = {place[kernel]: interval for kernel, interval in values.intervals(factor).items()}
+        curve(axes, at, LOOK[variant]._replace(label=label), bars=True)
+
+    figure, (left, right) = panels(2, height=2.6)
+    for variant in ("convbn", "bn"):
+        look, interval = LOOK[variant], accuracy(r, "window", variant=variant, kernel=None).interval()
+        left.axhline(interval.mean, color=look.color, linestyle=look.dashes, label=f"{look.label}, running")
+        left.axhspan(interval.low, interval.high, color=look.color, alpha=0.12, linewidth=0)
+    draw(left, adaptive, "kernel", "adaptive", "adaptive, of the present batch")
+    _within_percent(left)
+    low, high = left.get_ylim()
+    left.set(ylim=(low - 0.35 * (high - low), high), ylabel="test accuracy, %")  # room for the legend below the bars
+    left.legend(loc="lower right", fontsize=7)
+    for end, variant in (("local", "convbn"), ("channel", "bn")):
+        draw(right, measured(r, "window", f"to {end}", variant="bn"), "x", variant, f"from {end} statistics")
+    right.set(ylim=(None, 1.25 * right.get_ylim()[1]), ylabel="distance of the output, rms")
+    right.legend(loc="upper center", ncols=2, fontsize=7)
+    for axes in (left, right):
+        _log(axes, list(place.values()), [window_name(kernel) for kernel in kernels])
+        axes.set_xlabel("side of the window")
+    return figure
+
+
+def _sweep(panel: dict[str, Values], factor: str, levels: Sequence[float]) -> Figure | None:
+    """BN and local-gain BN by ``factor``: accuracy in the first panel, a logarithmic axis in the last; a difference
+    between them.
+    """
+    if not all(panel.values()):
+        return None
+    figure, axes = panels(len(panel), height=2.6)
+    for between in axes[1:-1]:
+        zero(between)
+    look = {variant: LOOK[variant] for variant in ("bn", "convbn")}
+    for each, values in zip(axes, panel.values(), strict=True):
+        lines(each, values, factor, "variant", look, bars=True, log=each is axes[-1])
+    axes[-1].set_yscale("log")
+    _within_percent(axes[0])
+    for each, label in zip(axes, panel, strict=True):
+        _log(each, levels)
+        each.set(xlabel=factor.replace("_", " "), ylabel=label)
+    legend(figure, of=axes[0])
+    return figure
+
+
+@paper.figure
+def eps_sweep(r: Results, s: Settings) -> Figure | None:
+    """eps with channel and with local statistics ({s.first[eps]}): test accuracy, and the largest normalised value on
+    test images after the first layer.
+    """
+    panel = {"test accuracy, %": accuracy(r, "eps"), "largest normalised value": measured(r, "eps", "largest")}
+    return _sweep(panel, "eps", s.eps.values)
+
+
+@paper.figure
+def batch_sweep(r: Results, s: Settings) -> Figure | None:
+    """Batch size with channel and with local statistics ({s.first[batch]}): test accuracy with running statistics; the
+    same minus accuracy with the batch's own; and the root mean square of the normalised value in training minus that in
+    eval after the first layer.
+    """
+    shares = 100 * measured(r, "batch", "accuracy")
+    panel = {
+        "test accuracy, %": accuracy(r, "batch"),
+        "running minus batch, points": shares.at(x="running") - shares.at(x="batch"),
+        "training minus eval, rms": measured(r, "batch", "gap").mean("x"),  # each is measured at its own size
+    }
+    return _sweep(panel, "batch_size", s.batch.sizes)

@@ -113,17 +113,16 @@ def gradients(seed: int, batch: int, channels: int, height: int, width: int) -> 
         untied.bias.copy_(layer.bias.view(-1, 1, 1).expand_as(untied.bias))
     each = torch.autograd.grad(untied(x), (x, untied.weight, untied.bias), g)
     summed = (each[0], each[1].sum((1, 2)), each[2].sum((1, 2)))
-    errors = [
-        row("error", max(map(_apart, ours, other)), what)
-        for what, other in (("closed formula", formula), ("per-activation BN, summed over locations", summed))
-    ]
+    references = {"closed formula": formula, "per-activation BN, summed over locations": summed}
+    rows = [row("error", max(map(_apart, ours, reference)), name) for name, reference in references.items()]
 
     def function(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         return torch.func.functional_call(layer, {"weight": weight, "bias": bias}, x)
 
     inputs = (x, layer.weight, layer.bias)
-    agree = (("gradcheck", torch.autograd.gradcheck), ("gradgradcheck", torch.autograd.gradgradcheck))
-    return errors + [row("passes", check(function, inputs, raise_exception=False), name) for name, check in agree]
+    for name, check in (("gradcheck", torch.autograd.gradcheck), ("gradgradcheck", torch.autograd.gradgradcheck)):
+        rows.append(row("passes", check(function, inputs, raise_exception=False), name))
+    return rows
 
 
 @measure("conv_batchnorm/other_sizes")

@@ -46,8 +46,9 @@ class Opened:
         chosen = torch.randperm(len(split.labels), generator=generator)[:count].to(split.labels.device)
         return Split(split.images[chosen], split.labels[chosen])
 
-    def normalized(self, split: Split) -> Tensor:
-        """All images of ``split``, shaded as in the run's own evaluation, as one batch."""
+    def images(self, count: int) -> Tensor:
+        """`some` test images as one normalised batch, shaded as in the run's own evaluation."""
+        split = self.some(self.data.test, count)
         return next(eval_batches(self.data, split, len(split.labels), self.cfg.data))[0]
 
     def entering(self, x: Tensor) -> Tensor:
@@ -98,7 +99,7 @@ def accuracies(it: Opened) -> list[Row]:
 
 def gap(it: Opened, batches: list[int]) -> list[Row]:
     """Root mean square of xhat in training minus xhat in eval after the first layer, by batch size."""
-    u = it.entering(it.normalized(it.some(it.data.test, IMAGES)))
+    u = it.entering(it.images(IMAGES))
     in_eval = it.norm(training=False)(u)
     rows = []
     for size in batches:
@@ -113,7 +114,7 @@ def shift(it: Opened) -> list[Row]:
     Relative: the norm of the difference over that of the output, away from the borders; 0 for a layer that is
     equivariant to shifts. In eval (running statistics) and in training (those of the batch, which is moved as a whole).
     """
-    x = it.normalized(it.some(it.data.test, 256))
+    x = it.images(256)
     moved = torch.cat([x[..., :1], x[..., :-1]], 3)
     rows = []
     for mode, training in (("eval", False), ("training", True)):
@@ -132,7 +133,7 @@ def extremes(run: Run, seed: int, batches: list[int]) -> list[Row]:
     ``constant`` is of what enters the first norm (channels and locations), ``constant pixels`` of the images.
     """
     it = Opened(run)
-    x = it.normalized(it.some(it.data.test, IMAGES))
+    x = it.images(IMAGES)
     u = it.entering(x)
     rows = [row("largest", it.norm(training=False)(u).abs().max())]
     for quantity, values in (("constant", u), ("constant pixels", x)):
@@ -187,10 +188,11 @@ def horizon(run: Run, seed: int, shades: list[float]) -> list[Row]:
         unit.register_forward_hook(lambda _unit, _x, y, layer=layer: count(layer, y))
         for layer, (unit, _, _) in enumerate(found)
     ]
+    lights: dict[float | str, Data] = {"own": it.cfg.data}
+    lights |= {shade: replace(it.cfg.data, shade_test=shade) for shade in shades}
     rows = []
-    for shade in ("own", *shades):
+    for shade, data in lights.items():
         active[:] = [0] * len(found)
-        data = it.cfg.data if shade == "own" else replace(it.cfg.data, shade_test=shade)
         rows.append(row("accuracy", it.accuracy(test, data=data), shade))
         for layer, (_, above, below) in enumerate(found):
             for side, places in (("above", above), ("below", below)):
@@ -239,7 +241,7 @@ def window(run: Run, seed: int, kernels: list[int]) -> list[Row]:
     without gamma and beta.
     """
     it = Opened(run)
-    u = it.entering(it.normalized(it.some(it.data.test, it.cfg.batch_size)))
+    u = it.entering(it.images(it.cfg.batch_size))
     channels, height, width = u.shape[1:]
 
     def output(variant: str, kernel_size: int | None = None) -> Tensor:
