@@ -22,7 +22,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from itertools import pairwise
+from itertools import pairwise, product
 from statistics import fmean
 from typing import Any
 
@@ -48,17 +48,17 @@ TRAINED = "Measured after training, when gamma and beta have adapted; the source
 ADAPT = "neurons sensitive to different locations in space adapt somewhat independently"
 
 NAMES = {"mnist": "MNIST", "mnist5k": "MNIST-5k", "fashion_mnist": "Fashion-MNIST", "cifar10": "CIFAR-10"}
-AXES = {
+WHERE = {
+    "nobn": ("none", "none"),
     "bn": ("channel", "channel"),
     "convbn": ("location", "channel"),
+    "adaptive": ("window", "channel"),
     "peractivationbn": ("location", "location"),
     "locationaffinebn": ("channel", "location"),
 }
-"""The 2 x 2 table: where the statistics of each variant are, and where gamma and beta."""
-CELLS = list(AXES)
-WHERE = {"nobn": ("none", "none"), **AXES, "adaptive": ("window", "channel")}
-"""The same of all variants."""
-LOOK = looks(["nobn", "bn", "convbn", "adaptive", "peractivationbn", "locationaffinebn"])
+"""Of each variant: where the statistics are, and where gamma and beta."""
+LOOK = looks(list(WHERE))
+CELLS = ["bn", "convbn", "peractivationbn", "locationaffinebn"]  # of the 2 x 2 table
 LIGHTS = ("plain", "static", "frames")
 """No shade; the same shade in training and test; each batch a shade of its own."""
 LAYER = "1"  # the convolutional layer whose ReLUs are judged: the one that sees the image
@@ -143,40 +143,39 @@ predicted = partial(paper.claim, reported=NONE, source=PREDICTED, kind="predicti
 def runs(s: Settings) -> Design:
     """The 2 x 2 table, the horizon, the window, eps and the batch size; and the exact checks, once."""
     design = Design(s.seeds)
-    factors: dict[str, Any]
 
-    def train(part: str, data: str, factors: dict[str, Any], changed: list[str], *measures: Any, **about: Any) -> None:
-        common = [*s.overrides, *s.data.get(data, [f"data={data}"]), f"variant={factors['variant']}"]
-        design.train(part, factors, [*common, *changed], *measures, **about)
+    def network(data: str, variant: str, *changed: str) -> list[str]:
+        return [*s.overrides, *s.data.get(data, [f"data={data}"]), f"variant={variant}", *changed]
 
+    batches = {"batches": s.gap["batches"]}
     for data in s.data:
         for variant in ("nobn", *CELLS):
             factors = {"dataset": data, "variant": variant}
-            train("table", data, factors, [], (networks.statistics, {"batches": s.gap["batches"]}))
+            design.train("table", factors, network(data, variant), (networks.statistics, batches))
     shade = f"data.shade={s.horizon.shade}"
     lit = {"plain": [], "static": [shade], "frames": [shade, "data.shade_batches=true"]}
-    for data in s.horizon.data:
-        for light in LIGHTS:
-            shades = s.horizon.test_shades if light == "plain" else []
-            for variant in s.horizon.variants:
-                factors = {"dataset": data, "light": light, "variant": variant}
-                local = [networks.halves] if variant == "convbn" else []
-                train("horizon", data, factors, lit[light], (networks.horizon, {"shades": shades}), *local)
-                if local:
-                    train("horizon", data, factors, lit[light], networks.maps, seeds=[0], record=False)
-    for variant in ("bn", "convbn"):  # the ends, with running statistics
+    for data, light, variant in product(s.horizon.data, LIGHTS, s.horizon.variants):
+        factors = {"dataset": data, "light": light, "variant": variant}
+        overrides = network(data, variant, *lit[light])
+        shades = {"shades": s.horizon.test_shades if light == "plain" else []}
+        local = [networks.halves] if variant == "convbn" else []
+        design.train("horizon", factors, overrides, (networks.horizon, shades), *local)
+        if local:
+            design.train("horizon", factors, overrides, networks.maps, seeds=[0], record=False)
+    ends = [("bn", None), ("convbn", None)]  # with running statistics
+    for variant, kernel in (*ends, *(("adaptive", kernel) for kernel in s.window.kernels)):
+        size = [f"norm.kernel_size={kernel}"] if kernel else []
+        overrides = network(s.window.data, variant, *s.window.overrides, *size)
         distances = [(networks.window, {"kernels": s.window.kernels})] if variant == "bn" else []
-        train("window", s.window.data, {"variant": variant, "kernel": None}, s.window.overrides, *distances)
-    for kernel in s.window.kernels:
-        changed = [*s.window.overrides, f"norm.kernel_size={kernel}"]
-        train("window", s.window.data, {"variant": "adaptive", "kernel": kernel}, changed)
+        design.train("window", {"variant": variant, "kernel": kernel}, overrides, *distances)
     for variant in ("bn", "convbn"):
         for eps in s.eps.values:
-            factors, changed = {"variant": variant, "eps": eps}, [*s.eps.overrides, f"norm.eps={eps}"]
-            train("eps", s.eps.data, factors, changed, (networks.extremes, {"batches": s.gap["batches"]}))
-        for size in s.batch.sizes:
-            factors, changed = {"variant": variant, "batch_size": size}, [*s.batch.overrides, f"batch_size={size}"]
-            train("batch", s.batch.data, factors, changed, (networks.statistics, {"batches": [size]}))
+            overrides = network(s.eps.data, variant, *s.eps.overrides, f"norm.eps={eps}")
+            design.train("eps", {"variant": variant, "eps": eps}, overrides, (networks.extremes, batches))
+        for count in s.batch.sizes:
+            overrides = network(s.batch.data, variant, *s.batch.overrides, f"batch_size={count}")
+            own = (networks.statistics, {"batches": [count]})
+            design.train("batch", {"variant": variant, "batch_size": count}, overrides, own)
     for id, (check, arguments) in checks.CHECKS.items():
         design.measure("exact", {"claim": id}, check, seeds=[0], **arguments)
     return design
@@ -440,8 +439,7 @@ def adaptive_norm_is_the_same_in_test(r: Results, s: Settings) -> Evidence:
 def window_leads_from_local_to_channel(r: Results, s: Settings) -> Evidence:
     """Its window (kernel_size) leads from statistics per location to statistics per channel."""
 
-    def back(values: Values) -> Values:
-        """The largest step from one window to the next that leads up; 0 where none does."""
+    def back(values: Values) -> Values:  # the largest step up from one window to the next, or 0
         return values.reduce(lambda each: max([0.0, *(b - a for a, b in pairwise(each))]), "x")
 
     local, channel = (r.measured(f"to {end}", part="window", variant="bn") for end in ("local", "channel"))
@@ -553,11 +551,8 @@ def cells(r: Results, s: Settings) -> list[Row]:
     accuracy, and accuracy with each batch's own statistics minus that with the running ones; the relative error of the
     first norm's output when images move by a pixel. Differences are paired by seed; eps is the same in all.
     """
-    found, shares, error = (
-        accuracy(r, "table"),
-        100 * measured(r, "table", "accuracy"),
-        measured(r, "table", "shift error"),
-    )
+    found, error = accuracy(r, "table"), measured(r, "table", "shift error")
+    shares = 100 * measured(r, "table", "accuracy")
     columns = {
         "test accuracy": found,
         "minus bn": found - found.at(variant="bn"),
@@ -571,8 +566,8 @@ def cells(r: Results, s: Settings) -> list[Row]:
     rows = []
     for row in arms(r, "table", ("dataset", "variant"), columns):
         arm: Row = {"dataset": row["dataset"], "variant": row["variant"]}
-        statistics, affine = WHERE[row["variant"]]
-        about = {"statistics": statistics, "gamma and beta": affine, "diverged": int(sum(diverged.at(**arm)))}
+        about = {"statistics": WHERE[row["variant"]][0], "gamma and beta": WHERE[row["variant"]][1]}
+        about["diverged"] = int(sum(diverged.at(**arm)))
         sizes = {name: next(map(int, values.at(**arm)), None) for name, values in counts.items()}
         rows.append(arm | about | row | sizes)
     return rows
@@ -609,12 +604,9 @@ def horizon(r: Results, s: Settings) -> list[Row]:
     above and below the horizon, in the first and second convolutional layer.
     """
     columns = {"test accuracy": accuracy(r, "horizon")}
-    for what in ("active", "switching"):
-        for layer in ("1", "2"):
-            for side in ("above", "below"):
-                columns[f"{what} {side}, layer {layer}"] = 100 * measured(
-                    r, "horizon", f"{what} {side} {layer}", x="own"
-                )
+    for what, layer, side in product(("active", "switching"), "12", ("above", "below")):
+        share = measured(r, "horizon", f"{what} {side} {layer}", x="own")
+        columns[f"{what} {side}, layer {layer}"] = 100 * share
     return arms(r, "horizon", ("dataset", "light", "variant"), columns)
 
 
@@ -749,10 +741,8 @@ def sunrise(r: Results, s: Settings) -> Figure | None:
     ReLUs in the first layer above and below the horizon with the lower half always dark; pale: the same on plain
     images. Right: networks trained on plain images, by the light of the lower half at test.
     """
-    own, other = (
-        accuracy(r, "horizon"),
-        100 * measured(r, "horizon", "accuracy", light="plain", x=s.horizon.test_shades),
-    )
+    own = accuracy(r, "horizon")
+    other = 100 * measured(r, "horizon", "accuracy", light="plain", x=s.horizon.test_shades)
     above, below = (100 * measured(r, "horizon", f"active {side} {LAYER}", x="own") for side in ("above", "below"))
     active = above.join("side", "above", below=below)
     if not own or not other or not active:

@@ -74,15 +74,13 @@ def flattened(seed: int, batch: int, channels: int, height: int, width: int) -> 
     def expected(x: Tensor) -> Any:
         return reference(x.flatten(1)).view_as(x) * layer.weight.view(-1, 1, 1) + layer.bias.view(-1, 1, 1)
 
-    errors = {"training": 0.0}
-    for step in range(3):
-        x = _normal(seed + step, batch, channels, height, width)
-        errors["training"] = max(errors["training"], _apart(layer(x), expected(x)))
+    batches = [_normal(seed + step, batch, channels, height, width) for step in range(3)]
+    errors = {"training": max(_apart(layer(x), expected(x)) for x in batches)}
     errors["running mean"] = _apart(layer.running_mean.flatten(), reference.running_mean)
     errors["running variance"] = _apart(layer.running_var.flatten(), reference.running_var)
     layer.eval()
     reference.eval()
-    errors["eval"] = _apart(layer(x), expected(x))
+    errors["eval"] = _apart(layer(batches[-1]), expected(batches[-1]))
     one, channel = _layer("convbn", channels, 1, 1), _layer("bn", channels, 1, 1)
     x = _normal(seed, batch, channels, 1, 1)
     errors["one location"] = _apart(one(x), channel(x))

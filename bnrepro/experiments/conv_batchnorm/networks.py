@@ -81,20 +81,15 @@ def whole(x: Tensor, size: int) -> tuple[Tensor, ...]:
 @measure("conv_batchnorm/statistics")
 @torch.inference_mode()
 def statistics(run: Run, seed: int, batches: list[int]) -> list[Row]:
-    """`accuracies`, `gap` and `shift` of a run's network."""
-    it = Opened(run)
-    return [*accuracies(it), *gap(it, batches), *shift(it)]
-
-
-def accuracies(it: Opened) -> list[Row]:
-    """Accuracy on the test set with running statistics and with each batch's own, and on the training set in eval.
-
-    The batches are of the training's size and shuffled. Training images are as many as test images.
+    """`gap`, `shift`, and accuracy on the test set with running statistics and with each batch's own, and on as many
+    training images in eval. The batches are of the training's size and shuffled.
     """
+    it = Opened(run)
     test, seen = (it.some(split, len(it.data.test.labels)) for split in (it.data.test, it.data.train))
     rows = [row("accuracy", it.accuracy(test), "running"), row("accuracy", it.accuracy(seen), "training images")]
     with batch_statistics(it.network):
-        return [*rows, row("accuracy", it.accuracy(test, it.cfg.batch_size), "batch")]
+        rows.append(row("accuracy", it.accuracy(test, it.cfg.batch_size), "batch"))
+    return [*rows, *gap(it, batches), *shift(it)]
 
 
 def gap(it: Opened, batches: list[int]) -> list[Row]:
@@ -184,10 +179,8 @@ def horizon(run: Run, seed: int, shades: list[float]) -> list[Row]:
     def count(layer: int, y: Tensor) -> None:
         active[layer] += (y > 0).sum(0).double()
 
-    hooks = [
+    for layer, (unit, _, _) in enumerate(found):
         unit.register_forward_hook(lambda _unit, _x, y, layer=layer: count(layer, y))
-        for layer, (unit, _, _) in enumerate(found)
-    ]
     lights: dict[float | str, Data] = {"own": it.cfg.data}
     lights |= {shade: replace(it.cfg.data, shade_test=shade) for shade in shades}
     rows = []
@@ -200,8 +193,6 @@ def horizon(run: Run, seed: int, shades: list[float]) -> list[Row]:
                 switching = (share > RARELY) & (share < 1 - RARELY)
                 for what, value in (("active", share), ("silent", share <= RARELY), ("switching", switching)):
                     rows.append(row(f"{what} {side} {layer + 1}", value.double().mean(), shade))
-    for hook in hooks:
-        hook.remove()
     return rows
 
 
