@@ -445,10 +445,8 @@ def window_leads_from_local_to_channel(r: Results, s: Settings) -> Evidence:
     local, channel = (r.measured(f"to {end}", part="window", variant="bn") for end in ("local", "channel"))
     estimand = "distance at both ends of the window, and largest step back between"
     error = checked(r, "L8", "error")
-    ends = {
-        "window of 1 from local statistics": error.at(x="convbn"),
-        "whole map from channel statistics": error.at(x="bn"),
-    }
+    names = {"convbn": "window of 1 from local statistics", "bn": "whole map from channel statistics"}
+    ends = {name: error.at(x=end) for end, name in names.items()}
     steps = {"step back towards local": back(-local), "step away from channel": back(channel)}
     evidence = exact(ends, estimand, tolerance=EXACT) & exact(steps, estimand, tolerance=ROUNDING)
     by_window = accuracy(r, "window", variant="adaptive").by("kernel")
@@ -566,10 +564,9 @@ def cells(r: Results, s: Settings) -> list[Row]:
     rows = []
     for row in arms(r, "table", ("dataset", "variant"), columns):
         arm: Row = {"dataset": row["dataset"], "variant": row["variant"]}
-        about = {"statistics": WHERE[row["variant"]][0], "gamma and beta": WHERE[row["variant"]][1]}
-        about["diverged"] = int(sum(diverged.at(**arm)))
+        where = {"statistics": WHERE[row["variant"]][0], "gamma and beta": WHERE[row["variant"]][1]}
         sizes = {name: next(map(int, values.at(**arm)), None) for name, values in counts.items()}
-        rows.append(arm | about | row | sizes)
+        rows.append(arm | where | {"diverged": int(sum(diverged.at(**arm)))} | row | sizes)
     return rows
 
 
@@ -833,9 +830,7 @@ def window_sweep(r: Results, s: Settings) -> Figure | None:
 
 
 def _sweep(panel: dict[str, Values], factor: str, levels: Sequence[float]) -> Figure | None:
-    """BN and local-gain BN by ``factor``: accuracy in the first panel, a logarithmic axis in the last; a difference
-    between them.
-    """
+    """BN and local-gain BN by ``factor``: accuracy first, a logarithmic axis last, a difference between."""
     if not all(panel.values()):
         return None
     figure, axes = panels(len(panel), height=2.6)

@@ -6,7 +6,7 @@ import copy
 from collections.abc import Iterable
 from dataclasses import replace
 from functools import lru_cache
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -53,14 +53,14 @@ class Opened:
 
     def entering(self, x: Tensor) -> Tensor:
         """What enters the first norm."""
-        return cast(Tensor, self.network.layers[0][0](x))
+        return self.network.layers[0][0](x)
 
     def norm(self, *, training: bool, affine: bool = False) -> nn.Module:
         """A copy of the first norm, in training or in eval, without its gamma and beta unless asked for."""
         norm = copy.deepcopy(self.first_norm)
         if not affine and not isinstance(norm, nn.Identity):
             norm.weight = norm.bias = None
-        return cast(nn.Module, norm.train(training))
+        return norm.train(training)
 
     def accuracy(self, split: Split, batch_size: int | None = None, data: Data | None = None) -> float:
         """Of the network, on ``split`` shaded as ``data`` says (None: as the run's own evaluation)."""
