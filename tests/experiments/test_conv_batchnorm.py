@@ -143,7 +143,7 @@ def test_rows_that_see_one_half_are_those_that_the_other_does_not_change(
 ) -> None:
     cfg = tiny(f"model={model}", "model.width=0.3", "variant=nobn")
     network = build(cfg.model, norm_of(cfg), 1, (28, 28), 10, torch.Generator().manual_seed(0))
-    halves = networks.sides(list(network.layers), 28)
+    halves = networks.sides(network.layers, 28)
     assert len(halves) == {"lenet": 2, "vgg_small": 6}[model]
     x = torch.randn(4, 1, 28, 28, generator=torch.Generator().manual_seed(1))
     changed = {}
@@ -193,7 +193,7 @@ def test_statistics_of_trained_networks(trained: dict[str, Run]) -> None:
 def test_gap_is_as_computed_by_hand(trained: dict[str, Run]) -> None:
     it = networks.Opened(trained["convbn"])
     with torch.no_grad():
-        u = it.entering(it.normalized(it.some(it.data.test, networks.IMAGES)))
+        u = it.entering(it.images(networks.IMAGES))
         norm = it.network.norms["norm1"]
         in_eval = (u - norm.running_mean) / (norm.running_var + 1e-3).sqrt()
         parts = [(p - p.mean(0)) / (p.var(0, correction=0) + 1e-3).sqrt() for p in u.split(50)]

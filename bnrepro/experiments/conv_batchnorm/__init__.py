@@ -19,48 +19,56 @@ Differences from the paper
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from itertools import pairwise
+from itertools import pairwise, product
+from statistics import fmean
 from typing import Any
 
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from pydantic import BaseModel, ConfigDict
 
 from bnrepro.claims import Design, Evidence, Paper, Preset, Results, Values, exact, greater, less
+from bnrepro.claims.plots import curve, dots, legend, lines, looks, panels, ticks, zero
 from bnrepro.experiments.conv_batchnorm import checks, networks
+from bnrepro.plots import style as figures
+from bnrepro.stats import holm, p_value
 
 POINTS = "percentage points of test accuracy"
 RELUS = "percentage points of active ReLUs"
 NONE = "no number: the source has no experiment, no figure and no test"
 CODE = "lmcintosh/conv-batchnorm (https://github.com/lmcintosh/conv-batchnorm), code"
 PREDICTED = "A prediction about the source's layer, from untrained networks, made before this experiment"
+P4, P5, P6, P7 = (f"README, paragraph {number}" for number in (4, 5, 6, 7))
+VIDEO = "still images with a dark lower half, LeNet, 2 epochs; the source describes a video"
+TRAINED = "Measured after training, when gamma and beta have adapted; the source speaks of fixed ones."
+ADAPT = "neurons sensitive to different locations in space adapt somewhat independently"
 
 NAMES = {"mnist": "MNIST", "mnist5k": "MNIST-5k", "fashion_mnist": "Fashion-MNIST", "cifar10": "CIFAR-10"}
-
-
-def name_of(dataset: str) -> str:
-    """What texts call a dataset."""
-    return NAMES.get(dataset, dataset)
-
-
-AXES = {
+WHERE = {
+    "nobn": ("none", "none"),
     "bn": ("channel", "channel"),
     "convbn": ("location", "channel"),
+    "adaptive": ("window", "channel"),
     "peractivationbn": ("location", "location"),
     "locationaffinebn": ("channel", "location"),
 }
-"""The 2 x 2 table: where the statistics of each variant are, and where gamma and beta."""
-CELLS = list(AXES)
+"""Of each variant: where the statistics are, and where gamma and beta."""
+LOOK = looks(list(WHERE))
+CELLS = ["bn", "convbn", "peractivationbn", "locationaffinebn"]  # of the 2 x 2 table
 LIGHTS = ("plain", "static", "frames")
 """No shade; the same shade in training and test; each batch a shade of its own."""
 LAYER = "1"  # the convolutional layer whose ReLUs are judged: the one that sees the image
 
 EXACT = 1e-10  # of identities in float64
 ROUNDING = 1e-5  # relative error in float32
-TRAINED = "Measured after training, when gamma and beta have adapted; the source speaks of fixed ones."
 ALL = 10.0  # percent: "all below threshold" leaves no more than this share of the active ReLUs
 CLOSE = 0.01  # relative error of a factor that counts as right
 USUAL_EPS = 1e-3
+Row = dict[str, Any]
 
 
 class Section(BaseModel):
@@ -75,20 +83,10 @@ class Horizon(Section):
     shade: float
     test_shades: list[float]
 
-    @property
-    def name(self) -> str:
-        """Of the first dataset, as it is written."""
-        return name_of(self.data[0])
-
 
 class Sweep(Section):
     data: str
     overrides: list[str]
-
-    @property
-    def name(self) -> str:
-        """Of the dataset, as it is written."""
-        return name_of(self.data)
 
 
 class Window(Sweep):
@@ -101,10 +99,6 @@ class Eps(Sweep):
 
 class Batch(Sweep):
     sizes: list[int]
-
-
-class Gap(Section):
-    batches: list[int]
 
 
 class Margins(Section):
@@ -122,7 +116,7 @@ class Settings(Preset):
     window: Window
     eps: Eps
     batch: Batch
-    gap: Gap
+    gap: dict[str, list[int]]
     margins: Margins
 
     @property
@@ -131,20 +125,18 @@ class Settings(Preset):
         return 100 * self.margins.accuracy
 
     @property
-    def first(self) -> str:
-        """The first of the table's datasets, as it is written."""
-        return name_of(next(iter(self.data)))
+    def first(self) -> dict[str, str]:
+        """The first dataset of each part, as it is written."""
+        found = {"table": next(iter(self.data)), "horizon": self.horizon.data[0], "window": self.window.data}
+        found |= {"eps": self.eps.data, "batch": self.batch.data}
+        return {part: NAMES.get(data, data) for part, data in found.items()}
 
 
 paper = Paper(__name__, Settings, scale="reduced", scale_note="LeNet, 1 to 5 epochs; the source has no experiment")
 readme = partial(paper.claim, reported=NONE)
+video = partial(readme, scale="toy", scale_note=VIDEO)
 code = partial(paper.claim, reported=NONE, source=CODE)
 predicted = partial(paper.claim, reported=NONE, source=PREDICTED, kind="prediction")
-VIDEO = "still images with a dark lower half, LeNet, 2 epochs; the source describes a video"
-sunrise = partial(readme, scale="toy", scale_note=VIDEO)
-
-
-# --- design ---
 
 
 @paper.design
@@ -152,40 +144,38 @@ def runs(s: Settings) -> Design:
     """The 2 x 2 table, the horizon, the window, eps and the batch size; and the exact checks, once."""
     design = Design(s.seeds)
 
-    def train(part: str, data: str, factors: dict[str, Any], changed: list[str], *measures: Any, **about: Any) -> None:
-        common = [*s.overrides, *s.data.get(data, [f"data={data}"]), f"variant={factors['variant']}"]
-        design.train(part, factors, [*common, *changed], *measures, **about)
+    def network(data: str, variant: str, *changed: str) -> list[str]:
+        return [*s.overrides, *s.data.get(data, [f"data={data}"]), f"variant={variant}", *changed]
 
+    batches = {"batches": s.gap["batches"]}
     for data in s.data:
         for variant in ("nobn", *CELLS):
-            measure = (networks.statistics, {"batches": s.gap.batches})
-            train("table", data, {"dataset": data, "variant": variant}, [], measure)
+            factors = {"dataset": data, "variant": variant}
+            design.train("table", factors, network(data, variant), (networks.statistics, batches))
     shade = f"data.shade={s.horizon.shade}"
     lit = {"plain": [], "static": [shade], "frames": [shade, "data.shade_batches=true"]}
-    for data in s.horizon.data:
-        for light in LIGHTS:
-            shades = s.horizon.test_shades if light == "plain" else []
-            for variant in s.horizon.variants:
-                factors = {"dataset": data, "light": light, "variant": variant}
-                local = [networks.halves] if variant == "convbn" else []
-                train("horizon", data, factors, lit[light], (networks.horizon, {"shades": shades}), *local)
-                if local:
-                    train("horizon", data, factors, lit[light], networks.maps, seeds=[0], record=False)
-    for variant in ("bn", "convbn"):  # the ends, with running statistics
+    for data, light, variant in product(s.horizon.data, LIGHTS, s.horizon.variants):
+        factors = {"dataset": data, "light": light, "variant": variant}
+        overrides = network(data, variant, *lit[light])
+        shades = {"shades": s.horizon.test_shades if light == "plain" else []}
+        local = [networks.halves] if variant == "convbn" else []
+        design.train("horizon", factors, overrides, (networks.horizon, shades), *local)
+        if local:
+            design.train("horizon", factors, overrides, networks.maps, seeds=[0], record=False)
+    ends = [("bn", None), ("convbn", None)]  # with running statistics
+    for variant, kernel in (*ends, *(("adaptive", kernel) for kernel in s.window.kernels)):
+        size = [f"norm.kernel_size={kernel}"] if kernel else []
+        overrides = network(s.window.data, variant, *s.window.overrides, *size)
         distances = [(networks.window, {"kernels": s.window.kernels})] if variant == "bn" else []
-        train("window", s.window.data, {"variant": variant, "kernel": None}, s.window.overrides, *distances)
-    for kernel in s.window.kernels:
-        changed = [*s.window.overrides, f"norm.kernel_size={kernel}"]
-        train("window", s.window.data, {"variant": "adaptive", "kernel": kernel}, changed)
+        design.train("window", {"variant": variant, "kernel": kernel}, overrides, *distances)
     for variant in ("bn", "convbn"):
         for eps in s.eps.values:
-            changed = [*s.eps.overrides, f"norm.eps={eps}"]
-            measure = (networks.extremes, {"batches": s.gap.batches})
-            train("eps", s.eps.data, {"variant": variant, "eps": eps}, changed, measure)
-        for size in s.batch.sizes:
-            changed = [*s.batch.overrides, f"batch_size={size}"]
-            measure = (networks.statistics, {"batches": [size]})
-            train("batch", s.batch.data, {"variant": variant, "batch_size": size}, changed, measure)
+            overrides = network(s.eps.data, variant, *s.eps.overrides, f"norm.eps={eps}")
+            design.train("eps", {"variant": variant, "eps": eps}, overrides, (networks.extremes, batches))
+        for count in s.batch.sizes:
+            overrides = network(s.batch.data, variant, *s.batch.overrides, f"batch_size={count}")
+            own = (networks.statistics, {"batches": [count]})
+            design.train("batch", {"variant": variant, "batch_size": count}, overrides, own)
     for id, (check, arguments) in checks.CHECKS.items():
         design.measure("exact", {"claim": id}, check, seeds=[0], **arguments)
     return design
@@ -195,14 +185,8 @@ def runs(s: Settings) -> Design:
 
 
 def named(values: Values) -> Values:
-    """With datasets called as they are written."""
-    if "dataset" not in values.factors:
-        return values
-    place = values.factors.index("dataset")
-    data = {
-        ((*label[:place], name_of(label[place]), *label[place + 1 :]), seed): value
-        for (label, seed), value in values.data.items()
-    }
+    """With datasets called as they are written: no other level has such a name."""
+    data = {(tuple(NAMES.get(of, of) for of in label), seed): value for (label, seed), value in values.data.items()}
     return Values(values.factors, data)
 
 
@@ -211,9 +195,9 @@ def accuracy(r: Results, part: str, **at: Any) -> Values:
     return named(r.test_accuracy(part=part, **at))
 
 
-def percent(r: Results, part: str, quantity: str, **at: Any) -> Values:
-    """A measured share, in percent."""
-    return 100 * named(r.measured(quantity, part=part, **at))
+def measured(r: Results, part: str, quantity: str, **at: Any) -> Values:
+    """What was measured of a part's networks."""
+    return named(r.measured(quantity, part=part, **at))
 
 
 def checked(r: Results, claim: str, quantity: str) -> Values:
@@ -227,20 +211,9 @@ def so(values: Values, estimand: str, condition: str = "") -> Evidence:
     return Evidence(estimand) if value is None else exact(bool(value), estimand, condition=condition)
 
 
-def shift_error(r: Results, variant: str, mode: str) -> Values:
-    """Relative error of the first norm's output when images move by a pixel."""
-    return named(r.measured("shift error", part="table", variant=variant, x=mode))
-
-
-def fall(r: Results, variant: str) -> Values:
-    """By how much the share of active ReLUs below the horizon falls when the lower half is always dark."""
-    active = percent(r, "horizon", f"active below {LAYER}", variant=variant, x="own")
-    return active.at(light="plain") - active.at(light="static")
-
-
 def gain(r: Results, variant: str, light: str, x: str | float = "own") -> Values:
     """Test accuracy with ``variant`` minus that with BN, in points."""
-    values = percent(r, "horizon", "accuracy", light=light, x=x)
+    values = 100 * measured(r, "horizon", "accuracy", light=light, x=x)
     return values.at(variant=variant) - values.at(variant="bn")
 
 
@@ -250,58 +223,41 @@ def gain(r: Results, variant: str, light: str, x: str | float = "own") -> Values
 @readme(
     "L1",
     kind="identity",
-    where="README, paragraph 7",
+    where=P7,
     quote="performs local normalization but with the same number of parameters obtained with simple channel-wise batch "
     "normalization",
 )
 def as_many_parameters(r: Results, s: Settings) -> Evidence:
     """Local normalization takes the same number of parameters as channel-wise batch norm."""
     parameters, buffers = (checked(r, "L1", each) for each in ("parameters", "buffers"))
-    evidence = exact(
-        parameters.at(x="convbn") - parameters.at(x="bn"),
-        "parameters for a 6 x 24 x 24 map, local-gain BN minus BN",
-        tolerance=0,
-    )
+    more = parameters.at(x="convbn") - parameters.at(x="bn")
+    evidence = exact(more, "parameters for a 6 x 24 x 24 map, local-gain BN minus BN", tolerance=0)
     counts = {"parameters": parameters.at(x=CELLS), "numbers in running statistics": buffers.at(x=CELLS)}
     remark = "What local statistics save in parameters they take in buffers, which fix the size of the map."
     return replace(evidence.showing(counts), remark=remark)
 
 
-@readme(
-    "L1b",
-    where="README, paragraph 6",
-    quote="possibly thousands of additional parameters that may be poorly constrained",
-)
+@readme("L1b", where=P6, quote="possibly thousands of additional parameters that may be poorly constrained")
 def scales_per_location_are_poorly_constrained(r: Results, s: Settings) -> Evidence:
     """A scale for each x and y position is possibly thousands of additional parameters that may be poorly
     constrained.
     """
-    found = accuracy(r, "table")
-    evidence = greater(
-        found.at(variant="convbn") - found.at(variant="peractivationbn"),
-        "test accuracy, gamma and beta per channel minus per location",
-        POINTS,
-        margin=s.margin_points,
-    )
-    measured = percent(r, "table", "accuracy")
-    gap = measured.at(x="training images") - measured.at(x="running")
+    found, shares = accuracy(r, "table"), 100 * measured(r, "table", "accuracy")
+    difference = found.at(variant="convbn") - found.at(variant="peractivationbn")
+    estimand = "test accuracy, gamma and beta per channel minus per location"
+    evidence = greater(difference, estimand, POINTS, margin=s.margin_points)
+    gap = shares.at(x="training images") - shares.at(x="running")
     more = gap.at(variant="peractivationbn") - gap.at(variant="convbn")
     return evidence.showing({"training minus test accuracy, per location minus per channel": more}, "points")
 
 
 @readme(
-    "L2",
-    kind="identity",
-    where="README, paragraph 6",
-    quote="compute statistics for each channel and each x, y location independently",
+    "L2", kind="identity", where=P6, quote="compute statistics for each channel and each x, y location independently"
 )
 def statistics_are_per_location(r: Results, s: Settings) -> Evidence:
     """It computes statistics for each channel and each x, y location independently."""
-    return exact(
-        checked(r, "L2", "error"),
-        "largest difference from torch's BatchNorm1d over all features, then gamma and beta per channel",
-        tolerance=EXACT,
-    )
+    estimand = "largest difference from torch's BatchNorm1d over all features, then gamma and beta per channel"
+    return exact(checked(r, "L2", "error"), estimand, tolerance=EXACT)
 
 
 @readme("L3", kind="identity", where="README, first line", quote="translation invariant parameters")
@@ -321,7 +277,7 @@ def gradients_are_sums_over_locations(r: Results, s: Settings) -> Evidence:
 
 @readme(
     "L4a",
-    where="README, paragraph 6",
+    where=P6,
     quote="this also renders the network no longer fully convolutional, and the receptive fields of the network will "
     "vary with space",
 )
@@ -329,39 +285,36 @@ def collapsing_ends_equivariance(r: Results, s: Settings) -> Evidence:
     """Collapsing the spatial dimensions with the channels (a scale for each position) renders the network no longer
     fully convolutional, and its receptive fields vary with space.
     """
-    evidence = greater(
-        shift_error(r, "peractivationbn", "eval"),
-        "per-activation BN's error when images move by a pixel, eval",
-        "relative error",
-        bar=s.margins.shift,
-    )
-    moved = shift_error(r, "peractivationbn", "training")
-    others = {"channel-wise BN": shift_error(r, "bn", "eval"), "with the moved batch's own statistics": moved}
-    return evidence.showing(others, "")
+    error = measured(r, "table", "shift error")
+    untied = error.at(variant="peractivationbn")
+    estimand = "per-activation BN's error when images move by a pixel, eval"
+    evidence = greater(untied.at(x="eval"), estimand, "relative error", bar=s.margins.shift)
+    moved = {"with the moved batch's own statistics": untied.at(x="training")}
+    return evidence.showing({"channel-wise BN": error.at(variant="bn", x="eval"), **moved}, "")
 
 
 @readme(
     "L4b",
-    where="README, paragraph 7",
+    where=P7,
     quote="To solve this, here is a simple modification of batch normalization that performs local normalization",
 )
 def local_gain_keeps_equivariance(r: Results, s: Settings) -> Evidence:
     """To solve this, local normalization with parameters per channel: it keeps the network fully convolutional."""
-    estimand = "local-gain BN's error when images move by a pixel"
-    unit = "relative error"
-    evidence = less(shift_error(r, "convbn", "eval"), estimand, unit, bar=s.margins.shift, condition="eval")
-    moves = exact(shift_error(r, "convbn", "training"), estimand, unit, tolerance=ROUNDING, condition="training")
+    error = measured(r, "table", "shift error")
+    local, untied = (error.at(variant=variant) for variant in ("convbn", "peractivationbn"))
+    estimand, unit = "local-gain BN's error when images move by a pixel", "relative error"
+    evidence = less(local.at(x="eval"), estimand, unit, bar=s.margins.shift, condition="eval")
+    evidence &= exact(local.at(x="training"), estimand, unit, tolerance=ROUNDING, condition="training")
     remark = "In eval its running statistics are per location; in training its statistics move with the batch."
-    beside = {"per-activation BN, eval": shift_error(r, "peractivationbn", "eval")}
-    return replace((evidence & moves).showing(beside, ""), remark=remark)
+    return replace(evidence.showing({"per-activation BN, eval": untied.at(x="eval")}, ""), remark=remark)
 
 
 @readme("L5", kind="identity", where="README, paragraph 6: implied by fully convolutional")
 def any_size(r: Results, s: Settings) -> Evidence:
     """Implied by fully convolutional: the layer takes maps of any size."""
-    takes = {variant: bool(found.only()) for variant, found in checked(r, "L5", "takes").by("x").items()}
-    evidence = so(checked(r, "L5", "takes").at(x="convbn"), "made for maps of 12 x 12, it takes 10 x 10")
-    yes, no = (", ".join(v for v, taken in takes.items() if taken is wanted) or "none" for wanted in (True, False))
+    takes = checked(r, "L5", "takes")
+    evidence = so(takes.at(x="convbn"), "made for maps of 12 x 12, it takes 10 x 10")
+    yes, no = (", ".join(each.where(bool).levels("x")) or "none" for each in (takes, 1 - takes))
     remark = f"Such maps are taken by {yes}; they are refused by {no}, which keep something per location."
     return replace(evidence, remark=remark if takes else "")
 
@@ -369,9 +322,9 @@ def any_size(r: Results, s: Settings) -> Evidence:
 # --- claims: the car at sunrise ---
 
 
-@sunrise(
+@video(
     "L6a",
-    where="README, paragraph 4",
+    where=P4,
     quote="If we normalize across the entire layer, we may shove all pixels below the horizon below threshold, and "
     "only process the well-illuminated parts of the scene.",
 )
@@ -379,27 +332,26 @@ def channel_statistics_silence_the_dark(r: Results, s: Settings) -> Evidence:
     """If we normalize across the entire layer, we may shove all pixels below the horizon below threshold, and only
     process the well-illuminated parts of the scene.
     """
-    active = percent(r, "horizon", f"active below {LAYER}", variant="bn", x="own")
+    active = 100 * measured(r, "horizon", f"active below {LAYER}", variant="bn", x="own")
     plain, dark = (active.at(light=light) for light in ("plain", "static"))
     estimand = "BN's active ReLUs below the dark horizon"
-    some = greater(fall(r, "bn"), estimand, RELUS, margin=100 * s.margins.active, condition="fall")
-    all_of_them = less(100 * dark / plain, estimand, "% of plain images' share", bar=ALL, condition="left")
-    silent = percent(r, "horizon", f"silent below {LAYER}", variant="bn", light="static", x="own")
-    evidence = (some & all_of_them).showing({"active on plain images": plain, "active in the dark": dark}, "%")
+    evidence = greater(plain - dark, estimand, RELUS, margin=100 * s.margins.active, condition="fall")
+    evidence &= less(100 * dark / plain, estimand, "% of plain images' share", bar=ALL, condition="left")
+    silent = 100 * measured(r, "horizon", f"silent below {LAYER}", variant="bn", light="static", x="own")
+    evidence = evidence.showing({"active on plain images": plain, "active in the dark": dark}, "%")
     return replace(evidence.showing({"silent in the dark": silent}, "% of units"), remark=TRAINED)
 
 
-@sunrise("L6b", where="README, paragraph 5", quote="what happens instead is a form of local gain normalization")
+@video("L6b", where=P5, quote="what happens instead is a form of local gain normalization")
 def local_statistics_keep_it_active(r: Results, s: Settings) -> Evidence:
     """Local normalization does not: it keeps the dark half active where BN loses it."""
-    evidence = greater(
-        fall(r, "bn") - fall(r, "convbn"),
-        "active ReLUs lost in the dark, BN minus local-gain BN",
-        RELUS,
-        margin=100 * s.margins.active,
-    )
+    estimand = "active ReLUs lost in the dark, BN minus local-gain BN"
+    active = 100 * measured(r, "horizon", f"active below {LAYER}", x="own")
+    lost = active.at(light="plain") - active.at(light="static")
+    difference = lost.at(variant="bn") - lost.at(variant="convbn")
+    evidence = greater(difference, estimand, RELUS, margin=100 * s.margins.active)
     at = {"variant": ["bn", "convbn"], "light": "static", "x": "own"}
-    switching = percent(r, "horizon", f"switching below {LAYER}", **at)
+    switching = 100 * measured(r, "horizon", f"switching below {LAYER}", **at)
     evidence = evidence.showing({"switched on by some images and off by others": switching}, "% of units")
     return replace(evidence, remark=TRAINED)
 
@@ -408,16 +360,13 @@ def in_the_same_light(r: Results, s: Settings, light: str, what: str) -> Evidenc
     """Whether local statistics classify better than channel statistics, trained and tested in one light."""
     own = gain(r, "convbn", light)
     evidence = greater(own, f"test accuracy, {what}, local-gain BN minus BN", POINTS, margin=s.margin_points)
-    others = {
-        "minus the same on plain images": own - gain(r, "convbn", "plain"),
-        "adaptive norm minus BN": gain(r, "adaptive", light),
-    }
-    return evidence.showing(others, "points")
+    others = {"minus the same on plain images": own - gain(r, "convbn", "plain")}
+    return evidence.showing(others | {"adaptive norm minus BN": gain(r, "adaptive", light)}, "points")
 
 
-@sunrise(
+@video(
     "L6c",
-    where="README, paragraph 4",
+    where=P4,
     quote="Suppose however that your neural network has an input that is not completely translation invariant across "
     "the batch.",
 )
@@ -428,7 +377,7 @@ def better_where_the_lower_half_is_dark(r: Results, s: Settings) -> Evidence:
     return in_the_same_light(r, s, "static", "lower half dark")
 
 
-@sunrise("L6d", where="README, paragraph 4", quote="imagine a video taken from the front of a car at sunrise")
+@video("L6d", where=P4, quote="imagine a video taken from the front of a car at sunrise")
 def better_on_frames(r: Results, s: Settings) -> Evidence:
     """The same for batches of sequential frames, each batch with a darkness of its own (the car at sunrise)."""
     return in_the_same_light(r, s, "frames", "darkness by batch")
@@ -436,21 +385,14 @@ def better_on_frames(r: Results, s: Settings) -> Evidence:
 
 def in_another_light(r: Results, s: Settings, variant: str, what: str) -> Evidence:
     """Whether ``variant`` classifies better than BN in a light that it was not trained in."""
-    evidence = greater(
-        gain(r, variant, "plain", s.horizon.shade),
-        f"test accuracy in another light, {what} minus BN",
-        POINTS,
-        margin=s.margin_points,
-    )
-    found = percent(r, "horizon", "accuracy", light="plain", variant=[variant, "bn"])
+    difference = gain(r, variant, "plain", s.horizon.shade)
+    estimand = f"test accuracy in another light, {what} minus BN"
+    evidence = greater(difference, estimand, POINTS, margin=s.margin_points)
+    found = 100 * measured(r, "horizon", "accuracy", light="plain", variant=[variant, "bn"])
     return evidence.showing({"plain": found.at(x=1.0), "dark": found.at(x=s.horizon.shade)}, "%")
 
 
-@sunrise(
-    "L6e",
-    where="README, paragraph 5",
-    quote="neurons sensitive to different locations in space adapt somewhat independently",
-)
+@video("L6e", where=P5, quote=ADAPT)
 def local_gain_bears_another_light(r: Results, s: Settings) -> Evidence:
     """Neurons adapt to the light at their location: trained in one light, local normalization bears another better
     than channel-wise batch norm.
@@ -466,25 +408,18 @@ def adaptive_norm_bears_another_light(r: Results, s: Settings) -> Evidence:
     return in_another_light(r, s, "adaptive", "adaptive norm")
 
 
-@sunrise(
-    "L7",
-    where="README, paragraph 5",
-    quote="neurons sensitive to different locations in space adapt somewhat independently",
-)
+@video("L7", where=P5, quote=ADAPT)
 def locations_adapt_independently(r: Results, s: Settings) -> Evidence:
     """Neurons sensitive to different locations in space adapt somewhat independently."""
-    spread = named(r.measured("deviation", part="horizon", variant="convbn"))
-    contrast = spread.at(x="below") / spread.at(x="above")
+    deviation = measured(r, "horizon", "deviation", variant="convbn")
+    contrast = deviation.at(x="below") / deviation.at(x="above")
     plain, dark = contrast.at(light="plain"), contrast.at(light="static")
-    evidence = greater(
-        plain.log() - dark.log(),
-        "log running standard deviation below over above the horizon, plain minus dark",
-        "natural logarithms",
-        margin=math.log(s.margins.ratio),
-    )
+    estimand = "log running standard deviation below over above the horizon, plain minus dark"
+    margin = math.log(s.margins.ratio)
+    evidence = greater(plain.log() - dark.log(), estimand, "natural logarithms", margin=margin)
     remark = "This is the factor on the input itself, so any statistic per location shows it; one per channel cannot."
-    beside = evidence.showing({"the ratio itself, dark over plain": dark / plain}, "times", ratio=True)
-    return replace(beside, remark=remark)
+    evidence = evidence.showing({"the ratio itself, dark over plain": dark / plain}, "times", ratio=True)
+    return replace(evidence, remark=remark)
 
 
 # --- claims: the adaptive norm, and the code ---
@@ -493,9 +428,8 @@ def locations_adapt_independently(r: Results, s: Settings) -> Evidence:
 @code("L8a", kind="identity", where="ConvAdaptiveNormalization")
 def adaptive_norm_is_the_same_in_test(r: Results, s: Settings) -> Evidence:
     """ConvAdaptiveNormalization does the same in training and in testing."""
-    evidence = exact(
-        checked(r, "L8", "train minus eval"), "largest difference of outputs, training minus eval", tolerance=0
-    )
+    estimand = "largest difference of outputs, training minus eval"
+    evidence = exact(checked(r, "L8", "train minus eval"), estimand, tolerance=0)
     company = checked(r, "L8", "depends on its batch")
     remark = "The price is that an image's output depends on the other images of its batch, in eval too."
     return replace(evidence.showing({"change of an output with the others of its batch": company}), remark=remark)
@@ -505,16 +439,14 @@ def adaptive_norm_is_the_same_in_test(r: Results, s: Settings) -> Evidence:
 def window_leads_from_local_to_channel(r: Results, s: Settings) -> Evidence:
     """Its window (kernel_size) leads from statistics per location to statistics per channel."""
 
-    def back(values: Values) -> Values:
-        """The largest step from one window to the next that leads up; 0 where none does."""
+    def back(values: Values) -> Values:  # the largest step up from one window to the next, or 0
         return values.reduce(lambda each: max([0.0, *(b - a for a, b in pairwise(each))]), "x")
 
     local, channel = (r.measured(f"to {end}", part="window", variant="bn") for end in ("local", "channel"))
     estimand = "distance at both ends of the window, and largest step back between"
-    ends = {
-        "window of 1 from local statistics": checked(r, "L8", "error").at(x="convbn"),
-        "whole map from channel statistics": checked(r, "L8", "error").at(x="bn"),
-    }
+    error = checked(r, "L8", "error")
+    names = {"convbn": "window of 1 from local statistics", "bn": "whole map from channel statistics"}
+    ends = {name: error.at(x=end) for end, name in names.items()}
     steps = {"step back towards local": back(-local), "step away from channel": back(channel)}
     evidence = exact(ends, estimand, tolerance=EXACT) & exact(steps, estimand, tolerance=ROUNDING)
     by_window = accuracy(r, "window", variant="adaptive").by("kernel")
@@ -549,16 +481,11 @@ def running_variance_is_unbiased(r: Results, s: Settings) -> Evidence:
 @predicted("L-gap", reported="9 to 12 times, at batch sizes 8 to 128, after a random convolution on MNIST")
 def local_statistics_differ_more_in_eval(r: Results, s: Settings) -> Evidence:
     """Statistics of a batch and running statistics normalise several times further apart when they are local."""
-    gap = named(r.measured("gap", part="table")).at(dataset=s.first)
+    gap = measured(r, "table", "gap").at(dataset=s.first["table"])
     by_size = (gap.at(variant="convbn") / gap.at(variant="bn")).by("x")
     ratios = {f"batches of {size}": values for size, values in by_size.items()}
-    evidence = greater(
-        ratios,
-        "rms of training minus eval, local over channel statistics",
-        "times",
-        bar=s.margins.gap_ratio,
-        ratio=True,
-    )
+    estimand = "rms of training minus eval, local over channel statistics"
+    evidence = greater(ratios, estimand, "times", bar=s.margins.gap_ratio, ratio=True)
     outside = [each.condition for each in evidence.effects if not 9 <= each.interval.mean <= 12]
     remark = f"Outside of the predicted 9 to 12 times: {', '.join(outside) or 'none'}."
     return replace(evidence, remark=remark if ratios else "")
@@ -574,12 +501,10 @@ def eps_decides_with_local_statistics(r: Results, s: Settings) -> Evidence:
     smallest = min(s.eps.values)
     largest = r.measured("largest", part="eps", variant=["bn", "convbn"])
     growth = largest.at(eps=smallest).log10() - largest.at(eps=USUAL_EPS).log10()
-    evidence = greater(
-        growth.at(variant="convbn") - growth.at(variant="bn"),
-        f"growth of the largest normalised value, eps {USUAL_EPS:g} to {smallest:g}, local minus channel statistics",
-        "powers of ten",
-        margin=math.log10(s.margins.ratio),
-    )
+    difference = growth.at(variant="convbn") - growth.at(variant="bn")
+    between = f"eps {USUAL_EPS:g} to {smallest:g}, local minus channel statistics"
+    estimand = f"growth of the largest normalised value, {between}"
+    evidence = greater(difference, estimand, "powers of ten", margin=math.log10(s.margins.ratio))
     ends = {"eps": [smallest, USUAL_EPS]}
     evidence = evidence.showing({"largest value": largest.at(**ends)}, "")
     return evidence.showing({"test accuracy": r.test_accuracy(part="eps").at(**ends)}, "%")
@@ -591,12 +516,8 @@ def local_statistics_lose_more_in_small_batches(r: Results, s: Settings) -> Evid
     found = r.test_accuracy(part="batch")
     loss = found.at(variant="bn") - found.at(variant="convbn")
     small, large = min(s.batch.sizes), max(s.batch.sizes)
-    evidence = greater(
-        loss.at(batch_size=small) - loss.at(batch_size=large),
-        f"BN minus local-gain BN, at batch size {small} minus at {large}",
-        POINTS,
-        margin=s.margin_points,
-    )
+    estimand = f"BN minus local-gain BN, at batch size {small} minus at {large}"
+    evidence = greater(loss.at(batch_size=small) - loss.at(batch_size=large), estimand, POINTS, margin=s.margin_points)
     return evidence.showing({"BN minus local-gain BN": loss}, "points")
 
 
@@ -610,4 +531,342 @@ def a_batch_of_one_must_be_refused(r: Results, s: Settings) -> Evidence:
     return evidence & so(checked(r, "L-one", "refused"), estimand, "our layer refuses it")
 
 
-from bnrepro.experiments.conv_batchnorm import shown as shown  # noqa: E402  its tables and figures are the paper's
+# --- tables ---
+
+
+def arms(r: Results, part: str, factors: Sequence[str], columns: Mapping[str, Values]) -> list[Row]:
+    """A row for each arm of a part, in the order of its runs: its factors, and the intervals of ``columns``."""
+    rows = []
+    for levels in named(r.diverged(part=part)).by(*factors):
+        arm = dict(zip(factors, levels, strict=True))
+        rows.append(arm | {name: values.at(**arm).interval() for name, values in columns.items()})
+    return rows
+
+
+@paper.table
+def cells(r: Results, s: Settings) -> list[Row]:
+    """The 2 x 2 table and no BN: test accuracy in percent; in points, its difference from BN, training minus test
+    accuracy, and accuracy with each batch's own statistics minus that with the running ones; the relative error of the
+    first norm's output when images move by a pixel. Differences are paired by seed; eps is the same in all.
+    """
+    found, error = accuracy(r, "table"), measured(r, "table", "shift error")
+    shares = 100 * measured(r, "table", "accuracy")
+    columns = {
+        "test accuracy": found,
+        "minus bn": found - found.at(variant="bn"),
+        "training minus test": shares.at(x="training images") - shares.at(x="running"),
+        "batch minus running": shares.at(x="batch") - shares.at(x="running"),
+        "shift error, eval": error.at(x="eval"),
+        "shift error, training": error.at(x="training"),
+    }
+    diverged = named(r.diverged(part="table"))
+    counts = {name: named(r.of_runs(name, part="table")) for name in ("parameters", "buffers")}
+    rows = []
+    for row in arms(r, "table", ("dataset", "variant"), columns):
+        arm: Row = {"dataset": row["dataset"], "variant": row["variant"]}
+        where = {"statistics": WHERE[row["variant"]][0], "gamma and beta": WHERE[row["variant"]][1]}
+        sizes = {name: next(map(int, values.at(**arm)), None) for name, values in counts.items()}
+        rows.append(arm | where | {"diverged": int(sum(diverged.at(**arm)))} | row | sizes)
+    return rows
+
+
+@paper.table
+def effects(r: Results, s: Settings) -> list[Row]:
+    """What each axis of the 2 x 2 table does to the test accuracy, in points: local minus channel statistics, gamma and
+    beta per location minus per channel (each the mean over the other axis), and how the one depends on the other.
+    Two-sided p values, with Holm's correction over the table.
+    """
+    found = accuracy(r, "table")
+    a, b, c, d = (found.at(variant=v) for v in ("bn", "convbn", "locationaffinebn", "peractivationbn"))
+    of = {
+        "local statistics": (b + d - a - c) / 2,
+        "gamma and beta per location": (c + d - a - b) / 2,
+        "interaction": d - c - (b - a),
+    }
+    rows: list[Row] = []
+    for dataset in found.levels("dataset"):
+        for effect, values in of.items():
+            points = values.at(dataset=dataset)
+            row = {"dataset": dataset, "effect": effect, "points": points.interval()}
+            rows.append(row | {"p": p_value(list(points.seeds.values()))})
+    rejected = holm({str(place): row["p"] for place, row in enumerate(rows)})
+    return [row | {"significant": "yes" if rejected[str(place)] else "no"} for place, row in enumerate(rows)]
+
+
+@paper.table
+def horizon(r: Results, s: Settings) -> list[Row]:
+    """The horizon: lower half of each image at {s.horizon.shade:g} of its light in training and test (static), at a
+    factor between {s.horizon.shade:g} and 1 that differs from batch to batch (frames), or as it is (plain). Test
+    accuracy in percent; shares in percent of active ReLUs, and of units that some images switch on and others off,
+    above and below the horizon, in the first and second convolutional layer.
+    """
+    columns = {"test accuracy": accuracy(r, "horizon")}
+    for what, layer, side in product(("active", "switching"), "12", ("above", "below")):
+        share = measured(r, "horizon", f"{what} {side} {layer}", x="own")
+        columns[f"{what} {side}, layer {layer}"] = 100 * share
+    return arms(r, "horizon", ("dataset", "light", "variant"), columns)
+
+
+@paper.table
+def other_light(r: Results, s: Settings) -> list[Row]:
+    """Trained on plain images, tested with the lower half at another light: test accuracy in percent by the factor."""
+    found = 100 * measured(r, "horizon", "accuracy", light="plain", x=s.horizon.test_shades)
+    columns = {f"{shade:g}": found.at(x=shade) for shade in s.horizon.test_shades}
+    return arms(r, "horizon", ("dataset", "variant"), columns)
+
+
+@paper.table
+def window(r: Results, s: Settings) -> list[Row]:
+    """The adaptive norm by the side of its window, between BN and local-gain BN with their running statistics: test
+    accuracy in percent, and root mean square distance of its output after the first layer from that of local and of
+    channel statistics of the same batch.
+    """
+    distances = {end: measured(r, "window", f"to {end}", variant="bn").intervals("x") for end in ("local", "channel")}
+    return [
+        {
+            "variant": variant,
+            "window": kernel and ("whole map" if kernel > 100 else f"{kernel} x {kernel}"),
+            "test accuracy": accuracy(r, "window", variant=variant, kernel=kernel).interval(),
+        }
+        | {f"distance to {end}": intervals.get(kernel) for end, intervals in distances.items()}
+        for variant, kernel in [("convbn", None), *(("adaptive", each) for each in s.window.kernels), ("bn", None)]
+        if distances["local"]
+    ]
+
+
+@paper.table
+def eps(r: Results, s: Settings) -> list[Row]:
+    """eps as a hyperparameter: test accuracy in percent, largest normalised value on test images after the first layer,
+    and share in percent of positions that do not vary over a batch there.
+    """
+    names = {size: f"constant, batch of {size}" for size in s.gap["batches"]}
+    constant, pixels = 100 * measured(r, "eps", "constant"), measured(r, "eps", "constant pixels", variant="bn")
+    columns = {"test accuracy": accuracy(r, "eps"), "largest value": measured(r, "eps", "largest")}
+    columns |= {name: constant.at(x=size) for size, name in names.items()}
+    rows = sorted(arms(r, "eps", ("variant", "eps"), columns), key=lambda row: (row["variant"], row["eps"]))
+    if rows:  # the images are the same in all runs: any will do
+        shares = {names[size]: 100 * fmean(found) for size, found in pixels.by("x").items()}
+        rows.append(dict.fromkeys(rows[0]) | {"variant": "(pixels)"} | shares)
+    return rows
+
+
+@paper.table
+def batch_size(r: Results, s: Settings) -> list[Row]:
+    """By batch size, with the same number of epochs: test accuracy in percent with running statistics and with the
+    batch's own, and the root mean square of the normalised value in training minus that in eval after the first layer.
+    """
+    columns = {
+        "test accuracy": accuracy(r, "batch"),
+        "with the batch's own statistics": 100 * measured(r, "batch", "accuracy", x="batch"),
+        "gap": measured(r, "batch", "gap").mean("x"),  # each is measured at its own size
+    }
+    rows = arms(r, "batch", ("batch_size", "variant"), columns)
+    rows.sort(key=lambda row: (row["batch_size"], row["variant"]))
+    return [{"batch size": row.pop("batch_size")} | row for row in rows]
+
+
+@paper.table(over_seeds=False)
+def sizes(r: Results, s: Settings) -> list[Row]:
+    """Numbers that a norm keeps for a map of 6 x 24 x 24, and whether it takes a map of another size."""
+    takes, counts = checked(r, "L5", "takes"), {name: checked(r, "L1", name) for name in ("parameters", "buffers")}
+    return [
+        {"variant": variant, "statistics": WHERE[variant][0], "gamma and beta": WHERE[variant][1]}
+        | {name: values.at(x=variant).only() for name, values in counts.items()}
+        | {"takes other sizes": "yes" if takes.at(x=variant).only() else "no"}
+        for variant in takes.levels("x")
+    ]
+
+
+@paper.table(over_seeds=False)
+def bessel(r: Results, s: Settings) -> list[Row]:
+    """The factor from a batch's variance to the running one, for n values: the source's, the unbiased one, and ours."""
+    found = {name: checked(r, "L9", name) for name in ("source", "unbiased", "ours")}
+    return [
+        {"n": n} | {name: values.at(x=n).only() for name, values in found.items()} for n in found["source"].levels("x")
+    ]
+
+
+# --- figures ---
+
+
+def _log(axes: Axes, values: Sequence[float], labels: list[str] | None = None) -> None:
+    """A logarithmic x axis with a tick at each value."""
+    axes.set_xscale("log")
+    ticks(axes, values)
+    axes.set_xticks(values, labels or [f"{value:g}".replace("e-0", "e-") for value in values])
+
+
+def _within_percent(axes: Axes) -> None:
+    """No accuracy lies outside of 0 and 100, wherever its interval ends."""
+    bottom, top = axes.get_ylim()
+    axes.set_ylim(max(bottom, 0), min(top, 100.5))
+
+
+@paper.figure
+def two_by_two(r: Results, s: Settings) -> Figure | None:
+    """The 2 x 2 table. Left: test accuracy minus that of BN with the same seed. Middle: root mean square of the
+    normalised value in training minus that in eval after the first layer, by the batch size it is measured at; gamma
+    and beta per location change nothing here, so their points lie on the line of the same statistics. Right: relative
+    error of the first norm's output when images move by a pixel, with running statistics (eval) and with those of the
+    moved batch (training). Middle and right: {s.first[table]}.
+    """
+    found = accuracy(r, "table")
+    gap, error = (measured(r, "table", what).at(dataset=s.first["table"]) for what in ("gap", "shift error"))
+    if not found or not gap or not error:
+        return None
+    figure, (left, middle, right) = panels(3, height=2.9)
+    zero(left)
+    dots(left, found - found.at(variant="bn"), "dataset", "variant", LOOK)
+    left.set_xticks(left.get_xticks(), [n.replace("-", "-\n") if len(n) > 9 else n for n in found.levels("dataset")])
+    left.set_ylabel("test accuracy minus BN's, points")
+    look = {variant: LOOK[variant] for variant in CELLS}
+    look |= {variant: LOOK[variant]._replace(dashes="none") for variant in ("peractivationbn", "locationaffinebn")}
+    lines(middle, gap, "x", "variant", look, bars=True, log=True)
+    figures.log_scale(middle)
+    _log(middle, s.gap["batches"])
+    middle.set(xlabel="batch size", ylabel="training minus eval, rms")
+    dots(right, error, "x", "variant", LOOK)
+    right.set(ylim=(0, None), ylabel="relative error when shifted")
+    legend(figure, 5, of=left)
+    return figure
+
+
+@paper.figure
+def sunrise(r: Results, s: Settings) -> Figure | None:
+    """The horizon. Left: test accuracy on plain images, with the lower half always at {s.horizon.shade:g} of its light
+    (static), and with a factor of its own for each batch (frames), in training and test alike. Middle: share of active
+    ReLUs in the first layer above and below the horizon with the lower half always dark; pale: the same on plain
+    images. Right: networks trained on plain images, by the light of the lower half at test.
+    """
+    own = accuracy(r, "horizon")
+    other = 100 * measured(r, "horizon", "accuracy", light="plain", x=s.horizon.test_shades)
+    above, below = (100 * measured(r, "horizon", f"active {side} {LAYER}", x="own") for side in ("above", "below"))
+    active = above.join("side", "above", below=below)
+    if not own or not other or not active:
+        return None
+    datasets = own.levels("dataset")
+    look = {variant: each for variant, each in LOOK.items() if variant in own.levels("variant")}
+    pale = {variant: each._replace(color=f"{each.color}59", label="") for variant, each in look.items()}
+    figure, axes = panels(3, len(datasets), height=2.3)
+    for row, dataset in enumerate(datasets):
+        left, middle, right = axes[3 * row : 3 * row + 3]
+        dots(left, own.at(dataset=dataset), "light", "variant", look)
+        here = active.at(dataset=dataset)
+        dots(middle, here.at(light="plain"), "side", "variant", pale, shift=-0.04)
+        dots(middle, here.at(light="static"), "side", "variant", look, shift=0.04)
+        lines(right, other.at(dataset=dataset), "x", "variant", look, bars=True, apart=0.012)
+        ticks(right, s.horizon.test_shades)
+        for each in (left, middle, right):
+            _within_percent(each)
+        left.set_ylabel(f"{dataset}: test accuracy, %")
+        middle.set(xlabel="side of the horizon", ylabel="active ReLUs, %")
+        right.set(xlabel="light of the lower half at test", ylabel="test accuracy, %")
+    legend(figure, len(look), of=axes[0])
+    return figure
+
+
+@paper.figure(over_seeds=False)
+def maps(r: Results, s: Settings) -> Figure | None:
+    """What the first local-gain norm of seed 0 keeps on {s.first[horizon]}. Above: running standard deviation at each
+    location, mean over channels. Below: root mean square over channels of the running mean minus the channel's average.
+    Trained on plain images, with the lower half always dark (static), and with another light in each batch (frames).
+    Channel-wise BN keeps one number per channel.
+    """
+    names = {"deviation map": "running standard deviation", "mean map": "spread of the running mean"}
+    about = {"part": "horizon", "dataset": s.horizon.data[0], "variant": "convbn"}
+    width = r.measured("width", **about).max().only()
+    found = {quantity: r.measured(quantity, **about) for quantity in names}
+    if not width or any(set(values.levels("light")) < set(LIGHTS) for values in found.values()):
+        return None
+    figure = Figure(figsize=(2 * figures.COLUMN, 4.3), layout="compressed")
+    for row, (quantity, name) in zip(figure.subplots(2, len(LIGHTS), squeeze=False), names.items(), strict=True):
+        values = found[quantity]
+        for axes, light in zip(row, LIGHTS, strict=True):
+            places = np.reshape(list(values.at(light=light)), (-1, int(width)))
+            image = axes.imshow(places, cmap="cividis", vmin=0, vmax=max(values), interpolation="nearest")
+            axes.axhline(len(places) / 2 - 0.5, color="white", linewidth=0.8, linestyle=(0, (4, 3)))
+            axes.set(xticks=[], yticks=[], title=light if quantity == "deviation map" else "")
+            axes.grid(visible=False)
+        row[0].set_ylabel(name)
+        figure.colorbar(image, ax=list(row), shrink=0.85)
+    return figure
+
+
+@paper.figure
+def window_sweep(r: Results, s: Settings) -> Figure | None:
+    """The adaptive norm's window ({s.first[window]}). Left: test accuracy, beside BN and local-gain BN with their
+    running statistics (bands). Right: distance of its output after the first layer from that of local and of channel
+    statistics.
+    """
+    adaptive = accuracy(r, "window", variant="adaptive")
+    if not adaptive:
+        return None
+    kernels = s.window.kernels
+    last = max((kernel for kernel in kernels if kernel <= 100), default=1)
+    place = {kernel: float(min(kernel, 2 * last)) for kernel in kernels}
+
+    def draw(axes: Axes, values: Values, factor: str, variant: str, label: str) -> None:
+        at = {place[kernel]: interval for kernel, interval in values.intervals(factor).items()}
+        curve(axes, at, LOOK[variant]._replace(label=label), bars=True)
+
+    figure, (left, right) = panels(2, height=2.6)
+    for variant in ("convbn", "bn"):
+        look, interval = LOOK[variant], accuracy(r, "window", variant=variant, kernel=None).interval()
+        left.axhline(interval.mean, color=look.color, linestyle=look.dashes, label=f"{look.label}, running")
+        left.axhspan(interval.low, interval.high, color=look.color, alpha=0.12, linewidth=0)
+    draw(left, adaptive, "kernel", "adaptive", "adaptive, of the present batch")
+    _within_percent(left)
+    low, high = left.get_ylim()
+    left.set(ylim=(low - 0.35 * (high - low), high), ylabel="test accuracy, %")  # room for the legend below the bars
+    left.legend(loc="lower right", fontsize=7)
+    for end, variant in (("local", "convbn"), ("channel", "bn")):
+        draw(right, measured(r, "window", f"to {end}", variant="bn"), "x", variant, f"from {end} statistics")
+    right.set(ylim=(None, 1.25 * right.get_ylim()[1]), ylabel="distance of the output, rms")
+    right.legend(loc="upper center", ncols=2, fontsize=7)
+    for axes in (left, right):
+        _log(axes, list(place.values()), [window_name(kernel) for kernel in kernels])
+        axes.set_xlabel("side of the window")
+    return figure
+
+
+def _sweep(panel: dict[str, Values], factor: str, levels: Sequence[float]) -> Figure | None:
+    """BN and local-gain BN by ``factor``: accuracy first, a logarithmic axis last, a difference between."""
+    if not all(panel.values()):
+        return None
+    figure, axes = panels(len(panel), height=2.6)
+    for between in axes[1:-1]:
+        zero(between)
+    look = {variant: LOOK[variant] for variant in ("bn", "convbn")}
+    for each, values in zip(axes, panel.values(), strict=True):
+        lines(each, values, factor, "variant", look, bars=True, log=each is axes[-1])
+    axes[-1].set_yscale("log")
+    _within_percent(axes[0])
+    for each, label in zip(axes, panel, strict=True):
+        _log(each, levels)
+        each.set(xlabel=factor.replace("_", " "), ylabel=label)
+    legend(figure, of=axes[0])
+    return figure
+
+
+@paper.figure
+def eps_sweep(r: Results, s: Settings) -> Figure | None:
+    """eps with channel and with local statistics ({s.first[eps]}): test accuracy, and the largest normalised value on
+    test images after the first layer.
+    """
+    panel = {"test accuracy, %": accuracy(r, "eps"), "largest normalised value": measured(r, "eps", "largest")}
+    return _sweep(panel, "eps", s.eps.values)
+
+
+@paper.figure
+def batch_sweep(r: Results, s: Settings) -> Figure | None:
+    """Batch size with channel and with local statistics ({s.first[batch]}): test accuracy with running statistics; the
+    same minus accuracy with the batch's own; and the root mean square of the normalised value in training minus that in
+    eval after the first layer.
+    """
+    shares = 100 * measured(r, "batch", "accuracy")
+    panel = {
+        "test accuracy, %": accuracy(r, "batch"),
+        "running minus batch, points": shares.at(x="running") - shares.at(x="batch"),
+        "training minus eval, rms": measured(r, "batch", "gap").mean("x"),  # each is measured at its own size
+    }
+    return _sweep(panel, "batch_size", s.batch.sizes)

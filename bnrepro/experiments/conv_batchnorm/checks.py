@@ -46,15 +46,23 @@ def _apart(a: Tensor, b: Tensor) -> float:
     return float((a - b).detach().abs().max())
 
 
+def _takes(layer: nn.Module, x: Tensor) -> bool:
+    """Whether a layer takes ``x``; else it must refuse in words."""
+    try:
+        layer(x)
+    except NormError:
+        return False
+    return True
+
+
 @measure("conv_batchnorm/counts")
 def counts(seed: int, variants: list[str], channels: int, height: int, width: int) -> list[Row]:
     """L1. Numbers in parameters and in running statistics, for a map (channels, height, width)."""
-    sizes = {variant: size_of(NORMS[variant](channels, (height, width))) for variant in variants}
-    return [
-        row(quantity, count, variant)
-        for variant, pair in sizes.items()
-        for quantity, count in zip(("parameters", "buffers"), pair, strict=True)
-    ]
+    rows = []
+    for variant in variants:
+        parameters, buffers = size_of(NORMS[variant](channels, (height, width)))
+        rows += [row("parameters", parameters, variant), row("buffers", buffers, variant)]
+    return rows
 
 
 @measure("conv_batchnorm/flattened")
@@ -66,15 +74,13 @@ def flattened(seed: int, batch: int, channels: int, height: int, width: int) -> 
     def expected(x: Tensor) -> Any:
         return reference(x.flatten(1)).view_as(x) * layer.weight.view(-1, 1, 1) + layer.bias.view(-1, 1, 1)
 
-    errors = {"training": 0.0}
-    for step in range(3):
-        x = _normal(seed + step, batch, channels, height, width)
-        errors["training"] = max(errors["training"], _apart(layer(x), expected(x)))
+    batches = [_normal(seed + step, batch, channels, height, width) for step in range(3)]
+    errors = {"training": max(_apart(layer(x), expected(x)) for x in batches)}
     errors["running mean"] = _apart(layer.running_mean.flatten(), reference.running_mean)
     errors["running variance"] = _apart(layer.running_var.flatten(), reference.running_var)
     layer.eval()
     reference.eval()
-    errors["eval"] = _apart(layer(x), expected(x))
+    errors["eval"] = _apart(layer(batches[-1]), expected(batches[-1]))
     one, channel = _layer("convbn", channels, 1, 1), _layer("bn", channels, 1, 1)
     x = _normal(seed, batch, channels, 1, 1)
     errors["one location"] = _apart(one(x), channel(x))
@@ -105,31 +111,24 @@ def gradients(seed: int, batch: int, channels: int, height: int, width: int) -> 
         untied.bias.copy_(layer.bias.view(-1, 1, 1).expand_as(untied.bias))
     each = torch.autograd.grad(untied(x), (x, untied.weight, untied.bias), g)
     summed = (each[0], each[1].sum((1, 2)), each[2].sum((1, 2)))
-    errors = [
-        row("error", max(map(_apart, ours, other)), what)
-        for what, other in (("closed formula", formula), ("per-activation BN, summed over locations", summed))
-    ]
+    references = {"closed formula": formula, "per-activation BN, summed over locations": summed}
+    rows = [row("error", max(map(_apart, ours, reference)), name) for name, reference in references.items()]
 
     def function(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         return torch.func.functional_call(layer, {"weight": weight, "bias": bias}, x)
 
     inputs = (x, layer.weight, layer.bias)
-    agree = (("gradcheck", torch.autograd.gradcheck), ("gradgradcheck", torch.autograd.gradgradcheck))
-    return errors + [row("passes", check(function, inputs, raise_exception=False), name) for name, check in agree]
+    for name, check in (("gradcheck", torch.autograd.gradcheck), ("gradgradcheck", torch.autograd.gradgradcheck)):
+        rows.append(row("passes", check(function, inputs, raise_exception=False), name))
+    return rows
 
 
 @measure("conv_batchnorm/other_sizes")
 def other_sizes(seed: int, variants: list[str], channels: int, made_for: int, given: int) -> list[Row]:
-    """L5. Whether a layer made for square maps of one size takes another in eval; else it must refuse in words."""
-    rows = []
-    for variant in variants:
-        layer = NORMS[variant](channels, (made_for, made_for)).eval()
-        try:
-            layer(torch.zeros(2, channels, given, given))
-            rows.append(row("takes", 1, variant))
-        except NormError:
-            rows.append(row("takes", 0, variant))
-    return rows
+    """L5. Whether a layer made for square maps of one size takes another in eval."""
+    x = torch.zeros(2, channels, given, given)
+    layers = {variant: NORMS[variant](channels, (made_for, made_for)).eval() for variant in variants}
+    return [row("takes", _takes(layer, x), variant) for variant, layer in layers.items()]
 
 
 @measure("conv_batchnorm/window_ends")
@@ -171,13 +170,8 @@ def one_image(seed: int, channels: int, size: int) -> list[Row]:
     x = _normal(seed, 1, channels, size, size)
     zeros, ones = torch.zeros(channels, 1, 1), torch.ones(channels, 1, 1)
     y, _ = batch_norm_forward(x.numpy(), ones.numpy(), zeros.numpy(), (0,), EPS)
-    rows = [row("largest output", abs(y).max())]
-    layer = NORMS["convbn"](channels, (size, size)).double()
-    try:
-        layer(x)
-        return [*rows, row("refused", 0)]
-    except NormError:
-        return [*rows, row("refused", 1)]
+    refused = not _takes(NORMS["convbn"](channels, (size, size)).double(), x)
+    return [row("largest output", abs(y).max()), row("refused", refused)]
 
 
 _SMALL = {"batch": 5, "channels": 3, "height": 4, "width": 3}

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterable
 from dataclasses import replace
 from functools import lru_cache
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -29,43 +30,42 @@ CONSTANT = 1e-5  # of the map's standard deviation: what varies less over a batc
 class Opened:
     """A stored run's network in eval mode, with its configuration and data."""
 
+    network: Any
+
     def __init__(self, run: Run) -> None:
         cfg = train.resolve(run.config)
-        about = cfg.data
-        self.device = torch.device(cfg.device.value)
-        data = _data(about.name, about.source, about.root, about.path, about.val_fraction, self.device)
+        about, device = cfg.data, torch.device(cfg.device.value)
+        data = _data(about.name, about.source, about.root, about.path, about.val_fraction, device)
         self.cfg, self.data, self.network = inference.restore(run, data)
         self.network.eval()
-
-    @property
-    def units(self) -> list[nn.Module]:
-        """Layers, poolings and units (layer, norm, activation) in order."""
-        return list(cast(nn.Sequential, self.network.layers))
+        self.first_norm: Any = next(iter(self.network.norms.values()))
 
     def some(self, split: Split, count: int) -> Split:
         """``count`` images of ``split`` (or all), shuffled by a fixed seed: sets may be sorted."""
-        order = torch.randperm(
-            len(split.labels), generator=torch.Generator().manual_seed(derive_seed(0, "measurement"))
-        )
-        chosen = order[:count].to(self.device)
+        generator = torch.Generator().manual_seed(derive_seed(0, "measurement"))
+        chosen = torch.randperm(len(split.labels), generator=generator)[:count].to(split.labels.device)
         return Split(split.images[chosen], split.labels[chosen])
 
-    def normalized(self, split: Split) -> Tensor:
-        """All images of ``split``, shaded as in the run's own evaluation, as one batch."""
+    def images(self, count: int) -> Tensor:
+        """`some` test images as one normalised batch, shaded as in the run's own evaluation."""
+        split = self.some(self.data.test, count)
         return next(eval_batches(self.data, split, len(split.labels), self.cfg.data))[0]
 
     def entering(self, x: Tensor) -> Tensor:
         """What enters the first norm."""
-        layer: nn.Module = cast(nn.Sequential, self.units[0])[0]
-        return layer(x)
+        return self.network.layers[0][0](x)
 
     def norm(self, *, training: bool, affine: bool = False) -> nn.Module:
         """A copy of the first norm, in training or in eval, without its gamma and beta unless asked for."""
-        norm: Any = copy.deepcopy(next(iter(self.network.norms.values())))
+        norm = copy.deepcopy(self.first_norm)
         if not affine and not isinstance(norm, nn.Identity):
             norm.weight = norm.bias = None
-        norm.train(training)
-        return cast(nn.Module, norm)
+        return norm.train(training)
+
+    def accuracy(self, split: Split, batch_size: int | None = None, data: Data | None = None) -> float:
+        """Of the network, on ``split`` shaded as ``data`` says (None: as the run's own evaluation)."""
+        cfg = replace(self.cfg, data=data or self.cfg.data)
+        return train.measure(self.network, self.data, split, cfg, batch_size)[1]
 
 
 @lru_cache(maxsize=3)  # a process measures many networks on the same images
@@ -73,35 +73,32 @@ def _data(name: str, source: Source, root: str, path: str | None, val_fraction: 
     return load(Data(name=name, source=source, root=root, path=path, val_fraction=val_fraction), device)
 
 
+def whole(x: Tensor, size: int) -> tuple[Tensor, ...]:
+    """``x`` in batches of ``size``; what is over is left out."""
+    return x[: len(x) // size * size].split(size)
+
+
 @measure("conv_batchnorm/statistics")
 @torch.inference_mode()
 def statistics(run: Run, seed: int, batches: list[int]) -> list[Row]:
-    """`accuracies`, `gap` and `shift` of a run's network."""
-    it = Opened(run)
-    return [*accuracies(it), *gap(it, batches), *shift(it)]
-
-
-def accuracies(it: Opened) -> list[Row]:
-    """Accuracy on the test set with running statistics and with each batch's own, and on the training set in eval.
-
-    The batches are of the training's size and shuffled. Training images are as many as test images.
+    """`gap`, `shift`, and accuracy on the test set with running statistics and with each batch's own, and on as many
+    training images in eval. The batches are of the training's size and shuffled.
     """
-    count = len(it.data.test.labels)
-    test, seen = it.some(it.data.test, count), it.some(it.data.train, count)
-    rows = [row("accuracy", train.measure(it.network, it.data, test, it.cfg)[1], "running")]
-    rows.append(row("accuracy", train.measure(it.network, it.data, seen, it.cfg)[1], "training images"))
+    it = Opened(run)
+    test, seen = (it.some(split, len(it.data.test.labels)) for split in (it.data.test, it.data.train))
+    rows = [row("accuracy", it.accuracy(test), "running"), row("accuracy", it.accuracy(seen), "training images")]
     with batch_statistics(it.network):
-        own = train.measure(it.network, it.data, test, it.cfg, it.cfg.batch_size)[1]
-    return [*rows, row("accuracy", own, "batch")]
+        rows.append(row("accuracy", it.accuracy(test, it.cfg.batch_size), "batch"))
+    return [*rows, *gap(it, batches), *shift(it)]
 
 
 def gap(it: Opened, batches: list[int]) -> list[Row]:
     """Root mean square of xhat in training minus xhat in eval after the first layer, by batch size."""
-    u = it.entering(it.normalized(it.some(it.data.test, IMAGES)))
+    u = it.entering(it.images(IMAGES))
     in_eval = it.norm(training=False)(u)
     rows = []
     for size in batches:
-        in_training = torch.cat([it.norm(training=True)(part) for part in u.split(size) if len(part) == size])
+        in_training = torch.cat([it.norm(training=True)(part) for part in whole(u, size)])
         rows.append(row("gap", (in_training - in_eval[: len(in_training)]).square().mean().sqrt(), size))
     return rows
 
@@ -112,7 +109,7 @@ def shift(it: Opened) -> list[Row]:
     Relative: the norm of the difference over that of the output, away from the borders; 0 for a layer that is
     equivariant to shifts. In eval (running statistics) and in training (those of the batch, which is moved as a whole).
     """
-    x = it.normalized(it.some(it.data.test, 256))
+    x = it.images(256)
     moved = torch.cat([x[..., :1], x[..., :-1]], 3)
     rows = []
     for mode, training in (("eval", False), ("training", True)):
@@ -131,20 +128,18 @@ def extremes(run: Run, seed: int, batches: list[int]) -> list[Row]:
     ``constant`` is of what enters the first norm (channels and locations), ``constant pixels`` of the images.
     """
     it = Opened(run)
-    some = it.some(it.data.test, IMAGES)
-    x = it.normalized(some)
+    x = it.images(IMAGES)
     u = it.entering(x)
     rows = [row("largest", it.norm(training=False)(u).abs().max())]
     for quantity, values in (("constant", u), ("constant pixels", x)):
         limit = CONSTANT * values.std()
         for size in batches:
-            parts = [part for part in values.split(size) if len(part) == size]
-            shares = [((part.amax(0) - part.amin(0)) <= limit).float().mean() for part in parts]
+            shares = [((part.amax(0) - part.amin(0)) <= limit).float().mean() for part in whole(values, size)]
             rows.append(row(quantity, torch.stack(shares).mean(), size))
     return rows
 
 
-def sides(units: list[nn.Module], height: int) -> list[tuple[nn.Module, Tensor, Tensor]]:
+def sides(units: Iterable[Any], height: int) -> list[tuple[nn.Module, Tensor, Tensor]]:
     """The convolutional units, each with the rows of its map that see only the upper, and only the lower half.
 
     Args:
@@ -158,10 +153,8 @@ def sides(units: list[nn.Module], height: int) -> list[tuple[nn.Module, Tensor, 
         layer = unit[0] if isinstance(unit, nn.Sequential) else unit
         if not isinstance(layer, nn.Conv2d | nn.MaxPool2d | nn.AvgPool2d):
             break
-        kernel, stride, padding = (
-            int(size) if isinstance(size, int | str) else size[0]
-            for size in (layer.kernel_size, layer.stride, layer.padding)
-        )
+        sizes: Any = (layer.kernel_size, layer.stride, layer.padding)
+        kernel, stride, padding = (size if isinstance(size, int) else size[0] for size in sizes)
         top = torch.arange((len(first) + 2 * padding - kernel) // stride + 1) * stride - padding
         first, last = first[top.clamp(min=0)], last[(top + kernel - 1).clamp(max=len(last) - 1)]
         if isinstance(layer, nn.Conv2d):
@@ -180,41 +173,27 @@ def horizon(run: Run, seed: int, shades: list[float]) -> list[Row]:
     run itself is tested with.
     """
     it = Opened(run)
-    at = {str(layer): half for layer, half in enumerate(sides(it.units, it.data.image_size[0]), 1)}
-    active: dict[str, Tensor] = {}
+    test, found = it.data.test, sides(it.network.layers, it.data.image_size[0])
+    active: list[Any] = []
 
-    def count(layer: str, y: Tensor) -> None:
-        active[layer] = active.get(layer, 0) + (y > 0).sum(0).double()
+    def count(layer: int, y: Tensor) -> None:
+        active[layer] += (y > 0).sum(0).double()
 
-    hooks = [
+    for layer, (unit, _, _) in enumerate(found):
         unit.register_forward_hook(lambda _unit, _x, y, layer=layer: count(layer, y))
-        for layer, (unit, _, _) in at.items()
-    ]
+    lights: dict[float | str, Data] = {"own": it.cfg.data}
+    lights |= {shade: replace(it.cfg.data, shade_test=shade) for shade in shades}
     rows = []
-    tests: list[tuple[float | str, Data]] = [("own", it.cfg.data)]
-    tests += [(shade, replace(it.cfg.data, shade_test=shade)) for shade in shades]
-    for shade, data in tests:
-        active.clear()
-        _, right = train.measure(it.network, it.data, it.data.test, replace(it.cfg, data=data))
-        rows.append(row("accuracy", right, shade))
-        for layer, (_, above, below) in at.items():
+    for shade, data in lights.items():
+        active[:] = [0] * len(found)
+        rows.append(row("accuracy", it.accuracy(test, data=data), shade))
+        for layer, (_, above, below) in enumerate(found):
             for side, places in (("above", above), ("below", below)):
-                share = active[layer][:, places.to(it.device)] / len(it.data.test.labels)
+                share = active[layer][:, places.to(test.labels.device)] / len(test.labels)
                 switching = (share > RARELY) & (share < 1 - RARELY)
                 for what, value in (("active", share), ("silent", share <= RARELY), ("switching", switching)):
-                    rows.append(row(f"{what} {side} {layer}", value.double().mean(), shade))
-    for hook in hooks:
-        hook.remove()
+                    rows.append(row(f"{what} {side} {layer + 1}", value.double().mean(), shade))
     return rows
-
-
-def spread(it: Opened) -> tuple[Tensor, Tensor]:
-    """Running mean of the first norm (C, H, W), and at each location the mean over channels of the running standard
-    deviation (H, W); for norms with statistics per location.
-    """
-    norm = next(iter(it.network.norms.values()))
-    mean, var = cast(Tensor, norm.running_mean), cast(Tensor, norm.running_var)
-    return mean, var.sqrt().mean(0)
 
 
 @measure("conv_batchnorm/halves")
@@ -222,8 +201,8 @@ def spread(it: Opened) -> tuple[Tensor, Tensor]:
 def halves(run: Run, seed: int) -> list[Row]:
     """``deviation``: the first norm's running standard deviation, mean over locations above and below the horizon."""
     it = Opened(run)
-    _, deviation = spread(it)
-    _, above, below = sides(it.units, it.data.image_size[0])[0]
+    _, above, below = sides(it.network.layers, it.data.image_size[0])[0]
+    deviation = it.first_norm.running_var.sqrt().mean(0)
     return [row("deviation", deviation[part].mean(), side) for side, part in (("above", above), ("below", below))]
 
 
@@ -235,8 +214,9 @@ def maps(run: Run, seed: int) -> list[Row]:
     ``deviation map``: running standard deviation, mean over channels; ``mean map``: root mean square over channels of
     the running mean minus the channel's average.
     """
-    mean, deviation = spread(Opened(run))
-    apart = (mean - mean.mean((1, 2), keepdim=True)).square().mean(0).sqrt()
+    norm = Opened(run).first_norm
+    deviation = norm.running_var.sqrt().mean(0)
+    apart = (norm.running_mean - norm.running_mean.mean((1, 2), keepdim=True)).square().mean(0).sqrt()
     rows = [row("width", deviation.shape[1])]
     for quantity, values in (("deviation map", deviation), ("mean map", apart)):
         rows += [row(quantity, value, place) for place, value in enumerate(values.flatten().tolist())]
@@ -252,12 +232,12 @@ def window(run: Run, seed: int, kernels: list[int]) -> list[Row]:
     without gamma and beta.
     """
     it = Opened(run)
-    u = it.entering(it.normalized(it.some(it.data.test, it.cfg.batch_size)))
-    channels, *shape = u.shape[1:]
+    u = it.entering(it.images(it.cfg.batch_size))
+    channels, height, width = u.shape[1:]
 
     def output(variant: str, kernel_size: int | None = None) -> Tensor:
         options = NormOptions(eps=EPS, affine=False, kernel_size=kernel_size)
-        return NORMS[variant](channels, tuple(shape), options=options).to(u.device)(u)
+        return NORMS[variant](channels, (height, width), options=options).to(u.device)(u)
 
     ends = {"to local": output("convbn"), "to channel": output("bn")}
     rows = []
