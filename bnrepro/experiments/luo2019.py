@@ -38,7 +38,6 @@ from bnrepro.plots import style as figures
 from bnrepro.runs.record import Run
 from bnrepro.training import evaluation as inference
 from bnrepro.training import train
-from bnrepro.training.train import Trainer, trainer_of
 
 NOISE, TRAINING = "noise", "training"
 BN, PN = "bn", "pn"
@@ -47,26 +46,22 @@ Row = dict[str, Any]
 
 
 class Noise(BaseModel, extra="forbid", frozen=True):
-    """The network whose penalty is measured, and where."""
+    """U1: the network whose penalty is measured, for batches of these sizes."""
 
     overrides: list[str]
     sizes: list[int]
-    """Of batches."""
     repeats: int
-    """Draws of all batches."""
 
 
 class Training(BaseModel, extra="forbid", frozen=True):
-    """Batch and population normalization by batch size."""
+    """U1.2: batch and population normalization by batch size."""
 
     overrides: list[str]
     sizes: list[tuple[int, float]]
     """Of batches, each with its learning rate."""
     epochs: int
     pool: int
-    """Images beside the batch in the population's statistics."""
     decays: list[float]
-    """c: gamma decay is c / (batch size)."""
 
 
 class Settings(Preset):
@@ -133,7 +128,7 @@ def trained(run: Run, seed: int, epochs: int, pool: int, decay: float) -> list[R
 
     Rows, with the statistics of all training images: loss and accuracy (%) of each split, and the mean squared gamma.
     """
-    trainer = trainer_of(replace(run.config, epochs=epochs))
+    trainer = train.trainer_of(replace(run.config, epochs=epochs))
     data, others, found = trainer.data, drawn_images(trainer, pool, seed), {}
     for batch in trainer.batches():
         step(trainer, batch.x, batch.y, batch.lr, next(others), decay / len(batch.y))
@@ -145,14 +140,14 @@ def trained(run: Run, seed: int, epochs: int, pool: int, decay: float) -> list[R
     return [{"quantity": quantity, "x": None, "value": value} for quantity, value in found.items()]
 
 
-def drawn_images(trainer: Trainer, pool: int, seed: int) -> Iterator[Tensor]:
+def drawn_images(trainer: train.Trainer, pool: int, seed: int) -> Iterator[Tensor]:
     """``pool`` training images, normalized, anew for each step."""
     images, generator = trainer.data.train.images, torch.Generator().manual_seed(derive_seed(seed, "pool"))
     while True:
         yield trainer.data.normalize(images[torch.randperm(len(images), generator=generator)[:pool]])
 
 
-def step(trainer: Trainer, x: Tensor, y: Tensor, lr: float, others: Tensor, decay: float) -> None:
+def step(trainer: train.Trainer, x: Tensor, y: Tensor, lr: float, others: Tensor, decay: float) -> None:
     """One step on the loss of ``x`` alone, normalized by the statistics of ``x`` and ``others`` together."""
     trainer.network.train()
     for group in trainer.optimizer.param_groups:
