@@ -34,7 +34,8 @@ TEXT = "NumPyNet's documentation, text: https://github.com/Nico-Curti/NumPyNet"
 CODE = "NumPyNet's documentation, code: https://github.com/Nico-Curti/NumPyNet"
 TESTS = "NumPyNet, testing/test_batchnorm_layer.py: https://github.com/Nico-Curti/NumPyNet"
 READING = "this project's reading of NumPyNet's code"
-REFERENCES = {"oracle": "to the reference", "torch": "to torch", "differences": "to finite differences"}
+REFERENCES = {"oracle": "to the reference", "torch": "to torch"}
+DIFFERENCES = {"differences": "to finite differences"}
 SMALLEST = 1e-12  # of what is drawn or compared as a logarithm: a norm that may be 0
 Row = dict[str, Any]
 
@@ -103,19 +104,18 @@ def ratio(shape: str) -> float:
 identity = partial(paper.claim, kind="identity")
 
 
-def errors(r: Results, *names: str, to: Sequence[str]) -> dict[str, Values]:
-    """Relative errors of what the source calls so, to these references."""
-    found = {}
-    for name, each in product(names, to):
-        label = REFERENCES[each] if len(names) == 1 else f"{name} {REFERENCES[each]}"
-        found[label] = r.measured(f"{name}/{each}", part="identities")
-    return found
+def errors(r: Results, to: dict[str, str], *names: str) -> dict[str, Values]:
+    """Relative errors of what the source calls so, by what is said of the references."""
+    return {
+        f"{name} {label}" if len(names) > 1 else label: r.measured(f"{name}/{reference}", part="identities")
+        for name, (reference, label) in product(names, to.items())
+    }
 
 
 def correct(r: Results, s: Settings, estimand: str, *names: str) -> Evidence:
-    """Derivatives against the reference and torch, within float64, and finite differences, which are coarser."""
-    to_exact = exact(errors(r, *names, to=["oracle", "torch"]), estimand, tolerance=s.tolerance)
-    return to_exact & exact(errors(r, *names, to=["differences"]), estimand, tolerance=s.fd_tolerance)
+    """Derivatives are within float64 of the reference and torch, and near finite differences, which are coarser."""
+    evidence = exact(errors(r, REFERENCES, *names), estimand, tolerance=s.tolerance)
+    return evidence & exact(errors(r, DIFFERENCES, *names), estimand, tolerance=s.fd_tolerance)
 
 
 @identity(
@@ -127,7 +127,7 @@ def correct(r: Results, s: Settings, estimand: str, *names: str) -> Evidence:
 )
 def forward_normalizes_over_the_batch(r: Results, s: Settings) -> Evidence:
     """`forward` returns scale * (input - mean) / sqrt(var + epsil) + bias, with mean and variance over the batch."""
-    return exact(errors(r, "forward", to=["oracle", "torch"]), "relative error of the output", tolerance=s.tolerance)
+    return exact(errors(r, REFERENCES, "forward"), "relative error of the output", tolerance=s.tolerance)
 
 
 @identity(
@@ -440,18 +440,18 @@ def curves(r: Results, s: Settings) -> Figure | None:
     look = looks({"exact": "exact", "text": "text's formula", "code": "code", "detached": "detached"})
     columns = len(s.networks)
     figure, axes = panels(columns, 2, height=1.9, sharex=True)
-    for first, quantity, label in ((0, "train_loss", "training loss"), (columns, "bias_norm", "|b| before the layers")):
-        found = r.measured(quantity, part="training", lr=s.fastest).map(lambda v: max(v, SMALLEST))
+    for panel, (quantity, network) in zip(axes, product(("train_loss", "bias_norm"), s.networks), strict=True):
+        found = r.measured(quantity, part="training", lr=s.fastest, network=network).map(lambda v: max(v, SMALLEST))
         if not found:
             return None
-        for panel, network in zip(axes[first:], s.networks, strict=False):
-            lines(panel, found.at(network=network), "x", "gradient", look, log=True, marks=False)
-            panel.lines[0].set_linewidth(2.6)  # exact, under the text's
-            panel.set_yscale("log")
-        axes[first].set_ylabel(label)
-    for above, below, network in zip(axes, axes[columns:], s.networks, strict=False):
+        lines(panel, found, "x", "gradient", look, log=True, marks=False)
+        panel.lines[0].set_linewidth(2.6)  # exact, under the text's
+        panel.set_yscale("log")
+    for above, below, network in zip(axes[:columns], axes[columns:], s.networks, strict=True):
         ratios = sorted({m / s.batch_size for m in locations(network)}, reverse=True)
         above.set_title(f"{network}: M / N = {', '.join(f'{each:g}' for each in ratios)}")
         below.set_xlabel("step")
+    axes[0].set_ylabel("training loss")
+    axes[columns].set_ylabel("|b| before the layers")
     legend(figure)
     return figure

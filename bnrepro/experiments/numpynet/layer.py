@@ -4,17 +4,8 @@ With N images of M = w h c values each, ``d = delta * scales`` and every mean ov
 
     dx = rstd * (d - a * mean(d) - b * xhat * mean(d * xhat))
 
-==============  ======  ======  ==============================================================
-gradient        a       b
-==============  ======  ======  ==============================================================
-exact, text     1       1       the derivative
-code            1 / M   N / M   as published: ``invN`` counts locations, ``dmu`` is a mean
-invN            1 / N   1       ``invN`` mended alone: one over the batch's length
-sum             N / M   N / M   ``dmu`` mended alone: a sum over the batch
-detached        0       0       mean and variance taken for constants
-==============  ======  ======  ==============================================================
-
-So for M >> N the published gradient goes to the detached one.
+The exact gradient, and the text's, has a = b = 1; the others have the `COEFFICIENTS` below. So for M >> N the published
+gradient goes to the detached one.
 
 Source: https://github.com/Nico-Curti/NumPyNet, layers/batchnorm_layer.py, as its documentation prints it.
 """
@@ -35,24 +26,23 @@ from bnrepro.norm.oracle import Array
 EPSIL = 1e-8  # the source's
 
 COEFFICIENTS: dict[str, Callable[[int, int], tuple[float, float]]] = {
-    "code": lambda n, m: (1 / m, n / m),
-    "invN": lambda n, m: (1 / n, 1.0),
-    "sum": lambda n, m: (n / m, n / m),
-    "detached": lambda n, m: (0.0, 0.0),
+    "code": lambda n, m: (1 / m, n / m),  # as published: invN counts locations, dmu is a mean
+    "invN": lambda n, m: (1 / n, 1.0),  # invN mended alone: one over the batch's length
+    "sum": lambda n, m: (n / m, n / m),  # dmu mended alone: a sum over the batch
+    "detached": lambda n, m: (0.0, 0.0),  # mean and variance taken for constants
 }
 """(a, b) for N images of M values."""
-
 GRADIENTS = ("exact", "text", *COEFFICIENTS)
 
 
 def input_gradient(d: Any, xhat: Any, rstd: Any, gradient: str) -> Any:
-    """dx of the table above, of arrays or tensors."""
+    """dx by the coefficients, of arrays or tensors."""
     a, b = COEFFICIENTS[gradient](len(d), math.prod(d.shape[1:]))
     return rstd * (d - a * d.mean(0) - b * xhat * (d * xhat).mean(0))
 
 
 def closed_form(x: Array, scales: Array, delta: Array, gradient: str) -> Array:
-    """dx of the table above, for x and delta (N, ...) and scales (...)."""
+    """dx by the coefficients, for x and delta (N, ...) and scales (...)."""
     rstd = 1 / np.sqrt(x.var(0) + EPSIL)
     return np.asarray(input_gradient(delta * scales, (x - x.mean(0)) * rstd, rstd, gradient))
 

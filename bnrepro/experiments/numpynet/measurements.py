@@ -94,12 +94,10 @@ def _differences(function: Any, *at: Array) -> list[Array]:
     for i, array in enumerate(at):
         gradient = np.zeros_like(array)
         for place in np.ndindex(array.shape):
-            ends = []
-            for step in (STEP, -STEP):
-                moved = array.copy()
-                moved[place] += step
-                ends.append(function(*at[:i], moved, *at[i + 1 :]))
-            gradient[place] = (ends[0] - ends[1]) / (2 * STEP)
+            step = np.zeros_like(array)
+            step[place] = STEP
+            high, low = (function(*at[:i], moved, *at[i + 1 :]) for moved in (array + step, array - step))
+            gradient[place] = (high - low) / (2 * STEP)
         found.append(gradient)
     return found
 
@@ -144,25 +142,25 @@ def wrong_gradient(seed: int, shape: list[int], upstream: str, values: int) -> l
     x and scales are uniform on (0, 1); delta is uniform on (0, 1) as in the example, standard normal, or one. So many
     draws are made that ``values`` numbers at least are drawn, and their median is kept.
     """
-    draws: list[dict[tuple[str, str | None], float]] = []
+    draws = []
     for draw in range(-(-values // int(np.prod(shape)))):
         x, scales, _, delta = _example(derive_seed(seed, "draw", draw), shape, upstream)
         exact, code, detached = (_gradient(name, x, scales, delta) for name in ("exact", "code", "detached"))
-        found: dict[tuple[str, str | None], float] = {
-            ("exact_rms", None): _rms(exact),
-            ("code_rms", None): _rms(code),
-            ("batch_sum", None): float(np.abs(code.sum(0)).mean()),
-            ("exact_batch_sum", None): float(np.abs(exact.sum(0)).mean()),
-            ("to_detached", None): _error(code, detached),
-            ("to_closed_form", None): _rms(code - closed_form(x, scales, delta, "code")) / _rms(detached),
-        }
+        rows = [
+            _row("exact_rms", _rms(exact)),
+            _row("code_rms", _rms(code)),
+            _row("batch_sum", float(np.abs(code.sum(0)).mean())),
+            _row("exact_batch_sum", float(np.abs(exact.sum(0)).mean())),
+            _row("to_detached", _error(code, detached)),
+            _row("to_closed_form", _rms(code - closed_form(x, scales, delta, "code")) / _rms(detached)),
+        ]
         if upstream != "ones":  # whose exact gradient is zero
-            found["relative_error", None] = _error(code, exact)
-            found["cosine", None] = float((code * exact).sum() / np.sqrt((code**2).sum() * (exact**2).sum()))
+            cosine = (code * exact).sum() / np.sqrt((code**2).sum() * (exact**2).sum())
+            rows += [_row("relative_error", _error(code, exact)), _row("cosine", float(cosine))]
             for mended in ("nothing", "invN", "sum", "both"):
-                found["mended_error", mended] = _error(_gradient(mended, x, scales, delta), exact)
-        draws.append(found)
-    return [_row(name, median(found[name, at] for found in draws), at) for name, at in draws[0]]
+                rows.append(_row("mended_error", _error(_gradient(mended, x, scales, delta), exact), mended))
+        draws.append(rows)
+    return [alike[0] | {"value": median(row["value"] for row in alike)} for alike in zip(*draws, strict=True)]
 
 
 @measure("numpynet/own_test")
@@ -218,13 +216,9 @@ def _example(seed: int, shape: list[int], upstream: str) -> tuple[Array, Array, 
 
 
 def _source_forward(x: Array, scales: Array, bias: Array) -> Array:
-    """The source's forward, line by line."""
-    mean = x.mean(axis=0)
-    var = 1.0 / np.sqrt((x.var(axis=0)) + EPSIL)
-    output: Array = (x - mean) * var
-    output *= scales
-    output += bias
-    return output
+    """The source's forward, operation by operation; its ``var`` is one over the standard deviation."""
+    var = 1.0 / np.sqrt(x.var(axis=0) + EPSIL)
+    return np.asarray((x - x.mean(axis=0)) * var * scales + bias)
 
 
 def _rms(a: Array) -> float:
@@ -278,7 +272,7 @@ def training(
     """
     plain = Data()  # no augmentation
     model = make_network(network, gradient, torch.Generator().manual_seed(derive_seed(seed, "weights")))
-    before = [layer for layer, norm in zip(model, list(model)[1:], strict=False) if isinstance(norm, NumPyNetNorm)]
+    *before, _ = (layer for layer in model if isinstance(layer, nn.Conv2d | nn.Linear))
     optimizer = torch.optim.SGD(model.parameters(), lr=lr)
     per_epoch = len(data.train.labels) // batch_size
     rows: list[Row] = []
