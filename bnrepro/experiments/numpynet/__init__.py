@@ -282,7 +282,7 @@ def biases_keep_growing(r: Results, s: Settings) -> Evidence:
 
 
 def at_end(values: Values) -> Values:
-    """The last point of each curve."""
+    """The last point of each curve; what has no points is left as it is."""
     return values.reduce(lambda points: points[-1], "x")
 
 
@@ -394,14 +394,14 @@ def mended(r: Results, s: Settings) -> list[Row]:
 @paper.table
 def trained(r: Results, s: Settings) -> list[Row]:
     """After {s.steps} steps, by gradient."""
-    columns = {
-        "test accuracy, %": r.measured("test_accuracy", part="training"),
-        "training loss": at_end(r.measured("train_loss", part="training")),
-        "norm of biases before": at_end(r.measured("bias_norm", part="training")),
-        "norm of weights before": at_end(r.measured("weight_norm", part="training")),
+    quantities = {
+        "test accuracy, %": "test_accuracy",
+        "training loss": "train_loss",
+        "norm of biases before": "bias_norm",
+        "norm of weights before": "weight_norm",
     }
     by = ("network", "lr", "gradient")
-    found = {name: values.by(*by) for name, values in columns.items()}
+    found = {name: at_end(r.measured(quantity, part="training")).by(*by) for name, quantity in quantities.items()}
     return [
         dict(zip(by, cell, strict=True))
         | {name: values[cell].interval() for name, values in found.items()}

@@ -76,12 +76,11 @@ def published(x: Array, scales: Array, delta: Array, mended: str = "nothing") ->
 
 
 class NumPyNetNorm(nn.Module):
-    """The layer in torch, with the backward called ``gradient``: statistics over N, parameters per location.
+    """The layer in torch, for (N, *shape), with the backward called ``gradient``: statistics over N, parameters per
+    location.
 
     It keeps the batch's statistics in eval mode too, since the source has no other. Its parameters have the source's
     names, by which the networks do not take its shift for a reason to leave out the bias before it.
-
-    Shapes: (N, *shape) in and out.
     """
 
     def __init__(self, shape: tuple[int, ...], gradient: str) -> None:

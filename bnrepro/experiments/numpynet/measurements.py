@@ -15,7 +15,6 @@ from bnrepro.claims import measure
 from bnrepro.config.schema import Data
 from bnrepro.data.dataset import Dataset, Split, derive_seed, epoch_plan, eval_batches, train_batch
 from bnrepro.experiments.numpynet.layer import EPSIL, GRADIENTS, NumPyNetNorm, closed_form, published, text_backward
-from bnrepro.norm import ConvBatchNorm2d
 from bnrepro.norm.oracle import Array, batch_norm_backward, batch_norm_forward, seed004_backward
 
 Row = dict[str, Any]
@@ -39,8 +38,7 @@ def identities(seed: int, shape: list[int]) -> list[Row]:
     values = _derivatives(x, scales, bias, delta) | _partial_derivatives(x, scales, bias, delta)
     values |= {f"layer/{gradient}": _layer_error(gradient, x, scales, delta) for gradient in GRADIENTS}
     values |= _squared_numerator(seed)
-    per_location = ConvBatchNorm2d(3, (100, 100), statistics="location", parameters="location")
-    for who, layer in {"source": per_location, "paper": nn.BatchNorm2d(3)}.items():  # maps as in the source's example
+    for who, layer in {"source": NumPyNetNorm((100, 100, 3), "code"), "paper": nn.BatchNorm2d(3)}.items():
         values[f"parameters/{who}"] = float(sum(p.numel() for p in layer.parameters()))
     values["single/from_bias"] = float(np.abs(_source_forward(x[:1], scales, bias) - bias).max())
     return [_row(name, value) for name, value in values.items()]
