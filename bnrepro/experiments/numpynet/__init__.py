@@ -400,14 +400,15 @@ def trained(r: Results, s: Settings) -> list[Row]:
         "norm of biases before": "bias_norm",
         "norm of weights before": "weight_norm",
     }
-    by = ("network", "lr", "gradient")
-    found = {name: at_end(r.measured(quantity, part="training")).by(*by) for name, quantity in quantities.items()}
-    return [
-        dict(zip(by, cell, strict=True))
-        | {name: values[cell].interval() for name, values in found.items()}
-        | {"diverged": int(sum(diverged))}
-        for cell, diverged in r.measured("diverged", part="training").by(*by).items()
-    ]
+    found = {name: at_end(r.measured(quantity, part="training")) for name, quantity in quantities.items()}
+    rows = []
+    for (network, lr, gradient), diverged in (
+        r.measured("diverged", part="training").by("network", "lr", "gradient").items()
+    ):
+        where: Row = {"network": network, "lr": lr, "gradient": gradient}
+        ends = {name: values.at(**where).interval() for name, values in found.items()}
+        rows.append({**where, **ends, "diverged": int(sum(diverged))})
+    return rows
 
 
 @paper.figure
