@@ -25,53 +25,43 @@ from typing import Any
 
 import torch
 from matplotlib.figure import Figure
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from bnrepro.claims import Design, Evidence, Paper, Preset, Results, Values, equal, measure, not_testable
 from bnrepro.claims.plots import BLACK, GREY, Look, legend, lines, looks, panels, ticks
-from bnrepro.data.dataset import Dataset, Split, derive_seed
+from bnrepro.data.dataset import Split, derive_seed
 from bnrepro.norm import reestimate_statistics
 from bnrepro.norm.statistics import batch_statistics, tracking_layers
 from bnrepro.plots import style as figures
 from bnrepro.runs.record import Run
 from bnrepro.training import evaluation as inference
 from bnrepro.training import train
-from bnrepro.training.train import Trainer, trainer_of
 
 NOISE, TRAINING = "noise", "training"
 BN, PN = "bn", "pn"
-POINTS = "percentage points"
 UNREAD = "no number read in the text"
 Row = dict[str, Any]
 
 
-class Noise(BaseModel):
-    """The network whose penalty is measured, and where."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
+class Noise(BaseModel, extra="forbid", frozen=True):
+    """U1: the network whose penalty is measured, for batches of these sizes."""
 
     overrides: list[str]
     sizes: list[int]
-    """Of batches."""
     repeats: int
-    """Draws of all batches."""
 
 
-class Training(BaseModel):
-    """Batch and population normalization by batch size."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
+class Training(BaseModel, extra="forbid", frozen=True):
+    """U1.2: batch and population normalization by batch size."""
 
     overrides: list[str]
     sizes: list[tuple[int, float]]
     """Of batches, each with its learning rate."""
     epochs: int
     pool: int
-    """Images beside the batch in the population's statistics."""
     decays: list[float]
-    """c: gamma decay is c / (batch size)."""
 
 
 class Settings(Preset):
@@ -114,25 +104,19 @@ def penalties(run: Run, seed: int, sizes: list[int], repeats: int) -> list[Row]:
     ``loss``, that with the statistics of all.
     """
     cfg, data, network = inference.restore(run)
-    population(network, data)
+    images, labels = data.train.images, data.train.labels
+    reestimate_statistics(network, [data.normalize(images)])
     base, _ = train.measure(network, data, data.train, cfg)
     rows: list[Row] = [{"quantity": "loss", "x": None, "value": base}]
     for size in sizes:
         losses = []
         for repeat in range(repeats):
             generator = torch.Generator().manual_seed(derive_seed(seed, "penalty", repeat))
-            labels = data.train.labels
             order = torch.randperm(len(labels), generator=generator)[: len(labels) // size * size]
             with batch_statistics(network):
-                drawn = Split(data.train.images[order], labels[order])
-                losses.append(train.measure(network, data, drawn, cfg, size)[0])
+                losses.append(train.measure(network, data, Split(images[order], labels[order]), cfg, size)[0])
         rows.append({"quantity": "penalty", "x": size, "value": sum(losses) / repeats - base})
     return rows
-
-
-def population(network: nn.Module, data: Dataset) -> None:
-    """The statistics of all training images into the network's layers."""
-    reestimate_statistics(network, [data.normalize(data.train.images)])
 
 
 @measure("luo2019/trained")
@@ -144,28 +128,26 @@ def trained(run: Run, seed: int, epochs: int, pool: int, decay: float) -> list[R
 
     Rows, with the statistics of all training images: loss and accuracy (%) of each split, and the mean squared gamma.
     """
-    trainer = trainer_of(replace(run.config, epochs=epochs))
-    others = drawn_images(trainer, pool, seed)
+    trainer = train.trainer_of(replace(run.config, epochs=epochs))
+    data, others, found = trainer.data, drawn_images(trainer, pool, seed), {}
     for batch in trainer.batches():
         step(trainer, batch.x, batch.y, batch.lr, next(others), decay / len(batch.y))
-    population(trainer.network, trainer.data)
-    rows: list[Row] = []
-    for name, split in (("train", trainer.data.train), ("val", trainer.data.val), ("test", trainer.data.test)):
-        loss, accuracy = trainer.measure(split)
-        rows.append({"quantity": f"{name}_loss", "x": None, "value": loss})
-        rows.append({"quantity": f"{name}_accuracy", "x": None, "value": 100 * accuracy})
-    squares = torch.cat([gamma.detach().square() for gamma in gammas(trainer.network)])
-    return [*rows, {"quantity": "gamma_squared", "x": None, "value": float(squares.mean())}]
+    reestimate_statistics(trainer.network, [data.normalize(data.train.images)])
+    for name, split in (("train", data.train), ("val", data.val), ("test", data.test)):
+        found[f"{name}_loss"], accuracy = trainer.measure(split)
+        found[f"{name}_accuracy"] = 100 * accuracy
+    found["gamma_squared"] = float(torch.cat([gamma.detach().square() for gamma in gammas(trainer.network)]).mean())
+    return [{"quantity": quantity, "x": None, "value": value} for quantity, value in found.items()]
 
 
-def drawn_images(trainer: Trainer, pool: int, seed: int) -> Iterator[Tensor]:
+def drawn_images(trainer: train.Trainer, pool: int, seed: int) -> Iterator[Tensor]:
     """``pool`` training images, normalized, anew for each step."""
     images, generator = trainer.data.train.images, torch.Generator().manual_seed(derive_seed(seed, "pool"))
     while True:
         yield trainer.data.normalize(images[torch.randperm(len(images), generator=generator)[:pool]])
 
 
-def step(trainer: Trainer, x: Tensor, y: Tensor, lr: float, others: Tensor, decay: float) -> None:
+def step(trainer: train.Trainer, x: Tensor, y: Tensor, lr: float, others: Tensor, decay: float) -> None:
     """One step on the loss of ``x`` alone, normalized by the statistics of ``x`` and ``others`` together."""
     trainer.network.train()
     for group in trainer.optimizer.param_groups:
@@ -232,14 +214,10 @@ def gamma_decay_is_what_bn_adds(r: Results, s: Settings) -> Evidence:
     """
     c = chosen(r)
     if c is None:
-        return equal(Values(), "test accuracy", POINTS, margin=s.margin_points)
+        return Evidence("test accuracy")
     accuracy, loss = difference(r, "test_accuracy"), difference(r, "test_loss")
-    evidence = equal(
-        accuracy.at(decay=c),
-        f"test accuracy, population with gamma decay {c:g} / M minus BN",
-        POINTS,
-        margin=s.margin_points,
-    )
+    estimand = f"test accuracy, population with gamma decay {c:g} / M minus BN"
+    evidence = equal(accuracy.at(decay=c), estimand, "percentage points", margin=s.margin_points)
     losses = {"test loss": loss.at(decay=c), "test loss without gamma decay": loss.at(decay=0.0)}
     return evidence.showing({"without gamma decay": accuracy.at(decay=0.0)}, "points").showing(losses, "")
 
@@ -247,9 +225,8 @@ def gamma_decay_is_what_bn_adds(r: Results, s: Settings) -> Evidence:
 @paper.claim("U1.3", reported=UNREAD)
 def theory_of_one_layer(r: Results, s: Settings) -> Evidence:
     """Statistical mechanics of a single layer with one teacher gives batch normalization's generalization."""
-    return not_testable(
-        "A limit of theory (one layer, Gaussian inputs, infinitely many of them), which no trained network decides."
-    )
+    why = "A limit of theory (one layer, Gaussian inputs, infinitely many of them), which no trained network decides."
+    return not_testable(why)
 
 
 # --- tables and figures ---
@@ -267,18 +244,13 @@ def penalty(r: Results, s: Settings) -> list[Row]:
 @paper.table
 def training(r: Results, s: Settings) -> list[Row]:
     """Gamma decay of strength c / M, with population statistics at test."""
-    columns = {
-        "test accuracy, %": "test_accuracy",
-        "test loss": "test_loss",
-        "validation loss": "val_loss",
-        "training loss": "train_loss",
-        "mean squared gamma": "gamma_squared",
-    }
-    found = {name: r.measured(quantity, part=TRAINING) for name, quantity in columns.items()}
+    names = ("test accuracy, %", "test loss", "validation loss", "training loss", "mean squared gamma")
+    quantities = ("test_accuracy", "test_loss", "val_loss", "train_loss", "gamma_squared")
+    found = [r.measured(quantity, part=TRAINING).by("size", "kind", "decay") for quantity in quantities]
     return [
         {"batch size": size, "normalization": "batch" if kind == BN else "population", "c": decay}
-        | {name: values.at(size=size, kind=kind, decay=decay).interval() for name, values in found.items()}
-        for size, kind, decay in found["test loss"].by("size", "kind", "decay")
+        | {name: values[size, kind, decay].interval() for name, values in zip(names, found, strict=True)}
+        for size, kind, decay in found[0]
     ]
 
 
@@ -300,8 +272,8 @@ def regularization(r: Results, s: Settings) -> Figure | None:
     names = {BN: figures.label(BN), PN: "population", "decayed": f"population, gamma decay {c:g} / M"}
     for axes, quantity, title in ((middle, "test_loss", "test loss"), (right, "gamma_squared", "mean gamma²")):
         values = r.measured(quantity, part=TRAINING)
-        kinds = values.at(decay=0.0)
-        joined = kinds.at(kind=BN).join("kind", BN, pn=kinds.at(kind=PN), decayed=values.at(kind=PN, decay=c))
+        batch, population = values.at(kind=BN, decay=0.0), values.at(kind=PN)
+        joined = batch.join("kind", BN, pn=population.at(decay=0.0), decayed=population.at(decay=c))
         lines(axes, joined, "size", "kind", looks(names), bars=True)
         axes.set(title=title)
     for axes in (left, middle, right):

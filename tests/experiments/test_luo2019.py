@@ -19,10 +19,10 @@ from bnrepro.experiments.luo2019 import (
     gammas,
     paper,
     penalties,
-    population,
     slope,
     step,
 )  # fmt: skip
+from bnrepro.norm import reestimate_statistics
 from bnrepro.runs.record import Run
 from bnrepro.training import evaluation as inference
 from bnrepro.training import train
@@ -70,7 +70,7 @@ def test_the_penalty_is_the_loss_with_batch_statistics_minus_that_with_all(tiny:
     found = {row["x"]: row["value"] for row in penalties.function(run=run, seed=0, sizes=[4, 60], repeats=2)}
     assert found[4] > found[60] > 0
     _, data, network = inference.restore(run)
-    population(network, data)
+    reestimate_statistics(network, [data.normalize(data.train.images)])
     with torch.no_grad():
         base = float(F.cross_entropy(network.eval()(data.normalize(data.train.images)), data.train.labels))
     assert found[None] == pytest.approx(base, rel=1e-4)

@@ -18,6 +18,8 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
+from itertools import product
 from typing import Any
 
 from matplotlib.figure import Figure
@@ -32,8 +34,8 @@ TEXT = "NumPyNet's documentation, text: https://github.com/Nico-Curti/NumPyNet"
 CODE = "NumPyNet's documentation, code: https://github.com/Nico-Curti/NumPyNet"
 TESTS = "NumPyNet, testing/test_batchnorm_layer.py: https://github.com/Nico-Curti/NumPyNet"
 READING = "this project's reading of NumPyNet's code"
-POINTS = "percentage points of test accuracy"
-REFERENCES = {"oracle": "to the reference", "torch": "to torch", "differences": "to finite differences"}
+REFERENCES = {"oracle": "to the reference", "torch": "to torch"}
+DIFFERENCES = {"differences": "to finite differences"}
 SMALLEST = 1e-12  # of what is drawn or compared as a logarithm: a norm that may be 0
 Row = dict[str, Any]
 
@@ -57,7 +59,7 @@ class Settings(Preset):
     every: int
     margin_points: float
     margin_growth: float = 0.04
-    """N4.13, new with the port: decades of growth that count as none, 10% of a norm."""
+    """N4.13: decades of growth that count as none, 10% of a norm."""
 
     @property
     def fastest(self) -> float:
@@ -73,19 +75,16 @@ def design(s: Settings) -> Design:
     """No runs: networks are trained in measurements, since a wrong gradient is no variant to offer."""
     made = Design(s.seeds)
     made.measure("identities", {}, identities, shape=s.identity_shape)
-    cases = [("table", shape, upstream) for shape in s.shapes for upstream in s.upstreams]
-    for m in s.sweep_locations:
-        cases += [("sweep", [s.sweep_batch, m, 1, 1], upstream) for upstream in ("uniform", "normal")]
+    swept = [[s.sweep_batch, m, 1, 1] for m in s.sweep_locations]
+    cases = [*product(["table"], s.shapes, s.upstreams), *product(["sweep"], swept, ["uniform", "normal"])]
     for part, shape, upstream in cases:
         factors = {"shape": named(shape), "upstream": upstream}
         made.measure(part, factors, wrong_gradient, shape=shape, upstream=upstream, values=s.values)
     made.measure("own_test", {}, own_test, draws=s.own_test_draws)
     schedule: Row = {"steps": s.steps, "batch_size": s.batch_size, "every": s.every}
-    for network in s.networks:
-        for lr in s.learning_rates:
-            for gradient in GRADIENTS:
-                trains: Row = {"network": network, "lr": lr, "gradient": gradient}
-                made.measure("training", trains, training, DATA, **trains, **schedule)
+    for network, lr, gradient in product(s.networks, s.learning_rates, GRADIENTS):
+        trains: Row = {"network": network, "lr": lr, "gradient": gradient}
+        made.measure("training", trains, training, DATA, **trains, **schedule)
     return made
 
 
@@ -102,108 +101,94 @@ def ratio(shape: str) -> float:
 
 # --- claims: formulas and code, in float64 ---
 
+identity = partial(paper.claim, kind="identity")
 
-def errors(r: Results, *names: str, to: Sequence[str]) -> dict[str, Values]:
-    """The relative errors of what the source calls so, to these references."""
-    found = {}
-    for name in names:
-        for each in to:
-            label = REFERENCES[each] if len(names) == 1 else f"{name} {REFERENCES[each]}"
-            found[label] = r.measured(f"{name}/{each}", part="identities")
-    return found
+
+def errors(r: Results, to: dict[str, str], *names: str) -> dict[str, Values]:
+    """Relative errors of what the source calls so, by what is said of the references."""
+    return {
+        f"{name} {label}" if len(names) > 1 else label: r.measured(f"{name}/{reference}", part="identities")
+        for name, (reference, label) in product(names, to.items())
+    }
 
 
 def correct(r: Results, s: Settings, estimand: str, *names: str) -> Evidence:
-    """Derivatives against the reference and torch, within float64, and finite differences, which are coarser."""
-    to_exact = exact(errors(r, *names, to=["oracle", "torch"]), estimand, tolerance=s.tolerance)
-    return to_exact & exact(errors(r, *names, to=["differences"]), estimand, tolerance=s.fd_tolerance)
+    """Derivatives are within float64 of the reference and torch, and near finite differences, which are coarser."""
+    evidence = exact(errors(r, REFERENCES, *names), estimand, tolerance=s.tolerance)
+    return evidence & exact(errors(r, DIFFERENCES, *names), estimand, tolerance=s.fd_tolerance)
 
 
-@paper.claim(
+@identity(
     "N4.1",
     source=CODE,
-    kind="identity",
     where="docstring of forward",
     quote="output = scale * input_norm + bias Where input_norm is: input_norm = (input - mean) / sqrt(var + epsil) "
     "where mean and var are the mean and the variance of the input batch of images computed over the first axis",
 )
 def forward_normalizes_over_the_batch(r: Results, s: Settings) -> Evidence:
     """`forward` returns scale * (input - mean) / sqrt(var + epsil) + bias, with mean and variance over the batch."""
-    return exact(errors(r, "forward", to=["oracle", "torch"]), "relative error of the output", tolerance=s.tolerance)
+    return exact(errors(r, REFERENCES, "forward"), "relative error of the output", tolerance=s.tolerance)
 
 
-@paper.claim(
+@identity(
     "N4.2",
     source=TEXT,
-    kind="identity",
     where="third formula",
     quote="The forward is basically a numpy version of the theory described above",
 )
 def text_squares_the_numerator(r: Results, s: Settings) -> Evidence:
     """The normalised pixel is x̂ = (x - x̄)² / √(σ² + ε), and the code's forward is a version of that."""
-    squared = {moment: r.measured(f"squared/{moment}", part="identities") for moment in ("mean", "std", "negative")}
-    evidence = exact(
-        {"mean": squared["mean"], "standard deviation minus 1": squared["std"] - 1.0},
-        "the text's x̂ for Gaussian pixels",
-        "sigma",
-        tolerance=0.1,  # far beyond what 100,000 values leave
-    )
-    code = {f"{moment} of the code's x̂": r.measured(f"code/{moment}", part="identities") for moment in ("mean", "std")}
-    return evidence.showing({"negative values of the text's x̂": 100 * squared["negative"]}, "%").showing(code, "sigma")
+    names = ("squared/mean", "squared/std", "squared/negative", "code/mean", "code/std")
+    mean, std, negative, code_mean, code_std = (r.measured(name, part="identities") for name in names)
+    squared = {"mean": mean, "standard deviation minus 1": std - 1.0}
+    tolerance = 0.1  # far beyond what 100,000 values leave
+    evidence = exact(squared, "the text's x̂ for Gaussian pixels", "sigma", tolerance=tolerance)
+    evidence = evidence.showing({"negative values of the text's x̂": 100 * negative}, "%")
+    return evidence.showing({"mean of the code's x̂": code_mean, "std of the code's x̂": code_std}, "sigma")
 
 
-@paper.claim("N4.3", source=TEXT, kind="identity", where="The two updates")
+@identity("N4.3", source=TEXT, where="The two updates")
 def updates_are_correct(r: Results, s: Settings) -> Evidence:
     """δβ = Σ δ and δγ = Σ δ x̂, summed over the batch, are the updates of bias and scales."""
     return correct(r, s, "relative error of the code's updates", "dscales", "dbias")
 
 
-@paper.claim("N4.4", source=TEXT, kind="identity", where="formula for the error to be back-propagated")
+@identity("N4.4", source=TEXT, where="formula for the error to be back-propagated")
 def text_has_the_gradient(r: Results, s: Settings) -> Evidence:
     """The error to be back-propagated is (N δx̂ - Σ δx̂ - x̂ Σ δx̂ x̂) / (N √(σ² + ε)), with N the batch size."""
     return correct(r, s, "relative error of the text's formula", "text")
 
 
-@paper.claim(
-    "N4.5",
-    source=CODE,
-    kind="identity",
-    where="end of backward",
-    quote="Here, delta is the derivative of the output w.r.t. input",
+@identity(
+    "N4.5", source=CODE, where="end of backward", quote="Here, delta is the derivative of the output w.r.t. input"
 )
 def code_has_the_gradient(r: Results, s: Settings) -> Evidence:
     """The delta that `backward` returns is the derivative by the input."""
-    evidence = exact(
-        r.measured("relative_error", part="table"), "relative error of the code's gradient", tolerance=s.tolerance
-    )
-    example = {"part": "table", "shape": named(s.shapes[0]), "upstream": "uniform"}
-    shown = {"on the source's example": 100 * r.measured("relative_error", **example)}
-    evidence = evidence.showing(shown, "percent relative error")
-    evidence = evidence.showing({"cosine there": r.measured("cosine", **example)})
+    error, cosine = (r.measured(quantity, part="table") for quantity in ("relative_error", "cosine"))
+    example = {"shape": named(s.shapes[0]), "upstream": "uniform"}
+    evidence = exact(error, "relative error of the code's gradient", tolerance=s.tolerance)
+    evidence = evidence.showing({"on the source's example": 100 * error.at(**example)}, "percent relative error")
     differences = r.measured("code/differences", part="identities")
-    return evidence.showing({"relative error to finite differences, on a small shape": differences})
+    beside = {
+        "cosine there": cosine.at(**example),
+        "relative error to finite differences, on a small shape": differences,
+    }
+    return evidence.showing(beside)
 
 
-@paper.claim(
-    "N4.6",
-    source=CODE,
-    kind="identity",
-    where="backward",
-    quote="self.mean_delta = (self.delta * (-self.var)).mean(axis=0) # dmu",
+@identity(
+    "N4.6", source=CODE, where="backward", quote="self.mean_delta = (self.delta * (-self.var)).mean(axis=0) # dmu"
 )
 def dmu_is_the_derivative_by_the_mean(r: Results, s: Settings) -> Evidence:
     """`mean_delta`, a mean over the batch marked `# dmu`, is the derivative by the mean."""
-    found = r.measured("dmu/differences", part="identities")
+    found, times = (r.measured(quantity, part="identities") for quantity in ("dmu/differences", "dmu/ratio"))
     evidence = exact(found, "relative error of dmu to finite differences", tolerance=s.fd_tolerance)
-    return evidence.showing(
-        {"median over locations": r.measured("dmu/ratio", part="identities")}, "times the derivative"
-    )
+    return evidence.showing({"median over locations": times}, "times the derivative")
 
 
-@paper.claim(
+@identity(
     "N4.7",
     source=CODE,
-    kind="identity",
     where="backward",
     quote="self.var_delta = ((self.delta * (self.x - self.mean)).sum(axis=0) * (-.5 * self.var * self.var * self.var)) "
     "# dvar",
@@ -214,25 +199,21 @@ def dvar_is_the_derivative_by_the_variance(r: Results, s: Settings) -> Evidence:
     return exact(found, "relative error of dvar to finite differences", tolerance=s.fd_tolerance)
 
 
-@paper.claim("N4.8", source=READING, kind="identity", where="backward: invN and mean_delta")
+@identity("N4.8", source=READING, where="backward: invN and mean_delta")
 def two_independent_mistakes(r: Results, s: Settings) -> Evidence:
     """The backward has two independent mistakes: invN counts locations instead of images, and dmu is a mean instead of
     a sum. Fixing one of them is not enough; fixing both gives the exact gradient.
     """
     found = r.measured("mended_error", part="table")
     unequal = [shape for shape in found.levels("shape") if ratio(shape) != 1]  # else invN is right by accident
-    found = found.at(shape=unequal, x=["invN", "sum", "both"])
-    enough = found.map(lambda error: error <= s.tolerance).reduce(sum, "shape", "upstream")
-    evidence = exact(
-        found.at(x="both").max(),
-        "relative error of the code with mistakes fixed",
-        tolerance=s.tolerance,
-        condition="both",
-    )
-    for one in ("invN", "sum"):
-        evidence &= exact(enough.at(x=one), "", "cases where it is enough", tolerance=0, condition=f"{one} alone")
-    least = {f"smallest error with {one} alone fixed": found.at(x=one).min() for one in ("invN", "sum")}
-    return evidence.showing(least)
+    both, *alone = (found.at(shape=unequal, x=mended) for mended in ("both", "invN", "sum"))
+    estimand = "relative error of the code with mistakes fixed"
+    evidence = exact(both.max(), estimand, tolerance=s.tolerance, condition="both")
+    for name, one in zip(("invN alone", "sum alone"), alone, strict=True):
+        enough = one.map(lambda error: error <= s.tolerance).reduce(sum)
+        evidence &= exact(enough, "", "cases where it is enough", tolerance=0, condition=name)
+        evidence = evidence.showing({f"smallest error with {name} fixed": one.min()})
+    return evidence
 
 
 @paper.claim("N4.9", source=READING, kind="prediction", scale="exact", where="backward")
@@ -246,16 +227,17 @@ def code_goes_to_the_detached_gradient(r: Results, s: Settings) -> Evidence:
 # --- claims: training ---
 
 
-def accuracy(r: Results, one: str, other: str) -> Values:
-    """Test accuracy with one gradient minus another, by network and learning rate."""
-    found = r.measured("test_accuracy", part="training")
-    return found.at(gradient=one) - found.at(gradient=other)
-
-
 def checked(r: Results, s: Settings, evidence: Evidence) -> Evidence:
     """``evidence`` if the torch layer's gradients are those of the source's lines; else it shows nothing of them."""
     off = max((error for each in GRADIENTS for error in r.measured(f"layer/{each}", part="identities")), default=0.0)
     return evidence if off <= s.tolerance else not_testable("The torch layer that was trained is not the source's.")
+
+
+def trains_as(r: Results, s: Settings, one: str, other: str, networks: list[str]) -> Evidence:
+    """Test accuracy with one gradient minus another is none, by network and learning rate."""
+    found = r.measured("test_accuracy", part="training", network=networks)
+    difference, unit = found.at(gradient=one) - found.at(gradient=other), "percentage points of test accuracy"
+    return checked(r, s, equal(difference, f"{one}'s gradient minus {other}", unit, margin=s.margin_points))
 
 
 @paper.claim(
@@ -266,15 +248,13 @@ def checked(r: Results, s: Settings, evidence: Evidence) -> Evidence:
 )
 def code_trains_as_the_exact_gradient(r: Results, s: Settings) -> Evidence:
     """A layer before this one learns from the code's gradient as it does from the exact one."""
-    found = accuracy(r, "code", "exact")
-    return checked(r, s, equal(found, "code's gradient minus exact", POINTS, margin=s.margin_points))
+    return trains_as(r, s, "code", "exact", s.networks)
 
 
 @paper.claim("N4.11", source=TEXT, where="formula for the error to be back-propagated")
 def text_trains_as_the_exact_gradient(r: Results, s: Settings) -> Evidence:
     """A layer before this one learns from the text's gradient as it does from the exact one."""
-    found = accuracy(r, "text", "exact")
-    return checked(r, s, equal(found, "text's gradient minus exact", POINTS, margin=s.margin_points))
+    return trains_as(r, s, "text", "exact", s.networks)
 
 
 @paper.claim("N4.12", source=READING, kind="prediction")
@@ -283,8 +263,7 @@ def code_trains_as_detached(r: Results, s: Settings) -> Evidence:
     statistics outside the gradient.
     """
     crowded = [each for each in s.networks if min(locations(each)) >= s.many_locations * s.batch_size]
-    found = accuracy(r, "code", "detached").at(network=crowded)
-    return checked(r, s, equal(found, "code's gradient minus detached", POINTS, margin=s.margin_points))
+    return trains_as(r, s, "code", "detached", crowded)
 
 
 @paper.claim("N4.13", source=READING, kind="prediction")
@@ -294,43 +273,39 @@ def biases_keep_growing(r: Results, s: Settings) -> Evidence:
     """
     norms = r.measured("bias_norm", part="training").map(lambda v: max(v, SMALLEST)).log10()
     steps = norms.levels("x")
-    end = at_end(norms)
-    half = at_end(norms.at(x=[x for x in steps if x <= max(steps) / 2]))
-    beyond = end.at(gradient="code") - end.at(gradient="exact")
-    still = end.at(gradient="code") - half.at(gradient="code")
-    estimand = "norm of the biases with the code's gradient"
-    evidence = greater(beyond, estimand, "decades", bar=1.0, condition="over the exact gradient's")
-    evidence &= greater(still, estimand, "decades", margin=s.margin_growth, condition="over half-way")
+    end, half = at_end(norms), at_end(norms.at(x=[x for x in steps if x <= max(steps) / 2]))
+    beyond, still = (end.at(gradient="code") - other for other in (end.at(gradient="exact"), half.at(gradient="code")))
+    estimand, unit = "norm of the biases with the code's gradient", "decades"
+    evidence = greater(beyond, estimand, unit, bar=1.0, condition="over the exact gradient's")
+    evidence &= greater(still, estimand, unit, margin=s.margin_growth, condition="over half-way")
     return checked(r, s, evidence)
 
 
 def at_end(values: Values) -> Values:
-    """The last point of each curve."""
+    """The last point of each curve; what has no points is left as it is."""
     return values.reduce(lambda points: points[-1], "x")
 
 
 # --- claims: the repository's tests, and the paper ---
 
 
-@paper.claim("N4.14", source=TESTS, kind="identity", reported="the test passes", where="delta = 1, rtol = atol = 0.1")
+@identity("N4.14", source=TESTS, reported="the test passes", where="delta = 1, rtol = atol = 0.1")
 def its_test_shows_the_gradient_right(r: Results, s: Settings) -> Evidence:
     """Its test of the backward (delta = 1, against Keras, rtol = atol = 0.1) shows that the gradient is right."""
     fails = 1.0 - r.measured("passes", part="own_test")
-    evidence = exact(
-        {"the code": fails.at(x="code"), "the exact gradient": fails.at(x="exact")},
-        "share of draws that fail its test",
-        tolerance=0,
-    )
-    evidence = evidence.showing({"the code against a reference in training mode": fails.at(x="code in training mode")})
+    decides = {"the code": fails.at(x="code"), "the exact gradient": fails.at(x="exact")}
+    beside = {
+        "the code against a reference in training mode": fails.at(x="code in training mode"),
+        "largest value of the exact gradient": r.measured("largest_exact", part="own_test"),
+    }
+    evidence = exact(decides, "share of draws that fail its test", tolerance=0).showing(beside)
     remark = "Its reference takes the statistics for constants; with a constant delta the exact gradient is zero."
-    largest = {"largest value of the exact gradient": r.measured("largest_exact", part="own_test")}
-    return replace(evidence.showing(largest), remark=remark)
+    return replace(evidence, remark=remark)
 
 
-@paper.claim(
+@identity(
     "N4.15",
     source=TESTS,
-    kind="identity",
     where="comment on the shapes that are drawn",
     quote="numerical instability for small dimensions!",
 )
@@ -341,33 +316,29 @@ def small_dimensions_are_unstable(r: Results, s: Settings) -> Evidence:
     more = any(error > s.tolerance for error in unexplained)
     evidence = exact(more, estimand) if unexplained else Evidence(estimand)
     deviation = r.measured("small_deviation", part="own_test", seed=[0])
-    evidence = evidence.showing({f"deviation at M = {m:g}": at for m, at in deviation.by("x").items()})
-    evidence = evidence.showing({"largest deviation beyond 1 / M": unexplained.max("x")})
+    beside = {f"deviation at M = {m:g}": at for m, at in deviation.by("x").items()}
+    evidence = evidence.showing(beside | {"largest deviation beyond 1 / M": unexplained.max("x")})
     return replace(evidence, remark="1 / M is a term of the code's formula.")
 
 
-@paper.claim(
+@identity(
     "N4.16",
     source=TEXT,
-    kind="identity",
     reported="scales and bias of shape (100, 100, 3) in its example",
     where="second paragraph",
     quote="The layer has been implemented following the original paper",
 )
 def parameters_follow_the_paper(r: Results, s: Settings) -> Evidence:
     """The layer follows the original paper in its parameters: scales and bias of shape (w, h, c)."""
-    count = {who: r.measured(f"parameters/{who}", part="identities", seed=[0]) / 1000 for who in ("source", "paper")}
+    who = ("source", "paper")
+    source, original = (r.measured(f"parameters/{each}", part="identities", seed=[0]) / 1000 for each in who)
     unit = "thousand parameters"
-    evidence = exact(
-        count["source"] - count["paper"], "its example minus the paper's layer for maps", unit, tolerance=0
-    )
-    evidence = evidence.showing(
-        {"its example": count["source"], "the paper's layer (section 3.2)": count["paper"]}, unit
-    )
+    evidence = exact(source - original, "its example minus the paper's layer for maps", unit, tolerance=0)
+    evidence = evidence.showing({"its example": source, "the paper's layer (section 3.2)": original}, unit)
     return replace(evidence, remark="One scale and bias per location is what the paper has for linear layers.")
 
 
-@paper.claim("N4.17", source=CODE, kind="identity", where="example", quote="a single image won't work in this case")
+@identity("N4.17", source=CODE, where="example", quote="a single image won't work in this case")
 def a_single_image_fails(r: Results, s: Settings) -> Evidence:
     """A batch of a single image cannot be normalised."""
     alone = r.measured("single/from_bias", part="identities")
@@ -384,7 +355,7 @@ def a_single_image_fails(r: Results, s: Settings) -> Evidence:
 )
 def inference_follows_the_paper(r: Results, s: Settings) -> Evidence:
     """The layer follows the original paper at inference: Algorithm 2 makes the output a function of the image alone."""
-    changed = r.measured("changed_classes", part="training").at(gradient="exact")
+    changed = r.measured("changed_classes", part="training", gradient="exact")
     evidence = less(changed, "classes that depend on the batch", "% of test images", bar=s.margin_points)
     return replace(evidence, remark="There are no running statistics and no other mode.")
 
@@ -395,21 +366,18 @@ def inference_follows_the_paper(r: Results, s: Settings) -> Evidence:
 @paper.table
 def wrong_gradient_by_shape(r: Results, s: Settings) -> list[Row]:
     """The code's gradient against the exact and the detached one."""
-    columns = {
+    quantities = {
         "relative error": "relative_error",
         "cosine": "cosine",
         "mean |batch sum of dx|": "batch_sum",
         "the same, exact": "exact_batch_sum",
         "relative distance from detached": "to_detached",
     }
-    found = {name: r.measured(quantity, part="table").by("shape", "upstream") for name, quantity in columns.items()}
+    found = {name: r.measured(quantity, part="table").by("shape", "upstream") for name, quantity in quantities.items()}
     return [
-        {"shape (N, w, h, c)": shape, "upstream": upstream, "M / N": ratio(shape)}
-        | {
-            name: cells[shape, upstream].interval() if (shape, upstream) in cells else None
-            for name, cells in found.items()
-        }
-        for shape, upstream in found["relative distance from detached"]
+        {"shape (N, w, h, c)": cell[0], "upstream": cell[1], "M / N": ratio(cell[0])}
+        | {name: values[cell].interval() if cell in values else None for name, values in found.items()}
+        for cell in found["relative distance from detached"]
     ]
 
 
@@ -426,16 +394,19 @@ def mended(r: Results, s: Settings) -> list[Row]:
 @paper.table
 def trained(r: Results, s: Settings) -> list[Row]:
     """After {s.steps} steps, by gradient."""
-    columns = {
-        "test accuracy, %": r.measured("test_accuracy", part="training"),
-        "training loss": at_end(r.measured("train_loss", part="training")),
-        "norm of biases before": at_end(r.measured("bias_norm", part="training")),
-        "norm of weights before": at_end(r.measured("weight_norm", part="training")),
+    quantities = {
+        "test accuracy, %": "test_accuracy",
+        "training loss": "train_loss",
+        "norm of biases before": "bias_norm",
+        "norm of weights before": "weight_norm",
     }
+    found = {name: at_end(r.measured(quantity, part="training")) for name, quantity in quantities.items()}
     rows = []
-    for cell, diverged in r.measured("diverged", part="training").by("network", "lr", "gradient").items():
-        where = dict(zip(("network", "lr", "gradient"), cell, strict=True))
-        ends = {name: values.at(**where).interval() for name, values in columns.items()}
+    for (network, lr, gradient), diverged in (
+        r.measured("diverged", part="training").by("network", "lr", "gradient").items()
+    ):
+        where: Row = {"network": network, "lr": lr, "gradient": gradient}
+        ends = {name: values.at(**where).interval() for name, values in found.items()}
         rows.append({**where, **ends, "diverged": int(sum(diverged))})
     return rows
 
@@ -448,15 +419,13 @@ def gradients(r: Results, s: Settings) -> Figure | None:
     """
     look = looks({"relative_error": "from the exact gradient", "to_detached": "from the detached gradient"})
     figure, axes = panels(2, sharey=True)
-    for panel, (upstream, title) in zip(
-        axes, {"uniform": "delta ~ U(0, 1)", "normal": "delta ~ N(0, 1)"}.items(), strict=True
-    ):
+    for panel, upstream, title in zip(axes, ("uniform", "normal"), ("U(0, 1)", "N(0, 1)"), strict=True):
         for quantity, each in look.items():
-            found = r.measured(quantity, part="sweep").at(upstream=upstream).by("shape")
+            found = r.measured(quantity, part="sweep", upstream=upstream).by("shape")
             if not found:
                 return None
             curve(panel, {ratio(shape): v.log().interval() for shape, v in found.items()}, each, log=True)
-        panel.set(xscale="log", yscale="log", xlabel="locations / images, M / N", title=title)
+        panel.set(xscale="log", yscale="log", xlabel="locations / images, M / N", title=f"delta ~ {title}")
         panel.axvline(1, color=GREY, linewidth=0.8)
     axes[0].set_ylabel("relative distance of\nthe code's gradient")
     legend(figure)
@@ -470,23 +439,20 @@ def curves(r: Results, s: Settings) -> Figure | None:
     biases that the layer cancels. M / N: locations over images of the layers. 5,000 MNIST digits. Means are geometric.
     """
     look = looks({"exact": "exact", "text": "text's formula", "code": "code", "detached": "detached"})
-    figure, axes = panels(len(s.networks), 2, height=1.9, sharex=True)
-    for row, (quantity, label) in enumerate(
-        {"train_loss": "training loss", "bias_norm": "|b| before the layers"}.items()
-    ):
-        found = r.measured(quantity, part="training", lr=s.fastest).map(lambda v: max(v, SMALLEST))
+    columns = len(s.networks)
+    figure, axes = panels(columns, 2, height=1.9, sharex=True)
+    for panel, (quantity, network) in zip(axes, product(("train_loss", "bias_norm"), s.networks), strict=True):
+        found = r.measured(quantity, part="training", lr=s.fastest, network=network).map(lambda v: max(v, SMALLEST))
         if not found:
             return None
-        for column, network in enumerate(s.networks):
-            panel = axes[row * len(s.networks) + column]
-            lines(panel, found.at(network=network), "x", "gradient", look, log=True, marks=False)
-            panel.lines[0].set_linewidth(2.6)  # exact, under the text's
-            panel.set_yscale("log")
-            if row == 0:
-                ratios = sorted({m / s.batch_size for m in locations(network)}, reverse=True)
-                panel.set_title(f"{network}: M / N = {', '.join(f'{each:g}' for each in ratios)}")
-            else:
-                panel.set_xlabel("step")
-        axes[row * len(s.networks)].set_ylabel(label)
+        lines(panel, found, "x", "gradient", look, log=True, marks=False)
+        panel.lines[0].set_linewidth(2.6)  # exact, under the text's
+        panel.set_yscale("log")
+    for above, below, network in zip(axes[:columns], axes[columns:], s.networks, strict=True):
+        ratios = sorted({m / s.batch_size for m in locations(network)}, reverse=True)
+        above.set_title(f"{network}: M / N = {', '.join(f'{each:g}' for each in ratios)}")
+        below.set_xlabel("step")
+    axes[0].set_ylabel("training loss")
+    axes[columns].set_ylabel("|b| before the layers")
     legend(figure)
     return figure

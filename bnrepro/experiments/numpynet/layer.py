@@ -4,25 +4,17 @@ With N images of M = w h c values each, ``d = delta * scales`` and every mean ov
 
     dx = rstd * (d - a * mean(d) - b * xhat * mean(d * xhat))
 
-==============  ======  ======  ==============================================================
-gradient        a       b
-==============  ======  ======  ==============================================================
-exact, text     1       1       the derivative
-code            1 / M   N / M   as published: ``invN`` counts locations, ``dmu`` is a mean
-invN            1 / N   1       ``invN`` mended alone: one over the batch's length
-sum             N / M   N / M   ``dmu`` mended alone: a sum over the batch
-detached        0       0       mean and variance taken for constants
-==============  ======  ======  ==============================================================
-
-So for M >> N the published gradient goes to the detached one.
+The exact gradient, and the text's, has a = b = 1; the others have the `COEFFICIENTS` below. So for M >> N the published
+gradient goes to the detached one.
 
 Source: https://github.com/Nico-Curti/NumPyNet, layers/batchnorm_layer.py, as its documentation prints it.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -34,24 +26,25 @@ from bnrepro.norm.oracle import Array
 EPSIL = 1e-8  # the source's
 
 COEFFICIENTS: dict[str, Callable[[int, int], tuple[float, float]]] = {
-    "code": lambda n, m: (1 / m, n / m),
-    "invN": lambda n, m: (1 / n, 1.0),
-    "sum": lambda n, m: (n / m, n / m),
-    "detached": lambda n, m: (0.0, 0.0),
+    "code": lambda n, m: (1 / m, n / m),  # as published: invN counts locations, dmu is a mean
+    "invN": lambda n, m: (1 / n, 1.0),  # invN mended alone: one over the batch's length
+    "sum": lambda n, m: (n / m, n / m),  # dmu mended alone: a sum over the batch
+    "detached": lambda n, m: (0.0, 0.0),  # mean and variance taken for constants
 }
 """(a, b) for N images of M values."""
-
 GRADIENTS = ("exact", "text", *COEFFICIENTS)
 
 
+def input_gradient(d: Any, xhat: Any, rstd: Any, gradient: str) -> Any:
+    """dx by the coefficients, of arrays or tensors."""
+    a, b = COEFFICIENTS[gradient](len(d), math.prod(d.shape[1:]))
+    return rstd * (d - a * d.mean(0) - b * xhat * (d * xhat).mean(0))
+
+
 def closed_form(x: Array, scales: Array, delta: Array, gradient: str) -> Array:
-    """dx of the table above in NumPy, for x and delta (N, ...) and scales (...)."""
-    n, m = len(x), x[0].size
-    a, b = COEFFICIENTS[gradient](n, m)
+    """dx by the coefficients, for x and delta (N, ...) and scales (...)."""
     rstd = 1 / np.sqrt(x.var(0) + EPSIL)
-    xhat = (x - x.mean(0)) * rstd
-    d = delta * scales
-    return np.asarray(rstd * (d - a * d.mean(0) - b * xhat * (d * xhat).mean(0)))
+    return np.asarray(input_gradient(delta * scales, (x - x.mean(0)) * rstd, rstd, gradient))
 
 
 def text_backward(x: Array, scales: Array, delta: Array) -> Array:
@@ -66,42 +59,28 @@ def text_backward(x: Array, scales: Array, delta: Array) -> Array:
     return np.asarray((n * d - d.sum(0) - xhat * (d * xhat).sum(0)) / (n * std))
 
 
-class Published(NamedTuple):
-    """What the source's backward computes, by its names."""
+def published(x: Array, scales: Array, delta: Array, mended: str = "nothing") -> tuple[Array, Array, Array]:
+    """``delta``, ``mean_delta`` and ``var_delta`` of the source's backward, line by line, for x and delta (N, w, h, c).
 
-    delta: Array
-    mean_delta: Array
-    var_delta: Array
-
-
-def published(
-    x: Array, scales: Array, delta: Array, *, batch_invn: bool = False, summed_dmu: bool = False
-) -> Published:
-    """The source's backward line by line, with its two mistakes mended where asked.
-
-    Args:
-        x, delta: (N, w, h, c).
-        scales: (w, h, c).
-        batch_invn: ``invN = 1 / N`` instead of one over the number of locations.
-        summed_dmu: ``mean_delta`` a sum over the batch instead of a mean.
+    ``mended``: "invN" is 1 / N instead of one over the number of locations; "sum": ``mean_delta`` is a sum over the
+    batch instead of a mean; or "both".
     """
     mean: Any = x.mean(axis=0)
     var = 1.0 / np.sqrt(x.var(axis=0) + EPSIL)  # one over the standard deviation; the source's name
-    invn = 1.0 / (len(x) if batch_invn else np.prod(mean.shape))
+    invn = 1.0 / (len(x) if mended in ("invN", "both") else np.prod(mean.shape))
     d = delta * scales
     dmu = d * (-var)
-    mean_delta = dmu.sum(axis=0) if summed_dmu else dmu.mean(axis=0)
+    mean_delta = dmu.sum(axis=0) if mended in ("sum", "both") else dmu.mean(axis=0)
     var_delta = (d * (x - mean)).sum(axis=0) * (-0.5 * var * var * var)
-    return Published(d * var + var_delta * 2 * (x - mean) * invn + mean_delta * invn, mean_delta, var_delta)
+    return d * var + var_delta * 2 * (x - mean) * invn + mean_delta * invn, mean_delta, var_delta
 
 
 class NumPyNetNorm(nn.Module):
-    """The layer in torch, with the backward called ``gradient``: statistics over N, parameters per location.
+    """The layer in torch, for (N, *shape), with the backward called ``gradient``: statistics over N, parameters per
+    location.
 
     It keeps the batch's statistics in eval mode too, since the source has no other. Its parameters have the source's
     names, by which the networks do not take its shift for a reason to leave out the bias before it.
-
-    Shapes: (N, *shape) in and out.
     """
 
     def __init__(self, shape: tuple[int, ...], gradient: str) -> None:
@@ -112,8 +91,7 @@ class NumPyNetNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         if self.gradient == "exact":
-            y, _, _ = batch_norm(x, self.scales[None], self.shift[None], (0,), EPSIL)
-            return y
+            return batch_norm(x, self.scales[None], self.shift[None], (0,), EPSIL)[0]
         return _Normalize.apply(x, self.scales, self.shift, self.gradient)
 
 
@@ -131,11 +109,9 @@ class _Normalize(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
         (delta,) = gradients
         xhat, rstd, scales = ctx.saved_tensors
-        n = len(xhat)
-        d = delta * scales
+        d, n = delta * scales, len(delta)
         if ctx.gradient == "text":
             dx = (n * d - d.sum(0) - xhat * (d * xhat).sum(0)) / n * rstd
         else:
-            a, b = COEFFICIENTS[ctx.gradient](n, xhat[0].numel())
-            dx = rstd * (d - a * d.mean(0) - b * xhat * (d * xhat).mean(0))
+            dx = input_gradient(d, xhat, rstd, ctx.gradient)
         return dx, (delta * xhat).sum(0), delta.sum(0), None
