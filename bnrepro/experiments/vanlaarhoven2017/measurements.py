@@ -87,12 +87,10 @@ def four_arms(run: Run, seed: int, epochs: int, decay: float) -> list[Row]:
                 return [*rows, row(f"{arm}: diverged", batch.step)]
             if (batch.step + 1) % trainer.steps_per_epoch == 0:
                 rates = [batch.lr * factor / own for factor, own in zip(factors, held[arm], strict=True)]
-                found = {
-                    "error": 100 * (1 - trainer.measure(trainer.data.val)[1]),
-                    "square": geometric_mean(squares(trainer.network)),
-                    "rate": geometric_mean(rates),
-                }
-                rows += [row(f"{arm}: {name}", value, batch.step + 1) for name, value in found.items()]
+                _, accuracy = trainer.measure(trainer.data.val)
+                rows.append(row(f"{arm}: error", 100 * (1 - accuracy), batch.step + 1))
+                rows.append(row(f"{arm}: square", geometric_mean(squares(trainer.network)), batch.step + 1))
+                rows.append(row(f"{arm}: rate", geometric_mean(rates), batch.step + 1))
     for arm, trainer in arms.items():
         rows.append(row(f"{arm}: test", 100 * trainer.measure(trainer.data.test)[1]))
         rows.append(row(f"{arm}: train", fmean(losses[arm][-trainer.steps_per_epoch :])))
@@ -140,17 +138,22 @@ def invariance(seed: int, scale: float, steps: int, lr: float, decay: float) -> 
     generator = torch.Generator().manual_seed(derive_seed(seed, "invariance"))
     x = torch.randn(96, 1, 6, 6, dtype=torch.float64, generator=generator)
     y = x.flatten(1)[:, :3].argmax(1)  # three classes, by the first pixels
-    network = normed_network(seed)
-    loss, gradients = loss_and_gradients(network, x, y)
-    other, scaled = loss_and_gradients(normed_network(seed, scale), x, y)
-    pairs = zip(normed_weights(network), gradients, strict=True)
+    networks = normed_network(seed), normed_network(seed, scale)
+    weights, larger = map(normed_weights, networks)
+    loss, other = (F.cross_entropy(network(x), y) for network in networks)
+    gradients, scaled = torch.autograd.grad(loss, weights), torch.autograd.grad(other, larger)
+    pairs = zip(weights, gradients, strict=True)
     cosines = [F.cosine_similarity(w.detach().flatten(), g.flatten(), dim=0) for w, g in pairs]
     errors = [(scale * b - a).norm() / a.norm() for a, b in zip(gradients, scaled, strict=True)]
-    growth, least_growth = growth_of_squares(network, x, y, steps, lr)
+    growth, least_growth = growth_of_squares(networks[0], x, y, steps, lr)
 
     def losses(kind: str, factor: float, lr: float, decay: float) -> list[float]:
+        """``lr`` and ``decay`` are of the weights that a norm follows, the others have a rate of their own."""
         network = normed_network(seed, factor)
-        optimizer = optimizer_of(kind, network, lr, decay)
+        normed = {"params": normed_weights(network), "lr": lr, "weight_decay": decay}
+        groups = [normed, {"params": other_parameters(network), "lr": 0.01}]
+        sgd = kind == "sgd"
+        optimizer = torch.optim.SGD(groups, lr=lr, momentum=0.9) if sgd else torch.optim.Adam(groups, lr=lr, eps=0.0)
         return [step(network, optimizer, x, y) for _ in range(steps)]
 
     def apart(kind: str, factor: float, decay: float = 0.0, decay_factor: float = 1.0) -> float:
@@ -158,7 +161,7 @@ def invariance(seed: int, scale: float, steps: int, lr: float, decay: float) -> 
         return max(abs(p - q) / abs(p) for p, q in pairs)
 
     rows = {
-        "loss": abs(other / loss - 1),
+        "loss": abs(other.item() / loss.item() - 1),
         "orthogonal": max(abs(float(cosine)) for cosine in cosines),
         "gradient": max(map(float, errors)),
         "growth": growth,
@@ -184,11 +187,6 @@ def normed_network(seed: int, scale: float = 1.0) -> nn.Module:
     return network
 
 
-def loss_and_gradients(network: nn.Module, x: Tensor, y: Tensor) -> tuple[float, tuple[Tensor, ...]]:
-    loss = F.cross_entropy(network(x), y)
-    return loss.item(), torch.autograd.grad(loss, normed_weights(network))
-
-
 def growth_of_squares(network: nn.Module, x: Tensor, y: Tensor, steps: int, lr: float) -> tuple[float, float]:
     """Of plain SGD: the largest error of |w|² + lr² |g|² = next |w|², and the smallest relative growth."""
     optimizer = torch.optim.SGD(network.parameters(), lr=lr)
@@ -201,10 +199,3 @@ def growth_of_squares(network: nn.Module, x: Tensor, y: Tensor, steps: int, lr: 
             errors.append(abs((b + g) / a - 1))
             growths.append(a / b - 1)
     return max(errors), min(growths)
-
-
-def optimizer_of(kind: str, network: nn.Module, lr: float, decay: float) -> torch.optim.Optimizer:
-    """``lr`` and ``decay`` are of the weights that a norm follows, the others have a rate of their own."""
-    normed = {"params": normed_weights(network), "lr": lr, "weight_decay": decay}
-    groups = [normed, {"params": other_parameters(network), "lr": 0.01}]
-    return torch.optim.SGD(groups, lr=lr, momentum=0.9) if kind == "sgd" else torch.optim.Adam(groups, lr=lr, eps=0.0)
