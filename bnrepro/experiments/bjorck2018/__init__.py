@@ -255,18 +255,15 @@ def heavier_tails(r: Results, s: Settings) -> Evidence:
 @paper.table(over_seeds=False)
 def largest_rates(r: Results, s: Settings) -> list[Row]:
     """Largest learning rate that trains; means and 95% intervals of its log10 over {s.seeds} seeds."""
-    rows = []
-    trained = trains(r, s)
+    rows, trained = [], trains(r, s)
     for network, found in top_rates(r, s).by("network").items():
-        about = s.networks[network]
-        row: Row = {"network": network, "layers": about.layers}
+        row: Row = {"network": network, "layers": s.networks[network].layers}
+        highest = max(s.networks[network].rates or s.rates)
         for variant, name in NAMES.items():
             top, at_best = found.at(variant=variant), trained.at(network=network, variant=variant).max("rate")
             row[f"log10 of the largest rate, {name}"] = top.log10().interval()
             row[f"seeds that train at no rate, {name}"] = sum(not each for each in at_best)
-            row[f"seeds that train up to the highest, {name}"] = sum(
-                rate == max(about.rates or s.rates) for rate in top
-            )
+            row[f"seeds that train up to the highest, {name}"] = sum(rate == highest for rate in top)
         rows.append(row | {"BN minus no BN, decades": (-without_minus_with(found.log10())).interval()})
     return rows
 
@@ -274,8 +271,7 @@ def largest_rates(r: Results, s: Settings) -> list[Row]:
 @paper.table
 def accuracy_by_rate(r: Results, s: Settings) -> list[Row]:
     """Test accuracy of the runs that train, by learning rate."""
-    rows = []
-    accuracy = of_trained(r, s, "test_accuracy")
+    rows, accuracy = [], of_trained(r, s, "test_accuracy")
     for network, rate in trains(r, s).by("network", "rate"):
         row: Row = {"network": network, "rate": rate}
         found = accuracy.at(network=network, rate=rate)
@@ -381,8 +377,8 @@ def diverging(r: Results, s: Settings) -> Figure | None:
         return None
     figure, axes = panels(2, len(networks), height=2.1)
     for each, (network, quantity) in zip(axes, product(networks, ("mean", "variance")), strict=True):
-        moments = {share: r.measured(f"nobn/{share:g}/{quantity}", part=DIVERGING) for share in s.shares}
-        found = Values.stacked("share", moments).at(network=network)
+        applied = {share: r.measured(f"nobn/{share:g}/{quantity}", part=DIVERGING) for share in s.shares}
+        found = Values.stacked("share", applied).at(network=network)
         layers, logs = found.levels("x"), alive(found).log10().by("share", "x")
         means = [[logs.get((share, x), Values()).interval().mean for x in layers] for share in s.shares]
         image = each.pcolormesh(layers, 100 * np.array(s.shares), means, rasterized=True)
@@ -408,13 +404,11 @@ def gradients(r: Results, s: Settings) -> Figure | None:
     for right, values in zip(axes[2::3], densities.values(), strict=True):
         right.plot(x, np.exp(-(x**2) / 2) / math.sqrt(2 * math.pi), color=GREY, linewidth=0.8, label="normal")
         for variant, look in looks(NAMES).items():
-            means = {
-                at: i.mean or math.nan for at, i in values.at(variant=variant).intervals("x").items()
-            }  # 0: not shown
-            right.plot(list(means), list(means.values()), color=look.color, linestyle=look.dashes, label=look.label)
-        right.set(
-            yscale="log", ylim=(1e-5, 10), ylabel="density", xlim=(-8, 8), xlabel="gradient / its standard deviation"
-        )
+            found = values.at(variant=variant).intervals("x")
+            means = [interval.mean or math.nan for interval in found.values()]  # 0 has no logarithm
+            right.plot(list(found), means, color=look.color, linestyle=look.dashes, label=look.label)
+        right.set(yscale="log", ylim=(1e-5, 10), ylabel="density")
+        right.set(xlim=(-8, 8), xlabel="gradient / its standard deviation")
     pictures = [each for each in axes if each not in axes[2::3]]
     for each, (network, (variant, name)) in zip(pictures, product(densities, NAMES.items()), strict=True):
         logits = r.measured("logit_gradient", part=START, network=network, variant=variant)

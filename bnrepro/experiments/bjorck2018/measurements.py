@@ -18,7 +18,6 @@ from bnrepro.training.model import Network
 from bnrepro.training.train import trainer_of
 
 SHOWN_IMAGES = 50  # of which the gradient at each logit is kept, for the figure
-SHOWN_SEED = 0
 BINS = torch.linspace(-8, 8, 65)  # in standard deviations
 Row = dict[str, Any]
 
@@ -46,7 +45,7 @@ def at_start(seed: int, overrides: list[str], variant: str, images: int) -> list
     by_logit, by_weight = torch.autograd.grad(F.cross_entropy(logits, y, reduction="sum"), (logits, weights))
     most = logits.argmax(1).bincount().max()
     rows = [*layer_rows(entered, ""), row("majority", 100 * float(most) / images), *tails(by_weight)]
-    if seed == SHOWN_SEED:
+    if seed == 0:
         spread = torch.linspace(0, images - 1, min(images, SHOWN_IMAGES)).round().long()  # over all classes
         rows += [row("logit_gradient", value, i) for i, value in enumerate(by_logit[spread].flatten().tolist())]
     return rows
