@@ -77,8 +77,7 @@ class Settings(Preset):
     margin_points: float
 
 
-NOTE = "8 of 80 epochs, a LeNet on two fifths of CIFAR-10"
-paper = Paper(__name__, Settings, source=LAARHOVEN, scale="reduced", scale_note=NOTE)
+paper = Paper(__name__, Settings, source=LAARHOVEN, scale_note="8 of 80 epochs, a LeNet on two fifths of CIFAR-10")
 
 
 @paper.design
