@@ -9,8 +9,9 @@ import pytest
 import torch
 
 from bnrepro.claims import Results
+from bnrepro.config import load_config
 from bnrepro.experiments.bjorck2018 import best_rates, growth, last_that_trains, paper
-from bnrepro.experiments.bjorck2018.measurements import at_start, configured, diverging, layer_rows, tails
+from bnrepro.experiments.bjorck2018.measurements import at_start, diverging, layer_rows, tails
 from bnrepro.training.train import trainer_of
 
 SETTINGS, SMOKE = paper.settings("full"), paper.settings("smoke")
@@ -45,7 +46,7 @@ def values(rows: list[dict[str, Any]]) -> dict[tuple[str, Any], float]:
 
 def test_moments_are_those_of_the_channels() -> None:
     x = torch.randn(50, 4, 3, 3, generator=torch.Generator().manual_seed(0)) * 3 + torch.arange(4).view(4, 1, 1)
-    found = values(layer_rows({"norm1": x, "norm2": x[:, :, 0, 0]}, "a/"))
+    found = values(layer_rows([x, x[:, :, 0, 0]], "a/"))
     assert found["a/variance", 1] == pytest.approx(float(x.var((0, 2, 3), correction=0).mean()), rel=1e-5)
     assert found["a/mean", 1] == pytest.approx(float(x.mean((0, 2, 3)).abs().mean()), rel=1e-5)
     assert found["a/variance", 2] == pytest.approx(float(x[:, :, 0, 0].var(0, correction=0).mean()), rel=1e-5)
@@ -64,7 +65,7 @@ def test_kurtosis_of_known_distributions() -> None:
 def test_initial_network_without_bn_has_the_variance_of_its_weights() -> None:
     # The first layer's outputs: sum over pixels of weight times pixel, by hand.
     found = values(at_start.function(seed=1, overrides=TINY, variant="nobn", images=100))
-    trainer = trainer_of(configured(TINY, "nobn", 1))
+    trainer = trainer_of(load_config([*TINY, "variant=nobn", "seed=1"]))
     x = trainer.data.normalize(trainer.data.train.images[:100]).flatten(1)
     first = next(m for m in trainer.network.modules() if isinstance(m, torch.nn.Linear))
     expected = float((x @ first.weight.detach().T).var(0, correction=0).mean())
@@ -81,7 +82,7 @@ def test_diverging_update_lies_between_a_finite_loss_and_one_beyond_the_bound() 
     rows = values(diverging.function(rates=[1e-4, 3.0, 30.0], steps=8, **asked))
     assert rows["rate", None] in (3.0, 30.0)
     update = int(rows["update", None])
-    cfg = configured(TINY, "nobn", 0, rows["rate", None])
+    cfg = load_config([*TINY, "variant=nobn", f"optimizer.lr={rows['rate', None]}"])
     trainer = trainer_of(replace(cfg, epochs=9))
     losses = [float(trainer.update(batch.x, batch.y, cfg.optimizer.lr)[0]) for batch in trainer.batches(0, update + 1)]
     assert all(loss <= 1000 for loss in losses[:update]) and not losses[update] <= 1000

@@ -12,13 +12,13 @@ from torch import Tensor, nn
 from bnrepro.claims import Results
 from bnrepro.config import load_config
 from bnrepro.experiments.vanlaarhoven2017 import best, paper
-from bnrepro.experiments.vanlaarhoven2017.scaling import invariance
-from bnrepro.experiments.vanlaarhoven2017.training import (
+from bnrepro.experiments.vanlaarhoven2017.measurements import (
     CORRECTED,
     OFF,
     ON,
     REVERSE,
     four_arms,
+    invariance,
     layerwise,
     normed_weights,
     norms,

@@ -5,10 +5,9 @@ https://arxiv.org/abs/1806.02375
 Differences from the paper
 - Fully connected networks of several depths and a narrow ResNet-20 on digits for a few epochs, where the source trains
   ResNet-110 on CIFAR-10. Its numbers were not read in its text, and none stands here.
-- A network counts as trained at a rate if its loss stays finite and its training accuracy in the last epoch reaches the
-  preset's; the largest rate is the last of those that train before the first that does not, going up. Where none
-  trains, the lowest of the grid is counted, and where the highest does, that one; both make BN's advantage look
-  smaller.
+- A network counts as trained if its loss stays finite and its training accuracy in the last epoch reaches the preset's.
+  The largest rate is the last that trains before the first that does not, going up; the lowest of the grid where none
+  trains, and the highest where all do, which both make BN's advantage look smaller.
 - The same small rate is the one at which the network without BN does best on validation data. Rates fall to zero by a
   cosine, where the source lowers them in steps; there is no weight decay.
 - The diverging update is the last before a batch whose loss is above the preset's or not a number, at a constant rate:
@@ -21,37 +20,30 @@ from __future__ import annotations
 import math
 from collections import Counter
 from dataclasses import replace
-from itertools import dropwhile, product, takewhile, zip_longest
+from itertools import dropwhile, product, takewhile
 from typing import Any
 
 import numpy as np
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel
 
 from bnrepro.claims import Design, Evidence, Paper, Preset, Results, Values, equal, greater
 from bnrepro.claims.plots import GREY, curve, legend, lines, looks, panels, ticks
 from bnrepro.experiments.bjorck2018 import measurements
-from bnrepro.plots import style as figures
 
 RATES, START, DIVERGING = "rates", "start", "diverging"
-NAMES = {variant: figures.label(variant) for variant in ("nobn", "bn")}
+NAMES = {"nobn": "no BN", "bn": "framework BN"}
 POINTS = "percentage points"
 UNREAD = "no number read in the text"
+PLAIN = "plain networks with He's weights keep their variance by design; the claim is about residual ones"
 Row = dict[str, Any]
 
 
-class Network(BaseModel):
-    """A network that is trained."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    layers: int
-    """That a norm follows, or would."""
+class Network(BaseModel, extra="forbid", frozen=True):
+    layers: int  # that a norm follows, or would
     overrides: list[str]
-    rates: list[float] | None = None
-    """Its own, where it has not the preset's."""
+    rates: list[float] | None = None  # its own, where it has not the preset's
 
 
 class Settings(Preset):
@@ -69,34 +61,28 @@ class Settings(Preset):
     margin_decades: float = 0.04
     margin_images: float = 2.0
 
-    def sweep(self, network: str) -> list[float]:
-        """The rates of ``network``."""
-        return self.networks[network].rates or self.rates
-
 
 paper = Paper(__name__, Settings, scale="toy", scale_note="MLPs and a narrow ResNet-20, 5 epochs on 3,600 digits")
 
 
 @paper.design
 def runs(s: Settings) -> Design:
-    """Every network at every rate, with and without BN; and what is inside some of them at initialisation and at the
-    update that diverges.
-    """
+    """Every network at every rate, with and without BN, and a look inside some of them."""
     design = Design(s.seeds)
-    for network, about in s.networks.items():
-        for rate in s.sweep(network):
-            for variant in NAMES:
-                factors: Row = {"network": network, "layers": about.layers, "variant": variant, "rate": rate}
-                own = [f"variant={variant}", f"optimizer.lr={rate}"]
-                design.train(RATES, factors, [*s.common, *about.overrides, *own])
-    for network in s.inside:
-        overrides = [*s.common, *s.networks[network].overrides]
+    for name, network in s.networks.items():
+        for rate, variant in product(network.rates or s.rates, NAMES):
+            factors: Row = {"network": name, "layers": network.layers, "variant": variant, "rate": rate}
+            own = [f"variant={variant}", f"optimizer.lr={rate}"]
+            design.train(RATES, factors, [*s.common, *network.overrides, *own])
+    for name in s.inside:
+        network = s.networks[name]
+        asked: Row = {"overrides": [*s.common, *network.overrides]}
         for variant in NAMES:
-            asked: Row = {"overrides": overrides, "variant": variant, "images": s.images}
-            design.measure(START, {"network": network, "variant": variant}, measurements.at_start, **asked)
-        asked = {"overrides": overrides, "rates": s.sweep(network), "shares": s.shares}
+            factors = {"network": name, "variant": variant}
+            design.measure(START, factors, measurements.at_start, **asked, variant=variant, images=s.images)
+        asked |= {"rates": network.rates or s.rates, "shares": s.shares}
         asked |= {"steps": s.diverging_steps, "loss": s.diverging_loss}
-        design.measure(DIVERGING, {"network": network}, measurements.diverging, **asked)
+        design.measure(DIVERGING, {"network": name}, measurements.diverging, **asked)
     return design
 
 
@@ -107,13 +93,13 @@ def trains(r: Results, s: Settings) -> Values:
     """1 for each run that trained, 0 for the others, by network, variant and rate."""
     diverged = r.diverged(part=RATES)
     reached = r.of_runs("train_accuracy", part=RATES).map(lambda accuracy: accuracy >= s.trains_accuracy)
-    return Values(diverged.factors, (0.0 * diverged).data | reached.data).max("layers")
+    return Values(diverged.factors, (0.0 * diverged).data | reached.data).without("layers")
 
 
 def of_trained(r: Results, s: Settings, column: str) -> Values:
     """A column of the runs that trained, in percent."""
     only = 0 * trains(r, s).where(bool)  # a sum has the values that both sides have
-    return 100 * r.of_runs(column, part=RATES).max("layers") + only
+    return 100 * r.of_runs(column, part=RATES).without("layers") + only
 
 
 def of_all_seeds(values: Values, s: Settings) -> Values:
@@ -147,18 +133,12 @@ def moments(r: Results, quantity: str, when: str) -> Values:
     """
     if when == START:
         return r.measured(quantity, part=START)
-    nobn, bn = (r.measured(f"{variant}/1/{quantity}", part=DIVERGING) for variant in NAMES)
-    return nobn.join("variant", "nobn", bn=bn)
+    return Values.stacked("variant", {v: r.measured(f"{v}/1/{quantity}", part=DIVERGING) for v in NAMES})
 
 
 def alive(values: Values) -> Values:
-    """log10 of the layers that did not die."""
-    return values.where(lambda value: value > 0).log10()
-
-
-def growth(r: Results, when: str) -> Values:
-    """Decades by which the variance grows over the depth, by network and variant."""
-    return alive(moments(r, "variance", when)).along("x", over_the_depth)
+    """Those of layers that did not die."""
+    return values.where(lambda value: value > 0)
 
 
 def dead(r: Results, when: str) -> Values:
@@ -166,11 +146,17 @@ def dead(r: Results, when: str) -> Values:
     return 100 * moments(r, "variance", when).map(lambda value: value == 0).mean("x")
 
 
-def over_the_depth(layers: list[float], logs: list[float]) -> float:
-    """Slope of ``logs`` against layers, times the layers between the first and the last."""
-    if len(layers) < 2 or not np.isfinite(logs).all():
-        return math.nan
-    return float(np.polyfit(layers, logs, 1)[0] * (max(layers) - min(layers)))
+def growth(r: Results, when: str) -> Values:
+    """Decades by which the variance grows over the depth, by network and variant: the slope of its log10 against the
+    layer, times the layers between the first and the last.
+    """
+
+    def over_the_depth(layers: list[float], logs: list[float]) -> float:
+        if len(layers) < 2 or not np.isfinite(logs).all():
+            return math.nan
+        return float(np.polyfit(layers, logs, 1)[0] * (max(layers) - min(layers)))
+
+    return alive(moments(r, "variance", when)).log10().along("x", over_the_depth)
 
 
 def without_minus_with(values: Values) -> Values:
@@ -190,12 +176,8 @@ def by_variant(values: Values) -> dict[str, Values]:
 def larger_rates(r: Results, s: Settings) -> Evidence:
     """Batch normalization enables training with larger learning rates."""
     rates = top_rates(r, s)
-    evidence = greater(
-        -without_minus_with(rates.log10()),
-        "largest rate that trains, BN over no BN",
-        "decades of learning rate",
-        margin=s.margin_decades,
-    )
+    what, unit = "largest rate that trains, BN over no BN", "decades of learning rate"
+    evidence = greater(-without_minus_with(rates.log10()), what, unit, margin=s.margin_decades)
     return evidence.showing(by_variant(rates), "(rate)", ratio=True)
 
 
@@ -214,12 +196,10 @@ def the_rate_is_the_gain(r: Results, s: Settings) -> Evidence:
     """The larger learning rate is what BN's better generalization comes from."""
     accuracy = of_trained(r, s, "test_accuracy").at(variant="bn")
     small, own = (best_rates(r, s, variant) for variant in NAMES)
-    gains = {
-        f"{name}, {own[name]:g} minus {rate:g}": accuracy.at(network=name, rate=own[name])
-        - accuracy.at(network=name, rate=rate)
-        for name, rate in small.items()
-        if name in own
-    }
+    gains = {}
+    for name in (name for name in small if name in own):
+        best, same = (accuracy.at(network=name, rate=rates[name]) for rates in (own, small))
+        gains[f"{name}, {own[name]:g} minus {small[name]:g}"] = best - same
     evidence = greater(gains, "BN's test accuracy, best rate minus small", POINTS, margin=s.margin_points)
     return replace(evidence, remark=untrained(s, small))
 
@@ -232,21 +212,12 @@ def untrained(s: Settings, rates: dict[str, float]) -> str:
 
 def grows(r: Results, s: Settings, when: str, at: str) -> Evidence:
     """No BN grows more than BN by the decades that are asked for."""
-    decades = growth(r, when)
-    evidence = greater(
-        without_minus_with(decades),
-        f"growth of variance with depth, {at}, no BN minus BN",
-        "decades",
-        bar=s.growth_decades,
-    )
+    decades, what = growth(r, when), f"growth of variance with depth, {at}, no BN minus BN"
+    evidence = greater(without_minus_with(decades), what, "decades", bar=s.growth_decades)
     return evidence.showing(by_variant(decades)).showing({"dead layers, no BN": dead(r, when).at(variant="nobn")}, "%")
 
 
-@paper.claim(
-    "B2.1",
-    reported=UNREAD,
-    withdrawn="plain networks with He's weights keep their variance by design; the claim is about residual ones",
-)
+@paper.claim("B2.1", reported=UNREAD, withdrawn=PLAIN)
 def variance_grows_at_start(r: Results, s: Settings) -> Evidence:
     """At initialisation, the channels' variance grows almost exponentially with depth without BN, and not with it."""
     return grows(r, s, START, "initial")
@@ -265,55 +236,42 @@ def one_class_whatever_the_image(r: Results, s: Settings) -> Evidence:
     """At initialisation, a network without BN predicts one class whatever the image, so that gradients depend on the
     class; with BN they depend on the image.
     """
-    majority = r.measured("majority", part=START)
-    evidence = greater(
-        without_minus_with(majority),
-        "images in the most frequent class, no BN minus BN",
-        POINTS,
-        margin=s.margin_images,
-    )
+    majority, what = r.measured("majority", part=START), "images in the most frequent class, no BN minus BN"
+    evidence = greater(without_minus_with(majority), what, POINTS, margin=s.margin_images)
     return evidence.showing(by_variant(majority), "%")
 
 
 @paper.claim("B2.4", reported=UNREAD)
 def heavier_tails(r: Results, s: Settings) -> Evidence:
     """At initialisation, gradients have heavier tails without BN."""
-    kurtosis = r.measured("kurtosis", part=START)
-    evidence = greater(
-        without_minus_with(kurtosis.log10()),
-        "kurtosis of the middle layer's gradient, no BN over BN",
-        "decades",
-        margin=s.margin_decades,
-    )
+    kurtosis, what = r.measured("kurtosis", part=START), "kurtosis of the middle layer's gradient, no BN over BN"
+    evidence = greater(without_minus_with(kurtosis.log10()), what, "decades", margin=s.margin_decades)
     return evidence.showing(by_variant(kurtosis), "(kurtosis; 3 is normal)", ratio=True)
 
 
-# --- tables ---
+# --- tables and figures ---
 
 
 @paper.table(over_seeds=False)
 def largest_rates(r: Results, s: Settings) -> list[Row]:
     """Largest learning rate that trains; means and 95% intervals of its log10 over {s.seeds} seeds."""
-    rows = []
-    rates, trained = top_rates(r, s), trains(r, s)
-    for network, found in rates.log10().by("network").items():
+    rows, trained = [], trains(r, s)
+    for network, found in top_rates(r, s).by("network").items():
         row: Row = {"network": network, "layers": s.networks[network].layers}
+        highest = max(s.networks[network].rates or s.rates)
         for variant, name in NAMES.items():
-            here, top = trained.at(network=network, variant=variant), max(s.sweep(network))
-            row[f"log10 of the largest rate, {name}"] = found.at(variant=variant).interval()
-            row[f"seeds that train at no rate, {name}"] = sum(not each for each in here.max("rate"))
-            row[f"seeds that train up to the highest, {name}"] = sum(
-                rate == top for rate in rates.at(network=network, variant=variant)
-            )
-        rows.append(row | {"BN minus no BN, decades": (-without_minus_with(found)).interval()})
+            top, at_best = found.at(variant=variant), trained.at(network=network, variant=variant).max("rate")
+            row[f"log10 of the largest rate, {name}"] = top.log10().interval()
+            row[f"seeds that train at no rate, {name}"] = sum(not each for each in at_best)
+            row[f"seeds that train up to the highest, {name}"] = sum(rate == highest for rate in top)
+        rows.append(row | {"BN minus no BN, decades": (-without_minus_with(found.log10())).interval()})
     return rows
 
 
 @paper.table
 def accuracy_by_rate(r: Results, s: Settings) -> list[Row]:
     """Test accuracy of the runs that train, by learning rate."""
-    accuracy = of_trained(r, s, "test_accuracy")
-    rows = []
+    rows, accuracy = [], of_trained(r, s, "test_accuracy")
     for network, rate in trains(r, s).by("network", "rate"):
         row: Row = {"network": network, "rate": rate}
         found = accuracy.at(network=network, rate=rate)
@@ -344,42 +302,38 @@ def inside(r: Results, s: Settings) -> list[Row]:
     ]
 
 
-# --- figures ---
-
-
 @paper.figure
 def rates(r: Results, s: Settings) -> Figure | None:
     """Top left: the largest learning rate that trains, by number of layers (lines: fully connected networks; diamonds:
     others); where none trains, the lowest. Means are geometric. Others: test accuracy by rate; a cross is one run where
     not all seeds train.
     """
-    found = top_rates(r, s).log()
+    found, accuracy, look = top_rates(r, s).log(), of_trained(r, s, "test_accuracy"), looks(NAMES)
     if not found:
         return None
-    look, networks = looks(NAMES), found.levels("network")
+    networks = {network: s.networks[network] for network in found.levels("network")}
+    connected = [name for name, network in networks.items() if "model=paper_mlp" in network.overrides]
     figure, (first, *others) = panels(3, -(-(1 + len(networks)) // 3), height=1.9)
-    connected = {network: "model=paper_mlp" in s.networks[network].overrides for network in networks}
-    for variant, about in look.items():
-        intervals = found.at(variant=variant).intervals("network")
-        for lined, style in ((True, about), (False, about._replace(dashes="none", marker="D"))):
-            at = {s.networks[name].layers: i for name, i in intervals.items() if connected[name] is lined}
+    limits = 0.7 * min(s.rates), 1.4 * max(s.rates)
+    for variant, lined in look.items():
+        alone = lined._replace(dashes="none", marker="D")
+        for names, style in ((connected, lined), ([name for name in networks if name not in connected], alone)):
+            at = {networks[name].layers: found.at(network=name, variant=variant).interval() for name in names}
             curve(first, at, style, bars=True, log=True)
     first.set(xscale="log", yscale="log", xlabel="layers", ylabel="learning rate", title="largest rate that trains")
-    ticks(first, sorted({s.networks[network].layers for network in networks}))
-    first.set_ylim(0.7 * min(s.rates), 1.4 * max(s.rates))
-    accuracy = of_trained(r, s, "test_accuracy")
-    for axes, network in zip_longest(others, networks):
-        if network is None:
-            axes.set_visible(False)
-            continue
+    first.set_ylim(limits)
+    ticks(first, sorted({network.layers for network in networks.values()}))
+    for axes, network in zip(others, networks, strict=False):
         values = accuracy.at(network=network)
         lines(axes, of_all_seeds(values, s), "rate", "variant", look)
         for (variant, rate), some in values.by("variant", "rate").items():
             if len(some) < s.seeds:
                 axes.plot([rate] * len(some), list(some), "x", color=look[variant].color, markersize=3.5)
         axes.set(xscale="log", xlabel="learning rate", ylabel="test accuracy, %", title=network)
-        axes.set(xlim=(0.7 * min(s.rates), 1.4 * max(s.rates)), ylim=(0, 100))
+        axes.set(xlim=limits, ylim=(0, 100))
         axes.xaxis.set_major_locator(LogLocator(numticks=5))
+    for axes in others[len(networks) :]:
+        axes.set_visible(False)
     legend(figure, of=others[0])
     return figure
 
@@ -390,15 +344,17 @@ def depth(r: Results, s: Settings) -> Figure | None:
     place): at initialisation, and after the update in which the network without BN diverges. Means are geometric, over
     layers that did not die; wide bands leave the axes.
     """
-    columns = {"|mean|, initial": ("mean", START), "variance, initial": ("variance", START)}
-    columns |= {"variance, diverged": ("variance", DIVERGING)}
-    found = {title: moments(r, *which).where(lambda value: value > 0) for title, which in columns.items()}
-    networks = r.measured("majority", part=START).levels("network")
+    columns = {
+        "|mean|, initial": moments(r, "mean", START),
+        "variance, initial": moments(r, "variance", START),
+        "variance, diverged": moments(r, "variance", DIVERGING),
+    }
+    networks = columns["|mean|, initial"].levels("network")
     if not networks:
         return None
     figure, axes = panels(3, len(networks), height=2.0, sharex="row")
-    for each, (network, title) in zip(axes, product(networks, found), strict=True):
-        lines(each, found[title].at(network=network), "x", "variant", looks(NAMES), log=True, marks=False)
+    for each, (network, (title, values)) in zip(axes, product(networks, columns.items()), strict=True):
+        lines(each, alive(values).at(network=network), "x", "variant", looks(NAMES), log=True, marks=False)
         each.set(yscale="log", xlabel="layer", xlim=(0.5, None))
         each.set_title(f"{network}: {title}", fontsize=7)
         means = [float(value) for line in each.get_lines() for value in np.asarray(line.get_ydata())]
@@ -420,17 +376,12 @@ def diverging(r: Results, s: Settings) -> Figure | None:
     if not networks:
         return None
     figure, axes = panels(2, len(networks), height=2.1)
-    half = 50 / max(1, len(s.shares) - 1)
     for each, (network, quantity) in zip(axes, product(networks, ("mean", "variance")), strict=True):
-        found = [r.measured(f"nobn/{share:g}/{quantity}", part=DIVERGING, network=network) for share in s.shares]
-        layers = found[0].levels("x")
-        logs = [{x: i.mean for x, i in alive(values).intervals("x").items()} for values in found]
-        image = each.imshow(
-            [[by_layer.get(x, math.nan) for x in layers] for by_layer in logs],
-            aspect="auto",
-            origin="lower",
-            extent=(layers[0] - 0.5, layers[-1] + 0.5, -half, 100 + half),
-        )
+        applied = {share: r.measured(f"nobn/{share:g}/{quantity}", part=DIVERGING) for share in s.shares}
+        found = Values.stacked("share", applied).at(network=network)
+        layers, logs = found.levels("x"), alive(found).log10().by("share", "x")
+        means = [[logs.get((share, x), Values()).interval().mean for x in layers] for share in s.shares]
+        image = each.pcolormesh(layers, 100 * np.array(s.shares), means, rasterized=True)
         each.grid(visible=False)
         each.set(xlabel="layer", ylabel="update applied, %")
         each.set_title(f"{network}: {'|mean|' if quantity == 'mean' else quantity}", fontsize=8)
@@ -445,29 +396,26 @@ def gradients(r: Results, s: Settings) -> Figure | None:
     by class (seed 0). Right: density of the gradient by the weights of the middle layer, in units of its standard
     deviation, on a logarithmic axis, and a normal distribution in grey; means over {s.seeds} seeds.
     """
-    networks = r.measured("majority", part=START).levels("network")
-    if not networks:
+    densities = r.measured("density", part=START).by("network")
+    if not densities:
         return None
-    figure, axes = panels(3, len(networks), height=2.3, width_ratios=(1, 1, 1.6))
-    for row, network in enumerate(networks):
-        *pictures, right = axes[3 * row : 3 * row + 3]
-        for each, (variant, name) in zip(pictures, NAMES.items(), strict=True):
-            logits = r.measured("logit_gradient", part=START, network=network, variant=variant)
-            image = each.imshow(np.reshape(list(logits), (-1, 10)), aspect="auto", cmap="PuOr", vmin=-1, vmax=1)
-            each.grid(visible=False)
-            each.set(xlabel="class", ylabel="image", xticks=[0, 3, 6, 9])
-            each.set_title(f"{network}, {name}", fontsize=7)
-            figure.colorbar(image, ax=each, pad=0.02, shrink=0.8)
-        density(right, r.measured("density", part=START, network=network))
+    figure, axes = panels(3, len(densities), height=2.3, width_ratios=(1, 1, 1.6))
+    x = np.linspace(-4, 4, 81)
+    for right, values in zip(axes[2::3], densities.values(), strict=True):
+        right.plot(x, np.exp(-(x**2) / 2) / math.sqrt(2 * math.pi), color=GREY, linewidth=0.8, label="normal")
+        for variant, look in looks(NAMES).items():
+            found = values.at(variant=variant).intervals("x")
+            means = [interval.mean or math.nan for interval in found.values()]  # 0 has no logarithm
+            right.plot(list(found), means, color=look.color, linestyle=look.dashes, label=look.label)
+        right.set(yscale="log", ylim=(1e-5, 10), ylabel="density")
+        right.set(xlim=(-8, 8), xlabel="gradient / its standard deviation")
+    pictures = [each for each in axes if each not in axes[2::3]]
+    for each, (network, (variant, name)) in zip(pictures, product(densities, NAMES.items()), strict=True):
+        logits = r.measured("logit_gradient", part=START, network=network, variant=variant)
+        image = each.imshow(np.reshape(list(logits), (-1, 10)), aspect="auto", cmap="PuOr", vmin=-1, vmax=1)
+        each.grid(visible=False)
+        each.set(xlabel="class", ylabel="image", xticks=[0, 3, 6, 9])
+        each.set_title(f"{network}, {name}", fontsize=7)
+        figure.colorbar(image, ax=each, pad=0.02, shrink=0.8)
     legend(figure, of=axes[2])
     return figure
-
-
-def density(axes: Axes, values: Values) -> None:
-    """Mean densities, where they are not 0, beside the normal one."""
-    x = np.linspace(-4, 4, 81)
-    axes.plot(x, np.exp(-(x**2) / 2) / math.sqrt(2 * math.pi), color=GREY, linewidth=0.8, label="normal")
-    for variant, look in looks(NAMES).items():
-        means = {x: i.mean or math.nan for x, i in values.at(variant=variant).intervals("x").items()}
-        axes.plot(list(means), list(means.values()), color=look.color, linestyle=look.dashes, label=look.label)
-    axes.set(yscale="log", ylim=(1e-5, 10), xlim=(-8, 8), ylabel="density", xlabel="gradient / its standard deviation")

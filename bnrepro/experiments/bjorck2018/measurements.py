@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import replace
 from itertools import takewhile
@@ -15,12 +14,16 @@ from torch.nn import functional as F
 from bnrepro.claims import measure
 from bnrepro.config import load_config
 from bnrepro.config.schema import Config
-from bnrepro.training.train import Trainer, trainer_of
+from bnrepro.training.model import Network
+from bnrepro.training.train import trainer_of
 
 SHOWN_IMAGES = 50  # of which the gradient at each logit is kept, for the figure
-SHOWN_SEED = 0
 BINS = torch.linspace(-8, 8, 65)  # in standard deviations
 Row = dict[str, Any]
+
+
+def row(quantity: str, value: float | Tensor, x: float | None = None) -> Row:
+    return {"quantity": quantity, "x": x, "value": float(value)}
 
 
 @measure("bjorck2018/at_start")
@@ -31,22 +34,20 @@ def at_start(seed: int, overrides: list[str], variant: str, images: int) -> list
     `tails` of the gradient by the weights of the layer before the middle norm; and ``logit_gradient``, the derivative
     of the loss by each logit of some of the images, sorted by class (x = image * classes + class; seed 0 only).
     """
-    trainer = trainer_of(configured(overrides, variant, seed))
+    trainer = trainer_of(load_config([*overrides, f"variant={variant}", f"seed={seed}"]))
     data, network = trainer.data, trainer.network.train()
     order = data.train.labels[:images].argsort(stable=True)
     x, y = data.normalize(data.train.images[:images][order]), data.train.labels[:images][order]
-    with _Inputs(network) as entered:
-        logits = network(x)
-    logits.retain_grad()
-    F.cross_entropy(logits, y, reduction="sum").backward()
-    assert logits.grad is not None
-    gradient = _layer_before(network, list(network.norms.values())[len(network.norms) // 2]).weight.grad
-    assert isinstance(gradient, Tensor)
-    counts = logits.argmax(1).bincount(minlength=data.num_classes)
-    rows = [*layer_rows(entered, ""), _row("majority", None, 100 * float(counts.max()) / images), *tails(gradient)]
-    if seed == SHOWN_SEED:
+    logits, entered = forward(network, x)
+    norm = list(network.norms.values())[len(network.norms) // 2]
+    made = takewhile(lambda module: module is not norm, network.modules())
+    weights = [module.weight for module in made if isinstance(module, nn.Conv2d | nn.Linear)][-1]
+    by_logit, by_weight = torch.autograd.grad(F.cross_entropy(logits, y, reduction="sum"), (logits, weights))
+    most = logits.argmax(1).bincount().max()
+    rows = [*layer_rows(entered, ""), row("majority", 100 * float(most) / images), *tails(by_weight)]
+    if seed == 0:
         spread = torch.linspace(0, images - 1, min(images, SHOWN_IMAGES)).round().long()  # over all classes
-        rows += [_row("logit_gradient", i, v) for i, v in enumerate(logits.grad[spread].flatten().tolist())]
+        rows += [row("logit_gradient", value, i) for i, value in enumerate(by_logit[spread].flatten().tolist())]
     return rows
 
 
@@ -54,17 +55,13 @@ def tails(gradient: Tensor) -> list[Row]:
     """``kurtosis`` E[(g - m)^4] / E[(g - m)^2]^2, 3 for a normal distribution; ``deviation``, the standard deviation;
     and ``density`` in units of it, of the entries of ``gradient`` (float64).
     """
-    g = gradient.detach().double().flatten()
-    centred = g - g.mean()
-    variance = centred.square().mean()
-    z = centred / variance.sqrt()
+    g = gradient.double().flatten()
+    deviation = (g - g.mean()).square().mean().sqrt()
+    z = (g - g.mean()) / deviation
     density = torch.histogram(z.float(), BINS).hist / z.numel() / BINS.diff()
-    middles = (BINS[1:] + BINS[:-1]) / 2
-    return [
-        _row("kurtosis", None, float(z.pow(4).mean())),
-        _row("deviation", None, float(variance.sqrt())),
-        *(_row("density", x, value) for x, value in zip(middles.tolist(), density.tolist(), strict=True)),
-    ]
+    middles = ((BINS[1:] + BINS[:-1]) / 2).tolist()
+    rows = [row("density", value, x) for x, value in zip(middles, density, strict=True)]
+    return [row("kurtosis", z.pow(4).mean()), row("deviation", deviation), *rows]
 
 
 @measure("bjorck2018/diverging")
@@ -81,98 +78,66 @@ def diverging(
     diverges.
     """
     for rate in sorted(rates):
-        cfg = configured(overrides, "nobn", seed, rate)
+        cfg = load_config([*overrides, "variant=nobn", f"seed={seed}", f"optimizer.lr={rate}"])
         update = first_divergence(cfg, steps, loss)
-        if update is None:
-            continue
-        rows = [_row("rate", None, rate), _row("update", None, update)]
-        for variant in ("nobn", "bn"):
-            trainer, ends, x = _up_to(replace(cfg, variant=variant), update)
-            for share in shares:
-                rows += layer_rows(_between(trainer, ends, share, x), f"{variant}/{share:g}/")
-        return rows
-    return []
+        if update is not None:
+            break
+    else:
+        return []
+    rows = [row("rate", rate), row("update", update)]
+    for variant in ("nobn", "bn"):
+        before, after, x = last_update(replace(cfg, variant=variant), update)
+        for share in shares:
+            _, entered = forward(between(before, after, share), x.double())
+            rows += layer_rows(entered, f"{variant}/{share:g}/")
+    return rows
 
 
 def first_divergence(cfg: Config, steps: int, loss: float) -> int | None:
-    """The update (from 1) after which the next batch's loss is above ``loss`` or not a number; None if there is none.
-
-    The rate is constant.
-    """
-    trainer = trainer_of(_long(cfg, steps))
+    """The update (from 1, at a constant rate) after which the next batch's loss is above ``loss`` or not a number."""
+    trainer = trainer_of(replace(cfg, epochs=steps + 1))  # an epoch has at least one step
     for batch in trainer.batches(0, steps + 1):
-        value = float(trainer.update(batch.x, batch.y, cfg.optimizer.lr)[0])
-        if not value <= loss:
+        if not float(trainer.update(batch.x, batch.y, cfg.optimizer.lr)[0]) <= loss:
             return max(1, batch.step)
     return None
 
 
-def _up_to(cfg: Config, update: int) -> tuple[Trainer, tuple[list[Tensor], list[Tensor]], Tensor]:
-    """A trainer after ``update`` updates, the parameters before and after the last, and its images."""
-    trainer = trainer_of(_long(cfg, update))
-    before: list[Tensor] = []
-    for batch in trainer.batches(0, update):
-        before = [p.detach().clone() for p in trainer.network.parameters()]
+def last_update(cfg: Config, updates: int) -> tuple[Network, Network, Tensor]:
+    """The network before and after the last of ``updates`` updates, and the images of that one."""
+    trainer = trainer_of(replace(cfg, epochs=updates + 1))
+    for batch in trainer.batches(0, updates):
+        before = deepcopy(trainer.network)
         trainer.update(batch.x, batch.y, cfg.optimizer.lr)
-    after = [p.detach().clone() for p in trainer.network.parameters()]
-    return trainer, (before, after), batch.x
+    return before, trainer.network, batch.x
 
 
 @torch.no_grad()
-def _between(trainer: Trainer, ends: tuple[list[Tensor], list[Tensor]], share: float, x: Tensor) -> dict[str, Tensor]:
-    network = deepcopy(trainer.network).double()
-    for p, before, after in zip(network.parameters(), *ends, strict=True):
-        p.copy_(before.double() + share * (after.double() - before.double()))
-    with _Inputs(network) as entered:
-        network.train()(x.double())
-    return entered
+def between(before: Network, after: Network, share: float) -> Network:
+    """The network with ``share`` of an update, in float64 and training mode."""
+    network = deepcopy(after).double().train()
+    for p, old in zip(network.parameters(), before.parameters(), strict=True):
+        p.copy_(old.double() + share * (p - old.double()))
+    return network
 
 
-def layer_rows(entered: dict[str, Tensor], prefix: str) -> list[Row]:
+def forward(network: Network, x: Tensor) -> tuple[Tensor, list[Tensor]]:
+    """The logits, and what enters each place of a norm (an identity where there is none), in order."""
+    entered: list[Tensor] = []
+    handles = [
+        norm.register_forward_pre_hook(lambda _module, inputs: entered.append(inputs[0].detach()))
+        for norm in network.norms.values()
+    ]
+    logits = network(x)
+    for handle in handles:
+        handle.remove()
+    return logits, entered
+
+
+def layer_rows(entered: list[Tensor], prefix: str) -> list[Row]:
     """``mean``: absolute mean of a channel, ``variance``: its variance, averaged over channels; x = layer from 1."""
     rows: list[Row] = []
-    for layer, x in enumerate(entered.values(), 1):
-        channels = x.detach().double().transpose(0, 1).flatten(1)  # (C, values)
-        rows.append(_row(f"{prefix}mean", layer, float(channels.mean(1).abs().mean())))
-        rows.append(_row(f"{prefix}variance", layer, float(channels.var(1, correction=0).mean())))
+    for layer, x in enumerate(entered, 1):
+        channels = x.double().transpose(0, 1).flatten(1)  # (C, values)
+        rows.append(row(f"{prefix}mean", channels.mean(1).abs().mean(), layer))
+        rows.append(row(f"{prefix}variance", channels.var(1, correction=0).mean(), layer))
     return rows
-
-
-class _Inputs:
-    """Within it, what enters each place of a norm (an identity where there is none), by name and in order."""
-
-    def __init__(self, network: Any) -> None:
-        self.norms: dict[str, nn.Module] = network.norms
-        self.entered: dict[str, Tensor] = {}
-
-    def __enter__(self) -> dict[str, Tensor]:
-        self.handles = [norm.register_forward_pre_hook(self._keep(name)) for name, norm in self.norms.items()]
-        return self.entered
-
-    def __exit__(self, *_: object) -> None:
-        for handle in self.handles:
-            handle.remove()
-
-    def _keep(self, name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
-        return lambda _module, arguments: self.entered.__setitem__(name, arguments[0].detach())
-
-
-def _layer_before(network: nn.Module, norm: nn.Module) -> nn.Conv2d | nn.Linear:
-    """The last convolution or linear layer that was made before ``norm``."""
-    made = takewhile(lambda module: module is not norm, network.modules())
-    return [module for module in made if isinstance(module, nn.Conv2d | nn.Linear)][-1]
-
-
-def configured(overrides: list[str], variant: str, seed: int, rate: float | None = None) -> Config:
-    """The configuration of a network that is looked into."""
-    cfg = replace(load_config(overrides), variant=variant, seed=seed)
-    return cfg if rate is None else replace(cfg, optimizer=replace(cfg.optimizer, lr=rate))
-
-
-def _long(cfg: Config, steps: int) -> Config:
-    """``cfg`` with epochs for ``steps`` + 1 steps of any dataset that has a batch."""
-    return replace(cfg, epochs=steps + 1)
-
-
-def _row(quantity: str, x: float | str | None, value: float) -> Row:
-    return {"quantity": quantity, "x": x, "value": float(value)}

@@ -6,13 +6,12 @@ https://arxiv.org/abs/1706.05350
 Differences from the paper
 - A LeNet on digits and on a part of CIFAR-10 for a few epochs, at constant rates; Hoffer et al. train a VGG11 on
   CIFAR-10 for 80 epochs, with learning rate 0.1, momentum 0.9 and weight decay 5e-4.
-- In the grid, weight decay applies to all weights but not to gamma and beta. In Hoffer et al.'s arms it applies only to
-  the weights that a norm follows, so that nothing but their scale is at stake.
-- The correction is per layer and step: each layer's rate is multiplied by its squared norm over that of the same layer
-  in the run with weight decay, which is trained beside it on the same batches. The reverse (weight decay, at the
-  effective rates of the run without) is a control of ours.
-- The learning rate, or the rate and the decay, are chosen by the mean validation accuracy over the seeds; the claim is
-  judged on the test set.
+- In the grid, weight decay applies to all weights but not to gamma and beta; in Hoffer et al.'s arms only to the
+  weights that a norm follows, so that nothing but their scale is at stake.
+- The correction is per layer and step: a layer's rate is multiplied by its squared norm over that of the same layer in
+  the run with weight decay, trained beside it on the same batches. The reverse (weight decay, at the effective rates of
+  the run without) is a control of ours.
+- Rates and decays are chosen by the mean validation accuracy over the seeds; the claim is judged on the test set.
 """
 
 from __future__ import annotations
@@ -24,15 +23,14 @@ from statistics import fmean
 from typing import Any
 
 import numpy as np
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel
 
 from bnrepro.claims import Design, Evidence, Paper, Preset, Results, Values, equal, exact, greater
 from bnrepro.claims.plots import heat_map, legend, lines, looks, panels
-from bnrepro.experiments.vanlaarhoven2017.scaling import invariance
-from bnrepro.experiments.vanlaarhoven2017.training import CORRECTED, OFF, ON, REVERSE, four_arms, norms
+from bnrepro.experiments.vanlaarhoven2017 import measurements
+from bnrepro.experiments.vanlaarhoven2017.measurements import CORRECTED, OFF, ON, REVERSE
 from bnrepro.plots.style import log_ticks
 from bnrepro.stats import Interval
 
@@ -50,28 +48,22 @@ ARMS = {
     REVERSE: "weight decay, rate as without",
 }
 Row = dict[str, Any]
-Cell = tuple[float, float]
 
 
-class Part(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class Grid(Part):
+class Grid(BaseModel, extra="forbid", frozen=True):
     overrides: list[str]
     rates: list[float]
     decays: list[float]
 
 
-class Arms(Part):
+class Arms(BaseModel, extra="forbid", frozen=True):
     overrides: list[str]
     epochs: int
     decay: float
 
 
-class Scaling(Part):
-    scale: float
-    """Factor on the weights."""
+class Scaling(BaseModel, extra="forbid", frozen=True):
+    scale: float  # factor on the weights
     steps: int
     lr: float
     decay: float
@@ -85,13 +77,7 @@ class Settings(Preset):
     margin_points: float
 
 
-paper = Paper(
-    __name__,
-    Settings,
-    source=LAARHOVEN,
-    scale="reduced",
-    scale_note="8 of 80 epochs, a LeNet on two fifths of CIFAR-10",
-)
+paper = Paper(__name__, Settings, source=LAARHOVEN, scale_note="8 of 80 epochs, a LeNet on two fifths of CIFAR-10")
 
 
 @paper.design
@@ -100,11 +86,11 @@ def runs(s: Settings) -> Design:
     design = Design(s.seeds)
     for rate, decay in product(s.grid.rates, s.grid.decays):
         run = [*SGD, *s.grid.overrides, f"optimizer.lr={rate}", f"optimizer.weight_decay={decay}"]
-        design.train("grid", {"rate": rate, "decay": decay}, run, norms)
+        design.train("grid", {"rate": rate, "decay": decay}, run, measurements.norms)
     # The run is an epoch of the network that the four arms train; it says where its data are.
-    arguments = {"epochs": s.arms.epochs, "decay": s.arms.decay}
-    design.train("arms", {}, [*SGD, *s.arms.overrides, "epochs=1"], (four_arms, arguments))
-    design.measure("exact", {}, invariance, **s.exact.model_dump())
+    four_arms = measurements.four_arms, {"epochs": s.arms.epochs, "decay": s.arms.decay}
+    design.train("arms", {}, [*SGD, *s.arms.overrides, "epochs=1"], four_arms)
+    design.measure("exact", {}, measurements.invariance, **s.exact.model_dump())
     return design
 
 
@@ -112,9 +98,7 @@ def runs(s: Settings) -> Design:
 
 
 def trainings(r: Results, s: Settings, optimizer: str, same: str, others: dict[str, str]) -> Evidence:
-    """That trainings from w and from a w have the same losses in one setting, and with every seed not in ``others``,
-    from their names to what was measured.
-    """
+    """That trainings from w and from a w have the same losses in the setting ``same``, and not in ``others``."""
     what = f"relative difference of losses, {optimizer} from w and from a w"
     evidence = exact({same: r.measured(optimizer.lower(), part="exact")}, what, tolerance=s.tolerance)
     different = {name: r.measured(quantity, part="exact") for name, quantity in others.items()}
@@ -123,7 +107,7 @@ def trainings(r: Results, s: Settings, optimizer: str, same: str, others: dict[s
     return evidence.showing({f"difference, {name}": values for name, values in different.items()}, "")
 
 
-@paper.claim("V1", kind="identity", source=LAARHOVEN)
+@paper.claim("V1", kind="identity")
 def the_loss_ignores_the_scale(r: Results, s: Settings) -> Evidence:
     """The loss of a network does not change with the scale of weights that a norm follows, so that an L2 penalty on
     them can be met by their scale alone.
@@ -133,7 +117,7 @@ def the_loss_ignores_the_scale(r: Results, s: Settings) -> Evidence:
     return exact(changes, f"relative change from w to a w, a = {s.exact.scale:g}", tolerance=s.tolerance)
 
 
-@paper.claim("V1.2", kind="identity", source=LAARHOVEN)
+@paper.claim("V1.2", kind="identity")
 def the_effective_rate_is_over_the_squared_norm(r: Results, s: Settings) -> Evidence:
     """The effective learning rate is the rate over the squared norm of the weights: weights a times as large train
     alike at a² times the rate and 1 / a² times the weight decay.
@@ -141,7 +125,7 @@ def the_effective_rate_is_over_the_squared_norm(r: Results, s: Settings) -> Evid
     return trainings(r, s, "SGD", "a² lr, decay / a²", {"the same lr and decay": "sgd_same"})
 
 
-@paper.claim("V1.3", kind="identity", source=LAARHOVEN)
+@paper.claim("V1.3", kind="identity")
 def norms_only_grow(r: Results, s: Settings) -> Evidence:
     """Without weight decay the norm of the weights only grows under SGD."""
     growth, least = (r.measured(quantity, part="exact") for quantity in ("growth", "least_growth"))
@@ -154,7 +138,7 @@ def norms_only_grow(r: Results, s: Settings) -> Evidence:
     return evidence.showing({name: grown}, "times", ratio=True)
 
 
-@paper.claim("V1.4", kind="identity", source=LAARHOVEN)
+@paper.claim("V1.4", kind="identity")
 def adam_sees_the_norm(r: Results, s: Settings) -> Evidence:
     """Adam removes the influence of the weights' norm on the effective rate only in part."""
     evidence = trainings(r, s, "Adam", "a lr", {"the same lr": "adam_same", "a² lr": "adam_squared"})
@@ -171,14 +155,14 @@ def accuracy(r: Results, column: str = "test_accuracy") -> Values:
     return Values(diverged.factors, (CHANCE * diverged.where(bool)).data | ends.data)
 
 
-def best(r: Results, decays: list[float]) -> Cell | None:
+def best(r: Results, decays: list[float]) -> tuple[float, float] | None:
     """The rate and decay, of these, with the best mean validation accuracy."""
     cells = accuracy(r, "val_accuracy").at(decay=decays).by("rate", "decay")
     means = {cell: fmean(values) for cell, values in cells.items()}
     return max(means, key=lambda cell: means[cell], default=None)
 
 
-@paper.claim("V1.5", source=LAARHOVEN, scale="toy", scale_note="a LeNet on 5,000 digits, 8 epochs at constant rates")
+@paper.claim("V1.5", scale="toy", scale_note="a LeNet on 5,000 digits, 8 epochs at constant rates")
 def decay_adds_nothing(r: Results, s: Settings) -> Evidence:
     """L2 regularization has no regularizing effect when combined with normalization: once the learning rate is tuned,
     weight decay adds nothing.
@@ -277,9 +261,8 @@ def identities(r: Results, s: Settings) -> list[Row]:
     }
     rows = []
     for name, text in names.items():
-        values = r.measured(name, part="exact")
-        worst = (min if name == "least_growth" else max)(values, default=None)
-        rows.append({"of": text, "largest relative error": worst})
+        worst = min if name == "least_growth" else max
+        rows.append({"of": text, "largest relative error": worst(r.measured(name, part="exact"), default=None)})
     return rows
 
 
@@ -289,43 +272,32 @@ def heat_maps(r: Results, s: Settings) -> Figure | None:
     mean over the layers that a norm follows. Along the white lines the product of rate and decay is constant, and with
     it the effective rate in equilibrium.
     """
-    values = {
+    effective = r.measured("effective_rate", part="grid").log10().where(math.isfinite)
+    shown = {
         "test accuracy, %": (r.test_accuracy(part="grid"), "viridis", "{:.1f}"),
-        "log10 of lr / |w|² at the end": (
-            r.measured("effective_rate", part="grid").log10().where(math.isfinite),
-            "magma",
-            "{:.2f}",
-        ),
+        "log10 of lr / |w|² at the end": (effective, "magma", "{:.2f}"),
     }
-    if not all(each for each, _, _ in values.values()):
+    if not all(values for values, _, _ in shown.values()):
         return None
+    rates, decays = s.grid.rates, [decay for decay in s.grid.decays if decay > 0]
+    places = range(len(s.grid.decays) - len(decays), len(s.grid.decays))
+    products = np.log(np.outer(decays, rates))
     figure, axes = panels(2, height=0.9 + 0.36 * len(s.grid.decays))
-    for each, (title, (found, colors, form)) in zip(axes, values.items(), strict=True):
-        means = {cell: of.interval().mean for cell, of in found.by("decay", "rate").items()}
-        cells = {cell: Interval(mean, math.nan, math.nan, s.seeds) for cell, mean in sorted(means.items())}
+    for each, (title, (values, colors, form)) in zip(axes, shown.items(), strict=True):
+        means = {cell: found.interval().mean for cell, found in sorted(values.by("decay", "rate").items())}
+        cells = {cell: Interval(mean, math.nan, math.nan, s.seeds) for cell, mean in means.items()}
         image = heat_map(each, cells, cmap=colors, form=form)
         each.invert_yaxis()
-        for text, mean in zip(each.texts, (cells[cell].mean for cell in cells), strict=True):
+        for text, mean in zip(each.texts, means.values(), strict=True):
             box = {"facecolor": image.cmap(image.norm(mean)), "edgecolor": "none", "pad": 0.6}
             text.set(y=text.get_position()[1] + 0.28, zorder=4, bbox=box)  # the lines end before the numbers
-        iso_lines(each, s.grid.rates, s.grid.decays)
+        if min(products.shape) > 1:
+            about: Row = {"levels": sorted(products[:, len(rates) // 2]), "linestyles": "solid", "zorder": 3}
+            for color, width in (("#00000080", 1.8), ("white", 1.0)):  # seen on bright cells too
+                each.contour(range(len(rates)), places, products, colors=[color], linewidths=width, **about)
         each.set(xlabel="learning rate", title=title)
     axes[0].set_ylabel("weight decay")
     return figure
-
-
-def iso_lines(axes: Axes, rates: list[float], decays: list[float]) -> None:
-    """Lines of equal rate times decay, between the places of the cells; decay 0 has none."""
-    first = len([decay for decay in decays if decay <= 0])
-    at, up = np.log(rates), np.log(decays[first:])
-    for decay in up if len(up) > 1 else []:
-        fine = np.linspace(at[0], at[-1], 50)
-        wanted = at[len(at) // 2] + decay - fine
-        inside = (wanted >= up[0]) & (wanted <= up[-1])
-        x = np.interp(fine[inside], at, np.arange(len(at)))
-        y = np.interp(wanted[inside], up, first + np.arange(len(up)))
-        axes.plot(x, y, color="black", linewidth=1.8, alpha=0.5, zorder=2)  # seen on bright cells too
-        axes.plot(x, y, color="white", linewidth=1.0, zorder=3)
 
 
 @paper.figure
