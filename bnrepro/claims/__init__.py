@@ -1,7 +1,7 @@
 """What a paper, a design, a claim and its evidence are; and the one rule that turns evidence into a verdict."""
 
 from bnrepro.claims.evidence import Evidence, equal, exact, greater, less, not_lower, not_testable
-from bnrepro.claims.paper import Design, Measure, Paper, Preset, measure
+from bnrepro.claims.paper import Design, Measure, Paper, Preset, measure, row
 from bnrepro.claims.results import Results
 from bnrepro.claims.values import Values
 
@@ -20,4 +20,5 @@ __all__ = [
     "measure",
     "not_lower",
     "not_testable",
+    "row",
 ]

@@ -112,6 +112,11 @@ def measure(name: str, version: int = 1) -> Callable[[Callable[..., list[Row]]],
     return lambda function: Measure(function, name, version)
 
 
+def row(quantity: str, value: float, x: float | str | None = None) -> Row:
+    """One measured value, as a `Measure` returns them."""
+    return {"quantity": quantity, "x": x, "value": float(value)}
+
+
 @dataclass(frozen=True)
 class Arm:
     """A training run of a design."""
