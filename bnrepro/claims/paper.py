@@ -39,7 +39,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from importlib import import_module
 from pathlib import Path
-from typing import Any, Generic, Literal, TypeVar
+from typing import Any, Generic, Literal, SupportsFloat, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -112,7 +112,7 @@ def measure(name: str, version: int = 1) -> Callable[[Callable[..., list[Row]]],
     return lambda function: Measure(function, name, version)
 
 
-def row(quantity: str, value: float, x: float | str | None = None) -> Row:
+def row(quantity: str, value: SupportsFloat, x: float | str | None = None) -> Row:
     """One measured value, as a `Measure` returns them."""
     return {"quantity": quantity, "x": x, "value": float(value)}
 

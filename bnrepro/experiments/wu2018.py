@@ -204,6 +204,11 @@ class Parts(nn.Module):
         super().__init__()
         self.norm, self.images = norm, images
 
+    @property
+    def bias(self) -> Any:
+        """That of ``norm``, which tells the network that the layer before needs none."""
+        return self.norm.bias
+
     def forward(self, x: Tensor) -> Tensor:
         starts = range(self.images, len(x) - self.images + 1, self.images) if self.training else ()
         return torch.cat([self.norm(part) for part in x.tensor_split([*starts])])

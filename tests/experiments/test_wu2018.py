@@ -63,6 +63,7 @@ def test_parts_of_local_statistics_are_the_layers_of_each_part() -> None:
     torch.testing.assert_close(layer(x), expected)
     torch.testing.assert_close(layer.get_buffer("norm.running_var"), alone.get_buffer("running_var"))
     torch.testing.assert_close(layer.eval()(x), alone.eval()(x))
+    assert layer.bias is not None  # by which the network knows that the layer before needs none
     linear = over_parts("convbn", 4, 0.2)(3, ())
     ghost = NORMS["ghostbn"](3, (), options=NormOptions(eps=1e-3, momentum=0.2, ghost_size=4))
     torch.testing.assert_close(linear(x[:, :, 0, 0]), ghost(x[:, :, 0, 0]))
