@@ -15,6 +15,7 @@ Differences from the paper
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import nullcontext
 from copy import deepcopy
 from dataclasses import replace
 from statistics import stdev
@@ -22,11 +23,12 @@ from typing import Any
 
 import torch
 from matplotlib.figure import Figure
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel
 from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from bnrepro.claims import Design, Evidence, Paper, Preset, Results, Values, equal, greater, measure, not_lower
+from bnrepro.claims import Design, Evidence, Paper, Preset, Results, Values, measure, row
+from bnrepro.claims.evidence import equal, greater, not_lower
 from bnrepro.claims.plots import dots, legend, lines, looks, panels, zero
 from bnrepro.data.dataset import Split, derive_seed
 from bnrepro.norm import reestimate_statistics
@@ -34,6 +36,7 @@ from bnrepro.norm.statistics import batch_statistics, tracking_layers
 from bnrepro.plots.style import label
 from bnrepro.runs.record import Run
 from bnrepro.training import train
+from bnrepro.training.evaluation import shuffled
 from bnrepro.training.train import Trainer, trainer_of
 
 POINTS = "points of test accuracy"
@@ -58,8 +61,7 @@ Row = dict[str, Any]
 
 
 class Part(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
+    model_config = Preset.model_config
     overrides: list[str]
     epochs: int
     images: int
@@ -124,31 +126,32 @@ class Averages:
     """
 
     def __init__(self, layers: dict[str, _BatchNorm], momenta: list[float]) -> None:
-        self.layers, self.steps = layers, 0
-        for layer in layers.values():
+        self.layers, self.steps = list(layers.values()), 0
+        for layer in self.layers:
             layer.momentum = 1.0
-        start = [tensor.clone() for tensor in self._buffers()]
-        kinds: list[float | str] = [*momenta, CUMULATIVE]
-        self.kept = {kind: [tensor.clone() for tensor in start] for kind in kinds}
+        self.momenta = {**{ema(momentum): momentum for momentum in momenta}, CUMULATIVE: None}
+        self.kept = {kind: [buffer.clone() for buffer in self.buffers()] for kind in self.momenta}
 
-    def _buffers(self) -> Iterator[Tensor]:
-        for layer in self.layers.values():
-            assert layer.running_mean is not None and layer.running_var is not None
-            yield layer.running_mean
-            yield layer.running_var
+    def buffers(self) -> list[Tensor]:
+        """Each layer's running mean and variance."""
+        return [each for layer in self.layers for each in (layer.running_mean, layer.running_var) if each is not None]
 
     def update(self) -> None:
         """After a training step."""
         self.steps += 1
-        for kind, averages in self.kept.items():
-            weight = 1 / self.steps if isinstance(kind, str) else kind
-            for average, last in zip(averages, self._buffers(), strict=True):
-                average.lerp_(last, weight)
+        for kind, momentum in self.momenta.items():
+            for average, last in zip(self.kept[kind], self.buffers(), strict=True):
+                average.lerp_(last, 1 / self.steps if momentum is None else momentum)
 
-    def put(self, kind: float | str) -> None:
+    def put(self, kind: str) -> None:
         """Into the layers' buffers, which the next training step overwrites."""
-        for average, buffer in zip(self.kept[kind], self._buffers(), strict=True):
+        for average, buffer in zip(self.kept[kind], self.buffers(), strict=True):
             buffer.copy_(average)
+
+
+def ema(momentum: float) -> str:
+    """The name of a moving average."""
+    return f"ema {momentum:g}"
 
 
 def population(trainer: Trainer, samples: int | None, size: int = POPULATION_BATCH) -> None:
@@ -156,27 +159,17 @@ def population(trainer: Trainer, samples: int | None, size: int = POPULATION_BAT
 
     Which images, is drawn by the run's seed. An incomplete last batch is left out.
     """
-    data = trainer.data
+    data, channels_last = trainer.data, trainer.cfg.channels_last
     generator = torch.Generator().manual_seed(derive_seed(trainer.cfg.seed, "population"))
     order = torch.randperm(len(data.train.labels), generator=generator)[:samples]
     size = min(size, len(order))
-    starts = range(0, len(order) - size + 1, size)
-    images = (data.train.images[order[start : start + size]] for start in starts)
-    reestimate_statistics(trainer.network, (data.normalize(x, trainer.cfg.channels_last) for x in images))
-
-
-def shuffled(split: Split, images: int | None = None) -> Split:
-    """The first ``images`` of a split in an order drawn once: sets sorted by class make batches of one class."""
-    generator = torch.Generator().manual_seed(derive_seed(0, "evaluation"))
-    order = torch.randperm(len(split.labels), generator=generator)[:images].to(split.labels.device)
-    return Split(split.images[order], split.labels[order])
+    batches = order[: len(order) // size * size].split(size)
+    reestimate_statistics(trainer.network, (data.normalize(data.train.images[each], channels_last) for each in batches))
 
 
 def percent(trainer: Trainer, split: Split, batch_size: int | None = None) -> float:
     """Accuracy in %, with what the layers hold; with ``batch_size``, with the statistics of each such batch."""
-    if batch_size is None:
-        return 100 * train.measure(trainer.network, trainer.data, split, trainer.cfg)[1]
-    with batch_statistics(trainer.network):
+    with batch_statistics(trainer.network) if batch_size else nullcontext():
         return 100 * train.measure(trainer.network, trainer.data, split, trainer.cfg, batch_size)[1]
 
 
@@ -197,38 +190,33 @@ def along_training(
     few, whole = shuffled(trainer.data.test, images), shuffled(trainer.data.test)
     rows: list[Row] = []
 
-    def look(prefix: str, x: float | None, split: Split, count: int | None) -> None:
+    def look(prefix: str, x: int | None, split: Split, count: int | None) -> None:
         for kind in averages.kept:
             averages.put(kind)
-            rows.append({"quantity": f"{prefix}_{name_of(kind)}", "x": x, "value": percent(trainer, split)})
+            rows.append(row(f"{prefix}_{kind}", percent(trainer, split), x))
         population(trainer, count)
-        rows.append({"quantity": f"{prefix}_{POPULATION}", "x": x, "value": percent(trainer, split)})
-        own = percent(trainer, split, min(run.config.batch_size, len(split.labels)))
-        rows.append({"quantity": f"{prefix}_{BATCH}", "x": x, "value": own})
+        rows.append(row(f"{prefix}_{POPULATION}", percent(trainer, split), x))
+        size = min(run.config.batch_size, len(split.labels))
+        rows.append(row(f"{prefix}_{BATCH}", percent(trainer, split, size), x))
 
     wanted = places(trainer.steps, points)
     for batch in trainer.batches():
         loss, _ = trainer.update(batch.x, batch.y, batch.lr)
         averages.update()
         if batch.step + 1 in wanted:
-            if not bool(loss.isfinite()):
-                return [*rows, {"quantity": "diverged", "x": None, "value": batch.step + 1}]
+            if not loss.isfinite():
+                return [*rows, row("diverged", batch.step + 1)]
             look("accuracy", batch.step + 1, few, used)
     look("final", None, whole, None)
     for count in samples:
         population(trainer, count)
-        rows.append({"quantity": "samples", "x": count, "value": percent(trainer, whole)})
+        rows.append(row("samples", percent(trainer, whole), count))
     return rows
-
-
-def name_of(kind: float | str) -> str:
-    """Of a kind of statistics; a number is the momentum of a moving average."""
-    return kind if isinstance(kind, str) else f"ema {kind:g}"
 
 
 def places(steps: int, points: int) -> list[int]:
     """Steps to look at: half of them at equal distances in the first fifth of a training, the others up to its end."""
-    early = max(1, round(0.2 * steps))
+    early = max(1, round(EARLY * steps))
     first = -(-points // 2)
     marks = [early * (i + 1) / first for i in range(first)]
     marks += [early + (steps - early) * (i + 1) / (points - first) for i in range(points - first)]
@@ -257,7 +245,7 @@ def ghost_batches(
 
     def look(kind: str, batch_size: int | None = None) -> None:
         for name, split in (("test", test), ("train", trained)):
-            rows.append({"quantity": name, "x": kind, "value": percent(trainer, split, batch_size)})
+            rows.append(row(name, percent(trainer, split, batch_size), kind))
 
     look("ema")
     population(trainer, samples, size)
@@ -333,14 +321,14 @@ def a_thousand_samples_are_enough(r: Results, s: Settings) -> Evidence:
 )
 def momentum_does_not_matter(r: Results, s: Settings) -> Evidence:
     """The momentum of the moving average has no significant effect on the error."""
-    others = [momentum for momentum in s.path.momenta if name_of(momentum) != USUAL]
+    others = [momentum for momentum in s.path.momenta if ema(momentum) != USUAL]
     difference = cells(by_momentum(r, others) - at_end(r, USUAL))
     return equal(difference, "moving average minus momentum 0.1", POINTS, margin=s.margin_points)
 
 
 def by_momentum(r: Results, momenta: list[float]) -> Values:
     """Test accuracy at the end under the moving averages."""
-    return Values.stacked("momentum", {momentum: at_end(r, name_of(momentum)) for momentum in momenta})
+    return Values.stacked("momentum", {momentum: at_end(r, ema(momentum)) for momentum in momenta})
 
 
 # --- claims: ghost batches ---
@@ -377,7 +365,7 @@ def freezing_helps_after_small_batches(r: Results, s: Settings) -> Evidence:
 @paper.table
 def final(r: Results, s: Settings) -> list[Row]:
     """Test error at the end of training by the statistics at test."""
-    kinds = [*map(name_of, s.path.momenta), CUMULATIVE, POPULATION, BATCH]
+    kinds = [*map(ema, s.path.momenta), CUMULATIVE, POPULATION, BATCH]
     return [
         {"statistics": kind, "source's error, %": REPORTED.get(kind)}
         | {f"{name}, error, %": (100 - values).interval() for name, values in cells(at_end(r, kind)).items()}
