@@ -41,6 +41,7 @@ from bnrepro.training import train
 NOTES = "Notes on batch normalization"
 BENCHMARK = "ducha-aiki/caffenet-benchmark, batchnorm.md"
 POINTS = "percentage points"
+SMALL = "small networks, 1 or 2 epochs on digits and CIFAR-10, for ImageNet"
 REGULARIZED = "a LeNet for 12 epochs on 5,000 digits; the notes name no network"
 ORDERS = {"before": "BN before", "after": "BN after", "none": "no BN"}
 POSITIONS = {
@@ -82,9 +83,7 @@ class Settings(Preset):
         return load_config([*self.common, *self.regularized]).batch_size
 
 
-paper = Paper(
-    __name__, Settings, scale="toy", scale_note="small networks, 1 or 2 epochs on digits and CIFAR-10, for ImageNet"
-)
+paper = Paper(__name__, Settings, scale="toy", scale_note=SMALL)
 notes, benchmark = partial(paper.claim, source=NOTES), partial(paper.claim, source=BENCHMARK)
 
 

@@ -74,6 +74,7 @@ WHOLE = {"bn": "bn", "group": "groupnorm", "none": "nobn", "lrn": "lrn"}  # vari
 OWN = {"local": "convbn", "renorm": "renorm"}  # variants: over parts of the batch, trained by a loop of our own
 COMPOSED = ("bn", "renorm", "group")  # trained on batches of few classes
 POINTS = "percentage points of test accuracy"
+LENET = "10 epochs of a LeNet on 5,000 images"
 LINEAR = "LeNet normalizes hidden linear layers too, where a batch of two turns every unit into a sign"
 Row = dict[str, Any]
 
@@ -96,9 +97,7 @@ class Settings(Preset):
         return load_config(self.common).batch_size
 
 
-paper = Paper(
-    __name__, Settings, scale="toy", scale_note="10 epochs of a LeNet on 5,000 images", source=f"{GROUP}; {RENORM}"
-)
+paper = Paper(__name__, Settings, scale="toy", scale_note=LENET, source=f"{GROUP}; {RENORM}")
 group_norm = partial(paper.claim, source=GROUP, where="as listed in Switchable-Normalization's README")
 renormalization = partial(paper.claim, source=RENORM)
 
@@ -280,7 +279,7 @@ def group_norm_is_as_good_at_the_usual_batch(r: Results, s: Settings) -> Evidenc
     source="ppwwyyxx/GroupNorm-reproduce, https://github.com/ppwwyyxx/GroupNorm-reproduce",
     reported="GN 7.3% error, about 1.3 points more than BN",
     scale="reduced",
-    scale_note="10 epochs of a LeNet on 5,000 images, for 400 epochs",
+    scale_note=f"{LENET}, for 400 epochs",
 )
 def group_norm_is_worse_on_cifar(r: Results, s: Settings) -> Evidence:
     """On CIFAR-10 and at a usual batch, group normalization is less accurate than BN."""

@@ -14,7 +14,6 @@ Differences from the paper
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from contextlib import nullcontext
 from copy import deepcopy
 from dataclasses import replace
@@ -41,6 +40,7 @@ from bnrepro.training.train import Trainer, trainer_of
 
 POINTS = "points of test accuracy"
 UNREAD = "no number read in the text"
+PATHS = "4 epochs of a quarter-width ResNet-20 on a fifth of CIFAR-10, for 100 of ResNet-50 on ImageNet"
 GHOSTS = "4 epochs of a quarter-width ResNet-20 on 2,000 digits, for 100 of ResNet-50 on ImageNet"
 CUMULATIVE, POPULATION, BATCH, FROZEN = "cumulative", "population", "batch", "frozen"
 USUAL = "ema 0.1"  # torch's momentum, and 1 - 0.9 of the source
@@ -88,12 +88,7 @@ class Settings(Preset):
     margin_points: float
 
 
-paper = Paper(
-    __name__,
-    Settings,
-    scale="toy",
-    scale_note="4 epochs of a quarter-width ResNet-20 on a fifth of CIFAR-10, for 100 of ResNet-50 on ImageNet",
-)
+paper = Paper(__name__, Settings, scale="toy", scale_note=PATHS)
 
 
 @paper.design
@@ -262,24 +257,24 @@ def ghost_batches(
     return rows
 
 
-# --- claims: moving average and population ---
+# --- claims ---
+
+
+def of_path(r: Results, quantity: str, **at: Any) -> Values:
+    """What was measured along a training, by the name of the network."""
+    networks = r.measured(quantity, part="path", **at).by("variant", "batch").items()
+    return Values.stacked("network", {f"{label(variant)}, {batch} batch": of for (variant, batch), of in networks})
 
 
 def at_end(r: Results, kind: str) -> Values:
-    """Test accuracy at the end of a training under a kind of statistics, by variant and batch."""
-    return r.measured(f"final_{kind}", part="path")
-
-
-def cells(values: Values) -> dict[str, Values]:
-    """The values of each network, by its name."""
-    networks = values.by("variant", "batch").items()
-    return {f"{label(variant)}, {batch} batch": each for (variant, batch), each in networks}
+    """Test accuracy at the end of a training under a kind of statistics."""
+    return of_path(r, f"final_{kind}")
 
 
 @paper.claim("W1", where="section 3", reported=UNREAD)
 def the_population_is_as_good(r: Results, s: Settings) -> Evidence:
     """Statistics of the population computed after training (PreciseBN) are as good as the moving average or better."""
-    difference = cells(at_end(r, POPULATION) - at_end(r, USUAL))
+    difference = at_end(r, POPULATION) - at_end(r, USUAL)
     return not_lower(difference, "population minus moving average at the end", POINTS, margin=s.margin_points)
 
 
@@ -288,19 +283,16 @@ def the_moving_average_is_unstable_early(r: Results, s: Settings) -> Evidence:
     """With a large batch the moving average is unstable early in training, where the population's statistics are
     not.
     """
-    population, moving = (early(r, kind) for kind in (POPULATION, USUAL))
-    lost = population.mean("x") - moving.mean("x")
-    evidence = greater(cells(lost), "population minus moving average, first fifth", POINTS, bar=s.margin_points)
-    for name, values in {"population": population, "moving average": moving}.items():
-        spread = values.reduce(lambda each: stdev(each) if len(each) > 1 else 0.0, "x")
-        spreads = {f"standard deviation there, {name}, {network}": each for network, each in cells(spread).items()}
-        evidence = evidence.showing(spreads, "points")
-    return evidence
+    found = {"population": early(r, POPULATION), "moving average": early(r, USUAL)}
+    lost = found["population"].mean("x") - found["moving average"].mean("x")
+    evidence = greater(lost, "population minus moving average, first fifth", POINTS, bar=s.margin_points)
+    spreads = {name: values.reduce(lambda of: stdev(of) if len(of) > 1 else 0.0, "x") for name, values in found.items()}
+    return evidence.showing({f"standard deviation there, {name}": each for name, each in spreads.items()}, "points")
 
 
 def early(r: Results, kind: str) -> Values:
     """Accuracies at the points in the first fifth of a training with a large batch."""
-    values = r.measured(f"accuracy_{kind}", part="path", batch=["large"])
+    values = of_path(r, f"accuracy_{kind}", batch=["large"])
     steps = values.levels("x")
     return values.at(x=[step for step in steps if step <= EARLY * max(steps) + 0.5])  # the points are whole steps
 
@@ -308,7 +300,7 @@ def early(r: Results, kind: str) -> Values:
 @paper.claim("W1.3", where="section 3", reported="10^3 to 10^4 samples (ResNet-50, ImageNet)")
 def a_thousand_samples_are_enough(r: Results, s: Settings) -> Evidence:
     """1,000 to 10,000 samples are enough for the population's statistics."""
-    difference = cells(r.measured("samples", part="path", x=s.enough) - at_end(r, POPULATION))
+    difference = of_path(r, "samples", x=s.enough) - at_end(r, POPULATION)
     return equal(difference, f"statistics of {s.enough:,} images minus all", POINTS, margin=s.margin_points)
 
 
@@ -322,8 +314,8 @@ def a_thousand_samples_are_enough(r: Results, s: Settings) -> Evidence:
 def momentum_does_not_matter(r: Results, s: Settings) -> Evidence:
     """The momentum of the moving average has no significant effect on the error."""
     others = [momentum for momentum in s.path.momenta if ema(momentum) != USUAL]
-    difference = cells(by_momentum(r, others) - at_end(r, USUAL))
-    return equal(difference, "moving average minus momentum 0.1", POINTS, margin=s.margin_points)
+    difference = by_momentum(r, others) - at_end(r, USUAL)
+    return equal(difference.by("network"), "moving average minus momentum 0.1", POINTS, margin=s.margin_points)
 
 
 def by_momentum(r: Results, momenta: list[float]) -> Values:
@@ -331,13 +323,9 @@ def by_momentum(r: Results, momenta: list[float]) -> Values:
     return Values.stacked("momentum", {momentum: at_end(r, ema(momentum)) for momentum in momenta})
 
 
-# --- claims: ghost batches ---
-
-
-def over_population(r: Results, s: Settings, kind: str, estimand: str) -> Evidence:
-    """Test accuracy under a kind of statistics minus the population's, after training on small ghost batches."""
-    test = r.measured("test", part="ghost", size=SMALL)
-    return greater(test.at(x=kind) - test.at(x=POPULATION), estimand, POINTS, margin=s.margin_points)
+def after_small(r: Results, split: str, kind: str) -> Values:
+    """Accuracy on a split under a kind of statistics, after training on small ghost batches."""
+    return r.measured(split, part="ghost", size=SMALL, x=kind)
 
 
 @paper.claim("W1.4", where="section 3", reported=UNREAD, scale_note=GHOSTS)
@@ -345,18 +333,18 @@ def the_batch_is_better_after_small_batches(r: Results, s: Settings) -> Evidence
     """Where training normalises over 2 to 4 images, the batch's own statistics at test are better than the
     population's.
     """
-    evidence = over_population(r, s, BATCH, "each ghost batch's statistics minus the population's")
-    trained, test = (r.measured(split, part="ghost", size=SMALL) for split in ("train", "test"))
-    for kind in (POPULATION, BATCH):
-        gap = trained.at(x=BATCH) - test.at(x=kind)
-        evidence = evidence.showing({f"training minus test accuracy, {KINDS[kind]}": gap}, "points")
-    return evidence
+    test = {kind: after_small(r, "test", kind) for kind in (POPULATION, BATCH)}
+    estimand = "each ghost batch's statistics minus the population's"
+    evidence = greater(test[BATCH] - test[POPULATION], estimand, POINTS, margin=s.margin_points)
+    gaps = {KINDS[kind]: after_small(r, "train", BATCH) - values for kind, values in test.items()}
+    return evidence.showing({f"training minus test accuracy, {kind}": gap for kind, gap in gaps.items()}, "points")
 
 
 @paper.claim("W1.5", where="section 3", reported=UNREAD, scale_note=GHOSTS)
 def freezing_helps_after_small_batches(r: Results, s: Settings) -> Evidence:
     """Where training normalises over 2 to 4 images, frozen statistics (FrozenBN) in the last epochs help."""
-    return over_population(r, s, FROZEN, "frozen in the last epochs minus never frozen")
+    difference = after_small(r, "test", FROZEN) - after_small(r, "test", POPULATION)
+    return greater(difference, "frozen in the last epochs minus never frozen", POINTS, margin=s.margin_points)
 
 
 # --- tables and figures ---
@@ -365,21 +353,20 @@ def freezing_helps_after_small_batches(r: Results, s: Settings) -> Evidence:
 @paper.table
 def final(r: Results, s: Settings) -> list[Row]:
     """Test error at the end of training by the statistics at test."""
-    kinds = [*map(ema, s.path.momenta), CUMULATIVE, POPULATION, BATCH]
     return [
         {"statistics": kind, "source's error, %": REPORTED.get(kind)}
-        | {f"{name}, error, %": (100 - values).interval() for name, values in cells(at_end(r, kind)).items()}
-        for kind in kinds
+        | {f"{name}, error, %": found for name, found in (100 - at_end(r, kind)).intervals("network").items()}
+        for kind in [*map(ema, s.path.momenta), CUMULATIVE, POPULATION, BATCH]
     ]
 
 
 @paper.table
 def samples(r: Results, s: Settings) -> list[Row]:
     """Test accuracy by the number of training images in the population's statistics."""
-    found = {count: r.measured("samples", part="path", x=count) for count in s.path.samples}
+    some = {count: of_path(r, "samples", x=count) for count in s.path.samples}
     return [
-        {"samples": count} | {f"{name}, %": each.interval() for name, each in cells(values).items()}
-        for count, values in [*found.items(), ("all", at_end(r, POPULATION))]
+        {"samples": count} | {f"{name}, %": found for name, found in values.intervals("network").items()}
+        for count, values in [*some.items(), ("all", at_end(r, POPULATION))]
     ]
 
 
@@ -401,11 +388,11 @@ def along(r: Results, s: Settings) -> Figure | None:
     images. The population's statistics are of {s.enough:,} training images.
     """
     kinds = (USUAL, CUMULATIVE, POPULATION, BATCH)
-    error = 100 - Values.stacked("kind", {kind: r.measured(f"accuracy_{kind}", part="path") for kind in kinds})
+    error = 100 - Values.stacked("kind", {kind: of_path(r, f"accuracy_{kind}") for kind in kinds})
     if not error:
         return None
     figure, axes = panels(len(s.path.batches), len(s.path.variants), height=1.9, sharey=True)
-    for each, (name, values) in zip(axes, cells(error).items(), strict=True):
+    for each, (name, values) in zip(axes, error.by("network").items(), strict=True):
         lines(each, values, "x", "kind", looks(KINDS))
         each.set(title=name, xlabel="step", ylabel="test error, %", ylim=(0, 100))
         each.label_outer(remove_inner_ticks=False)
@@ -418,19 +405,17 @@ def against(r: Results, s: Settings) -> Figure | None:
     """Test accuracy at the end minus that with the statistics of all training images. Left: by the number of training
     images in the population's statistics. Right: by the momentum of the moving average.
     """
-    found = {
-        "training images in the statistics": (r.measured("samples", part="path"), "x"),
-        "momentum of the moving average": (by_momentum(r, s.path.momenta), "momentum"),
-    }
-    if not at_end(r, POPULATION):
+    whole = at_end(r, POPULATION)
+    if not whole:
         return None
-    figure, axes = panels(2, height=2.9)
-    for each, (name, (values, factor)) in zip(axes, found.items(), strict=True):
-        networks = Values.stacked("network", cells(values - at_end(r, POPULATION)))
-        zero(each)
-        dots(each, networks, factor, "network", looks(networks.levels("network")))
-        each.set(xlabel=name, ylabel="points of test accuracy")
-    legend(figure, 2, of=axes[0])
+    figure, (left, right) = panels(2, height=2.9)
+    look = looks(whole.levels("network"))
+    for axes, what in ((left, "training images in the statistics"), (right, "momentum of the moving average")):
+        zero(axes)
+        axes.set(xlabel=what, ylabel="points of test accuracy")
+    dots(left, of_path(r, "samples") - whole, "x", "network", look)
+    dots(right, by_momentum(r, s.path.momenta) - whole, "momentum", "network", look)
+    legend(figure, 2, of=left)
     return figure
 
 
