@@ -94,9 +94,8 @@ def runs(s: Settings) -> Design:
     cells = [(activation, order, "on") for activation in s.activations for order in ORDERS]
     for network, own in s.networks.items():
         for activation, order, affine in [*cells, ("relu", "before", "off"), ("relu", "after", "off")]:
-            overrides = [*s.common, *own, f"model.activation={activation}"]
+            overrides = [*s.common, *own, f"model.activation={activation}", f"norm.affine={affine}"]
             overrides += ["variant=nobn"] if order == "none" else ["variant=bn", f"model.placement={order}"]
-            overrides += ["norm.affine=false"] * (affine == "off")
             factors: Row = {"network": network, "activation": activation, "order": order, "affine": affine}
             design.train("order", factors, overrides)
     base = [*s.common, *s.regularized]

@@ -4,7 +4,7 @@ https://arxiv.org/abs/1803.08494
 
 Differences from the paper
 - A small LeNet on 5,000 images of CIFAR-10, where the sources train ResNet-50 and Inception-v3 on ImageNet.
-- Statistics come from parts of the batch of gradient descent, and nothing else differs. Wu & He shrink the batch per
+- Statistics come from parts of the batch of gradient descent, whose size and rate stay. Wu & He shrink the batch per
   GPU and scale the rate with it.
 - The momentum of the parts is such that together they weigh what the batch weighs in the running statistics.
 - Group normalization has up to 32 groups of at least 8 channels; where the first maps have fewer, one group.
@@ -135,7 +135,7 @@ def runs(s: Settings) -> Design:
 def trained(
     run: Run, seed: int, norm: str, images: int, classes: int, momentum: float, renorm_shares: list[float]
 ) -> list[Row]:
-    """Train as ``run`` was, from the same weights, with another norm or other batches.
+    """Train as ``run`` was, from the same weights, with another norm or other batches, and images as they are.
 
     Args:
         norm: bn, group, renorm or local.
@@ -159,15 +159,14 @@ def trained(
     for step in range(trainer.steps):
         epoch, position = divmod(step, trainer.steps_per_epoch)
         if position == 0:
-            generator = torch.Generator().manual_seed(derive_seed(cfg.seed, "order", epoch))
-            batches = in_runs(data.train.labels, length, generator).split(size)
+            batches = in_runs(data.train.labels, length, derive_seed(cfg.seed, "order", epoch)).split(size)
         x, y = data.normalize(data.train.images[batches[position]]), data.train.labels[batches[position]]
         lr = cfg.optimizer.lr * lr_factor(cfg.schedule, step, trainer.steps, trainer.steps_per_epoch)
         if not trainer.update(x, y, lr)[0].isfinite():
             return [row("diverged", step)]
     rows = [row("test_accuracy", 100 * trainer.measure(data.test)[1])]
     if norm == "bn" and classes:
-        order = in_runs(data.test.labels, length, torch.Generator().manual_seed(derive_seed(0, "evaluation")))
+        order = in_runs(data.test.labels, length, derive_seed(0, "evaluation"))
         order = order[: len(order) // size * size]
         test = Split(data.test.images[order], data.test.labels[order])
         with batch_statistics(trainer.network):
@@ -175,12 +174,13 @@ def trained(
     return rows
 
 
-def in_runs(labels: Tensor, size: int, generator: torch.Generator) -> Tensor:
+def in_runs(labels: Tensor, size: int, seed: int) -> Tensor:
     """An order of all images in which ``size`` images of one class follow one another; with 0, any order.
 
     Each class's images are shuffled and cut into runs, and the runs are shuffled. What is left of the classes, fewer
     than ``size`` of each, comes last, class by class.
     """
+    generator = torch.Generator().manual_seed(seed)
     order = torch.randperm(len(labels), generator=generator)
     if size == 0:
         return order

@@ -191,8 +191,7 @@ def along_training(
             rows.append(row(f"{prefix}_{kind}", percent(trainer, split), x))
         population(trainer, count)
         rows.append(row(f"{prefix}_{POPULATION}", percent(trainer, split), x))
-        size = min(run.config.batch_size, len(split.labels))
-        rows.append(row(f"{prefix}_{BATCH}", percent(trainer, split, size), x))
+        rows.append(row(f"{prefix}_{BATCH}", percent(trainer, split, trainer.cfg.batch_size), x))
 
     wanted = places(trainer.steps, points)
     for batch in trainer.batches():
