@@ -225,7 +225,7 @@ def over_parts(variant: str, images: int, momentum: float) -> MakeNorm:
     return make
 
 
-# --- what is read from the records ---
+# --- claims: how many images statistics come from ---
 
 
 def accuracies(r: Results) -> Values:
@@ -239,16 +239,6 @@ def change(r: Results, first: tuple[str, int], second: tuple[str, int]) -> Value
     """Test accuracy of one norm with statistics from some images minus that of another."""
     values = accuracies(r)
     return values.at(norm=first[0], images=first[1]) - values.at(norm=second[0], images=second[1])
-
-
-def composed(r: Results, s: Settings) -> Values:
-    """Test accuracy by norm and composition of the training's batches, by running statistics or the test batch's."""
-    accuracy, by_batch = (r.measured(f"{kind}_accuracy", part="sorted") for kind in ("test", "batch"))
-    few = {FEW: accuracy.at(classes=s.classes), BY_BATCH: by_batch.at(classes=s.classes)}
-    return accuracy.at(classes=0).join("batches", SHUFFLED, **few)
-
-
-# --- claims: how many images statistics come from ---
 
 
 @group_norm("G1.1", reported=TABLE + "BN 76.4 76.3 75.2 72.7 65.3", withdrawn=LINEAR)
@@ -302,6 +292,13 @@ def renorm_is_as_good_at_a_large_batch(r: Results, s: Settings) -> Evidence:
 
 
 # --- claims: batches of few classes ---
+
+
+def composed(r: Results, s: Settings) -> Values:
+    """Test accuracy by norm and composition of the training's batches, by running statistics or the test batch's."""
+    accuracy, by_batch = (r.measured(f"{kind}_accuracy", part="sorted") for kind in ("test", "batch"))
+    few = {FEW: accuracy.at(classes=s.classes), BY_BATCH: by_batch.at(classes=s.classes)}
+    return accuracy.at(classes=0).join("batches", SHUFFLED, **few)
 
 
 @renormalization(
