@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -118,6 +119,22 @@ def test_the_loop_is_the_runs_own_where_nothing_differs(tmp_path: Path) -> None:
     found, apart = trained(0), trained(2)
     assert found == {"test_accuracy": pytest.approx(100 * run.summary["test_accuracy"], abs=1e-6)}
     assert 0 <= apart["batch_accuracy"] <= 100 and apart["test_accuracy"] != found["test_accuracy"]
+
+
+def test_renorms_schedule_is_of_the_trainings_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    made, trainer_of = [], train.trainer_of
+
+    def kept(*arguments: Any, **options: Any) -> train.Trainer:
+        made.append(trainer_of(*arguments, **options))
+        return made[-1]
+
+    monkeypatch.setattr(train, "trainer_of", kept)
+    run = type("Run", (), {"config": load_config([*SMOKE.common, "variant=bn", "epochs=1"])})()
+    wu2018.trained.function(run, 0, "renorm", 4, 0, 0.1, [0.25, 1.0, 0.5])
+    layers = [layer for layer in made[0].network.modules() if isinstance(layer, BatchRenorm)]
+    parts = 8 * made[0].steps  # 8 of 4 images in a batch of 32
+    assert len(layers) == 4
+    assert {(each.start, each.r_steps, each.d_steps) for each in layers} == {(parts // 4, parts, parts // 2)}
 
 
 # --- claims ---
