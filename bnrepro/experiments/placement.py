@@ -17,37 +17,33 @@ Differences from the paper
 from __future__ import annotations
 
 import math
+from functools import partial
 from itertools import combinations
 from typing import Any
 
 import torch
 from matplotlib.colors import SymLogNorm
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter
-from torch import Tensor
+from torch import Tensor, nn
 
-from bnrepro.claims import Design, Evidence, Paper, Preset, Results, Values, measure
+from bnrepro.claims import Design, Evidence, Paper, Preset, Results, Values, measure, row
 from bnrepro.claims.evidence import equal, exact, greater, less, not_lower
-from bnrepro.claims.plots import BLACK, Look, curve, heat_map, legend, lines, looks, panels, ticks, zero
+from bnrepro.claims.plots import BLACK, Look, heat_map, legend, lines, looks, panels, ticks, zero
 from bnrepro.config import load_config
 from bnrepro.norm import NORMS, NormOptions
 from bnrepro.norm.oracle import batch_norm_forward
 from bnrepro.plots.style import COLUMN
 from bnrepro.runs.record import Run
-from bnrepro.stats import Interval, holm, p_value
+from bnrepro.stats import holm, p_value
 from bnrepro.training import evaluation as inference
 from bnrepro.training import train
 
 NOTES = "Notes on batch normalization"
 BENCHMARK = "ducha-aiki/caffenet-benchmark, batchnorm.md"
 POINTS = "percentage points"
+SMALL = "small networks, 1 or 2 epochs on digits and CIFAR-10, for ImageNet"
 REGULARIZED = "a LeNet for 12 epochs on 5,000 digits; the notes name no network"
-ORDERS = {
-    "before": ("variant=bn", "model.placement=before"),
-    "after": ("variant=bn", "model.placement=after"),
-    "none": ("variant=nobn",),
-}
-ORDER_NAMES = {"before": "BN before", "after": "BN after", "none": "no BN"}
+ORDERS = {"before": "BN before", "after": "BN after", "none": "no BN"}
 POSITIONS = {
     "before_norm": "directly before each BN",
     "after_norm": "after each BN and activation",
@@ -82,43 +78,30 @@ class Settings(Preset):
     negligible_loss: float = 0.01
 
     @property
-    def little(self) -> float:
-        """The amount of dropout that the notes allow."""
-        return self.dropout_amounts[0]
-
-    @property
-    def much(self) -> float:
-        """The usual amount of dropout."""
-        return self.dropout_amounts[-1]
-
-    @property
     def whole(self) -> int:
-        """The batch size of the network with ghost batches."""
+        """The batch that ghost batches are parts of."""
         return load_config([*self.common, *self.regularized]).batch_size
 
 
-paper = Paper(
-    __name__, Settings, scale="toy", scale_note="small networks, 1 or 2 epochs on digits and CIFAR-10, for ImageNet"
-)
+paper = Paper(__name__, Settings, scale="toy", scale_note=SMALL)
+notes, benchmark = partial(paper.claim, source=NOTES), partial(paper.claim, source=BENCHMARK)
 
 
 @paper.design
 def runs(s: Settings) -> Design:
-    """Orders for each network and activation, with and without gamma and beta for ReLU; dropout and ghost batches for
-    one network; one layer for P4 and P5.
-    """
+    """Orders in each network; dropout and ghost batches in one network; one layer for P4 and P5."""
     design = Design(s.seeds)
     cells = [(activation, order, "on") for activation in s.activations for order in ORDERS]
     for network, own in s.networks.items():
         for activation, order, affine in [*cells, ("relu", "before", "off"), ("relu", "after", "off")]:
-            overrides = [*s.common, *own, *ORDERS[order], f"model.activation={activation}"]
-            overrides += ["norm.affine=false"] * (affine == "off")
+            overrides = [*s.common, *own, f"model.activation={activation}", f"norm.affine={affine}"]
+            overrides += ["variant=nobn"] if order == "none" else ["variant=bn", f"model.placement={order}"]
             factors: Row = {"network": network, "activation": activation, "order": order, "affine": affine}
             design.train("order", factors, overrides)
     base = [*s.common, *s.regularized]
     dropouts = [("bn", position, amount) for position in POSITIONS for amount in s.dropout_amounts]
     # Without BN there is one question: whether dropout does there what it does beside BN.
-    dropouts += [("bn", "none", 0.0), ("nobn", "none", 0.0), ("nobn", "after_norm", s.much)]
+    dropouts += [("bn", "none", 0.0), ("nobn", "none", 0.0), ("nobn", "after_norm", s.dropout_amounts[-1])]
     for norm, position, amount in dropouts:
         where = [f"model.dropout={amount}", f"model.dropout_position={position}"] if amount else []
         at = {"norm": norm, "position": position, "amount": amount}
@@ -141,77 +124,66 @@ def fit(run: Run, seed: int) -> list[Row]:
     The training loss in metrics.csv is no measure of fit here: it is taken with the batches' own noisy statistics.
     """
     cfg, data, network = inference.restore(run)
-    (train_loss, train_accuracy), (test_loss, test_accuracy) = (
-        train.measure(network, data, split, cfg) for split in (data.train, data.test)
-    )
-    values = {"train_loss": train_loss, "train_accuracy": train_accuracy}
-    values |= {"test_loss": test_loss, "test_accuracy": test_accuracy, "gap": test_loss - train_loss}
-    return [row(quantity, value) for quantity, value in values.items()]
+    found: dict[str, float] = {}
+    for split, images in (("train", data.train), ("test", data.test)):
+        found[f"{split}_loss"], found[f"{split}_accuracy"] = train.measure(network, data, images, cfg)
+    found["gap"] = found["test_loss"] - found["train_loss"]
+    return [row(quantity, value) for quantity, value in found.items()]
+
+
+def example(seed: int, batch: int, channels: int, height: int, width: int) -> tuple[Tensor, nn.Module]:
+    """Values in float64 whose channels have means and standard deviations of their own, and BatchNorm2d of them."""
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn((batch, channels, height, width), dtype=torch.float64, generator=generator)
+    scale, shift = torch.rand((2, channels, 1, 1), dtype=torch.float64, generator=generator)
+    layer = NORMS["bn"](channels, (height, width), options=NormOptions(eps=EPS)).double()
+    return x * (0.5 + scale) + 4 * shift - 2, layer
 
 
 @measure("placement/identity")
 @torch.no_grad()
-def identity(seed: int, batch: int, channels: int, height: int, width: int) -> list[Row]:
+def identity(seed: int, **shape: int) -> list[Row]:
     """P4. BN with beta = mean and gamma = sqrt(variance + eps), or the source's gamma = deviation, against its input.
 
     Largest absolute differences in float64 (``error``, x which gamma), beside what the missing eps comes to,
     |x - mean| (1 - deviation / sqrt(variance + eps)) (``expected``). ``moved``: mean and standard deviation of the
     output with gamma 2 and beta 3, minus 3 and minus 2 as eps shrinks it.
     """
-    x = draw(seed, batch, channels, height, width)
+    x, layer = example(seed, **shape)
     mean, var = x.mean((0, 2, 3)), x.var((0, 2, 3), correction=0)
     shrunk = (var / (var + EPS)).sqrt()
-    layer = NORMS["bn"](channels, (height, width), options=NormOptions(eps=EPS)).double()
 
     def output(gamma: Tensor, beta: Tensor) -> Tensor:
         layer.get_parameter("weight").copy_(gamma)
         layer.get_parameter("bias").copy_(beta)
         return layer(x)
 
-    exactly, roughly = (output(gamma, mean) - x for gamma in ((var + EPS).sqrt(), var.sqrt()))
-    expected = (x - mean[:, None, None]).abs() * (1 - shrunk)[:, None, None]
+    gammas = {"sqrt(variance + eps)": (var + EPS).sqrt(), "deviation": var.sqrt()}
+    rows = [row("error", (output(gamma, mean) - x).abs().max(), name) for name, gamma in gammas.items()]
+    expected = (x - mean[:, None, None]) * (1 - shrunk)[:, None, None]
     moved = output(torch.full_like(mean, 2.0), torch.full_like(mean, 3.0))
     off = torch.stack([moved.mean((0, 2, 3)) - 3, moved.std((0, 2, 3), correction=0) - 2 * shrunk])
-    return [
-        row("error", float(exactly.abs().max()), "sqrt(variance + eps)"),
-        row("error", float(roughly.abs().max()), "deviation"),
-        row("expected", float(expected.max()), "deviation"),
-        row("moved", float(off.abs().max())),
-    ]
+    return [*rows, row("expected", expected.abs().max(), "deviation"), row("moved", off.abs().max())]
 
 
 @measure("placement/channels")
 @torch.no_grad()
-def per_channel(seed: int, batch: int, channels: int, height: int, width: int) -> list[Row]:
+def per_channel(seed: int, **shape: int) -> list[Row]:
     """P5. Numbers in each parameter and statistic of BatchNorm2d, and its output against NumPy's per channel.
 
     ``error``: against statistics over batch, height and width (x: per channel), and against those over the batch alone
     (x: per location). ``mixed``: change of the other channels' output when one channel is changed, which is 0.
     """
-    x = draw(seed, batch, channels, height, width)
-    layer = NORMS["bn"](channels, (height, width), options=NormOptions(eps=EPS)).double()
+    x, layer = example(seed, **shape)
     sizes = [p.numel() for p in layer.parameters()] + [b.numel() for b in layer.buffers() if b.is_floating_point()]
-    y = layer(x)
-    changed = x.clone()
-    changed[:, 0] = changed[:, 0] * 5 + 7 * changed[:, 0].square()
     rows = [row("size", size, f"tensor {place}") for place, size in enumerate(sizes)]
+    y = layer(x)
     for what, axes in (("per channel", (0, 2, 3)), ("per location", (0,))):
         want = torch.from_numpy(batch_norm_forward(x.numpy(), None, None, axes, EPS)[0])
-        rows.append(row("error", float((y - want).abs().max()), what))
-    return [*rows, row("mixed", float((layer(changed) - y)[:, 1:].abs().max()))]
-
-
-def draw(seed: int, batch: int, channels: int, height: int, width: int) -> Tensor:
-    """Values in float64 whose channels have means and standard deviations of their own."""
-    generator = torch.Generator().manual_seed(seed)
-    x = torch.randn((batch, channels, height, width), dtype=torch.float64, generator=generator)
-    scale, shift = torch.rand((2, channels, 1, 1), dtype=torch.float64, generator=generator)
-    return x * (0.5 + scale) + 4 * shift - 2
-
-
-def row(quantity: str, value: float, x: str | None = None) -> Row:
-    """One measured value."""
-    return {"quantity": quantity, "x": x, "value": float(value)}
+        rows.append(row("error", (y - want).abs().max(), what))
+    changed = x.clone()
+    changed[:, 0] = changed[:, 0] * 5 + 7 * changed[:, 0].square()
+    return [*rows, row("mixed", (layer(changed) - y)[:, 1:].abs().max())]
 
 
 # --- claims ---
@@ -235,13 +207,14 @@ def change(r: Results, norm: str, position: str, amount: float | list[float]) ->
 
 def spread(values: Values) -> Values:
     """Best minus worst of ReLU, ELU and PReLU, over the seeds that have all three."""
-    of_seed = values.at(activation=ALIKE).reduce(
-        lambda found: max(found) - min(found) if len(found) == len(ALIKE) else math.nan, "activation"
-    )
-    return of_seed.where(math.isfinite)
+
+    def of_seed(found: list[float]) -> float:
+        return max(found) - min(found) if len(found) == len(ALIKE) else math.nan
+
+    return values.at(activation=ALIKE).reduce(of_seed, "activation").where(math.isfinite)
 
 
-@paper.claim(
+@notes(
     "P1",
     source=f"{NOTES}, which shows {BENCHMARK}",
     quote="it seems that putting BatchNorm after the activation function provides better performance (and makes more "
@@ -252,15 +225,13 @@ def spread(values: Values) -> Values:
 )
 def after_is_better(r: Results, s: Settings) -> Evidence:
     """Putting batch normalization after the activation function provides better performance than before it."""
-    evidence = greater(
-        difference(r, "after", "before"), "test accuracy, BN after minus before", POINTS, margin=s.negligible_points
-    )
+    gain = difference(r, "after", "before")
+    evidence = greater(gain, "test accuracy, BN after minus before", POINTS, margin=s.negligible_points)
     return evidence.showing({"no BN minus BN before, ReLU": difference(r, "none", "before").at(activation="relu")})
 
 
-@paper.claim(
+@notes(
     "P2",
-    source=NOTES,
     quote="Thus we generally don't put Dropout after BatchNorm, or we set a dropout probability very low ≈ 0.1",
     reported="no number of its own; the benchmark's CaffeNet128 with BN: dropout 0.5 .499, 0.2 .527, 0 .513",
     scale_note=REGULARIZED,
@@ -268,41 +239,37 @@ def after_is_better(r: Results, s: Settings) -> Evidence:
 def dropout_after_bn_harms_unless_low(r: Results, s: Settings) -> Evidence:
     """Dropout is generally not put after batch normalization, or with a very low probability of about 0.1."""
     margin, estimand = s.negligible_points, "test accuracy, dropout after each BN minus none"
-    much, little = (change(r, "bn", "after_norm", amount) for amount in (s.much, s.little))
-    harms = less(much, estimand, POINTS, margin=-margin, condition=f"dropout {s.much:g}")
-    harmless = not_lower(little, estimand, POINTS, margin=margin, condition=f"dropout {s.little:g}")
+    little, much = s.dropout_amounts[0], s.dropout_amounts[-1]
+    after = {amount: change(r, "bn", "after_norm", amount) for amount in (little, much)}
+    harms = less(after[much], estimand, POINTS, margin=-margin, condition=f"dropout {much:g}")
+    harmless = not_lower(after[little], estimand, POINTS, margin=margin, condition=f"dropout {little:g}")
     beside = {
-        f"{s.much:g} directly before each BN": change(r, "bn", "before_norm", s.much),  # Li et al. (2019) warn of it
-        f"{s.much:g} without BN": change(r, "nobn", "after_norm", s.much),
-        "before the last layer only": change(r, "bn", "last", [s.little, s.much]),
+        f"{much:g} directly before each BN": change(r, "bn", "before_norm", much),  # Li et al. (2019) warn of it
+        f"{much:g} without BN": change(r, "nobn", "after_norm", much),
+        "before the last layer only": change(r, "bn", "last", [little, much]),
     }
     return (harms & harmless).showing(beside)
 
 
-@paper.claim(
+@notes(
     "P3",
-    source=NOTES,
     quote="The computation of mean and std on batch adds some noise during the training and regularizes.",
     scale_note=REGULARIZED,
 )
 def noise_regularizes(r: Results, s: Settings) -> Evidence:
     """The computation of mean and standard deviation on the batch adds noise during training and regularizes."""
-
-    def effect(quantity: str) -> Values:
-        values = r.measured(quantity, part="ghost")
-        return values.at(size=s.ghost_decides) - values.at(size=s.whole)
-
+    measured = {quantity: r.measured(quantity, part="ghost") for quantity in (*LOSSES, "test_accuracy")}
+    effect = {name: values.at(size=s.ghost_decides) - values.at(size=s.whole) for name, values in measured.items()}
     estimand = f"statistics of {s.ghost_decides} images minus those of {s.whole}"
-    gap = less(effect("gap"), estimand, "nats", margin=-s.negligible_loss, condition="test minus training loss")
-    points = 100 * effect("test_accuracy")
+    gap = less(effect["gap"], estimand, "nats", margin=-s.negligible_loss, condition="test minus training loss")
+    points = 100 * effect["test_accuracy"]
     harmless = not_lower(points, estimand, POINTS, margin=s.negligible_points, condition="test accuracy")
     # A gap that narrows because the training loss rises is no gain: both losses stand beside it.
-    return (gap & harmless).showing({LOSSES[each]: effect(each) for each in ("train_loss", "test_loss")})
+    return (gap & harmless).showing({LOSSES[each]: effect[each] for each in ("train_loss", "test_loss")})
 
 
-@paper.claim(
+@notes(
     "P4",
-    source=NOTES,
     kind="identity",
     quote="These coefficients allow the model to avoid having 0 mean and unit variance if it needs it",
     reported="no number; exactly: gamma = standard deviation and beta = mean give the identity. The formula has no eps",
@@ -320,9 +287,8 @@ def gamma_and_beta_can_undo_it(r: Results, s: Settings) -> Evidence:
     return evidence.showing({"from the input, with gamma = standard deviation, as the formula has it": without_eps})
 
 
-@paper.claim(
+@notes(
     "P5",
-    source=NOTES,
     kind="identity",
     quote="For convolutional layers, the normalization is applied per channel",
     reported="BatchNorm2d(6) after Conv2d(1, 6)",
@@ -340,9 +306,8 @@ def normalizes_per_channel(r: Results, s: Settings) -> Evidence:
     return evidence.showing({"from statistics per location": per_location})
 
 
-@paper.claim(
+@benchmark(
     "P6",
-    source=BENCHMARK,
     where="table of BN before and after ReLU",
     reported="CaffeNet128, top-1: before .474, with them .478; after .499, with them .493",
 )
@@ -350,17 +315,13 @@ def affine_helps_before_and_not_after(r: Results, s: Settings) -> Evidence:
     """The learned scale and shift help where BN stands before the activation, and not where it stands after it."""
     on, off = (r.test_accuracy(part="order", activation="relu", affine=affine) for affine in ("on", "off"))
     gain = on - off
-    return greater(
-        {"before": gain.at(order="before"), "after": -gain.at(order="after")},
-        "accuracy gained by gamma and beta (after: lost)",
-        POINTS,
-        margin=s.negligible_points,
-    )
+    gains = {"before": gain.at(order="before"), "after": -gain.at(order="after")}
+    estimand = "accuracy gained by gamma and beta (after: lost)"
+    return greater(gains, estimand, POINTS, margin=s.negligible_points)
 
 
-@paper.claim(
+@benchmark(
     "P7",
-    source=BENCHMARK,
     where="table of BN and activations",
     quote="BN makes difference between ReLU, ELU and PReLU negligible",
     reported="CaffeNet128, top-1: ReLU .499, ELU .498, PReLU .503 with BN; .471, .488, .485 without",
@@ -376,15 +337,15 @@ def activations_are_alike(r: Results, s: Settings) -> Evidence:
     nearer = spreads.at(order="none") - spreads.at(order="after")
     evidence = equal(pairs, "test accuracy with BN after", POINTS, margin=margin)
     evidence &= greater(nearer, "", POINTS, margin=margin, condition="spread without BN minus with")
-    return evidence.showing({f"spread, {name}": spreads.at(order=order) for order, name in ORDER_NAMES.items()})
+    return evidence.showing({f"spread, {name}": spreads.at(order=order) for order, name in ORDERS.items()})
 
 
-# --- tables ---
+# --- tables and figures ---
 
 
 def by_order(values: Values) -> Row:
     """Test accuracy of each order, and after minus before."""
-    found: Row = {f"{name}, %": values.at(order=order).interval() for order, name in ORDER_NAMES.items()}
+    found: Row = {f"{name}, %": values.at(order=order).interval() for order, name in ORDERS.items()}
     return found | {"after - before, points": (values.at(order="after") - values.at(order="before")).interval()}
 
 
@@ -410,13 +371,8 @@ def beside_the_source(r: Results, s: Settings) -> list[Row]:
 def dropout_accuracies(r: Results, s: Settings) -> list[Row]:
     """Test accuracy by place and amount of dropout."""
     return [
-        {
-            "norm": norm,
-            "position": position,
-            "dropout": amount,
-            ACCURACY: values.interval(),
-            "minus no dropout, points": change(r, norm, position, amount).interval() if amount else None,
-        }
+        {"norm": norm, "position": position, "dropout": amount, ACCURACY: values.interval()}
+        | {"minus no dropout, points": change(r, norm, position, amount).interval() if amount else None}
         for (norm, position, amount), values in r.test_accuracy(part="dropout").by("norm", "position", "amount").items()
     ]
 
@@ -425,21 +381,16 @@ def dropout_accuracies(r: Results, s: Settings) -> list[Row]:
 def ghost_losses(r: Results, s: Settings) -> list[Row]:
     """Loss and accuracy in eval mode by the number of images that statistics are taken from."""
     found = by_size(r)
-    return [{"images": size} | {name: of[size] for name, of in found.items()} for size in found.get(ACCURACY, [])]
+    return [
+        {"images": size} | {name: values.at(size=size).interval() for name, values in found.items()}
+        for size in sorted(found[ACCURACY].levels("size"))
+    ]
 
 
-def by_size(r: Results) -> dict[str, dict[int, Interval]]:
-    """Losses, and test accuracy in percent, for each number of images from the smallest."""
-    measured = {name: r.measured(quantity, part="ghost") for quantity, name in LOSSES.items()}
-    measured[ACCURACY] = 100 * r.measured("test_accuracy", part="ghost")
-    return {
-        name: {int(size): found.interval() for size, found in sorted(values.by("size").items())}
-        for name, values in measured.items()
-        if values
-    }
-
-
-# --- figures ---
+def by_size(r: Results) -> dict[str, Values]:
+    """Losses, and test accuracy in percent, by the number of images."""
+    losses = {name: r.measured(quantity, part="ghost") for quantity, name in LOSSES.items()}
+    return losses | {ACCURACY: 100 * r.measured("test_accuracy", part="ghost")}
 
 
 @paper.figure
@@ -463,10 +414,10 @@ def order(r: Results, s: Settings) -> Figure | None:
         starred = [cell for cell in cells if rejected[str(cell)]]
         image = heat_map(panel, {cell: v.interval() for cell, v in cells.items()}, norm=colors, starred=starred)
         panel.set_title(title, fontsize=8)
-    bar = figure.colorbar(image, ax=axes, shrink=0.8, pad=0.01, label="percentage points")
-    steps = [step for step in (1, 3, 10, 30) if step <= largest]
-    ticks(bar.ax, [*(-step for step in reversed(steps)), 0, *steps], "y")
-    bar.ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:+g}" if value else "0"))
+    marks = [mark for mark in (-30, -10, -3, -1, 0, 1, 3, 10, 30) if abs(mark) <= largest]
+    bar = figure.colorbar(image, ax=axes, shrink=0.8, pad=0.01, label="percentage points", ticks=marks)
+    bar.ax.set_yticklabels([f"{mark:+}" if mark else "0" for mark in marks])
+    bar.minorticks_off()
     return figure
 
 
@@ -493,16 +444,16 @@ def ghost(r: Results, s: Settings) -> Figure | None:
     """Statistics over parts of the batch (the largest is the whole batch): losses in eval mode, and test accuracy; bars
     are the intervals.
     """
-    found = by_size(r)
-    if not found:
+    found, look = by_size(r), looks(list(LOSSES.values()))
+    if not found[ACCURACY]:
         return None
     figure, (left, right) = panels(2)
-    for name, look in looks(list(LOSSES.values())).items():
-        curve(left, found[name], look, bars=True)
-    curve(right, found[ACCURACY], Look(BLACK, "-", "D", ""), bars=True)
+    for name in look:
+        lines(left, found[name], "size", look=look[name], bars=True)
+    lines(right, found[ACCURACY], "size", look=Look(BLACK, "-", "D", ""), bars=True)
     for axes, label in ((left, "loss in eval mode"), (right, ACCURACY)):
         axes.set_xscale("log", base=2)
-        ticks(axes, list(found[ACCURACY]))
+        ticks(axes, sorted(found[ACCURACY].levels("size")))
         axes.set(xlabel="images per statistic", ylabel=label)
     legend(figure, of=left)
     return figure

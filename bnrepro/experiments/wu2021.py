@@ -14,7 +14,7 @@ Differences from the paper
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from contextlib import nullcontext
 from copy import deepcopy
 from dataclasses import replace
 from statistics import stdev
@@ -22,11 +22,12 @@ from typing import Any
 
 import torch
 from matplotlib.figure import Figure
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel
 from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from bnrepro.claims import Design, Evidence, Paper, Preset, Results, Values, equal, greater, measure, not_lower
+from bnrepro.claims import Design, Evidence, Paper, Preset, Results, Values, measure, row
+from bnrepro.claims.evidence import equal, greater, not_lower
 from bnrepro.claims.plots import dots, legend, lines, looks, panels, zero
 from bnrepro.data.dataset import Split, derive_seed
 from bnrepro.norm import reestimate_statistics
@@ -34,10 +35,12 @@ from bnrepro.norm.statistics import batch_statistics, tracking_layers
 from bnrepro.plots.style import label
 from bnrepro.runs.record import Run
 from bnrepro.training import train
+from bnrepro.training.evaluation import shuffled
 from bnrepro.training.train import Trainer, trainer_of
 
 POINTS = "points of test accuracy"
 UNREAD = "no number read in the text"
+PATHS = "4 epochs of a quarter-width ResNet-20 on a fifth of CIFAR-10, for 100 of ResNet-50 on ImageNet"
 GHOSTS = "4 epochs of a quarter-width ResNet-20 on 2,000 digits, for 100 of ResNet-50 on ImageNet"
 CUMULATIVE, POPULATION, BATCH, FROZEN = "cumulative", "population", "batch", "frozen"
 USUAL = "ema 0.1"  # torch's momentum, and 1 - 0.9 of the source
@@ -58,8 +61,7 @@ Row = dict[str, Any]
 
 
 class Part(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
+    model_config = Preset.model_config
     overrides: list[str]
     epochs: int
     images: int
@@ -86,12 +88,7 @@ class Settings(Preset):
     margin_points: float
 
 
-paper = Paper(
-    __name__,
-    Settings,
-    scale="toy",
-    scale_note="4 epochs of a quarter-width ResNet-20 on a fifth of CIFAR-10, for 100 of ResNet-50 on ImageNet",
-)
+paper = Paper(__name__, Settings, scale="toy", scale_note=PATHS)
 
 
 @paper.design
@@ -124,31 +121,32 @@ class Averages:
     """
 
     def __init__(self, layers: dict[str, _BatchNorm], momenta: list[float]) -> None:
-        self.layers, self.steps = layers, 0
-        for layer in layers.values():
+        self.layers, self.steps = list(layers.values()), 0
+        for layer in self.layers:
             layer.momentum = 1.0
-        start = [tensor.clone() for tensor in self._buffers()]
-        kinds: list[float | str] = [*momenta, CUMULATIVE]
-        self.kept = {kind: [tensor.clone() for tensor in start] for kind in kinds}
+        self.momenta = {**{ema(momentum): momentum for momentum in momenta}, CUMULATIVE: None}
+        self.kept = {kind: [buffer.clone() for buffer in self.buffers()] for kind in self.momenta}
 
-    def _buffers(self) -> Iterator[Tensor]:
-        for layer in self.layers.values():
-            assert layer.running_mean is not None and layer.running_var is not None
-            yield layer.running_mean
-            yield layer.running_var
+    def buffers(self) -> list[Tensor]:
+        """Each layer's running mean and variance."""
+        return [each for layer in self.layers for each in (layer.running_mean, layer.running_var) if each is not None]
 
     def update(self) -> None:
         """After a training step."""
         self.steps += 1
-        for kind, averages in self.kept.items():
-            weight = 1 / self.steps if isinstance(kind, str) else kind
-            for average, last in zip(averages, self._buffers(), strict=True):
-                average.lerp_(last, weight)
+        for kind, momentum in self.momenta.items():
+            for average, last in zip(self.kept[kind], self.buffers(), strict=True):
+                average.lerp_(last, 1 / self.steps if momentum is None else momentum)
 
-    def put(self, kind: float | str) -> None:
+    def put(self, kind: str) -> None:
         """Into the layers' buffers, which the next training step overwrites."""
-        for average, buffer in zip(self.kept[kind], self._buffers(), strict=True):
+        for average, buffer in zip(self.kept[kind], self.buffers(), strict=True):
             buffer.copy_(average)
+
+
+def ema(momentum: float) -> str:
+    """The name of a moving average."""
+    return f"ema {momentum:g}"
 
 
 def population(trainer: Trainer, samples: int | None, size: int = POPULATION_BATCH) -> None:
@@ -156,27 +154,17 @@ def population(trainer: Trainer, samples: int | None, size: int = POPULATION_BAT
 
     Which images, is drawn by the run's seed. An incomplete last batch is left out.
     """
-    data = trainer.data
+    data, channels_last = trainer.data, trainer.cfg.channels_last
     generator = torch.Generator().manual_seed(derive_seed(trainer.cfg.seed, "population"))
     order = torch.randperm(len(data.train.labels), generator=generator)[:samples]
     size = min(size, len(order))
-    starts = range(0, len(order) - size + 1, size)
-    images = (data.train.images[order[start : start + size]] for start in starts)
-    reestimate_statistics(trainer.network, (data.normalize(x, trainer.cfg.channels_last) for x in images))
-
-
-def shuffled(split: Split, images: int | None = None) -> Split:
-    """The first ``images`` of a split in an order drawn once: sets sorted by class make batches of one class."""
-    generator = torch.Generator().manual_seed(derive_seed(0, "evaluation"))
-    order = torch.randperm(len(split.labels), generator=generator)[:images].to(split.labels.device)
-    return Split(split.images[order], split.labels[order])
+    batches = order[: len(order) // size * size].split(size)
+    reestimate_statistics(trainer.network, (data.normalize(data.train.images[each], channels_last) for each in batches))
 
 
 def percent(trainer: Trainer, split: Split, batch_size: int | None = None) -> float:
     """Accuracy in %, with what the layers hold; with ``batch_size``, with the statistics of each such batch."""
-    if batch_size is None:
-        return 100 * train.measure(trainer.network, trainer.data, split, trainer.cfg)[1]
-    with batch_statistics(trainer.network):
+    with batch_statistics(trainer.network) if batch_size else nullcontext():
         return 100 * train.measure(trainer.network, trainer.data, split, trainer.cfg, batch_size)[1]
 
 
@@ -197,38 +185,32 @@ def along_training(
     few, whole = shuffled(trainer.data.test, images), shuffled(trainer.data.test)
     rows: list[Row] = []
 
-    def look(prefix: str, x: float | None, split: Split, count: int | None) -> None:
+    def look(prefix: str, x: int | None, split: Split, count: int | None) -> None:
         for kind in averages.kept:
             averages.put(kind)
-            rows.append({"quantity": f"{prefix}_{name_of(kind)}", "x": x, "value": percent(trainer, split)})
+            rows.append(row(f"{prefix}_{kind}", percent(trainer, split), x))
         population(trainer, count)
-        rows.append({"quantity": f"{prefix}_{POPULATION}", "x": x, "value": percent(trainer, split)})
-        own = percent(trainer, split, min(run.config.batch_size, len(split.labels)))
-        rows.append({"quantity": f"{prefix}_{BATCH}", "x": x, "value": own})
+        rows.append(row(f"{prefix}_{POPULATION}", percent(trainer, split), x))
+        rows.append(row(f"{prefix}_{BATCH}", percent(trainer, split, trainer.cfg.batch_size), x))
 
     wanted = places(trainer.steps, points)
     for batch in trainer.batches():
         loss, _ = trainer.update(batch.x, batch.y, batch.lr)
         averages.update()
         if batch.step + 1 in wanted:
-            if not bool(loss.isfinite()):
-                return [*rows, {"quantity": "diverged", "x": None, "value": batch.step + 1}]
+            if not loss.isfinite():
+                return [*rows, row("diverged", batch.step + 1)]
             look("accuracy", batch.step + 1, few, used)
     look("final", None, whole, None)
     for count in samples:
         population(trainer, count)
-        rows.append({"quantity": "samples", "x": count, "value": percent(trainer, whole)})
+        rows.append(row("samples", percent(trainer, whole), count))
     return rows
-
-
-def name_of(kind: float | str) -> str:
-    """Of a kind of statistics; a number is the momentum of a moving average."""
-    return kind if isinstance(kind, str) else f"ema {kind:g}"
 
 
 def places(steps: int, points: int) -> list[int]:
     """Steps to look at: half of them at equal distances in the first fifth of a training, the others up to its end."""
-    early = max(1, round(0.2 * steps))
+    early = max(1, round(EARLY * steps))
     first = -(-points // 2)
     marks = [early * (i + 1) / first for i in range(first)]
     marks += [early + (steps - early) * (i + 1) / (points - first) for i in range(points - first)]
@@ -257,7 +239,7 @@ def ghost_batches(
 
     def look(kind: str, batch_size: int | None = None) -> None:
         for name, split in (("test", test), ("train", trained)):
-            rows.append({"quantity": name, "x": kind, "value": percent(trainer, split, batch_size)})
+            rows.append(row(name, percent(trainer, split, batch_size), kind))
 
     look("ema")
     population(trainer, samples, size)
@@ -274,24 +256,24 @@ def ghost_batches(
     return rows
 
 
-# --- claims: moving average and population ---
+# --- claims ---
+
+
+def of_path(r: Results, quantity: str, **at: Any) -> Values:
+    """What was measured along a training, by the name of the network."""
+    networks = r.measured(quantity, part="path", **at).by("variant", "batch").items()
+    return Values.stacked("network", {f"{label(variant)}, {batch} batch": of for (variant, batch), of in networks})
 
 
 def at_end(r: Results, kind: str) -> Values:
-    """Test accuracy at the end of a training under a kind of statistics, by variant and batch."""
-    return r.measured(f"final_{kind}", part="path")
-
-
-def cells(values: Values) -> dict[str, Values]:
-    """The values of each network, by its name."""
-    networks = values.by("variant", "batch").items()
-    return {f"{label(variant)}, {batch} batch": each for (variant, batch), each in networks}
+    """Test accuracy at the end of a training under a kind of statistics."""
+    return of_path(r, f"final_{kind}")
 
 
 @paper.claim("W1", where="section 3", reported=UNREAD)
 def the_population_is_as_good(r: Results, s: Settings) -> Evidence:
     """Statistics of the population computed after training (PreciseBN) are as good as the moving average or better."""
-    difference = cells(at_end(r, POPULATION) - at_end(r, USUAL))
+    difference = at_end(r, POPULATION) - at_end(r, USUAL)
     return not_lower(difference, "population minus moving average at the end", POINTS, margin=s.margin_points)
 
 
@@ -300,19 +282,16 @@ def the_moving_average_is_unstable_early(r: Results, s: Settings) -> Evidence:
     """With a large batch the moving average is unstable early in training, where the population's statistics are
     not.
     """
-    population, moving = (early(r, kind) for kind in (POPULATION, USUAL))
-    lost = population.mean("x") - moving.mean("x")
-    evidence = greater(cells(lost), "population minus moving average, first fifth", POINTS, bar=s.margin_points)
-    for name, values in {"population": population, "moving average": moving}.items():
-        spread = values.reduce(lambda each: stdev(each) if len(each) > 1 else 0.0, "x")
-        spreads = {f"standard deviation there, {name}, {network}": each for network, each in cells(spread).items()}
-        evidence = evidence.showing(spreads, "points")
-    return evidence
+    found = {"population": early(r, POPULATION), "moving average": early(r, USUAL)}
+    lost = found["population"].mean("x") - found["moving average"].mean("x")
+    evidence = greater(lost, "population minus moving average, first fifth", POINTS, bar=s.margin_points)
+    spreads = {name: values.reduce(lambda of: stdev(of) if len(of) > 1 else 0.0, "x") for name, values in found.items()}
+    return evidence.showing({f"standard deviation there, {name}": each for name, each in spreads.items()}, "points")
 
 
 def early(r: Results, kind: str) -> Values:
     """Accuracies at the points in the first fifth of a training with a large batch."""
-    values = r.measured(f"accuracy_{kind}", part="path", batch=["large"])
+    values = of_path(r, f"accuracy_{kind}", batch=["large"])
     steps = values.levels("x")
     return values.at(x=[step for step in steps if step <= EARLY * max(steps) + 0.5])  # the points are whole steps
 
@@ -320,7 +299,7 @@ def early(r: Results, kind: str) -> Values:
 @paper.claim("W1.3", where="section 3", reported="10^3 to 10^4 samples (ResNet-50, ImageNet)")
 def a_thousand_samples_are_enough(r: Results, s: Settings) -> Evidence:
     """1,000 to 10,000 samples are enough for the population's statistics."""
-    difference = cells(r.measured("samples", part="path", x=s.enough) - at_end(r, POPULATION))
+    difference = of_path(r, "samples", x=s.enough) - at_end(r, POPULATION)
     return equal(difference, f"statistics of {s.enough:,} images minus all", POINTS, margin=s.margin_points)
 
 
@@ -333,23 +312,19 @@ def a_thousand_samples_are_enough(r: Results, s: Settings) -> Evidence:
 )
 def momentum_does_not_matter(r: Results, s: Settings) -> Evidence:
     """The momentum of the moving average has no significant effect on the error."""
-    others = [momentum for momentum in s.path.momenta if name_of(momentum) != USUAL]
-    difference = cells(by_momentum(r, others) - at_end(r, USUAL))
-    return equal(difference, "moving average minus momentum 0.1", POINTS, margin=s.margin_points)
+    others = [momentum for momentum in s.path.momenta if ema(momentum) != USUAL]
+    difference = by_momentum(r, others) - at_end(r, USUAL)
+    return equal(difference.by("network"), "moving average minus momentum 0.1", POINTS, margin=s.margin_points)
 
 
 def by_momentum(r: Results, momenta: list[float]) -> Values:
     """Test accuracy at the end under the moving averages."""
-    return Values.stacked("momentum", {momentum: at_end(r, name_of(momentum)) for momentum in momenta})
+    return Values.stacked("momentum", {momentum: at_end(r, ema(momentum)) for momentum in momenta})
 
 
-# --- claims: ghost batches ---
-
-
-def over_population(r: Results, s: Settings, kind: str, estimand: str) -> Evidence:
-    """Test accuracy under a kind of statistics minus the population's, after training on small ghost batches."""
-    test = r.measured("test", part="ghost", size=SMALL)
-    return greater(test.at(x=kind) - test.at(x=POPULATION), estimand, POINTS, margin=s.margin_points)
+def after_small(r: Results, split: str, kind: str) -> Values:
+    """Accuracy on a split under a kind of statistics, after training on small ghost batches."""
+    return r.measured(split, part="ghost", size=SMALL, x=kind)
 
 
 @paper.claim("W1.4", where="section 3", reported=UNREAD, scale_note=GHOSTS)
@@ -357,18 +332,18 @@ def the_batch_is_better_after_small_batches(r: Results, s: Settings) -> Evidence
     """Where training normalises over 2 to 4 images, the batch's own statistics at test are better than the
     population's.
     """
-    evidence = over_population(r, s, BATCH, "each ghost batch's statistics minus the population's")
-    trained, test = (r.measured(split, part="ghost", size=SMALL) for split in ("train", "test"))
-    for kind in (POPULATION, BATCH):
-        gap = trained.at(x=BATCH) - test.at(x=kind)
-        evidence = evidence.showing({f"training minus test accuracy, {KINDS[kind]}": gap}, "points")
-    return evidence
+    test = {kind: after_small(r, "test", kind) for kind in (POPULATION, BATCH)}
+    estimand = "each ghost batch's statistics minus the population's"
+    evidence = greater(test[BATCH] - test[POPULATION], estimand, POINTS, margin=s.margin_points)
+    gaps = {KINDS[kind]: after_small(r, "train", BATCH) - values for kind, values in test.items()}
+    return evidence.showing({f"training minus test accuracy, {kind}": gap for kind, gap in gaps.items()}, "points")
 
 
 @paper.claim("W1.5", where="section 3", reported=UNREAD, scale_note=GHOSTS)
 def freezing_helps_after_small_batches(r: Results, s: Settings) -> Evidence:
     """Where training normalises over 2 to 4 images, frozen statistics (FrozenBN) in the last epochs help."""
-    return over_population(r, s, FROZEN, "frozen in the last epochs minus never frozen")
+    difference = after_small(r, "test", FROZEN) - after_small(r, "test", POPULATION)
+    return greater(difference, "frozen in the last epochs minus never frozen", POINTS, margin=s.margin_points)
 
 
 # --- tables and figures ---
@@ -377,21 +352,20 @@ def freezing_helps_after_small_batches(r: Results, s: Settings) -> Evidence:
 @paper.table
 def final(r: Results, s: Settings) -> list[Row]:
     """Test error at the end of training by the statistics at test."""
-    kinds = [*map(name_of, s.path.momenta), CUMULATIVE, POPULATION, BATCH]
     return [
         {"statistics": kind, "source's error, %": REPORTED.get(kind)}
-        | {f"{name}, error, %": (100 - values).interval() for name, values in cells(at_end(r, kind)).items()}
-        for kind in kinds
+        | {f"{name}, error, %": found for name, found in (100 - at_end(r, kind)).intervals("network").items()}
+        for kind in [*map(ema, s.path.momenta), CUMULATIVE, POPULATION, BATCH]
     ]
 
 
 @paper.table
 def samples(r: Results, s: Settings) -> list[Row]:
     """Test accuracy by the number of training images in the population's statistics."""
-    found = {count: r.measured("samples", part="path", x=count) for count in s.path.samples}
+    some = {count: of_path(r, "samples", x=count) for count in s.path.samples}
     return [
-        {"samples": count} | {f"{name}, %": each.interval() for name, each in cells(values).items()}
-        for count, values in [*found.items(), ("all", at_end(r, POPULATION))]
+        {"samples": count} | {f"{name}, %": found for name, found in values.intervals("network").items()}
+        for count, values in [*some.items(), ("all", at_end(r, POPULATION))]
     ]
 
 
@@ -413,11 +387,11 @@ def along(r: Results, s: Settings) -> Figure | None:
     images. The population's statistics are of {s.enough:,} training images.
     """
     kinds = (USUAL, CUMULATIVE, POPULATION, BATCH)
-    error = 100 - Values.stacked("kind", {kind: r.measured(f"accuracy_{kind}", part="path") for kind in kinds})
+    error = 100 - Values.stacked("kind", {kind: of_path(r, f"accuracy_{kind}") for kind in kinds})
     if not error:
         return None
     figure, axes = panels(len(s.path.batches), len(s.path.variants), height=1.9, sharey=True)
-    for each, (name, values) in zip(axes, cells(error).items(), strict=True):
+    for each, (name, values) in zip(axes, error.by("network").items(), strict=True):
         lines(each, values, "x", "kind", looks(KINDS))
         each.set(title=name, xlabel="step", ylabel="test error, %", ylim=(0, 100))
         each.label_outer(remove_inner_ticks=False)
@@ -430,19 +404,17 @@ def against(r: Results, s: Settings) -> Figure | None:
     """Test accuracy at the end minus that with the statistics of all training images. Left: by the number of training
     images in the population's statistics. Right: by the momentum of the moving average.
     """
-    found = {
-        "training images in the statistics": (r.measured("samples", part="path"), "x"),
-        "momentum of the moving average": (by_momentum(r, s.path.momenta), "momentum"),
-    }
-    if not at_end(r, POPULATION):
+    whole = at_end(r, POPULATION)
+    if not whole:
         return None
-    figure, axes = panels(2, height=2.9)
-    for each, (name, (values, factor)) in zip(axes, found.items(), strict=True):
-        networks = Values.stacked("network", cells(values - at_end(r, POPULATION)))
-        zero(each)
-        dots(each, networks, factor, "network", looks(networks.levels("network")))
-        each.set(xlabel=name, ylabel="points of test accuracy")
-    legend(figure, 2, of=axes[0])
+    figure, (left, right) = panels(2, height=2.9)
+    look = looks(whole.levels("network"))
+    for axes, what in ((left, "training images in the statistics"), (right, "momentum of the moving average")):
+        zero(axes)
+        axes.set(xlabel=what, ylabel="points of test accuracy")
+    dots(left, of_path(r, "samples") - whole, "x", "network", look)
+    dots(right, by_momentum(r, s.path.momenta) - whole, "momentum", "network", look)
+    legend(figure, 2, of=left)
     return figure
 
 

@@ -81,7 +81,7 @@ def evaluate(run: record.Run, statistics: str = "ema", size: int | None = None) 
         if statistics == Statistics.population:
             reestimate_statistics(network, _training_batches(cfg, data, size))
         if statistics == Statistics.batch:
-            splits = {name: _shuffled(split) for name, split in splits.items()}
+            splits = {name: shuffled(split) for name, split in splits.items()}
             batch_size = cfg.batch_size
         with batch_statistics(network) if statistics == Statistics.batch else nullcontext():
             return {name: train.measure(network, data, split, cfg, batch_size) for name, split in splits.items()}
@@ -113,8 +113,8 @@ def _training_batches(cfg: Config, data: Dataset, size: int | None) -> Iterator[
         yield x if size is None else _interpolate(x, size)
 
 
-def _shuffled(split: Split) -> Split:
-    """A set sorted by class would make batches of one class."""
+def shuffled(split: Split, images: int | None = None) -> Split:
+    """The first ``images`` in an order drawn once: a set sorted by class would make batches of one class."""
     generator = torch.Generator().manual_seed(derive_seed(0, "evaluation"))
-    order = torch.randperm(len(split.labels), generator=generator).to(split.labels.device)
+    order = torch.randperm(len(split.labels), generator=generator)[:images].to(split.labels.device)
     return Split(split.images[order], split.labels[order])

@@ -30,7 +30,7 @@ from bnrepro.training import distributed
 from bnrepro.training.distributed import Processes
 from bnrepro.training.freezing import prepare
 from bnrepro.training.metrics import MetricAccumulator
-from bnrepro.training.model import Network, build, norm_of, size_of
+from bnrepro.training.model import MakeNorm, Network, build, norm_of, size_of
 from bnrepro.training.optimizer import lr_factor, make_optimizer
 
 EVAL_IMAGES = 500  # images a forward pass in evaluation: fits the caches
@@ -131,11 +131,17 @@ def _told(cfg: Config) -> Iterator[None]:
 
 
 def trainer_of(
-    cfg: Config, report: Callable[[Progress], None] | None = None, processes: Processes = Processes()
+    cfg: Config,
+    report: Callable[[Progress], None] | None = None,
+    processes: Processes = Processes(),
+    norm: MakeNorm | None = None,
 ) -> Trainer:
-    """A trainer of ``cfg`` at the start: its data, and the initial weights that all variants of a seed share."""
+    """A trainer of ``cfg`` at the start: its data, and the initial weights that all variants of a seed share.
+
+    With ``norm``, a network with such norms in place of the configuration's.
+    """
     cfg = resolve(cfg)
-    norm, device = norm_of(cfg), torch.device(cfg.device.value)
+    norm, device = norm or norm_of(cfg), torch.device(cfg.device.value)
     data = processes.in_turn(lambda: load(cfg.data, device))
     weights = torch.Generator().manual_seed(derive_seed(cfg.seed, "weights"))
     network = build(cfg.model, norm, data.channels, data.image_size, data.num_classes, weights)

@@ -333,5 +333,12 @@ def test_purposes_have_seeds_of_their_own() -> None:
     assert len(seeds) == 800
 
 
+def test_a_shuffled_split_has_one_order_of_which_fewer_images_are_the_first(data: Dataset) -> None:
+    whole, few = inference.shuffled(data.test), inference.shuffled(data.test, 7)
+    assert torch.equal(few.images, whole.images[:7]) and torch.equal(few.labels, whole.labels[:7])
+    assert torch.equal(whole.labels.bincount(), data.test.labels.bincount())
+    assert not torch.equal(whole.labels, data.test.labels)
+
+
 def _split(images: torch.Tensor) -> Split:
     return Split(images, torch.zeros(len(images), dtype=torch.int64))

@@ -19,7 +19,7 @@ from bnrepro.experiments.placement import (
     REPORTED,
     SHAPE,
     beside_the_source,
-    draw,
+    example,
     fit,
     identity,
     paper,
@@ -110,7 +110,7 @@ def values(rows: list[dict[str, Any]]) -> dict[tuple[str, Any], float]:
 def test_identity_holds_and_misses_by_eps_where_the_formula_has_none() -> None:
     found = values(identity.function(0, **SHAPE))
     assert found["error", "sqrt(variance + eps)"] < 1e-12 and found["moved", None] < 1e-12
-    x = draw(0, **SHAPE).numpy()
+    x = example(0, **SHAPE)[0].numpy()
     mean, var = x.mean((0, 2, 3), keepdims=True), x.var((0, 2, 3), keepdims=True)
     by_hand = np.abs(np.sqrt(var) * (x - mean) / np.sqrt(var + 1e-5) + mean - x).max()
     assert found["error", "deviation"] == pytest.approx(by_hand, rel=1e-6)

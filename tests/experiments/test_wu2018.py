@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from bnrepro.claims import Results
 from bnrepro.config import load_config
-from bnrepro.data.dataset import epoch_plan
-from bnrepro.experiments.wu2018 import accuracies, ghost_batches_regularize, paper, training
+from bnrepro.data.dataset import derive_seed, epoch_plan
+from bnrepro.experiments import wu2018
+from bnrepro.experiments.wu2018 import accuracies, ghost_batches_regularize, over_parts, paper
 from bnrepro.norm import NORMS, ConvBatchNorm2d, NormOptions
 from bnrepro.norm.variants import BatchRenorm
 from bnrepro.runs import record
@@ -56,25 +58,27 @@ def test_arms_differ_in_the_norm_and_its_part_alone() -> None:
 
 def test_parts_of_local_statistics_are_the_layers_of_each_part() -> None:
     x = normal(8, 3, 4, 5)
-    layer = training.local(4, 0.2)(3, (4, 5))
+    layer = over_parts("convbn", 4, 0.2)(3, (4, 5))
     alone = ConvBatchNorm2d(3, (4, 5), momentum=0.2)
     expected = torch.cat([alone(x[:4]), alone(x[4:])])
     torch.testing.assert_close(layer(x), expected)
-    torch.testing.assert_close(layer.get_buffer("running_var"), alone.get_buffer("running_var"))
+    torch.testing.assert_close(layer.get_buffer("norm.running_var"), alone.get_buffer("running_var"))
     torch.testing.assert_close(layer.eval()(x), alone.eval()(x))
-    linear = training.local(4, 0.2)(3, ())
+    assert layer.bias is not None  # by which the network knows that the layer before needs none
+    linear = over_parts("convbn", 4, 0.2)(3, ())
     ghost = NORMS["ghostbn"](3, (), options=NormOptions(eps=1e-3, momentum=0.2, ghost_size=4))
     torch.testing.assert_close(linear(x[:, :, 0, 0]), ghost(x[:, :, 0, 0]))
 
 
 def test_renorm_over_parts_begins_as_ghost_bn_and_ends_near_the_running_statistics() -> None:
     x = normal(8, 3, 4, 5)
-    layer = training.renorm(4, 0.1, [0.5, 1.0, 0.75], 100)(3, (4, 5))
-    assert isinstance(layer, BatchRenorm)
-    assert (layer.start, layer.r_steps, layer.d_steps) == (50, 100, 75)
+    layer = over_parts("renorm", 4, 0.1)(3, (4, 5))
+    renorm = layer.get_submodule("norm")
+    assert isinstance(renorm, BatchRenorm)
+    renorm.start, renorm.r_steps, renorm.d_steps = 50, 100, 75
     ghost = NORMS["ghostbn"](3, (4, 5), options=NormOptions(momentum=0.1, ghost_size=4))
     torch.testing.assert_close(layer(x), ghost(x))
-    assert int(layer.get_buffer("num_batches_tracked")) == 2  # it counts parts
+    assert int(layer.get_buffer("norm.num_batches_tracked")) == 2  # it counts parts
     for _ in range(60):
         layer(x)
     trained = layer(x).detach()
@@ -87,7 +91,7 @@ def test_renorm_over_parts_begins_as_ghost_bn_and_ends_near_the_running_statisti
 
 def test_runs_of_one_class_hold_each_image_once() -> None:
     labels = torch.randint(0, 10, (403,), generator=torch.Generator().manual_seed(1))
-    order = training.in_runs(labels, 16, torch.Generator().manual_seed(2))
+    order = wu2018.in_runs(labels, 16, 2)
     assert torch.equal(order.sort().values, torch.arange(403))
     whole = int((labels.bincount() // 16).sum())
     runs = labels[order[: whole * 16]].view(-1, 16)
@@ -100,7 +104,8 @@ def test_runs_of_one_class_hold_each_image_once() -> None:
 def test_epochs_without_runs_are_the_runs_own() -> None:
     cfg = load_config(SMOKE.common)
     labels = torch.arange(400) % 10
-    assert torch.equal(training.epoch_order(labels, cfg, 0, 3), epoch_plan(400, cfg.data, cfg.seed, 3).order)
+    order = wu2018.in_runs(labels, 0, derive_seed(cfg.seed, "order", 3))
+    assert torch.equal(order, epoch_plan(400, cfg.data, cfg.seed, 3).order)
 
 
 def test_the_loop_is_the_runs_own_where_nothing_differs(tmp_path: Path) -> None:
@@ -108,12 +113,28 @@ def test_the_loop_is_the_runs_own_where_nothing_differs(tmp_path: Path) -> None:
     run = record.Run(train.run(cfg))
 
     def trained(classes: int) -> dict[str, float]:
-        rows = training.trained.function(run, 0, "bn", 32, classes, 0.1, SMOKE.renorm_shares)
+        rows = wu2018.trained.function(run, 0, "bn", 32, classes, 0.1, SMOKE.renorm_shares)
         return {row["quantity"]: row["value"] for row in rows}
 
     found, apart = trained(0), trained(2)
     assert found == {"test_accuracy": pytest.approx(100 * run.summary["test_accuracy"], abs=1e-6)}
     assert 0 <= apart["batch_accuracy"] <= 100 and apart["test_accuracy"] != found["test_accuracy"]
+
+
+def test_renorms_schedule_is_of_the_trainings_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    made, trainer_of = [], train.trainer_of
+
+    def kept(*arguments: Any, **options: Any) -> train.Trainer:
+        made.append(trainer_of(*arguments, **options))
+        return made[-1]
+
+    monkeypatch.setattr(train, "trainer_of", kept)
+    run = type("Run", (), {"config": load_config([*SMOKE.common, "variant=bn", "epochs=1"])})()
+    wu2018.trained.function(run, 0, "renorm", 4, 0, 0.1, [0.25, 1.0, 0.5])
+    layers = [layer for layer in made[0].network.modules() if isinstance(layer, BatchRenorm)]
+    parts = 8 * made[0].steps  # 8 of 4 images in a batch of 32
+    assert len(layers) == 4
+    assert {(each.start, each.r_steps, each.d_steps) for each in layers} == {(parts // 4, parts, parts // 2)}
 
 
 # --- claims ---

@@ -20,8 +20,8 @@ from bnrepro.experiments.wu2021 import (
     SMALL,
     Averages,
     early,
+    ema,
     ghost_batches,
-    name_of,
     paper,
     places,
     population,
@@ -37,7 +37,7 @@ SMOKE = paper.settings("smoke")
 def test_presets_have_what_claims_are_about() -> None:
     for settings in map(paper.settings, paper.presets):
         path, ghost = settings.path, settings.ghost
-        assert settings.enough in path.samples and {"ema 0.1", "ema 1"} <= set(map(name_of, path.momenta))
+        assert settings.enough in path.samples and {"ema 0.1", "ema 1"} <= set(map(ema, path.momenta))
         assert set(SMALL) <= set(ghost.sizes) and ghost.frozen_epochs <= ghost.epochs
 
 
@@ -70,7 +70,7 @@ def test_averages_are_those_of_a_layer_with_that_momentum(momentum: float | None
         x = 2 + 3 * torch.randn(5, 3)
         layer(x), reference(x)
         averages.update()
-    averages.put(CUMULATIVE if momentum is None else momentum)
+    averages.put(CUMULATIVE if momentum is None else ema(momentum))
     assert layer.running_mean is not None and layer.running_var is not None
     torch.testing.assert_close(layer.running_mean, reference.running_mean)
     torch.testing.assert_close(layer.running_var, reference.running_var)

@@ -3,19 +3,18 @@
 https://arxiv.org/abs/1803.08494
 
 Differences from the paper
-- A small LeNet, where the sources train ResNet-50 and Inception-v3 on ImageNet; in the full preset, on 5,000 images of
-  CIFAR-10.
-- The batch of gradient descent and its rate are fixed, and statistics come from parts of it. Wu & He shrink the batch
-  per GPU and scale the rate with it; here nothing but the statistics differs.
-- The momentum of the parts is such that together they weigh what the batch weighs, so that running statistics average
-  over as many images in all arms.
-- Group normalization has groups of at least 8 channels, up to 32 groups; the network's first maps have fewer channels,
-  and one group there.
+- A small LeNet on 5,000 images of CIFAR-10, where the sources train ResNet-50 and Inception-v3 on ImageNet.
+- Statistics come from parts of the batch of gradient descent, whose size and rate stay. Wu & He shrink the batch per
+  GPU and scale the rate with it.
+- The momentum of the parts is such that together they weigh what the batch weighs in the running statistics.
+- Group normalization has up to 32 groups of at least 8 channels; where the first maps have fewer, one group.
 - Renorm's schedule (r = 1 and d = 0 for 5,000 steps, r up to 3 at 40,000, d up to 5 at 25,000, of about 130,000) is
   scaled to the number of our steps.
 - Batches of few classes are made of runs of one class; their running statistics move by 0.01 per step, as in the
   source. The source's batches have 16 of 1,000 classes.
 - Adam at one rate for all norms. Another rate for each could change their order.
+- Found after the runs: local-gain BN and batch renormalization, which a loop of this file trains, see the images as they
+  are; BN, ghost BN and group norm are trained with crops and flips in the preset full.
 """
 
 from __future__ import annotations
@@ -24,20 +23,26 @@ from dataclasses import replace
 from functools import cached_property, partial
 from typing import Any
 
+import torch
 from matplotlib.figure import Figure
+from torch import Tensor, nn
 
-from bnrepro.claims import Design, Evidence, Paper, Preset, Results, Values, equal, greater, less, not_testable
+from bnrepro.claims import Design, Evidence, Paper, Preset, Results, Values, measure, row
+from bnrepro.claims.evidence import equal, greater, less, not_testable
 from bnrepro.claims.plots import curve, dots, legend, lines, looks, panels, ticks
 from bnrepro.config import load_config
-from bnrepro.experiments.wu2018.training import momentum_of_part, trained
+from bnrepro.data.dataset import Split, derive_seed
+from bnrepro.norm import NORMS, NormOptions
+from bnrepro.norm.statistics import batch_statistics
+from bnrepro.norm.variants import BatchRenorm
+from bnrepro.runs.record import Run
+from bnrepro.training import train
+from bnrepro.training.model import MakeNorm
+from bnrepro.training.optimizer import lr_factor
 
 GROUP = "Wu & He, Group Normalization (2018), https://arxiv.org/abs/1803.08494"
 RENORM = "Ioffe, Batch Renormalization (2017), https://arxiv.org/abs/1702.03275"
-CIFAR = "ppwwyyxx/GroupNorm-reproduce, https://github.com/ppwwyyxx/GroupNorm-reproduce"
-LRN = (
-    "Ioffe & Szegedy (2015), section 4.2.1; ducha-aiki/caffenet-benchmark, "
-    "https://github.com/ducha-aiki/caffenet-benchmark"
-)
+BENCHMARK = "ducha-aiki/caffenet-benchmark, https://github.com/ducha-aiki/caffenet-benchmark"
 GHOST = "Summers & Dinneen, Four Things Everyone Should Know to Improve Batch Normalization (2020)"
 EVAL = "Singh & Shrivastava, EvalNorm: Estimating Batch Normalization Statistics for Evaluation (2019)"
 DIVISIVE = "Ren et al., Normalizing the Normalizers: Comparing and Extending Network Normalization Schemes (2017)"
@@ -51,13 +56,9 @@ def published(factor: str, numbers: dict[str, dict[Any, float]]) -> Values:
 
 
 TABLE = "ResNet-50 on ImageNet, top-1 % at 32, 16, 8, 4, 2 images per GPU: "
-REPORTED = published(
-    "images",
-    {
-        "bn": {2: 65.3, 4: 72.7, 8: 75.2, 16: 76.3, 32: 76.4},
-        "group": {2: 75.9, 4: 75.8, 8: 76.0, 16: 75.8, 32: 75.9},
-    },
-)
+BN_REPORTED = {2: 65.3, 4: 72.7, 8: 75.2, 16: 76.3, 32: 76.4}
+GROUP_REPORTED = {2: 75.9, 4: 75.8, 8: 76.0, 16: 75.8, 32: 75.9}
+REPORTED = published("images", {"bn": BN_REPORTED, "group": GROUP_REPORTED})
 """Top-1 accuracy of ResNet-50 on ImageNet by images per GPU, as Switchable-Normalization's README lists it."""
 SHUFFLED, FEW, BY_BATCH = "shuffled", "few classes", "few, by the batch"
 REPORTED_COMPOSED = published("batches", {"bn": {SHUFFLED: 78.3, FEW: 67.0, BY_BATCH: 76.5}, "renorm": {FEW: 78.5}})
@@ -71,13 +72,12 @@ NAMES = {
     "none": "no norm",
     "lrn": "LRN",
 }
-WHOLE = {"bn": "bn", "group": "groupnorm", "none": "nobn", "lrn": "lrn"}
-"""Norms that runs know, with statistics from the whole batch or from each image."""
-OWN = ("local", "renorm")
-"""Norms over parts of the batch that are made for this experiment, and trained by a loop of its own."""
-COMPOSED = ("bn", "renorm", "group")
-"""Norms that are trained on batches of few classes."""
+WHOLE = {"bn": "bn", "group": "groupnorm", "none": "nobn", "lrn": "lrn"}  # variants: over the batch, or each image
+OWN = {"local": "convbn", "renorm": "renorm"}  # variants: over parts of the batch, trained by a loop of our own
+COMPOSED = ("bn", "renorm", "group")  # trained on batches of few classes
 POINTS = "percentage points of test accuracy"
+LENET = "10 epochs of a LeNet on 5,000 images"
+AUGMENTED = "the runs of BN crop and flip images, and those of renorm do not"
 LINEAR = "LeNet normalizes hidden linear layers too, where a batch of two turns every unit into a sign"
 Row = dict[str, Any]
 
@@ -100,9 +100,7 @@ class Settings(Preset):
         return load_config(self.common).batch_size
 
 
-paper = Paper(
-    __name__, Settings, scale="toy", scale_note="10 epochs of a LeNet on 5,000 images", source=f"{GROUP}; {RENORM}"
-)
+paper = Paper(__name__, Settings, scale="toy", scale_note=LENET, source=f"{GROUP}; {RENORM}")
 group_norm = partial(paper.claim, source=GROUP, where="as listed in Switchable-Normalization's README")
 renormalization = partial(paper.claim, source=RENORM)
 
@@ -133,18 +131,111 @@ def runs(s: Settings) -> Design:
     return design
 
 
+# --- training with norms over parts of the batch, or on batches of few classes ---
+
+
+@measure("wu2018/trained")
+def trained(
+    run: Run, seed: int, norm: str, images: int, classes: int, momentum: float, renorm_shares: list[float]
+) -> list[Row]:
+    """Train as ``run`` was, from the same weights, with another norm or other batches, and images as they are.
+
+    Args:
+        norm: bn, group, renorm or local.
+        images: in a part of the batch, from which renorm's and local statistics come.
+        classes: 0: the run's own batches. Otherwise how many runs of images of one class a batch is made of.
+        momentum: of the running statistics, for a whole batch.
+        renorm_shares: of the training's parts: start of renorm's schedule, end of r's, end of d's.
+
+    Rows: ``test_accuracy`` in %, and for BN with ``classes`` ``batch_accuracy``: of test batches so composed, by their
+    own statistics. ``diverged`` (the step) in their place where the loss is no number.
+    """
+    cfg, size = run.config, run.config.batch_size
+    cfg = replace(cfg, variant=WHOLE.get(norm, cfg.variant), norm=replace(cfg.norm, momentum=momentum))
+    own = over_parts(OWN[norm], images, momentum_of_part(momentum, images, size)) if norm in OWN else None
+    trainer = train.trainer_of(cfg, norm=own)
+    data, parts = trainer.data, trainer.steps * (size // images)
+    for layer in trainer.network.modules():
+        if isinstance(layer, BatchRenorm):
+            layer.start, layer.r_steps, layer.d_steps = (round(share * parts) for share in renorm_shares)
+    length = size // classes if classes else 0
+    for step in range(trainer.steps):
+        epoch, position = divmod(step, trainer.steps_per_epoch)
+        if position == 0:
+            batches = in_runs(data.train.labels, length, derive_seed(cfg.seed, "order", epoch)).split(size)
+        x, y = data.normalize(data.train.images[batches[position]]), data.train.labels[batches[position]]
+        lr = cfg.optimizer.lr * lr_factor(cfg.schedule, step, trainer.steps, trainer.steps_per_epoch)
+        if not trainer.update(x, y, lr)[0].isfinite():
+            return [row("diverged", step)]
+    rows = [row("test_accuracy", 100 * trainer.measure(data.test)[1])]
+    if norm == "bn" and classes:
+        order = in_runs(data.test.labels, length, derive_seed(0, "evaluation"))
+        order = order[: len(order) // size * size]
+        test = Split(data.test.images[order], data.test.labels[order])
+        with batch_statistics(trainer.network):
+            rows.append(row("batch_accuracy", 100 * train.measure(trainer.network, data, test, trainer.cfg, size)[1]))
+    return rows
+
+
+def in_runs(labels: Tensor, size: int, seed: int) -> Tensor:
+    """An order of all images in which ``size`` images of one class follow one another; with 0, any order.
+
+    Each class's images are shuffled and cut into runs, and the runs are shuffled. What is left of the classes, fewer
+    than ``size`` of each, comes last, class by class.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    order = torch.randperm(len(labels), generator=generator)
+    if size == 0:
+        return order
+    pieces = [piece for label in labels.unique() for piece in order[labels[order] == label].split(size)]
+    runs = [piece for piece in pieces if len(piece) == size]
+    rest = [piece for piece in pieces if len(piece) < size]
+    shuffled = torch.randperm(len(runs), generator=generator).tolist()
+    return torch.cat([*(runs[i] for i in shuffled), *rest])
+
+
+def momentum_of_part(momentum: float, images: int, batch: int) -> float:
+    """Of running statistics, so that the parts of a batch together weigh ``momentum``: 1 - (1 - m)^(images / batch)."""
+    return 1 - (1 - momentum) ** (images / batch)
+
+
+class Parts(nn.Module):
+    """In training, each part of ``images`` images goes through ``norm`` by itself, in order (see GhostBatchNorm)."""
+
+    def __init__(self, norm: nn.Module, images: int) -> None:
+        super().__init__()
+        self.norm, self.images = norm, images
+
+    @property
+    def bias(self) -> Any:
+        """That of ``norm``, which tells the network that the layer before needs none."""
+        return self.norm.bias
+
+    def forward(self, x: Tensor) -> Tensor:
+        starts = range(self.images, len(x) - self.images + 1, self.images) if self.training else ()
+        return torch.cat([self.norm(part) for part in x.tensor_split([*starts])])
+
+
+def over_parts(variant: str, images: int, momentum: float) -> MakeNorm:
+    """``variant`` over parts of ``images`` images; after a linear layer, local statistics are BN's."""
+
+    def make(features: int, shape: tuple[int, ...]) -> nn.Module:
+        if variant == OWN["local"] and not shape:
+            options = NormOptions(eps=1e-3, momentum=momentum, ghost_size=images)  # eps as on maps
+            return NORMS["ghostbn"](features, shape, options=options)
+        return Parts(NORMS[variant](features, shape, options=NormOptions(momentum=momentum)), images)
+
+    return make
+
+
+# --- claims: how many images statistics come from ---
+
+
 def accuracies(r: Results) -> Values:
     """Test accuracy by norm and the number of images that its statistics come from, smallest first."""
     found, own = r.test_accuracy(part="parts").without("variant"), r.measured("test_accuracy", part="parts")
     assert not (found and own) or found.factors == own.factors
     return Values(found.factors or own.factors, dict(sorted({**found.data, **own.data}.items())))
-
-
-def composed(r: Results, s: Settings) -> Values:
-    """Test accuracy by norm and composition of the training's batches, by running statistics or the test batch's."""
-    accuracy, by_batch = (r.measured(f"{kind}_accuracy", part="sorted") for kind in ("test", "batch"))
-    few = {FEW: accuracy.at(classes=s.classes), BY_BATCH: by_batch.at(classes=s.classes)}
-    return accuracy.at(classes=0).join("batches", SHUFFLED, **few)
 
 
 def change(r: Results, first: tuple[str, int], second: tuple[str, int]) -> Values:
@@ -153,19 +244,13 @@ def change(r: Results, first: tuple[str, int], second: tuple[str, int]) -> Value
     return values.at(norm=first[0], images=first[1]) - values.at(norm=second[0], images=second[1])
 
 
-# --- claims: how many images statistics come from ---
-
-
 @group_norm("G1.1", reported=TABLE + "BN 76.4 76.3 75.2 72.7 65.3", withdrawn=LINEAR)
 def few_images_harm_bn(r: Results, s: Settings) -> Evidence:
     """Batch normalization's accuracy falls where its statistics come from few images."""
     estimand = "test accuracy, BN with statistics from all images minus from fewest"
     evidence = greater(change(r, ("bn", s.batch), ("bn", s.fewest)), estimand, POINTS, margin=s.margin_points)
-    four = {
-        f"{NAMES[norm]}, from {s.microbatch}": change(r, (norm, s.batch), (norm, s.microbatch))
-        for norm in ("bn", "local")
-    }
-    return evidence.showing(four)
+    four = {NAMES[norm]: change(r, (norm, s.batch), (norm, s.microbatch)) for norm in ("bn", "local")}
+    return evidence.showing({f"{name}, from {s.microbatch}": values for name, values in four.items()})
 
 
 @group_norm("G1.2", reported=TABLE + "BN 65.3 and GN 75.9 at 2", withdrawn=LINEAR)
@@ -184,10 +269,10 @@ def group_norm_is_as_good_at_the_usual_batch(r: Results, s: Settings) -> Evidenc
 
 @paper.claim(
     "G2",
-    source=CIFAR,
+    source="ppwwyyxx/GroupNorm-reproduce, https://github.com/ppwwyyxx/GroupNorm-reproduce",
     reported="GN 7.3% error, about 1.3 points more than BN",
     scale="reduced",
-    scale_note="10 epochs of a LeNet on 5,000 images, for 400 epochs",
+    scale_note=f"{LENET}, for 400 epochs",
 )
 def group_norm_is_worse_on_cifar(r: Results, s: Settings) -> Evidence:
     """On CIFAR-10 and at a usual batch, group normalization is less accurate than BN."""
@@ -202,7 +287,7 @@ def renorm_is_better_at_few(r: Results, s: Settings) -> Evidence:
     return greater(difference, "test accuracy, renorm minus BN", POINTS, margin=s.margin_points)
 
 
-@renormalization("R1.2", reported="BN 78.3, renorm 78.5")
+@renormalization("R1.2", reported="BN 78.3, renorm 78.5", withdrawn=AUGMENTED)
 def renorm_is_as_good_at_a_large_batch(r: Results, s: Settings) -> Evidence:
     """At a large batch, batch renormalization is as accurate as BN."""
     difference = change(r, ("renorm", s.batch), ("bn", s.batch))
@@ -210,6 +295,13 @@ def renorm_is_as_good_at_a_large_batch(r: Results, s: Settings) -> Evidence:
 
 
 # --- claims: batches of few classes ---
+
+
+def composed(r: Results, s: Settings) -> Values:
+    """Test accuracy by norm and composition of the training's batches, by running statistics or the test batch's."""
+    accuracy, by_batch = (r.measured(f"{kind}_accuracy", part="sorted") for kind in ("test", "batch"))
+    few = {FEW: accuracy.at(classes=s.classes), BY_BATCH: by_batch.at(classes=s.classes)}
+    return accuracy.at(classes=0).join("batches", SHUFFLED, **few)
 
 
 @renormalization(
@@ -251,22 +343,17 @@ def the_moving_average_fails(r: Results, s: Settings) -> Evidence:
 @paper.claim("T1", source=GHOST, reported="no number read in the text")
 def ghost_batches_regularize(r: Results, s: Settings) -> Evidence:
     """Statistics from parts of the batch (ghost batches) regularize: accuracy is higher than with the whole batch."""
-    validation = (
-        r.of_runs("val_accuracy", part="parts", norm="bn", images=s.images).without("variant").intervals("images")
-    )
-    best = max(validation, key=lambda images: validation[images].mean, default=s.batch)
-    return greater(
-        change(r, ("bn", best), ("bn", s.batch)) if validation else Values(),
-        "test accuracy, BN with the ghost batches best on validation data minus whole",
-        POINTS,
-        margin=s.margin_points,
-        condition=f"ghost batches of {best}",
-    )
+    validation = r.of_runs("val_accuracy", part="parts", norm="bn", images=s.images)
+    found = validation.without("variant").intervals("images")
+    best = max(found, key=lambda images: found[images].mean, default=0)
+    difference, condition = change(r, ("bn", best), ("bn", s.batch)), f"ghost batches of {best}"
+    estimand = "test accuracy, BN with the ghost batches best on validation data minus whole"
+    return greater(difference, estimand, POINTS, margin=s.margin_points, condition=condition)
 
 
 @paper.claim(
     "N2",
-    source=LRN,
+    source=f"Ioffe & Szegedy (2015), section 4.2.1; {BENCHMARK}",
     where="section 4.2.1",
     reported="CaffeNet128 on ImageNet: with LRN .470, without .471; Inception with BN leaves it out",
 )
@@ -287,9 +374,7 @@ def corrected_statistics(r: Results, s: Settings) -> Evidence:
 @paper.claim("Z1", source=STOCHASTIC, reported="ResNet-18, CIFAR-10: .9407 to .9415 and .9422")
 def averaged_predictions(r: Results, s: Settings) -> Evidence:
     """Averaging predictions over the statistics of random training batches improves accuracy."""
-    return not_testable(
-        "The effect is about 0.1 point of one run, which is less than five seeds can tell apart on our test sets"
-    )
+    return not_testable("The effect is about 0.1 point of one run, less than five seeds tell apart on our test sets")
 
 
 @paper.claim("N1", source=DIVISIVE, reported="numbers not read again")
@@ -302,10 +387,7 @@ def divisive_norm(r: Results, s: Settings) -> Evidence:
 @paper.claim("N3", source=CONTEXT, reported="numbers not read again")
 def norms_within_an_image(r: Results, s: Settings) -> Evidence:
     """Other things called local: statistics of a window of one image, or over the channels at one location."""
-    remark = (
-        "A window over the batch's images is measured with conv-batchnorm's claims; layer and instance norms are among "
-        "the variants."
-    )
+    remark = "A window over the batch is measured with conv-batchnorm's claims; layer and instance norms are variants."
     reason = "These take their statistics from one image, not from the batch, and are not built here"
     return replace(not_testable(reason), remark=remark)
 
@@ -375,10 +457,9 @@ def accuracy_by_composition(r: Results, s: Settings) -> Figure | None:
     if not ours:
         return None
     figure, (left, right) = panels(2, height=2.6)
-    for axes, values, title in ((left, ours, "here"), (right, REPORTED_COMPOSED, "source (ImageNet)")):
-        dots(axes, values, "batches", "norm", look, width=0.4)
-        axes.set_title(title)
-    left.set_ylabel("test accuracy, %")
-    right.set_ylabel("top-1 accuracy, %")
+    dots(left, ours, "batches", "norm", look, width=0.4)
+    dots(right, REPORTED_COMPOSED, "batches", "norm", look, width=0.4)
+    left.set(ylabel="test accuracy, %", title="here")
+    right.set(ylabel="top-1 accuracy, %", title="source (ImageNet)")
     legend(figure, of=left)
     return figure
