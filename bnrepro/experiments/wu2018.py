@@ -13,8 +13,8 @@ Differences from the paper
 - Batches of few classes are made of runs of one class; their running statistics move by 0.01 per step, as in the
   source. The source's batches have 16 of 1,000 classes.
 - Adam at one rate for all norms. Another rate for each could change their order.
-- Found after the runs: local-gain BN and batch renormalization, which a loop of this file trains, see the images as they
-  are; BN, ghost BN and group norm are trained with crops and flips in the preset full.
+- Found after the runs: local-gain BN and batch renormalization, which a loop of this file trains, see the images as
+  they are; BN, ghost BN and group norm are trained with crops and flips in the preset full.
 """
 
 from __future__ import annotations
