@@ -86,7 +86,11 @@ class Judged:
 
 def judged(paper: Paper[Any], results: Results, settings: Preset) -> list[Judged]:
     """Each of the paper's claims with its verdict."""
-    return [_judged(claim, results, settings) for claim in paper.claims]
+    found = []
+    for claim in paper.claims:
+        with paper.told(f"claim {claim.id}"):
+            found.append(_judged(claim, results, settings))
+    return found
 
 
 def _judged(claim: Claim, results: Results, settings: Preset) -> Judged:
@@ -100,7 +104,9 @@ def _judged(claim: Claim, results: Results, settings: Preset) -> Judged:
 def tables(paper: Paper[Any], results: Results, settings: Preset) -> Iterator[tuple[str, str, list[Row]]]:
     """(name, title, rows) of each of the paper's tables."""
     for table in paper.tables:
-        yield table.name, caption(table, results, settings), table.make(results, settings)
+        with paper.told(f"table {table.name}"):
+            made = table.name, caption(table, results, settings), table.make(results, settings)
+        yield made
 
 
 def figures(paper: Paper[Any], results: Results, settings: Preset) -> Iterator[tuple[str, str, Figure]]:

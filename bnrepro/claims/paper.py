@@ -34,7 +34,8 @@ from __future__ import annotations
 import inspect
 import re
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from importlib import import_module
@@ -55,6 +56,7 @@ Kind = Literal["identity", "empirical", "prediction"]
 Scale = Literal["exact", "paper", "reduced", "toy"]
 """exact: no training. paper: the source's setting. reduced: the same kind of network and data, less of it. toy: an
 analogue."""
+PRESETS = ("smoke", "quick", "full")
 Factors = dict[str, Any]
 Row = dict[str, Any]
 
@@ -220,9 +222,9 @@ class Claim:
     def judged_in(self) -> str:
         """File and name of the function that says what it rests on."""
         code = inspect.unwrap(self.evidence).__code__
-        parts = Path(code.co_filename).parts
-        place = Path(*parts[parts.index("bnrepro") :]) if "bnrepro" in parts else Path(code.co_filename).name
-        return f"{Path(place).as_posix()}:{code.co_name}"
+        file, package = Path(code.co_filename), Path(__file__).parents[1]
+        place = file.relative_to(package.parent).as_posix() if file.is_relative_to(package) else file.name
+        return f"{place}:{code.co_name}"
 
 
 @dataclass(frozen=True)
@@ -347,6 +349,8 @@ class Paper(Generic[S]):
             raise UserError(
                 f"{self._file} must hold a mapping of settings for each preset, as in `smoke: {{seeds: 2}}`."
             )
+        if other := next((name for name in found if name not in PRESETS), None):
+            raise UserError(f"{self._file}: {other!r} is no preset.{known_are(str(other), PRESETS)}")
         return found
 
     @property
@@ -384,7 +388,20 @@ class Paper(Generic[S]):
 
     def designed(self, settings: S) -> Design:
         """The runs and measurements."""
-        return self._design(settings)
+        with self.told("the design"):
+            return self._design(settings)
+
+    @contextmanager
+    def told(self, what: str) -> Iterator[None]:
+        """Within it, an error of a paper in a file of a user's own is told as theirs, with the line."""
+        try:
+            yield
+        except (UserError, MemoryError):
+            raise
+        except Exception as error:
+            if self.file is None:
+                raise
+            raise UserError(f"{self.file}: {what} fails: {user_files.where(error, self.file)}") from error
 
     def arms(self, settings: S) -> list[Arm]:
         """The runs."""

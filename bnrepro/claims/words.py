@@ -14,6 +14,7 @@ ANSWERS = {
     Verdict.not_reproduced: "No",
     Verdict.inconclusive: "Open",
 }
+LONGEST = 25  # words of an answer
 POWER = 0.8
 MOST_SEEDS = 10_000
 
@@ -50,15 +51,20 @@ def answer(evidence: Evidence, judgement: Judgement) -> str:
     if judgement.deciding is None:
         return "Open: nothing was measured."
     effect = evidence.effects[judgement.deciding]
-    n = "" if effect.rule.name == "exact" else f" (n={effect.interval.n})"
     said = " ".join(filter(None, (shown(effect), effect.unit)))
     start = ANSWERS[judgement.verdict]
     held = sum(state in (State.holds, State.slight) for state in judgement.states)
     if len(evidence.effects) == 1:
-        return f"{start}: {evidence.estimand}: {said}{n}."
-    count = f"{held} of {len(evidence.effects)} hold"
-    decided = f"{effect.condition}: {said}" if effect.condition else said
-    return f"{start}, {count}: {evidence.estimand}; {decided}{n}."
+        text = f"{start}: {evidence.estimand}: {said}"
+    else:
+        decided = f"{effect.condition}: {said}" if effect.condition else said
+        text = f"{start}, {held} of {len(evidence.effects)} hold: {evidence.estimand}; {decided}"
+    if effect.rule.name == "exact":
+        return f"{text}."
+    limits = {"bar": effect.rule.bar, "margin": effect.rule.margin}
+    held_to = "".join(f", {name} {value:g}" for name, value in limits.items() if value is not None)
+    whole = f"{text} (n={effect.interval.n}{held_to})."
+    return whole if len(whole.split()) <= LONGEST else f"{text} (n={effect.interval.n})."
 
 
 def finding(evidence: Evidence, judgement: Judgement) -> str:

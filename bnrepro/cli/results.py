@@ -105,8 +105,17 @@ def reproduce(
             failures += len(failed)
             for text in failed:
                 typer.echo(f"{plan.paper.name}: {text}", err=True)
+            for one in judged:
+                if not (one.evidence.effects or one.evidence.beside or one.evidence.reason):
+                    typer.echo(
+                        f"{plan.paper.name}: claim {one.claim.id} found nothing that was measured. Is a part, a level "
+                        "of a factor or a quantity misspelt?",
+                        err=True,
+                    )
             if plan.preset == "smoke":
-                typer.echo("Everything ran through. This preset is too small for verdicts; use --preset=quick.")
+                larger = "quick" if "quick" in plan.paper.presets else "full"
+                through = "" if failed else "Everything ran through. "
+                typer.echo(f"{through}This preset is too small for verdicts; use --preset={larger}.")
             else:
                 typer.echo(listing.verdict_table(judged))
             typer.echo(f"Records, tables and figures: {shown(plan.folder(out))}\n")

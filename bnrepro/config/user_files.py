@@ -10,6 +10,8 @@ import hashlib
 import importlib.util
 import re
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
@@ -74,13 +76,26 @@ def load_module(file: Path) -> ModuleType:
     module = importlib.util.module_from_spec(spec)
     sys.modules[name], _files[name] = module, file
     try:
-        exec(compile(raw, str(file), "exec"), vars(module))
+        with _only_installed(file):
+            exec(compile(raw, str(file), "exec"), vars(module))
     except BaseException as error:
         del sys.modules[name], _files[name]
         if isinstance(error, KeyboardInterrupt):
             raise
-        raise UserError(f"{file} cannot be imported: {where(error, file)}") from error
+        alone = " It must be complete in itself, or import what is installed." * isinstance(error, ImportError)
+        raise UserError(f"{file} cannot be imported: {where(error, file)}.{alone}") from error
     return module
+
+
+@contextmanager
+def _only_installed(file: Path) -> Iterator[None]:
+    """Within it, no module is found beside ``file`` or in the working directory: its content would not count."""
+    beside, before = {file.parent.resolve(), Path.cwd()}, sys.path[:]
+    sys.path[:] = [place for place in before if Path(place or ".").resolve() not in beside]
+    try:
+        yield
+    finally:
+        sys.path[:] = before
 
 
 def load_any(file: Path, name: str) -> Any:

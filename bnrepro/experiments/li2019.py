@@ -199,10 +199,13 @@ def reestimation_repairs(r: Results, s: Settings) -> Evidence:
     at = {"part": "dropout", "position": "before_norm", "amount": s.much, "width": s.width}
     evidence = greater(
         r.measured("accuracy_mended", **at) - r.measured("accuracy", **at),
-        "test accuracy, statistics re-estimated without dropout minus moving",
+        "test accuracy with statistics re-estimated without dropout",
         POINTS,
         margin=s.margin_points,
+        condition="minus moving ones",
     )
+    left = change(r, s, "before_norm", s.much, "accuracy_mended")
+    evidence &= not_lower(left, "", POINTS, margin=s.margin_points, condition="minus no dropout")
     evidence = evidence.showing({"the harm": -change(r, s, "before_norm", s.much)})
     return evidence.showing({"shift that is left": shift(r, "before_norm", s.much, s.width, "shift_mended")}, "(ratio)")
 

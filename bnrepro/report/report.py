@@ -38,7 +38,7 @@ MEANINGS = {
     "negligible beforehand",
     Verdict.not_reproduced: "under no condition it holds, and under some the whole interval is on the other side, or "
     "below what matters",
-    Verdict.inconclusive: "the intervals say neither",
+    Verdict.inconclusive: "the intervals say neither; where several conditions were tried, by Holm's correction",
     Verdict.not_testable: "the reason stands in its row; where a claim is under revision, its design is being replaced",
 }
 COLUMNS = ("claim", "what it says", "what the source reports", "what was found here", "scale", "verdict")
@@ -87,7 +87,9 @@ class Report:
             return "No claim was judged."
         where = "1 experiment" if len(judged) == 1 else f"{len(judged)} experiments"
         rows = [row for section in judged for row in section.claims]
-        return f"{len(rows)} claims in {where}: {counted(rows)}."
+        revised = sum(row["answer"].startswith("Under revision") for row in rows)
+        note = f" ({revised} of these are under revision)" if revised else ""
+        return f"{len(rows)} claims in {where}: {counted(rows)}{note}."
 
     @property
     def claims(self) -> Rows:

@@ -201,7 +201,11 @@ def test_seeds_that_are_needed_decide() -> None:
 
 def test_answers_are_short_sentences() -> None:
     one = greater(by_seed(around(2)), "test accuracy, BN minus none", "points", margin=1.0)
-    assert answer(one, judge(one)) == "Yes: test accuracy, BN minus none: 2.00 [1.80, 2.20] points (n=5)."
+    assert (
+        answer(one, judge(one)) == "Yes: test accuracy, BN minus none: 2.00 [1.80, 2.20] points (n=5, bar 0, margin 1)."
+    )
     two = greater(cells(around(2), around(-2)), "BN minus none", "points", margin=1.0)
-    assert answer(two, judge(two)) == "In part, 1 of 2 hold: BN minus none; cell 1: -2.00 [-2.20, -1.80] points (n=5)."
+    assert answer(two, judge(two)) == (
+        "In part, 1 of 2 hold: BN minus none; cell 1: -2.00 [-2.20, -1.80] points (n=5, bar 0, margin 1)."
+    )
     assert judge(two).states == (State.holds, State.fails)

@@ -97,11 +97,11 @@ def test_so_do_those_on_equality(values: list[float], margin: float, verdict: Ve
 
 def test_found_says_mean_interval_unit_n_and_what_it_was_held_against() -> None:
     assert said(greater(by_seed(CLEAR), "accuracy, A minus B", "points", margin=0.5)) == (
-        "Yes: accuracy, A minus B: 1.00 [0.75, 1.25] points (n=3).",
+        "Yes: accuracy, A minus B: 1.00 [0.75, 1.25] points (n=3, bar 0, margin 0.5).",
         "Accuracy, A minus B: 1.00 [0.75, 1.25] (points, 95% interval, n=3; must be above 0, and matters from 0.5).",
     )
     assert said(equal(by_seed(CLEAR), "A minus B", "points", margin=2.0)) == (
-        "Yes: A minus B: 1.00 [0.83, 1.17] points (n=3).",
+        "Yes: A minus B: 1.00 [0.83, 1.17] points (n=3, margin 2).",
         "A minus B: 1.00 [0.83, 1.17] (points, 90% interval, n=3; must be inside ±2).",
     )
     assert said(greater(by_seed([1.0]), "A minus B", "epochs")) == (

@@ -189,7 +189,7 @@ def test_page_says_what_was_found_and_how(page: str) -> None:
     assert f"5 claims in 1 experiment: {counts}." in text
     assert f"Nobody, A made-up & tiny paper (2026) (preset smoke): {counts}" in text
     assert "<code>code</code>" in page
-    assert "Yes: test accuracy, BN minus none: 1.00 [0.75, 1.25] percentage points (n=3)." in text
+    assert "Yes: test accuracy, BN minus none: 1.00 [0.75, 1.25] percentage points (n=3, bar 0, margin 0.001)." in text
     assert "(percentage points, 95% interval, n=3; must be above 0, and matters from 0.001)." in text
     assert "Open: the curve's first value: 1.20 [0.46, 1.94] (n=4)." in text
     assert "No ImageNet here." in text
@@ -297,7 +297,7 @@ def test_markdown_says_the_same(results: Path) -> None:
     assert r"157 \| 315" in rows[2]
     assert r"\$x\$" in rows[2]
     assert r"\| `code` \*stars\* \_under\_" in rows[2]
-    assert r"1.00 \[0.75, 1.25\] percentage points (n=3)." in rows[2]
+    assert r"1.00 \[0.75, 1.25\] percentage points (n=3, bar 0, margin 0.001)." in rows[2]
     assert rows[3].endswith("| identity, exact | **reproduced** |")
     assert "| prediction, toy: one epoch |" in rows[4]
     (image,) = re.findall(r"!\[one\]\(([^)]*)\)", text)
