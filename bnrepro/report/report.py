@@ -88,7 +88,7 @@ class Report:
         where = "1 experiment" if len(judged) == 1 else f"{len(judged)} experiments"
         rows = [row for section in judged for row in section.claims]
         revised = sum(row["answer"].startswith("Under revision") for row in rows)
-        note = f" ({revised} of these are under revision)" if revised else ""
+        note = f" ({revised} under revision)" if revised else ""
         return f"{len(rows)} claims in {where}: {counted(rows)}{note}."
 
     @property

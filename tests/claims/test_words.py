@@ -105,7 +105,7 @@ def test_found_says_mean_interval_unit_n_and_what_it_was_held_against() -> None:
         "A minus B: 1.00 [0.83, 1.17] (points, 90% interval, n=3; must be inside ±2).",
     )
     assert said(greater(by_seed([1.0]), "A minus B", "epochs")) == (
-        "Open: A minus B: 1 epochs (n=1).",
+        "Open: A minus B: 1 epochs (n=1, bar 0).",
         "A minus B: 1 (epochs, 95% interval, n=1; must be above 0).",
     )
     assert said(greater(by_seed([]), "A minus B", "epochs")) == ("Open: nothing was measured.", "Nothing was measured.")
