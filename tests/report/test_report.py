@@ -186,7 +186,7 @@ def test_texts_are_shown_as_they_are_and_never_run(page: str) -> None:
 def test_page_says_what_was_found_and_how(page: str) -> None:
     text = Reader(page).text
     counts = "2 reproduced, 1 inconclusive, 2 not testable here"
-    assert f"5 claims in 1 experiment: {counts}." in text
+    assert f"5 claims in 1 experiment: {counts} (1 under revision)." in text
     assert f"Nobody, A made-up & tiny paper (2026) (preset smoke): {counts}" in text
     assert "<code>code</code>" in page
     assert "Yes: test accuracy, BN minus none: 1.00 [0.75, 1.25] percentage points (n=3, bar 0, margin 0.001)." in text
