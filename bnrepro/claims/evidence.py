@@ -205,7 +205,13 @@ def not_lower(values: Given, estimand: str, unit: str, *, margin: float, conditi
 def equal(
     values: Given, estimand: str, unit: str, *, margin: float, ratio: bool = False, condition: str = ""
 ) -> Evidence:
-    """The claim that a difference is none: inside ±``margin``; for a ratio, between 1/``margin`` and ``margin``."""
+    """The claim that a difference is none: inside ±``margin``; for a ratio, between 1/``margin`` and ``margin``.
+
+    Raises:
+        ValueError: nothing lies inside the margin.
+    """
+    if not margin > (1 if ratio else 0):
+        raise ValueError(f"equal: the margin must be above {1 if ratio else 0}; got {margin}")
     return Evidence(estimand, _effects(values, Rule("equal", None, margin, ratio), unit, condition))
 
 
@@ -219,6 +225,8 @@ def exact(
     if isinstance(values, bool):
         rule = Rule("exact", 0.5)
         return Evidence(estimand, (Effect(condition, {0: float(not values)}, rule, "", "yes" if values else "no"),))
+    if tolerance is None:
+        raise ValueError("exact: errors need a tolerance")
     each = _effects(values, Rule("exact", tolerance), unit, condition)
     return Evidence(estimand, tuple(replace(e, seeds={s: abs(v) for s, v in e.seeds.items()}) for e in each))
 

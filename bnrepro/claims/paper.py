@@ -398,7 +398,7 @@ class Paper(Generic[S]):
             yield
         except (UserError, MemoryError):
             raise
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             if self.file is None:
                 raise
             raise UserError(f"{self.file}: {what} fails: {user_files.where(error, self.file)}") from error

@@ -324,7 +324,10 @@ def build(
         model.depth,
     )
     try:
-        network = Network(nn.Sequential(*make(blocks, channels, image, classes)), blocks.norms)
+        # What a norm of a user's own draws when it is made comes from the seed too; all other weights are drawn below.
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(generator.initial_seed())
+            network = Network(nn.Sequential(*make(blocks, channels, image, classes)), blocks.norms)
     except NormError as error:
         raise UserError(str(error)) from error
     except _TooSmall as error:

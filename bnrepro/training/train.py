@@ -251,7 +251,7 @@ class Trainer:
                 logits = copy(images)
                 if own:  # it is not known to be right
                     self.probe(logits)
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             if own and not isinstance(error, NormError | MemoryError) and not out_of_memory(error):
                 where = next((said for file in own if "(line" in (said := user_files.where(error, file))), None)
                 said = where or user_files.where(error, own[0])

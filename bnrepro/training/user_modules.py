@@ -31,7 +31,10 @@ def own_norm(file: Path, name: str) -> MakeNorm:
         signature = inspect.signature(make)
     except (TypeError, ValueError):
         signature = inspect.Signature([inspect.Parameter("num_features", inspect.Parameter.POSITIONAL_ONLY)])
-    takes = [count for count in (2, 1) if _can_be_called(signature, count)]
+    # An argument with a default of its own, as a layer's eps, is not meant.
+    second = [each for each in signature.parameters.values() if each.kind is not each.KEYWORD_ONLY][1:2]
+    meant = all(each.default is each.empty or each.name == "spatial_shape" for each in second)
+    takes = [count for count in ((2, 1) if meant else (1, 2)) if _can_be_called(signature, count)]
     if not takes:
         raise UserError(
             f"{file}:{name} takes {signature}. A norm is made by {name}(num_features, spatial_shape) or "
@@ -52,7 +55,7 @@ def _called(file: Path, name: str, make: Callable[..., Any], *arguments: Any) ->
         return make(*arguments)
     except (NormError, UserError, MemoryError):
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise UserError(f"{file}:{name} cannot be made: {user_files.where(error, file)}") from error
 
 

@@ -169,6 +169,14 @@ def test_an_exact_part_costs_the_others_nothing() -> None:
     assert verdict(greater(by_seed(around(2)), "x", "") & exact(False, "x")) is Verdict.partly
 
 
+def test_rules_that_nothing_can_meet_are_refused() -> None:
+    for margin, ratio in ((0.0, False), (-1.0, False), (1.0, True), (0.5, True), (math.nan, False)):
+        with pytest.raises(ValueError, match="the margin must be above"):
+            equal(by_seed(around(0)), "x", "", margin=margin, ratio=ratio)
+    with pytest.raises(ValueError, match="errors need a tolerance"):
+        exact(by_seed([math.nan]), "x")
+
+
 def test_what_is_shown_beside_decides_nothing() -> None:
     evidence = greater(by_seed(around(2)), "x", "points", margin=1.0)
     beside = evidence.showing({"other": by_seed(around(-5))})

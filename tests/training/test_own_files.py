@@ -136,6 +136,8 @@ WRONG = {
     "variant={bad}:NoModule": "gives int, where a torch.nn.Module is needed",
     "variant={bad}:Fails": "does not pass through the network: RuntimeError: no (line 7)",
     "model={bad}:Shape": "its output must have shape (60, 10); got (60, 1, 28, 28)",
+    "variant={bad}:Exits": "does not pass through the network: SystemExit: 0 (line",
+    "variant={bad}:ExitsAtOnce": "cannot be made: SystemExit: 0 (line",
     "model={bad}:Empty": "has no parameters to train",
     "variant={norm}:MyNorm norm.kernel_size=3": "norm.kernel_size=3 is not used by variant=MyNorm",
     "model={net}:MyNet model.width=2": "model.width is not used by a network of your own",
@@ -149,6 +151,10 @@ class Fails(nn.Identity):
     def forward(self, x): raise RuntimeError("no")
 def Shape(norm, channels, image, classes):
     return nn.Conv2d(channels, 1, 1)
+class Exits(nn.Identity):
+    def __init__(self, features): super().__init__()
+    def forward(self, x): raise SystemExit(0)
+def ExitsAtOnce(features): raise SystemExit(0)
 def Empty(norm, channels, image, classes):
     return nn.Flatten()
 """
@@ -166,6 +172,18 @@ def test_what_is_wrong_is_told_before_anything_is_trained(
     code, _, err = call("train", *words, *model, *data)
     assert code == 2 and WRONG[given] in err, err
     assert err.count("\n") == 1 and not list((tmp_path / "runs").rglob("metrics.csv"))
+
+
+def test_what_a_norm_draws_comes_from_the_seed(tiny: Tiny, tmp_path: Path) -> None:
+    file = tmp_path / "drawn.py"
+    file.write_text(
+        "import torch\nfrom torch import nn\n"
+        "class Drawn(nn.GroupNorm):\n"
+        "    def __init__(self, num_features, eps=1e-5):\n"
+        "        super().__init__(1, num_features, eps)\n"
+        "        self.weight.data.uniform_()\n"
+    )
+    assert_same(*(train.run(tiny(f"variant={file}:Drawn", f"root={tmp_path / name}")) for name in "ab"))
 
 
 def test_two_variants_of_one_name_are_refused(tiny: Tiny, norm: Path, tmp_path: Path) -> None:
