@@ -254,8 +254,8 @@ def _serve(pipe: connection.Connection, threads: int) -> None:
         signal.signal(number, signal.SIG_IGN)  # the parent, which gets it too, ends the work in order
     signal.pthread_sigmask(signal.SIG_UNBLOCK, hidden)
     output.protect()
+    use_threads(threads)  # imports torch, which may bind this thread to a core
     unbind()
-    use_threads(threads)
     raise_malloc_thresholds()
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
