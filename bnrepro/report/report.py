@@ -121,7 +121,7 @@ def _has_margin(effect: dict[str, Any]) -> bool:
 
 
 def write(out: Path) -> list[Path]:
-    """Write claims.json, REPORT.md and report.html into ``out``, over what is there; return their paths.
+    """Write claims.json, REPORT.md and report.html into ``out``, replacing existing files, and return their paths.
 
     Raises:
         UserError: there is nothing, or something is damaged.

@@ -60,7 +60,7 @@ class Batch(NamedTuple):
 
 
 def resolve(cfg: Config) -> Config:
-    """``cfg`` with device=auto replaced by what is there.
+    """Return ``cfg`` with ``device=auto`` resolved to ``cuda`` if a GPU is available, else to ``cpu``.
 
     Raises:
         UserError: device=cuda without a GPU.
@@ -83,7 +83,7 @@ def run(cfg: Config, *, force: bool = False, report: Callable[[Progress], None] 
 
     Args:
         cfg: the run.
-        force: delete what is there first.
+        force: delete an existing run of the same configuration first.
         report: called with the progress every few steps and at each evaluation.
 
     Raises:
@@ -340,7 +340,7 @@ class Trainer:
             yield Batch(step, x, y, cfg.optimizer.lr * lr_factor(cfg.schedule, step, self.steps, self.steps_per_epoch))
 
     def update(self, x: Tensor, y: Tensor, lr: float) -> tuple[Tensor, Tensor]:
-        """One step on this process's part of a batch; the whole batch's mean loss and number of right answers."""
+        """Take one step on this process's part of a batch; return the whole batch's mean loss and correct count."""
         self.network.train()
         for group in self.optimizer.param_groups:
             group["lr"] = lr
