@@ -14,7 +14,7 @@ import torch
 
 from bnrepro.claims.paper import Probe
 from bnrepro.claims.records import Data, plain
-from bnrepro.config import config_hash, digits_of, earlier_hash, unreadable
+from bnrepro.config import config_hash, digits_of, unreadable
 from bnrepro.config.schema import Config
 from bnrepro.data.dataset import load
 from bnrepro.errors import UserError, reason
@@ -56,9 +56,9 @@ class _Stored:
     git_revision: str | None = None
 
 
-def file_of(probe: Probe, folder: Path, of_run: Callable[[Config], str] = config_hash) -> Path:
+def file_of(probe: Probe, folder: Path) -> Path:
     """Where the result of ``probe`` lies: ``<folder>/<hash>.json``, the hash over all that the result depends on."""
-    return folder / f"{digits_of(_identity(probe, of_run))}.json"
+    return folder / f"{digits_of(_identity(probe))}.json"
 
 
 def stored(probe: Probe, folder: Path) -> dict[str, Any] | None:
@@ -68,8 +68,6 @@ def stored(probe: Probe, folder: Path) -> dict[str, Any] | None:
         UserError: it cannot be read just now.
     """
     file = file_of(probe, folder)
-    if not file.exists() and probe.config:  # as versions with shorter hashes named it
-        file = file_of(probe, folder, earlier_hash)
     try:
         found: dict[str, Any] = read_json(file, _Stored)
         return found
@@ -106,12 +104,12 @@ def missing(probes: list[Probe], folder: Path) -> list[Probe]:
     return [probe for probe in probes if stored(probe, folder) is None]
 
 
-def _identity(probe: Probe, of_run: Callable[[Config], str] = config_hash) -> dict[str, Any]:
+def _identity(probe: Probe) -> dict[str, Any]:
     return {
         "measure": probe.measure.identity,
         "arguments": probe.arguments,
         "seed": probe.seed,
-        "config": probe.config and of_run(probe.config),
+        "config": probe.config and config_hash(probe.config),
         "data": probe.data and config_hash(Config(data=probe.data)),
     }
 

@@ -25,8 +25,8 @@ come the settings, the design, and the claims::
         \"\"\"Dropout after the last BN layer alone does no harm.\"\"\"
         ...
 
-The values in ``Settings`` are those of the preset ``full``; ``configs/experiment/<name>.yaml`` says what the others
-change.
+The defaults in ``Settings`` are the preset ``full``, unless ``full`` in ``configs/experiment/<name>.yaml`` replaces
+them; ``smoke`` and ``quick`` there say what they change of ``full``.
 """
 
 from __future__ import annotations
@@ -36,13 +36,13 @@ import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from importlib import import_module
 from pathlib import Path
 from typing import Any, Generic, Literal, SupportsFloat, TypeVar
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
 
 from bnrepro.claims.evidence import Evidence
 from bnrepro.claims.results import Results
@@ -62,7 +62,7 @@ Row = dict[str, Any]
 
 
 class Preset(BaseModel):
-    """The settings of a paper's design: types and values of ``full``. A key that is misspelt is an error.
+    """The settings of a paper's design: types and defaults. A key that is misspelt is an error.
 
     Lists and mappings are replaced as wholes by what another preset says.
     """
@@ -71,6 +71,13 @@ class Preset(BaseModel):
 
     seeds: int = 5
     """Seeds 0, 1, ..., of everything that is random."""
+
+    @field_validator("seeds")
+    @classmethod
+    def _at_least_one(cls, seeds: int) -> int:
+        if seeds < 1:
+            raise ValueError("must be at least 1")
+        return seeds
 
 
 S = TypeVar("S", bound=Preset)
@@ -172,8 +179,6 @@ class Design:
             seeds: other ones than the design's.
             record: whether the runs stand in the records; False where they are only measured.
         """
-        from dataclasses import replace
-
         cfg = load_config(list(overrides))
         for seed in self.seeds if seeds is None else seeds:
             own = replace(cfg, seed=seed)
@@ -356,7 +361,7 @@ class Paper(Generic[S]):
     @property
     def presets(self) -> tuple[str, ...]:
         """Their names, from the smallest to full."""
-        return (*(name for name in self._changes if name != "full"), "full")
+        return tuple(name for name in PRESETS if name in self._changes or name == "full")
 
     def settings(self, preset: str) -> S:
         """The settings of ``preset``.

@@ -371,6 +371,7 @@ def test_unknown_names_are_told_with_those_that_there_are(presets: Path) -> None
     ("text", "words"),
     [
         ("smoke: {margn: 1}", "The preset smoke in .*made_up.yaml: margn: Extra inputs .*margin"),
+        ("smoke: {seeds: 0}", "The preset smoke in .*made_up.yaml: seeds: Value error, must be at least 1"),
         ("smoke: {margin: wide}", "margin: Input should be a valid number"),
         ("smoke: 1", "must hold a mapping of settings for each preset"),
         ("[smoke]", "must hold a mapping of settings for each preset"),
@@ -390,6 +391,11 @@ def test_presets_say_what_differs_from_full(presets: Path) -> None:
     assert paper.presets == ("smoke", "full")
     assert paper.settings("full") == Settings(margin=0.5, limits={"other": 1.0})  # a mapping is replaced as a whole
     assert paper.settings("smoke") == Settings(seeds=1, margin=0.5, limits={"other": 1.0})
+
+
+def test_presets_go_from_the_smallest_to_full_in_whatever_order_they_are_written(presets: Path) -> None:
+    presets.write_text("full: {}\nquick: {seeds: 2}\nsmoke: {seeds: 1}\n")
+    assert varied().presets == ("smoke", "quick", "full")
 
 
 # --- files ---

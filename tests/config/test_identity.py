@@ -15,9 +15,8 @@ import pytest
 import torch
 
 from bnrepro import config, experiments
-from bnrepro.claims import measuring, records
+from bnrepro.claims import records
 from bnrepro.claims.engine import make_plan
-from bnrepro.claims.paper import Measure, Probe
 from bnrepro.config import config_hash, earlier_hash, group_dir, identity, load_config, own_code, run_dir
 from bnrepro.config.schema import Config
 from bnrepro.errors import UserError
@@ -103,19 +102,6 @@ def test_ticket_of_an_earlier_version_is_found(tiny: Tiny) -> None:
     Ticket("slurm/1", 0, 1).write(earlier(cfg))
     assert run_dir(cfg) == earlier(cfg)
     assert Ticket.read(run_dir(cfg)) == Ticket("slurm/1", 0, 1)
-
-
-def rows(**_: Any) -> list[dict[str, Any]]:
-    return [{"quantity": "q", "x": None, "value": 1.0}]
-
-
-def test_measurement_of_an_earlier_version_is_found(tiny: Tiny, tmp_path: Path) -> None:
-    probe = Probe("part", {}, 0, Measure(rows, "made_up/rows"), {}, tiny("epochs=1"))
-    train.run(tiny("epochs=1"))
-    (made,) = measuring.measure_all([probe], tmp_path, 1)
-    assert made.error is None
-    measuring.file_of(probe, tmp_path).rename(measuring.file_of(probe, tmp_path, earlier_hash))
-    assert measuring.missing([probe], tmp_path) == []
 
 
 # --- one configuration is one run ---

@@ -15,9 +15,8 @@ from bnrepro.claims.conclusion import clean
 from bnrepro.claims.evidence import Verdict
 from bnrepro.claims.judging import figures, judged, tables
 from bnrepro.claims.records import read
-from bnrepro.report.figures import style
+from bnrepro.plots.style import style
 
-FOUND = {name: experiments.experiment(name) for name in experiments.NAMES}
 PAPERS = {name: experiments.experiment(name) for name in experiments.NAMES}
 COMMITTED = Path(__file__).parents[2] / "results" / "experiments"
 PORTED = Path(__file__).parent / "ported"
