@@ -1,8 +1,8 @@
 """What a paper, a design, a claim and its evidence are; and the one rule that turns evidence into a verdict."""
 
 from bnrepro.claims.evidence import Evidence, equal, exact, greater, less, not_lower, not_testable
-from bnrepro.claims.paper import Design, Measure, Paper, Preset, Row, measure, row
-from bnrepro.claims.results import Results
+from bnrepro.claims.paper import Design, Measure, Paper, Preset, measure, row
+from bnrepro.claims.results import Results, Row
 from bnrepro.claims.values import Values
 
 __all__ = [

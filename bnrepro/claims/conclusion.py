@@ -13,8 +13,9 @@ from typing import Any, Literal, get_args
 from bnrepro.claims import judging
 from bnrepro.claims.evidence import Verdict
 from bnrepro.claims.judging import Judged
-from bnrepro.claims.paper import Kind, Paper, Row, Scale
+from bnrepro.claims.paper import Kind, Paper, Scale
 from bnrepro.claims.records import CAPTIONS, Records, plain, read, read_rows, write_rows
+from bnrepro.claims.results import Row
 from bnrepro.config import digits_of, unreadable
 from bnrepro.errors import UserError, in_brackets
 from bnrepro.runs import record

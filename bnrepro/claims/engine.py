@@ -14,9 +14,9 @@ import torch
 from bnrepro.claims.conclusion import conclude
 from bnrepro.claims.judging import Judged
 from bnrepro.claims.measuring import Measurement, measure_all, missing
-from bnrepro.claims.paper import Arm, Factors, Paper, Probe, Row
+from bnrepro.claims.paper import Arm, Factors, Paper, Probe
 from bnrepro.claims.records import RESERVED, Gathered, Records, cost, plain, read, save, there
-from bnrepro.claims.results import RUN_COLUMNS
+from bnrepro.claims.results import RUN_COLUMNS, Row
 from bnrepro.config import check, load_config, run_dir, user_files
 from bnrepro.config.schema import Config, Data, Source
 from bnrepro.errors import UserError

@@ -32,7 +32,7 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Literal
 
-from bnrepro.claims.values import Values
+from bnrepro.claims.values import Values, log
 from bnrepro.stats import Interval, equivalence, holm, p_value, t_interval
 
 ALPHA = 0.05
@@ -66,6 +66,7 @@ class Rule:
 
     name: Name
     bar: float | None = None
+    """None of an exact effect that is true or not."""
     margin: float | None = None
     ratio: bool = False
     """The effect is a ratio: values, bar and margin are compared as logarithms, and shown as they are."""
@@ -78,10 +79,10 @@ class Rule:
     def p_values(self, values: list[float]) -> tuple[float, float]:
         """(p of what must be rejected for the effect to hold, ... to fail), each to be compared with 5%."""
         if self.name == "exact":
-            holds = self.bar is None or all(value <= self.bar for value in values)
+            holds = all(value <= (self.bar or 0) for value in values)
             return (0.0, 1.0) if holds else (1.0, 0.0)
-        values = [_log(v) for v in values] if self.ratio else values
-        bar, margin = (None if b is None else _log(b) if self.ratio else b for b in (self.bar, self.margin))
+        values = [log(v) for v in values] if self.ratio else values
+        bar, margin = (None if b is None else log(b) if self.ratio else b for b in (self.bar, self.margin))
         if self.name == "equal":
             assert margin is not None
             beyond = [p_value([v - margin for v in values], "greater"), p_value([v + margin for v in values], "less")]
@@ -114,7 +115,7 @@ class Effect:
             values = [max(values, key=abs)] if values else []  # nothing is random: the worst
         if not self.rule.ratio:
             return t_interval(values, self.rule.confidence)
-        logs = t_interval([_log(v) for v in values], self.rule.confidence)
+        logs = t_interval([log(v) for v in values], self.rule.confidence)
         return Interval(_exp(logs.mean), _exp(logs.low), _exp(logs.high), logs.n)
 
 
@@ -223,7 +224,7 @@ def exact(
     Errors count by their size; several seeds by the largest.
     """
     if isinstance(values, bool):
-        rule = Rule("exact", 0.5)
+        rule = Rule("exact")
         return Evidence(estimand, (Effect(condition, {0: float(not values)}, rule, "", "yes" if values else "no"),))
     if tolerance is None:
         raise ValueError("exact: errors need a tolerance")
@@ -307,10 +308,6 @@ def _state(holds: bool, fails: bool) -> State:
 
 def _doubled(p: float) -> float:
     return min(1.0, 2 * p) if p == p else p
-
-
-def _log(value: float) -> float:
-    return math.log(value) if value > 0 else -math.inf if value == 0 else math.nan
 
 
 def _exp(value: float) -> float:

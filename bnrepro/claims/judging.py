@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from bnrepro.claims import words
 from bnrepro.claims.evidence import Effect, Evidence, Judgement, Verdict, flips_at, judge, not_testable
-from bnrepro.claims.paper import Claim, Paper, Preset, Row, Shown
-from bnrepro.claims.results import Results
+from bnrepro.claims.paper import Claim, Paper, Preset, Shown
+from bnrepro.claims.results import Results, Row
 from bnrepro.system.output import only_shown
 
 if TYPE_CHECKING:

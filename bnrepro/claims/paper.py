@@ -45,7 +45,7 @@ from typing import Any, Generic, Literal, SupportsFloat, TypeVar
 from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
 
 from bnrepro.claims.evidence import Evidence
-from bnrepro.claims.results import Results
+from bnrepro.claims.results import Results, Row
 from bnrepro.config import configs_dir, load_config, user_files
 from bnrepro.config.schema import Config, Data
 from bnrepro.errors import UserError, first_line, known_are
@@ -58,7 +58,6 @@ Scale = Literal["exact", "paper", "reduced", "toy"]
 analogue."""
 PRESETS = ("smoke", "quick", "full")
 Factors = dict[str, Any]
-Row = dict[str, Any]
 
 
 class Preset(BaseModel):

@@ -20,7 +20,7 @@ from typing import Any, Literal, get_args
 
 from pydantic_core import from_json
 
-from bnrepro.claims.results import RUN_COLUMNS, Results
+from bnrepro.claims.results import RUN_COLUMNS, Results, Row
 from bnrepro.config import unreadable
 from bnrepro.errors import UserError, in_brackets
 from bnrepro.runs import record
@@ -35,7 +35,6 @@ TEXT = frozenset({"part", "variant", "status", "precision", "device", "config_ha
 RESERVED = frozenset({"part", "seed", "status", "step", "epoch", "quantity", "x", "value"})
 """Names that no factor can have: they are columns with a meaning of their own."""
 
-Row = dict[str, Any]
 Spent = dict[tuple[str, str, str], list[float]]
 """Seconds by part, kind ("runs" or "measurements") and cell, one a seed."""
 Preset = Literal["smoke", "quick", "full"]

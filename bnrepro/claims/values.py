@@ -141,7 +141,7 @@ class Values:
 
     def log(self) -> Values:
         """Natural logarithms; of 0, minus infinity, and of what is below, nan."""
-        return self.map(lambda v: math.log(v) if v > 0 else -math.inf if v == 0 else math.nan)
+        return self.map(log)
 
     def log10(self) -> Values:
         """Logarithms to base 10, in decades."""
@@ -242,6 +242,11 @@ class Values:
         if len(self) > 1:
             raise ValueError(f"there are {len(self)} values")
         return next(iter(self), None)
+
+
+def log(value: float) -> float:
+    """The natural logarithm; of 0, minus infinity, and of what is below, nan."""
+    return math.log(value) if value > 0 else -math.inf if value == 0 else math.nan
 
 
 def _divided(a: float, b: float) -> float:

@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 
 from bnrepro.claims.evidence import Effect, Evidence, Judgement, Rule, State, Verdict
+from bnrepro.claims.values import log
 from bnrepro.stats import Interval, t_quantile
 
 ANSWERS = {
@@ -88,7 +89,7 @@ def finding(evidence: Evidence, judgement: Judgement) -> str:
 def asked(rule: Rule) -> str:
     """What an effect must be to hold: ``must be above 0``."""
     if rule.name == "exact":
-        return "must be so" if rule.bar in (None, 0.5) else f"must be at most {rule.bar:g}"
+        return "must be so" if rule.bar is None else f"must be at most {rule.bar:g}"
     if rule.name == "equal":
         assert rule.margin is not None
         inside = f"between {1 / rule.margin:.3g} and {rule.margin:g}" if rule.ratio else f"inside ±{rule.margin:g}"
@@ -106,12 +107,10 @@ def needed(effect: Effect) -> int | None:
     rule, n = effect.rule, len(effect.seeds)
     if rule.name == "exact" or n < 2:
         return None
-    values = (
-        [math.log(v) if v > 0 else math.nan for v in effect.seeds.values()] if rule.ratio else [*effect.seeds.values()]
-    )
+    values = [log(v) if rule.ratio else v for v in effect.seeds.values()]
     mean = sum(values) / n
     spread = math.sqrt(sum((v - mean) ** 2 for v in values) / (n - 1))
-    bar, margin = (None if b is None else math.log(b) if rule.ratio and b > 0 else b for b in (rule.bar, rule.margin))
+    bar, margin = (None if b is None else log(b) if rule.ratio else b for b in (rule.bar, rule.margin))
     if rule.name == "equal":
         assert margin is not None
         distance = abs(margin - abs(mean))

@@ -16,14 +16,24 @@ Differences from the paper
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import torch
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
-from bnrepro.claims import Design, Evidence, Paper, Preset, Results, Values, equal, greater, measure, not_testable
+from bnrepro.claims import (
+    Design,
+    Evidence,
+    Paper,
+    Preset,
+    Results,
+    Row,
+    Values,
+    equal,
+    greater,
+    measure,
+    not_testable,
+)
 from bnrepro.claims.plots import GREY, ends, legend, lines, looks, panels, ticks
 from bnrepro.runs import checkpoint, record
 from bnrepro.runs.record import Run
@@ -40,7 +50,6 @@ POINTS = "percentage points of test accuracy"
 NONE = "no number in the abstract"
 THIRD = 100 / 3  # percent of the gammas
 LOWEST, HIGHEST, BINS = -1.5, 2.5, 40  # of the histogram
-Row = dict[str, Any]
 
 
 class Settings(Preset):

@@ -23,7 +23,7 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from bnrepro.claims import Design, Evidence, Paper, Preset, Results, Values, greater, measure, not_lower
+from bnrepro.claims import Design, Evidence, Paper, Preset, Results, Row, Values, greater, measure, not_lower
 from bnrepro.claims.plots import legend, lines, looks, panels, same_limits, ticks, zero
 from bnrepro.config import load_config
 from bnrepro.data.dataset import eval_batches
@@ -41,7 +41,6 @@ PLACES = {
     "after_norm": "after each BN and activation",
     "last": "after the last BN only",
 }
-Row = dict[str, Any]
 
 
 class Settings(Preset):

@@ -21,7 +21,6 @@ import math
 from collections.abc import Iterator
 from dataclasses import replace
 from statistics import fmean, linear_regression
-from typing import Any
 
 import torch
 from matplotlib.figure import Figure
@@ -29,7 +28,7 @@ from pydantic import BaseModel
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from bnrepro.claims import Design, Evidence, Paper, Preset, Results, Values, equal, measure, not_testable
+from bnrepro.claims import Design, Evidence, Paper, Preset, Results, Row, Values, equal, measure, not_testable
 from bnrepro.claims.plots import BLACK, GREY, Look, legend, lines, looks, panels, ticks
 from bnrepro.data.dataset import Split, derive_seed
 from bnrepro.norm import reestimate_statistics
@@ -42,7 +41,6 @@ from bnrepro.training import train
 NOISE, TRAINING = "noise", "training"
 BN, PN = "bn", "pn"
 UNREAD = "no number read in the text"
-Row = dict[str, Any]
 
 
 class Noise(BaseModel, extra="forbid", frozen=True):

@@ -26,7 +26,7 @@ from matplotlib.colors import SymLogNorm
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
-from bnrepro.claims import Design, Evidence, Paper, Preset, Results, Values, measure, row
+from bnrepro.claims import Design, Evidence, Paper, Preset, Results, Row, Values, measure, row
 from bnrepro.claims.evidence import equal, exact, greater, less, not_lower
 from bnrepro.claims.plots import BLACK, Look, heat_map, legend, lines, looks, panels, ticks, zero
 from bnrepro.config import load_config
@@ -63,7 +63,6 @@ REPORTED = {
     "GoogLeNet128, orthogonal (source)": {"before": 60.7, "after": 58.4, "none": 61.9},
 }
 """The benchmark's top-1 accuracies with ReLU in percent, one run each."""
-Row = dict[str, Any]
 
 
 class Settings(Preset):

@@ -27,7 +27,7 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
-from bnrepro.claims import Design, Evidence, Paper, Preset, Results, Values, measure, row
+from bnrepro.claims import Design, Evidence, Paper, Preset, Results, Row, Values, measure, row
 from bnrepro.claims.evidence import equal, greater, less, not_testable
 from bnrepro.claims.plots import curve, dots, legend, lines, looks, panels, ticks
 from bnrepro.config import load_config
@@ -79,7 +79,6 @@ POINTS = "percentage points of test accuracy"
 LENET = "10 epochs of a LeNet on 5,000 images"
 AUGMENTED = "the runs of BN crop and flip images, and those of renorm do not"
 LINEAR = "LeNet normalizes hidden linear layers too, where a batch of two turns every unit into a sign"
-Row = dict[str, Any]
 
 
 class Settings(Preset):

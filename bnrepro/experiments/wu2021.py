@@ -26,7 +26,7 @@ from pydantic import BaseModel
 from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from bnrepro.claims import Design, Evidence, Paper, Preset, Results, Values, measure, row
+from bnrepro.claims import Design, Evidence, Paper, Preset, Results, Row, Values, measure, row
 from bnrepro.claims.evidence import equal, greater, not_lower
 from bnrepro.claims.plots import dots, legend, lines, looks, panels, zero
 from bnrepro.data.dataset import Split, derive_seed
@@ -57,7 +57,6 @@ KINDS = {
     FROZEN: "frozen at the end",
     "train": "the batch's own, training images",
 }
-Row = dict[str, Any]
 
 
 class Part(BaseModel):

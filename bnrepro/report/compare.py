@@ -17,7 +17,8 @@ from pathlib import Path
 from statistics import median
 
 from bnrepro.claims import records
-from bnrepro.claims.records import CURVES, RUNS, DamagedError, Gathered, Records, Row
+from bnrepro.claims.records import CURVES, RUNS, DamagedError, Gathered, Records
+from bnrepro.claims.results import Row
 from bnrepro.config import MOST_RUNS, config_hash, differing, digits_of, group_dir, leaves, what, with_variant
 from bnrepro.config.overrides import written
 from bnrepro.config.schema import Config

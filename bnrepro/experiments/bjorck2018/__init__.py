@@ -21,14 +21,13 @@ import math
 from collections import Counter
 from dataclasses import replace
 from itertools import dropwhile, product, takewhile
-from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 from pydantic import BaseModel
 
-from bnrepro.claims import Design, Evidence, Paper, Preset, Results, Values, equal, greater
+from bnrepro.claims import Design, Evidence, Paper, Preset, Results, Row, Values, equal, greater
 from bnrepro.claims.plots import GREY, curve, legend, lines, looks, panels, ticks
 from bnrepro.experiments.bjorck2018 import measurements
 
@@ -37,7 +36,6 @@ NAMES = {"nobn": "no BN", "bn": "framework BN"}
 POINTS = "percentage points"
 UNREAD = "no number read in the text"
 PLAIN = "plain networks with He's weights keep their variance by design; the claim is about residual ones"
-Row = dict[str, Any]
 
 
 class Network(BaseModel, extra="forbid", frozen=True):

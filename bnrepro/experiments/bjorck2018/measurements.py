@@ -5,13 +5,12 @@ from __future__ import annotations
 from copy import deepcopy
 from dataclasses import replace
 from itertools import takewhile
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from bnrepro.claims import measure
+from bnrepro.claims import Row, measure
 from bnrepro.config import load_config
 from bnrepro.config.schema import Config
 from bnrepro.training.model import Network
@@ -19,7 +18,6 @@ from bnrepro.training.train import trainer_of
 
 SHOWN_IMAGES = 50  # of which the gradient at each logit is kept, for the figure
 BINS = torch.linspace(-8, 8, 65)  # in standard deviations
-Row = dict[str, Any]
 
 
 def row(quantity: str, value: float | Tensor, x: float | None = None) -> Row:

@@ -31,7 +31,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from pydantic import BaseModel, ConfigDict
 
-from bnrepro.claims import Design, Evidence, Paper, Preset, Results, Values, exact, greater, less
+from bnrepro.claims import Design, Evidence, Paper, Preset, Results, Row, Values, exact, greater, less
 from bnrepro.claims.plots import curve, dots, legend, lines, looks, panels, ticks, zero
 from bnrepro.experiments.conv_batchnorm import checks, networks
 from bnrepro.plots import style as figures
@@ -68,7 +68,6 @@ ROUNDING = 1e-5  # relative error in float32
 ALL = 10.0  # percent: "all below threshold" leaves no more than this share of the active ReLUs
 CLOSE = 0.01  # relative error of a factor that counts as right
 USUAL_EPS = 1e-3
-Row = dict[str, Any]
 
 
 class Section(BaseModel):

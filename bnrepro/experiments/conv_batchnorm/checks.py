@@ -7,12 +7,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bnrepro.claims import Measure, measure
+from bnrepro.claims import Measure, Row, measure
 from bnrepro.norm import NORMS, NormError, NormOptions
 from bnrepro.norm.oracle import batch_norm_forward
 from bnrepro.training.model import size_of
 
-Row = dict[str, Any]
 EPS = 1e-3
 VARIANTS = ["bn", "convbn", "peractivationbn", "locationaffinebn", "adaptive"]
 

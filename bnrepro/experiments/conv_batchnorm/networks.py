@@ -11,10 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bnrepro.claims import measure
+from bnrepro.claims import Row, measure, row
 from bnrepro.config.schema import Data, Source
 from bnrepro.data.dataset import Dataset, Split, derive_seed, eval_batches, load
-from bnrepro.experiments.conv_batchnorm.checks import EPS, Row, row
+from bnrepro.experiments.conv_batchnorm.checks import EPS
 from bnrepro.norm import NORMS, NormOptions
 from bnrepro.norm.statistics import batch_statistics
 from bnrepro.runs.record import Run

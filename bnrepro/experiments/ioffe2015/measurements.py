@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from bnrepro.claims import measure
+from bnrepro.claims import Row, measure
 from bnrepro.config import run_dir
 from bnrepro.config.schema import Config
 from bnrepro.data.dataset import derive_seed
@@ -27,7 +27,6 @@ from bnrepro.training import train
 from bnrepro.training.model import Network
 from bnrepro.training.train import trainer_of
 
-Row = dict[str, Any]
 Cell = tuple[float, float]
 """Learning rate, and standard deviation of the initial weights (which only init=gaussian reads)."""
 PERCENTILES = (15, 50, 85)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator
 
-from bnrepro.claims import Results, Values
+from bnrepro.claims import Results, Row, Values
 from bnrepro.claims.plots import curve, dots, legend, lines, looks, panels, same_limits, zero
 from bnrepro.experiments.ioffe2015.measurements import ARMS, NEAR, PERCENTILES, UNIT
 from bnrepro.plots.style import COLUMN, label
@@ -20,7 +20,6 @@ from bnrepro.stats import Interval
 if TYPE_CHECKING:
     from bnrepro.experiments.ioffe2015 import Settings
 
-Row = dict[str, Any]
 WITH = {"nobn": "without BN", "bn": "with BN"}
 CHANCE = 10.0  # %: all datasets of the presets have ten classes
 BASELINE_STEPS = 31.0e6

@@ -20,11 +20,23 @@ from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from itertools import product
-from typing import Any
 
 from matplotlib.figure import Figure
 
-from bnrepro.claims import Design, Evidence, Paper, Preset, Results, Values, equal, exact, greater, less, not_testable
+from bnrepro.claims import (
+    Design,
+    Evidence,
+    Paper,
+    Preset,
+    Results,
+    Row,
+    Values,
+    equal,
+    exact,
+    greater,
+    less,
+    not_testable,
+)
 from bnrepro.claims.plots import GREY, curve, legend, lines, looks, panels
 from bnrepro.experiments.numpynet.layer import GRADIENTS
 from bnrepro.experiments.numpynet.measurements import identities, locations, own_test, training, wrong_gradient
@@ -37,7 +49,6 @@ READING = "this project's reading of NumPyNet's code"
 REFERENCES = {"oracle": "to the reference", "torch": "to torch"}
 DIFFERENCES = {"differences": "to finite differences"}
 SMALLEST = 1e-12  # of what is drawn or compared as a logarithm: a norm that may be 0
-Row = dict[str, Any]
 
 
 class Settings(Preset):

@@ -11,13 +11,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from bnrepro.claims import measure
+from bnrepro.claims import Row, measure
 from bnrepro.config.schema import Data
 from bnrepro.data.dataset import Dataset, Split, derive_seed, epoch_plan, eval_batches, train_batch
 from bnrepro.experiments.numpynet.layer import EPSIL, GRADIENTS, NumPyNetNorm, closed_form, published, text_backward
 from bnrepro.norm.oracle import Array, batch_norm_backward, batch_norm_forward, seed004_backward
 
-Row = dict[str, Any]
 STEP = 1e-5  # of the finite differences
 
 

@@ -36,10 +36,21 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from pydantic import BaseModel
 
-from bnrepro.claims import Design, Evidence, Paper, Preset, Results, Values, equal, greater, not_lower, not_testable
+from bnrepro.claims import (
+    Design,
+    Evidence,
+    Paper,
+    Preset,
+    Results,
+    Row,
+    Values,
+    equal,
+    greater,
+    not_lower,
+    not_testable,
+)
 from bnrepro.claims.plots import legend, lines, looks, panels
 from bnrepro.experiments.santurkar2018 import measurements
-from bnrepro.experiments.santurkar2018.measurements import Row
 from bnrepro.plots.style import COLUMN, label, log_ticks
 
 BOTH = ("nobn", "bn")

@@ -26,14 +26,13 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional as F
 
-from bnrepro.claims import measure
+from bnrepro.claims import Row, measure
 from bnrepro.data.dataset import derive_seed
 from bnrepro.norm import NORMS
 from bnrepro.runs.record import Run
 from bnrepro.training.model import Network
 from bnrepro.training.train import trainer_of
 
-Row = dict[str, Any]
 Parameters = list[Tensor]
 BINS = 24
 REACH = 4.0  # standard deviations to either side of the mean over all times that a histogram shows

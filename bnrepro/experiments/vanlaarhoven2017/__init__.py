@@ -20,14 +20,13 @@ import math
 from dataclasses import replace
 from itertools import product
 from statistics import fmean
-from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from pydantic import BaseModel
 
-from bnrepro.claims import Design, Evidence, Paper, Preset, Results, Values, equal, exact, greater
+from bnrepro.claims import Design, Evidence, Paper, Preset, Results, Row, Values, equal, exact, greater
 from bnrepro.claims.plots import heat_map, legend, lines, looks, panels
 from bnrepro.experiments.vanlaarhoven2017 import measurements
 from bnrepro.experiments.vanlaarhoven2017.measurements import CORRECTED, OFF, ON, REVERSE
@@ -47,7 +46,6 @@ ARMS = {
     CORRECTED: "no weight decay, corrected rate",
     REVERSE: "weight decay, rate as without",
 }
-Row = dict[str, Any]
 
 
 class Grid(BaseModel, extra="forbid", frozen=True):

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from bnrepro.claims import measure
+from bnrepro.claims import Row, measure
 from bnrepro.config.schema import Initialization, Model
 from bnrepro.data.dataset import derive_seed
 from bnrepro.norm import NORMS, NormOptions
@@ -23,7 +23,6 @@ from bnrepro.runs.record import Run
 from bnrepro.training.model import build
 from bnrepro.training.train import Batch, Trainer, trainer_of
 
-Row = dict[str, Any]
 ON, OFF, CORRECTED, REVERSE = "on", "off", "off, corrected", "on, corrected"
 FOLLOWS = {ON: ON, OFF: OFF, CORRECTED: ON, REVERSE: OFF}  # whose effective rates an arm takes
 
