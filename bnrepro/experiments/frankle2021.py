@@ -33,6 +33,7 @@ from bnrepro.claims import (
     greater,
     measure,
     not_testable,
+    row,
 )
 from bnrepro.claims.plots import GREY, ends, legend, lines, looks, panels, ticks
 from bnrepro.runs import checkpoint, record
@@ -124,15 +125,13 @@ def gammas_of(run: Run, seed: int, threshold: float) -> list[Row]:
     start = _gammas(network)
     network.load_state_dict(checkpoint.load(run.path / record.CHECKPOINT)["network"])
     end = _gammas(network)
-    rows: list[Row] = [{"quantity": "trained", "x": None, "value": counted}]
+    rows: list[Row] = [row("trained", counted)]
     for name, values in (("disabled", end), ("disabled_at_start", start)):
-        rows.append({"quantity": name, "x": None, "value": 100 * float((values.abs() < threshold).float().mean())})
+        rows.append(row(name, 100 * float((values.abs() < threshold).float().mean())))
     edges = torch.linspace(LOWEST, HIGHEST, BINS + 1)
     density = torch.histogram(end.clamp(LOWEST, HIGHEST), edges).hist / end.numel() / float(edges[1] - edges[0])
     middles = ((edges[1:] + edges[:-1]) / 2).tolist()
-    return rows + [
-        {"quantity": "density", "x": round(x, 6), "value": y} for x, y in zip(middles, density.tolist(), strict=True)
-    ]
+    return rows + [row("density", y, round(x, 6)) for x, y in zip(middles, density.tolist(), strict=True)]
 
 
 def _gammas(network: nn.Module) -> Tensor:

@@ -23,7 +23,7 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from bnrepro.claims import Design, Evidence, Paper, Preset, Results, Row, Values, greater, measure, not_lower
+from bnrepro.claims import Design, Evidence, Paper, Preset, Results, Row, Values, greater, measure, not_lower, row
 from bnrepro.claims.plots import legend, lines, looks, panels, same_limits, ticks, zero
 from bnrepro.config import load_config
 from bnrepro.data.dataset import eval_batches
@@ -98,9 +98,9 @@ def variance_shift(run: Run, seed: int) -> list[Row]:
         if suffix:
             reestimate_statistics(network, images)
         for layer, value in enumerate(by_layer(network, images), 1):
-            rows.append({"quantity": f"shift{suffix}", "x": layer, "value": value})
+            rows.append(row(f"shift{suffix}", value, layer))
         _, accuracy = train.measure(network, data, data.test, cfg)
-        rows.append({"quantity": f"accuracy{suffix}", "x": None, "value": 100 * accuracy})
+        rows.append(row(f"accuracy{suffix}", 100 * accuracy))
     return rows
 
 

@@ -28,7 +28,19 @@ from pydantic import BaseModel
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from bnrepro.claims import Design, Evidence, Paper, Preset, Results, Row, Values, equal, measure, not_testable
+from bnrepro.claims import (
+    Design,
+    Evidence,
+    Paper,
+    Preset,
+    Results,
+    Row,
+    Values,
+    equal,
+    measure,
+    not_testable,
+    row,
+)
 from bnrepro.claims.plots import BLACK, GREY, Look, legend, lines, looks, panels, ticks
 from bnrepro.data.dataset import Split, derive_seed
 from bnrepro.norm import reestimate_statistics
@@ -105,7 +117,7 @@ def penalties(run: Run, seed: int, sizes: list[int], repeats: int) -> list[Row]:
     images, labels = data.train.images, data.train.labels
     reestimate_statistics(network, [data.normalize(images)])
     base, _ = train.measure(network, data, data.train, cfg)
-    rows: list[Row] = [{"quantity": "loss", "x": None, "value": base}]
+    rows: list[Row] = [row("loss", base)]
     for size in sizes:
         losses = []
         for repeat in range(repeats):
@@ -113,7 +125,7 @@ def penalties(run: Run, seed: int, sizes: list[int], repeats: int) -> list[Row]:
             order = torch.randperm(len(labels), generator=generator)[: len(labels) // size * size]
             with batch_statistics(network):
                 losses.append(train.measure(network, data, Split(images[order], labels[order]), cfg, size)[0])
-        rows.append({"quantity": "penalty", "x": size, "value": sum(losses) / repeats - base})
+        rows.append(row("penalty", sum(losses) / repeats - base, size))
     return rows
 
 
@@ -135,7 +147,7 @@ def trained(run: Run, seed: int, epochs: int, pool: int, decay: float) -> list[R
         found[f"{name}_loss"], accuracy = trainer.measure(split)
         found[f"{name}_accuracy"] = 100 * accuracy
     found["gamma_squared"] = float(torch.cat([gamma.detach().square() for gamma in gammas(trainer.network)]).mean())
-    return [{"quantity": quantity, "x": None, "value": value} for quantity, value in found.items()]
+    return [row(quantity, value) for quantity, value in found.items()]
 
 
 def drawn_images(trainer: train.Trainer, pool: int, seed: int) -> Iterator[Tensor]:

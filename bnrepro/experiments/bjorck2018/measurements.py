@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from bnrepro.claims import Row, measure
+from bnrepro.claims import Row, measure, row
 from bnrepro.config import load_config
 from bnrepro.config.schema import Config
 from bnrepro.training.model import Network
@@ -18,10 +18,6 @@ from bnrepro.training.train import trainer_of
 
 SHOWN_IMAGES = 50  # of which the gradient at each logit is kept, for the figure
 BINS = torch.linspace(-8, 8, 65)  # in standard deviations
-
-
-def row(quantity: str, value: float | Tensor, x: float | None = None) -> Row:
-    return {"quantity": quantity, "x": x, "value": float(value)}
 
 
 @measure("bjorck2018/at_start")

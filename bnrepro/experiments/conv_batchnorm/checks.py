@@ -7,18 +7,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bnrepro.claims import Measure, Row, measure
+from bnrepro.claims import Measure, Row, measure, row
 from bnrepro.norm import NORMS, NormError, NormOptions
 from bnrepro.norm.oracle import batch_norm_forward
 from bnrepro.training.model import size_of
 
 EPS = 1e-3
 VARIANTS = ["bn", "convbn", "peractivationbn", "locationaffinebn", "adaptive"]
-
-
-def row(quantity: str, value: float | Tensor, x: float | str | None = None) -> Row:
-    """One measured value."""
-    return {"quantity": quantity, "x": x, "value": float(value)}
 
 
 def _normal(seed: int, *shape: int) -> Tensor:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from bnrepro.claims import Row, measure
+from bnrepro.claims import Row, measure, row
 from bnrepro.config import run_dir
 from bnrepro.config.schema import Config
 from bnrepro.data.dataset import derive_seed
@@ -33,10 +33,6 @@ PERCENTILES = (15, 50, 85)
 UNIT = 0  # the typical sigmoid, fixed beforehand
 NEAR = 2.0  # "close to 1" is within a factor of 2
 EPS = 1e-5
-
-
-def _row(quantity: str, value: Any, x: float | str | None = None) -> Row:
-    return {"quantity": quantity, "x": x, "value": float(value)}
 
 
 # --- what the paper does not state, chosen on validation data ---
@@ -88,13 +84,13 @@ def train_and_watch(
     cell = chosen(run, cells, choosing_seeds)
     trainer = trainer_of(at(run.config, cell, seed))
     x = trainer.data.normalize(trainer.data.val.images[:images])
-    rows = [_row("rate", cell[0]), _row("deviation", cell[1]), *spectra(trainer.network, x, jacobians, "start")]
+    rows = [row("rate", cell[0]), row("deviation", cell[1]), *spectra(trainer.network, x, jacobians, "start")]
     looks: list[Tensor] = []
 
     def look(step: int) -> None:
         looks.append(_percentiles(trainer.network, x))
-        rows.append(_row("test_accuracy", 100 * trainer.measure(trainer.data.test)[1], step))
-        rows.extend(_row(f"p{p}", value, step) for p, value in zip(PERCENTILES, looks[-1][:, UNIT], strict=True))
+        rows.append(row("test_accuracy", 100 * trainer.measure(trainer.data.test)[1], step))
+        rows.extend(row(f"p{p}", value, step) for p, value in zip(PERCENTILES, looks[-1][:, UNIT], strict=True))
 
     look(0)
     for batch in trainer.batches(0, steps):
@@ -102,12 +98,12 @@ def train_and_watch(
         done = batch.step + 1
         if done % every == 0 or done == steps:
             if not math.isfinite(float(loss)):
-                return [*rows, _row("diverged", done)]
+                return [*rows, row("diverged", done)]
             look(done)
     path = torch.stack(looks)  # (looks, percentiles, units)
     drift, width = path.std(0, correction=0).mean(0), (path[:, 2] - path[:, 0]).mean(0) / 2
     for quantity, values in (("drift", drift), ("width", width)):
-        rows += [_row(quantity, value, unit) for unit, value in enumerate(values)]
+        rows += [row(quantity, value, unit) for unit, value in enumerate(values)]
     return rows + spectra(trainer.network, x, jacobians, "end")
 
 
@@ -167,10 +163,10 @@ def spectra(network: Network, x: Tensor, images: int, when: str) -> list[Row]:
     for kind, parts in found.items():
         s = torch.cat(parts)
         quantiles = torch.quantile(s, torch.tensor([level / 100 for level in levels], dtype=s.dtype))
-        rows += [_row(f"{kind}_{when}", value, level) for level, value in zip(levels, quantiles, strict=True)]
+        rows += [row(f"{kind}_{when}", value, level) for level, value in zip(levels, quantiles, strict=True)]
         distance = s.clamp(min=2.0**-20).log2().abs()
         near = (distance <= torch.tensor(NEAR).log2()).double().mean()
-        rows += [_row(f"{kind}_near_{when}", 100 * near), _row(f"{kind}_far_{when}", distance.mean())]
+        rows += [row(f"{kind}_near_{when}", 100 * near), row(f"{kind}_far_{when}", distance.mean())]
     return rows
 
 
@@ -216,15 +212,15 @@ def race(
     rate, std = chosen(run, cells, choosing_seeds)
     cfg = at(run.config, (factor * rate, std), seed)
     trainer = trainer_of(replace(cfg, variant=variant, model=replace(cfg.model, activation=activation)))
-    rows = [_row("rate", cfg.optimizer.lr)]
+    rows = [row("rate", cfg.optimizer.lr)]
     for batch in trainer.batches(0, steps):
         loss, _ = trainer.update(batch.x, batch.y, batch.lr)
         done = batch.step + 1
         if not math.isfinite(float(loss)):
-            return [*rows, _row("diverged", done)]
+            return [*rows, row("diverged", done)]
         if done % every == 0 or done == steps:
-            rows.append(_row("val_accuracy", 100 * trainer.measure(trainer.data.val)[1], done))
-    return [*rows, _row("test_accuracy", 100 * trainer.measure(trainer.data.test)[1])]
+            rows.append(row("val_accuracy", 100 * trainer.measure(trainer.data.val)[1], done))
+    return [*rows, row("test_accuracy", 100 * trainer.measure(trainer.data.test)[1])]
 
 
 # --- section 3.4 ---
@@ -238,9 +234,9 @@ def fit(run: Run, seed: int) -> list[Row]:
     """
     cfg, data, network = inference.restore(run)
     found = {name: train.measure(network, data, getattr(data, name), cfg) for name in ("train", "test")}
-    rows = [_row(f"{name}_loss", loss) for name, (loss, _) in found.items()]
-    rows += [_row(f"{name}_accuracy", accuracy) for name, (_, accuracy) in found.items()]
-    return [*rows, _row("gap", found["test"][0] - found["train"][0])]
+    rows = [row(f"{name}_loss", loss) for name, (loss, _) in found.items()]
+    rows += [row(f"{name}_accuracy", accuracy) for name, (_, accuracy) in found.items()]
+    return [*rows, row("gap", found["test"][0] - found["train"][0])]
 
 
 # --- identities, in float64 ---
@@ -278,9 +274,9 @@ def cancelled_bias(seed: int, steps: int) -> list[Row]:
         return parameters[0].detach()
 
     return [
-        _row("output", _error(output(weight, bias), output(weight))),
-        _row("gradient", gradient.abs().max()),
-        _row("trained", _error(trained(weight, bias), trained(weight))),
+        row("output", _error(output(weight, bias), output(weight))),
+        row("gradient", gradient.abs().max()),
+        row("trained", _error(trained(weight, bias), trained(weight))),
     ]
 
 
@@ -301,7 +297,7 @@ def scaled_weights(seed: int, eps: float, scales: list[float]) -> list[Row]:
         return {"output": y.detach(), "du": du, "dw_times_a": a * dw}
 
     right = at(1.0)
-    return [_row(name, _error(found, right[name]), a) for a in scales for name, found in at(a).items()]
+    return [row(name, _error(found, right[name]), a) for a in scales for name, found in at(a).items()]
 
 
 @measure("ioffe2015/channels")
@@ -314,8 +310,8 @@ def channels(seed: int, batch: int, channels: int, height: int, width: int) -> l
     layer = NORMS["bn"](channels, (height, width), options=NormOptions(eps=EPS)).double()
     tensors = [*layer.parameters(), *(b for b in layer.buffers() if b.is_floating_point())]
     want = torch.from_numpy(batch_norm_forward(x.numpy(), None, None, (0, 2, 3), EPS)[0])
-    sizes = [_row("size", tensor.numel(), f"tensor {place}") for place, tensor in enumerate(tensors)]
-    return [*sizes, _row("error", (layer(x) - want).abs().max(), "per channel")]
+    sizes = [row("size", tensor.numel(), f"tensor {place}") for place, tensor in enumerate(tensors)]
+    return [*sizes, row("error", (layer(x) - want).abs().max(), "per channel")]
 
 
 @measure("ioffe2015/effective_batch")
@@ -329,7 +325,7 @@ def effective_batch(seed: int, batch: int, channels: int, height: int, width: in
     layer = NORMS["bn"](channels, (height, width), options=NormOptions(eps=EPS, momentum=1.0)).double()
     layer(x)
     ratio = layer.get_buffer("running_var") / x.var((0, 2, 3), correction=0)
-    return [_row("effective", (ratio / (ratio - 1)).mean()), _row("expected", batch * height * width)]
+    return [row("effective", (ratio / (ratio - 1)).mean()), row("expected", batch * height * width)]
 
 
 @measure("ioffe2015/algorithm_2")
@@ -367,12 +363,12 @@ def algorithm_2(seed: int, values: int, batch: int, features: int) -> list[Row]:
     convolved = F.conv2d(maps, scale[:, None, None, None] * kernel, scale * bias + shift)
     normed = F.batch_norm(F.conv2d(maps, kernel, bias), mean, var, layer.weight, layer.bias, False, 0.0, EPS)
     return [
-        _row("mean", (mean - population.mean(0)).abs().max()),
-        _row("variance", (var / want - 1).abs().max()),
-        _row("biased", (biased / want).mean()),
-        _row("expected", (batch - 1) / batch),
-        _row("precise", (precise / var - 1).abs().max()),
-        _row("affine", (layer(population) - (population * scale + shift)).abs().max()),
-        _row("linear", (layer(F.linear(u, weight, bias)) - linear).abs().max()),
-        _row("convolution", (normed - convolved).abs().max()),
+        row("mean", (mean - population.mean(0)).abs().max()),
+        row("variance", (var / want - 1).abs().max()),
+        row("biased", (biased / want).mean()),
+        row("expected", (batch - 1) / batch),
+        row("precise", (precise / var - 1).abs().max()),
+        row("affine", (layer(population) - (population * scale + shift)).abs().max()),
+        row("linear", (layer(F.linear(u, weight, bias)) - linear).abs().max()),
+        row("convolution", (normed - convolved).abs().max()),
     ]

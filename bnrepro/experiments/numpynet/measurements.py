@@ -11,17 +11,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from bnrepro.claims import Row, measure
+from bnrepro.claims import Row, measure, row
 from bnrepro.config.schema import Data
 from bnrepro.data.dataset import Dataset, Split, derive_seed, epoch_plan, eval_batches, train_batch
 from bnrepro.experiments.numpynet.layer import EPSIL, GRADIENTS, NumPyNetNorm, closed_form, published, text_backward
 from bnrepro.norm.oracle import Array, batch_norm_backward, batch_norm_forward, seed004_backward
 
 STEP = 1e-5  # of the finite differences
-
-
-def _row(quantity: str, value: float, x: str | int | None = None) -> Row:
-    return {"quantity": quantity, "x": x, "value": value}
 
 
 # --- gradients ---
@@ -40,7 +36,7 @@ def identities(seed: int, shape: list[int]) -> list[Row]:
     for who, layer in {"source": NumPyNetNorm((100, 100, 3), "code"), "paper": nn.BatchNorm2d(3)}.items():
         values[f"parameters/{who}"] = float(sum(p.numel() for p in layer.parameters()))
     values["single/from_bias"] = float(np.abs(_source_forward(x[:1], scales, bias) - bias).max())
-    return [_row(name, value) for name, value in values.items()]
+    return [row(name, value) for name, value in values.items()]
 
 
 def _derivatives(x: Array, scales: Array, bias: Array, delta: Array) -> dict[str, float]:
@@ -144,18 +140,18 @@ def wrong_gradient(seed: int, shape: list[int], upstream: str, values: int) -> l
         x, scales, _, delta = _example(derive_seed(seed, "draw", draw), shape, upstream)
         exact, code, detached = (_gradient(name, x, scales, delta) for name in ("exact", "code", "detached"))
         rows = [
-            _row("exact_rms", _rms(exact)),
-            _row("code_rms", _rms(code)),
-            _row("batch_sum", float(np.abs(code.sum(0)).mean())),
-            _row("exact_batch_sum", float(np.abs(exact.sum(0)).mean())),
-            _row("to_detached", _error(code, detached)),
-            _row("to_closed_form", _rms(code - closed_form(x, scales, delta, "code")) / _rms(detached)),
+            row("exact_rms", _rms(exact)),
+            row("code_rms", _rms(code)),
+            row("batch_sum", float(np.abs(code.sum(0)).mean())),
+            row("exact_batch_sum", float(np.abs(exact.sum(0)).mean())),
+            row("to_detached", _error(code, detached)),
+            row("to_closed_form", _rms(code - closed_form(x, scales, delta, "code")) / _rms(detached)),
         ]
         if upstream != "ones":  # whose exact gradient is zero
             cosine = (code * exact).sum() / np.sqrt((code**2).sum() * (exact**2).sum())
-            rows += [_row("relative_error", _error(code, exact)), _row("cosine", float(cosine))]
+            rows += [row("relative_error", _error(code, exact)), row("cosine", float(cosine))]
             for mended in ("nothing", "invN", "sum", "both"):
-                rows.append(_row("mended_error", _error(_gradient(mended, x, scales, delta), exact), mended))
+                rows.append(row("mended_error", _error(_gradient(mended, x, scales, delta), exact), mended))
         draws.append(rows)
     return [alike[0] | {"value": median(row["value"] for row in alike)} for alike in zip(*draws, strict=True)]
 
@@ -179,13 +175,13 @@ def own_test(seed: int, draws: int) -> list[Row]:
         for passes, (reference, gradient) in zip(passed.values(), pairs, strict=True):
             passes.append(bool(np.allclose(reference, gradient, rtol=0.1, atol=0.1)))
         largest = max(largest, float(np.abs(exact).max()))
-    rows = [_row("passes", float(np.mean(passes)), name) for name, passes in passed.items()]
-    rows.append(_row("largest_exact", largest))
+    rows = [row("passes", float(np.mean(passes)), name) for name, passes in passed.items()]
+    rows.append(row("largest_exact", largest))
     for m in (1, 2, 3, 5, 10, 30, 100):
         case = _test_case(generator, (8, m, 1, 1))
         code, frozen = (_gradient(name, *case) for name in ("code", "detached"))  # inference's gradient, in float64
-        rows.append(_row("small_deviation", _error(code, frozen), m))
-        rows.append(_row("small_unexplained", _rms(code - frozen * (1 - 1 / m)) / _rms(frozen), m))
+        rows.append(row("small_deviation", _error(code, frozen), m))
+        rows.append(row("small_unexplained", _rms(code - frozen * (1 - 1 / m)) / _rms(frozen), m))
     return rows
 
 
@@ -287,16 +283,16 @@ def training(
         if not math.isfinite(losses[-1]):
             break
         if (step + 1) % every == 0:
-            rows.append(_row("train_loss", float(np.mean(losses[-every:])), step + 1))
+            rows.append(row("train_loss", float(np.mean(losses[-every:])), step + 1))
             for name in ("bias", "weight"):
                 size = torch.cat([getattr(layer, name).detach().flatten() for layer in before]).norm()
-                rows.append(_row(f"{name}_norm", float(size), step + 1))
+                rows.append(row(f"{name}_norm", float(size), step + 1))
     first, again = (_classes(model, data, batch_size, order) for order in ("one", "another"))
     return [
         *rows,
-        _row("diverged", float(not math.isfinite(losses[-1]))),
-        _row("test_accuracy", 100 * float((first == data.test.labels).float().mean())),
-        _row("changed_classes", 100 * float((first != again).float().mean())),
+        row("diverged", float(not math.isfinite(losses[-1]))),
+        row("test_accuracy", 100 * float((first == data.test.labels).float().mean())),
+        row("changed_classes", 100 * float((first != again).float().mean())),
     ]
 
 

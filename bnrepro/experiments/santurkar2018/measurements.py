@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional as F
 
-from bnrepro.claims import Row, measure
+from bnrepro.claims import Row, measure, row
 from bnrepro.data.dataset import derive_seed
 from bnrepro.norm import NORMS
 from bnrepro.runs.record import Run
@@ -88,7 +88,7 @@ def measured(step: int, objective: Objective, lr: float, along: list[float], lay
     for layer in layers:
         difference, cosine = covariate_shift(objective, gradient, lr, layer)
         values |= {f"difference_{layer}": difference, f"cosine_{layer}": cosine}
-    return [{"quantity": name, "x": step, "value": value} for name, value in values.items()]
+    return [row(name, value, step) for name, value in values.items()]
 
 
 def along_gradient(objective: Objective, gradient: Parameters, steps: list[float]) -> dict[str, float]:
@@ -135,7 +135,7 @@ def landscape(run: Run, seed: int, steps: int, every: int, along: list[float], l
             rows += measured(step, objective, lr, along, layers)
         loss, _ = trainer.update(x, y, lr)
         if not math.isfinite(float(loss)):
-            return [*rows, {"quantity": "diverged", "x": None, "value": step}]
+            return [*rows, row("diverged", step)]
     return rows
 
 
@@ -167,7 +167,7 @@ def distributions(
         if not math.isfinite(float(loss)):
             break
     pairs = pairwise(times)
-    rows = [{"quantity": "shift", "x": step, "value": shift(before, after)} for (_, before), (step, after) in pairs]
+    rows = [row("shift", shift(before, after), step) for (_, before), (step, after) in pairs]
     drawn = [times[i] for i in sorted({round(i * (len(times) - 1) / max(1, ridges - 1)) for i in range(ridges)})]
     for layer in layers if drawn else []:
         rows += densities(layer, {step: inputs[f"norm{layer}"][:, 0].float() for step, inputs in drawn})
@@ -213,7 +213,7 @@ def densities(layer: int, inputs: dict[int, Tensor]) -> list[Row]:
     for step, values in inputs.items():
         density = torch.histogram(values.cpu(), edges).hist / (len(values) * edges.diff())
         bins = zip(middles, density.tolist(), strict=True)
-        rows += [{"quantity": f"density_{layer}_{step}", "x": middle, "value": value} for middle, value in bins]
+        rows += [row(f"density_{layer}_{step}", value, middle) for middle, value in bins]
     return rows
 
 
@@ -251,7 +251,7 @@ def deep_linear(
             rows += measured(step, objective, rate, along, layers)
         loss = objective.loss(net(x))
         if not bool(loss.isfinite()):
-            return [*rows, {"quantity": "diverged", "x": None, "value": step}]
+            return [*rows, row("diverged", step)]
         gradient = torch.autograd.grad(loss, objective.parameters)
         with torch.no_grad():
             torch._foreach_add_(objective.parameters, gradient, alpha=-rate)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from bnrepro.claims import Row, measure
+from bnrepro.claims import Row, measure, row
 from bnrepro.config.schema import Initialization, Model
 from bnrepro.data.dataset import derive_seed
 from bnrepro.norm import NORMS, NormOptions
@@ -25,10 +25,6 @@ from bnrepro.training.train import Batch, Trainer, trainer_of
 
 ON, OFF, CORRECTED, REVERSE = "on", "off", "off, corrected", "on, corrected"
 FOLLOWS = {ON: ON, OFF: OFF, CORRECTED: ON, REVERSE: OFF}  # whose effective rates an arm takes
-
-
-def row(quantity: str, value: float, x: int | None = None) -> Row:
-    return {"quantity": quantity, "x": x, "value": value}
 
 
 def normed_weights(network: nn.Module) -> list[Tensor]:
