@@ -1,0 +1,86 @@
+"""Writes the README's tables from results/: ``python scripts/readme.py``."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections import Counter
+from pathlib import Path
+
+from bnrepro.claims.evidence import Verdict
+
+ROOT = Path(__file__).parent.parent
+RESULTS = [
+    ("mnist5k", "MNIST-5k, 10 epochs", "`labml_cnn`"),
+    ("mnist", "MNIST, 3 epochs", "`labml_cnn`"),
+    ("cifar10", "CIFAR-10 (97 of 60,000 images JPEG stand-ins), 6 epochs", "`vgg_small`, half width"),
+]
+
+
+def with_tables(readme: str) -> str:
+    """``readme`` with each table between ``<!-- name -->`` and ``<!-- end of name -->`` written anew."""
+    for name, table in TABLES.items():
+        start, end = f"<!-- {name} -->\n", f"<!-- end of {name} -->"
+        if not (start in readme and end in readme):
+            raise SystemExit(f"README.md has no lines {start.strip()} and {end}: put them where the table belongs.")
+        before, rest = readme.split(start)
+        readme = f"{before}{start}{table()}\n{rest[rest.index(end) :]}"
+    return readme
+
+
+def results_table() -> str:
+    """Accuracies by dataset and norm, from the tables in results/."""
+    lines = [
+        "| data | network | variant | n | test accuracy, % | minus `nobn` |",
+        "| --- | --- | --- | --- | --- | --- |",
+    ]
+    for name, title, network in RESULTS:
+        with (ROOT / "results" / name / "table.csv").open(newline="") as stream:
+            for row in csv.DictReader(stream):
+                accuracy, difference = (_between(row, column) for column in ("test_accuracy", "minus_nobn"))
+                lines.append(f"| {title} | {network} | `{row['variant']}` | {row['n']} | {accuracy} | {difference} |")
+                title = network = ""
+    return "\n".join(lines)
+
+
+def sizes_table() -> str:
+    """Accuracies at other image sizes, from results/."""
+    with (ROOT / "results/other_sizes/table.csv").open(newline="") as stream:
+        rows = list(csv.DictReader(stream))
+    sizes = [size for size in dict.fromkeys(row["size"] for row in rows) if 20 <= int(size) <= 40]
+    lines = [f"| variant | statistics | {' | '.join(sizes)} |", "| --- " * (2 + len(sizes)) + "|"]
+    for variant, statistics in dict.fromkeys((row["variant"], row["statistics"]) for row in rows):
+        mine = {row["size"]: row for row in rows if (row["variant"], row["statistics"]) == (variant, statistics)}
+        cells = []
+        for size in sizes:
+            mean, low, high = (100 * float(mine[size][f"test_accuracy_{end}"]) for end in ("mean", "low", "high"))
+            cells.append(f"{mean:.0f} [{low:.0f}, {high:.0f}]")
+        lines.append(f"| `{variant}` | `{statistics}` | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def verdicts_table() -> str:
+    """Verdicts by paper, from results/claims.json."""
+    claims = json.loads((ROOT / "results/claims.json").read_text(encoding="utf-8"))
+    counts = Counter((claim["paper"], claim["verdict"]) for claim in claims)
+    lines = [f"| paper | {' | '.join(Verdict)} |", "| --- " * (1 + len(Verdict)) + "|"]
+    for paper in dict.fromkeys(claim["paper"] for claim in claims):
+        numbers = (str(counts[paper, verdict] or "") for verdict in Verdict)
+        lines.append(f"| [`{paper}`](results/REPORT.md#{paper}) | {' | '.join(numbers)} |")
+    totals = (str(sum(counts[paper, v] for paper in {c["paper"] for c in claims})) for v in Verdict)
+    return "\n".join([*lines, f"| all | {' | '.join(totals)} |"])
+
+
+def _between(row: dict[str, str], column: str) -> str:
+    if not row[f"{column}_mean"]:
+        return ""
+    mean, low, high = (100 * float(row[f"{column}_{end}"]) for end in ("mean", "low", "high"))
+    return f"{mean:.2f} [{low:.2f}, {high:.2f}]"
+
+
+TABLES = {"results": results_table, "other sizes": sizes_table, "verdicts": verdicts_table}
+
+
+if __name__ == "__main__":
+    file = ROOT / "README.md"
+    file.write_text(with_tables(file.read_text(encoding="utf-8")), encoding="utf-8")
