@@ -21,7 +21,8 @@ MakeNorm = Callable[[int, Shape], nn.Module]
 def own_norm(file: Path, name: str) -> MakeNorm:
     """The norm factory that calls ``name`` in ``file``, a class or function of a user's own.
 
-    It is called as ``NAME(num_features, spatial_shape)``, or as ``NAME(num_features)`` where it takes one argument.
+    It is called as ``NAME(num_features, spatial_shape)`` if its second positional argument is required or is named
+    ``spatial_shape``, and else as ``NAME(num_features)``.
 
     Raises:
         UserError: the file has no such thing.
