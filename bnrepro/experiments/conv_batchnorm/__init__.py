@@ -19,23 +19,24 @@ Differences from the paper
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from itertools import pairwise, product
-from statistics import fmean
-from typing import Any
 
-import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from pydantic import BaseModel, ConfigDict
 
-from bnrepro.claims import Design, Evidence, Paper, Preset, Results, Row, Values, exact, greater, less
-from bnrepro.claims.plots import curve, dots, legend, lines, looks, panels, ticks, zero
-from bnrepro.experiments.conv_batchnorm import checks, networks
-from bnrepro.plots import style as figures
-from bnrepro.stats import holm, p_value
+from bnrepro.claims import Design, Evidence, Paper, Preset, Results, Values, exact, greater, less
+from bnrepro.experiments.conv_batchnorm import checks, networks, shown
+from bnrepro.experiments.conv_batchnorm.shown import (
+    CELLS,
+    LAYER,
+    LIGHTS,
+    NAMES,
+    accuracy,
+    checked,
+    measured,
+    window_name,
+)
 
 POINTS = "percentage points of test accuracy"
 RELUS = "percentage points of active ReLUs"
@@ -46,22 +47,6 @@ P4, P5, P6, P7 = (f"README, paragraph {number}" for number in (4, 5, 6, 7))
 VIDEO = "still images with a dark lower half, LeNet, 2 epochs; the source describes a video"
 TRAINED = "Measured after training, when gamma and beta have adapted; the source speaks of fixed ones."
 ADAPT = "neurons sensitive to different locations in space adapt somewhat independently"
-
-NAMES = {"mnist": "MNIST", "mnist5k": "MNIST-5k", "fashion_mnist": "Fashion-MNIST", "cifar10": "CIFAR-10"}
-WHERE = {
-    "nobn": ("none", "none"),
-    "bn": ("channel", "channel"),
-    "convbn": ("location", "channel"),
-    "adaptive": ("window", "channel"),
-    "peractivationbn": ("location", "location"),
-    "locationaffinebn": ("channel", "location"),
-}
-"""Of each variant: where the statistics are, and where gamma and beta."""
-LOOK = looks(list(WHERE))
-CELLS = ["bn", "convbn", "peractivationbn", "locationaffinebn"]  # of the 2 x 2 table
-LIGHTS = ("plain", "static", "frames")
-"""No shade; the same shade in training and test; each batch a shade of its own."""
-LAYER = "1"  # the convolutional layer whose ReLUs are judged: the one that sees the image
 
 EXACT = 1e-10  # of identities in float64
 ROUNDING = 1e-5  # relative error in float32
@@ -181,27 +166,6 @@ def runs(s: Settings) -> Design:
 
 
 # --- reading the records ---
-
-
-def named(values: Values) -> Values:
-    """With datasets called as they are written: no other level has such a name."""
-    data = {(tuple(NAMES.get(of, of) for of in label), seed): value for (label, seed), value in values.data.items()}
-    return Values(values.factors, data)
-
-
-def accuracy(r: Results, part: str, **at: Any) -> Values:
-    """Test accuracy in percent."""
-    return named(r.test_accuracy(part=part, **at))
-
-
-def measured(r: Results, part: str, quantity: str, **at: Any) -> Values:
-    """What was measured of a part's networks."""
-    return named(r.measured(quantity, part=part, **at))
-
-
-def checked(r: Results, claim: str, quantity: str) -> Values:
-    """What the exact check of ``claim`` found."""
-    return r.measured(quantity, part="exact", claim=claim)
 
 
 def so(values: Values, estimand: str, condition: str = "") -> Evidence:
@@ -453,11 +417,6 @@ def window_leads_from_local_to_channel(r: Results, s: Settings) -> Evidence:
     return evidence.showing(by_name, "% test accuracy")
 
 
-def window_name(kernel: float) -> str:
-    """The side of a window; "all" for one that is larger than any map here, and so has the whole map."""
-    return "all" if kernel > 100 else f"{kernel:g}"
-
-
 @code(
     "L9",
     kind="identity",
@@ -530,342 +489,11 @@ def a_batch_of_one_must_be_refused(r: Results, s: Settings) -> Evidence:
     return evidence & so(checked(r, "L-one", "refused"), estimand, "our layer refuses it")
 
 
-# --- tables ---
-
-
-def arms(r: Results, part: str, factors: Sequence[str], columns: Mapping[str, Values]) -> list[Row]:
-    """A row for each arm of a part, in the order of its runs: its factors, and the intervals of ``columns``."""
-    rows = []
-    for levels in named(r.diverged(part=part)).by(*factors):
-        arm = dict(zip(factors, levels, strict=True))
-        rows.append(arm | {name: values.at(**arm).interval() for name, values in columns.items()})
-    return rows
-
-
-@paper.table
-def cells(r: Results, s: Settings) -> list[Row]:
-    """The 2 x 2 table and no BN: test accuracy in percent; in points, its difference from BN, training minus test
-    accuracy, and accuracy with each batch's own statistics minus that with the running ones; the relative error of the
-    first norm's output when images move by a pixel. Differences are paired by seed; eps is the same in all.
-    """
-    found, error = accuracy(r, "table"), measured(r, "table", "shift error")
-    shares = 100 * measured(r, "table", "accuracy")
-    columns = {
-        "test accuracy": found,
-        "minus bn": found - found.at(variant="bn"),
-        "training minus test": shares.at(x="training images") - shares.at(x="running"),
-        "batch minus running": shares.at(x="batch") - shares.at(x="running"),
-        "shift error, eval": error.at(x="eval"),
-        "shift error, training": error.at(x="training"),
-    }
-    diverged = named(r.diverged(part="table"))
-    counts = {name: named(r.of_runs(name, part="table")) for name in ("parameters", "buffers")}
-    rows = []
-    for row in arms(r, "table", ("dataset", "variant"), columns):
-        arm: Row = {"dataset": row["dataset"], "variant": row["variant"]}
-        where = {"statistics": WHERE[row["variant"]][0], "gamma and beta": WHERE[row["variant"]][1]}
-        sizes = {name: next(map(int, values.at(**arm)), None) for name, values in counts.items()}
-        rows.append(arm | where | {"diverged": int(sum(diverged.at(**arm)))} | row | sizes)
-    return rows
-
-
-@paper.table
-def effects(r: Results, s: Settings) -> list[Row]:
-    """What each axis of the 2 x 2 table does to the test accuracy, in points: local minus channel statistics, gamma and
-    beta per location minus per channel (each the mean over the other axis), and how the one depends on the other.
-    Two-sided p values, with Holm's correction over the table.
-    """
-    found = accuracy(r, "table")
-    a, b, c, d = (found.at(variant=v) for v in ("bn", "convbn", "locationaffinebn", "peractivationbn"))
-    of = {
-        "local statistics": (b + d - a - c) / 2,
-        "gamma and beta per location": (c + d - a - b) / 2,
-        "interaction": d - c - (b - a),
-    }
-    rows: list[Row] = []
-    for dataset in found.levels("dataset"):
-        for effect, values in of.items():
-            points = values.at(dataset=dataset)
-            row = {"dataset": dataset, "effect": effect, "points": points.interval()}
-            rows.append(row | {"p": p_value(list(points.seeds.values()))})
-    rejected = holm({str(place): row["p"] for place, row in enumerate(rows)})
-    return [row | {"significant": "yes" if rejected[str(place)] else "no"} for place, row in enumerate(rows)]
-
-
-@paper.table
-def horizon(r: Results, s: Settings) -> list[Row]:
-    """The horizon: lower half of each image at {s.horizon.shade:g} of its light in training and test (static), at a
-    factor between {s.horizon.shade:g} and 1 that differs from batch to batch (frames), or as it is (plain). Test
-    accuracy in percent; shares in percent of active ReLUs, and of units that some images switch on and others off,
-    above and below the horizon, in the first and second convolutional layer.
-    """
-    columns = {"test accuracy": accuracy(r, "horizon")}
-    for what, layer, side in product(("active", "switching"), "12", ("above", "below")):
-        share = measured(r, "horizon", f"{what} {side} {layer}", x="own")
-        columns[f"{what} {side}, layer {layer}"] = 100 * share
-    return arms(r, "horizon", ("dataset", "light", "variant"), columns)
-
-
-@paper.table
-def other_light(r: Results, s: Settings) -> list[Row]:
-    """Trained on plain images, tested with the lower half at another light: test accuracy in percent by the factor."""
-    found = 100 * measured(r, "horizon", "accuracy", light="plain", x=s.horizon.test_shades)
-    columns = {f"{shade:g}": found.at(x=shade) for shade in s.horizon.test_shades}
-    return arms(r, "horizon", ("dataset", "variant"), columns)
-
-
-@paper.table
-def window(r: Results, s: Settings) -> list[Row]:
-    """The adaptive norm by the side of its window, between BN and local-gain BN with their running statistics: test
-    accuracy in percent, and root mean square distance of its output after the first layer from that of local and of
-    channel statistics of the same batch.
-    """
-    distances = {end: measured(r, "window", f"to {end}", variant="bn").intervals("x") for end in ("local", "channel")}
-    return [
-        {
-            "variant": variant,
-            "window": kernel and ("whole map" if kernel > 100 else f"{kernel} x {kernel}"),
-            "test accuracy": accuracy(r, "window", variant=variant, kernel=kernel).interval(),
-        }
-        | {f"distance to {end}": intervals.get(kernel) for end, intervals in distances.items()}
-        for variant, kernel in [("convbn", None), *(("adaptive", each) for each in s.window.kernels), ("bn", None)]
-        if distances["local"]
-    ]
-
-
-@paper.table
-def eps(r: Results, s: Settings) -> list[Row]:
-    """eps as a hyperparameter: test accuracy in percent, largest normalised value on test images after the first layer,
-    and share in percent of positions that do not vary over a batch there.
-    """
-    names = {size: f"constant, batch of {size}" for size in s.gap["batches"]}
-    constant, pixels = 100 * measured(r, "eps", "constant"), measured(r, "eps", "constant pixels", variant="bn")
-    columns = {"test accuracy": accuracy(r, "eps"), "largest value": measured(r, "eps", "largest")}
-    columns |= {name: constant.at(x=size) for size, name in names.items()}
-    rows = sorted(arms(r, "eps", ("variant", "eps"), columns), key=lambda row: (row["variant"], row["eps"]))
-    if rows:  # the images are the same in all runs: any will do
-        shares = {names[size]: 100 * fmean(found) for size, found in pixels.by("x").items()}
-        rows.append(dict.fromkeys(rows[0]) | {"variant": "(pixels)"} | shares)
-    return rows
-
-
-@paper.table
-def batch_size(r: Results, s: Settings) -> list[Row]:
-    """By batch size, with the same number of epochs: test accuracy in percent with running statistics and with the
-    batch's own, and the root mean square of the normalised value in training minus that in eval after the first layer.
-    """
-    columns = {
-        "test accuracy": accuracy(r, "batch"),
-        "with the batch's own statistics": 100 * measured(r, "batch", "accuracy", x="batch"),
-        "gap": measured(r, "batch", "gap").mean("x"),  # each is measured at its own size
-    }
-    rows = arms(r, "batch", ("batch_size", "variant"), columns)
-    rows.sort(key=lambda row: (row["batch_size"], row["variant"]))
-    return [{"batch size": row.pop("batch_size")} | row for row in rows]
-
-
-@paper.table(over_seeds=False)
-def sizes(r: Results, s: Settings) -> list[Row]:
-    """Numbers that a norm keeps for a map of 6 x 24 x 24, and whether it takes a map of another size."""
-    takes, counts = checked(r, "L5", "takes"), {name: checked(r, "L1", name) for name in ("parameters", "buffers")}
-    return [
-        {"variant": variant, "statistics": WHERE[variant][0], "gamma and beta": WHERE[variant][1]}
-        | {name: values.at(x=variant).only() for name, values in counts.items()}
-        | {"takes other sizes": "yes" if takes.at(x=variant).only() else "no"}
-        for variant in takes.levels("x")
-    ]
-
-
-@paper.table(over_seeds=False)
-def bessel(r: Results, s: Settings) -> list[Row]:
-    """The factor from a batch's variance to the running one, for n values: the source's, the unbiased one, and ours."""
-    found = {name: checked(r, "L9", name) for name in ("source", "unbiased", "ours")}
-    return [
-        {"n": n} | {name: values.at(x=n).only() for name, values in found.items()} for n in found["source"].levels("x")
-    ]
-
-
-# --- figures ---
-
-
-def _log(axes: Axes, values: Sequence[float], labels: list[str] | None = None) -> None:
-    """A logarithmic x axis with a tick at each value."""
-    axes.set_xscale("log")
-    ticks(axes, values)
-    axes.set_xticks(values, labels or [f"{value:g}".replace("e-0", "e-") for value in values])
-
-
-def _within_percent(axes: Axes) -> None:
-    """No accuracy lies outside of 0 and 100, wherever its interval ends."""
-    bottom, top = axes.get_ylim()
-    axes.set_ylim(max(bottom, 0), min(top, 100.5))
-
-
-@paper.figure
-def two_by_two(r: Results, s: Settings) -> Figure | None:
-    """The 2 x 2 table. Left: test accuracy minus that of BN with the same seed. Middle: root mean square of the
-    normalised value in training minus that in eval after the first layer, by the batch size it is measured at; gamma
-    and beta per location change nothing here, so their points lie on the line of the same statistics. Right: relative
-    error of the first norm's output when images move by a pixel, with running statistics (eval) and with those of the
-    moved batch (training). Middle and right: {s.first[table]}.
-    """
-    found = accuracy(r, "table")
-    gap, error = (measured(r, "table", what).at(dataset=s.first["table"]) for what in ("gap", "shift error"))
-    if not found or not gap or not error:
-        return None
-    figure, (left, middle, right) = panels(3, height=2.9)
-    zero(left)
-    dots(left, found - found.at(variant="bn"), "dataset", "variant", LOOK)
-    left.set_xticks(left.get_xticks(), [n.replace("-", "-\n") if len(n) > 9 else n for n in found.levels("dataset")])
-    left.set_ylabel("test accuracy minus BN's, points")
-    look = {variant: LOOK[variant] for variant in CELLS}
-    look |= {variant: LOOK[variant]._replace(dashes="none") for variant in ("peractivationbn", "locationaffinebn")}
-    lines(middle, gap, "x", "variant", look, bars=True, log=True)
-    figures.log_scale(middle)
-    _log(middle, s.gap["batches"])
-    middle.set(xlabel="batch size", ylabel="training minus eval, rms")
-    dots(right, error, "x", "variant", LOOK)
-    right.set(ylim=(0, None), ylabel="relative error when shifted")
-    legend(figure, 5, of=left)
-    return figure
-
-
-@paper.figure
-def sunrise(r: Results, s: Settings) -> Figure | None:
-    """The horizon. Left: test accuracy on plain images, with the lower half always at {s.horizon.shade:g} of its light
-    (static), and with a factor of its own for each batch (frames), in training and test alike. Middle: share of active
-    ReLUs in the first layer above and below the horizon with the lower half always dark; pale: the same on plain
-    images. Right: networks trained on plain images, by the light of the lower half at test.
-    """
-    own = accuracy(r, "horizon")
-    other = 100 * measured(r, "horizon", "accuracy", light="plain", x=s.horizon.test_shades)
-    above, below = (100 * measured(r, "horizon", f"active {side} {LAYER}", x="own") for side in ("above", "below"))
-    active = above.join("side", "above", below=below)
-    if not own or not other or not active:
-        return None
-    datasets = own.levels("dataset")
-    look = {variant: each for variant, each in LOOK.items() if variant in own.levels("variant")}
-    pale = {variant: each._replace(color=f"{each.color}59", label="") for variant, each in look.items()}
-    figure, axes = panels(3, len(datasets), height=2.3)
-    for row, dataset in enumerate(datasets):
-        left, middle, right = axes[3 * row : 3 * row + 3]
-        dots(left, own.at(dataset=dataset), "light", "variant", look)
-        here = active.at(dataset=dataset)
-        dots(middle, here.at(light="plain"), "side", "variant", pale, shift=-0.04)
-        dots(middle, here.at(light="static"), "side", "variant", look, shift=0.04)
-        lines(right, other.at(dataset=dataset), "x", "variant", look, bars=True, apart=0.012)
-        ticks(right, s.horizon.test_shades)
-        for each in (left, middle, right):
-            _within_percent(each)
-        left.set_ylabel(f"{dataset}: test accuracy, %")
-        middle.set(xlabel="side of the horizon", ylabel="active ReLUs, %")
-        right.set(xlabel="light of the lower half at test", ylabel="test accuracy, %")
-    legend(figure, len(look), of=axes[0])
-    return figure
-
-
-@paper.figure(over_seeds=False)
-def maps(r: Results, s: Settings) -> Figure | None:
-    """What the first local-gain norm of seed 0 keeps on {s.first[horizon]}. Above: running standard deviation at each
-    location, mean over channels. Below: root mean square over channels of the running mean minus the channel's average.
-    Trained on plain images, with the lower half always dark (static), and with another light in each batch (frames).
-    Channel-wise BN keeps one number per channel.
-    """
-    names = {"deviation map": "running standard deviation", "mean map": "spread of the running mean"}
-    about = {"part": "horizon", "dataset": s.horizon.data[0], "variant": "convbn"}
-    width = r.measured("width", **about).max().only()
-    found = {quantity: r.measured(quantity, **about) for quantity in names}
-    if not width or any(set(values.levels("light")) < set(LIGHTS) for values in found.values()):
-        return None
-    figure = Figure(figsize=(2 * figures.COLUMN, 4.3), layout="compressed")
-    for row, (quantity, name) in zip(figure.subplots(2, len(LIGHTS), squeeze=False), names.items(), strict=True):
-        values = found[quantity]
-        for axes, light in zip(row, LIGHTS, strict=True):
-            places = np.reshape(list(values.at(light=light)), (-1, int(width)))
-            image = axes.imshow(places, cmap="cividis", vmin=0, vmax=max(values), interpolation="nearest")
-            axes.axhline(len(places) / 2 - 0.5, color="white", linewidth=0.8, linestyle=(0, (4, 3)))
-            axes.set(xticks=[], yticks=[], title=light if quantity == "deviation map" else "")
-            axes.grid(visible=False)
-        row[0].set_ylabel(name)
-        figure.colorbar(image, ax=list(row), shrink=0.85)
-    return figure
-
-
-@paper.figure
-def window_sweep(r: Results, s: Settings) -> Figure | None:
-    """The adaptive norm's window ({s.first[window]}). Left: test accuracy, beside BN and local-gain BN with their
-    running statistics (bands). Right: distance of its output after the first layer from that of local and of channel
-    statistics.
-    """
-    adaptive = accuracy(r, "window", variant="adaptive")
-    if not adaptive:
-        return None
-    kernels = s.window.kernels
-    last = max((kernel for kernel in kernels if kernel <= 100), default=1)
-    place = {kernel: float(min(kernel, 2 * last)) for kernel in kernels}
-
-    def draw(axes: Axes, values: Values, factor: str, variant: str, label: str) -> None:
-        at = {place[kernel]: interval for kernel, interval in values.intervals(factor).items()}
-        curve(axes, at, LOOK[variant]._replace(label=label), bars=True)
-
-    figure, (left, right) = panels(2, height=2.6)
-    for variant in ("convbn", "bn"):
-        look, interval = LOOK[variant], accuracy(r, "window", variant=variant, kernel=None).interval()
-        left.axhline(interval.mean, color=look.color, linestyle=look.dashes, label=f"{look.label}, running")
-        left.axhspan(interval.low, interval.high, color=look.color, alpha=0.12, linewidth=0)
-    draw(left, adaptive, "kernel", "adaptive", "adaptive, of the present batch")
-    _within_percent(left)
-    low, high = left.get_ylim()
-    left.set(ylim=(low - 0.35 * (high - low), high), ylabel="test accuracy, %")  # room for the legend below the bars
-    left.legend(loc="lower right", fontsize=7)
-    for end, variant in (("local", "convbn"), ("channel", "bn")):
-        draw(right, measured(r, "window", f"to {end}", variant="bn"), "x", variant, f"from {end} statistics")
-    right.set(ylim=(None, 1.25 * right.get_ylim()[1]), ylabel="distance of the output, rms")
-    right.legend(loc="upper center", ncols=2, fontsize=7)
-    for axes in (left, right):
-        _log(axes, list(place.values()), [window_name(kernel) for kernel in kernels])
-        axes.set_xlabel("side of the window")
-    return figure
-
-
-def _sweep(panel: dict[str, Values], factor: str, levels: Sequence[float]) -> Figure | None:
-    """BN and local-gain BN by ``factor``: accuracy first, a logarithmic axis last, a difference between."""
-    if not all(panel.values()):
-        return None
-    figure, axes = panels(len(panel), height=2.6)
-    for between in axes[1:-1]:
-        zero(between)
-    look = {variant: LOOK[variant] for variant in ("bn", "convbn")}
-    for each, values in zip(axes, panel.values(), strict=True):
-        lines(each, values, factor, "variant", look, bars=True, log=each is axes[-1])
-    axes[-1].set_yscale("log")
-    _within_percent(axes[0])
-    for each, label in zip(axes, panel, strict=True):
-        _log(each, levels)
-        each.set(xlabel=factor.replace("_", " "), ylabel=label)
-    legend(figure, of=axes[0])
-    return figure
-
-
-@paper.figure
-def eps_sweep(r: Results, s: Settings) -> Figure | None:
-    """eps with channel and with local statistics ({s.first[eps]}): test accuracy, and the largest normalised value on
-    test images after the first layer.
-    """
-    panel = {"test accuracy, %": accuracy(r, "eps"), "largest normalised value": measured(r, "eps", "largest")}
-    return _sweep(panel, "eps", s.eps.values)
-
-
-@paper.figure
-def batch_sweep(r: Results, s: Settings) -> Figure | None:
-    """Batch size with channel and with local statistics ({s.first[batch]}): test accuracy with running statistics; the
-    same minus accuracy with the batch's own; and the root mean square of the normalised value in training minus that in
-    eval after the first layer.
-    """
-    shares = 100 * measured(r, "batch", "accuracy")
-    panel = {
-        "test accuracy, %": accuracy(r, "batch"),
-        "running minus batch, points": shares.at(x="running") - shares.at(x="batch"),
-        "training minus eval, rms": measured(r, "batch", "gap").mean("x"),  # each is measured at its own size
-    }
-    return _sweep(panel, "batch_size", s.batch.sizes)
+by_seed = (shown.cells, shown.effects, shown.horizon, shown.other_light, shown.window, shown.eps, shown.batch_size)
+for table in by_seed:
+    paper.table(table)
+for table in (shown.sizes, shown.bessel):  # counts and factors
+    paper.table(table, over_seeds=False)
+drawn = (shown.two_by_two, shown.sunrise, shown.maps, shown.window_sweep, shown.eps_sweep, shown.batch_sweep)
+for figure in drawn:
+    paper.figure(figure, over_seeds=figure is not shown.maps)
