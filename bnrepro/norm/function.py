@@ -207,7 +207,7 @@ def images_of_each(x: Tensor, group: dist.ProcessGroup) -> list[int]:
     counts = torch.zeros(dist.get_world_size(group), dtype=torch.int64, device=x.device)
     counts[dist.get_rank(group)] = len(x)
     dist.all_reduce(counts, group=group)
-    return counts.tolist()
+    return [int(count) for count in counts]  # tolist() cannot read a tensor of torch.func before torch 2.7
 
 
 def joint_batch(x: Tensor, group: dist.ProcessGroup) -> tuple[Tensor, slice]:
