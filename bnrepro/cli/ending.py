@@ -22,6 +22,16 @@ def run(command: Callable[[], None]) -> None:
             standard output could not be written, for another reason than that nobody reads it
             (`bnrepro.system.output`).
     """
+    try:
+        _run(command)
+    except SystemExit as ended:
+        if "TORCHELASTIC_RUN_ID" in os.environ and isinstance(ended.code, int):
+            output.flush()
+            os._exit(ended.code)  # a thread of gloo that still holds a tensor aborts the interpreter while it ends
+        raise
+
+
+def _run(command: Callable[[], None]) -> NoReturn:
     output.protect()
     os.environ |= {"MPLBACKEND": "agg", "MATPLOTLIBRC": os.devnull}  # figures are files, and look alike everywhere
     signals.received = None

@@ -130,11 +130,16 @@ def _shielded(stream: io.TextIOWrapper | None, descriptor: int) -> TextIO:
     )
 
 
-def finish() -> bool:
-    """Flush, and return whether standard output was written in full (or its reader closed it)."""
+def flush() -> None:
+    """Write what is held back, as far as it can be written."""
     for stream in (sys.stdout, sys.stderr):
         with suppress(OSError, ValueError, AttributeError):
             stream.flush()
+
+
+def finish() -> bool:
+    """Flush, and return whether standard output was written in full (or its reader closed it)."""
+    flush()
     raw = getattr(getattr(sys.stdout, "buffer", None), "raw", getattr(sys.stdout, "buffer", None))
     error = raw.error if isinstance(raw, Shield) else None
     if error:

@@ -6,6 +6,7 @@ import multiprocessing
 import os
 import random
 import signal
+import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -51,6 +52,18 @@ def test_training_that_a_benchmark_makes_is_not_said_to_go_on(monkeypatch: pytes
         with pytest.raises(SystemExit):
             ending.run(stop)
         assert said == [f"\n{words}"]
+
+
+@pytest.mark.parametrize(("arguments", "code", "said"), [(["--version"], 0, "bnrepro"), (["nonsense"], 2, "Error:")])
+def test_what_breaks_the_interpreters_end_under_torchrun_changes_no_exit_code(
+    arguments: list[str], code: int, said: str
+) -> None:
+    program = "import atexit, os; atexit.register(os.abort); from bnrepro.cli import main; main()"
+    environment = {**os.environ, "TORCHELASTIC_RUN_ID": "none", "WORLD_SIZE": "1", "RANK": "0"}
+    command = [sys.executable, "-c", program, *arguments]
+    ended = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
+    assert ended.returncode == code, ended.stderr
+    assert (ended.stdout + ended.stderr).startswith(said)
 
 
 @pytest.mark.parametrize(
