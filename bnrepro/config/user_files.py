@@ -10,7 +10,7 @@ import hashlib
 import importlib.util
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
@@ -134,6 +134,12 @@ def content(file: Path) -> bytes:
 def digest(file: Path) -> str:
     """SHA-256 of the file's content."""
     return hashlib.sha256(content(file)).hexdigest()
+
+
+def blamed(error: BaseException, files: Iterable[Path]) -> str | None:
+    """``FILE: the error (line 12)`` for the one of ``files`` that the error came through; None: it is not theirs."""
+    told = ((file, where(error, file)) for file in files)
+    return next((f"{file}: {said}" for file, said in told if "(line" in said), None)
 
 
 def where(error: BaseException, file: Path) -> str:

@@ -32,6 +32,17 @@ def save(file: Path, payload: dict[str, Any], previous: Path | None = None) -> N
     record.write_whole(file, buffer.getvalue(), previous)
 
 
+def check(state: Any) -> None:
+    """Raise ValueError if a checkpoint cannot give ``state`` back: it holds more than `save` says."""
+    buffer = io.BytesIO()
+    try:
+        torch.save(state, buffer)
+        buffer.seek(0)
+        torch.load(buffer, weights_only=True)
+    except Exception as error:
+        raise ValueError("its state_dict() must hold tensors, numbers, texts and containers of them alone") from error
+
+
 def load(file: Path) -> dict[str, Any]:
     """A checkpoint as data, once its checksums are right: objects other than tensors and primitives are refused.
 

@@ -82,8 +82,10 @@ class Processes:
         start = self.rank * each + min(self.rank, left)
         return slice(start, start + each + (self.rank < left))
 
-    def wrap(self, network: nn.Module) -> nn.Module:
+    def wrap(self, network: nn.Module, own: bool = False) -> nn.Module:
         """What to call in training instead of ``network``, whose norms and dropout this makes those of the joint batch.
+
+        ``own``: it holds code of a user's own, which may have parameters that it never uses.
 
         Raises:
             UserError: more processes than GPUs on this machine.
@@ -104,7 +106,7 @@ class Processes:
         # The norms keep the running statistics equal by themselves. The option's name changed with torch 2.15.
         new = "forward_sync_buffers" in inspect.signature(DistributedDataParallel).parameters
         option: dict[str, Any] = {"forward_sync_buffers" if new else "broadcast_buffers": False}
-        return DistributedDataParallel(network, process_group=self.group, **option)
+        return DistributedDataParallel(network, process_group=self.group, find_unused_parameters=own, **option)
 
     def weighted(self, loss: Tensor, share: float) -> Tensor:
         """What to differentiate: ``loss`` is the mean over this process's ``share`` of the batch."""

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from bnrepro.config import command
+from bnrepro.config import command, config_hash, user_files
 from bnrepro.config.schema import Config
 from bnrepro.data.dataset import Dataset, Split, derive_seed, epoch_plan, load, train_batch
 from bnrepro.errors import UserError, known_are
@@ -21,6 +21,7 @@ from bnrepro.runs import checkpoint, record
 from bnrepro.system.cores import use_threads
 from bnrepro.training import train
 from bnrepro.training.model import Network, build, norm_of
+from bnrepro.training.user_modules import own_files
 
 
 class Statistics(StrEnum):
@@ -43,6 +44,8 @@ def restore(run: record.Run, data: Dataset | None = None) -> tuple[Config, Datas
         again = replace(cfg, root=str(run.path.parents[3]))
         how = command(again, *(["--force"] if run.finished else []))
         raise UserError(f"There is no checkpoint {run.path / record.CHECKPOINT}. This trains the run again: {how}")
+    if own_files(cfg) and run.summary.get("config_hash") not in (None, config_hash(run.config)):
+        raise UserError(f"{run.path / record.CODE}: code of your own was changed after the run. Train it again.")
     state = checkpoint.load(run.path / record.CHECKPOINT)
     data = data or load(cfg.data, device)
     network = build(cfg.model, norm_of(cfg), data.channels, data.image_size, data.num_classes, torch.Generator())
@@ -85,10 +88,12 @@ def evaluate(run: record.Run, statistics: str = "ema", size: int | None = None) 
             batch_size = cfg.batch_size
         with batch_statistics(network) if statistics == Statistics.batch else nullcontext():
             return {name: train.measure(network, data, split, cfg, batch_size) for name, split in splits.items()}
-    except ValueError as error:  # NormError is one, as is what torch's norms raise
-        raise UserError(f"--statistics={statistics}: {error}") from error
-    except RuntimeError as error:
-        if size is None:
+    except Exception as error:
+        if said := user_files.blamed(error, own_files(cfg)):
+            raise UserError(f"The evaluation fails in code of your own. {said}") from error
+        if isinstance(error, ValueError):  # NormError is one, as is what torch's norms raise
+            raise UserError(f"--statistics={statistics}: {error}") from error
+        if size is None or not isinstance(error, RuntimeError):
             raise
         raise UserError(
             f"--size={size}: {cfg.model.name} takes images of one size, since it ends in fully connected layers. "

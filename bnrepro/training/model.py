@@ -273,7 +273,8 @@ def check_options(configs: Sequence[Config]) -> None:
     """Raise UserError if ``norm.*`` is set to something that no variant among ``configs`` uses."""
     variants = list(dict.fromkeys((cfg.variant, cfg.norm.file is not None) for cfg in configs))
     used = {"file"}.union(*(options_of(*each) for each in variants))
-    for key in (each.name for each in fields(Norm) if each.name not in HARMLESS):
+    harmless = HARMLESS if any(not own for _, own in variants) else ()
+    for key in (each.name for each in fields(Norm) if each.name not in harmless):
         cfg = next((cfg for cfg in configs if getattr(cfg.norm, key) != getattr(Norm(), key)), None)
         if cfg and key not in used:
             users = [name for name in NORMS if key in options_of(name)]

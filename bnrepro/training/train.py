@@ -32,6 +32,7 @@ from bnrepro.training.freezing import prepare
 from bnrepro.training.metrics import MetricAccumulator
 from bnrepro.training.model import MakeNorm, Network, build, norm_of, size_of
 from bnrepro.training.optimizer import lr_factor, make_optimizer
+from bnrepro.training.user_modules import own_files
 
 EVAL_IMAGES = 500  # images a forward pass in evaluation: fits the caches
 CHECK_STEPS = 10  # steps between looks at the loss, each of which a GPU has to be waited for
@@ -121,9 +122,11 @@ def _told(cfg: Config) -> Iterator[None]:
         yield
     except NormError as error:
         raise UserError(f"variant={cfg.variant}: {error}") from error
-    except (MemoryError, RuntimeError) as error:
+    except Exception as error:
         if not out_of_memory(error):
-            raise
+            if isinstance(error, UserError) or not (said := user_files.blamed(error, own_files(cfg))):
+                raise
+            raise UserError(f"Training fails in code of your own. {said}") from error
         raise UserError(
             f"There is not enough memory for model={cfg.model.name} with model.width={cfg.model.width:g} and "
             f"batch_size={cfg.batch_size}. Use a smaller width or batch, or fewer processes at a time (--jobs)."
@@ -210,7 +213,7 @@ class Trainer:
         self.network = network.to(self.device)
         if cfg.channels_last:
             self.network.to(memory_format=torch.channels_last)
-        self.forward = processes.wrap(self.network)  # before the optimiser: norms are replaced
+        self.forward = processes.wrap(self.network, bool(own_files(cfg)))  # before the optimiser: norms are replaced
         self.optimizer = make_optimizer(cfg, network)
         self.steps_per_epoch = len(data.train.labels) // cfg.batch_size
         if self.steps_per_epoch == 0:
@@ -245,20 +248,17 @@ class Trainer:
             copy = deepcopy(self.network).train()
         except Exception:  # a layer of a user's own that cannot be copied: training says the same, later
             return
-        own = [Path(file) for file in (self.cfg.model.file, self.cfg.norm.file) if file is not None]
+        own = own_files(self.cfg)
         try:
             with torch.enable_grad() if own else torch.no_grad(), torch.random.fork_rng(devices), self.autocast():
                 logits = copy(images)
                 if own:  # it is not known to be right
                     self.probe(logits)
+                    checkpoint.check(copy.state_dict())
         except (Exception, SystemExit) as error:
             if own and not isinstance(error, NormError | MemoryError) and not out_of_memory(error):
-                where = next((said for file in own if "(line" in (said := user_files.where(error, file))), None)
-                said = where or user_files.where(error, own[0])
-                raise UserError(
-                    f"{' and '.join(map(str, own))}: a batch of shape {tuple(images.shape)} does not pass through the "
-                    f"network: {said}"
-                ) from error
+                said = user_files.blamed(error, own) or f"{own[0]}: {user_files.where(error, own[0])}"
+                raise UserError(f"A batch of shape {tuple(images.shape)} cannot be trained on. {said}") from error
             if not isinstance(error, ValueError):
                 raise
             size = f", batch_size={self.cfg.batch_size}" if not isinstance(error, NormError) else ""

@@ -11,11 +11,17 @@ import torch
 from torch import nn
 
 from bnrepro.config import user_files
+from bnrepro.config.schema import Config
 from bnrepro.errors import UserError
 from bnrepro.norm import NormError
 
 Shape = tuple[int, ...]
 MakeNorm = Callable[[int, Shape], nn.Module]
+
+
+def own_files(cfg: Config) -> list[Path]:
+    """The files of a user's own that ``cfg`` names."""
+    return [Path(file) for file in (cfg.model.file, cfg.norm.file) if file is not None]
 
 
 def own_norm(file: Path, name: str) -> MakeNorm:

@@ -108,7 +108,7 @@ def test_effects_and_verdicts_are_those_before_the_port(name: str) -> None:
     """Every effect that decided is still there, and every change is explained in ported/<paper>.json."""
     ported = json.loads((PORTED / f"{name}.json").read_text(encoding="utf-8"))
     found = {each.claim.id: each for each in judged(PAPERS[name], *committed(name))}
-    assert found.keys() == ported["before"].keys()
+    assert found.keys() >= ported["before"].keys()  # a claim that was added since has no number before
     changed = {id for id, old in ported["before"].items() if found[id].verdict.value != old["verdict"]}
     assert changed == ported["verdicts"].keys()
     lost = {id for id, old in ported["before"].items() if "mean" in old and not _is_among(old, found[id].evidence)}

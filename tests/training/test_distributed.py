@@ -414,3 +414,19 @@ def test_mistake_under_torchrun_is_told_once(digits: Path, tmp_path: Path) -> No
     assert process.returncode != 0
     assert err.count("Error: batch_size=1 leaves some of the 2 processes without an image") == 1
     assert 'Traceback (most recent call last):\n  File "' + str(ROOT) not in err
+
+
+UNUSED = """from torch import nn
+class Unused(nn.GroupNorm):
+    def __init__(self, num_features):
+        super().__init__(1, num_features)
+        self.never = nn.Linear(3, 3)
+"""
+
+
+@pytest.mark.slow
+def test_norm_of_ones_own_may_have_parameters_that_it_never_uses(digits: Path, tmp_path: Path) -> None:
+    (tmp_path / "norm.py").write_text(UNUSED)
+    process = torchrun(tmp_path, "train", *overrides(digits, tmp_path / "runs", "variant=norm.py:Unused"))
+    _, err = process.communicate(timeout=300)
+    assert process.returncode == 0, err

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from bnrepro.config import run_dir, with_variant
+from bnrepro.config import run_dir, user_files, with_variant
 from bnrepro.config.schema import Config
 from bnrepro.errors import UserError
 from bnrepro.launch import sweep
@@ -134,12 +134,15 @@ WRONG = {
     "variant={net}:MyNet": "A norm is made by MyNet(num_features, spatial_shape) or MyNet(num_features).",
     "variant={bad}:Raises": "cannot be made: ZeroDivisionError: division by zero (line 3)",
     "variant={bad}:NoModule": "gives int, where a torch.nn.Module is needed",
-    "variant={bad}:Fails": "does not pass through the network: RuntimeError: no (line 7)",
+    "variant={bad}:Fails": "RuntimeError: no (line 7)",
     "model={bad}:Shape": "its output must have shape (60, 10); got (60, 1, 28, 28)",
-    "variant={bad}:Exits": "does not pass through the network: SystemExit: 0 (line",
+    "variant={bad}:Exits": "cannot be trained on. ",
     "variant={bad}:ExitsAtOnce": "cannot be made: SystemExit: 0 (line",
     "model={bad}:Empty": "has no parameters to train",
     "variant={norm}:MyNorm norm.kernel_size=3": "norm.kernel_size=3 is not used by variant=MyNorm",
+    "variant={norm}:MyNorm norm.eps=0.1": "norm.eps=0.1 is not used by variant=MyNorm",
+    "variant={norm}:MyNorm norm.momentum=0.5": "norm.momentum=0.5 is not used by variant=MyNorm",
+    "variant={bad}:Keeps": "its state_dict() must hold tensors, numbers, texts and containers of them alone",
     "model={net}:MyNet model.width=2": "model.width is not used by a network of your own",
 }
 BAD = """from torch import nn
@@ -155,6 +158,10 @@ class Exits(nn.Identity):
     def __init__(self, features): super().__init__()
     def forward(self, x): raise SystemExit(0)
 def ExitsAtOnce(features): raise SystemExit(0)
+class Keeps(nn.Identity):
+    def __init__(self, features): super().__init__()
+    def get_extra_state(self): return nn.Identity()
+    def set_extra_state(self, state): pass
 def Empty(norm, channels, image, classes):
     return nn.Flatten()
 """
@@ -172,6 +179,57 @@ def test_what_is_wrong_is_told_before_anything_is_trained(
     code, _, err = call("train", *words, *model, *data)
     assert code == 2 and WRONG[given] in err, err
     assert err.count("\n") == 1 and not list((tmp_path / "runs").rglob("metrics.csv"))
+
+
+LATER = """from torch import nn
+class Tires(nn.Identity):
+    left = 3
+    def __init__(self, features): super().__init__()
+    def forward(self, x):
+        self.left -= 1
+        if not self.left: raise KeyError("tired")
+        return x
+class Looks(nn.Identity):
+    def __init__(self, features): super().__init__()
+    def forward(self, x): return x if self.training else None + 1
+class Evaluated(nn.Identity):
+    fails = False
+    def __init__(self, features): super().__init__()
+    def forward(self, x): return x if self.training or not self.fails else 1 / 0
+"""
+
+
+@pytest.mark.parametrize("name", ["Tires", "Looks"])
+def test_what_fails_later_is_told_as_ones_own_with_the_line(name: str, tiny: Tiny, tmp_path: Path) -> None:
+    file = tmp_path / "later.py"
+    file.write_text(LATER)
+    cfg = tiny(f"variant={file}:{name}")
+    with pytest.raises(UserError, match=rf"Training fails in code of your own\. {file}: .*Error: .*\(line \d+\)"):
+        train.run(cfg)
+    assert Run(run_dir(cfg)).status == "failed"
+
+
+def test_evaluation_trusts_no_other_code_than_the_runs(tiny: Tiny, tmp_path: Path) -> None:
+    file = tmp_path / "later.py"
+    file.write_text(LATER)
+    path = train.run(tiny(f"variant={file}:Evaluated"))
+    (kept,) = (path / "code").rglob("*.py")
+    kept.write_text(LATER.replace("fails = False", "fails = True"))
+    with pytest.raises(UserError, match="code of your own was changed after the run"):
+        inference.evaluate(Run(path))
+
+
+def test_what_fails_in_evaluation_is_told_as_ones_own(
+    tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "later.py"
+    file.write_text(LATER)
+    run = Run(train.run(tiny(f"variant={file}:Evaluated")))
+    with monkeypatch.context() as patched:
+        layer = user_files.load(run.path / "code" / "norm" / "later.py", "Evaluated")
+        patched.setattr(layer, "fails", True)
+        with pytest.raises(UserError, match=r"The evaluation fails in code of your own.*ZeroDivisionError"):
+            inference.evaluate(run)
 
 
 def test_what_a_norm_draws_comes_from_the_seed(tiny: Tiny, tmp_path: Path) -> None:
