@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import re
 from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
@@ -171,20 +170,18 @@ def _origin(records: Records) -> Row:
 
 
 def as_json(rows: list[Row]) -> str:
-    """Claims as the text of claims.json; numbers that JSON does not know become null.
-
-    Control characters, which a terminal may take for commands, are escaped beyond what JSON asks for.
-    """
-    text = json.dumps(clean(rows), indent=1, ensure_ascii=False) + "\n"
-    return re.sub("[\x7f-\x9f]", lambda found: f"\\u{ord(found.group()):04x}", text)
+    """Claims as the text of claims.json."""
+    return json.dumps(clean(rows), indent=1, ensure_ascii=False) + "\n"
 
 
 def clean(value: Any) -> Any:
-    """``value`` with None for numbers that JSON does not know."""
+    """``value`` with None for numbers that JSON does not know, and texts that a terminal takes for no commands."""
     if isinstance(value, float) and not math.isfinite(value):
         return None
+    if isinstance(value, str):
+        return stored.printable(value)
     if isinstance(value, dict):
-        return {key: clean(each) for key, each in value.items()}
+        return {clean(key): clean(each) for key, each in value.items()}
     return [clean(each) for each in value] if isinstance(value, list) else value
 
 

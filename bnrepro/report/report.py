@@ -25,6 +25,7 @@ from bnrepro.experiments import NAMES
 from bnrepro.report import compare
 from bnrepro.runs import record
 from bnrepro.stats import Interval
+from bnrepro.system.reading import printable
 
 MARKDOWN, HTML = "REPORT.md", "report.html"
 TITLE = "Claims about batch normalization, run and judged"
@@ -130,8 +131,8 @@ def write(out: Path) -> list[Path]:
 
     report = gather(out)
     record.write_whole(out / CLAIMS, as_json(report.claims))
-    record.write_whole(out / MARKDOWN, markdown(report, out))
-    record.write_whole(out / HTML, page(report))
+    record.write_whole(out / MARKDOWN, printable(markdown(report, out)))
+    record.write_whole(out / HTML, printable(page(report)))
     return [out / CLAIMS, out / MARKDOWN, out / HTML]
 
 
