@@ -250,6 +250,7 @@ def _conclude(folder: Path, own: Any = None) -> None:
     from bnrepro.claims.conclusion import conclude
     from bnrepro.claims.engine import COPY
     from bnrepro.claims.records import read
+    from bnrepro.config.user_files import content
     from bnrepro.errors import UserError, known_are
     from bnrepro.experiments import experiment
 
@@ -262,6 +263,12 @@ def _conclude(folder: Path, own: Any = None) -> None:
     if own is None and name.endswith(".py"):  # which would run it
         raise UserError(f"{folder} says that it holds the experiment {name!r}, and that is none.{known_are('', NAMES)}")
     found = own or experiment(name)
+    if own and (folder / COPY).is_file() and content(folder / COPY) != content(own.file):
+        typer.echo(
+            f"{shown(own.file)} was changed after these records were made: they are judged and drawn as it says now. "
+            f"`bnrepro reproduce {shown(own.file)}` runs and measures as it says now, too.",
+            err=True,
+        )
     try:
         conclude(found, records, folder)
     except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:

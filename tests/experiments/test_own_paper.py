@@ -48,7 +48,11 @@ def test_the_readmes_example_is_judged_drawn_and_reported(call: Call, paper: Pat
     assert " 0 still to run" in call("reproduce", "my_paper.py", "--dry-run").out
 
     code, out, err = call("figures", "my_paper.py")
-    assert code == 0, err
+    assert (code, err) == (0, "")
+    paper.write_text(example().replace('"""', '"""Now: ', 1))
+    code, out, err = call("figures", "my_paper.py")
+    assert code == 0 and err.startswith(f"{paper} was changed after these records were made")
+    paper.write_text(example())
     code, _, err = call("figures", str(folder))  # a folder's code is not run
     assert code == 2 and "`bnrepro figures my_paper.py` draws them" in err
     assert call("report").code == 0
