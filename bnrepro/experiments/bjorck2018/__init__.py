@@ -78,9 +78,8 @@ def runs(s: Settings) -> Design:
         for variant in NAMES:
             factors = {"network": name, "variant": variant}
             design.measure(START, factors, measurements.at_start, **asked, variant=variant, images=s.images)
-        asked |= {"rates": network.rates or s.rates, "shares": s.shares}
-        asked |= {"steps": s.diverging_steps, "loss": s.diverging_loss}
-        design.measure(DIVERGING, {"network": name}, measurements.diverging, **asked)
+        asked |= {"rates": network.rates or s.rates, "shares": s.shares, "steps": s.diverging_steps}
+        design.measure(DIVERGING, {"network": name}, measurements.diverging, **asked, loss=s.diverging_loss)
     return design
 
 

@@ -13,15 +13,13 @@ Differences from the paper
   running statistics. Steps at which a measure is zero or not finite have no ratio and are left out.
 - A layer's internal covariate shift is measured by the gradient of its weight; the earlier layers move with all their
   parameters, gamma and beta among them.
-- A distribution is that of a single activation (channel and location) over validation images in training mode. Its
-  stability is how far it moves from one measurement to the next, in its own standard deviations; the paper shows
-  pictures.
+- A distribution is that of one activation (channel and location) over validation images in training mode; its
+  stability, how far it moves between measurements, in its own standard deviations. The paper shows pictures.
 - The noise is drawn for each activation, a channel and location, and follows gamma and beta.
 - The average of an lp norm is taken over the values of a channel that BN has its statistics from: the mean of |x|, the
   root of the mean of x squared, or the largest |x|; each before the mean is subtracted.
-- The loss of the deep linear network is the sum over samples and outputs: with their mean, a learning rate of 1e-6
-  would leave the network without BN where it is. A norm follows each layer but the last. A network that diverges
-  counts with its first loss.
+- The loss of deep linear networks is summed over samples and outputs: with the mean, a rate of 1e-6 would leave the
+  one without BN where it is. A norm follows each layer but the last. One that diverges counts with its first loss.
 """
 
 from __future__ import annotations
