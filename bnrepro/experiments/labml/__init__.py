@@ -30,6 +30,9 @@ from bnrepro.experiments.labml.measurements import ONE_PASS
 from bnrepro.plots.style import label
 
 POINTS = "percentage points of test accuracy"
+CNN = ("model=labml_cnn", "model.width=1.0", "optimizer.lr=1e-3", "batch_size=64")
+VGG = ("model=vgg_small", "model.width=0.25", "optimizer.lr=2.5e-4", "batch_size=64")
+MLP = ("model=paper_mlp", "optimizer.lr=1e-3", "batch_size=64")
 OUTSIDE = {"detachedmean": "mean outside the gradient", "detached": "mean and variance outside"}
 GAUSSIAN_SHARE = 100 * math.erf(0.5**0.5)
 """P(|z| < 1) of a standard normal, in %: 68.3."""
@@ -47,31 +50,38 @@ class Part(BaseModel, extra="forbid", frozen=True):
 
 
 class Descent(BaseModel, extra="forbid", frozen=True):
-    """Gradient descent of the toys."""
+    """A1: gradient descent of the toys."""
 
-    steps: int
-    lr: float
-    every: int
+    steps: int = 2000
+    lr: float = 0.1
+    every: int = 50  # steps between points
 
 
 class Settings(Preset):
-    networks: dict[str, Part]
-    outside: Part
-    sigmoid: Part
-    toy: Descent
-    bias_steps: int
-    scale_eps: list[float]
-    scales: list[float]
-    population_batches: list[int]
-    cancellation: list[tuple[float, float]]
-    cancellation_draws: int
-    tolerance: float
-    loss_tolerance: float
-    variance_tolerance: float
-    margin_points: float
-    inference_margin_points: float
-    margin_share: float = 2.0
-    """A2.2, new with the port: percentage points of a sigmoid's inputs that count as none."""
+    networks: dict[str, Part] = {  # A5 to A7: each with no norm and with BN
+        "mnist": Part(overrides=["data=mnist", *CNN, "channels_last=true"], epochs=4),
+        "cifar": Part(overrides=["data=cifar10", *VGG, "channels_last=true"], epochs=2),
+    }
+    outside: Part = Part(overrides=["data=mnist5k", *CNN], epochs=10)  # A1.3, A3: the MNIST network
+    sigmoid: Part = Part(overrides=["data=mnist5k", *MLP], epochs=40)  # A2: three layers of sigmoids
+    toy: Descent = Descent()
+    bias_steps: int = 200  # A3: of training with and without the bias, in float64
+    scale_eps: list[float] = [0.0, 1e-5, 1e-3]  # A4: for the exact statement, torch's default, Keras's default
+    scales: list[float] = [0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0]  # A4: factors on the weights
+    population_batches: list[int] = [1, 2, 5, 10, 20]  # A6: how many training batches a part of the dataset is
+    cancellation: list[tuple[float, float]] = [  # A9: mean and standard deviation of the inputs
+        *((0.0, 1.0), (10.0, 1.0), (100.0, 1.0), (300.0, 1.0), (1000.0, 1.0), (3000.0, 1.0), (10000.0, 1.0)),
+        (300.0, 0.1),
+    ]
+    cancellation_draws: int = 200  # A9: channels drawn for each
+    tolerance: float = 1e-9  # relative error that float64 leaves in an identity
+    loss_tolerance: float = 1e-9  # A1: relative growth of a loss that "does not change", in float64
+    variance_tolerance: float = 0.01  # A9: of a variance still: 1% of it moves an output by half a percent
+    # Percentage points of test accuracy that count as none: on 1,000 test images one point is 10 of them, about one and
+    # a half standard errors of a single accuracy.
+    margin_points: float = 1.0
+    inference_margin_points: float = 0.2  # A6: the same for one network under two kinds of statistics
+    margin_share: float = 2.0  # A2.2, new with the port: percentage points of a sigmoid's inputs that count as none
 
 
 paper = Paper(__name__, Settings, scale_note="MNIST for 4 of 10 epochs; a small VGG on CIFAR-10 for 2 epochs")

@@ -60,40 +60,63 @@ class Along(BaseModel, extra="forbid"):
 
 
 class Landscape(Along):
-    steps: int
+    """S4 to S7."""
+
+    every: int = 10
+    layers: list[int] = [3, 6]
+    along: list[float] = [0.5, 1.0, 1.5, 2.0, 2.5, 3.0, 3.5, 4.0]  # 4 of 0.1 are the paper's cap of 0.4 gradients
+    steps: int = 200
 
 
 class DeepLinear(Along):
-    depth: int
-    width: int
-    samples: int
+    """S4.3, S8.2, S9: the paper's network, and its range of steps along the gradient."""
+
+    every: int = 250
+    layers: list[int] = [9, 17]
+    along: list[float] = [0.01, 0.1, 0.3, 1.0, 3.0, 10.0, 20.0, 30.0]
+    depth: int = 25
+    width: int = 10
+    samples: int = 1000
 
 
 class Distributions(BaseModel, extra="forbid"):
-    every: int  # steps between measurements
-    layers: list[int]  # whose densities are drawn, from 1
-    steps: int
-    images: int
-    units: int  # activations per layer
-    ridges: int  # times at which densities are drawn
+    """S2, S3.4."""
+
+    every: int = 20  # steps between measurements
+    layers: list[int] = [2, 5]  # whose densities are drawn, from 1
+    steps: int = 140
+    images: int = 256
+    units: int = 32  # activations per layer
+    ridges: int = 8  # times at which densities are drawn
 
 
 class Settings(Preset):
-    rates: list[float]
-    network: list[str]
-    landscape: Landscape
-    distributions: Distributions
-    deep_linear: DeepLinear
-    deep_linear_runs: list[tuple[float, dict[str, int]]]
-    early: float
-    close_to_two: float
-    negligible_points: float
-    chance_points: float
-    negligible_factor: float
-    marginal_factor: float
-    similar_factor: float
-    similar_cosine: float
-    cosine_near: float
+    rates: list[float] = [0.1, 0.5]  # the paper's learning rates; all but S1 is at the first
+    network: list[str] = [  # of every run: one epoch of 382 steps, no augmentation, as in the paper
+        *("model=vgg_small", "model.width=0.25", "model.init=glorot", "data=cifar10", "data.crop=0", "data.flip=false"),
+        "data.val_fraction=0.02",  # 49,000 images to train on; validation draws curves and chooses nothing
+        *("batch_size=128", "epochs=1", "eval_every=38", "optimizer.name=sgd", "optimizer.momentum=0"),
+        "channels_last=true",
+    ]
+    landscape: Landscape = Landscape()
+    distributions: Distributions = Distributions()
+    deep_linear: DeepLinear = DeepLinear()
+    deep_linear_runs: list[tuple[float, dict[str, int]]] = [  # rate and steps: the paper's, and a part of them for l1
+        (1e-6, {"nobn": 10000, "bn": 10000, "l1norm": 2000}),
+        (1e-7, {"nobn": 10000, "bn": 10000}),
+    ]
+    early: float = 0.25  # S5 to S7: share of the steps that is early
+    close_to_two: float = 1.5  # S6.2: decades that are close to two orders of magnitude, half a decade less
+    # S3, S8, since the port S1 too: of accuracy; below the 3 that the paper reports for BN over none
+    negligible_points: float = 2.0
+    chance_points: float = 5.0  # S3.3: points above chance at which a network has hardly learned anything
+    # S5 to S7, since the port S8.2 and S9 too: between two measures that are drawn on log axes
+    negligible_factor: float = 1.2
+    # S2, since the port S3.4 too: between two distances that a picture calls marginally different
+    marginal_factor: float = 2.0
+    similar_factor: float = 2.0  # S4: between two norms that are similar
+    similar_cosine: float = 0.1  # S4.2: between two cosines that are similar
+    cosine_near: float = 0.2  # S4.3: a cosine that is nearly 0, or nearly 1
 
     @property
     def rate(self) -> float:

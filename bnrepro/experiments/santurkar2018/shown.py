@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from bnrepro.claims import Results, Row, Values
-from bnrepro.claims.plots import legend, lines, looks, panels
+from bnrepro.claims.plots import as_high_as_lines, legend, lines, looks, panels
 from bnrepro.plots.style import COLUMN, label, log_ticks
 
 if TYPE_CHECKING:
@@ -258,6 +258,7 @@ def draw_spread(axes: Axes, r: Results, name: str, **of: Any) -> None:
         axes.plot(steps, bottom, label=look.label, **about)
         axes.plot(steps, top, **about)
     as_high_as_lines(axes)
+    log_ticks(axes)
 
 
 def draw_log(axes: Axes, values: Values, *variants: str, marks: bool = False) -> None:
@@ -265,13 +266,4 @@ def draw_log(axes: Axes, values: Values, *variants: str, marks: bool = False) ->
     values = values.at(variant=variants).where(lambda value: 0 < value < math.inf)
     lines(axes, values, "x", "variant", LOOKS, log=True, marks=marks)
     as_high_as_lines(axes)
-
-
-def as_high_as_lines(axes: Axes) -> None:
-    """A logarithmic axis that leaves out bands: one of few seeds that differ by decades would flatten the lines."""
-    values = [y for line in axes.get_lines() for y in np.asarray(line.get_ydata()) if 0 < y < math.inf]
-    axes.set_yscale("log")
-    if values:
-        room = max(1.2, (max(values) / min(values)) ** 0.15)
-        axes.set_ylim(min(values) / room, max(values) * room)
-        log_ticks(axes)
+    log_ticks(axes)

@@ -48,30 +48,39 @@ ARMS = {
 
 
 class Grid(BaseModel, extra="forbid", frozen=True):
-    overrides: list[str]
-    rates: list[float]
-    decays: list[float]
+    """V1.5: rate by decay, constant rates."""
+
+    overrides: list[str] = ["data=mnist5k", "model=lenet", "batch_size=64", "epochs=8"]
+    rates: list[float] = [0.003, 0.01, 0.03, 0.1, 0.3]
+    decays: list[float] = [0.0, 0.0005, 0.002, 0.01, 0.05]  # 0 and at least one more
 
 
 class Arms(BaseModel, extra="forbid", frozen=True):
-    overrides: list[str]
-    epochs: int
-    decay: float
+    """V2: Hoffer et al.'s, side by side, on 20,000 images; their rate, momentum and decay."""
+
+    overrides: list[str] = [
+        *("data=cifar10", "data.val_fraction=0.6", "model=lenet", "batch_size=64", "optimizer.lr=0.1"),
+        "eval_every=1000",
+    ]
+    epochs: int = 8
+    decay: float = 0.0005
 
 
 class Scaling(BaseModel, extra="forbid", frozen=True):
-    scale: float  # factor on the weights
-    steps: int
-    lr: float
-    decay: float
+    """V1 to V1.4."""
+
+    scale: float = 3.0  # factor on the weights
+    steps: int = 50  # of training
+    lr: float = 0.1
+    decay: float = 0.01
 
 
 class Settings(Preset):
-    grid: Grid
-    arms: Arms
-    exact: Scaling
-    tolerance: float
-    margin_points: float
+    grid: Grid = Grid()
+    arms: Arms = Arms()
+    exact: Scaling = Scaling()
+    tolerance: float = 1e-9  # of an identity in float64
+    margin_points: float = 0.5  # V1.5 to V2.2: test accuracies that count as alike: 5 of the grid's 1,000 images
 
 
 paper = Paper(__name__, Settings, source=LAARHOVEN, scale_note="8 of 80 epochs, a LeNet on two fifths of CIFAR-10")
@@ -174,8 +183,7 @@ def by_arm(r: Results, quantity: str) -> Values:
 
 def gain(r: Results, arm: str, over: str) -> Values:
     """Test accuracy of one arm minus that of another."""
-    test = by_arm(r, "test")
-    return test.at(arm=arm) - test.at(arm=over)
+    return r.measured(f"{arm}: test", part="arms") - r.measured(f"{over}: test", part="arms")
 
 
 @paper.claim("V2", source=HOFFER)
