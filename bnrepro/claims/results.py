@@ -20,6 +20,7 @@ OF_RUNS = frozenset(RUN_COLUMNS) - {"variant", "seed"}
 """Columns of a run that are results, and so no factors."""
 OF_CURVES = frozenset(COLUMNS)
 PERCENT = 100.0
+CHANCE = 10.0  # %: ten classes
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,11 @@ class Results:
     def test_accuracy(self, **factors: Any) -> Values:
         """Test accuracy in percent."""
         return self.of_runs("test_accuracy", **factors) * PERCENT
+
+    def accuracy(self, column: str = "test_accuracy", **factors: Any) -> Values:
+        """An accuracy at the end of training, in percent; that of chance among ten classes where the run diverged."""
+        diverged, ends = self.diverged(**factors), PERCENT * self.of_runs(column, **factors)
+        return Values(diverged.factors, (CHANCE * diverged.where(bool)).data | ends.data)
 
     def diverged(self, **factors: Any) -> Values:
         """1 for each run that diverged, and 0 for each that did not; runs that failed are left out."""

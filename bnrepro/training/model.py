@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
 from functools import partial
 from pathlib import Path
@@ -123,6 +124,22 @@ class Network(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.layers(x)
+
+
+@contextmanager
+def at_norms(network: Network, outputs: bool = False) -> Iterator[dict[str, Tensor]]:
+    """Within it, what enters each norm of ``network``, or what leaves it, is kept by the norm's name, in order."""
+    found: dict[str, Tensor] = {}
+
+    def keep(name: str, _norm: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        found[name] = (output if outputs else inputs[0]).detach()
+
+    handles = [norm.register_forward_hook(partial(keep, name)) for name, norm in network.norms.items()]
+    try:
+        yield found
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 class _TooSmall(Exception):

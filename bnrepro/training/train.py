@@ -30,7 +30,7 @@ from bnrepro.training import distributed
 from bnrepro.training.distributed import Processes
 from bnrepro.training.freezing import prepare
 from bnrepro.training.metrics import MetricAccumulator
-from bnrepro.training.model import MakeNorm, Network, build, norm_of, size_of
+from bnrepro.training.model import MakeNorm, Network, at_norms, build, norm_of, size_of
 from bnrepro.training.optimizer import lr_factor, make_optimizer
 from bnrepro.training.user_modules import own_files
 
@@ -413,22 +413,13 @@ class Trainer:
 
         Without a validation set: of the training set.
         """
-        inputs: dict[str, Tensor] = {}
-
-        def keep(name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
-            return lambda _module, arguments: inputs.__setitem__(name, arguments[0])
-
-        handles = [norm.register_forward_pre_hook(keep(name)) for name, norm in self.network.norms.items()]
         source = self.data.val if len(self.data.val.labels) else self.data.train
         probe = Split(source.images[:PROBE_IMAGES], source.labels[:PROBE_IMAGES])
         self.network.eval()
-        with self.autocast():
-            for x, _ in eval_batches(
-                self.data, probe, PROBE_IMAGES, self.cfg.data, channels_last=self.cfg.channels_last
-            ):
+        batches = eval_batches(self.data, probe, PROBE_IMAGES, self.cfg.data, channels_last=self.cfg.channels_last)
+        with self.autocast(), at_norms(self.network) as inputs:
+            for x, _ in batches:
                 self.network(x)
-        for handle in handles:
-            handle.remove()
         return inputs
 
     # --- what is kept ---

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from bnrepro.claims import Results
 from bnrepro.config.schema import Initialization, OptimizerName
 from bnrepro.data.dataset import load
-from bnrepro.experiments.santurkar2018 import LP, NAMES, accuracy, last_losses, paper, ratios
+from bnrepro.experiments.santurkar2018 import LP, NAMES, last_losses, paper, ratios
 from bnrepro.experiments.santurkar2018.measurements import (
     Factor,
     Objective,
@@ -316,7 +316,7 @@ def measurement(quantity: str, variant: str, x: int | None, value: float, seed: 
 def test_runs_that_diverge_count_as_chance() -> None:
     run = {"part": "curves", "variant": "bn", "rate": 0.5, "seed": 0, "status": "completed", "test_accuracy": 0.6}
     runs = [run, run | {"seed": 1, "status": "diverged", "test_accuracy": None}, run | {"seed": 2, "status": "failed"}]
-    assert accuracy(Results("full", runs, [], [])).at(variant="bn", rate=0.5).seeds == {0: 60.0, 1: 10.0}
+    assert Results("full", runs, [], []).accuracy(part="curves").at(variant="bn", rate=0.5).seeds == {0: 60.0, 1: 10.0}
 
 
 def test_ratios_leave_out_what_is_zero_or_not_finite() -> None:

@@ -28,10 +28,11 @@ from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 from pydantic import BaseModel
 
 from bnrepro.claims import Design, Evidence, Paper, Preset, Results, Row, Values, equal, greater
-from bnrepro.claims.plots import GREY, curve, legend, lines, looks, panels, ticks
+from bnrepro.claims.plots import GREY, as_high_as_lines, curve, legend, lines, looks, panels, ticks
 from bnrepro.experiments.bjorck2018 import measurements
 
 RATES, START, DIVERGING = "rates", "start", "diverging"
+MLP = ("model=paper_mlp", "model.activation=relu", "model.init=he")
 NAMES = {"nobn": "no BN", "bn": "framework BN"}
 POINTS = "percentage points"
 UNREAD = "no number read in the text"
@@ -45,19 +46,22 @@ class Network(BaseModel, extra="forbid", frozen=True):
 
 
 class Settings(Preset):
-    networks: dict[str, Network]
-    common: list[str]
-    rates: list[float]
-    trains_accuracy: float
-    inside: list[str]
-    images: int
-    diverging_loss: float
-    diverging_steps: int
-    shares: list[float]
-    growth_decades: float
-    margin_points: float
-    margin_decades: float = 0.04
-    margin_images: float = 2.0
+    networks: dict[str, Network] = {  # by their names in tables
+        **{f"{n} layers": Network(layers=n, overrides=[*MLP, f"model.depth={n}"]) for n in (3, 6, 12, 24)},
+        "ResNet-20 x 0.25": Network(layers=19, overrides=["model=resnet20", "model.width=0.25", "channels_last=true"]),
+    }
+    common: list[str] = ["data=mnist5k", "optimizer=sgd", "schedule=cosine", "batch_size=128", "epochs=5"]
+    rates: list[float] = [0.0003, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0]  # the sweep, two per decade
+    trains_accuracy: float = 0.5  # training accuracy in the last epoch from which on a run counts as trained
+    inside: list[str] = ["24 layers", "ResNet-20 x 0.25"]  # B2: networks to look into
+    images: int = 500  # B2: in the batch that is looked at at initialisation
+    diverging_loss: float = 1000.0  # B2: the loss above which training has diverged
+    diverging_steps: int = 40  # B2: updates in which a rate must diverge
+    shares: list[float] = [0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0]  # B2: of the diverging update
+    growth_decades: float = 1.0  # B2.1, B2.2: growth over the depth, of no BN over BN, that is "exponential"
+    margin_points: float = 1.0  # B1.2, B1.3: accuracies that count as alike; 1.5 standard errors of 1,000 test images
+    margin_decades: float = 0.04  # B1.1, B2.4, new with the port: a ratio of 1.1 in rates or kurtoses counts as none
+    margin_images: float = 2.0  # B2.3, new with the port: percentage points of the images that count as none
 
 
 paper = Paper(__name__, Settings, scale="toy", scale_note="MLPs and a narrow ResNet-20, 5 epochs on 3,600 digits")
@@ -78,9 +82,8 @@ def runs(s: Settings) -> Design:
         for variant in NAMES:
             factors = {"network": name, "variant": variant}
             design.measure(START, factors, measurements.at_start, **asked, variant=variant, images=s.images)
-        asked |= {"rates": network.rates or s.rates, "shares": s.shares}
-        asked |= {"steps": s.diverging_steps, "loss": s.diverging_loss}
-        design.measure(DIVERGING, {"network": name}, measurements.diverging, **asked)
+        asked |= {"rates": network.rates or s.rates, "shares": s.shares, "steps": s.diverging_steps}
+        design.measure(DIVERGING, {"network": name}, measurements.diverging, **asked, loss=s.diverging_loss)
     return design
 
 
@@ -353,11 +356,9 @@ def depth(r: Results, s: Settings) -> Figure | None:
     figure, axes = panels(3, len(networks), height=2.0, sharex="row")
     for each, (network, (title, values)) in zip(axes, product(networks, columns.items()), strict=True):
         lines(each, alive(values).at(network=network), "x", "variant", looks(NAMES), log=True, marks=False)
-        each.set(yscale="log", xlabel="layer", xlim=(0.5, None))
+        as_high_as_lines(each, room=5)
+        each.set(xlabel="layer", xlim=(0.5, None))
         each.set_title(f"{network}: {title}", fontsize=7)
-        means = [float(value) for line in each.get_lines() for value in np.asarray(line.get_ydata())]
-        if means:  # with few seeds, bands of logarithms run over hundreds of decades
-            each.set_ylim(min(means) / 5, max(means) * 5)
         each.xaxis.set_major_locator(MaxNLocator(5, integer=True))
         each.yaxis.set_major_locator(LogLocator(numticks=6))
         each.yaxis.set_minor_locator(NullLocator())

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 from copy import deepcopy
 from dataclasses import replace
-from itertools import takewhile
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from bnrepro.claims import Row, measure, row
 from bnrepro.config import load_config
 from bnrepro.config.schema import Config
-from bnrepro.training.model import Network
+from bnrepro.training.model import Network, at_norms, weighted_layers
 from bnrepro.training.train import trainer_of
 
 SHOWN_IMAGES = 50  # of which the gradient at each logit is kept, for the figure
@@ -33,10 +32,8 @@ def at_start(seed: int, overrides: list[str], variant: str, images: int) -> list
     order = data.train.labels[:images].argsort(stable=True)
     x, y = data.normalize(data.train.images[:images][order]), data.train.labels[:images][order]
     logits, entered = forward(network, x)
-    norm = list(network.norms.values())[len(network.norms) // 2]
-    made = takewhile(lambda module: module is not norm, network.modules())
-    weights = [module.weight for module in made if isinstance(module, nn.Conv2d | nn.Linear)][-1]
-    by_logit, by_weight = torch.autograd.grad(F.cross_entropy(logits, y, reduction="sum"), (logits, weights))
+    weight = weighted_layers(network)[len(network.norms) // 2].weight
+    by_logit, by_weight = torch.autograd.grad(F.cross_entropy(logits, y, reduction="sum"), (logits, weight))
     most = logits.argmax(1).bincount().max()
     rows = [*layer_rows(entered, ""), row("majority", 100 * float(most) / images), *tails(by_weight)]
     if seed == 0:
@@ -116,15 +113,8 @@ def between(before: Network, after: Network, share: float) -> Network:
 
 def forward(network: Network, x: Tensor) -> tuple[Tensor, list[Tensor]]:
     """The logits, and what enters each place of a norm (an identity where there is none), in order."""
-    entered: list[Tensor] = []
-    handles = [
-        norm.register_forward_pre_hook(lambda _module, inputs: entered.append(inputs[0].detach()))
-        for norm in network.norms.values()
-    ]
-    logits = network(x)
-    for handle in handles:
-        handle.remove()
-    return logits, entered
+    with at_norms(network) as entered:
+        return network(x), list(entered.values())
 
 
 def layer_rows(entered: list[Tensor], prefix: str) -> list[Row]:

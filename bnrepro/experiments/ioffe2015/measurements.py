@@ -282,10 +282,16 @@ def cancelled_bias(seed: int, steps: int) -> list[Row]:
 
 @measure("ioffe2015/scaled_weights")
 def scaled_weights(seed: int, eps: float, scales: list[float]) -> list[Row]:
-    """I4. BN(a W u) against BN(W u) for W ~ N(0, 0.01^2) with 20 inputs.
+    """I4. BN(a W u) against BN(W u): `changes_by_scale` but for that of the scaled weights' gradient itself."""
+    return [each for each in changes_by_scale(seed, eps, scales) if each["quantity"] != "dw"]
 
-    Rows by a: relative change of the ``output``, of the gradient ``du``, and of ``dw_times_a``, a times the gradient of
-    the scaled weights. With eps = 0 there is none; otherwise eps weighs against the variance, 0.002 here.
+
+def changes_by_scale(seed: int, eps: float, scales: list[float]) -> list[Row]:
+    """BN(a W u) against BN(W u) for W ~ N(0, 0.01^2) with 20 inputs.
+
+    Rows by a: relative change of the ``output``, of the gradients ``du`` and ``dw``, the latter by the scaled weights,
+    and of ``dw_times_a``. With eps = 0 that of ``dw`` is the only one; otherwise eps weighs against the variance, 0.002
+    here.
     """
     draw = _drawer(seed, "scale")
     u, upstream, weight = draw(256, 20), draw(256, 8), 0.01 * draw(8, 20)
@@ -294,7 +300,7 @@ def scaled_weights(seed: int, eps: float, scales: list[float]) -> list[Row]:
         inputs, scaled = u.clone().requires_grad_(), (a * weight).requires_grad_()
         y = batch_norm(F.linear(inputs, scaled), None, None, (0,), eps)[0]
         du, dw = torch.autograd.grad(y, (inputs, scaled), upstream)
-        return {"output": y.detach(), "du": du, "dw_times_a": a * dw}
+        return {"output": y.detach(), "du": du, "dw": dw, "dw_times_a": a * dw}
 
     right = at(1.0)
     return [row(name, _error(found, right[name]), a) for a in scales for name, found in at(a).items()]

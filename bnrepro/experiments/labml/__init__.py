@@ -16,23 +16,24 @@ Differences from the paper
 from __future__ import annotations
 
 import math
+from functools import partial
 from itertools import pairwise, product
-from typing import Any
 
 from matplotlib.figure import Figure
 from pydantic import BaseModel
 
-from bnrepro.claims import Design, Evidence, Paper, Preset, Results, Row, Values, equal, exact, greater, not_testable
+from bnrepro.claims import Design, Evidence, Paper, Preset, Results, Row, Values
+from bnrepro.claims.evidence import equal, exact, greater, not_testable
 from bnrepro.claims.plots import curve, legend, lines, looks, panels, zero
 from bnrepro.experiments.labml import measurements
 from bnrepro.experiments.labml.measurements import ONE_PASS
 from bnrepro.plots.style import label
 
 POINTS = "percentage points of test accuracy"
+CNN = ("model=labml_cnn", "model.width=1.0", "optimizer.lr=1e-3", "batch_size=64")
+VGG = ("model=vgg_small", "model.width=0.25", "optimizer.lr=2.5e-4", "batch_size=64")
+MLP = ("model=paper_mlp", "optimizer.lr=1e-3", "batch_size=64")
 OUTSIDE = {"detachedmean": "mean outside the gradient", "detached": "mean and variance outside"}
-GRADIENT = "section Normalizing outside gradient computation doesn't work"
-BN, INFERENCE = "section Batch Normalization", "section Inference"
-SIGMOIDS: dict[str, Any] = {"scale": "toy", "scale_note": "three layers of sigmoids, 5,000 digits"}
 GAUSSIAN_SHARE = 100 * math.erf(0.5**0.5)
 """P(|z| < 1) of a standard normal, in %: 68.3."""
 
@@ -49,34 +50,45 @@ class Part(BaseModel, extra="forbid", frozen=True):
 
 
 class Descent(BaseModel, extra="forbid", frozen=True):
-    """Gradient descent of the toys."""
+    """A1: gradient descent of the toys."""
 
-    steps: int
-    lr: float
-    every: int
+    steps: int = 2000
+    lr: float = 0.1
+    every: int = 50  # steps between points
 
 
 class Settings(Preset):
-    networks: dict[str, Part]
-    outside: Part
-    sigmoid: Part
-    toy: Descent
-    bias_steps: int
-    scale_eps: list[float]
-    scales: list[float]
-    population_batches: list[int]
-    cancellation: list[tuple[float, float]]
-    cancellation_draws: int
-    tolerance: float
-    loss_tolerance: float
-    variance_tolerance: float
-    margin_points: float
-    inference_margin_points: float
-    margin_share: float = 2.0
-    """A2.2, new with the port: percentage points of a sigmoid's inputs that count as none."""
+    networks: dict[str, Part] = {  # A5 to A7: each with no norm and with BN
+        "mnist": Part(overrides=["data=mnist", *CNN, "channels_last=true"], epochs=4),
+        "cifar": Part(overrides=["data=cifar10", *VGG, "channels_last=true"], epochs=2),
+    }
+    outside: Part = Part(overrides=["data=mnist5k", *CNN], epochs=10)  # A1.3, A3: the MNIST network
+    sigmoid: Part = Part(overrides=["data=mnist5k", *MLP], epochs=40)  # A2: three layers of sigmoids
+    toy: Descent = Descent()
+    bias_steps: int = 200  # A3: of training with and without the bias, in float64
+    scale_eps: list[float] = [0.0, 1e-5, 1e-3]  # A4: for the exact statement, torch's default, Keras's default
+    scales: list[float] = [0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0]  # A4: factors on the weights
+    population_batches: list[int] = [1, 2, 5, 10, 20]  # A6: how many training batches a part of the dataset is
+    cancellation: list[tuple[float, float]] = [  # A9: mean and standard deviation of the inputs
+        *((0.0, 1.0), (10.0, 1.0), (100.0, 1.0), (300.0, 1.0), (1000.0, 1.0), (3000.0, 1.0), (10000.0, 1.0)),
+        (300.0, 0.1),
+    ]
+    cancellation_draws: int = 200  # A9: channels drawn for each
+    tolerance: float = 1e-9  # relative error that float64 leaves in an identity
+    loss_tolerance: float = 1e-9  # A1: relative growth of a loss that "does not change", in float64
+    variance_tolerance: float = 0.01  # A9: of a variance still: 1% of it moves an output by half a percent
+    # Percentage points of test accuracy that count as none: on 1,000 test images one point is 10 of them, about one and
+    # a half standard errors of a single accuracy.
+    margin_points: float = 1.0
+    inference_margin_points: float = 0.2  # A6: the same for one network under two kinds of statistics
+    margin_share: float = 2.0  # A2.2, new with the port: percentage points of a sigmoid's inputs that count as none
 
 
 paper = Paper(__name__, Settings, scale_note="MNIST for 4 of 10 epochs; a small VGG on CIFAR-10 for 2 epochs")
+gradient = partial(paper.claim, where="section Normalizing outside gradient computation doesn't work")
+normalization = partial(paper.claim, where="section Batch Normalization")
+sigmoid = partial(normalization, scale="toy", scale_note="three layers of sigmoids, 5,000 digits")
+inference = partial(paper.claim, where="section Inference")
 
 
 @paper.design
@@ -108,10 +120,9 @@ def design(s: Settings) -> Design:
 # --- claims: statistics outside the gradient ---
 
 
-@paper.claim(
+@gradient(
     "A1",
     kind="identity",
-    where=GRADIENT,
     quote="b will increase or decrease based ∂L/∂x, and keep on growing indefinitely in each training update.",
 )
 def a_detached_mean_lets_the_bias_grow(r: Results, s: Settings) -> Evidence:
@@ -121,9 +132,7 @@ def a_detached_mean_lets_the_bias_grow(r: Results, s: Settings) -> Evidence:
     return explosion(r, s, "mean", power=1)
 
 
-@paper.claim(
-    "A1.2", kind="identity", where=GRADIENT, quote="The paper notes that similar explosions happen with variances."
-)
+@gradient("A1.2", kind="identity", quote="The paper notes that similar explosions happen with variances.")
 def a_detached_variance_lets_the_scale_grow(r: Results, s: Settings) -> Evidence:
     """Similar explosions happen with variances: outside the gradient, the scale of the inputs grows."""
     return explosion(r, s, "variance", power=2)
@@ -156,10 +165,9 @@ def exponent(path: list[float], power: int) -> float:
     return math.log(end / middle) / math.log((len(path) - 1) / half) / power
 
 
-@paper.claim(
+@gradient(
     "A1.3",
     scale_note="5,000 of MNIST's 60,000 digits",
-    where=GRADIENT,
     quote="Normalizing outside the gradient computation using pre-computed (detached) means and variances "
     "doesn't work.",
 )
@@ -176,10 +184,8 @@ def detached_statistics_do_not_work(r: Results, s: Settings) -> Evidence:
 # --- claims: what batch normalization does ---
 
 
-@paper.claim(
+@sigmoid(
     "A2",
-    **SIGMOIDS,
-    where=BN,
     quote="if the inputs to a sigmoid are normalized most of it will be within [-1, 1] range where the sigmoid is "
     "linear.",
 )
@@ -192,29 +198,21 @@ def normalized_inputs_are_where_sigmoids_are_linear(r: Results, s: Settings) -> 
     return evidence.showing({name: Values((), {((), 0): value}) for name, value in constants.items()}, "%")
 
 
-@paper.claim(
-    "A2.2", **SIGMOIDS, where=BN, quote="To overcome this each feature is scaled and shifted by two trained parameters"
-)
+@sigmoid("A2.2", quote="To overcome this each feature is scaled and shifted by two trained parameters")
 def gamma_and_beta_leave_the_linear_range(r: Results, s: Settings) -> Evidence:
     """Scaling and shifting by two trained parameters overcomes this: with trained gamma and beta, fewer of the inputs
     are within [-1, 1].
     """
-    start, end, before_gamma = (
-        r.measured(quantity, part="sigmoid").mean("x") for quantity in ("input_start", "input_end", "normalised_end")
-    )
-    evidence = greater(
-        start - end,
-        "share of sigmoids' inputs within [-1, 1], before training minus after",
-        "percentage points of inputs",
-        margin=s.margin_share,
-    )
+    quantities, unit = ("input_start", "input_end", "normalised_end"), "percentage points of inputs"
+    start, end, before_gamma = (r.measured(quantity, part="sigmoid").mean("x") for quantity in quantities)
+    estimand = "share of sigmoids' inputs within [-1, 1], before training minus after"
+    evidence = greater(start - end, estimand, unit, margin=s.margin_share)
     return evidence.showing({"after training": end, "the same before gamma and beta": before_gamma}, "% of inputs")
 
 
-@paper.claim(
+@normalization(
     "A3",
     kind="identity",
-    where=BN,
     quote="when applying batch normalization after a linear transform like Wu + b the bias parameter b gets cancelled "
     "due to normalization. So you can and should omit bias parameter in linear transforms right before the batch "
     "normalization.",
@@ -232,10 +230,9 @@ def the_bias_is_cancelled(r: Results, s: Settings) -> Evidence:
     return evidence.showing(saved, "parameters")
 
 
-@paper.claim(
+@normalization(
     "A4",
     kind="identity",
-    where=BN,
     quote="Batch normalization also makes the back propagation invariant to the scale of the weights",
 )
 def back_propagation_is_invariant_to_scale(r: Results, s: Settings) -> Evidence:
@@ -252,7 +249,7 @@ def back_propagation_is_invariant_to_scale(r: Results, s: Settings) -> Evidence:
 # --- claims: networks ---
 
 
-@paper.claim("A5", where=BN, quote="empirically it improves generalization")
+@normalization("A5", quote="empirically it improves generalization")
 def it_improves_generalization(r: Results, s: Settings) -> Evidence:
     """Empirically, batch normalization improves generalization."""
     accuracy = r.test_accuracy(part="networks")
@@ -260,7 +257,7 @@ def it_improves_generalization(r: Results, s: Settings) -> Evidence:
     return greater(better, "test accuracy, BN minus no BN", POINTS, margin=s.margin_points)
 
 
-@paper.claim("A5.2", where=BN, quote="so it has regularization effects too")
+@normalization("A5.2", quote="so it has regularization effects too")
 def it_regularizes(r: Results, s: Settings) -> Evidence:
     """It has regularization effects too: training and test accuracy are closer to each other."""
     nearer = gap(r).at(variant="nobn") - gap(r).at(variant="bn")
@@ -273,9 +270,8 @@ def gap(r: Results) -> Values:
     return 100 * r.of_runs("train_accuracy", part="networks") - r.test_accuracy(part="networks")
 
 
-@paper.claim(
+@inference(
     "A6",
-    where=INFERENCE,
     quote="you either need to go through the whole (or part of) dataset and find the mean and variance, or you can use "
     "an estimate calculated during training. The usual practice is to calculate an exponential moving average",
 )
@@ -289,7 +285,7 @@ def a_moving_average_will_do(r: Results, s: Settings) -> Evidence:
     return equal(difference, estimand, POINTS, margin=s.inference_margin_points)
 
 
-@paper.claim("A7", where=INFERENCE, quote="Here's the training code and a notebook for training a CNN classifier")
+@inference("A7", quote="Here's the training code and a notebook for training a CNN classifier")
 def its_networks_reach_its_accuracies(r: Results, s: Settings) -> Evidence:
     """The page links training code for a CNN on MNIST, and its site another for a VGG on CIFAR-10."""
     accuracy = r.test_accuracy(part="networks", variant="bn").by("network")
@@ -361,10 +357,8 @@ def at_inference(r: Results, s: Settings) -> list[Row]:
     rows: list[Row] = []
     for network, by_kind in accuracy.by("network").items():
         losses, of_parts = loss.at(network=network).intervals("x"), parts.at(network=network).intervals("x")
-        found = by_kind.intervals("x") | {
-            f"population of {count:g} batch{'es' if count > 1 else ''}": each for count, each in of_parts.items()
-        }
-        for kind, percent in found.items():
+        named = {f"population of {n:g} batch{'es' if n > 1 else ''}": each for n, each in of_parts.items()}
+        for kind, percent in (by_kind.intervals("x") | named).items():
             rows.append({"network": network, "statistics": kind, "accuracy, %": percent, "loss": losses.get(kind)})
     return rows
 

@@ -8,12 +8,13 @@ from torch.nn import functional as F
 
 from bnrepro.claims import Row, measure, row
 from bnrepro.data.dataset import derive_seed, epoch_plan, train_batch
+from bnrepro.experiments.ioffe2015 import measurements as ioffe
 from bnrepro.norm import reestimate_statistics
-from bnrepro.norm.function import batch_norm, moments
+from bnrepro.norm.function import moments
 from bnrepro.runs.record import Run
 from bnrepro.training import evaluation as inference
 from bnrepro.training import train
-from bnrepro.training.model import Network, weighted_layers
+from bnrepro.training.model import at_norms, weighted_layers
 
 ONE_PASS = "E[x²] - E[x]²"
 
@@ -59,52 +60,14 @@ def outside(seed: int, statistic: str, detached: bool, steps: int, lr: float, ev
 
 @measure("labml/cancelled_bias")
 def cancelled_bias(seed: int, steps: int) -> list[Row]:
-    """BN(W u + b) against BN(W u) in float64: outputs, the gradient of b, the weights after training with either."""
-    u, target, weight, bias = normal(seed, "bias", (64, 20), (64, 8), (8, 20), (8,))
-
-    def output(weight: Tensor, bias: Tensor | None = None) -> Tensor:
-        return batch_norm(F.linear(u, weight, bias), None, None, (0,), 1e-5)[0]
-
-    def trained(*parameters: Tensor) -> Tensor:
-        for _ in range(steps):
-            tracked = [p.detach().requires_grad_() for p in parameters]
-            gradients = torch.autograd.grad((output(*tracked) - target).square().mean(), tracked)
-            parameters = tuple(p - 0.1 * g for p, g in zip(tracked, gradients, strict=True))
-        return parameters[0].detach()
-
-    b = bias.clone().requires_grad_()
-    (gradient,) = torch.autograd.grad((output(weight, b) * target).sum(), b)
-    return [
-        row("output", error(output(weight, bias), output(weight))),
-        row("gradient", gradient.abs().max()),
-        row("trained", error(trained(weight, bias), trained(weight))),
-    ]
+    """BN(W u + b) against BN(W u) in float64, as for Ioffe & Szegedy's claim of it."""
+    return ioffe.cancelled_bias.function(seed, steps)
 
 
 @measure("labml/scaled_weights")
 def scaled_weights(seed: int, eps: float, scales: list[float]) -> list[Row]:
-    """BN(a W u) against BN(W u) for W ~ N(0, 0.01^2) with 20 inputs, in float64: output and both gradients.
-
-    Rows (x = a): relative changes of the ``output``, of d/du (``du``) and of d/dW (``dw``), and of a times d/dW
-    (``dw_times_a``), which Ioffe & Szegedy (section 3.3) say stays. With eps = 0 all is exact; otherwise eps weighs
-    against the variance, 0.002 here.
-    """
-    u, upstream, weight = normal(seed, "scale", (256, 20), (256, 8), (8, 20))
-    weight = 0.01 * weight
-
-    def at(a: float) -> tuple[Tensor, Tensor, Tensor]:
-        inputs, scaled = u.clone().requires_grad_(), (a * weight).requires_grad_()
-        y = batch_norm(F.linear(inputs, scaled), None, None, (0,), eps)[0]
-        du, dw = torch.autograd.grad(y, (inputs, scaled), upstream)
-        return y.detach(), du, dw
-
-    y, du, dw = at(1.0)
-    rows = []
-    for a in scales:
-        y_a, du_a, dw_a = at(a)
-        pairs = {"output": (y_a, y), "du": (du_a, du), "dw": (dw_a, dw), "dw_times_a": (a * dw_a, dw)}
-        rows += [row(quantity, error(*pair), a) for quantity, pair in pairs.items()]
-    return rows
+    """BN(a W u) against BN(W u) in float64, as for Ioffe & Szegedy's claim of it, and the gradient by the weights."""
+    return ioffe.changes_by_scale(seed, eps, scales)
 
 
 @measure("labml/cancellation")
@@ -131,11 +94,6 @@ def cancellation(seed: int, mean: float, std: float, draws: int) -> list[Row]:
         relative = (var.double() / right - 1).abs().median()
         rows += [row("error", relative, name), row("variance", var.median(), name), row("nan", nan, name)]
     return rows
-
-
-def error(a: Tensor, b: Tensor) -> Tensor:
-    """|a - b| / |b|, in the Euclidean norm."""
-    return (a - b).norm() / b.norm()
 
 
 # --- networks ---
@@ -188,7 +146,8 @@ def sigmoid_inputs(run: Run, seed: int) -> list[Row]:
     middles = ((edges[1:] + edges[:-1]) / 2).tolist()
     rows = []
     for when, network in (("start", train.trainer_of(cfg).network), ("end", trained)):
-        outputs = outputs_of_norms(network, images)
+        with at_norms(network.train(), outputs=True) as outputs:
+            network(images)
         for name, y in outputs.items():
             norm = network.norms[name]
             assert isinstance(norm, nn.BatchNorm1d)
@@ -199,13 +158,3 @@ def sigmoid_inputs(run: Run, seed: int) -> list[Row]:
         density = torch.histogram(joined, edges).hist / joined.numel() / edges.diff()
         rows += [row(f"density_{when}", value, at) for at, value in zip(middles, density, strict=True)]
     return rows
-
-
-def outputs_of_norms(network: Network, images: Tensor) -> dict[str, Tensor]:
-    """What each norm makes of the images as one batch, in training mode."""
-    outputs: list[Tensor] = []
-    for norm in network.norms.values():
-        norm.register_forward_hook(lambda _norm, _inputs, output: outputs.append(output))
-    network.train()
-    network(images)
-    return dict(zip(network.norms, outputs, strict=True))

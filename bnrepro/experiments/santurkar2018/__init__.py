@@ -13,58 +13,35 @@ Differences from the paper
   running statistics. Steps at which a measure is zero or not finite have no ratio and are left out.
 - A layer's internal covariate shift is measured by the gradient of its weight; the earlier layers move with all their
   parameters, gamma and beta among them.
-- A distribution is that of a single activation (channel and location) over validation images in training mode. Its
-  stability is how far it moves from one measurement to the next, in its own standard deviations; the paper shows
-  pictures.
+- A distribution is that of one activation (channel and location) over validation images in training mode; its
+  stability, how far it moves between measurements, in its own standard deviations. The paper shows pictures.
 - The noise is drawn for each activation, a channel and location, and follows gamma and beta.
 - The average of an lp norm is taken over the values of a channel that BN has its statistics from: the mean of |x|, the
   root of the mean of x squared, or the largest |x|; each before the mean is subtracted.
-- The loss of the deep linear network is the sum over samples and outputs: with their mean, a learning rate of 1e-6
-  would leave the network without BN where it is. A norm follows each layer but the last. A network that diverges
-  counts with its first loss.
+- The loss of deep linear networks is summed over samples and outputs: with the mean, a rate of 1e-6 would leave the
+  one without BN where it is. A norm follows each layer but the last. One that diverges counts with its first loss.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from typing import Any
 
 from pydantic import BaseModel
 
-from bnrepro.claims import (
-    Design,
-    Evidence,
-    Paper,
-    Preset,
-    Results,
-    Values,
-    equal,
-    greater,
-    not_lower,
-    not_testable,
-)
+from bnrepro.claims import Design, Evidence, Paper, Preset, Results, Values
+from bnrepro.claims.evidence import equal, greater, not_lower, not_testable
+from bnrepro.claims.results import CHANCE
 from bnrepro.experiments.santurkar2018 import measurements, shown
-from bnrepro.experiments.santurkar2018.shown import (
-    BOTH,
-    CHANCE,
-    LP,
-    MEASURES,
-    NAMES,
-    accuracy,
-    arms,
-    decades,
-    early,
-    last_losses,
-    minus,
-    over,
-    over_steps,
-    ratios,
-)
+from bnrepro.experiments.santurkar2018.shown import BOTH, LP, MEASURES, NAMES, over, ratios
 
 POINTS = "percentage points"
 DECADES = "decades"
 UNREAD = "no number read in the text"
+FIGURE_1 = "83% with BN and 80% without after 15,000 steps; 92% and 88% with augmentation"
 TWO_ORDERS = "close to two orders of magnitude"
+NOISE_OFF = "At test the noise is off, while the running statistics of later layers are those with the noise."
 REVISED = "Figure 2 shows training accuracy, and appendix A.2.1 draws the noise per image, channel and location"
 STABILITY = "140 of 15,000 steps, a small VGG at quarter width"
 LANDSCAPE = "200 of 15,000 steps, a small VGG at quarter width"
@@ -83,40 +60,63 @@ class Along(BaseModel, extra="forbid"):
 
 
 class Landscape(Along):
-    steps: int
+    """S4 to S7."""
+
+    every: int = 10
+    layers: list[int] = [3, 6]
+    along: list[float] = [0.5, 1.0, 1.5, 2.0, 2.5, 3.0, 3.5, 4.0]  # 4 of 0.1 are the paper's cap of 0.4 gradients
+    steps: int = 200
 
 
 class DeepLinear(Along):
-    depth: int
-    width: int
-    samples: int
+    """S4.3, S8.2, S9: the paper's network, and its range of steps along the gradient."""
+
+    every: int = 250
+    layers: list[int] = [9, 17]
+    along: list[float] = [0.01, 0.1, 0.3, 1.0, 3.0, 10.0, 20.0, 30.0]
+    depth: int = 25
+    width: int = 10
+    samples: int = 1000
 
 
 class Distributions(BaseModel, extra="forbid"):
-    every: int  # steps between measurements
-    layers: list[int]  # whose densities are drawn, from 1
-    steps: int
-    images: int
-    units: int  # activations per layer
-    ridges: int  # times at which densities are drawn
+    """S2, S3.4."""
+
+    every: int = 20  # steps between measurements
+    layers: list[int] = [2, 5]  # whose densities are drawn, from 1
+    steps: int = 140
+    images: int = 256
+    units: int = 32  # activations per layer
+    ridges: int = 8  # times at which densities are drawn
 
 
 class Settings(Preset):
-    rates: list[float]
-    network: list[str]
-    landscape: Landscape
-    distributions: Distributions
-    deep_linear: DeepLinear
-    deep_linear_runs: list[tuple[float, dict[str, int]]]
-    early: float
-    close_to_two: float
-    negligible_points: float
-    chance_points: float
-    negligible_factor: float
-    marginal_factor: float
-    similar_factor: float
-    similar_cosine: float
-    cosine_near: float
+    rates: list[float] = [0.1, 0.5]  # the paper's learning rates; all but S1 is at the first
+    network: list[str] = [  # of every run: one epoch of 382 steps, no augmentation, as in the paper
+        *("model=vgg_small", "model.width=0.25", "model.init=glorot", "data=cifar10", "data.crop=0", "data.flip=false"),
+        "data.val_fraction=0.02",  # 49,000 images to train on; validation draws curves and chooses nothing
+        *("batch_size=128", "epochs=1", "eval_every=38", "optimizer.name=sgd", "optimizer.momentum=0"),
+        "channels_last=true",
+    ]
+    landscape: Landscape = Landscape()
+    distributions: Distributions = Distributions()
+    deep_linear: DeepLinear = DeepLinear()
+    deep_linear_runs: list[tuple[float, dict[str, int]]] = [  # rate and steps: the paper's, and a part of them for l1
+        (1e-6, {"nobn": 10000, "bn": 10000, "l1norm": 2000}),
+        (1e-7, {"nobn": 10000, "bn": 10000}),
+    ]
+    early: float = 0.25  # S5 to S7: share of the steps that is early
+    close_to_two: float = 1.5  # S6.2: decades that are close to two orders of magnitude, half a decade less
+    # S3, S8, since the port S1 too: of accuracy; below the 3 that the paper reports for BN over none
+    negligible_points: float = 2.0
+    chance_points: float = 5.0  # S3.3: points above chance at which a network has hardly learned anything
+    # S5 to S7, since the port S8.2 and S9 too: between two measures that are drawn on log axes
+    negligible_factor: float = 1.2
+    # S2, since the port S3.4 too: between two distances that a picture calls marginally different
+    marginal_factor: float = 2.0
+    similar_factor: float = 2.0  # S4: between two norms that are similar
+    similar_cosine: float = 0.1  # S4.2: between two cosines that are similar
+    cosine_near: float = 0.2  # S4.3: a cosine that is nearly 0, or nearly 1
 
     @property
     def rate(self) -> float:
@@ -160,21 +160,54 @@ def runs(s: Settings) -> Design:
     return design
 
 
+# --- what claims read ---
+
+
+def over_steps(r: Results, quantity: str, part: str) -> Values:
+    """The mean of a measurement over the steps at which it is finite."""
+    return r.measured(quantity, part=part).where(math.isfinite).mean("x")
+
+
+def last_losses(r: Results, rate: float, *variants: str) -> Values:
+    """Of deep linear networks, at the last step that all ``variants`` have; the first loss where one diverged."""
+    of = {"part": "deep_linear", "rate": rate, "variant": list(variants)}
+    loss, diverged = r.measured("loss", **of), r.measured("diverged", **of)
+    step = min((max(each.levels("x")) for each in loss.by("variant").values()), default=0)
+    at_first = {key: value for key, value in loss.at(x=0).data.items() if key in diverged.data}
+    return Values(("variant",), loss.at(x=step).data | at_first)
+
+
+def minus(values: Values, one: str, other: str) -> Values:
+    """Of one variant minus another."""
+    return values.at(variant=one) - values.at(variant=other)
+
+
+def early(values: Values, s: Settings) -> Values:
+    """Those of the first steps of the landscape."""
+    return values.at(x=[x for x in values.levels("x") if x < s.early * s.landscape.steps])
+
+
+def arms(values: Values, *variants: str, of: str = "") -> dict[str, Values]:
+    """The values of each of ``variants``, to be shown beside."""
+    return {of + ("BN" if variant == "bn" else NAMES[variant]): values.at(variant=variant) for variant in variants}
+
+
+def decades(factor: float) -> float:
+    """A factor as a margin."""
+    return round(math.log10(factor), 3)
+
+
 # --- claims ---
 
 
 def gain(r: Results, s: Settings, column: str, name: str) -> Evidence:
     """Accuracy with BN minus without, at each rate."""
-    found = accuracy(r, column)
+    found = r.accuracy(column, part="curves")
     evidence = greater(minus(found, "bn", "nobn"), f"{name}, BN minus no BN", POINTS, margin=s.negligible_points)
     return evidence.showing(arms(found, "bn", "nobn"), "%")
 
 
-@paper.claim(
-    "S1",
-    where="Figure 1 (a, b)",
-    reported="83% with BN and 80% without after 15,000 steps; 92% and 88% with augmentation",
-)
+@paper.claim("S1", where="Figure 1 (a, b)", reported=FIGURE_1)
 def bn_is_more_accurate(r: Results, s: Settings) -> Evidence:
     """A VGG on CIFAR-10, trained by plain SGD, has a higher test accuracy with BN, at either learning rate."""
     return gain(r, s, "test_accuracy", "test accuracy")
@@ -197,31 +230,30 @@ def stability_differs_marginally(r: Results, s: Settings) -> Evidence:
 @paper.claim("S3", where="section 2.2, Figure 2", reported=UNREAD, withdrawn=REVISED)
 def noisy_bn_is_like_bn(r: Results, s: Settings) -> Evidence:
     """BN followed by noise whose distribution changes at each step performs nearly as well as BN."""
-    test, training = (accuracy(r, column, rate=s.rate) for column in ("test_accuracy", "train_accuracy"))
+    test, training = (r.accuracy(column, part="curves", rate=s.rate) for column in ("test_accuracy", "train_accuracy"))
     difference, shown = minus(test, "noisybn", "bn"), ("noisybn", "bn", "nobn")
     evidence = equal(difference, "test accuracy, noisy BN minus BN", POINTS, margin=s.negligible_points)
     evidence = evidence.showing(arms(test, *shown, of="test, ") | arms(training, *shown, of="training, "), "%")
-    remark = "At test the noise is off, while the running statistics of later layers are those with the noise."
-    return replace(evidence, remark=remark)
+    return replace(evidence, remark=NOISE_OFF)
 
 
 @paper.claim("S3.2", where="Figure 2", reported=UNREAD, withdrawn=REVISED)
 def noisy_bn_is_better_than_none(r: Results, s: Settings) -> Evidence:
     """BN followed by such noise performs better than no BN."""
-    difference = minus(accuracy(r, rate=s.rate), "noisybn", "nobn")
+    difference = minus(r.accuracy(part="curves", rate=s.rate), "noisybn", "nobn")
     return greater(difference, "test accuracy, noisy BN minus no BN", POINTS, margin=s.negligible_points)
 
 
 @paper.claim("S3.3", where="section 2.2", reported=UNREAD)
 def noise_alone_prevents_training(r: Results, s: Settings) -> Evidence:
     """The same amount of noise on the activations of the network without BN prevents it from training entirely."""
-    training = accuracy(r, "train_accuracy", rate=s.rate) - CHANCE
+    training = r.accuracy("train_accuracy", part="curves", rate=s.rate) - CHANCE
     noise, without = training.at(variant="noise"), training.at(variant="nobn")
     if without.interval().low <= s.chance_points:
         untrained = not_testable("The network has hardly trained without the noise either, so nothing was prevented.")
         return untrained.showing({"noise": noise, "no noise": without}, f"{POINTS} above chance")
     evidence = equal(noise, "training accuracy with noise and no BN, minus chance", POINTS, margin=s.chance_points)
-    return evidence.showing(arms(accuracy(r, rate=s.rate), "noise", "nobn", of="test, "), "%")
+    return evidence.showing(arms(r.accuracy(part="curves", rate=s.rate), "noise", "nobn", of="test, "), "%")
 
 
 @paper.claim("S3.4", where="section 2.2, Figure 2", reported=UNREAD, scale_note=STABILITY)
@@ -302,7 +334,7 @@ def lp_norms_are_as_good(r: Results, s: Settings) -> Evidence:
     """Normalization by the average l1, l2 or maximum norm, which does not fix the second moment, performs comparably
     to BN.
     """
-    test = accuracy(r, rate=s.rate)
+    test = r.accuracy(part="curves", rate=s.rate)
     differences = {NAMES[variant]: minus(test, variant, "bn") for variant in LP}
     evidence = not_lower(differences, "test accuracy, each norm minus BN", POINTS, margin=s.negligible_points)
     return evidence.showing(arms(test, "bn", "nobn", of="test, "), "%")
@@ -334,8 +366,5 @@ def deep_linear_is_smoother(r: Results, s: Settings) -> Evidence:
 
 for table in (shown.accuracies, shown.measures):
     paper.table(table)
-for figure in (
-    *(shown.training, shown.noisy, shown.distributions, shown.covariate_shift),
-    *(shown.landscape, shown.deep_linear, shown.norms),
-):
-    paper.figure(figure)
+for name in ("training", "noisy", "distributions", "covariate_shift", "landscape", "deep_linear", "norms"):
+    paper.figure(getattr(shown, name))

@@ -19,7 +19,6 @@ import math
 from collections.abc import Callable
 from functools import partial
 from itertools import pairwise
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -30,14 +29,12 @@ from bnrepro.claims import Row, measure, row
 from bnrepro.data.dataset import derive_seed
 from bnrepro.norm import NORMS
 from bnrepro.runs.record import Run
-from bnrepro.training.model import Network
+from bnrepro.training.model import Network, at_norms
 from bnrepro.training.train import trainer_of
 
 Parameters = list[Tensor]
 BINS = 24
 REACH = 4.0  # standard deviations to either side of the mean over all times that a histogram shows
-Inputs = dict[str, Tensor]
-"""Those of some activations of each norm: (images, units)."""
 
 
 # --- the landscape ---
@@ -159,15 +156,14 @@ def distributions(
     trainer = trainer_of(run.config)
     data = trainer.data
     x = data.normalize(data.val.images[:images], trainer.cfg.channels_last)
-    times: list[tuple[int, Inputs]] = []
+    times: list[tuple[int, dict[str, Tensor]]] = []
     for step, batch, y, lr in trainer.batches(0, steps + 1):
         if step % every == 0:
             times.append((step, sampled(trainer.network, x, units, derive_seed(seed, "noise", step), seed)))
         loss, _ = trainer.update(batch, y, lr)
         if not math.isfinite(float(loss)):
             break
-    pairs = pairwise(times)
-    rows = [row("shift", shift(before, after), step) for (_, before), (step, after) in pairs]
+    rows = [row("shift", shift(before, after), step) for (_, before), (step, after) in pairwise(times)]
     drawn = [times[i] for i in sorted({round(i * (len(times) - 1) / max(1, ridges - 1)) for i in range(ridges)})]
     for layer in layers if drawn else []:
         rows += densities(layer, {step: inputs[f"norm{layer}"][:, 0].float() for step, inputs in drawn})
@@ -175,25 +171,19 @@ def distributions(
 
 
 @torch.no_grad()
-def sampled(network: Network, x: Tensor, units: int, noise: int, seed: int) -> Inputs:
-    """The inputs of the activations that ``seed`` draws. The network stays as it is."""
-    found: Inputs = {}
-
-    def keep(name: str, _module: nn.Module, _inputs: Any, output: Tensor) -> None:
-        flat = output.flatten(1)
-        generator = torch.Generator().manual_seed(derive_seed(seed, f"units of {name}"))
-        found[name] = flat[:, torch.randperm(flat.shape[1], generator=generator)[:units].to(flat.device)]
-
-    handles = [norm.register_forward_hook(partial(keep, name)) for name, norm in network.norms.items()]
-    with torch.random.fork_rng():  # the run's own noise continues as if nothing had been read
+def sampled(network: Network, x: Tensor, units: int, noise: int, seed: int) -> dict[str, Tensor]:
+    """The inputs (images, units) of the activations that ``seed`` draws, by norm. The network stays as it is."""
+    # The run's own noise continues as if nothing had been read.
+    with torch.random.fork_rng(), at_norms(network, outputs=True) as found:
         torch.manual_seed(noise)
         functional_call(network.train(), copies(network), (x,))
-    for handle in handles:
-        handle.remove()
+    for name, output in found.items():
+        generator = torch.Generator().manual_seed(derive_seed(seed, f"units of {name}"))
+        found[name] = output.flatten(1)[:, torch.randperm(output[0].numel(), generator=generator)[:units].to(x.device)]
     return found
 
 
-def shift(before: Inputs, after: Inputs) -> float:
+def shift(before: dict[str, Tensor], after: dict[str, Tensor]) -> float:
     """Mean over units and layers of the distance that `distributions` describes."""
     distances = []
     for name, values in before.items():

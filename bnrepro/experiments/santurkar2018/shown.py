@@ -1,4 +1,4 @@
-"""What claims read from the results; tables and figures: accuracies, noise, distributions, the landscape, norms."""
+"""Tables and figures: accuracies, noise, distributions, the landscape, norms."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from bnrepro.claims import Results, Row, Values
-from bnrepro.claims.plots import legend, lines, looks, panels
+from bnrepro.claims.plots import as_high_as_lines, legend, lines, looks, panels
 from bnrepro.plots.style import COLUMN, label, log_ticks
 
 if TYPE_CHECKING:
@@ -24,36 +24,7 @@ NAMES = {variant: label(variant) for variant in BOTH} | {
     "linfnorm": "maximum norm",
 }  # fmt: skip
 LOOKS = looks(NAMES)
-CHANCE = 10.0  # %: ten classes
 MEASURES = {"loss_range": "range of the loss", "change_high": "change of the gradient", "beta": "effective beta"}
-
-
-# --- what is read, by variant ---
-
-
-def accuracy(r: Results, column: str = "test_accuracy", **of: float) -> Values:
-    """In percent at the end of training; that of chance where the run diverged."""
-    diverged, ends = r.diverged(part="curves", **of), 100 * r.of_runs(column, part="curves", **of)
-    return Values(diverged.factors, (CHANCE * diverged.where(bool)).data | ends.data)
-
-
-def over_steps(r: Results, quantity: str, part: str) -> Values:
-    """The mean of a measurement over the steps at which it is finite."""
-    return r.measured(quantity, part=part).where(math.isfinite).mean("x")
-
-
-def last_losses(r: Results, rate: float, *variants: str) -> Values:
-    """Of deep linear networks, at the last step that all ``variants`` have; the first loss where one diverged."""
-    of = {"part": "deep_linear", "rate": rate, "variant": list(variants)}
-    loss, diverged = r.measured("loss", **of), r.measured("diverged", **of)
-    step = min((max(each.levels("x")) for each in loss.by("variant").values()), default=0)
-    at_first = {key: value for key, value in loss.at(x=0).data.items() if key in diverged.data}
-    return Values(("variant",), loss.at(x=step).data | at_first)
-
-
-def minus(values: Values, one: str, other: str) -> Values:
-    """Of one variant minus another."""
-    return values.at(variant=one) - values.at(variant=other)
 
 
 def over(values: Values, one: str, other: str) -> Values:
@@ -70,27 +41,14 @@ def ratios(r: Results, quantity: str, one: str = "nobn", other: str = "bn", **of
     return over(values, one, other).where(math.isfinite)
 
 
-def early(values: Values, s: Settings) -> Values:
-    """Those of the first steps of the landscape."""
-    return values.at(x=[x for x in values.levels("x") if x < s.early * s.landscape.steps])
-
-
-def arms(values: Values, *variants: str, of: str = "") -> dict[str, Values]:
-    """The values of each of ``variants``, to be shown beside."""
-    return {of + ("BN" if variant == "bn" else NAMES[variant]): values.at(variant=variant) for variant in variants}
-
-
-def decades(factor: float) -> float:
-    """A factor as a margin."""
-    return round(math.log10(factor), 3)
-
-
 # --- tables and figures ---
 
 
 def accuracies(r: Results, s: Settings) -> list[Row]:
     """Accuracies at the end of training."""
-    found = {f"{split} accuracy, %": accuracy(r, f"{split}_accuracy") for split in ("train", "val", "test")}
+    found = {
+        f"{split} accuracy, %": r.accuracy(f"{split}_accuracy", part="curves") for split in ("train", "val", "test")
+    }
     return [
         {"norm": variant, "learning rate": rate}
         | {name: values.at(variant=variant, rate=rate).interval() for name, values in found.items()}
@@ -300,6 +258,7 @@ def draw_spread(axes: Axes, r: Results, name: str, **of: Any) -> None:
         axes.plot(steps, bottom, label=look.label, **about)
         axes.plot(steps, top, **about)
     as_high_as_lines(axes)
+    log_ticks(axes)
 
 
 def draw_log(axes: Axes, values: Values, *variants: str, marks: bool = False) -> None:
@@ -307,13 +266,4 @@ def draw_log(axes: Axes, values: Values, *variants: str, marks: bool = False) ->
     values = values.at(variant=variants).where(lambda value: 0 < value < math.inf)
     lines(axes, values, "x", "variant", LOOKS, log=True, marks=marks)
     as_high_as_lines(axes)
-
-
-def as_high_as_lines(axes: Axes) -> None:
-    """A logarithmic axis that leaves out bands: one of few seeds that differ by decades would flatten the lines."""
-    values = [y for line in axes.get_lines() for y in np.asarray(line.get_ydata()) if 0 < y < math.inf]
-    axes.set_yscale("log")
-    if values:
-        room = max(1.2, (max(values) / min(values)) ** 0.15)
-        axes.set_ylim(min(values) / room, max(values) * room)
-        log_ticks(axes)
+    log_ticks(axes)

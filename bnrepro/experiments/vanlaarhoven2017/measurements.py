@@ -7,7 +7,7 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 from functools import partial
-from statistics import fmean
+from statistics import fmean, geometric_mean
 from typing import Any
 
 import torch
@@ -20,7 +20,7 @@ from bnrepro.data.dataset import derive_seed
 from bnrepro.norm import NORMS, NormOptions
 from bnrepro.runs import checkpoint, record
 from bnrepro.runs.record import Run
-from bnrepro.training.model import build
+from bnrepro.training.model import build, weighted_layers
 from bnrepro.training.train import Batch, Trainer, trainer_of
 
 ON, OFF, CORRECTED, REVERSE = "on", "off", "off, corrected", "on, corrected"
@@ -29,7 +29,7 @@ FOLLOWS = {ON: ON, OFF: OFF, CORRECTED: ON, REVERSE: OFF}  # whose effective rat
 
 def normed_weights(network: nn.Module) -> list[Tensor]:
     """The weights that a norm follows: those of all convolutions and linear layers but the last."""
-    return [m.weight for m in network.modules() if isinstance(m, nn.Conv2d | nn.Linear)][:-1]
+    return [layer.weight for layer in weighted_layers(network)[:-1]]
 
 
 def other_parameters(network: nn.Module) -> list[Tensor]:
@@ -40,10 +40,6 @@ def other_parameters(network: nn.Module) -> list[Tensor]:
 def squares(network: nn.Module) -> list[float]:
     """|w|² of each of the weights that a norm follows."""
     return [float(w.detach().square().sum()) for w in normed_weights(network)]
-
-
-def geometric_mean(values: list[float]) -> float:
-    return math.exp(fmean(map(math.log, values)))
 
 
 # --- networks ---
@@ -82,10 +78,9 @@ def four_arms(run: Run, seed: int, epochs: int, decay: float) -> list[Row]:
                 return [*rows, row(f"{arm}: diverged", batch.step)]
             if (batch.step + 1) % trainer.steps_per_epoch == 0:
                 rates = [batch.lr * factor / own for factor, own in zip(factors, held[arm], strict=True)]
-                _, accuracy = trainer.measure(trainer.data.val)
-                rows.append(row(f"{arm}: error", 100 * (1 - accuracy), batch.step + 1))
-                rows.append(row(f"{arm}: square", geometric_mean(squares(trainer.network)), batch.step + 1))
-                rows.append(row(f"{arm}: rate", geometric_mean(rates), batch.step + 1))
+                found = {"error": 100 * (1 - trainer.measure(trainer.data.val)[1])}
+                found |= {"square": geometric_mean(squares(trainer.network)), "rate": geometric_mean(rates)}
+                rows += [row(f"{arm}: {name}", value, batch.step + 1) for name, value in found.items()]
     for arm, trainer in arms.items():
         rows.append(row(f"{arm}: test", 100 * trainer.measure(trainer.data.test)[1]))
         rows.append(row(f"{arm}: train", fmean(losses[arm][-trainer.steps_per_epoch :])))
@@ -155,7 +150,7 @@ def invariance(seed: int, scale: float, steps: int, lr: float, decay: float) -> 
         pairs = zip(losses(kind, 1.0, lr, decay), losses(kind, scale, lr * factor, decay * decay_factor), strict=True)
         return max(abs(p - q) / abs(p) for p, q in pairs)
 
-    rows = {
+    found = {
         "loss": abs(other.item() / loss.item() - 1),
         "orthogonal": max(abs(float(cosine)) for cosine in cosines),
         "gradient": max(map(float, errors)),
@@ -167,7 +162,7 @@ def invariance(seed: int, scale: float, steps: int, lr: float, decay: float) -> 
         "adam_same": apart("adam", 1),
         "adam_squared": apart("adam", scale**2),
     }
-    return [row(name, value) for name, value in rows.items()]
+    return [row(name, value) for name, value in found.items()]
 
 
 def normed_network(seed: int, scale: float = 1.0) -> nn.Module:
