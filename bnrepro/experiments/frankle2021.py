@@ -54,15 +54,15 @@ LOWEST, HIGHEST, BINS = -1.5, 2.5, 40  # of the histogram
 
 
 class Settings(Preset):
-    common: list[str]
-    network: dict[str, int | float]
-    depths: list[int]
-    widths: list[float]
-    threshold: float
-    around_points: float
-    margin_points: float
-    margin_share: float = 2.0
-    """F1.3, new with the port: percentage points of the gammas that count as none."""
+    common: list[str] = ["data=mnist5k", "epochs=5"]  # of every run
+    # Blocks per stage (n for ResNet-(6 n + 2)) and width, where the other is varied.
+    network: dict[str, int | float] = {"depth": 1, "width": 0.5}
+    depths: list[int] = [1, 2, 4]
+    widths: list[float] = [0.125, 0.25, 0.5]
+    threshold: float = 0.01  # F1.3: a gamma of a smaller size counts as disabled
+    around_points: float = 10  # F1.3: so far from a third is around a third
+    margin_points: float = 1.0  # F1, F1.2: differences of test accuracy below this are negligible
+    margin_share: float = 2.0  # F1.3: percentage points of the gammas that count as none
 
     @property
     def parts(self) -> dict[str, list[int] | list[float]]:

@@ -78,18 +78,20 @@ POINTS = "percentage points of test accuracy"
 
 
 class Settings(Preset):
-    epochs: int
-    eval_every: int
-    overrides: list[str]
-    val_accuracy_threshold: float
-    train_loss_threshold: float
-    margin_steps: int = 84
-    significant_margin_points: float
-    margin_loss: float = 0.01
-    equivalence_margin_points: float
-    lockstep_steps: int
-    lockstep_seeds: int
-    lockstep_overrides: list[str]
+    epochs: int = 4  # 210 steps each
+    eval_every: int = 42  # steps between evaluations: five an epoch
+    overrides: list[str] = ["data=mnist"]
+    val_accuracy_threshold: float = 0.97  # K1: validation accuracy to reach
+    train_loss_threshold: float = 0.1  # K1: training loss to reach
+    margin_steps: int = 84  # K1: steps that count as none, 10% of a run's
+    # K2: half a 95% binomial interval at 99% accuracy on 10,000 test images. K5, K8: validation accuracies that count
+    # as alike.
+    significant_margin_points: float = 0.2
+    margin_loss: float = 0.01  # K5: losses that count as alike, 1% of the probability of the correct class
+    equivalence_margin_points: float = 0.2  # K3: as in K2, since less than that cannot be told from one run's test set
+    lockstep_steps: int = 100  # K3: steps that two networks take together
+    lockstep_seeds: int = 3
+    lockstep_overrides: list[str] = ["data=mnist5k"]  # the embedded digits, whatever the runs are trained on
 
     @property
     def thresholds(self) -> dict[str, float]:

@@ -44,11 +44,14 @@ PLACES = {
 
 
 class Settings(Preset):
-    common: list[str]
-    amounts: list[float]
-    widths: list[float]
-    margin_points: float
-    margin_shift: float
+    common: list[str] = [  # of every run; the norm is BN; 5,000 images to train on
+        *("data=cifar10", "data.val_fraction=0.9", "model=vgg_small", "model.width=0.125", "schedule=cosine"),
+        *("channels_last=true", "batch_size=64", "epochs=8", "eval_every=1000000"),  # evaluated at the end only
+    ]
+    amounts: list[float] = [0.1, 0.3, 0.5]  # of dropout: the first is D1.5's "small", the last decides the others
+    widths: list[float] = [2.0]  # D1.6: factors on the width
+    margin_points: float = 1.0  # D1.2 to D1.5: accuracies that count as alike
+    margin_shift: float = 0.05  # D1.1, D1.6: a mean ratio of variances that counts as none: 2.5% of a deviation
 
     @property
     def width(self) -> float:
