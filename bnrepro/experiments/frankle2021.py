@@ -21,32 +21,15 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
-from bnrepro.claims import (
-    Design,
-    Evidence,
-    Paper,
-    Preset,
-    Results,
-    Row,
-    Values,
-    equal,
-    greater,
-    measure,
-    not_testable,
-    row,
-)
+from bnrepro.claims import Design, Evidence, Paper, Preset, Results, Row, Values, measure, row
+from bnrepro.claims.evidence import equal, greater, not_testable
 from bnrepro.claims.plots import GREY, ends, legend, lines, looks, panels, ticks
 from bnrepro.runs import checkpoint, record
 from bnrepro.runs.record import Run
 from bnrepro.training.freezing import freeze_parameters, norms
 from bnrepro.training.train import trainer_of
 
-TRAINED = {
-    "norm": "gamma and beta",
-    "all": "everything",
-    "random": "as many other weights",
-    "last": "classifier head",
-}
+TRAINED = {"norm": "gamma and beta", "all": "everything", "random": "as many other weights", "last": "classifier head"}
 POINTS = "percentage points of test accuracy"
 NONE = "no number in the abstract"
 THIRD = 100 / 3  # percent of the gammas
@@ -173,15 +156,14 @@ def deeper_is_better(r: Results, s: Settings) -> Evidence:
 @paper.claim("F1.3", where="abstract", reported="around a third")
 def features_are_disabled(r: Results, s: Settings) -> Evidence:
     """It does so in part by learning to disable a third of the random features."""
-    disabled, at_start = (
-        r.measured(quantity, part="depth", size=max(s.depths)) for quantity in ("disabled", "disabled_at_start")
-    )
+    deepest = {"part": "depth", "size": max(s.depths)}
+    disabled, before = r.measured("disabled", **deepest), r.measured("disabled_at_start", trained="norm", **deepest)
     share = disabled.at(trained="norm")
     estimand, unit = "gammas near 0, only norms trained", "percentage points of the gammas"
     more, third = "minus that with everything trained", "minus a third"
     evidence = greater(share - disabled.at(trained="all"), estimand, unit, margin=s.margin_share, condition=more)
     evidence &= equal(share - THIRD, estimand, unit, margin=s.around_points, condition=third)
-    return evidence.showing({"the share": share, "before training": at_start.at(trained="norm")}, "%")
+    return evidence.showing({"the share": share, "before training": before}, "%")
 
 
 @paper.claim(
@@ -189,9 +171,8 @@ def features_are_disabled(r: Results, s: Settings) -> Evidence:
 )
 def the_deepest_networks(r: Results, s: Settings) -> Evidence:
     """ResNet-866 reaches 82% on CIFAR-10, and ResNet-200 32% (top 5) on ImageNet, with only gamma and beta trained."""
-    return not_testable(
-        "A network of 866 layers, and ImageNet, are beyond two cores; the depths that are not are in F1.2"
-    )
+    reason = "A network of 866 layers, and ImageNet, are beyond two cores; the depths that are not are in F1.2"
+    return not_testable(reason)
 
 
 # --- tables and figures ---

@@ -31,6 +31,7 @@ from bnrepro.claims.evidence import equal, exact, greater, not_testable
 from bnrepro.claims.plots import curve, legend, looks, panels
 from bnrepro.config import load_config
 from bnrepro.data.dataset import Dataset, derive_seed, epoch_plan, train_batch
+from bnrepro.experiments.vanlaarhoven2017.measurements import step
 from bnrepro.norm import NORMS, NormOptions
 from bnrepro.norm.oracle import batch_norm_forward
 from bnrepro.plots import style as figures
@@ -137,23 +138,17 @@ def in_lockstep(data: Dataset, seed: int, steps: int, precision: str, overrides:
         networks.append((network, make_optimizer(cfg, network)))
     held_out, size = data.normalize(data.val.images).to(dtype), cfg.batch_size
     rows = []
-    for step in range(steps):
-        epoch, batch = divmod(step, len(data.train.labels) // size)
+    for done in range(1, steps + 1):
+        epoch, batch = divmod(done - 1, len(data.train.labels) // size)
         if batch == 0:
             plan = epoch_plan(len(data.train.labels), cfg.data, seed, epoch)
         x, y = train_batch(data, plan, cfg.data, batch * size, size)
-        losses = []
-        for network, optimizer in networks:
-            loss = F.cross_entropy(network.train()(x.to(dtype)), y)
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            losses.append(float(loss.detach()))
-        rows += [row("training", abs(losses[0] - losses[1]), step + 1), row("loss", losses[0], step + 1)]
-        if (step + 1) % 5 == 0:
+        theirs, ours = (step(network.train(), optimizer, x.to(dtype), y) for network, optimizer in networks)
+        rows += [row("training", abs(theirs - ours), done), row("loss", theirs, done)]
+        if done % 5 == 0:
             with torch.no_grad():
-                ours, theirs = (F.cross_entropy(net.eval()(held_out), data.val.labels) for net, _ in networks)
-            rows.append(row("eval", abs(float(ours) - float(theirs)), step + 1))
+                losses = [float(F.cross_entropy(net.eval()(held_out), data.val.labels)) for net, _ in networks]
+            rows.append(row("eval", abs(losses[0] - losses[1]), done))
     biases = [layer.bias.detach() for layer in weighted_layers(networks[0][0])[:-1] if layer.bias is not None]
     return [*rows, row("bias", max(float(bias.abs().max()) for bias in biases))]
 
@@ -406,12 +401,12 @@ def framework_validates_better_at_first(r: Results, s: Settings) -> Evidence:
 @paper.table
 def summary(r: Results, s: Settings) -> list[Row]:
     """Test accuracy at the end."""
-    rows = []
-    for (flips, arm), values in accuracy(r).by("flips", "arm").items():
-        gain = None if arm == "nobn" else (values - accuracy(r, flips=flips, arm="nobn")).interval()
-        about = {"flips": flips, "norm": LABELS[arm]}
-        rows.append({**about, "test accuracy, %": values.interval(), "minus no BN, points": gain})
-    return rows
+    without = accuracy(r, arm="nobn")
+    return [
+        {"flips": flips, "norm": LABELS[arm], "test accuracy, %": values.interval()}
+        | {"minus no BN, points": None if arm == "nobn" else (values - without.at(flips=flips)).interval()}
+        for (flips, arm), values in accuracy(r).by("flips", "arm").items()
+    ]
 
 
 @paper.table
@@ -426,8 +421,8 @@ def speed(r: Results, s: Settings) -> list[Row]:
             best = (BETTER[column] * values).max("step")
             reached = sum(value >= BETTER[column] * threshold for value in best)
             about = {"flips": flips, "norm": LABELS[arm], "threshold": f"{figures.CURVES[column]} {threshold:g}"}
-            of = {"reached": f"{reached} of {len(best)}", "steps": steps.interval()}
-            rows.append({**about, **of, "epochs": steps.map(epoch.__getitem__).interval()})
+            about["reached"] = f"{reached} of {len(best)}"
+            rows.append({**about, "steps": steps.interval(), "epochs": steps.map(epoch.__getitem__).interval()})
     return rows
 
 
