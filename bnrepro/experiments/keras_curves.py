@@ -30,13 +30,13 @@ from bnrepro.claims import Design, Evidence, Paper, Preset, Results, Row, Values
 from bnrepro.claims.evidence import equal, exact, greater, not_testable
 from bnrepro.claims.plots import curve, legend, looks, panels
 from bnrepro.config import load_config
-from bnrepro.data.dataset import Dataset, derive_seed, epoch_plan, train_batch
+from bnrepro.data.dataset import Dataset, derive_seed
 from bnrepro.experiments.vanlaarhoven2017.measurements import step
 from bnrepro.norm import NORMS, NormOptions
 from bnrepro.norm.oracle import batch_norm_forward
 from bnrepro.plots import style as figures
 from bnrepro.training.model import build, norm_of, weighted_layers
-from bnrepro.training.optimizer import make_optimizer
+from bnrepro.training.train import Trainer
 
 # models.py, model_ops.py and data_ops.py of the source; Keras's defaults where they say nothing.
 SETUP = (
@@ -130,26 +130,22 @@ def in_lockstep(data: Dataset, seed: int, steps: int, precision: str, overrides:
     that BN cancels have moved in the framework's network: their gradient is zero but for rounding.
     """
     dtype = getattr(torch, precision)
-    networks = []
+    trainers = []
     for own in (["variant=bn", *FRAMEWORK], ["variant=custombn"]):
-        cfg = load_config([*overrides, *own, f"seed={seed}"])
+        cfg = load_config([*overrides, *own, f"seed={seed}", "device=cpu"])
         weights = torch.Generator().manual_seed(derive_seed(seed, "weights"))
         network = build(cfg.model, norm_of(cfg), data.channels, data.image_size, 10, weights).to(dtype)
-        networks.append((network, make_optimizer(cfg, network)))
-    held_out, size = data.normalize(data.val.images).to(dtype), cfg.batch_size
-    rows = []
-    for done in range(1, steps + 1):
-        epoch, batch = divmod(done - 1, len(data.train.labels) // size)
-        if batch == 0:
-            plan = epoch_plan(len(data.train.labels), cfg.data, seed, epoch)
-        x, y = train_batch(data, plan, cfg.data, batch * size, size)
-        theirs, ours = (step(network.train(), optimizer, x.to(dtype), y) for network, optimizer in networks)
+        trainers.append(Trainer(cfg, data, network))
+    held_out, rows = data.normalize(data.val.images).to(dtype), []
+    for done, batch in enumerate(trainers[0].batches(0, steps), 1):
+        x, y = batch.x.to(dtype), batch.y
+        theirs, ours = (step(trainer.network.train(), trainer.optimizer, x, y) for trainer in trainers)
         rows += [row("training", abs(theirs - ours), done), row("loss", theirs, done)]
         if done % 5 == 0:
             with torch.no_grad():
-                losses = [float(F.cross_entropy(net.eval()(held_out), data.val.labels)) for net, _ in networks]
+                losses = [float(F.cross_entropy(each.network.eval()(held_out), data.val.labels)) for each in trainers]
             rows.append(row("eval", abs(losses[0] - losses[1]), done))
-    biases = [layer.bias.detach() for layer in weighted_layers(networks[0][0])[:-1] if layer.bias is not None]
+    biases = [layer.bias.detach() for layer in weighted_layers(trainers[0].network)[:-1] if layer.bias is not None]
     return [*rows, row("bias", max(float(bias.abs().max()) for bias in biases))]
 
 

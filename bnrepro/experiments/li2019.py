@@ -52,7 +52,9 @@ class Settings(Preset):
     amounts: list[float] = [0.1, 0.3, 0.5]  # of dropout: the first is D1.5's "small", the last decides the others
     widths: list[float] = [2.0]  # D1.6: factors on the width
     margin_points: float = 1.0  # D1.2 to D1.5: accuracies that count as alike
-    margin_shift: float = 0.05  # D1.1, D1.6: a mean ratio of variances that counts as none: 2.5% of a deviation
+    margin_shift: float = (
+        0.05  # D1.1, D1.6: a mean ratio of variances that counts as none: 2.5% of a standard deviation
+    )
 
     @property
     def width(self) -> float:

@@ -48,12 +48,12 @@ class Settings(Preset):
     # delta: uniform on (0, 1) as in the source's example, standard normal, or one as in the repository's test
     upstreams: list[str] = ["uniform", "normal", "ones"]
     values: int = 20000  # drawn for a row of the table at least; small shapes are drawn often: the median of draws
-    sweep_batch: int = 16  # of the figure, beside its numbers of locations
+    sweep_batch: int = 16  # images of the figure, and below its numbers of locations
     sweep_locations: list[int] = [1, 2, 4, 8, 16, 32, 64, 128, 256, 1024, 4096]
-    many_locations: int = 8  # N4.9, N4.12: per image, from which on the code is compared with the detached gradient
+    many_locations: int = 8  # N4.9, N4.12: locations per image from which on it is held against the detached gradient
     detached_margin: float = 0.05  # N4.9: relative distance that counts as none; batches differ by far more than that
     own_test_draws: int = 5  # shapes that the repository's test is run on, for each seed
-    networks: list[str] = ["conv", "wide", "narrow"]  # see `bnrepro.experiments.numpynet.measurements.NORMS`
+    networks: list[str] = ["conv", "wide", "narrow"]  # two convolutions, and two linear layers of 512 and of 8 units
     learning_rates: list[float] = [0.01, 0.1]
     batch_size: int = 32
     steps: int = 1000
