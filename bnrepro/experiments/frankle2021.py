@@ -48,23 +48,17 @@ class Settings(Preset):
     margin_share: float = 2.0  # F1.3: percentage points of the gammas that count as none
 
     @property
-    def parts(self) -> dict[str, list[int] | list[float]]:
-        """What is varied, the other being that of ``network``."""
-        return {"depth": self.depths, "width": self.widths}
-
-    def shape(self, part: str, size: float) -> tuple[int, float]:
-        """(blocks per stage, width) of a network."""
-        made = {**self.network, part: size}
-        return int(made["depth"]), made["width"]
+    def shapes(self) -> list[tuple[str, float, float, float]]:
+        """Of each network: what is varied, its size, blocks per stage, width."""
+        by_depth = [("depth", depth, depth, self.network["width"]) for depth in self.depths]
+        return [*by_depth, *(("width", width, self.network["depth"], width) for width in self.widths)]
 
     @property
     def networks(self) -> dict[str, Row]:
         """Part and size of each network by its name; the one that is in both parts, once."""
         found: dict[str, Row] = {}
-        for part, sizes in self.parts.items():
-            for size in sizes:
-                depth, width = self.shape(part, size)
-                found.setdefault(f"ResNet-{layers(depth)}, width {width:g}", {"part": part, "size": size})
+        for part, size, depth, width in self.shapes:
+            found.setdefault(f"ResNet-{layers(depth)}, width {width:g}", {"part": part, "size": size})
         return found
 
 
@@ -82,14 +76,11 @@ def runs(s: Settings) -> Design:
     design = Design(s.seeds)
     source = ["model=resnet20", "variant=bn", "norm.gamma=uniform", "optimizer=sgd", "optimizer.lr=0.1"]
     source += ["schedule=step", "batch_size=128"]
-    for part, sizes in s.parts.items():
-        for size in sizes:
-            depth, width = s.shape(part, size)
-            shaped = [*source, *s.common, f"model.depth={depth}", f"model.width={width}"]
-            for trained in TRAINED:
-                factors = {"size": size, "trained": trained}
-                measured = (gammas_of, {"threshold": s.threshold})
-                design.train(part, factors, [*shaped, f"optimizer.train_only={trained}"], measured)
+    for part, size, depth, width in s.shapes:
+        shaped = [*source, *s.common, f"model.depth={depth}", f"model.width={width}"]
+        for trained in TRAINED:
+            overrides = [*shaped, f"optimizer.train_only={trained}"]
+            design.train(part, {"size": size, "trained": trained}, overrides, (gammas_of, {"threshold": s.threshold}))
     return design
 
 
@@ -200,12 +191,11 @@ def sizes(r: Results, s: Settings) -> Figure | None:
     accuracy = r.test_accuracy()
     if not accuracy:
         return None
-    figure, both = panels(2, height=2.7, sharey=True)
-    for axes, (part, values) in zip(both, s.parts.items(), strict=True):
+    figure, (left, right) = panels(2, height=2.7, sharey=True)
+    for axes, part, varied in ((left, "depth", s.depths), (right, "width", s.widths)):
         lines(axes, accuracy.at(part=part), "size", "trained", looks(TRAINED), bars=True)
         axes.set_xscale("log", base=2)
-        ticks(axes, values)
-    left, right = both
+        ticks(axes, varied)
     left.xaxis.set_major_formatter(lambda depth, _: f"{layers(depth)}")
     left.set(xlabel="layers", ylabel="test accuracy, %")
     right.set(xlabel="width, as a share of the usual")
