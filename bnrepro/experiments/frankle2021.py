@@ -21,32 +21,15 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
-from bnrepro.claims import (
-    Design,
-    Evidence,
-    Paper,
-    Preset,
-    Results,
-    Row,
-    Values,
-    equal,
-    greater,
-    measure,
-    not_testable,
-    row,
-)
+from bnrepro.claims import Design, Evidence, Paper, Preset, Results, Row, Values, measure, row
+from bnrepro.claims.evidence import equal, greater, not_testable
 from bnrepro.claims.plots import GREY, ends, legend, lines, looks, panels, ticks
 from bnrepro.runs import checkpoint, record
 from bnrepro.runs.record import Run
 from bnrepro.training.freezing import freeze_parameters, norms
 from bnrepro.training.train import trainer_of
 
-TRAINED = {
-    "norm": "gamma and beta",
-    "all": "everything",
-    "random": "as many other weights",
-    "last": "classifier head",
-}
+TRAINED = {"norm": "gamma and beta", "all": "everything", "random": "as many other weights", "last": "classifier head"}
 POINTS = "percentage points of test accuracy"
 NONE = "no number in the abstract"
 THIRD = 100 / 3  # percent of the gammas
@@ -54,34 +37,28 @@ LOWEST, HIGHEST, BINS = -1.5, 2.5, 40  # of the histogram
 
 
 class Settings(Preset):
-    common: list[str]
-    network: dict[str, int | float]
-    depths: list[int]
-    widths: list[float]
-    threshold: float
-    around_points: float
-    margin_points: float
-    margin_share: float = 2.0
-    """F1.3, new with the port: percentage points of the gammas that count as none."""
+    common: list[str] = ["data=mnist5k", "epochs=5"]  # of every run
+    # Blocks per stage (n for ResNet-(6 n + 2)) and width, where the other is varied.
+    network: dict[str, int | float] = {"depth": 1, "width": 0.5}
+    depths: list[int] = [1, 2, 4]
+    widths: list[float] = [0.125, 0.25, 0.5]
+    threshold: float = 0.01  # F1.3: a gamma of a smaller size counts as disabled
+    around_points: float = 10  # F1.3: so far from a third is around a third
+    margin_points: float = 1.0  # F1, F1.2: differences of test accuracy below this are negligible
+    margin_share: float = 2.0  # F1.3: percentage points of the gammas that count as none
 
     @property
-    def parts(self) -> dict[str, list[int] | list[float]]:
-        """What is varied, the other being that of ``network``."""
-        return {"depth": self.depths, "width": self.widths}
-
-    def shape(self, part: str, size: float) -> tuple[int, float]:
-        """(blocks per stage, width) of a network."""
-        made = {**self.network, part: size}
-        return int(made["depth"]), made["width"]
+    def shapes(self) -> list[tuple[str, float, float, float]]:
+        """Of each network: what is varied, its size, blocks per stage, width."""
+        by_depth = [("depth", depth, depth, self.network["width"]) for depth in self.depths]
+        return [*by_depth, *(("width", width, self.network["depth"], width) for width in self.widths)]
 
     @property
     def networks(self) -> dict[str, Row]:
         """Part and size of each network by its name; the one that is in both parts, once."""
         found: dict[str, Row] = {}
-        for part, sizes in self.parts.items():
-            for size in sizes:
-                depth, width = self.shape(part, size)
-                found.setdefault(f"ResNet-{layers(depth)}, width {width:g}", {"part": part, "size": size})
+        for part, size, depth, width in self.shapes:
+            found.setdefault(f"ResNet-{layers(depth)}, width {width:g}", {"part": part, "size": size})
         return found
 
 
@@ -99,14 +76,11 @@ def runs(s: Settings) -> Design:
     design = Design(s.seeds)
     source = ["model=resnet20", "variant=bn", "norm.gamma=uniform", "optimizer=sgd", "optimizer.lr=0.1"]
     source += ["schedule=step", "batch_size=128"]
-    for part, sizes in s.parts.items():
-        for size in sizes:
-            depth, width = s.shape(part, size)
-            shaped = [*source, *s.common, f"model.depth={depth}", f"model.width={width}"]
-            for trained in TRAINED:
-                factors = {"size": size, "trained": trained}
-                measured = (gammas_of, {"threshold": s.threshold})
-                design.train(part, factors, [*shaped, f"optimizer.train_only={trained}"], measured)
+    for part, size, depth, width in s.shapes:
+        shaped = [*source, *s.common, f"model.depth={depth}", f"model.width={width}"]
+        for trained in TRAINED:
+            overrides = [*shaped, f"optimizer.train_only={trained}"]
+            design.train(part, {"size": size, "trained": trained}, overrides, (gammas_of, {"threshold": s.threshold}))
     return design
 
 
@@ -173,15 +147,14 @@ def deeper_is_better(r: Results, s: Settings) -> Evidence:
 @paper.claim("F1.3", where="abstract", reported="around a third")
 def features_are_disabled(r: Results, s: Settings) -> Evidence:
     """It does so in part by learning to disable a third of the random features."""
-    disabled, at_start = (
-        r.measured(quantity, part="depth", size=max(s.depths)) for quantity in ("disabled", "disabled_at_start")
-    )
+    deepest = {"part": "depth", "size": max(s.depths)}
+    disabled, before = r.measured("disabled", **deepest), r.measured("disabled_at_start", trained="norm", **deepest)
     share = disabled.at(trained="norm")
     estimand, unit = "gammas near 0, only norms trained", "percentage points of the gammas"
     more, third = "minus that with everything trained", "minus a third"
     evidence = greater(share - disabled.at(trained="all"), estimand, unit, margin=s.margin_share, condition=more)
     evidence &= equal(share - THIRD, estimand, unit, margin=s.around_points, condition=third)
-    return evidence.showing({"the share": share, "before training": at_start.at(trained="norm")}, "%")
+    return evidence.showing({"the share": share, "before training": before}, "%")
 
 
 @paper.claim(
@@ -189,9 +162,8 @@ def features_are_disabled(r: Results, s: Settings) -> Evidence:
 )
 def the_deepest_networks(r: Results, s: Settings) -> Evidence:
     """ResNet-866 reaches 82% on CIFAR-10, and ResNet-200 32% (top 5) on ImageNet, with only gamma and beta trained."""
-    return not_testable(
-        "A network of 866 layers, and ImageNet, are beyond two cores; the depths that are not are in F1.2"
-    )
+    reason = "A network of 866 layers, and ImageNet, are beyond two cores; the depths that are not are in F1.2"
+    return not_testable(reason)
 
 
 # --- tables and figures ---
@@ -219,12 +191,11 @@ def sizes(r: Results, s: Settings) -> Figure | None:
     accuracy = r.test_accuracy()
     if not accuracy:
         return None
-    figure, both = panels(2, height=2.7, sharey=True)
-    for axes, (part, values) in zip(both, s.parts.items(), strict=True):
+    figure, (left, right) = panels(2, height=2.7, sharey=True)
+    for axes, part, varied in ((left, "depth", s.depths), (right, "width", s.widths)):
         lines(axes, accuracy.at(part=part), "size", "trained", looks(TRAINED), bars=True)
         axes.set_xscale("log", base=2)
-        ticks(axes, values)
-    left, right = both
+        ticks(axes, varied)
     left.xaxis.set_major_formatter(lambda depth, _: f"{layers(depth)}")
     left.set(xlabel="layers", ylabel="test accuracy, %")
     right.set(xlabel="width, as a share of the usual")

@@ -30,12 +30,13 @@ from bnrepro.claims import Design, Evidence, Paper, Preset, Results, Row, Values
 from bnrepro.claims.evidence import equal, exact, greater, not_testable
 from bnrepro.claims.plots import curve, legend, looks, panels
 from bnrepro.config import load_config
-from bnrepro.data.dataset import Dataset, derive_seed, epoch_plan, train_batch
+from bnrepro.data.dataset import Dataset, derive_seed
+from bnrepro.experiments.vanlaarhoven2017.measurements import step
 from bnrepro.norm import NORMS, NormOptions
 from bnrepro.norm.oracle import batch_norm_forward
 from bnrepro.plots import style as figures
 from bnrepro.training.model import build, norm_of, weighted_layers
-from bnrepro.training.optimizer import make_optimizer
+from bnrepro.training.train import Trainer
 
 # models.py, model_ops.py and data_ops.py of the source; Keras's defaults where they say nothing.
 SETUP = (
@@ -78,18 +79,20 @@ POINTS = "percentage points of test accuracy"
 
 
 class Settings(Preset):
-    epochs: int
-    eval_every: int
-    overrides: list[str]
-    val_accuracy_threshold: float
-    train_loss_threshold: float
-    margin_steps: int = 84
-    significant_margin_points: float
-    margin_loss: float = 0.01
-    equivalence_margin_points: float
-    lockstep_steps: int
-    lockstep_seeds: int
-    lockstep_overrides: list[str]
+    epochs: int = 4  # 210 steps each
+    eval_every: int = 42  # steps between evaluations: five an epoch
+    overrides: list[str] = ["data=mnist"]
+    val_accuracy_threshold: float = 0.97  # K1: validation accuracy to reach
+    train_loss_threshold: float = 0.1  # K1: training loss to reach
+    margin_steps: int = 84  # K1: steps that count as none, 10% of a run's
+    # K2: half a 95% binomial interval at 99% accuracy on 10,000 test images. K5, K8: validation accuracies that count
+    # as alike.
+    significant_margin_points: float = 0.2
+    margin_loss: float = 0.01  # K5: losses that count as alike, 1% of the probability of the correct class
+    equivalence_margin_points: float = 0.2  # K3: as in K2, since less than that cannot be told from one run's test set
+    lockstep_steps: int = 100  # K3: steps that two networks take together
+    lockstep_seeds: int = 3
+    lockstep_overrides: list[str] = ["data=mnist5k"]  # the embedded digits, whatever the runs are trained on
 
     @property
     def thresholds(self) -> dict[str, float]:
@@ -127,32 +130,22 @@ def in_lockstep(data: Dataset, seed: int, steps: int, precision: str, overrides:
     that BN cancels have moved in the framework's network: their gradient is zero but for rounding.
     """
     dtype = getattr(torch, precision)
-    networks = []
+    trainers = []
     for own in (["variant=bn", *FRAMEWORK], ["variant=custombn"]):
-        cfg = load_config([*overrides, *own, f"seed={seed}"])
+        cfg = load_config([*overrides, *own, f"seed={seed}", "device=cpu"])
         weights = torch.Generator().manual_seed(derive_seed(seed, "weights"))
         network = build(cfg.model, norm_of(cfg), data.channels, data.image_size, 10, weights).to(dtype)
-        networks.append((network, make_optimizer(cfg, network)))
-    held_out, size = data.normalize(data.val.images).to(dtype), cfg.batch_size
-    rows = []
-    for step in range(steps):
-        epoch, batch = divmod(step, len(data.train.labels) // size)
-        if batch == 0:
-            plan = epoch_plan(len(data.train.labels), cfg.data, seed, epoch)
-        x, y = train_batch(data, plan, cfg.data, batch * size, size)
-        losses = []
-        for network, optimizer in networks:
-            loss = F.cross_entropy(network.train()(x.to(dtype)), y)
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            losses.append(float(loss.detach()))
-        rows += [row("training", abs(losses[0] - losses[1]), step + 1), row("loss", losses[0], step + 1)]
-        if (step + 1) % 5 == 0:
+        trainers.append(Trainer(cfg, data, network))
+    held_out, rows = data.normalize(data.val.images).to(dtype), []
+    for done, batch in enumerate(trainers[0].batches(0, steps), 1):
+        x, y = batch.x.to(dtype), batch.y
+        theirs, ours = (step(trainer.network.train(), trainer.optimizer, x, y) for trainer in trainers)
+        rows += [row("training", abs(theirs - ours), done), row("loss", theirs, done)]
+        if done % 5 == 0:
             with torch.no_grad():
-                ours, theirs = (F.cross_entropy(net.eval()(held_out), data.val.labels) for net, _ in networks)
-            rows.append(row("eval", abs(float(ours) - float(theirs)), step + 1))
-    biases = [layer.bias.detach() for layer in weighted_layers(networks[0][0])[:-1] if layer.bias is not None]
+                losses = [float(F.cross_entropy(each.network.eval()(held_out), data.val.labels)) for each in trainers]
+            rows.append(row("eval", abs(losses[0] - losses[1]), done))
+    biases = [layer.bias.detach() for layer in weighted_layers(trainers[0].network)[:-1] if layer.bias is not None]
     return [*rows, row("bias", max(float(bias.abs().max()) for bias in biases))]
 
 
@@ -404,12 +397,12 @@ def framework_validates_better_at_first(r: Results, s: Settings) -> Evidence:
 @paper.table
 def summary(r: Results, s: Settings) -> list[Row]:
     """Test accuracy at the end."""
-    rows = []
-    for (flips, arm), values in accuracy(r).by("flips", "arm").items():
-        gain = None if arm == "nobn" else (values - accuracy(r, flips=flips, arm="nobn")).interval()
-        about = {"flips": flips, "norm": LABELS[arm]}
-        rows.append({**about, "test accuracy, %": values.interval(), "minus no BN, points": gain})
-    return rows
+    without = accuracy(r, arm="nobn")
+    return [
+        {"flips": flips, "norm": LABELS[arm], "test accuracy, %": values.interval()}
+        | {"minus no BN, points": None if arm == "nobn" else (values - without.at(flips=flips)).interval()}
+        for (flips, arm), values in accuracy(r).by("flips", "arm").items()
+    ]
 
 
 @paper.table
@@ -424,8 +417,8 @@ def speed(r: Results, s: Settings) -> list[Row]:
             best = (BETTER[column] * values).max("step")
             reached = sum(value >= BETTER[column] * threshold for value in best)
             about = {"flips": flips, "norm": LABELS[arm], "threshold": f"{figures.CURVES[column]} {threshold:g}"}
-            of = {"reached": f"{reached} of {len(best)}", "steps": steps.interval()}
-            rows.append({**about, **of, "epochs": steps.map(epoch.__getitem__).interval()})
+            about["reached"] = f"{reached} of {len(best)}"
+            rows.append({**about, "steps": steps.interval(), "epochs": steps.map(epoch.__getitem__).interval()})
     return rows
 
 

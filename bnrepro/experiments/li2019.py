@@ -17,6 +17,7 @@ Differences from the paper
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -33,7 +34,7 @@ from bnrepro.runs.record import Run
 from bnrepro.training import evaluation as inference
 from bnrepro.training import train
 
-POINTS = "percentage points of test accuracy"
+POINTS, RATIO = "percentage points of test accuracy", "ratio of variances"
 UNREAD = "no number read in the text"
 PLACES = {
     "none": "no dropout",
@@ -44,11 +45,16 @@ PLACES = {
 
 
 class Settings(Preset):
-    common: list[str]
-    amounts: list[float]
-    widths: list[float]
-    margin_points: float
-    margin_shift: float
+    common: list[str] = [  # of every run; the norm is BN; 5,000 images to train on
+        *("data=cifar10", "data.val_fraction=0.9", "model=vgg_small", "model.width=0.125", "schedule=cosine"),
+        *("channels_last=true", "batch_size=64", "epochs=8", "eval_every=1000000"),  # evaluated at the end only
+    ]
+    amounts: list[float] = [0.1, 0.3, 0.5]  # of dropout: the first is D1.5's "small", the last decides the others
+    widths: list[float] = [2.0]  # D1.6: factors on the width
+    margin_points: float = 1.0  # D1.2 to D1.5: accuracies that count as alike
+    margin_shift: float = (
+        0.05  # D1.1, D1.6: a mean ratio of variances that counts as none: 2.5% of a standard deviation
+    )
 
     @property
     def width(self) -> float:
@@ -109,15 +115,11 @@ def by_layer(network: Any, images: list[Tensor]) -> list[float]:
     """The mean `ratio` of each norm of ``network``, in order, with what enters it in eval mode over all ``images``."""
     sums: dict[str, list[Any]] = {name: [0, 0.0, 0.0] for name in network.norms}
 
-    def collect(name: str) -> Any:
-        def hook(_module: Any, arguments: tuple[Tensor, ...]) -> None:
-            x = arguments[0].double().transpose(0, 1).flatten(1)  # (C, values)
-            of = sums[name]
-            of[0], of[1], of[2] = of[0] + x.shape[1], of[1] + x.sum(1), of[2] + x.square().sum(1)
+    def collect(of: list[Any], _norm: Any, arguments: tuple[Tensor, ...]) -> None:
+        x = arguments[0].double().transpose(0, 1).flatten(1)  # (C, values)
+        of[0], of[1], of[2] = of[0] + x.shape[1], of[1] + x.sum(1), of[2] + x.square().sum(1)
 
-        return hook
-
-    handles = [norm.register_forward_pre_hook(collect(name)) for name, norm in network.norms.items()]
+    handles = [norm.register_forward_pre_hook(partial(collect, sums[name])) for name, norm in network.norms.items()]
     network.eval()
     for x in images:
         network(x)
@@ -156,55 +158,36 @@ def shift(r: Results, where: str, amount: float, width: float, quantity: str = "
 def dropout_shifts_the_variance(r: Results, s: Settings) -> Evidence:
     """Dropout before BN shifts the variance of BN's inputs between training and test."""
     without = shift(r, "none", 0.0, s.width)
-    evidence = greater(
-        shift(r, "before_norm", s.much, s.width) - without,
-        "mean shift over layers, dropout before each BN minus none",
-        "ratio of variances",
-        margin=s.margin_shift,
-    )
+    more = shift(r, "before_norm", s.much, s.width) - without
     others = {PLACES[where]: shift(r, where, s.much, s.width) - without for where in ("after_norm", "last")}
-    return evidence.showing(others)
+    estimand = "mean shift over layers, dropout before each BN minus none"
+    return greater(more, estimand, RATIO, margin=s.margin_shift).showing(others)
 
 
-@paper.claim(
-    "D1.2",
-    reported="DenseNet on CIFAR-100: 77.42% without dropout, 68.55% with 0.5 in every bottleneck",
-)
+@paper.claim("D1.2", reported="DenseNet on CIFAR-100: 77.42% without dropout, 68.55% with 0.5 in every bottleneck")
 def dropout_harms(r: Results, s: Settings) -> Evidence:
     """Dropout of 0.5 in every block makes a network with BN less accurate."""
-    evidence = greater(
-        -change(r, s, "before_norm", s.much),
-        "test accuracy, no dropout minus dropout before each BN",
-        POINTS,
-        margin=s.margin_points,
-    )
-    return evidence.showing({PLACES["after_norm"]: -change(r, s, "after_norm", s.much)})
+    harm, of_after = (-change(r, s, where, s.much) for where in ("before_norm", "after_norm"))
+    estimand = "test accuracy, no dropout minus dropout before each BN"
+    return greater(harm, estimand, POINTS, margin=s.margin_points).showing({PLACES["after_norm"]: of_after})
 
 
 @paper.claim("D1.3", reported=UNREAD)
 def after_the_last_norm_is_harmless(r: Results, s: Settings) -> Evidence:
     """Dropout after the last BN alone does no harm."""
-    return not_lower(
-        change(r, s, "last", s.much),
-        "test accuracy, dropout after the last BN minus none",
-        POINTS,
-        margin=s.margin_points,
-    )
+    estimand = "test accuracy, dropout after the last BN minus none"
+    return not_lower(change(r, s, "last", s.much), estimand, POINTS, margin=s.margin_points)
 
 
 @paper.claim("D1.4", reported=UNREAD)
 def reestimation_repairs(r: Results, s: Settings) -> Evidence:
     """The shift is what harms: statistics taken again without dropout bring accuracy back."""
     at = {"part": "dropout", "position": "before_norm", "amount": s.much, "width": s.width}
-    evidence = greater(
-        r.measured("accuracy_mended", **at) - r.measured("accuracy", **at),
-        "test accuracy with statistics re-estimated without dropout",
-        POINTS,
-        margin=s.margin_points,
-        condition="minus moving ones",
-    )
-    left = change(r, s, "before_norm", s.much, "accuracy_mended")
-    evidence &= not_lower(left, "", POINTS, margin=s.margin_points, condition="minus no dropout")
+    gain = r.measured("accuracy_mended", **at) - r.measured("accuracy", **at)
+    left, margin = change(r, s, "before_norm", s.much, "accuracy_mended"), s.margin_points
+    estimand = "test accuracy with statistics re-estimated without dropout"
+    evidence = greater(gain, estimand, POINTS, margin=margin, condition="minus moving ones")
+    evidence &= not_lower(left, "", POINTS, margin=margin, condition="minus no dropout")
     evidence = evidence.showing({"the harm": -change(r, s, "before_norm", s.much)})
     return evidence.showing({"shift that is left": shift(r, "before_norm", s.much, s.width, "shift_mended")}, "(ratio)")
 
@@ -212,24 +195,16 @@ def reestimation_repairs(r: Results, s: Settings) -> Evidence:
 @paper.claim("D1.5", reported=UNREAD)
 def a_little_is_safe(r: Results, s: Settings) -> Evidence:
     """A small amount, 0.1, is safe before BN."""
-    return not_lower(
-        change(r, s, "before_norm", s.amounts[0]),
-        "test accuracy, little dropout before each BN minus none",
-        POINTS,
-        margin=s.margin_points,
-    )
+    estimand = "test accuracy, little dropout before each BN minus none"
+    return not_lower(change(r, s, "before_norm", s.amounts[0]), estimand, POINTS, margin=s.margin_points)
 
 
 @paper.claim("D1.6", reported=UNREAD)
 def wide_networks_shift_less(r: Results, s: Settings) -> Evidence:
     """A wide network shifts less."""
     wide = max(s.widths) * s.width
-    evidence = greater(
-        shift(r, "before_norm", s.much, s.width) - shift(r, "before_norm", s.much, wide),
-        "mean shift over layers, narrow network minus wide",
-        "ratio of variances",
-        margin=s.margin_shift,
-    )
+    less = shift(r, "before_norm", s.much, s.width) - shift(r, "before_norm", s.much, wide)
+    evidence = greater(less, "mean shift over layers, narrow network minus wide", RATIO, margin=s.margin_shift)
     accuracy = r.measured("accuracy", part="dropout", width=[s.width, wide])
     harm = accuracy.at(position="none", amount=0.0) - accuracy.at(position="before_norm", amount=s.much)
     return evidence.showing({"harm at": harm}, "points")
@@ -242,17 +217,13 @@ def wide_networks_shift_less(r: Results, s: Settings) -> Evidence:
 def dropout(r: Results, s: Settings) -> list[Row]:
     """Shift of the variance (1: none) and test accuracy by place and amount of dropout."""
     rows = []
-    accuracies = {
-        "test accuracy, %": r.measured("accuracy", part="dropout"),
-        "statistics re-estimated, %": r.measured("accuracy_mended", part="dropout"),
-    }
-    for (where, amount, width), values in r.measured("shift", part="dropout").mean("x").by(
-        "position", "amount", "width"
-    ).items():  # fmt: skip
+    quantities = {"test accuracy, %": "accuracy", "statistics re-estimated, %": "accuracy_mended"}
+    shifts = r.measured("shift", part="dropout").mean("x").by("position", "amount", "width")
+    for (where, amount, width), values in shifts.items():
         row: Row = {"dropout": where, "amount": amount, "width": width, "mean shift": values.interval()}
-        without = accuracies["test accuracy, %"].at(position="none", amount=0.0, width=width)
-        for name, found in accuracies.items():
-            here = found.at(position=where, amount=amount, width=width)
+        without = r.measured("accuracy", part="dropout", position="none", amount=0.0, width=width)
+        for name, quantity in quantities.items():
+            here = r.measured(quantity, part="dropout", position=where, amount=amount, width=width)
             row |= {name: here.interval(), f"{name}: minus no dropout": (here - without).interval()}
         rows.append(row)
     return rows

@@ -28,19 +28,7 @@ from pydantic import BaseModel
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from bnrepro.claims import (
-    Design,
-    Evidence,
-    Paper,
-    Preset,
-    Results,
-    Row,
-    Values,
-    equal,
-    measure,
-    not_testable,
-    row,
-)
+from bnrepro.claims import Design, Evidence, Paper, Preset, Results, Row, Values, equal, measure, not_testable, row
 from bnrepro.claims.plots import BLACK, GREY, Look, legend, lines, looks, panels, ticks
 from bnrepro.data.dataset import Split, derive_seed
 from bnrepro.norm import reestimate_statistics
@@ -52,33 +40,33 @@ from bnrepro.training import train
 
 NOISE, TRAINING = "noise", "training"
 BN, PN = "bn", "pn"
+MLP = ("model=paper_mlp", "model.activation=relu")
 UNREAD = "no number read in the text"
 
 
 class Noise(BaseModel, extra="forbid", frozen=True):
-    """U1: the network whose penalty is measured, for batches of these sizes."""
+    """U1: the network whose penalty is measured."""
 
-    overrides: list[str]
-    sizes: list[int]
-    repeats: int
+    overrides: list[str] = ["data=mnist5k", *MLP, "batch_size=64", "epochs=10"]
+    sizes: list[int] = [4, 8, 16, 32, 64, 128]  # batches
+    repeats: int = 20  # draws of all batches
 
 
 class Training(BaseModel, extra="forbid", frozen=True):
     """U1.2: batch and population normalization by batch size."""
 
-    overrides: list[str]
-    sizes: list[tuple[int, float]]
-    """Of batches, each with its learning rate."""
-    epochs: int
-    pool: int
-    decays: list[float]
+    overrides: list[str] = ["data=mnist5k", "data.val_fraction=0.5", *MLP, "optimizer=sgd", "schedule=cosine"]
+    sizes: list[tuple[int, float]] = [(8, 0.01), (16, 0.02), (32, 0.03), (128, 0.1)]  # batch size, learning rate
+    epochs: int = 10
+    pool: int = 1000  # images beside the batch in the population's statistics
+    decays: list[float] = [0.0, 0.001, 0.01, 0.1]  # c: gamma decay is c / (batch size); 0: population statistics alone
 
 
 class Settings(Preset):
-    noise: Noise
-    training: Training
-    power_margin: float
-    margin_points: float
+    noise: Noise = Noise()
+    training: Training = Training()
+    power_margin: float = 0.2  # U1: a power of the batch size this near to -1 counts as -1
+    margin_points: float = 0.5  # U1.2: test accuracies that count as alike
 
 
 paper = Paper(__name__, Settings, scale="toy", scale_note="an MLP on 2,000 to 3,600 digits, 10 epochs")

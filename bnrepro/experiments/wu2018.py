@@ -82,16 +82,20 @@ LINEAR = "LeNet normalizes hidden linear layers too, where a batch of two turns 
 
 
 class Settings(Preset):
-    common: list[str]
-    images: list[int]
-    few_images: list[int]
-    fewest: int
-    microbatch: int
-    classes: int
-    momentum: float
-    sorted_momentum: float
-    renorm_shares: list[float]
-    margin_points: float
+    common: list[str] = [  # of every run: 5,000 images to train on; the other 45,000 choose T1's size
+        *("data=cifar10", "data.val_fraction=0.9", "model=lenet", "schedule=cosine", "batch_size=128", "epochs=10"),
+        "eval_every=1000000",  # at the end only
+    ]
+    images: list[int] = [2, 4, 8, 16, 32]  # that BN's statistics come from, beside the whole batch
+    few_images: list[int] = [4, 16]  # the same for local statistics and renorm
+    fewest: int = 2  # G1: of images
+    microbatch: int = 4  # R1: of images
+    classes: int = 2  # R1: runs of one class that a batch is made of
+    momentum: float = 0.1  # of running statistics, for a whole batch
+    sorted_momentum: float = 0.01  # the same where batches of few classes are compared: the source's
+    # Start of renorm's schedule, end of r's and of d's, of all steps: the source's 5,000, 40,000, 25,000 of 130,000.
+    renorm_shares: list[float] = [0.04, 0.31, 0.19]
+    margin_points: float = 1.0  # what counts as no difference: the sources call half a point to one and a half one
 
     @cached_property
     def batch(self) -> int:

@@ -59,32 +59,43 @@ KINDS = {
 }
 
 
-class Part(BaseModel):
-    model_config = Preset.model_config
-    overrides: list[str]
-    epochs: int
-    images: int
+RESNET = ("model=resnet20", "model.width=0.25", "optimizer=sgd", "schedule=cosine")
 
 
-class Path(Part):
-    variants: list[str]
-    batches: dict[str, list[str]]
-    momenta: list[float]
-    points: int
-    samples: list[int]
+class Path(BaseModel, extra="forbid", frozen=True):
+    """W1 to W1.3, W2: one training under every kind of statistics."""
+
+    variants: list[str] = ["bn", "convbn"]  # statistics per channel, and per channel and location
+    batches: dict[str, list[str]] = {  # the rate grows with the batch
+        "small": ["batch_size=64", "optimizer.lr=0.05"],
+        "large": ["batch_size=500", "optimizer.lr=0.1"],
+    }
+    overrides: list[str] = ["data=cifar10", "data.val_fraction=0.8", *RESNET, "channels_last=true"]  # 10,000 images
+    epochs: int = 4
+    momenta: list[float] = [0.01, 0.1, 0.5, 1.0]
+    points: int = 8  # of a training at which it is looked at, half of them in its first fifth
+    images: int = 500  # test images at those points; at the end, all
+    samples: list[int] = [100, 300, 1000, 3000]  # images in the population's statistics
 
 
-class Ghost(Part):
-    sizes: list[int]
-    frozen_epochs: int
-    samples: int
+class Ghost(BaseModel, extra="forbid", frozen=True):
+    """W1.4, W1.5: training normalises over parts of the batch."""
+
+    # 2,000 images; no hidden linear layer, where two images would be normalised to their signs
+    overrides: list[str] = ["data=mnist5k", "data.val_fraction=0.5", *RESNET, "batch_size=64", "optimizer.lr=0.05"]
+    sizes: list[int] = [2, 4, 16, 64]
+    epochs: int = 4  # including those with frozen statistics
+    frozen_epochs: int = 1  # the source: 20 of 100
+    images: int = 1000  # test and training images that are classified
+    samples: int = 1000  # images in the population's statistics
 
 
 class Settings(Preset):
-    path: Path
-    ghost: Ghost
-    enough: int
-    margin_points: float
+    path: Path = Path()
+    ghost: Ghost = Ghost()
+    enough: int = 1000  # W1.3: the number of samples that is held against all; also used at the points
+    # Test accuracies of one network that count as alike: 50 of 10,000 images. Since the port of W1.4 and W1.5 too.
+    margin_points: float = 0.5
 
 
 paper = Paper(__name__, Settings, scale="toy", scale_note=PATHS)

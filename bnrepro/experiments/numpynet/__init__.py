@@ -23,20 +23,8 @@ from itertools import product
 
 from matplotlib.figure import Figure
 
-from bnrepro.claims import (
-    Design,
-    Evidence,
-    Paper,
-    Preset,
-    Results,
-    Row,
-    Values,
-    equal,
-    exact,
-    greater,
-    less,
-    not_testable,
-)
+from bnrepro.claims import Design, Evidence, Paper, Preset, Results, Row, Values
+from bnrepro.claims.evidence import equal, exact, greater, less, not_testable
 from bnrepro.claims.plots import GREY, curve, legend, lines, looks, panels
 from bnrepro.experiments.numpynet.layer import GRADIENTS
 from bnrepro.experiments.numpynet.measurements import identities, locations, own_test, training, wrong_gradient
@@ -52,25 +40,28 @@ SMALLEST = 1e-12  # of what is drawn or compared as a logarithm: a norm that may
 
 
 class Settings(Preset):
-    tolerance: float
-    fd_tolerance: float
-    identity_shape: list[int]
-    shapes: list[list[int]]
-    upstreams: list[str]
-    values: int
-    sweep_batch: int
-    sweep_locations: list[int]
-    many_locations: int
-    detached_margin: float
-    own_test_draws: int
-    networks: list[str]
-    learning_rates: list[float]
-    batch_size: int
-    steps: int
-    every: int
-    margin_points: float
-    margin_growth: float = 0.04
-    """N4.13: decades of growth that count as none, 10% of a norm."""
+    tolerance: float = 1e-9  # relative error that float64 leaves in an identity ...
+    fd_tolerance: float = 1e-6  # ... and finite differences, which leave more
+    identity_shape: list[int] = [5, 4, 3, 2]  # (N, w, h, c); small, since finite differences move each value by itself
+    # (N, w, h, c) of the table of wrong gradients. The first stands for the source's example.
+    shapes: list[list[int]] = [[5, 100, 100, 3], [64, 28, 28, 1], [64, 8, 8, 1], [4, 1, 1, 1], [64, 1, 1, 1]]
+    # delta: uniform on (0, 1) as in the source's example, standard normal, or one as in the repository's test
+    upstreams: list[str] = ["uniform", "normal", "ones"]
+    values: int = 20000  # drawn for a row of the table at least; small shapes are drawn often: the median of draws
+    sweep_batch: int = 16  # images of the figure, and below its numbers of locations
+    sweep_locations: list[int] = [1, 2, 4, 8, 16, 32, 64, 128, 256, 1024, 4096]
+    many_locations: int = 8  # N4.9, N4.12: locations per image from which on it is held against the detached gradient
+    detached_margin: float = 0.05  # N4.9: relative distance that counts as none; batches differ by far more than that
+    own_test_draws: int = 5  # shapes that the repository's test is run on, for each seed
+    networks: list[str] = ["conv", "wide", "narrow"]  # two convolutions, and two linear layers of 512 and of 8 units
+    learning_rates: list[float] = [0.01, 0.1]
+    batch_size: int = 32
+    steps: int = 1000
+    every: int = 20  # steps between the points of a curve
+    # Percentage points of test accuracy that count as none: 10 of the 1,000 test images, about one and a half standard
+    # errors of a single accuracy near 95%. N4.18: the same share of images that change class.
+    margin_points: float = 1.0
+    margin_growth: float = 0.04  # N4.13: decades of growth that count as none, 10% of a norm
 
     @property
     def fastest(self) -> float:
@@ -113,6 +104,7 @@ def ratio(shape: str) -> float:
 # --- claims: formulas and code, in float64 ---
 
 identity = partial(paper.claim, kind="identity")
+text, code, tests = (partial(identity, source=source) for source in (TEXT, CODE, TESTS))
 
 
 def errors(r: Results, to: dict[str, str], *names: str) -> dict[str, Values]:
@@ -129,9 +121,8 @@ def correct(r: Results, s: Settings, estimand: str, *names: str) -> Evidence:
     return evidence & exact(errors(r, DIFFERENCES, *names), estimand, tolerance=s.fd_tolerance)
 
 
-@identity(
+@code(
     "N4.1",
-    source=CODE,
     where="docstring of forward",
     quote="output = scale * input_norm + bias Where input_norm is: input_norm = (input - mean) / sqrt(var + epsil) "
     "where mean and var are the mean and the variance of the input batch of images computed over the first axis",
@@ -141,12 +132,7 @@ def forward_normalizes_over_the_batch(r: Results, s: Settings) -> Evidence:
     return exact(errors(r, REFERENCES, "forward"), "relative error of the output", tolerance=s.tolerance)
 
 
-@identity(
-    "N4.2",
-    source=TEXT,
-    where="third formula",
-    quote="The forward is basically a numpy version of the theory described above",
-)
+@text("N4.2", where="third formula", quote="The forward is basically a numpy version of the theory described above")
 def text_squares_the_numerator(r: Results, s: Settings) -> Evidence:
     """The normalised pixel is x̂ = (x - x̄)² / √(σ² + ε), and the code's forward is a version of that."""
     names = ("squared/mean", "squared/std", "squared/negative", "code/mean", "code/std")
@@ -158,38 +144,31 @@ def text_squares_the_numerator(r: Results, s: Settings) -> Evidence:
     return evidence.showing({"mean of the code's x̂": code_mean, "std of the code's x̂": code_std}, "sigma")
 
 
-@identity("N4.3", source=TEXT, where="The two updates")
+@text("N4.3", where="The two updates")
 def updates_are_correct(r: Results, s: Settings) -> Evidence:
     """δβ = Σ δ and δγ = Σ δ x̂, summed over the batch, are the updates of bias and scales."""
     return correct(r, s, "relative error of the code's updates", "dscales", "dbias")
 
 
-@identity("N4.4", source=TEXT, where="formula for the error to be back-propagated")
+@text("N4.4", where="formula for the error to be back-propagated")
 def text_has_the_gradient(r: Results, s: Settings) -> Evidence:
     """The error to be back-propagated is (N δx̂ - Σ δx̂ - x̂ Σ δx̂ x̂) / (N √(σ² + ε)), with N the batch size."""
     return correct(r, s, "relative error of the text's formula", "text")
 
 
-@identity(
-    "N4.5", source=CODE, where="end of backward", quote="Here, delta is the derivative of the output w.r.t. input"
-)
+@code("N4.5", where="end of backward", quote="Here, delta is the derivative of the output w.r.t. input")
 def code_has_the_gradient(r: Results, s: Settings) -> Evidence:
     """The delta that `backward` returns is the derivative by the input."""
     error, cosine = (r.measured(quantity, part="table") for quantity in ("relative_error", "cosine"))
-    example = {"shape": named(s.shapes[0]), "upstream": "uniform"}
+    of_example, of_cosine = (values.at(shape=named(s.shapes[0]), upstream="uniform") for values in (error, cosine))
     evidence = exact(error, "relative error of the code's gradient", tolerance=s.tolerance)
-    evidence = evidence.showing({"on the source's example": 100 * error.at(**example)}, "percent relative error")
+    evidence = evidence.showing({"on the source's example": 100 * of_example}, "percent relative error")
     differences = r.measured("code/differences", part="identities")
-    beside = {
-        "cosine there": cosine.at(**example),
-        "relative error to finite differences, on a small shape": differences,
-    }
-    return evidence.showing(beside)
+    to_differences = "relative error to finite differences, on a small shape"
+    return evidence.showing({"cosine there": of_cosine, to_differences: differences})
 
 
-@identity(
-    "N4.6", source=CODE, where="backward", quote="self.mean_delta = (self.delta * (-self.var)).mean(axis=0) # dmu"
-)
+@code("N4.6", where="backward", quote="self.mean_delta = (self.delta * (-self.var)).mean(axis=0) # dmu")
 def dmu_is_the_derivative_by_the_mean(r: Results, s: Settings) -> Evidence:
     """`mean_delta`, a mean over the batch marked `# dmu`, is the derivative by the mean."""
     found, times = (r.measured(quantity, part="identities") for quantity in ("dmu/differences", "dmu/ratio"))
@@ -197,9 +176,8 @@ def dmu_is_the_derivative_by_the_mean(r: Results, s: Settings) -> Evidence:
     return evidence.showing({"median over locations": times}, "times the derivative")
 
 
-@identity(
+@code(
     "N4.7",
-    source=CODE,
     where="backward",
     quote="self.var_delta = ((self.delta * (self.x - self.mean)).sum(axis=0) * (-.5 * self.var * self.var * self.var)) "
     "# dvar",
@@ -300,7 +278,7 @@ def at_end(values: Values) -> Values:
 # --- claims: the repository's tests, and the paper ---
 
 
-@identity("N4.14", source=TESTS, reported="the test passes", where="delta = 1, rtol = atol = 0.1")
+@tests("N4.14", reported="the test passes", where="delta = 1, rtol = atol = 0.1")
 def its_test_shows_the_gradient_right(r: Results, s: Settings) -> Evidence:
     """Its test of the backward (delta = 1, against Keras, rtol = atol = 0.1) shows that the gradient is right."""
     fails = 1.0 - r.measured("passes", part="own_test")
@@ -314,12 +292,7 @@ def its_test_shows_the_gradient_right(r: Results, s: Settings) -> Evidence:
     return replace(evidence, remark=remark)
 
 
-@identity(
-    "N4.15",
-    source=TESTS,
-    where="comment on the shapes that are drawn",
-    quote="numerical instability for small dimensions!",
-)
+@tests("N4.15", where="comment on the shapes that are drawn", quote="numerical instability for small dimensions!")
 def small_dimensions_are_unstable(r: Results, s: Settings) -> Evidence:
     """The test draws w and h from 50 up because of numerical instability in small dimensions."""
     unexplained = r.measured("small_unexplained", part="own_test")
@@ -332,9 +305,8 @@ def small_dimensions_are_unstable(r: Results, s: Settings) -> Evidence:
     return replace(evidence, remark="1 / M is a term of the code's formula.")
 
 
-@identity(
+@text(
     "N4.16",
-    source=TEXT,
     reported="scales and bias of shape (100, 100, 3) in its example",
     where="second paragraph",
     quote="The layer has been implemented following the original paper",
@@ -349,7 +321,7 @@ def parameters_follow_the_paper(r: Results, s: Settings) -> Evidence:
     return replace(evidence, remark="One scale and bias per location is what the paper has for linear layers.")
 
 
-@identity("N4.17", source=CODE, where="example", quote="a single image won't work in this case")
+@code("N4.17", where="example", quote="a single image won't work in this case")
 def a_single_image_fails(r: Results, s: Settings) -> Evidence:
     """A batch of a single image cannot be normalised."""
     alone = r.measured("single/from_bias", part="identities")
@@ -411,15 +383,14 @@ def trained(r: Results, s: Settings) -> list[Row]:
         "norm of biases before": "bias_norm",
         "norm of weights before": "weight_norm",
     }
-    found = {name: at_end(r.measured(quantity, part="training")) for name, quantity in quantities.items()}
-    rows = []
-    for (network, lr, gradient), diverged in (
-        r.measured("diverged", part="training").by("network", "lr", "gradient").items()
-    ):
-        where: Row = {"network": network, "lr": lr, "gradient": gradient}
-        ends = {name: values.at(**where).interval() for name, values in found.items()}
-        rows.append({**where, **ends, "diverged": int(sum(diverged))})
-    return rows
+    ends = {name: at_end(r.measured(quantity, part="training")) for name, quantity in quantities.items()}
+    diverged = r.measured("diverged", part="training").by("network", "lr", "gradient")
+    return [
+        {"network": network, "lr": lr, "gradient": gradient}
+        | {name: values.at(network=network, lr=lr, gradient=gradient).interval() for name, values in ends.items()}
+        | {"diverged": int(sum(found))}
+        for (network, lr, gradient), found in diverged.items()
+    ]
 
 
 @paper.figure

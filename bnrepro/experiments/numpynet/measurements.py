@@ -15,6 +15,7 @@ from bnrepro.claims import Row, measure, row
 from bnrepro.config.schema import Data
 from bnrepro.data.dataset import Dataset, Split, derive_seed, epoch_plan, eval_batches, train_batch
 from bnrepro.experiments.numpynet.layer import EPSIL, GRADIENTS, NumPyNetNorm, closed_form, published, text_backward
+from bnrepro.experiments.vanlaarhoven2017.measurements import step
 from bnrepro.norm.oracle import Array, batch_norm_backward, batch_norm_forward, seed004_backward
 
 STEP = 1e-5  # of the finite differences
@@ -175,7 +176,7 @@ def own_test(seed: int, draws: int) -> list[Row]:
         for passes, (reference, gradient) in zip(passed.values(), pairs, strict=True):
             passes.append(bool(np.allclose(reference, gradient, rtol=0.1, atol=0.1)))
         largest = max(largest, float(np.abs(exact).max()))
-    rows = [row("passes", float(np.mean(passes)), name) for name, passes in passed.items()]
+    rows = [row("passes", np.mean(passes), name) for name, passes in passed.items()]
     rows.append(row("largest_exact", largest))
     for m in (1, 2, 3, 5, 10, 30, 100):
         case = _test_case(generator, (8, m, 1, 1))
@@ -270,27 +271,23 @@ def training(
     per_epoch = len(data.train.labels) // batch_size
     rows: list[Row] = []
     losses: list[float] = []
-    for step in range(steps):
-        epoch, position = divmod(step, per_epoch)
+    for done in range(1, steps + 1):
+        epoch, position = divmod(done - 1, per_epoch)
         if position == 0:
             plan = epoch_plan(len(data.train.labels), plain, seed, epoch)
         x, y = train_batch(data, plan, plain, position * batch_size, batch_size)
-        loss = F.cross_entropy(model(x), y)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        losses.append(float(loss.detach()))
+        losses.append(step(model, optimizer, x, y))
         if not math.isfinite(losses[-1]):
             break
-        if (step + 1) % every == 0:
-            rows.append(row("train_loss", float(np.mean(losses[-every:])), step + 1))
+        if done % every == 0:
+            rows.append(row("train_loss", np.mean(losses[-every:]), done))
             for name in ("bias", "weight"):
                 size = torch.cat([getattr(layer, name).detach().flatten() for layer in before]).norm()
-                rows.append(row(f"{name}_norm", float(size), step + 1))
+                rows.append(row(f"{name}_norm", size, done))
     first, again = (_classes(model, data, batch_size, order) for order in ("one", "another"))
     return [
         *rows,
-        row("diverged", float(not math.isfinite(losses[-1]))),
+        row("diverged", not math.isfinite(losses[-1])),
         row("test_accuracy", 100 * float((first == data.test.labels).float().mean())),
         row("changed_classes", 100 * float((first != again).float().mean())),
     ]
