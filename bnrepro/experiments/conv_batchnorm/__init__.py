@@ -23,20 +23,11 @@ from dataclasses import replace
 from functools import partial
 from itertools import pairwise, product
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel
 
 from bnrepro.claims import Design, Evidence, Paper, Preset, Results, Values, exact, greater, less
 from bnrepro.experiments.conv_batchnorm import checks, networks, shown
-from bnrepro.experiments.conv_batchnorm.shown import (
-    CELLS,
-    LAYER,
-    LIGHTS,
-    NAMES,
-    accuracy,
-    checked,
-    measured,
-    window_name,
-)
+from bnrepro.experiments.conv_batchnorm.shown import CELLS, LAYER, LIGHTS, NAMES, accuracy, checked, measured
 
 POINTS = "percentage points of test accuracy"
 RELUS = "percentage points of active ReLUs"
@@ -52,40 +43,33 @@ EXACT = 1e-10  # of identities in float64
 ROUNDING = 1e-5  # relative error in float32
 ALL = 10.0  # percent: "all below threshold" leaves no more than this share of the active ReLUs
 CLOSE = 0.01  # relative error of a factor that counts as right
-USUAL_EPS = 1e-3
 
 
-class Section(BaseModel):
-    """A part of the settings."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class Horizon(Section):
+class Horizon(BaseModel, extra="forbid", frozen=True):
     data: list[str]
     variants: list[str]
     shade: float
     test_shades: list[float]
 
 
-class Sweep(Section):
+class Sweep(BaseModel, extra="forbid", frozen=True):
     data: str
     overrides: list[str]
 
 
-class Window(Sweep):
+class Window(Sweep, frozen=True):
     kernels: list[int]
 
 
-class Eps(Sweep):
+class Eps(Sweep, frozen=True):
     values: list[float]
 
 
-class Batch(Sweep):
+class Batch(Sweep, frozen=True):
     sizes: list[int]
 
 
-class Margins(Section):
+class Margins(BaseModel, extra="forbid", frozen=True):
     accuracy: float
     active: float
     shift: float
@@ -131,11 +115,9 @@ def runs(s: Settings) -> Design:
     def network(data: str, variant: str, *changed: str) -> list[str]:
         return [*s.overrides, *s.data.get(data, [f"data={data}"]), f"variant={variant}", *changed]
 
-    batches = {"batches": s.gap["batches"]}
-    for data in s.data:
-        for variant in ("nobn", *CELLS):
-            factors = {"dataset": data, "variant": variant}
-            design.train("table", factors, network(data, variant), (networks.statistics, batches))
+    for data, variant in product(s.data, ("nobn", *CELLS)):
+        factors = {"dataset": data, "variant": variant}
+        design.train("table", factors, network(data, variant), (networks.statistics, s.gap))
     shade = f"data.shade={s.horizon.shade}"
     lit = {"plain": [], "static": [shade], "frames": [shade, "data.shade_batches=true"]}
     for data, light, variant in product(s.horizon.data, LIGHTS, s.horizon.variants):
@@ -155,7 +137,7 @@ def runs(s: Settings) -> Design:
     for variant in ("bn", "convbn"):
         for eps in s.eps.values:
             overrides = network(s.eps.data, variant, *s.eps.overrides, f"norm.eps={eps}")
-            design.train("eps", {"variant": variant, "eps": eps}, overrides, (networks.extremes, batches))
+            design.train("eps", {"variant": variant, "eps": eps}, overrides, (networks.extremes, s.gap))
         for count in s.batch.sizes:
             overrides = network(s.batch.data, variant, *s.batch.overrides, f"batch_size={count}")
             own = (networks.statistics, {"batches": [count]})
@@ -249,11 +231,13 @@ def collapsing_ends_equivariance(r: Results, s: Settings) -> Evidence:
     fully convolutional, and its receptive fields vary with space.
     """
     error = measured(r, "table", "shift error")
-    untied = error.at(variant="peractivationbn")
-    estimand = "per-activation BN's error when images move by a pixel, eval"
-    evidence = greater(untied.at(x="eval"), estimand, "relative error", bar=s.margins.shift)
-    moved = {"with the moved batch's own statistics": untied.at(x="training")}
-    return evidence.showing({"channel-wise BN": error.at(variant="bn", x="eval"), **moved}, "")
+    untied, estimand = (
+        error.at(variant="peractivationbn"),
+        "per-activation BN's error when images move by a pixel, eval",
+    )
+    others = {"channel-wise BN": error.at(variant="bn", x="eval")}
+    others["with the moved batch's own statistics"] = untied.at(x="training")
+    return greater(untied.at(x="eval"), estimand, "relative error", bar=s.margins.shift).showing(others, "")
 
 
 @readme(
@@ -412,9 +396,8 @@ def window_leads_from_local_to_channel(r: Results, s: Settings) -> Evidence:
     ends = {name: error.at(x=end) for end, name in names.items()}
     steps = {"step back towards local": back(-local), "step away from channel": back(channel)}
     evidence = exact(ends, estimand, tolerance=EXACT) & exact(steps, estimand, tolerance=ROUNDING)
-    by_window = accuracy(r, "window", variant="adaptive").by("kernel")
-    by_name = {f"window of {window_name(kernel)}": values for kernel, values in by_window.items()}
-    return evidence.showing(by_name, "% test accuracy")
+    by_window = accuracy(r, "window", variant="adaptive").by("kernel").items()
+    return evidence.showing({f"window of {shown.window_name(k)}": values for k, values in by_window}, "% test accuracy")
 
 
 @code(
@@ -440,8 +423,8 @@ def running_variance_is_unbiased(r: Results, s: Settings) -> Evidence:
 def local_statistics_differ_more_in_eval(r: Results, s: Settings) -> Evidence:
     """Statistics of a batch and running statistics normalise several times further apart when they are local."""
     gap = measured(r, "table", "gap").at(dataset=s.first["table"])
-    by_size = (gap.at(variant="convbn") / gap.at(variant="bn")).by("x")
-    ratios = {f"batches of {size}": values for size, values in by_size.items()}
+    by_size = (gap.at(variant="convbn") / gap.at(variant="bn")).by("x").items()
+    ratios = {f"batches of {size}": values for size, values in by_size}
     estimand = "rms of training minus eval, local over channel statistics"
     evidence = greater(ratios, estimand, "times", bar=s.margins.gap_ratio, ratio=True)
     outside = [each.condition for each in evidence.effects if not 9 <= each.interval.mean <= 12]
@@ -456,16 +439,14 @@ def local_statistics_differ_more_in_eval(r: Results, s: Settings) -> Evidence:
 )
 def eps_decides_with_local_statistics(r: Results, s: Settings) -> Evidence:
     """With local statistics eps decides how large values become at inference, and with channel statistics not."""
-    smallest = min(s.eps.values)
+    smallest, usual = min(s.eps.values), checks.EPS
     largest = r.measured("largest", part="eps", variant=["bn", "convbn"])
-    growth = largest.at(eps=smallest).log10() - largest.at(eps=USUAL_EPS).log10()
+    growth = largest.at(eps=smallest).log10() - largest.at(eps=usual).log10()
     difference = growth.at(variant="convbn") - growth.at(variant="bn")
-    between = f"eps {USUAL_EPS:g} to {smallest:g}, local minus channel statistics"
-    estimand = f"growth of the largest normalised value, {between}"
+    estimand = f"growth of the largest normalised value, eps {usual:g} to {smallest:g}, local minus channel statistics"
     evidence = greater(difference, estimand, "powers of ten", margin=math.log10(s.margins.ratio))
-    ends = {"eps": [smallest, USUAL_EPS]}
-    evidence = evidence.showing({"largest value": largest.at(**ends)}, "")
-    return evidence.showing({"test accuracy": r.test_accuracy(part="eps").at(**ends)}, "%")
+    evidence = evidence.showing({"largest value": largest.at(eps=[smallest, usual])}, "")
+    return evidence.showing({"test accuracy": r.test_accuracy(part="eps", eps=[smallest, usual])}, "%")
 
 
 @predicted("L-batch")
@@ -490,10 +471,8 @@ def a_batch_of_one_must_be_refused(r: Results, s: Settings) -> Evidence:
 
 
 by_seed = (shown.cells, shown.effects, shown.horizon, shown.other_light, shown.window, shown.eps, shown.batch_size)
-for table in by_seed:
-    paper.table(table)
-for table in (shown.sizes, shown.bessel):  # counts and factors
-    paper.table(table, over_seeds=False)
+for table in (*by_seed, shown.sizes, shown.bessel):
+    paper.table(table, over_seeds=table in by_seed)  # the others: counts and factors
 drawn = (shown.two_by_two, shown.sunrise, shown.maps, shown.window_sweep, shown.eps_sweep, shown.batch_sweep)
 for figure in drawn:
     paper.figure(figure, over_seeds=figure is not shown.maps)
