@@ -104,14 +104,14 @@ def runs(s: Settings) -> Design:
     """The grids that choose, what is trained with their choices, learning rates, dropout, batches, identities."""
     design = Design(s.seeds)
     for variant in WITH:
-        first, watched = choose(design, s, "figure1", s.figure1, {"variant": variant})
-        watched |= {"images": s.figure1.images, "jacobians": s.figure1.jacobians}
-        for seed in design.seeds:
-            who: Factors = {"variant": variant}
-            design.probes.append(Probe("figure1", who, seed, measurements.train_and_watch, watched, first))
-    first, raced = choose(design, s, "speed", s.speed, {})
+        who: Factors = {"variant": variant}
+        first, known = choose(design, s, "figure1", s.figure1, who)
+        known |= {"images": s.figure1.images, "jacobians": s.figure1.jacobians}
+        watched = [Probe("figure1", who, seed, measurements.train_and_watch, known, first) for seed in design.seeds]
+        design.probes += watched
+    first, known = choose(design, s, "speed", s.speed, {})
     for arm, seed in product(measurements.ARMS, design.seeds):
-        design.probes.append(Probe("speed", {"arm": arm}, seed, measurements.race, {"arm": arm, **raced}, first))
+        design.probes.append(Probe("speed", {"arm": arm}, seed, measurements.race, {"arm": arm, **known}, first))
     for variant, rate in product(s.rates.variants, s.rates.rates):
         overrides = [*s.rates.overrides, f"variant={variant}", f"optimizer.lr={rate}"]
         design.train("rates", {"variant": variant, "rate": rate}, overrides)
@@ -120,8 +120,7 @@ def runs(s: Settings) -> Design:
         for amount in s.dropout_amounts:
             who = {"variant": variant, "amount": amount}
             design.train("dropout", who, [*common, f"model.dropout={amount}"], measurements.fit)
-        for fixed in (False, True):
-            together = load_config(common).batch_size if fixed else 0
+        for fixed, together in ((False, 0), (True, load_config(common).batch_size)):
             who = {"variant": variant, "fixed": fixed}
             design.train("shuffle", who, [*common, f"data.together={together}"])
     design.measure("exact", {"what": "bias"}, measurements.cancelled_bias, seeds=[0], steps=50)
@@ -185,14 +184,13 @@ def steadier_inputs_of_sigmoids(r: Results, s: Settings) -> Evidence:
     """Over training, the distribution of the inputs to a typical sigmoid of the last hidden layer is much more stable
     with batch normalization than without.
     """
-    ratios = shown.drift_ratios(r)
-    estimand = "drift of percentiles over training, mean of the units, log2 of none over BN"
-    means = {name: units.mean() for name, units in ratios.items()}
+    estimand, unit = "drift of percentiles over training, mean of the units, log2 of none over BN", measurements.UNIT
+    means, typical, steadier = {}, {}, {}
+    for name, units in shown.drift_ratios(r).items():
+        means[name], typical[f"unit {unit}, {name}"] = units.mean(), units.at(x=unit)
+        steadier[f"units steadier with BN, {name}"] = shown.share_above_0(units)
     evidence = greater(means, estimand, "doublings", margin=math.log2(s.negligible_ratio))
-    unit = measurements.UNIT
-    evidence = evidence.showing({f"unit {unit}, {name}": units.at(x=unit) for name, units in ratios.items()})
-    steadier = {name: units.map(lambda ratio: 100.0 * (ratio > 0)).mean() for name, units in ratios.items()}
-    return evidence.showing({f"units steadier with BN, {name}": share for name, share in steadier.items()}, "%")
+    return evidence.showing(typical).showing(steadier, "%")
 
 
 # --- sections 3.1 to 3.3 ---
@@ -228,11 +226,8 @@ def the_scale_of_weights_cancels(r: Results, s: Settings) -> Evidence:
     names = {"output": "BN((aW)u)", "du": "gradient by u", "dw_times_a": "a times the gradient by aW"}
     errors = {name: identity(r, "scale, eps 0", quantity).max() for quantity, name in names.items()}
     evidence = exact(errors, "largest relative change over a, eps 0, float64", tolerance=s.tolerance)
-    for eps in s.scale_eps:
-        if eps > 0:
-            change = 100 * identity(r, f"scale, eps {eps:g}", "output").max()
-            evidence = evidence.showing({f"change of the output with eps {eps:g}": change}, "%")
-    return evidence
+    changes = {eps: 100 * identity(r, f"scale, eps {eps:g}", "output").max() for eps in s.scale_eps if eps > 0}
+    return evidence.showing({f"change of the output with eps {eps:g}": change for eps, change in changes.items()}, "%")
 
 
 @paper.claim(
@@ -372,16 +367,12 @@ def high_rates_need_it(r: Results, s: Settings) -> Evidence:
     points, estimand = shown.race(r, "test_accuracy", CHANCE) - CHANCE, "networks at higher rates"
     infinite = shown.race(r, "diverged", 0.0).at(arm="no BN, x5").map(lambda step: 100.0 * (step > 0))
     evidence = greater(infinite, estimand, SEEDS, bar=50.0, condition="infinite at x5 without BN")
-    failed = points.map(lambda above: 100.0 * (above < s.chance_points))
-    for by in ("x5", "x30"):
-        learned, condition = points.at(arm=f"BN-{by}"), f"accuracy at {by} with BN"
-        evidence &= greater(learned, estimand, ABOVE, bar=s.chance_points, condition=condition)
-        others = {f"infinite or at chance at {by} without BN": total(failed.at(arm=f"no BN, {by}"))}
-        evidence = evidence.showing(others, SEEDS)
-    largest = {
-        f"largest at which all train on digits, {label(v)}": shown.largest_rate(r, s, v) for v in s.rates.variants
-    }
-    return evidence.showing(largest, RATE)
+    learned = {f"accuracy at {by} with BN": points.at(arm=f"BN-{by}") for by in ("x5", "x30")}
+    evidence &= greater(learned, estimand, ABOVE, bar=s.chance_points)
+    lost = points.map(lambda above: 100.0 * (above < s.chance_points))
+    others = {f"infinite or at chance at {by} without BN": total(lost.at(arm=f"no BN, {by}")) for by in ("x5", "x30")}
+    rates = {f"largest at which all train on digits, {label(v)}": shown.largest_rate(r, s, v) for v in s.rates.variants}
+    return evidence.showing(others, SEEDS).showing(rates, RATE)
 
 
 @paper.claim(
@@ -389,11 +380,10 @@ def high_rates_need_it(r: Results, s: Settings) -> Evidence:
 )
 def sigmoids_need_it(r: Results, s: Settings) -> Evidence:
     """Without batch normalization the network of sigmoids never does better than chance; with it, it trains."""
-    accuracy, estimand = shown.race(r, "test_accuracy", CHANCE), "test accuracy of sigmoids"
+    accuracy, estimand, bar = shown.race(r, "test_accuracy", CHANCE), "test accuracy of sigmoids", s.chance_points
     without, with_bn = (accuracy.at(arm=arm) for arm in ("no BN, sigmoid", "BN-x5-Sigmoid"))
-    evidence = less(without - CHANCE, estimand, ABOVE, bar=s.chance_points, condition="without BN")
-    gained, condition = with_bn - without, "with BN at x5 minus without"
-    return evidence & greater(gained, estimand, TEST, bar=s.chance_points, condition=condition)
+    evidence = less(without - CHANCE, estimand, ABOVE, bar=bar, condition="without BN")
+    return evidence & greater(with_bn - without, estimand, TEST, bar=bar, condition="with BN at x5 minus without")
 
 
 @paper.claim("I11", where="section 4.2.1", reported="about 1% of validation accuracy (ImageNet)", scale_note=DIGITS)
