@@ -56,44 +56,63 @@ SHAPE: dict[str, Any] = {"batch": 16, "channels": 6, "height": 9, "width": 7}
 
 
 class Grid(BaseModel, extra="forbid", frozen=True):
-    """Short runs that choose learning rate and initial weights, and how far the networks with their choice go."""
+    """Short runs that choose learning rate and initial weights, and how far the networks with their choice go.
 
-    overrides: list[str]
-    rates: list[float]
+    The defaults are of I8 to I10, the analogue of Figures 2 and 3.
+    """
+
+    overrides: list[str] = [
+        *("data=cifar10", "data.crop=0", "data.flip=false", "data.val_fraction=0.04", "model=vgg_small"),
+        *("model.width=0.25", "batch_size=32", "channels_last=true", "optimizer=sgd"),
+    ]
+    rates: list[float] = [0.003, 0.01, 0.03]  # for the baseline
     deviations: list[float] = [0.01]
-    choosing_epochs: int
-    steps: int
-    every: int
+    choosing_epochs: int = 1  # 1,500 steps
+    steps: int = 2000
+    every: int = 100  # steps between looks
 
 
 class Figure1(Grid, frozen=True):
-    images: int
-    jacobians: int
+    """I1, I2, I5: Figure 1 as in the paper."""
+
+    overrides: list[str] = [
+        *("data=mnist", "data.binarize=true", "model=paper_mlp", "model.init=gaussian", "batch_size=60"),
+        *("optimizer=sgd", "optimizer.momentum=0"),
+    ]
+    rates: list[float] = [0.1, 0.3, 1.0, 3.0, 10.0, 30.0]
+    deviations: list[float] = [0.03, 0.1]  # of the initial weights, which are small; 0.1 is 1/sqrt(100)
+    choosing_epochs: int = 8  # 7,200 steps
+    steps: int = 50000  # as in the paper
+    every: int = 500
+    images: int = 1000  # validation images with which the sigmoids' inputs are computed
+    jacobians: int = 32  # those at which Jacobians are computed
 
 
 class Rates(BaseModel, extra="forbid", frozen=True):
-    overrides: list[str]
-    rates: list[float]
-    variants: list[str]
+    """I10: test accuracy and divergence by learning rate."""
+
+    overrides: list[str] = ["data=mnist5k", "model=lenet", "batch_size=64", "optimizer=sgd", "epochs=2"]
+    rates: list[float] = [0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0]
+    variants: list[str] = ["nobn", "bn", "convbn"]
 
 
 class Settings(Preset):
-    """What the comments in configs/experiment/ioffe2015.yaml say."""
-
-    choosing_seeds: int
-    figure1: Figure1
-    speed: Grid
-    rates: Rates
-    regularized: list[str]
-    dropout_amounts: list[float]
-    scale_eps: list[float]
-    scales: list[float]
-    tolerance: float
-    near_percent: float
-    chance_points: float
-    negligible_points: float
-    negligible_loss: float = 0.01
-    negligible_ratio: float = 1.1
+    choosing_seeds: int = 2  # of the short runs that choose what the paper does not state
+    figure1: Figure1 = Figure1()
+    speed: Grid = Grid()
+    rates: Rates = Rates()
+    regularized: list[str] = ["data=mnist5k", "model=lenet", "batch_size=32", "epochs=10"]  # I6, I11
+    dropout_amounts: list[float] = [0.0, 0.1, 0.4]  # I6.2: none, little, and the paper's 40%
+    scale_eps: list[float] = [0.0, 1e-5]  # I4: 0 for the exact statement, and torch's default
+    scales: list[float] = [0.01, 0.1, 10.0, 100.0]  # I4: factors on the weights
+    tolerance: float = 1e-9  # I3, I4, I7: relative error that float64 leaves in an identity
+    # I5: most are close to 1, if so many are within a factor of 2; of a random square matrix with rows of unit length 68%
+    # of the singular values are
+    near_percent: float = 75.0
+    chance_points: float = 3.0  # I10: above chance, and still chance: guessing the most frequent class gains about one
+    negligible_points: float = 0.5  # I1, I6.2, I9.2, I9.3, I11: percentage points that are none: 5 of 1,000 images
+    negligible_loss: float = 0.01  # I6, new with the port: 1% of the probability of the correct class
+    negligible_ratio: float = 1.1  # I1.2, I2, I5, I9, I9.2, new with the port: of steps, drifts or singular values
 
 
 paper = Paper(__name__, Settings, scale="toy", scale_note=VGG)
