@@ -97,11 +97,6 @@ class Settings(Preset):
     margins: Margins = Margins()
 
     @property
-    def margin_points(self) -> float:
-        """Of test accuracy, in percentage points."""
-        return 100 * self.margins.accuracy
-
-    @property
     def first(self) -> dict[str, str]:
         """The first dataset of each part, as it is written."""
         found = {"table": next(iter(self.data)), "horizon": self.horizon.data[0], "window": self.window.data}
@@ -199,7 +194,7 @@ def scales_per_location_are_poorly_constrained(r: Results, s: Settings) -> Evide
     found, shares = accuracy(r, "table"), 100 * measured(r, "table", "accuracy")
     difference = found.at(variant="convbn") - found.at(variant="peractivationbn")
     estimand = "test accuracy, gamma and beta per channel minus per location"
-    evidence = greater(difference, estimand, POINTS, margin=s.margin_points)
+    evidence = greater(difference, estimand, POINTS, margin=100 * s.margins.accuracy)
     gap = shares.at(x="training images") - shares.at(x="running")
     more = gap.at(variant="peractivationbn") - gap.at(variant="convbn")
     return evidence.showing({"training minus test accuracy, per location minus per channel": more}, "points")
@@ -315,7 +310,7 @@ def local_statistics_keep_it_active(r: Results, s: Settings) -> Evidence:
 def in_the_same_light(r: Results, s: Settings, light: str, what: str) -> Evidence:
     """Whether local statistics classify better than channel statistics, trained and tested in one light."""
     own = gain(r, "convbn", light)
-    evidence = greater(own, f"test accuracy, {what}, local-gain BN minus BN", POINTS, margin=s.margin_points)
+    evidence = greater(own, f"test accuracy, {what}, local-gain BN minus BN", POINTS, margin=100 * s.margins.accuracy)
     others = {"minus the same on plain images": own - gain(r, "convbn", "plain")}
     return evidence.showing(others | {"adaptive norm minus BN": gain(r, "adaptive", light)}, "points")
 
@@ -341,9 +336,11 @@ def better_on_frames(r: Results, s: Settings) -> Evidence:
 
 def in_another_light(r: Results, s: Settings, variant: str, what: str) -> Evidence:
     """Whether ``variant`` classifies better than BN in a light that it was not trained in."""
-    difference = gain(r, variant, "plain", s.horizon.shade)
-    estimand = f"test accuracy in another light, {what} minus BN"
-    evidence = greater(difference, estimand, POINTS, margin=s.margin_points)
+    difference, estimand = (
+        gain(r, variant, "plain", s.horizon.shade),
+        f"test accuracy in another light, {what} minus BN",
+    )
+    evidence = greater(difference, estimand, POINTS, margin=100 * s.margins.accuracy)
     found = 100 * measured(r, "horizon", "accuracy", light="plain", variant=[variant, "bn"])
     return evidence.showing({"plain": found.at(x=1.0), "dark": found.at(x=s.horizon.shade)}, "%")
 
@@ -371,8 +368,7 @@ def locations_adapt_independently(r: Results, s: Settings) -> Evidence:
     contrast = deviation.at(x="below") / deviation.at(x="above")
     plain, dark = contrast.at(light="plain"), contrast.at(light="static")
     estimand = "log running standard deviation below over above the horizon, plain minus dark"
-    margin = math.log(s.margins.ratio)
-    evidence = greater(plain.log() - dark.log(), estimand, "natural logarithms", margin=margin)
+    evidence = greater(plain.log() - dark.log(), estimand, "natural logarithms", margin=math.log(s.margins.ratio))
     remark = "This is the factor on the input itself, so any statistic per location shows it; one per channel cannot."
     evidence = evidence.showing({"the ratio itself, dark over plain": dark / plain}, "times", ratio=True)
     return replace(evidence, remark=remark)
@@ -386,9 +382,9 @@ def adaptive_norm_is_the_same_in_test(r: Results, s: Settings) -> Evidence:
     """ConvAdaptiveNormalization does the same in training and in testing."""
     estimand = "largest difference of outputs, training minus eval"
     evidence = exact(checked(r, "L8", "train minus eval"), estimand, tolerance=0)
-    company = checked(r, "L8", "depends on its batch")
+    company = {"change of an output with the others of its batch": checked(r, "L8", "depends on its batch")}
     remark = "The price is that an image's output depends on the other images of its batch, in eval too."
-    return replace(evidence.showing({"change of an output with the others of its batch": company}), remark=remark)
+    return replace(evidence.showing(company), remark=remark)
 
 
 @code("L8b", where="ConvAdaptiveNormalization, kernel_size")
@@ -400,9 +396,8 @@ def window_leads_from_local_to_channel(r: Results, s: Settings) -> Evidence:
 
     local, channel = (r.measured(f"to {end}", part="window", variant="bn") for end in ("local", "channel"))
     estimand = "distance at both ends of the window, and largest step back between"
-    error = checked(r, "L8", "error")
     names = {"convbn": "window of 1 from local statistics", "bn": "whole map from channel statistics"}
-    ends = {name: error.at(x=end) for end, name in names.items()}
+    ends = {name: checked(r, "L8", "error").at(x=end) for end, name in names.items()}
     steps = {"step back towards local": back(-local), "step away from channel": back(channel)}
     evidence = exact(ends, estimand, tolerance=EXACT) & exact(steps, estimand, tolerance=ROUNDING)
     by_window = accuracy(r, "window", variant="adaptive").by("kernel").items()
@@ -465,7 +460,9 @@ def local_statistics_lose_more_in_small_batches(r: Results, s: Settings) -> Evid
     loss = found.at(variant="bn") - found.at(variant="convbn")
     small, large = min(s.batch.sizes), max(s.batch.sizes)
     estimand = f"BN minus local-gain BN, at batch size {small} minus at {large}"
-    evidence = greater(loss.at(batch_size=small) - loss.at(batch_size=large), estimand, POINTS, margin=s.margin_points)
+    evidence = greater(
+        loss.at(batch_size=small) - loss.at(batch_size=large), estimand, POINTS, margin=100 * s.margins.accuracy
+    )
     return evidence.showing({"BN minus local-gain BN": loss}, "points")
 
 

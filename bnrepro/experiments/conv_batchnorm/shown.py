@@ -131,8 +131,7 @@ def horizon(r: Results, s: Settings) -> list[Row]:
     """
     columns = {"test accuracy": accuracy(r, "horizon")}
     for what, layer, side in product(("active", "switching"), "12", ("above", "below")):
-        share = measured(r, "horizon", f"{what} {side} {layer}", x="own")
-        columns[f"{what} {side}, layer {layer}"] = 100 * share
+        columns[f"{what} {side}, layer {layer}"] = 100 * measured(r, "horizon", f"{what} {side} {layer}", x="own")
     return arms(r, "horizon", ("dataset", "light", "variant"), columns)
 
 
@@ -150,11 +149,8 @@ def window(r: Results, s: Settings) -> list[Row]:
     """
     distances = {end: measured(r, "window", f"to {end}", variant="bn").intervals("x") for end in ("local", "channel")}
     return [
-        {
-            "variant": variant,
-            "window": kernel and ("whole map" if kernel > 100 else f"{kernel} x {kernel}"),
-            "test accuracy": accuracy(r, "window", variant=variant, kernel=kernel).interval(),
-        }
+        {"variant": variant, "window": kernel and ("whole map" if kernel > 100 else f"{kernel} x {kernel}")}
+        | {"test accuracy": accuracy(r, "window", variant=variant, kernel=kernel).interval()}
         | {f"distance to {end}": intervals.get(kernel) for end, intervals in distances.items()}
         for variant, kernel in [("convbn", None), *(("adaptive", each) for each in s.window.kernels), ("bn", None)]
         if distances["local"]
@@ -185,9 +181,7 @@ def batch_size(r: Results, s: Settings) -> list[Row]:
         "with the batch's own statistics": 100 * measured(r, "batch", "accuracy", x="batch"),
         "gap": measured(r, "batch", "gap").mean("x"),  # each is measured at its own size
     }
-    rows = sorted(
-        arms(r, "batch", ("batch_size", "variant"), columns), key=lambda row: (row["batch_size"], row["variant"])
-    )
+    rows = sorted(arms(r, "batch", ("batch_size", "variant"), columns), key=lambda row: row["batch_size"])
     return [{"batch size": row.pop("batch_size")} | row for row in rows]
 
 
@@ -356,13 +350,12 @@ def _sweep(panel: dict[str, Values], factor: str, levels: Sequence[float]) -> Fi
     for between in axes[1:-1]:
         zero(between)
     look = {variant: LOOK[variant] for variant in ("bn", "convbn")}
-    for each, values in zip(axes, panel.values(), strict=True):
+    for each, (label, values) in zip(axes, panel.items(), strict=True):
         lines(each, values, factor, "variant", look, bars=True, log=each is axes[-1])
-    axes[-1].set_yscale("log")
-    _within_percent(axes[0])
-    for each, label in zip(axes, panel, strict=True):
         _log(each, levels)
         each.set(xlabel=factor.replace("_", " "), ylabel=label)
+    axes[-1].set_yscale("log")
+    _within_percent(axes[0])
     legend(figure, of=axes[0])
     return figure
 

@@ -37,6 +37,7 @@ from bnrepro.config import load_config
 from bnrepro.config.schema import Config
 from bnrepro.experiments.ioffe2015 import measurements, shown
 from bnrepro.experiments.ioffe2015.shown import CHANCE, WITH, either, gain, total
+from bnrepro.experiments.placement import SHAPE
 from bnrepro.plots.style import label
 
 FIGURE_1: Any = {
@@ -52,7 +53,6 @@ TEST = "points of test accuracy"
 ABOVE = "points above chance"
 SEEDS = "% of seeds"
 RATE = "as learning rate"
-SHAPE: dict[str, Any] = {"batch": 16, "channels": 6, "height": 9, "width": 7}
 
 
 class Grid(BaseModel, extra="forbid", frozen=True):
@@ -106,8 +106,7 @@ class Settings(Preset):
     scale_eps: list[float] = [0.0, 1e-5]  # I4: 0 for the exact statement, and torch's default
     scales: list[float] = [0.01, 0.1, 10.0, 100.0]  # I4: factors on the weights
     tolerance: float = 1e-9  # I3, I4, I7: relative error that float64 leaves in an identity
-    # I5: most are close to 1, if so many are within a factor of 2; of a random square matrix with rows of unit length 68%
-    # of the singular values are
+    # I5: so many within a factor of 2 are most of them; of a random square matrix with rows of unit length 68% are
     near_percent: float = 75.0
     chance_points: float = 3.0  # I10: above chance, and still chance: guessing the most frequent class gains about one
     negligible_points: float = 0.5  # I1, I6.2, I9.2, I9.3, I11: percentage points that are none: 5 of 1,000 images
@@ -140,8 +139,7 @@ def runs(s: Settings) -> Design:
             who = {"variant": variant, "amount": amount}
             design.train("dropout", who, [*common, f"model.dropout={amount}"], measurements.fit)
         for fixed, together in ((False, 0), (True, load_config(common).batch_size)):
-            who = {"variant": variant, "fixed": fixed}
-            design.train("shuffle", who, [*common, f"data.together={together}"])
+            design.train("shuffle", {"variant": variant, "fixed": fixed}, [*common, f"data.together={together}"])
     design.measure("exact", {"what": "bias"}, measurements.cancelled_bias, seeds=[0], steps=50)
     design.measure("exact", {"what": "channels"}, measurements.channels, seeds=[0], **SHAPE)
     design.measure("exact", {"what": "effective batch"}, measurements.effective_batch, seeds=[0], **SHAPE)

@@ -181,9 +181,9 @@ def choices(r: Results, s: Settings) -> list[Row]:
         for variant, grid in choice_accuracies(r, part).by("variant").items():
             found = {cell: fmean(values) for cell, values in grid.by("rate", "deviation").items()}
             for (rate, deviation), accuracy in found.items():
-                row: Row = {"for": name, "variant": variant, "rate": rate, "standard deviation": deviation}
-                row |= {"validation accuracy, %": 100 * accuracy, "runs": s.choosing_seeds}
-                rows.append(row | {"chosen": accuracy == max(found.values())})
+                cell: Row = {"for": name, "variant": variant, "rate": rate, "standard deviation": deviation}
+                cell |= {"validation accuracy, %": 100 * accuracy, "runs": s.choosing_seeds}
+                rows.append(cell | {"chosen": accuracy == max(found.values())})
     return rows
 
 
