@@ -24,6 +24,7 @@ Differences from the paper
 from __future__ import annotations
 
 import math
+from functools import partial
 from itertools import product
 from statistics import fmean
 from typing import Any
@@ -115,6 +116,8 @@ class Settings(Preset):
 
 
 paper = Paper(__name__, Settings, scale="toy", scale_note=VGG)
+higher_rates = partial(paper.claim, where="section 4.2.2")
+figure_3 = partial(paper.claim, where="section 4.2.2, Figure 3")
 
 
 @paper.design
@@ -342,9 +345,8 @@ def less_than_half_the_steps(r: Results, s: Settings) -> Evidence:
     return fewer_steps(r, s, "Baseline", "BN-Baseline", bar=2.0).showing({"chosen for the baseline": rate}, RATE)
 
 
-@paper.claim(
+@figure_3(
     "I9",
-    where="section 4.2.2, Figure 3",
     reported="2.1 million steps, 14.8 times fewer than the baseline and 6.3 times fewer than BN-Baseline (ImageNet)",
 )
 def five_times_the_rate_is_faster(r: Results, s: Settings) -> Evidence:
@@ -356,9 +358,8 @@ def five_times_the_rate_is_faster(r: Results, s: Settings) -> Evidence:
     return evidence.showing(others, "times", ratio=True)
 
 
-@paper.claim(
+@figure_3(
     "I9.2",
-    where="section 4.2.2, Figure 3",
     reported="74.8% against 73.0% with BN-x5 (ImageNet); 2.7 against 2.1 million steps to 72.2%",
 )
 def thirty_times_the_rate_ends_higher(r: Results, s: Settings) -> Evidence:
@@ -368,15 +369,13 @@ def thirty_times_the_rate_ends_higher(r: Results, s: Settings) -> Evidence:
     return higher(r, s, "BN-x30", "BN-x5") & evidence
 
 
-@paper.claim("I9.3", where="section 4.2.2, Figure 3", reported="69.8% against 72.2% (ImageNet)")
+@figure_3("I9.3", reported="69.8% against 72.2% (ImageNet)")
 def sigmoids_stay_below(r: Results, s: Settings) -> Evidence:
     """The network of sigmoids with batch normalization (BN-x5-Sigmoid) stays below the baseline's best accuracy."""
     return higher(r, s, "Baseline", "BN-x5-Sigmoid")
 
 
-@paper.claim(
-    "I10", where="section 4.2.2", reported="divergence without BN at x5, none with it at x5 and x30 (ImageNet)"
-)
+@higher_rates("I10", reported="divergence without BN at x5, none with it at x5 and x30 (ImageNet)")
 def high_rates_need_it(r: Results, s: Settings) -> Evidence:
     """Without batch normalization the small increase of the learning rate (five times) makes the parameters reach
     machine infinity; with it the network trains.
@@ -392,9 +391,7 @@ def high_rates_need_it(r: Results, s: Settings) -> Evidence:
     return evidence.showing(others, SEEDS).showing(rates, RATE)
 
 
-@paper.claim(
-    "I10.2", where="section 4.2.2", reported="at most 1/1000 without, 69.8% with batch normalization (ImageNet)"
-)
+@higher_rates("I10.2", reported="at most 1/1000 without, 69.8% with batch normalization (ImageNet)")
 def sigmoids_need_it(r: Results, s: Settings) -> Evidence:
     """Without batch normalization the network of sigmoids never does better than chance; with it, it trains."""
     accuracy, estimand, bar = shown.race(r, "test_accuracy", CHANCE), "test accuracy of sigmoids", s.chance_points
