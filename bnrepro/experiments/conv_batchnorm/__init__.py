@@ -23,20 +23,11 @@ from dataclasses import replace
 from functools import partial
 from itertools import pairwise, product
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel
 
 from bnrepro.claims import Design, Evidence, Paper, Preset, Results, Values, exact, greater, less
 from bnrepro.experiments.conv_batchnorm import checks, networks, shown
-from bnrepro.experiments.conv_batchnorm.shown import (
-    CELLS,
-    LAYER,
-    LIGHTS,
-    NAMES,
-    accuracy,
-    checked,
-    measured,
-    window_name,
-)
+from bnrepro.experiments.conv_batchnorm.shown import CELLS, LAYER, LIGHTS, NAMES, accuracy, checked, measured
 
 POINTS = "percentage points of test accuracy"
 RELUS = "percentage points of active ReLUs"
@@ -52,61 +43,58 @@ EXACT = 1e-10  # of identities in float64
 ROUNDING = 1e-5  # relative error in float32
 ALL = 10.0  # percent: "all below threshold" leaves no more than this share of the active ReLUs
 CLOSE = 0.01  # relative error of a factor that counts as right
-USUAL_EPS = 1e-3
 
 
-class Section(BaseModel):
-    """A part of the settings."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class Horizon(Section):
-    data: list[str]
-    variants: list[str]
-    shade: float
-    test_shades: list[float]
+class Horizon(BaseModel, extra="forbid", frozen=True):
+    data: list[str] = ["mnist", "cifar10"]  # black ground, and pictures whose every pixel has light
+    variants: list[str] = ["nobn", "bn", "convbn", "adaptive", "peractivationbn"]
+    shade: float = 0.25  # factor on the lower half
+    test_shades: list[float] = [0.1, 0.25, 0.5, 0.75, 1.0]  # for networks trained on plain images
 
 
-class Sweep(Section):
-    data: str
-    overrides: list[str]
+class Sweep(BaseModel, extra="forbid", frozen=True):
+    data: str = "mnist5k"
+    overrides: list[str] = ["epochs=5"]  # of these runs, beside those of every run
 
 
-class Window(Sweep):
-    kernels: list[int]
+class Window(Sweep, frozen=True):
+    data: str = "mnist"
+    overrides: list[str] = ["epochs=1"]
+    kernels: list[int] = [1, 3, 5, 9, 17, 999]  # sides of the adaptive norm's window; 999: the whole map
 
 
-class Eps(Sweep):
-    values: list[float]
+class Eps(Sweep, frozen=True):
+    values: list[float] = [1e-8, 1e-5, 1e-3, 1e-1, 1.0]
 
 
-class Batch(Sweep):
-    sizes: list[int]
+class Batch(Sweep, frozen=True):
+    sizes: list[int] = [4, 8, 16, 32, 64, 128, 256]
 
 
-class Margins(Section):
-    accuracy: float
-    active: float
-    shift: float
-    gap_ratio: float
-    ratio: float = 1.1  # records from before the port lack it
+class Margins(BaseModel, extra="forbid", frozen=True):
+    """Smaller differences are negligible; chosen before any run."""
+
+    accuracy: float = 0.002  # of the test accuracy: 2 images in 1,000; another seed changes more
+    active: float = 0.01  # of the ReLUs
+    shift: float = 0.01  # relative error when images move by a pixel: float32 leaves 1e-6
+    gap_ratio: float = 3.0  # what "several times" means
+    ratio: float = 1.1  # L7, L-eps: ratios that count as alike; new with the port: older records lack it
 
 
 class Settings(Preset):
-    overrides: list[str]
-    data: dict[str, list[str]]
-    horizon: Horizon
-    window: Window
-    eps: Eps
-    batch: Batch
-    gap: dict[str, list[int]]
-    margins: Margins
-
-    @property
-    def margin_points(self) -> float:
-        """Of test accuracy, in percentage points."""
-        return 100 * self.margins.accuracy
+    # Of every run. eps is the source's, for all variants: the cells of the table differ in their axes alone.
+    overrides: list[str] = ["model=lenet", "norm.eps=1e-3", "batch_size=64", "epochs=2", "device=cpu"]
+    data: dict[str, list[str]] = {  # of the table: a name, and the overrides that load it
+        "mnist": ["data=mnist"],
+        "fashion_mnist": ["data=fashion_mnist"],
+        "cifar10": ["data=cifar10", "data.crop=0", "data.flip=false"],  # crops and flips move what a location sees
+    }
+    horizon: Horizon = Horizon()
+    window: Window = Window()
+    eps: Eps = Eps()
+    batch: Batch = Batch()
+    gap: dict[str, list[int]] = {"batches": [8, 32, 128]}  # batch sizes at which the table's networks are measured
+    margins: Margins = Margins()
 
     @property
     def first(self) -> dict[str, str]:
@@ -131,11 +119,9 @@ def runs(s: Settings) -> Design:
     def network(data: str, variant: str, *changed: str) -> list[str]:
         return [*s.overrides, *s.data.get(data, [f"data={data}"]), f"variant={variant}", *changed]
 
-    batches = {"batches": s.gap["batches"]}
-    for data in s.data:
-        for variant in ("nobn", *CELLS):
-            factors = {"dataset": data, "variant": variant}
-            design.train("table", factors, network(data, variant), (networks.statistics, batches))
+    for data, variant in product(s.data, ("nobn", *CELLS)):
+        factors = {"dataset": data, "variant": variant}
+        design.train("table", factors, network(data, variant), (networks.statistics, s.gap))
     shade = f"data.shade={s.horizon.shade}"
     lit = {"plain": [], "static": [shade], "frames": [shade, "data.shade_batches=true"]}
     for data, light, variant in product(s.horizon.data, LIGHTS, s.horizon.variants):
@@ -155,7 +141,7 @@ def runs(s: Settings) -> Design:
     for variant in ("bn", "convbn"):
         for eps in s.eps.values:
             overrides = network(s.eps.data, variant, *s.eps.overrides, f"norm.eps={eps}")
-            design.train("eps", {"variant": variant, "eps": eps}, overrides, (networks.extremes, batches))
+            design.train("eps", {"variant": variant, "eps": eps}, overrides, (networks.extremes, s.gap))
         for count in s.batch.sizes:
             overrides = network(s.batch.data, variant, *s.batch.overrides, f"batch_size={count}")
             own = (networks.statistics, {"batches": [count]})
@@ -208,7 +194,7 @@ def scales_per_location_are_poorly_constrained(r: Results, s: Settings) -> Evide
     found, shares = accuracy(r, "table"), 100 * measured(r, "table", "accuracy")
     difference = found.at(variant="convbn") - found.at(variant="peractivationbn")
     estimand = "test accuracy, gamma and beta per channel minus per location"
-    evidence = greater(difference, estimand, POINTS, margin=s.margin_points)
+    evidence = greater(difference, estimand, POINTS, margin=100 * s.margins.accuracy)
     gap = shares.at(x="training images") - shares.at(x="running")
     more = gap.at(variant="peractivationbn") - gap.at(variant="convbn")
     return evidence.showing({"training minus test accuracy, per location minus per channel": more}, "points")
@@ -249,11 +235,13 @@ def collapsing_ends_equivariance(r: Results, s: Settings) -> Evidence:
     fully convolutional, and its receptive fields vary with space.
     """
     error = measured(r, "table", "shift error")
-    untied = error.at(variant="peractivationbn")
-    estimand = "per-activation BN's error when images move by a pixel, eval"
-    evidence = greater(untied.at(x="eval"), estimand, "relative error", bar=s.margins.shift)
-    moved = {"with the moved batch's own statistics": untied.at(x="training")}
-    return evidence.showing({"channel-wise BN": error.at(variant="bn", x="eval"), **moved}, "")
+    untied, estimand = (
+        error.at(variant="peractivationbn"),
+        "per-activation BN's error when images move by a pixel, eval",
+    )
+    others = {"channel-wise BN": error.at(variant="bn", x="eval")}
+    others["with the moved batch's own statistics"] = untied.at(x="training")
+    return greater(untied.at(x="eval"), estimand, "relative error", bar=s.margins.shift).showing(others, "")
 
 
 @readme(
@@ -322,7 +310,7 @@ def local_statistics_keep_it_active(r: Results, s: Settings) -> Evidence:
 def in_the_same_light(r: Results, s: Settings, light: str, what: str) -> Evidence:
     """Whether local statistics classify better than channel statistics, trained and tested in one light."""
     own = gain(r, "convbn", light)
-    evidence = greater(own, f"test accuracy, {what}, local-gain BN minus BN", POINTS, margin=s.margin_points)
+    evidence = greater(own, f"test accuracy, {what}, local-gain BN minus BN", POINTS, margin=100 * s.margins.accuracy)
     others = {"minus the same on plain images": own - gain(r, "convbn", "plain")}
     return evidence.showing(others | {"adaptive norm minus BN": gain(r, "adaptive", light)}, "points")
 
@@ -348,9 +336,11 @@ def better_on_frames(r: Results, s: Settings) -> Evidence:
 
 def in_another_light(r: Results, s: Settings, variant: str, what: str) -> Evidence:
     """Whether ``variant`` classifies better than BN in a light that it was not trained in."""
-    difference = gain(r, variant, "plain", s.horizon.shade)
-    estimand = f"test accuracy in another light, {what} minus BN"
-    evidence = greater(difference, estimand, POINTS, margin=s.margin_points)
+    difference, estimand = (
+        gain(r, variant, "plain", s.horizon.shade),
+        f"test accuracy in another light, {what} minus BN",
+    )
+    evidence = greater(difference, estimand, POINTS, margin=100 * s.margins.accuracy)
     found = 100 * measured(r, "horizon", "accuracy", light="plain", variant=[variant, "bn"])
     return evidence.showing({"plain": found.at(x=1.0), "dark": found.at(x=s.horizon.shade)}, "%")
 
@@ -378,8 +368,7 @@ def locations_adapt_independently(r: Results, s: Settings) -> Evidence:
     contrast = deviation.at(x="below") / deviation.at(x="above")
     plain, dark = contrast.at(light="plain"), contrast.at(light="static")
     estimand = "log running standard deviation below over above the horizon, plain minus dark"
-    margin = math.log(s.margins.ratio)
-    evidence = greater(plain.log() - dark.log(), estimand, "natural logarithms", margin=margin)
+    evidence = greater(plain.log() - dark.log(), estimand, "natural logarithms", margin=math.log(s.margins.ratio))
     remark = "This is the factor on the input itself, so any statistic per location shows it; one per channel cannot."
     evidence = evidence.showing({"the ratio itself, dark over plain": dark / plain}, "times", ratio=True)
     return replace(evidence, remark=remark)
@@ -393,9 +382,9 @@ def adaptive_norm_is_the_same_in_test(r: Results, s: Settings) -> Evidence:
     """ConvAdaptiveNormalization does the same in training and in testing."""
     estimand = "largest difference of outputs, training minus eval"
     evidence = exact(checked(r, "L8", "train minus eval"), estimand, tolerance=0)
-    company = checked(r, "L8", "depends on its batch")
+    company = {"change of an output with the others of its batch": checked(r, "L8", "depends on its batch")}
     remark = "The price is that an image's output depends on the other images of its batch, in eval too."
-    return replace(evidence.showing({"change of an output with the others of its batch": company}), remark=remark)
+    return replace(evidence.showing(company), remark=remark)
 
 
 @code("L8b", where="ConvAdaptiveNormalization, kernel_size")
@@ -407,14 +396,12 @@ def window_leads_from_local_to_channel(r: Results, s: Settings) -> Evidence:
 
     local, channel = (r.measured(f"to {end}", part="window", variant="bn") for end in ("local", "channel"))
     estimand = "distance at both ends of the window, and largest step back between"
-    error = checked(r, "L8", "error")
     names = {"convbn": "window of 1 from local statistics", "bn": "whole map from channel statistics"}
-    ends = {name: error.at(x=end) for end, name in names.items()}
+    ends = {name: checked(r, "L8", "error").at(x=end) for end, name in names.items()}
     steps = {"step back towards local": back(-local), "step away from channel": back(channel)}
     evidence = exact(ends, estimand, tolerance=EXACT) & exact(steps, estimand, tolerance=ROUNDING)
-    by_window = accuracy(r, "window", variant="adaptive").by("kernel")
-    by_name = {f"window of {window_name(kernel)}": values for kernel, values in by_window.items()}
-    return evidence.showing(by_name, "% test accuracy")
+    by_window = accuracy(r, "window", variant="adaptive").by("kernel").items()
+    return evidence.showing({f"window of {shown.window_name(k)}": values for k, values in by_window}, "% test accuracy")
 
 
 @code(
@@ -440,8 +427,8 @@ def running_variance_is_unbiased(r: Results, s: Settings) -> Evidence:
 def local_statistics_differ_more_in_eval(r: Results, s: Settings) -> Evidence:
     """Statistics of a batch and running statistics normalise several times further apart when they are local."""
     gap = measured(r, "table", "gap").at(dataset=s.first["table"])
-    by_size = (gap.at(variant="convbn") / gap.at(variant="bn")).by("x")
-    ratios = {f"batches of {size}": values for size, values in by_size.items()}
+    by_size = (gap.at(variant="convbn") / gap.at(variant="bn")).by("x").items()
+    ratios = {f"batches of {size}": values for size, values in by_size}
     estimand = "rms of training minus eval, local over channel statistics"
     evidence = greater(ratios, estimand, "times", bar=s.margins.gap_ratio, ratio=True)
     outside = [each.condition for each in evidence.effects if not 9 <= each.interval.mean <= 12]
@@ -456,16 +443,14 @@ def local_statistics_differ_more_in_eval(r: Results, s: Settings) -> Evidence:
 )
 def eps_decides_with_local_statistics(r: Results, s: Settings) -> Evidence:
     """With local statistics eps decides how large values become at inference, and with channel statistics not."""
-    smallest = min(s.eps.values)
+    smallest, usual = min(s.eps.values), checks.EPS
     largest = r.measured("largest", part="eps", variant=["bn", "convbn"])
-    growth = largest.at(eps=smallest).log10() - largest.at(eps=USUAL_EPS).log10()
+    growth = largest.at(eps=smallest).log10() - largest.at(eps=usual).log10()
     difference = growth.at(variant="convbn") - growth.at(variant="bn")
-    between = f"eps {USUAL_EPS:g} to {smallest:g}, local minus channel statistics"
-    estimand = f"growth of the largest normalised value, {between}"
+    estimand = f"growth of the largest normalised value, eps {usual:g} to {smallest:g}, local minus channel statistics"
     evidence = greater(difference, estimand, "powers of ten", margin=math.log10(s.margins.ratio))
-    ends = {"eps": [smallest, USUAL_EPS]}
-    evidence = evidence.showing({"largest value": largest.at(**ends)}, "")
-    return evidence.showing({"test accuracy": r.test_accuracy(part="eps").at(**ends)}, "%")
+    evidence = evidence.showing({"largest value": largest.at(eps=[smallest, usual])}, "")
+    return evidence.showing({"test accuracy": r.test_accuracy(part="eps", eps=[smallest, usual])}, "%")
 
 
 @predicted("L-batch")
@@ -475,7 +460,9 @@ def local_statistics_lose_more_in_small_batches(r: Results, s: Settings) -> Evid
     loss = found.at(variant="bn") - found.at(variant="convbn")
     small, large = min(s.batch.sizes), max(s.batch.sizes)
     estimand = f"BN minus local-gain BN, at batch size {small} minus at {large}"
-    evidence = greater(loss.at(batch_size=small) - loss.at(batch_size=large), estimand, POINTS, margin=s.margin_points)
+    evidence = greater(
+        loss.at(batch_size=small) - loss.at(batch_size=large), estimand, POINTS, margin=100 * s.margins.accuracy
+    )
     return evidence.showing({"BN minus local-gain BN": loss}, "points")
 
 
@@ -490,10 +477,8 @@ def a_batch_of_one_must_be_refused(r: Results, s: Settings) -> Evidence:
 
 
 by_seed = (shown.cells, shown.effects, shown.horizon, shown.other_light, shown.window, shown.eps, shown.batch_size)
-for table in by_seed:
-    paper.table(table)
-for table in (shown.sizes, shown.bessel):  # counts and factors
-    paper.table(table, over_seeds=False)
+for table in (*by_seed, shown.sizes, shown.bessel):
+    paper.table(table, over_seeds=table in by_seed)  # the others: counts and factors
 drawn = (shown.two_by_two, shown.sunrise, shown.maps, shown.window_sweep, shown.eps_sweep, shown.batch_sweep)
 for figure in drawn:
     paper.figure(figure, over_seeds=figure is not shown.maps)

@@ -162,8 +162,7 @@ def bessel(seed: int, source_eps: float, batches: list[int]) -> list[Row]:
 def one_image(seed: int, channels: int, size: int) -> list[Row]:
     """L-one. A training batch of 1: what it would come to, and whether our layer refuses it."""
     x = _normal(seed, 1, channels, size, size)
-    zeros, ones = torch.zeros(channels, 1, 1), torch.ones(channels, 1, 1)
-    y, _ = batch_norm_forward(x.numpy(), ones.numpy(), zeros.numpy(), (0,), EPS)
+    y, _ = batch_norm_forward(x.numpy(), None, None, (0,), EPS)
     refused = not _takes(NORMS["convbn"](channels, (size, size)).double(), x)
     return [row("largest output", abs(y).max()), row("refused", refused)]
 

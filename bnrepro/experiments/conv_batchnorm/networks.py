@@ -5,15 +5,14 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterable
 from dataclasses import replace
-from functools import lru_cache
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from bnrepro.claims import Row, measure, row
-from bnrepro.config.schema import Data, Source
-from bnrepro.data.dataset import Dataset, Split, derive_seed, eval_batches, load
+from bnrepro.config.schema import Data
+from bnrepro.data.dataset import Split, derive_seed, eval_batches
 from bnrepro.experiments.conv_batchnorm.checks import EPS
 from bnrepro.norm import NORMS, NormOptions
 from bnrepro.norm.statistics import batch_statistics
@@ -33,10 +32,7 @@ class Opened:
     network: Any
 
     def __init__(self, run: Run) -> None:
-        cfg = train.resolve(run.config)
-        about, device = cfg.data, torch.device(cfg.device.value)
-        data = _data(about.name, about.source, about.root, about.path, about.val_fraction, device)
-        self.cfg, self.data, self.network = inference.restore(run, data)
+        self.cfg, self.data, self.network = inference.restore(run)
         self.network.eval()
         self.first_norm: Any = next(iter(self.network.norms.values()))
 
@@ -66,11 +62,6 @@ class Opened:
         """Of the network, on ``split`` shaded as ``data`` says (None: as the run's own evaluation)."""
         cfg = replace(self.cfg, data=data or self.cfg.data)
         return train.measure(self.network, self.data, split, cfg, batch_size)[1]
-
-
-@lru_cache(maxsize=3)  # a process measures many networks on the same images
-def _data(name: str, source: Source, root: str, path: str | None, val_fraction: float, device: torch.device) -> Dataset:
-    return load(Data(name=name, source=source, root=root, path=path, val_fraction=val_fraction), device)
 
 
 def whole(x: Tensor, size: int) -> tuple[Tensor, ...]:

@@ -21,14 +21,14 @@ if TYPE_CHECKING:
 
 NAMES = {"mnist": "MNIST", "mnist5k": "MNIST-5k", "fashion_mnist": "Fashion-MNIST", "cifar10": "CIFAR-10"}
 WHERE = {
-    "nobn": ("none", "none"),
-    "bn": ("channel", "channel"),
-    "convbn": ("location", "channel"),
-    "adaptive": ("window", "channel"),
-    "peractivationbn": ("location", "location"),
-    "locationaffinebn": ("channel", "location"),
+    "nobn": {"statistics": "none", "gamma and beta": "none"},
+    "bn": {"statistics": "channel", "gamma and beta": "channel"},
+    "convbn": {"statistics": "location", "gamma and beta": "channel"},
+    "adaptive": {"statistics": "window", "gamma and beta": "channel"},
+    "peractivationbn": {"statistics": "location", "gamma and beta": "location"},
+    "locationaffinebn": {"statistics": "channel", "gamma and beta": "location"},
 }
-"""Of each variant: where the statistics are, and where gamma and beta."""
+"""Of each variant: what the numbers are kept by."""
 LOOK = looks(list(WHERE))
 CELLS = ["bn", "convbn", "peractivationbn", "locationaffinebn"]  # of the 2 x 2 table
 LIGHTS = ("plain", "static", "frames")
@@ -97,9 +97,8 @@ def cells(r: Results, s: Settings) -> list[Row]:
     rows = []
     for row in arms(r, "table", ("dataset", "variant"), columns):
         arm: Row = {"dataset": row["dataset"], "variant": row["variant"]}
-        where = {"statistics": WHERE[row["variant"]][0], "gamma and beta": WHERE[row["variant"]][1]}
         sizes = {name: next(map(int, values.at(**arm)), None) for name, values in counts.items()}
-        rows.append(arm | where | {"diverged": int(sum(diverged.at(**arm)))} | row | sizes)
+        rows.append(arm | WHERE[row["variant"]] | {"diverged": int(sum(diverged.at(**arm)))} | row | sizes)
     return rows
 
 
@@ -116,11 +115,10 @@ def effects(r: Results, s: Settings) -> list[Row]:
         "interaction": d - c - (b - a),
     }
     rows: list[Row] = []
-    for dataset in found.levels("dataset"):
-        for effect, values in of.items():
-            points = values.at(dataset=dataset)
-            row = {"dataset": dataset, "effect": effect, "points": points.interval()}
-            rows.append(row | {"p": p_value(list(points.seeds.values()))})
+    for dataset, effect in product(found.levels("dataset"), of):
+        points = of[effect].at(dataset=dataset)
+        row = {"dataset": dataset, "effect": effect, "points": points.interval()}
+        rows.append(row | {"p": p_value(list(points.seeds.values()))})
     rejected = holm({str(place): row["p"] for place, row in enumerate(rows)})
     return [row | {"significant": "yes" if rejected[str(place)] else "no"} for place, row in enumerate(rows)]
 
@@ -133,8 +131,7 @@ def horizon(r: Results, s: Settings) -> list[Row]:
     """
     columns = {"test accuracy": accuracy(r, "horizon")}
     for what, layer, side in product(("active", "switching"), "12", ("above", "below")):
-        share = measured(r, "horizon", f"{what} {side} {layer}", x="own")
-        columns[f"{what} {side}, layer {layer}"] = 100 * share
+        columns[f"{what} {side}, layer {layer}"] = 100 * measured(r, "horizon", f"{what} {side} {layer}", x="own")
     return arms(r, "horizon", ("dataset", "light", "variant"), columns)
 
 
@@ -152,11 +149,8 @@ def window(r: Results, s: Settings) -> list[Row]:
     """
     distances = {end: measured(r, "window", f"to {end}", variant="bn").intervals("x") for end in ("local", "channel")}
     return [
-        {
-            "variant": variant,
-            "window": kernel and ("whole map" if kernel > 100 else f"{kernel} x {kernel}"),
-            "test accuracy": accuracy(r, "window", variant=variant, kernel=kernel).interval(),
-        }
+        {"variant": variant, "window": kernel and ("whole map" if kernel > 100 else f"{kernel} x {kernel}")}
+        | {"test accuracy": accuracy(r, "window", variant=variant, kernel=kernel).interval()}
         | {f"distance to {end}": intervals.get(kernel) for end, intervals in distances.items()}
         for variant, kernel in [("convbn", None), *(("adaptive", each) for each in s.window.kernels), ("bn", None)]
         if distances["local"]
@@ -187,8 +181,7 @@ def batch_size(r: Results, s: Settings) -> list[Row]:
         "with the batch's own statistics": 100 * measured(r, "batch", "accuracy", x="batch"),
         "gap": measured(r, "batch", "gap").mean("x"),  # each is measured at its own size
     }
-    rows = arms(r, "batch", ("batch_size", "variant"), columns)
-    rows.sort(key=lambda row: (row["batch_size"], row["variant"]))
+    rows = sorted(arms(r, "batch", ("batch_size", "variant"), columns), key=lambda row: row["batch_size"])
     return [{"batch size": row.pop("batch_size")} | row for row in rows]
 
 
@@ -196,7 +189,7 @@ def sizes(r: Results, s: Settings) -> list[Row]:
     """Numbers that a norm keeps for a map of 6 x 24 x 24, and whether it takes a map of another size."""
     takes, counts = checked(r, "L5", "takes"), {name: checked(r, "L1", name) for name in ("parameters", "buffers")}
     return [
-        {"variant": variant, "statistics": WHERE[variant][0], "gamma and beta": WHERE[variant][1]}
+        {"variant": variant, **WHERE[variant]}
         | {name: values.at(x=variant).only() for name, values in counts.items()}
         | {"takes other sizes": "yes" if takes.at(x=variant).only() else "no"}
         for variant in takes.levels("x")
@@ -206,9 +199,8 @@ def sizes(r: Results, s: Settings) -> list[Row]:
 def bessel(r: Results, s: Settings) -> list[Row]:
     """The factor from a batch's variance to the running one, for n values: the source's, the unbiased one, and ours."""
     found = {name: checked(r, "L9", name) for name in ("source", "unbiased", "ours")}
-    return [
-        {"n": n} | {name: values.at(x=n).only() for name, values in found.items()} for n in found["source"].levels("x")
-    ]
+    rows = found["source"].levels("x")
+    return [{"n": n} | {name: values.at(x=n).only() for name, values in found.items()} for n in rows]
 
 
 # --- figures ---
@@ -358,13 +350,12 @@ def _sweep(panel: dict[str, Values], factor: str, levels: Sequence[float]) -> Fi
     for between in axes[1:-1]:
         zero(between)
     look = {variant: LOOK[variant] for variant in ("bn", "convbn")}
-    for each, values in zip(axes, panel.values(), strict=True):
+    for each, (label, values) in zip(axes, panel.items(), strict=True):
         lines(each, values, factor, "variant", look, bars=True, log=each is axes[-1])
-    axes[-1].set_yscale("log")
-    _within_percent(axes[0])
-    for each, label in zip(axes, panel, strict=True):
         _log(each, levels)
         each.set(xlabel=factor.replace("_", " "), ylabel=label)
+    axes[-1].set_yscale("log")
+    _within_percent(axes[0])
     legend(figure, of=axes[0])
     return figure
 

@@ -17,13 +17,11 @@ from bnrepro.config import run_dir
 from bnrepro.config.schema import Config
 from bnrepro.data.dataset import derive_seed
 from bnrepro.errors import UserError
+from bnrepro.experiments import placement
 from bnrepro.norm import NORMS, NormOptions, reestimate_statistics
 from bnrepro.norm.function import batch_norm
-from bnrepro.norm.oracle import batch_norm_forward
 from bnrepro.norm.statistics import batch_statistics
 from bnrepro.runs.record import Run, Status
-from bnrepro.training import evaluation as inference
-from bnrepro.training import train
 from bnrepro.training.model import Network
 from bnrepro.training.train import trainer_of
 
@@ -228,15 +226,8 @@ def race(
 
 @measure("ioffe2015/fit")
 def fit(run: Run, seed: int) -> list[Row]:
-    """Loss and accuracy on the training and the test set in eval mode, and the gap of the losses, test - training.
-
-    The training loss in metrics.csv is no measure of fit here: it is that of the batches' own noisy statistics.
-    """
-    cfg, data, network = inference.restore(run)
-    found = {name: train.measure(network, data, getattr(data, name), cfg) for name in ("train", "test")}
-    rows = [row(f"{name}_loss", loss) for name, (loss, _) in found.items()]
-    rows += [row(f"{name}_accuracy", accuracy) for name, (_, accuracy) in found.items()]
-    return [*rows, row("gap", found["test"][0] - found["train"][0])]
+    """Loss and accuracy on both sets in eval mode, and the gap of the losses."""
+    return placement.fit.function(run, seed)
 
 
 # --- identities, in float64 ---
@@ -309,15 +300,10 @@ def changes_by_scale(seed: int, eps: float, scales: list[float]) -> list[Row]:
 @measure("ioffe2015/channels")
 @torch.no_grad()
 def channels(seed: int, batch: int, channels: int, height: int, width: int) -> list[Row]:
-    """I3. How many numbers each parameter and statistic holds (``size``), and the largest difference between the output
-    and NumPy's with statistics per map (``error``).
-    """
+    """I3. Numbers in each parameter and statistic (``size``), and the output against NumPy's per map (``error``)."""
     x = 2 * _drawer(seed, "channels")(batch, channels, height, width) - 1
     layer = NORMS["bn"](channels, (height, width), options=NormOptions(eps=EPS)).double()
-    tensors = [*layer.parameters(), *(b for b in layer.buffers() if b.is_floating_point())]
-    want = torch.from_numpy(batch_norm_forward(x.numpy(), None, None, (0, 2, 3), EPS)[0])
-    sizes = [row("size", tensor.numel(), f"tensor {place}") for place, tensor in enumerate(tensors)]
-    return [*sizes, row("error", (layer(x) - want).abs().max(), "per channel")]
+    return placement.sizes_and_errors(x, layer, {"per channel": (0, 2, 3)})
 
 
 @measure("ioffe2015/effective_batch")

@@ -59,6 +59,11 @@ def total(values: Iterable[float]) -> Values:
     return Values((), {((), 0): fmean(found)} if found else {})
 
 
+def share_above_0(units: Values) -> Values:
+    """Of the units, in percent."""
+    return units.map(lambda value: 100.0 * (value > 0)).mean()
+
+
 def filled(values: Values, others: Values, by: float) -> Values:
     """``values``, and ``by`` where only ``others`` has one: for networks that diverged."""
     return Values(others.factors or values.factors, {**dict.fromkeys(others.data, by), **values.data})
@@ -121,28 +126,25 @@ def figure3(r: Results, s: Settings) -> list[Row]:
     )
     best, taken = curves.max("x"), race_steps(r, s)
     reached = (best - best.at(arm="Baseline")).where(lambda gap: gap >= 0)
-    rows = []
-    for arm in ARMS:
-        there = reached.at(arm=arm)
-        own = Values((), {key: steps for key, steps in taken.at(arm=arm).data.items() if key in there.data})
-        reported, highest = REPORTED.get(arm, (None, None))
-        rows.append(
-            {
-                "model": arm,
-                "rate": next(iter(rates.at(arm=arm)), None),
-                "steps to the baseline's best": own.interval(),
-                "seeds that reached it": len(there),
-                "seeds": len(rates.at(arm=arm)),
-                "diverged": len(lost.at(arm=arm)),
-                "times as fast": (taken.at(arm="Baseline") / own).interval(),
-                "best validation accuracy, %": best.at(arm=arm).interval(),
-                "test accuracy, %": ends.at(arm=arm).interval(),
-                "paper: steps to 72.2%": reported,
-                "paper: times as fast": round(BASELINE_STEPS / reported, 2) if reported else None,
-                "paper: max accuracy, %": highest,
-            }
-        )
-    return rows
+    own = Values(taken.factors, {key: steps for key, steps in taken.data.items() if key in reached.data})
+    return [
+        {
+            "model": arm,
+            "rate": next(iter(rates.at(arm=arm)), None),
+            "steps to the baseline's best": own.at(arm=arm).interval(),
+            "seeds that reached it": len(own.at(arm=arm)),
+            "seeds": len(rates.at(arm=arm)),
+            "diverged": len(lost.at(arm=arm)),
+            "times as fast": (taken.at(arm="Baseline") / own.at(arm=arm)).interval(),
+            "best validation accuracy, %": best.at(arm=arm).interval(),
+            "test accuracy, %": ends.at(arm=arm).interval(),
+            "paper: steps to 72.2%": reported,
+            "paper: times as fast": round(BASELINE_STEPS / reported, 2) if reported else None,
+            "paper: max accuracy, %": highest,
+        }
+        for arm in ARMS
+        for reported, highest in [REPORTED.get(arm, (None, None))]
+    ]
 
 
 def figure1a(r: Results, s: Settings) -> list[Row]:
@@ -166,7 +168,7 @@ def units(r: Results, s: Settings) -> list[Row]:
             f"unit {UNIT}": ratios.at(x=UNIT).interval(),
             "mean of all units": ratios.mean().interval(),
             "median unit": ratios.reduce(median).interval(),
-            "units with less drift with BN, %": ratios.map(lambda ratio: 100.0 * (ratio > 0)).mean().interval(),
+            "units with less drift with BN, %": share_above_0(ratios).interval(),
         }
         for kind, ratios in drift_ratios(r).items()
     ]
@@ -179,9 +181,9 @@ def choices(r: Results, s: Settings) -> list[Row]:
         for variant, grid in choice_accuracies(r, part).by("variant").items():
             found = {cell: fmean(values) for cell, values in grid.by("rate", "deviation").items()}
             for (rate, deviation), accuracy in found.items():
-                row: Row = {"for": name, "variant": variant, "rate": rate, "standard deviation": deviation}
-                row |= {"validation accuracy, %": 100 * accuracy, "runs": s.choosing_seeds}
-                rows.append(row | {"chosen": accuracy == max(found.values())})
+                cell: Row = {"for": name, "variant": variant, "rate": rate, "standard deviation": deviation}
+                cell |= {"validation accuracy, %": 100 * accuracy, "runs": s.choosing_seeds}
+                rows.append(cell | {"chosen": accuracy == max(found.values())})
     return rows
 
 
@@ -204,18 +206,17 @@ def regularisation(r: Results, s: Settings) -> list[Row]:
     """Dropout before the last layer, and batches that are drawn anew or always hold the same images; losses in eval
     mode.
     """
+    names = {"train_loss": "training loss", "test_loss": "test loss"}
+    drawn = {name: r.measured(quantity, part="dropout") for quantity, name in names.items()}
+    drawn["test accuracy, %"] = r.test_accuracy(part="dropout")
+    fixed = r.test_accuracy(part="shuffle", fixed=True).intervals("variant")
     rows: list[Row] = []
-    accuracy = "test accuracy, %"
     for variant in WITH:
         for amount in s.dropout_amounts:
-            who: Row = {"part": "dropout", "variant": variant, "amount": amount}
-            row: Row = {"variant": variant, "dropout": amount, "batches": "drawn anew"}
-            for column, name in (("train_loss", "training loss"), ("test_loss", "test loss")):
-                row[name] = r.measured(column, **who).interval()
-            rows.append(row | {accuracy: r.test_accuracy(**who).interval()})
-        row = {**dict.fromkeys(rows[-1]), "variant": variant, "dropout": 0.0, "batches": "the same images"}
-        fixed = r.test_accuracy(part="shuffle", variant=variant, fixed=True)
-        rows.append(row | {accuracy: fixed.interval()})
+            found = {name: values.at(variant=variant, amount=amount).interval() for name, values in drawn.items()}
+            rows.append({"variant": variant, "dropout": amount, "batches": "drawn anew", **found})
+        same = {"dropout": 0.0, "batches": "the same images", "test accuracy, %": fixed.get(variant)}
+        rows.append({**dict.fromkeys(rows[-1]), "variant": variant, **same})
     return rows
 
 
