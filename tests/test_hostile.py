@@ -44,7 +44,7 @@ from bnrepro.errors import UserError
 from bnrepro.launch import sweep
 from bnrepro.report import compare, report
 from bnrepro.report.page import inline
-from bnrepro.runs import checkpoint, record
+from bnrepro.runs import checkpoint, record, tables
 from bnrepro.stats import Interval
 from bnrepro.system import reading as stored
 from bnrepro.training import train
@@ -817,9 +817,9 @@ def test_every_text_of_the_results_is_escaped(results: Path) -> None:
     for file in (folder / "tables").iterdir():
         rows = [
             {f"{k}{EVIL}": EVIL + v if isinstance(v, str) else v for k, v in row.items()}
-            for row in records.read_rows(file)
+            for row in tables.read_rows(file)
         ]
-        records.write_rows(file, rows)
+        tables.write_rows(file, rows)
     told, markdown, page = report.write(results)
     assert json.loads(told.read_text(encoding="utf-8")) == evil_claims
     read = _harmless(page.read_text(encoding="utf-8"))

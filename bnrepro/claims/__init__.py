@@ -3,7 +3,7 @@
 from bnrepro.claims.evidence import Evidence, equal, exact, greater, less, not_lower, not_testable
 from bnrepro.claims.paper import Design, Measure, Paper, Preset, measure, row
 from bnrepro.claims.results import Results, Row
-from bnrepro.claims.values import Values
+from bnrepro.stats import Values
 
 __all__ = [
     "Design",

@@ -13,11 +13,12 @@ from bnrepro.claims import judging
 from bnrepro.claims.evidence import Verdict
 from bnrepro.claims.judging import Judged
 from bnrepro.claims.paper import Kind, Paper, Scale
-from bnrepro.claims.records import CAPTIONS, Records, plain, read, read_rows, write_rows
+from bnrepro.claims.records import CAPTIONS, Records, read
 from bnrepro.claims.results import Row
 from bnrepro.config import digits_of, unreadable
 from bnrepro.errors import UserError, in_brackets
 from bnrepro.runs import record
+from bnrepro.runs.tables import plain, read_rows, write_rows
 from bnrepro.stats import Interval
 from bnrepro.system import reading as stored
 from bnrepro.system.output import only_shown, shown

@@ -32,8 +32,7 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Literal
 
-from bnrepro.claims.values import Values, log
-from bnrepro.stats import Interval, equivalence, holm, p_value, t_interval
+from bnrepro.stats import Interval, Values, equivalence, holm, log, p_value, t_interval
 
 ALPHA = 0.05
 

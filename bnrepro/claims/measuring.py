@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from bnrepro.claims.paper import Probe
-from bnrepro.claims.records import Data, plain
+from bnrepro.claims.records import Data
 from bnrepro.config import config_hash, digits_of, unreadable
 from bnrepro.config.schema import Config
 from bnrepro.data.dataset import load
@@ -21,6 +21,7 @@ from bnrepro.errors import UserError, reason
 from bnrepro.launch.parallel import Report, map_all
 from bnrepro.runs import provenance, record
 from bnrepro.runs.record import Status, run_of
+from bnrepro.runs.tables import plain
 from bnrepro.system.reading import read_json
 
 

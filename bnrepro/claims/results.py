@@ -6,11 +6,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from bnrepro.claims.values import Values
 from bnrepro.runs.record import COLUMNS
+from bnrepro.runs.tables import Row as Row
+from bnrepro.stats import Values
 
-Row = dict[str, Any]
-"""A row of a table of records, or a measured value as `bnrepro.claims.Measure` returns it."""
 RUN_COLUMNS = (
     *("variant", "seed", "status", "test_accuracy", "test_loss", "val_accuracy", "val_loss"),
     *("train_accuracy", "train_loss", "steps", "diverged_at_step", "parameters", "buffers", "threads", "seconds"),

@@ -6,8 +6,7 @@ import math
 from collections.abc import Sequence
 
 from bnrepro.claims.evidence import Effect, Evidence, Judgement, Rule, State, Verdict
-from bnrepro.claims.values import log
-from bnrepro.stats import Interval, t_quantile
+from bnrepro.stats import Interval, log, t_quantile
 
 ANSWERS = {
     Verdict.reproduced: "Yes",

@@ -23,7 +23,8 @@ from torch import Tensor, nn
 
 from bnrepro.claims import Design, Evidence, Paper, Preset, Results, Row, Values, measure, row
 from bnrepro.claims.evidence import equal, greater, not_testable
-from bnrepro.claims.plots import GREY, ends, legend, lines, looks, panels, ticks
+from bnrepro.plots.panels import ends, legend, lines, looks, panels, ticks
+from bnrepro.plots.style import GREY
 from bnrepro.runs import checkpoint, record
 from bnrepro.runs.record import Run
 from bnrepro.training.freezing import freeze_parameters, norms

@@ -28,13 +28,13 @@ from torch.nn import functional as F
 
 from bnrepro.claims import Design, Evidence, Paper, Preset, Results, Row, Values, measure, row
 from bnrepro.claims.evidence import equal, exact, greater, not_testable
-from bnrepro.claims.plots import curve, legend, looks, panels
 from bnrepro.config import load_config
 from bnrepro.data.dataset import Dataset, derive_seed
 from bnrepro.experiments.vanlaarhoven2017.measurements import step
 from bnrepro.norm import NORMS, NormOptions
 from bnrepro.norm.oracle import batch_norm_forward
 from bnrepro.plots import style as figures
+from bnrepro.plots.panels import curve, legend, looks, panels
 from bnrepro.training.model import build, norm_of, weighted_layers
 from bnrepro.training.train import Trainer
 

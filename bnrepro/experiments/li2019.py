@@ -25,10 +25,10 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from bnrepro.claims import Design, Evidence, Paper, Preset, Results, Row, Values, greater, measure, not_lower, row
-from bnrepro.claims.plots import legend, lines, looks, panels, same_limits, ticks, zero
 from bnrepro.config import load_config
 from bnrepro.data.dataset import eval_batches
 from bnrepro.norm import reestimate_statistics
+from bnrepro.plots.panels import legend, lines, looks, panels, same_limits, ticks, zero
 from bnrepro.plots.style import log_ticks
 from bnrepro.runs.record import Run
 from bnrepro.training import evaluation as inference

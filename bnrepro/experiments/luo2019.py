@@ -29,11 +29,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from bnrepro.claims import Design, Evidence, Paper, Preset, Results, Row, Values, equal, measure, not_testable, row
-from bnrepro.claims.plots import BLACK, GREY, Look, legend, lines, looks, panels, ticks
 from bnrepro.data.dataset import Split, derive_seed
 from bnrepro.norm import reestimate_statistics
 from bnrepro.norm.statistics import batch_statistics, tracking_layers
 from bnrepro.plots import style as figures
+from bnrepro.plots.panels import Look, legend, lines, looks, panels, ticks
 from bnrepro.runs.record import Run
 from bnrepro.training import evaluation as inference
 from bnrepro.training import train
@@ -262,10 +262,10 @@ def regularization(r: Results, s: Settings) -> Figure | None:
     if not of_batches or c is None:
         return None
     figure, (left, middle, right) = panels(3, height=2.7)
-    lines(left, of_batches, "x", look=Look(BLACK, "-", "o", "_"), log=True)
+    lines(left, of_batches, "x", look=Look(figures.BLACK, "-", "o", "_"), log=True)
     sizes = of_batches.levels("x")
     end = math.exp(of_batches.log().at(x=sizes[-1]).interval().mean)
-    left.plot(sizes, [end * sizes[-1] / size for size in sizes], color=GREY, linestyle="--", label="1 / M")
+    left.plot(sizes, [end * sizes[-1] / size for size in sizes], color=figures.GREY, linestyle="--", label="1 / M")
     left.set(yscale="log", title="penalty")
     names = {BN: figures.label(BN), PN: "population", "decayed": f"population, gamma decay {c:g} / M"}
     for axes, quantity, title in ((middle, "test_loss", "test loss"), (right, "gamma_squared", "mean gamma²")):

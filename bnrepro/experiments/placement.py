@@ -28,11 +28,11 @@ from torch import Tensor, nn
 
 from bnrepro.claims import Design, Evidence, Paper, Preset, Results, Row, Values, measure, row
 from bnrepro.claims.evidence import equal, exact, greater, less, not_lower
-from bnrepro.claims.plots import BLACK, Look, heat_map, legend, lines, looks, panels, ticks, zero
 from bnrepro.config import load_config
 from bnrepro.norm import NORMS, NormOptions
 from bnrepro.norm.oracle import batch_norm_forward
-from bnrepro.plots.style import COLUMN
+from bnrepro.plots.panels import Look, heat_map, legend, lines, looks, panels, ticks, zero
+from bnrepro.plots.style import BLACK, COLUMN
 from bnrepro.runs.record import Run
 from bnrepro.stats import holm, p_value
 from bnrepro.training import evaluation as inference

@@ -29,12 +29,12 @@ from torch import Tensor, nn
 
 from bnrepro.claims import Design, Evidence, Paper, Preset, Results, Row, Values, measure, row
 from bnrepro.claims.evidence import equal, greater, less, not_testable
-from bnrepro.claims.plots import curve, dots, legend, lines, looks, panels, ticks
 from bnrepro.config import load_config
 from bnrepro.data.dataset import Split, derive_seed
 from bnrepro.norm import NORMS, NormOptions
 from bnrepro.norm.statistics import batch_statistics
 from bnrepro.norm.variants import BatchRenorm
+from bnrepro.plots.panels import curve, dots, legend, lines, looks, panels, ticks
 from bnrepro.runs.record import Run
 from bnrepro.training import train
 from bnrepro.training.model import MakeNorm

@@ -28,10 +28,10 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from bnrepro.claims import Design, Evidence, Paper, Preset, Results, Row, Values, measure, row
 from bnrepro.claims.evidence import equal, greater, not_lower
-from bnrepro.claims.plots import dots, legend, lines, looks, panels, zero
 from bnrepro.data.dataset import Split, derive_seed
 from bnrepro.norm import reestimate_statistics
 from bnrepro.norm.statistics import batch_statistics, tracking_layers
+from bnrepro.plots.panels import dots, legend, lines, looks, panels, zero
 from bnrepro.plots.style import label
 from bnrepro.runs.record import Run
 from bnrepro.training import train

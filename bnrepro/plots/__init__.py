@@ -1,1 +1,1 @@
-"""How figures look."""
+"""How figures look, and what papers draw with."""

@@ -38,15 +38,18 @@ LONGEST = 40  # characters of a name
 
 
 # Okabe & Ito's palette, which colour-blind readers can tell apart; line styles say it again for print.
+PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")
+BLUE, VERMILLION, GREEN, PURPLE, SKY, ORANGE = PALETTE
+BLACK, GREY = "#000000", "#999999"
 STYLES: dict[str, tuple[str, Any]] = {
-    "nobn": ("#000000", (0, (1, 1))),
-    "bn": ("#0072B2", "-"),
-    "custombn": ("#E69F00", (0, (4, 2))),
-    "convbn": ("#D55E00", (0, (5, 1, 1, 1))),
+    "nobn": (BLACK, (0, (1, 1))),
+    "bn": (BLUE, "-"),
+    "custombn": (ORANGE, (0, (4, 2))),
+    "convbn": (VERMILLION, (0, (5, 1, 1, 1))),
 }
 
 
-SPARE = ("#009E73", "#CC79A7", "#56B4E9", "#999999")
+SPARE = (GREEN, PURPLE, SKY, GREY)
 
 
 LABELS = {

@@ -19,11 +19,12 @@ from bnrepro.claims.engine import DatasetLocations, Plan, execute, make_plan
 from bnrepro.claims.evidence import Verdict
 from bnrepro.claims.judging import Judged
 from bnrepro.claims.paper import Shown
-from bnrepro.claims.records import cost, find, from_cell, read, read_rows, there, to_cell, write_rows
+from bnrepro.claims.records import cost, find, read, there
 from bnrepro.config import digits_of, earlier_hash
 from bnrepro.config.schema import Config
 from bnrepro.errors import UserError, known_are
 from bnrepro.runs import record
+from bnrepro.runs.tables import from_cell, read_rows, to_cell, write_rows
 from tests.claims import made_up
 from tests.claims.conftest import Listed
 from tests.claims.made_up import Settings, curve, fails, images, nonsense, parameters, toys, varied

@@ -28,8 +28,9 @@ from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 from pydantic import BaseModel
 
 from bnrepro.claims import Design, Evidence, Paper, Preset, Results, Row, Values, equal, greater
-from bnrepro.claims.plots import GREY, as_high_as_lines, curve, legend, lines, looks, panels, ticks
 from bnrepro.experiments.bjorck2018 import measurements
+from bnrepro.plots.panels import as_high_as_lines, curve, legend, lines, looks, panels, ticks
+from bnrepro.plots.style import GREY
 
 RATES, START, DIVERGING = "rates", "start", "diverging"
 MLP = ("model=paper_mlp", "model.activation=relu", "model.init=he")

@@ -12,8 +12,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from bnrepro.claims import Results, Row, Values
-from bnrepro.claims.plots import curve, dots, legend, lines, looks, panels, ticks, zero
 from bnrepro.plots import style as figures
+from bnrepro.plots.panels import curve, dots, legend, lines, looks, panels, ticks, zero
 from bnrepro.stats import holm, p_value
 
 if TYPE_CHECKING:

@@ -12,8 +12,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator
 
 from bnrepro.claims import Results, Row, Values
-from bnrepro.claims.plots import curve, dots, legend, lines, looks, panels, same_limits, zero
 from bnrepro.experiments.ioffe2015.measurements import ARMS, NEAR, PERCENTILES, UNIT
+from bnrepro.plots.panels import curve, dots, legend, lines, looks, panels, same_limits, zero
 from bnrepro.plots.style import COLUMN, label
 from bnrepro.stats import Interval
 

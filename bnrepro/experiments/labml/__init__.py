@@ -24,9 +24,9 @@ from pydantic import BaseModel
 
 from bnrepro.claims import Design, Evidence, Paper, Preset, Results, Row, Values
 from bnrepro.claims.evidence import equal, exact, greater, not_testable
-from bnrepro.claims.plots import curve, legend, lines, looks, panels, zero
 from bnrepro.experiments.labml import measurements
 from bnrepro.experiments.labml.measurements import ONE_PASS
+from bnrepro.plots.panels import curve, legend, lines, looks, panels, zero
 from bnrepro.plots.style import label
 
 POINTS = "percentage points of test accuracy"

@@ -25,9 +25,10 @@ from matplotlib.figure import Figure
 
 from bnrepro.claims import Design, Evidence, Paper, Preset, Results, Row, Values
 from bnrepro.claims.evidence import equal, exact, greater, less, not_testable
-from bnrepro.claims.plots import GREY, curve, legend, lines, looks, panels
 from bnrepro.experiments.numpynet.layer import GRADIENTS
 from bnrepro.experiments.numpynet.measurements import identities, locations, own_test, training, wrong_gradient
+from bnrepro.plots.panels import curve, legend, lines, looks, panels
+from bnrepro.plots.style import GREY
 
 DATA = ("data=mnist5k",)
 TEXT = "NumPyNet's documentation, text: https://github.com/Nico-Curti/NumPyNet"

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from bnrepro.claims import Results, Row, Values
-from bnrepro.claims.plots import as_high_as_lines, legend, lines, looks, panels
+from bnrepro.plots.panels import as_high_as_lines, legend, lines, looks, panels
 from bnrepro.plots.style import COLUMN, label, log_ticks
 
 if TYPE_CHECKING:

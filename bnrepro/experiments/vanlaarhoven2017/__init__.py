@@ -27,9 +27,9 @@ from matplotlib.ticker import MaxNLocator
 from pydantic import BaseModel
 
 from bnrepro.claims import Design, Evidence, Paper, Preset, Results, Row, Values, equal, exact, greater
-from bnrepro.claims.plots import heat_map, legend, lines, looks, panels
 from bnrepro.experiments.vanlaarhoven2017 import measurements
 from bnrepro.experiments.vanlaarhoven2017.measurements import CORRECTED, OFF, ON, REVERSE
+from bnrepro.plots.panels import heat_map, legend, lines, looks, panels
 from bnrepro.plots.style import log_ticks
 from bnrepro.stats import Interval
 

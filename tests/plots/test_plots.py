@@ -5,7 +5,7 @@ from __future__ import annotations
 from matplotlib.figure import Figure
 
 from bnrepro.claims import Values
-from bnrepro.claims.plots import DOTTED, heat_map, lines, looks, panels
+from bnrepro.plots.panels import DOTTED, heat_map, lines, looks, panels
 from bnrepro.plots.style import STYLES
 from bnrepro.stats import Interval, t_interval
 

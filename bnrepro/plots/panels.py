@@ -15,13 +15,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
-from bnrepro.claims.values import Values
 from bnrepro.plots import style as figures
-from bnrepro.stats import Interval
+from bnrepro.plots.style import BLACK, GREY
+from bnrepro.stats import Interval, Values
 
-GREY, BLACK = "#999999", "#000000"
-# Okabe & Ito's palette; line styles and markers say it again for print and for colour-blind readers.
-_COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")
 DOTTED = (0, (1, 1))
 _DASHES: tuple[Any, ...] = ("-", (0, (4, 2)), (0, (5, 1, 1, 1)), DOTTED, (0, (6, 1.5, 1, 1.5, 1, 1.5)))
 _MARKERS = ("o", "s", "^", "v", "D", "P")
@@ -48,7 +45,7 @@ def looks(levels: Sequence[Hashable] | Mapping[Any, str]) -> dict[Any, Look]:
     fixed |= {level: Look(BLACK, DOTTED, "x", names[level]) for level in NONE if level in names and level not in fixed}
     colors, dashes, markers = (
         [each for each in every if each not in {look[place] for look in fixed.values()}]
-        for place, every in enumerate((_COLORS, _DASHES, _MARKERS))
+        for place, every in enumerate((figures.PALETTE, _DASHES, _MARKERS))
     )
     if len(dashes) < 3:  # colours tell them apart
         dashes += [each for each in _DASHES if each not in (*dashes, DOTTED)]

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 from matplotlib.figure import Figure
 
-from bnrepro.claims.plots import dots, looks
-from bnrepro.claims.values import Values
+from bnrepro.plots.panels import dots, looks
+from bnrepro.stats import Values
 
 
 def test_dots_stand_side_by_side_in_their_category() -> None:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from statistics import fmean
 from typing import Any
 
-from bnrepro.stats import Interval, t_interval
+from bnrepro.stats.intervals import Interval, t_interval
 
 Label = tuple[Any, ...]
 

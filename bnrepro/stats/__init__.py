@@ -1,0 +1,30 @@
+"""Statistics over seeds: numbers labelled by factors and seed, intervals and tests."""
+
+from bnrepro.stats.intervals import (
+    Alternative,
+    Equivalence,
+    Interval,
+    bootstrap_interval,
+    equivalence,
+    holm,
+    p_value,
+    paired,
+    t_interval,
+    t_quantile,
+)
+from bnrepro.stats.values import Values, log
+
+__all__ = [
+    "Alternative",
+    "Equivalence",
+    "Interval",
+    "Values",
+    "bootstrap_interval",
+    "equivalence",
+    "holm",
+    "log",
+    "p_value",
+    "paired",
+    "t_interval",
+    "t_quantile",
+]
