@@ -407,14 +407,6 @@ class Paper(Generic[S]):
                 raise
             raise UserError(f"{self.file}: {what} fails: {user_files.where(error, self.file)}") from error
 
-    def arms(self, settings: S) -> list[Arm]:
-        """The runs."""
-        return self.designed(settings).arms
-
-    def probes(self, settings: S) -> list[Probe]:
-        """The measurements."""
-        return self.designed(settings).probes
-
     def directory(self, out: Path, preset: str | None = None) -> Path:
         """Folder of the results: ``<name>`` for ``full``, ``<name>/<preset>`` for the others.
 

@@ -19,7 +19,7 @@ TINY = [*SMOKE.common, *SMOKE.networks["6 layers"].overrides]
 
 
 def test_arms_are_what_their_factors_say_and_differ_in_nothing_else() -> None:
-    made = paper.arms(SETTINGS)
+    made = paper.designed(SETTINGS).arms
     assert len(made) == 5 * 9 * 2 * 5
     for arm in made:
         assert arm.config.variant == arm.factors["variant"] and arm.config.optimizer.lr == arm.factors["rate"]
@@ -33,7 +33,7 @@ def test_arms_are_what_their_factors_say_and_differ_in_nothing_else() -> None:
         if a.factors["network"] == "24 layers"
     }
     assert len(same) == 1
-    few = {a.factors["rate"] for a in paper.arms(paper.settings("quick")) if a.config.model.name == "resnet20"}
+    few = {a.factors["rate"] for a in paper.designed(paper.settings("quick")).arms if a.config.model.name == "resnet20"}
     assert few == {0.01, 0.1, 1.0}  # a network's own rates
 
 

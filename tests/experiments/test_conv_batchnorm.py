@@ -247,7 +247,7 @@ def test_window_leads_from_local_to_channel_statistics(trained: dict[str, Run]) 
 
 @pytest.mark.parametrize("preset", paper.presets)
 def test_arms_are_as_the_parts_say(preset: str) -> None:
-    grid = paper.arms(paper.settings(preset))
+    grid = paper.designed(paper.settings(preset)).arms
     shades = {"plain": (1, False), "static": (0.25, False), "frames": (0.25, True)}
     for arm in grid:
         norm, data = arm.config.norm, arm.config.data

@@ -15,7 +15,7 @@ SMOKE = paper.settings("smoke")
 
 def test_arms_are_as_in_the_sources_code() -> None:
     settings = SMOKE.model_copy(update={"common": ["data=mnist5k"], "depths": [2], "seeds": 1})
-    arms = paper.arms(settings)
+    arms = paper.designed(settings).arms
     assert [(a.part, a.factors["trained"]) for a in arms] == [(p, t) for p in ("depth", "width") for t in TRAINED]
     for arm in arms:
         cfg = arm.config

@@ -38,8 +38,8 @@ def values(rows: Rows, quantity: str) -> dict[Any, float]:
 @pytest.mark.parametrize("preset", paper.presets)
 def test_what_chooses_is_found_from_a_run_that_does_not_diverge(preset: str) -> None:
     s = paper.settings(preset)
-    runs = [arm.config for arm in paper.arms(s)]
-    probes = [probe for probe in paper.probes(s) if probe.config]
+    runs = [arm.config for arm in paper.designed(s).arms]
+    probes = [probe for probe in paper.designed(s).probes if probe.config]
     assert all(probe.config in runs for probe in probes)
     for part, grid in (("figure1", s.figure1), ("speed", s.speed)):
         assert {p.config.optimizer.lr for p in probes if p.config and p.part == part} == {min(grid.rates)}
@@ -49,7 +49,7 @@ def test_what_chooses_is_found_from_a_run_that_does_not_diverge(preset: str) -> 
 
 def test_figure_1_in_full_is_the_papers() -> None:
     assert FULL.figure1.steps == 50_000
-    for arm in (a for a in paper.arms(FULL) if a.part == "figure1_choice"):
+    for arm in (a for a in paper.designed(FULL).arms if a.part == "figure1_choice"):
         cfg = arm.config
         assert (cfg.data.name, cfg.data.binarize, cfg.batch_size) == ("mnist", True, 60)
         assert (cfg.optimizer.name, cfg.optimizer.momentum, cfg.schedule.name) == ("sgd", 0, "constant")
@@ -78,7 +78,7 @@ def test_arms_of_the_race_have_the_papers_multiples() -> None:
 
 
 def test_only_the_batches_differ_where_shuffling_is_the_question() -> None:
-    made = paper.arms(SMOKE)
+    made = paper.designed(SMOKE).arms
     fixed, anew = (
         [a.config for a in made if a.part == "shuffle" and a.factors["fixed"] is kept] for kept in (True, False)
     )

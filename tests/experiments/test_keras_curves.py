@@ -31,7 +31,9 @@ from bnrepro.training.model import build, norm_of
 
 SETTINGS = paper.settings("full")
 CONFIGS: dict[tuple[str, str], Config] = {
-    (arm.factors["arm"], arm.factors["flips"]): arm.config for arm in paper.arms(SETTINGS) if arm.config.seed == 0
+    (arm.factors["arm"], arm.factors["flips"]): arm.config
+    for arm in paper.designed(SETTINGS).arms
+    if arm.config.seed == 0
 }
 
 

@@ -95,7 +95,7 @@ def test_share_of_a_normal_distribution() -> None:
 @pytest.mark.parametrize("preset", paper.presets)
 def test_runs_are_the_sources(preset: str) -> None:
     chosen = paper.settings(preset)
-    arms = paper.arms(chosen)
+    arms = paper.designed(chosen).arms
     for arm in arms:
         cfg = arm.config
         assert (cfg.optimizer.name, cfg.batch_size, cfg.variant) == ("adam", 64, arm.factors["variant"])
@@ -104,11 +104,11 @@ def test_runs_are_the_sources(preset: str) -> None:
         expected = (2.5e-4, 4, True) if of_cifar else (1e-3, 0, False)
         assert (cfg.optimizer.lr, cfg.data.crop, cfg.data.flip) == expected
     runs = [arm.config for arm in arms]
-    assert all(probe.config in runs for probe in paper.probes(chosen) if probe.config)
+    assert all(probe.config in runs for probe in paper.designed(chosen).probes if probe.config)
 
 
 def test_full_is_the_sources_mnist_network() -> None:
-    mnist = [arm.config for arm in paper.arms(paper.settings("full")) if arm.factors.get("network") == "mnist"]
+    mnist = [arm.config for arm in paper.designed(paper.settings("full")).arms if arm.factors.get("network") == "mnist"]
     assert {(c.data.name, c.model.name, c.model.width) for c in mnist} == {("mnist", "labml_cnn", 1.0)}
 
 

@@ -18,7 +18,7 @@ SETTINGS, SMOKE = paper.settings("full"), paper.settings("smoke")
 
 
 def test_dropout_stands_where_the_factor_says() -> None:
-    made = [arm for arm in paper.arms(SETTINGS) if arm.config.seed == 0]
+    made = [arm for arm in paper.designed(SETTINGS).arms if arm.config.seed == 0]
     assert len(made) == 1 + 3 * 3 + 2
     for arm in made:
         cfg = arm.config

@@ -30,7 +30,7 @@ from bnrepro.training.train import trainer_of
 
 
 def test_each_size_has_batch_and_population_normalization_on_one_configuration() -> None:
-    probes = [p for p in paper.probes(paper.settings("smoke")) if p.part == TRAINING and p.seed == 0]
+    probes = [p for p in paper.designed(paper.settings("smoke")).probes if p.part == TRAINING and p.seed == 0]
     kinds = {(p.factors["kind"], p.factors["size"], p.factors["decay"]): p for p in probes}
     assert set(kinds) == {(BN, m, 0.0) for m in (10, 40)} | {(PN, m, c) for m in (10, 40) for c in (0.0, 0.01)}
     for (kind, size, decay), probe in kinds.items():

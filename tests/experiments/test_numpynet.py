@@ -29,7 +29,7 @@ def digits_5k() -> Dataset:
 def measured(data: Dataset, **changed: int) -> Results:
     """The records of `SETTINGS` with some changed, measured here."""
     rows = []
-    for probe in paper.probes(SETTINGS.model_copy(update=changed)):
+    for probe in paper.designed(SETTINGS.model_copy(update=changed)).probes:
         given = {"data": data} if probe.data else {}
         for row in probe.measure.function(seed=probe.seed, **given, **probe.arguments):
             rows.append({"part": probe.part, **probe.factors, "seed": probe.seed, **row})

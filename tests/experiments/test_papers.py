@@ -57,7 +57,7 @@ def test_its_presets_fit_and_its_design_has_each_arm_once(name: str) -> None:
     for preset in paper.presets:
         settings = paper.settings(preset)
         seeds.append(settings.seeds)
-        design = paper._design(settings)
+        design = paper.designed(settings)
         assert design.arms or design.probes
         arms = [(arm.part, str(sorted(arm.factors.items())), arm.config.seed) for arm in design.arms]
         assert len(set(arms)) == len(arms)
@@ -82,6 +82,7 @@ def test_its_answers_can_be_read(name: str) -> None:
     for each in judged(PAPERS[name], *committed(name)):
         row = each.as_row(name)
         assert len(row["answer"].split()) <= 25, row["answer"]
+        assert each.evidence.effects or each.verdict is Verdict.not_testable, f"{each.claim.id} reads nothing"
         assert "{" not in each.found and "nan" not in each.found, each.found
         if each.claim.kind == "empirical" and each.evidence.effects:
             rules = [effect.rule for effect in each.evidence.effects if effect.rule.name != "exact"]

@@ -39,7 +39,7 @@ BN = nn.modules.batchnorm._BatchNorm
 
 @pytest.fixture(scope="module")
 def grid() -> list[Arm]:
-    return [arm for arm in paper.arms(SETTINGS) if arm.config.seed == 0]
+    return [arm for arm in paper.designed(SETTINGS).arms if arm.config.seed == 0]
 
 
 def leaves(arm: Arm) -> list[nn.Module]:
@@ -94,7 +94,7 @@ def test_ghost_batches_are_those_of_their_factor_and_all_are_measured(grid: list
     for arm in ghosts:
         sizes = {m.ghost_size for m in leaves(arm) if isinstance(m, GhostBatchNorm)}
         assert sizes == ({arm.factors["size"]} if arm.factors["size"] < arm.config.batch_size else set())
-    measured = [probe.config for probe in paper.probes(SETTINGS) if probe.part == "ghost" and probe.seed == 0]
+    measured = [probe.config for probe in paper.designed(SETTINGS).probes if probe.part == "ghost" and probe.seed == 0]
     assert measured == [arm.config for arm in ghosts]
     for preset in paper.presets:
         assert paper.settings(preset).ghost_decides in paper.settings(preset).ghost_sizes
@@ -142,7 +142,7 @@ def test_a_layer_that_is_not_per_channel_is_found(monkeypatch: pytest.MonkeyPatc
 
 
 def test_fit_is_that_of_the_run_in_eval_mode(tmp_path: Path) -> None:
-    cfg = next(arm.config for arm in paper.arms(paper.settings("smoke")) if arm.part == "ghost")
+    cfg = next(arm.config for arm in paper.designed(paper.settings("smoke")).arms if arm.part == "ghost")
     cfg.root, cfg.tensorboard = str(tmp_path), False
     run = record.Run(train.run(cfg))
     found = values(fit.function(run=run, seed=0))

@@ -37,7 +37,7 @@ from bnrepro.training import train
 from bnrepro.training.model import build, norm_of
 
 SETTINGS = paper.settings("full")
-ARMS = {(a.factors["variant"], a.factors["rate"]): a for a in paper.arms(SETTINGS) if a.config.seed == 0}
+ARMS = {(a.factors["variant"], a.factors["rate"]): a for a in paper.designed(SETTINGS).arms if a.config.seed == 0}
 
 
 # --- what is trained ---
@@ -63,7 +63,7 @@ def test_arms_are_plain_sgd_from_glorots_weights() -> None:
         assert (cfg.optimizer.name, cfg.optimizer.momentum, cfg.optimizer.weight_decay) == (OptimizerName.sgd, 0, 0)
         assert (cfg.batch_size, cfg.model.init) == (128, Initialization.glorot)
         assert (cfg.data.crop, cfg.data.flip, cfg.model.name) == (0, False, "vgg_small")
-    probes = paper.probes(SETTINGS)
+    probes = paper.designed(SETTINGS).probes
     assert {p.config.optimizer.lr for p in probes if p.config} == {0.1}
     assert sum(p.arguments.get("ridges", 0) > 0 for p in probes) == 3  # of the first seed
     cfg = ARMS["noise", 0.1].config
@@ -256,7 +256,7 @@ def test_divergence_is_a_row() -> None:
 
 @pytest.fixture(scope="module")
 def tiny() -> Any:
-    arm = next(a for a in paper.arms(paper.settings("smoke")) if a.factors["variant"] == "noisybn")
+    arm = next(a for a in paper.designed(paper.settings("smoke")).arms if a.factors["variant"] == "noisybn")
     return dataclasses.replace(arm.config, eval_every=1, tensorboard=False, channels_last=False)
 
 

@@ -34,7 +34,7 @@ SETTINGS, SMOKE = paper.settings("full"), paper.settings("smoke")
 
 
 def test_runs_spare_gamma_and_beta_and_the_arms_are_as_hoffer_et_al() -> None:
-    for arm in paper.arms(SETTINGS):
+    for arm in paper.designed(SETTINGS).arms:
         optimizer = arm.config.optimizer
         assert not optimizer.decay_norm and optimizer.momentum == 0.9
         if arm.part == "grid":

@@ -37,7 +37,7 @@ def test_presets_ask_for_sizes_that_are_there(preset: str) -> None:
 
 
 def test_arms_differ_in_the_norm_and_its_part_alone() -> None:
-    got = {(a.factors["norm"], a.factors["images"]): a.config for a in paper.arms(SMOKE) if a.config.seed == 1}
+    got = {(a.factors["norm"], a.factors["images"]): a.config for a in paper.designed(SMOKE).arms if a.config.seed == 1}
     assert set(got) == {("bn", 32), ("group", 32), ("none", 32), ("lrn", 32), ("bn", 2), ("bn", 4)}
     for (norm, images), cfg in got.items():
         assert cfg.batch_size == 32 and cfg.optimizer.lr == got["bn", 32].optimizer.lr
@@ -45,7 +45,7 @@ def test_arms_differ_in_the_norm_and_its_part_alone() -> None:
             assert (cfg.variant, cfg.norm.ghost_size) == ("ghostbn", images)
             assert cfg.norm.momentum is not None
             assert (1 - cfg.norm.momentum) ** (32 / images) == pytest.approx(0.9)  # parts together weigh 0.1
-    probes = [p for p in paper.probes(SMOKE) if p.seed == 1]
+    probes = [p for p in paper.designed(SMOKE).probes if p.seed == 1]
     assert all(p.config == got["bn", 32] for p in probes)
     parts = {(p.factors["norm"], p.factors["images"]) for p in probes if p.part == "parts"}
     assert parts == {(norm, images) for norm in ("local", "renorm") for images in (4, 32)}

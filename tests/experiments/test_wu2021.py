@@ -42,7 +42,7 @@ def test_presets_have_what_claims_are_about() -> None:
 
 
 def test_runs_are_the_first_epoch_of_what_is_measured() -> None:
-    arms, probes = paper.arms(SMOKE), paper.probes(SMOKE)
+    arms, probes = paper.designed(SMOKE).arms, paper.designed(SMOKE).probes
     assert [arm.config for arm in arms] == [probe.config for probe in probes]
     assert {arm.config.epochs for arm in arms} == {1}
     assert {arm.config.variant for arm in arms} == {"bn", "convbn", "ghostbn"}
