@@ -30,8 +30,9 @@ def numbers(effect: Interval) -> str:
     if not half > 0:
         return "{:.4g} [{:.4g}, {:.4g}]".format(*values)
     digits = 1 - math.floor(math.log10(half))
-    if 0 <= digits <= 6 and max(map(abs, values)) < 1e6:
-        return "{:.{d}f} [{:.{d}f}, {:.{d}f}]".format(*values, d=digits)
+    if digits <= 6 and max(map(abs, values)) < 1e6:
+        rounded = (round(value, digits) for value in values)
+        return "{:,.{d}f} [{:,.{d}f}, {:,.{d}f}]".format(*rounded, d=max(digits, 0))
     return "{:.3g} [{:.3g}, {:.3g}]".format(*values)
 
 

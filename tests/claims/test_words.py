@@ -41,7 +41,7 @@ def test_counts_are_whole_and_intervals_have_two_digits(values: list[float], tex
     ("interval", "text"),
     [
         (Interval(0.12345, 0.1, 0.15, 5), "0.123 [0.100, 0.150]"),
-        (Interval(12345.6, 12000, 12700, 5), "1.23e+04 [1.2e+04, 1.27e+04]"),
+        (Interval(12345.6, 12000, 12700, 5), "12,350 [12,000, 12,700]"),
         (Interval(3e-12, 1e-12, 5e-12, 5), "3e-12 [1e-12, 5e-12]"),
         (Interval(2.0, 2.0, 2.0, 5), "2 [2, 2]"),
         (Interval(math.inf, math.nan, math.nan, 5), "inf"),
