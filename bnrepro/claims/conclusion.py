@@ -81,6 +81,7 @@ class ClaimRow:
     scale_note: str
     gate: dict[str, Any] | None
     verdict: Verdict
+    withdrawn: str | None
     answer: str
     found: str
     estimand: str
@@ -141,17 +142,20 @@ def conclude(paper: Paper[Any], records: Records, folder: Path) -> list[Judged]:
     rows = [each.as_row(paper.name) | _origin(records) for each in judged]
     tables = list(judging.tables(paper, records, settings))  # before anything is written: a mistake in one stops here
     record.write_whole(folder / CLAIMS, as_json(rows))
-    titles, captions = {}, {}
+    titles, captions, kept = {}, {}, {each.name for each in paper.figures}
     for name, title, table in tables:
         write_rows(folder / "tables" / f"{name}.csv", _expanded(table))
         titles[name] = title
     _remove_others(folder / "tables", titles.keys())
     with only_shown("Figures"), figures.style():
         for name, caption, figure in judging.figures(paper, records, settings):
+            if figure is None:
+                kept.remove(name)
+                continue
             with only_shown(f"Figure {name}"):
                 figures.save(figure, folder / "figures" / name)
                 captions[name] = caption
-    _remove_others(folder / "figures", captions.keys())
+    _remove_others(folder / "figures", kept)  # of one that failed, what was there before is better than nothing
     about: dict[str, Any] = {"name": paper.name, "title": paper.title, "source": paper.source}
     about |= {"deviations": list(paper.differences), "tables": titles, "figures": captions}
     record.write_whole(folder / CAPTIONS, json.dumps(about, indent=2, ensure_ascii=False) + "\n")

@@ -15,7 +15,7 @@ from bnrepro.claims.conclusion import conclude
 from bnrepro.claims.judging import Judged
 from bnrepro.claims.measuring import Measurement, measure_all, missing
 from bnrepro.claims.paper import Arm, Factors, Paper, Probe
-from bnrepro.claims.records import RESERVED, Gathered, Records, cost, read, save, there
+from bnrepro.claims.records import Gathered, Records, cost, save, there
 from bnrepro.claims.results import RUN_COLUMNS, Row
 from bnrepro.config import check, load_config, run_dir, user_files
 from bnrepro.config.schema import Config, Data, Source
@@ -207,7 +207,7 @@ def execute(
         save(records, folder)
         if plan.paper.file:
             record.write_whole(folder / COPY, user_files.content(plan.paper.file))
-        return conclude(plan.paper, read(folder), folder), failed
+        return conclude(plan.paper, records, folder), failed
 
 
 @contextmanager
@@ -285,8 +285,6 @@ def _collect(plan: Plan, lost: set[Path], measured: list[Measurement], failed: l
 
 
 def _factors(factors: Factors) -> Factors:
-    if clash := RESERVED & factors.keys():
-        raise ValueError(f"no factor can be called {', '.join(sorted(clash))}: the records have such a column")
     return {key: plain(value) for key, value in factors.items()}
 
 

@@ -77,6 +77,8 @@ class Rule:
 
     def p_values(self, values: list[float]) -> tuple[float, float]:
         """(p of what must be rejected for the effect to hold, ... to fail), each to be compared with 5%."""
+        if not values:
+            return math.nan, math.nan
         if self.name == "exact":
             holds = all(value <= (self.bar or 0) for value in values)
             return (0.0, 1.0) if holds else (1.0, 0.0)
@@ -144,7 +146,8 @@ class Evidence:
     def showing(self, values: Values | Mapping[str, Values], unit: str | None = None, ratio: bool = False) -> Evidence:
         """With effects that are shown beside and do not decide; a mapping names them. ``unit``: None for the same."""
         rule = Rule("greater", 1.0 if ratio else 0.0, ratio=ratio)
-        return replace(self, beside=(*self.beside, *_effects(values, rule, self.unit if unit is None else unit, "")))
+        more = _effects(values, rule, self.unit if unit is None else unit, "")
+        return replace(self, beside=(*self.beside, *(effect for effect in more if effect.seeds)))
 
     @property
     def unit(self) -> str:
@@ -238,7 +241,8 @@ def not_testable(reason: str) -> Evidence:
 
 def _effects(values: Given, rule: Rule, unit: str, condition: str) -> tuple[Effect, ...]:
     named = values.items() if isinstance(values, Mapping) else [("", values)]
-    cells = [(name, cell, each) for name, group in named for cell, each in group.cells().items()]
+    # A condition of which nothing was measured stays, and stays open: what is missing is no support.
+    cells = [(name, cell, each) for name, group in named for cell, each in (group.cells() or {"": Values()}).items()]
     return tuple(
         Effect(", ".join(filter(None, (condition, name, cell))), each.seeds, rule, unit) for name, cell, each in cells
     )
@@ -252,7 +256,7 @@ def judge(evidence: Evidence) -> Judgement:
     if evidence.reason:
         return Judgement(Verdict.not_testable)
     effects = evidence.effects
-    if not effects:
+    if not any(effect.seeds for effect in effects):
         return Judgement(Verdict.inconclusive)
     p = [effect.rule.p_values(list(effect.seeds.values())) for effect in effects]
     held, failed = (_holm({i: pair[side] for i, pair in enumerate(p)}, effects) for side in (0, 1))

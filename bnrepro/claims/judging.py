@@ -45,6 +45,11 @@ class Judged:
         """What was found, in sentences."""
         return words.finding(self.evidence, self.judgement)
 
+    @property
+    def unmeasured(self) -> list[str]:
+        """The conditions of which nothing was measured; "" of a claim that has none."""
+        return [effect.condition for effect in self.evidence.effects if not effect.seeds]
+
     def as_row(self, paper: str) -> Row:
         """The object of claims.json, but for what the experiment's provenance says."""
         claim, effect = self.claim, self.deciding
@@ -62,6 +67,7 @@ class Judged:
             "scale_note": claim.scale_note,
             "gate": None,
             "verdict": self.verdict.value,
+            "withdrawn": claim.withdrawn,
             "answer": self.answer,
             "found": self.found,
             "estimand": self.evidence.estimand,
@@ -95,6 +101,8 @@ def judged(paper: Paper[Any], results: Results, settings: Preset) -> list[Judged
 
 def _judged(claim: Claim, results: Results, settings: Preset) -> Judged:
     evidence = claim.evidence(results, settings)
+    if not isinstance(evidence, Evidence):
+        raise TypeError(f"it returns {type(evidence).__name__}, and not Evidence, as `greater` makes it")
     if claim.withdrawn:  # the numbers stay to be seen, beside
         under = not_testable(f"under revision: {claim.withdrawn}")
         evidence = Evidence(evidence.estimand, (), (*evidence.effects, *evidence.beside), under.reason, evidence.remark)
@@ -109,13 +117,12 @@ def tables(paper: Paper[Any], results: Results, settings: Preset) -> Iterator[tu
         yield made
 
 
-def figures(paper: Paper[Any], results: Results, settings: Preset) -> Iterator[tuple[str, str, Figure]]:
-    """(name, caption, figure) of each figure for which there are records. One that fails is reported and left out."""
+def figures(paper: Paper[Any], results: Results, settings: Preset) -> Iterator[tuple[str, str, Figure | None]]:
+    """(name, caption, figure) of each figure; None where there are no records. One that fails is told and left out."""
     for shown in paper.figures:
-        with only_shown(f"Figure {shown.name}"):
-            figure = shown.make(results, settings)
-            if figure is not None:
-                yield shown.name, caption(shown, results, settings), figure
+        with only_shown(f"Figure {shown.name}"), paper.told(f"figure {shown.name}"):
+            made = shown.name, caption(shown, results, settings), shown.make(results, settings)
+            yield made
 
 
 def caption(shown: Shown, results: Results, settings: Preset) -> str:

@@ -117,6 +117,8 @@ def _named(module: str, name: str) -> Any:
 
 def measure(name: str, version: int = 1) -> Callable[[Callable[..., list[Row]]], Measure]:
     """Make a function a `Measure`: ``@measure("li2019/variance_shift")``."""
+    if not isinstance(name, str):
+        raise TypeError('a measure needs a name of its own, as in @measure("my_paper/shift")')
     return lambda function: Measure(function, name, version)
 
 
@@ -153,6 +155,9 @@ class Probe:
 
 class Design:
     """What is run and measured under a preset."""
+
+    RESERVED = frozenset({"part", "seed", "status", "step", "epoch", "quantity", "x", "value"})
+    """Names that no factor can have: they are columns of records with a meaning of their own."""
 
     def __init__(self, seeds: int | Iterable[int]) -> None:
         self.seeds = range(seeds) if isinstance(seeds, int) else tuple(seeds)
@@ -391,9 +396,21 @@ class Paper(Generic[S]):
     # --- what the engine asks ---
 
     def designed(self, settings: S) -> Design:
-        """The runs and measurements."""
+        """The runs and measurements.
+
+        Raises:
+            ValueError: a factor has a name that is not free, or two runs are not told apart by their factors.
+        """
         with self.told("the design"):
-            return self._design(settings)
+            design, cells = self._design(settings), dict[str, Config]()
+            for factors in (each.factors for part in (design.arms, design.probes) for each in part):
+                if taken := Design.RESERVED & factors.keys():
+                    raise ValueError(f"no factor can be called {', '.join(sorted(taken))}: records have such a column")
+            for arm in design.arms:
+                cell = f"part {arm.part!r}, factors {arm.factors}, seed {arm.config.seed}"
+                if cells.setdefault(cell, arm.config) != arm.config:
+                    raise ValueError(f"two different runs have {cell}: give them factors that tell them apart")
+            return design
 
     @contextmanager
     def told(self, what: str) -> Iterator[None]:

@@ -22,8 +22,6 @@ from bnrepro.system import reading as stored
 RUNS, CURVES, MEASUREMENTS, PROVENANCE = "runs.csv", "curves.csv", "measurements.csv", "provenance.json"
 CAPTIONS = "captions.json"
 """Of what was concluded from them."""
-RESERVED = frozenset({"part", "seed", "status", "step", "epoch", "quantity", "x", "value"})
-"""Names that no factor can have: they are columns with a meaning of their own."""
 
 Spent = dict[tuple[str, str, str], list[float]]
 """Seconds by part, kind ("runs" or "measurements") and cell, one a seed."""

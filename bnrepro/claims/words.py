@@ -38,6 +38,8 @@ def numbers(effect: Interval) -> str:
 
 def shown(effect: Effect) -> str:
     """The effect's numbers, or what stands for them: ``0.42 [0.31, 0.53]``, ``1.2e-16``, ``yes``."""
+    if not effect.seeds:
+        return "not measured"
     if effect.label:
         return effect.label
     if effect.rule.name == "exact":
@@ -64,24 +66,26 @@ def answer(evidence: Evidence, judgement: Judgement) -> str:
         return f"{text}."
     limits = {"bar": effect.rule.bar, "margin": effect.rule.margin}
     held_to = "".join(f", {name} {value:g}" for name, value in limits.items() if value is not None)
-    whole = f"{text} (n={effect.interval.n}{held_to})."
-    return whole if len(whole.split()) <= LONGEST else f"{text} (n={effect.interval.n})."
+    n, level = f"n={effect.interval.n}", f", {100 * effect.rule.confidence:g}%" * (effect.rule.name == "equal")
+    every = (f"{text} ({about})." for about in (f"{n}{level}{held_to}", f"{n}{level}", n))
+    return next((said for said in every if len(said.split()) <= LONGEST), f"{text} ({n}).")
 
 
 def finding(evidence: Evidence, judgement: Judgement) -> str:
     """All effects, what they were held against, and what is shown beside them."""
+    beside = [
+        f"{': '.join(filter(None, (effect.condition, shown(effect))))}{' ' * bool(effect.unit)}{effect.unit}"
+        for effect in evidence.beside
+    ]
     if judgement.verdict is Verdict.not_testable:
-        return " ".join(filter(None, (f"{evidence.reason.rstrip('.')}.", evidence.remark)))
-    if not evidence.effects:
+        measured = f"{_capital(evidence.estimand or 'what is here')}: {'; '.join(beside)}." if beside else ""
+        return " ".join(filter(None, (f"{evidence.reason.rstrip('.')}.", measured, evidence.remark)))
+    if not judgement.states:
         return " ".join(filter(None, ("Nothing was measured.", evidence.remark)))
     parts = []
     for rule, effects in _alike(evidence.effects):
         each = "; ".join(": ".join(filter(None, (effect.condition, shown(effect)))) for effect in effects)
         parts.append(f"{each} ({_about(effects)}; {asked(rule)})")
-    beside = [
-        f"{': '.join(filter(None, (effect.condition, shown(effect))))}{' ' * bool(effect.unit)}{effect.unit}"
-        for effect in evidence.beside
-    ]
     text = f"{_capital(evidence.estimand)}: {'. '.join(parts)}."
     return " ".join(filter(None, (text, f"Beside it: {'; '.join(beside)}." if beside else "", evidence.remark)))
 

@@ -105,13 +105,7 @@ def reproduce(
             failures += len(failed)
             for text in failed:
                 typer.echo(f"{plan.paper.name}: {text}", err=True)
-            for one in judged:
-                if not (one.evidence.effects or one.evidence.beside or one.evidence.reason):
-                    typer.echo(
-                        f"{plan.paper.name}: claim {one.claim.id} found nothing that was measured. Is a part, a level "
-                        "of a factor or a quantity misspelt?",
-                        err=True,
-                    )
+            _tell_unmeasured(judged)
             if plan.preset == "smoke":
                 larger = "quick" if "quick" in plan.paper.presets else "full"
                 through = "" if failed else "Everything ran through. "
@@ -270,13 +264,24 @@ def _conclude(folder: Path, own: Any = None) -> None:
             err=True,
         )
     try:
-        conclude(found, records, folder)
+        _tell_unmeasured(conclude(found, records, folder))
     except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
         # Files can hold any numbers, factors and settings, and only the analysis knows which it needs.
         raise UserError(
             f"{found.name} can conclude nothing from the records in {folder} ({type(error).__name__}: {error}). "
             "`bnrepro reproduce` makes them again."
         ) from error
+
+
+def _tell_unmeasured(judged: list[Any]) -> None:
+    for one in judged:
+        if one.unmeasured:
+            which = f" for {', '.join(filter(None, one.unmeasured))}" if any(one.unmeasured) else ""
+            typer.echo(
+                f"Claim {one.claim.id} found nothing that was measured{which}. Is a part, a level of a factor or a "
+                "quantity misspelt?",
+                err=True,
+            )
 
 
 def _archive(text: str) -> tuple[str, Path]:

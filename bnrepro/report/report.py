@@ -88,7 +88,7 @@ class Report:
             return "No claim was judged."
         where = "1 experiment" if len(judged) == 1 else f"{len(judged)} experiments"
         rows = [row for section in judged for row in section.claims]
-        revised = sum(row["answer"].startswith("Under revision") for row in rows)
+        revised = sum(row["withdrawn"] is not None for row in rows)
         note = f" ({revised} under revision)" if revised else ""
         return f"{len(rows)} claims in {where}: {counted(rows)}{note}."
 

@@ -101,4 +101,9 @@ def own_network(
         raise UserError(f"{file}:{name} gives {type(layers).__name__}, where a torch.nn.Module is needed.")
     if not any(p.requires_grad for p in layers.parameters()):
         raise UserError(f"{file}:{name} has no parameters to train.")
+    if not norms:
+        raise UserError(
+            f"{file}:{name} never calls the norm that it is handed, so that all variants would be the same network. "
+            "Make its norms by norm(num_features, spatial_shape)."
+        )
     return layers, [layer for layer in norms if layer in set(layers.modules())]

@@ -201,6 +201,7 @@ def test_claims_json_says_all_of_a_claim(go: Go, folder: Path) -> None:
         "scale_note": "one epoch",
         "gate": None,
         "verdict": "inconclusive",
+        "withdrawn": None,
         "answer": judged[0].answer,
         "found": judged[0].found,
         "estimand": "test accuracy, BN minus none",
@@ -247,6 +248,8 @@ def test_claim_that_is_withdrawn_keeps_its_numbers_beside(go: Go, folder: Path) 
     assert (row["verdict"], row["answer"]) == ("not testable here", first.answer)
     assert (row["effects"], row["deciding"], row["rule"], row["needed"], row["flips_at"]) == ([], None, None, None, [])
     assert [effect["n"] for effect in row["beside"]] == [1]
+    assert row["withdrawn"] == "its networks are too small"
+    assert row["found"].startswith("under revision: its networks are too small. Test accuracy, BN minus none: ")
     assert row["estimand"] == "test accuracy, BN minus none"
 
 
@@ -355,6 +358,26 @@ def test_datasets_are_read_where_the_user_has_them(tiny: Callable[..., Config], 
 def test_factors_keep_off_the_columns_of_the_records(go: Go) -> None:
     with pytest.raises(ValueError, match="no factor can be called epoch"):
         go(trained(({"epoch": 3}, [])))
+
+
+def test_different_runs_have_different_factors(go: Go) -> None:
+    with pytest.raises(ValueError, match=r"two different runs have part .*: give them factors that tell them apart"):
+        go(trained(({"size": 3}, []), ({"size": 3}, ["optimizer.lr=0.5"])))
+
+
+def test_figure_that_fails_leaves_the_one_that_was_there(go: Go, folder: Path, capsys: Any) -> None:
+    def fails(r: Results, s: Settings) -> Any:
+        raise KeyError("gone")
+
+    shown = replace(made_up.paper.figures[0], name="kept")
+    go(varied(figures=[shown]))
+    before = (folder / "figures" / f"{shown.name}.svg").read_bytes()
+    conclude(varied(figures=[replace(shown, make=fails)]), read(folder), folder)
+    assert (folder / "figures" / f"{shown.name}.svg").read_bytes() == before
+    assert f"Figure {shown.name} cannot be shown (KeyError: 'gone')" in capsys.readouterr().err
+    assert shown.name not in open_conclusion(folder).captions["figures"]
+    conclude(varied(figures=[replace(shown, make=lambda r, s: None)]), read(folder), folder)
+    assert not (folder / "figures" / f"{shown.name}.svg").exists()
 
 
 # --- presets ---

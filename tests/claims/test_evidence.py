@@ -108,6 +108,24 @@ def test_nothing_measured_is_inconclusive(make: Make) -> None:
         assert answer(make(nothing), found) == "Open: nothing was measured."
 
 
+@pytest.mark.parametrize(
+    ("make", "good"),
+    [
+        *((make, around(2)) for make in RULES.values()),
+        (lambda v: equal(v, "x", "points", margin=1.0), around(0)),
+        (lambda v: exact(v, "x", "points", tolerance=1.0), [0.0]),
+    ],
+)
+def test_a_condition_of_which_nothing_was_measured_stays_open(make: Make, good: list[float]) -> None:
+    """It is no support: with it, a claim that holds under all others is reproduced in part."""
+    there, missing = {"there": by_seed(good)}, {"missing": Values()}
+    for evidence in (make(there | missing), make(there) & make(missing)):
+        found = judge(evidence)
+        assert (found.verdict, found.states[1], found.deciding) == (Verdict.partly, State.open, 1)
+        assert "missing: not measured" in finding(evidence, found) and "not measured" in answer(evidence, found)
+        assert evidence.showing({"gone": Values()}).beside == ()
+
+
 samples = st.lists(st.lists(st.floats(-5, 5), min_size=2, max_size=6), min_size=1, max_size=5)
 
 

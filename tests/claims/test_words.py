@@ -101,7 +101,7 @@ def test_found_says_mean_interval_unit_n_and_what_it_was_held_against() -> None:
         "Accuracy, A minus B: 1.00 [0.75, 1.25] (points, 95% interval, n=3; must be above 0, and matters from 0.5).",
     )
     assert said(equal(by_seed(CLEAR), "A minus B", "points", margin=2.0)) == (
-        "Yes: A minus B: 1.00 [0.83, 1.17] points (n=3, margin 2).",
+        "Yes: A minus B: 1.00 [0.83, 1.17] points (n=3, 90%, margin 2).",
         "A minus B: 1.00 [0.83, 1.17] (points, 90% interval, n=3; must be inside ±2).",
     )
     assert said(greater(by_seed([1.0]), "A minus B", "epochs")) == (

@@ -27,6 +27,15 @@ def paper(tmp_path: Path) -> Path:
     return file
 
 
+MISTAKES = [
+    (("    return greater(", "    greater("), 2, "it returns NoneType, and not Evidence, as `greater` makes it"),
+    (('part="main"', 'prat="main"'), 2, "no records have a factor prat (line"),
+    (('part="main"', 'part="mian"'), 0, "Claim 1 found nothing that was measured. Is a part, a level of a factor"),
+    (('norm="nobn"', 'norm="none"'), 0, "Claim 1 found nothing that was measured. Is a part, a level of a factor"),
+]
+"""In a claim, told by `bnrepro figures`."""
+
+
 def test_the_readmes_example_is_short() -> None:
     assert len([line for line in example().splitlines() if line.strip()]) <= 20
 
@@ -52,7 +61,13 @@ def test_the_readmes_example_is_judged_drawn_and_reported(call: Call, paper: Pat
     paper.write_text(example().replace('"""', '"""Now: ', 1))
     code, out, err = call("figures", "my_paper.py")
     assert code == 0 and err.startswith(f"{paper} was changed after these records were made")
+    for (old, new), expected, message in MISTAKES:
+        assert old in example()
+        paper.write_text(example().replace(old, new))
+        code, _, err = call("figures", "my_paper.py")
+        assert code == expected and message in err, err
     paper.write_text(example())
+    assert call("figures", "my_paper.py").code == 0
     code, _, err = call("figures", str(folder))  # a folder's code is not run
     assert code == 2 and "`bnrepro figures my_paper.py` draws them" in err
     assert call("report").code == 0
@@ -65,6 +80,9 @@ def test_the_readmes_example_is_judged_drawn_and_reported(call: Call, paper: Pat
         (("paper = Paper(__name__, Settings,", "paper = dict("), "has no attribute"),
         (("@paper.claim", "@paper.clam"), "'Paper' object has no attribute 'clam' (line"),
         (("seeds: int = 3", "seeds: int = 3\n    epochs: int"), "epochs: Field required"),
+        (('{"norm": variant}', '{"step": variant}'), "no factor can be called step"),
+        (('{"norm": variant}', "{}"), "two different runs have part 'main', factors {}, seed 0"),
+        (("@paper.design", "@measure"), 'a measure needs a name of its own, as in @measure("my_paper/shift") (line'),
         (("model=lenet", "model=lenett"), "There is no model 'lenett'. Did you mean lenet?"),
     ],
 )
@@ -72,7 +90,7 @@ def test_what_is_wrong_with_a_paper_is_one_sentence(
     change: tuple[str, str], message: str, call: Call, paper: Path
 ) -> None:
     assert change[0] in example()
-    paper.write_text(example().replace(*change))
+    paper.write_text(example().replace("Results, greater", "Results, greater, measure").replace(*change))
     code, _, err = call("reproduce", "my_paper.py", "--dry-run")
     assert code == 2 and message in err, err
     assert err.count("\n") == 1

@@ -139,6 +139,7 @@ WRONG = {
     "variant={bad}:Exits": "cannot be trained on. ",
     "variant={bad}:ExitsAtOnce": "cannot be made: SystemExit: 0 (line",
     "model={bad}:Empty": "has no parameters to train",
+    "model={bad}:Ignores": "never calls the norm that it is handed, so that all variants would be the same network",
     "variant={norm}:MyNorm norm.kernel_size=3": "norm.kernel_size=3 is not used by variant=MyNorm",
     "variant={norm}:MyNorm norm.eps=0.1": "norm.eps=0.1 is not used by variant=MyNorm",
     "variant={norm}:MyNorm norm.momentum=0.5": "norm.momentum=0.5 is not used by variant=MyNorm",
@@ -153,7 +154,9 @@ class Fails(nn.Identity):
     def __init__(self, features): super().__init__()
     def forward(self, x): raise RuntimeError("no")
 def Shape(norm, channels, image, classes):
-    return nn.Conv2d(channels, 1, 1)
+    return nn.Sequential(nn.Conv2d(channels, 1, 1), norm(1, image))
+def Ignores(norm, channels, image, classes):
+    return nn.Sequential(nn.Flatten(), nn.LazyLinear(classes), nn.BatchNorm1d(classes))
 class Exits(nn.Identity):
     def __init__(self, features): super().__init__()
     def forward(self, x): raise SystemExit(0)

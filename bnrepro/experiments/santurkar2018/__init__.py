@@ -42,7 +42,8 @@ UNREAD = "no number read in the text"
 FIGURE_1 = "83% with BN and 80% without after 15,000 steps; 92% and 88% with augmentation"
 TWO_ORDERS = "close to two orders of magnitude"
 NOISE_OFF = "At test the noise is off, while the running statistics of later layers are those with the noise."
-REVISED = "Figure 2 shows training accuracy, and appendix A.2.1 draws the noise per image, channel and location"
+OTHER_NOISE = "appendix A.2.1 draws the noise per image, channel and location"
+REVISED = f"Figure 2 shows training accuracy, and {OTHER_NOISE}"
 STABILITY = "140 of 15,000 steps, a small VGG at quarter width"
 LANDSCAPE = "200 of 15,000 steps, a small VGG at quarter width"
 DEEP_LINEAR = "the paper's network, rates and steps"
@@ -244,7 +245,7 @@ def noisy_bn_is_better_than_none(r: Results, s: Settings) -> Evidence:
     return greater(difference, "test accuracy, noisy BN minus no BN", POINTS, margin=s.negligible_points)
 
 
-@paper.claim("S3.3", where="section 2.2", reported=UNREAD)
+@paper.claim("S3.3", where="section 2.2", reported=UNREAD, withdrawn=OTHER_NOISE)
 def noise_alone_prevents_training(r: Results, s: Settings) -> Evidence:
     """The same amount of noise on the activations of the network without BN prevents it from training entirely."""
     training = r.accuracy("train_accuracy", part="curves", rate=s.rate) - CHANCE
@@ -256,7 +257,7 @@ def noise_alone_prevents_training(r: Results, s: Settings) -> Evidence:
     return evidence.showing(arms(r.accuracy(part="curves", rate=s.rate), "noise", "nobn", of="test, "), "%")
 
 
-@paper.claim("S3.4", where="section 2.2, Figure 2", reported=UNREAD, scale_note=STABILITY)
+@paper.claim("S3.4", where="section 2.2, Figure 2", reported=UNREAD, scale_note=STABILITY, withdrawn=OTHER_NOISE)
 def noise_unsettles_distributions(r: Results, s: Settings) -> Evidence:
     """With this noise after BN the distributions are less stable than in the network without BN."""
     shift, what = over_steps(r, "shift", "distributions"), "log10 of how far distributions move, noisy BN over no BN"
