@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch import distributed as dist
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from bnrepro.norm.function import affine, against, batch_norm, dense_both_ways, widen
+from bnrepro.norm.function import affine, against, batch_norm, dense_both_ways, moments, widen
 
 
 class NormError(ValueError, RuntimeError):
@@ -106,6 +106,12 @@ class _HandDerived(_BatchNorm):
         """The axes of ``x`` that the statistics are pooled over: all but the channels."""
         return (0, *range(2, x.dim()))
 
+    def moments(
+        self, x: Tensor, axes: tuple[int, ...], group: dist.ProcessGroup | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """What ``x`` is normalised by in training: its mean, and its biased variance or what stands for it."""
+        return moments(x, axes, group)
+
     def forward(self, input: Tensor) -> Tensor:
         x = input  # the name that torch's layers take it by
         self._check_input_dim(x)
@@ -116,7 +122,7 @@ class _HandDerived(_BatchNorm):
             axes = self.statistics_axes(x)
             group = self.process_group if learning else None
             count = self._count(x, axes, group)
-            y, mean, var = batch_norm(x, weight, bias, axes, self.eps, group)
+            y, mean, var = self._normalize(x, weight, bias, axes, group)
             if learning:
                 self._update_running(mean, var, count)
             return y
@@ -126,6 +132,17 @@ class _HandDerived(_BatchNorm):
         x = dense_both_ways(x)
         xhat = (widen(x) - against(running_mean, x)) * (against(running_var, x) + self.eps).rsqrt()
         return affine(xhat, against(weight, x), against(bias, x)).to(x.dtype)
+
+    def _normalize(
+        self,
+        x: Tensor,
+        weight: Tensor | None,
+        bias: Tensor | None,
+        axes: tuple[int, ...],
+        group: dist.ProcessGroup | None,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """The output by the batch's own statistics, and these, which are `moments`, detached."""
+        return batch_norm(x, weight, bias, axes, self.eps, group)
 
     def _count(self, x: Tensor, axes: tuple[int, ...], group: dist.ProcessGroup | None) -> int:
         count = math.prod([x.shape[axis] for axis in axes])
