@@ -96,8 +96,10 @@ def few(names: list[str]) -> str:
 def freeze(model: nn.Module, *, parameters: bool = True) -> nn.Module:
     """Let the running statistics of ``model``'s norms normalise from now on, in training too, and never change.
 
-    Torch's own layers become ours, since theirs thaw at the next ``.train()``. Layers that are frozen by their class
-    (torchvision's `FrozenBatchNorm2d` and timm's) stay as they are.
+    Its norms are its batch normalizations: torch's own, which become ours, since theirs thaw at the next ``.train()``,
+    and this package's. Layers that are frozen by their class (torchvision's `FrozenBatchNorm2d` and timm's) stay as
+    they are, and so does instance normalization, with running statistics too. Nothing resets frozen statistics, neither
+    ``reset_parameters`` nor `torch.optim.swa_utils.update_bn`.
 
     Args:
         model: any network; changed in place and returned.

@@ -102,6 +102,11 @@ class _HandDerived(_BatchNorm):
         # graph, if this attribute of the instance begins like that of torch's layers. The class's own is not touched.
         self.__dict__["__module__"] = "torch.nn"
 
+    def reset_running_stats(self) -> None:
+        """Mean 0, variance 1 and no batch seen; frozen statistics stay. `torch.optim.swa_utils.update_bn` calls it."""
+        if not self.frozen:
+            super().reset_running_stats()
+
     def statistics_axes(self, x: Tensor) -> tuple[int, ...]:
         """The axes of ``x`` that the statistics are pooled over: all but the channels."""
         return (0, *range(2, x.dim()))

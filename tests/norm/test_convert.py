@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.optim import swa_utils
 from torchvision import models
 
 from bnrepro.config import load_config
@@ -224,6 +225,23 @@ def test_frozen_statistics_are_neither_estimated_again_nor_replaced_by_the_batch
     with batch_statistics(model):
         torch.testing.assert_close(model(images()), want)
     torch.testing.assert_close(reestimate_statistics(model, [images()])(images()), want)
+
+
+RESETS = {
+    "reset_running_stats": lambda model: [norm.reset_running_stats() for norm in model[1:]],
+    "reset_parameters": lambda model: [norm.reset_parameters() for norm in model[1:]],
+    "update_bn": lambda model: swa_utils.update_bn([images()], model),
+}
+
+
+@pytest.mark.parametrize("reset", RESETS.values(), ids=RESETS)
+def test_nothing_resets_frozen_statistics(reset: Any) -> None:
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), ConvBatchNorm2d(4, (30, 30)), NORMS["l1norm"](4, ()))
+    for _ in range(3):
+        model(images())
+    before = copy.deepcopy(dict(freeze(model).named_buffers()))
+    reset(model)
+    torch.testing.assert_close(dict(model.named_buffers()), before, rtol=0, atol=0)
 
 
 def test_norm_without_running_statistics_cannot_be_frozen() -> None:
