@@ -135,6 +135,10 @@ def synchronize(model: nn.Module, group: dist.ProcessGroup) -> nn.Module:
     on a GPU; on the CPU, where that does not run, it becomes our layer of the same formula. Norms whose statistics are
     each image's own stay as they are. A layer of your own is handed the group if it has an attribute ``process_group``.
 
+    Do not use `torch.nn.SyncBatchNorm.convert_sync_batchnorm` on a network with norms of this package: it takes every
+    subclass of torch's ``_BatchNorm``, which they are, for plain batch normalization and replaces it, without a message
+    and without asking the layer. Frozen statistics thaw, and what a variant does otherwise is lost.
+
     Args:
         model: any network, already on its device; changed in place and returned.
         group: the processes. Each must call the network in training on its part of the joint batch, none may skip one.
