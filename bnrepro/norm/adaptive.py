@@ -88,7 +88,7 @@ class ConvAdaptiveNorm2d(nn.Module):
             raise ValueError(
                 f"ConvAdaptiveNorm2d takes an input of shape (N, {self.num_features}, H, W), got {tuple(x.shape)}"
             )
-        check_tensors(self, x, self.weight)
+        check_tensors(self, x, self.weight, self.bias)
         # The smallest windows are those of the last corner, which an even length reaches back to by less.
         reach = [min(size, (k + 1) // 2) for size, k in zip(x.shape[2:], self.kernel_size, strict=True)]
         group = self.process_group if self.training else None

@@ -120,18 +120,17 @@ class _HandDerived(_BatchNorm):
     def forward(self, input: Tensor) -> Tensor:
         x = input  # the name that torch's layers take it by
         self._check_input_dim(x)
-        weight, bias, running_mean = self.weight, self.bias, self.running_mean
-        check_tensors(self, x, weight, running_mean)
+        weight, bias, running_mean, running_var = self.weight, self.bias, self.running_mean, self.running_var
+        check_tensors(self, x, weight, bias, running_mean, running_var)
         learning = self.training and not self.frozen
-        if learning or (running_mean is None and self.running_var is None):
+        if learning or (running_mean is None and running_var is None):
             axes = self.statistics_axes(x)
             group = self.process_group if learning else None
             count = self._count(x, axes, group)
             y, mean, var = self._normalize(x, weight, bias, axes, group)
             if learning:
-                self._update_running(mean, var, count)
+                self._update_running(running_mean, running_var, mean, var, count)
             return y
-        running_var = self.running_var
         if running_mean is None or running_var is None:
             raise NormError(self._one_statistic())
         x = dense_both_ways(x)
@@ -172,10 +171,11 @@ class _HandDerived(_BatchNorm):
             "or more (drop_last=True in a DataLoader drops an odd last one), or call .eval()."
         )
 
-    def _update_running(self, mean: Tensor, var: Tensor, count: int) -> None:
+    def _update_running(
+        self, running_mean: Tensor | None, running_var: Tensor | None, mean: Tensor, var: Tensor, count: int
+    ) -> None:
         if not self.track_running_stats:
             return
-        running_mean, running_var = self.running_mean, self.running_var
         if (running_mean is None) != (running_var is None):
             raise NormError(self._one_statistic())
         batches = self.num_batches_tracked

@@ -88,12 +88,13 @@ class GhostBatchNorm(_Variant):
         if not self.training or self.frozen:
             return super().forward(x)
         self._check_input_dim(x)
-        check_tensors(self, x, self.weight, self.running_mean)
+        weight, bias, running_mean, running_var = self.weight, self.bias, self.running_mean, self.running_var
+        check_tensors(self, x, weight, bias, running_mean, running_var)
         if self.ghost_size < 1:
             raise ValueError(f"ghost_size must be at least 1, got {self.ghost_size}")
         x = dense_both_ways(x)
         axes = self.statistics_axes(x)
-        weight, bias = (against(p, x) for p in (self.weight, self.bias))
+        weight, bias = against(weight, x), against(bias, x)
         group = self.process_group
         each, rank = ([len(x)], 0) if group is None else (images_of_each(x, group), dist.get_rank(group))
         edges = [0, *range(self.ghost_size, sum(each) - self.ghost_size + 1, self.ghost_size), sum(each)]
@@ -107,7 +108,7 @@ class GhostBatchNorm(_Variant):
             y, mean, var = batch_norm(part, weight, bias, axes, self.eps)
             outputs.append(y if len(part) else affine(part, weight, bias))  # whose gradients are 0 and not 0/0
             found.append(torch.stack((mean, var)))
-        if self.running_mean is not None:
+        if running_mean is not None:
             if group is not None:  # the statistics of all parts, in their order
                 mine = torch.stack(found)[: last - first]  # of no images there is no statistic
                 every = mine.new_zeros((len(edges) - 1, *mine.shape[1:]))
@@ -115,7 +116,8 @@ class GhostBatchNorm(_Variant):
                 dist.all_reduce(every, group=group)
                 found = list(every)
             for (mean, var), (start, stop) in zip(found, pairwise(edges), strict=True):
-                self._update_running(mean, var, (stop - start) * math.prod(x.shape[2:]))
+                size = (stop - start) * math.prod(x.shape[2:])
+                self._update_running(running_mean, running_var, mean, var, size)
         return torch.cat(outputs)
 
     def _divided(self, each: list[int]) -> str:

@@ -369,6 +369,18 @@ def test_every_norm_refuses_values_that_are_no_floats_in_both_modes(norm: nn.Mod
             copy.deepcopy(norm).train(training)(IMAGES.double())
 
 
+@pytest.mark.parametrize("name", ["weight", "bias", "running_mean", "running_var"])
+@over_own
+def test_a_tensor_of_another_length_is_refused_by_every_norm_in_both_modes(norm: nn.Module, name: str) -> None:
+    for length in (1, 4) if getattr(norm, name, None) is not None else ():
+        wrong = copy.deepcopy(norm)
+        tensor = torch.ones(length)
+        setattr(wrong, name, nn.Parameter(tensor) if name in ("weight", "bias") else tensor)
+        for training in (True, False):
+            with pytest.raises(NormError, match=f"was made for {length} channels"):
+                wrong.train(training)(IMAGES)
+
+
 @over_own
 def test_every_norm_is_called_by_keyword_and_traced_whole(norm: nn.Module) -> None:
     norm = copy.deepcopy(norm).eval()
