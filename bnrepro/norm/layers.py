@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Iterable
+from operator import index
 from typing import Any, Literal
 
 import torch
@@ -58,6 +60,17 @@ def check_tensors(layer: Any, x: Tensor, *own_tensors: Tensor | None) -> None:
                 f"the input is {str(dtype).removeprefix('torch.')}. Convert one of them: layer.to(input.dtype) or "
                 "input.to(layer's dtype); only 16-bit inputs may meet float32."
             )
+
+
+def two_lengths(name: str, given: Any) -> tuple[int, int]:
+    """The argument ``name``, (H, W) or one number for both."""
+    try:
+        height, width = (index(side) for side in given) if isinstance(given, Iterable) else (index(given), index(given))
+    except (TypeError, ValueError):
+        raise NormError(f"{name} must be (H, W), or one number for both; got {given!r}.") from None
+    if height < 1 or width < 1:
+        raise NormError(f"{name} must be at least 1, got {given!r}.")
+    return height, width
 
 
 def copied_in_its_group(layer: Any, memo: dict[int, Any]) -> Any:
@@ -302,10 +315,7 @@ class ConvBatchNorm2d(_HandDerived):
         super().__init__(
             num_features, eps, momentum, affine, track_running_stats, device, dtype, process_group=process_group
         )
-        sides = (spatial_shape, spatial_shape) if isinstance(spatial_shape, int) else tuple(spatial_shape)
-        if len(sides) != 2:
-            raise NormError(f"spatial_shape must be (H, W), or one number for both; got {sides}.")
-        height, width = self.spatial_shape = (int(sides[0]), int(sides[1]))
+        height, width = self.spatial_shape = two_lengths("spatial_shape", spatial_shape)
         self.statistics = statistics
         self.parameters_per = parameters
         full = (num_features, height, width)

@@ -94,7 +94,7 @@ class GhostBatchNorm(_Variant):
             raise ValueError(f"ghost_size must be at least 1, got {self.ghost_size}")
         x = dense_both_ways(x)
         axes = self.statistics_axes(x)
-        weight, bias = against(weight, x), against(bias, x)
+        gamma, beta = against(weight, x), against(bias, x)
         group = self.process_group
         each, rank = ([len(x)], 0) if group is None else (images_of_each(x, group), dist.get_rank(group))
         edges = [0, *range(self.ghost_size, sum(each) - self.ghost_size + 1, self.ghost_size), sum(each)]
@@ -105,8 +105,8 @@ class GhostBatchNorm(_Variant):
         outputs, found = [], []
         for part in x.tensor_split([edge - starts[rank] for edge in edges[first + 1 : last]]):
             self._count(part, axes, None)
-            y, mean, var = batch_norm(part, weight, bias, axes, self.eps)
-            outputs.append(y if len(part) else affine(part, weight, bias))  # whose gradients are 0 and not 0/0
+            y, mean, var = batch_norm(part, gamma, beta, axes, self.eps)
+            outputs.append(y if len(part) else affine(part, gamma, beta))  # whose gradients are 0 and not 0/0
             found.append(torch.stack((mean, var)))
         if running_mean is not None:
             if group is not None:  # the statistics of all parts, in their order
@@ -176,6 +176,9 @@ class BatchRenorm(_Differentiated):
         if torch.compiler.is_compiling():
             r_max, d_max = self.bounds(_kept(self.num_batches_tracked).double())
             kept = _kept(self.running_mean), _kept(self.running_var)
+        elif self.num_batches_tracked.is_meta:  # which has no number
+            r_max, d_max = self.bounds(self.num_batches_tracked.double())
+            kept = self.running_mean, self.running_var
         else:
             r_max, d_max = self.bounds(int(self.num_batches_tracked))
             kept = self.running_mean, self.running_var
