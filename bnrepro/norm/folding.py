@@ -142,6 +142,9 @@ class LocationAffine(nn.Module):
     """``y = weight * x + bias``, either per channel (C,) or per channel and location (C, H, W).
 
     Computed in the wider of the dtypes of ``x`` and the parameters, and returned in that of ``x``.
+
+    Raises:
+        NormError: (a ValueError) other channels or locations than those of the parameters, which would be broadcast.
     """
 
     def __init__(self, weight: Tensor, bias: Tensor) -> None:
@@ -151,9 +154,14 @@ class LocationAffine(nn.Module):
 
     def forward(self, input: Tensor) -> Tensor:
         """Shapes: (N, C, ...) in and out."""
-        x, after = input, input.dim() - 1
-        weight = self.weight.view(list(self.weight.shape) + [1] * (after - self.weight.dim()))
-        bias = self.bias.view(list(self.bias.shape) + [1] * (after - self.bias.dim()))
+        x, kept = input, list(self.weight.shape)  # in a form that torch.jit.script takes
+        if list(x.shape[1:] if len(kept) > 1 else x.shape[1:2]) != kept:
+            raise NormError(
+                f"A norm was folded for inputs of the shape [N, {str(kept)[1:-1]}{'' if len(kept) > 1 else ', ...'}], and "
+                f"got {list(x.shape)}. To change the size of the maps, use bnrepro.norm.resize before folding."
+            )
+        ones = [1] * (x.dim() - 1 - len(kept))
+        weight, bias = self.weight.view(kept + ones), self.bias.view(kept + ones)
         return (x * weight + bias).to(x.dtype)
 
     @classmethod
@@ -163,7 +171,8 @@ class LocationAffine(nn.Module):
         scale, shift = _scale_and_shift(norm)
         assert norm.running_mean is not None
         like = norm.running_mean if norm.weight is None else norm.weight
-        return cls(scale.to(like.device, like.dtype), shift.to(like.device, like.dtype))
+        both = torch.broadcast_tensors(scale, shift)
+        return cls(*(t.contiguous().to(like.device, like.dtype) for t in both))
 
 
 # --- how ----------------------------------------------------------------------------------------------------------
