@@ -288,8 +288,7 @@ def _unknown(module: nn.Module) -> str | None:
             "remove_parametrizations, torch.nn.utils.prune.remove or what undoes the one that you used."
         )
     changed = sorted({name for each in derived for name in vars(each)} - _HARMLESS)
-    changed += [name for name in vars(module) if callable(vars(module)[name]) and hasattr(kind, name)]
-    changed = [name for name in changed if name != "_compiled_call_impl"]  # of Module.compile: calls what there is then
+    changed += replaced_methods(module)
     if not isinstance(module, _HandDerived | ConvAdaptiveNorm2d):  # whose attributes these would become
         theirs = {*_NAMES, "process_group"} if isinstance(module, nn.SyncBatchNorm) else _NAMES
         if taken := sorted(vars(module).keys() & ({*SETTINGS, "frozen"} - {*theirs})):
@@ -300,6 +299,12 @@ def _unknown(module: nn.Module) -> str | None:
             " Use torch's layer there, with what else it does in a module after it."
         )
     return None
+
+
+def replaced_methods(module: nn.Module) -> list[str]:
+    """Names of the methods that ``module`` itself has in the place of its class's."""
+    names = [name for name, value in vars(module).items() if callable(value) and hasattr(type(module), name)]
+    return [name for name in names if name != "_compiled_call_impl"]  # of Module.compile: calls what there is then
 
 
 LAZY = "it has no size yet (lazy). Run the model once first."

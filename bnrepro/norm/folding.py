@@ -23,6 +23,7 @@ from bnrepro.norm.convert import (
     drop_and_act,
     first_line,
     norms_of,
+    replaced_methods,
     reproducible,
     run,
     same_in_float64,
@@ -34,8 +35,8 @@ def fold(model: nn.Module, example_input: Any = None) -> nn.Module:
     """A copy of ``model`` for inference in which its norms cost nothing, or as little as they can.
 
     A norm with statistics and parameters per channel goes into the convolution or linear layer directly before it,
-    where that is known to be the same: the layer is torch's own class, without hooks, parametrization or pruning, of
-    the norm's dtype and device; each of the two is called once and nothing else takes the layer's output or weight. Any
+    where that is known to be the same: the layer is torch's own class, without hooks, methods of its own,
+    parametrization or pruning, of the norm's dtype and device; each of the two is called once and nothing else takes the layer's output or weight. Any
     other norm becomes `LocationAffine`, one multiplication and one addition a value: one with statistics or parameters
     per location (a convolution has one weight for all locations), one that follows something else, and all of a network
     that `torch.fx` cannot trace. Outputs change by rounding alone. A norm that the forward never calls stays. What has
@@ -295,7 +296,7 @@ def _fuse(layer: nn.Module, norm: _BatchNorm, dimensions: int | None) -> bool:
     takes = {nn.Linear: 2, nn.Conv1d: 3, nn.Conv2d: 4, nn.Conv3d: 5}.get(type(layer))  # of a subclass nothing is known
     if dimensions is None:  # where the norm itself says it
         dimensions = 4 if isinstance(norm, nn.BatchNorm2d | ConvBatchNorm2d) else 5 * isinstance(norm, nn.BatchNorm3d)
-    if takes is None or takes != dimensions or _hooked(layer) or _hooked(norm) or "forward" in vars(layer):
+    if takes is None or takes != dimensions or _hooked(layer) or _hooked(norm) or replaced_methods(layer):
         return False
     weight, bias = layer._parameters.get("weight"), layer._parameters.get("bias")
     scale, shift = _scale_and_shift(norm)

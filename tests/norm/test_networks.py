@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import types
 import warnings
 from collections.abc import Callable
 from functools import partial
@@ -475,6 +476,14 @@ def normed(kind: str) -> nn.Module:
     return randomised(nn.Sequential(conv, nn.BatchNorm2d(4))).double().eval()
 
 
+def patched(method: str) -> nn.Module:
+    """The convolution's result is doubled by a method of the instance's own."""
+    model = trained(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))
+    bound = getattr(model[0], method)
+    setattr(model[0], method, types.MethodType(lambda conv, *given: 2 * bound(*given), model[0]))
+    return model
+
+
 def tied() -> nn.Module:
     model = trained(nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3), nn.Conv2d(3, 3, 1))
     model[2].weight = model[0].weight
@@ -506,6 +515,7 @@ FOLDED: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], int | None]] =
     "keywords": (lambda: trained(Twice("keyword")), IMAGE, 0),
     "optional argument": (lambda: trained(Optional()), IMAGE, 0),
     **{f"hook on {at}": (partial(hooked, at), IMAGE, 1) for at in ("conv", "conv pre", "norm", "norm pre")},
+    **{f"own {name}": (partial(patched, name), IMAGE, 1) for name in ("forward", "_conv_forward", "_call_impl")},
     **{kind: (partial(normed, kind), IMAGE, 1) for kind in ("weight_norm", "parametrized", "spectral", "pruned")},
     "tied": (tied, IMAGE, 0),
 }  # fmt: skip
