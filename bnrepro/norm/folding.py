@@ -36,11 +36,12 @@ def fold(model: nn.Module, example_input: Any = None) -> nn.Module:
 
     A norm with statistics and parameters per channel goes into the convolution or linear layer directly before it,
     where that is known to be the same: the layer is torch's own class, without hooks, methods of its own,
-    parametrization or pruning, of the norm's dtype and device; each of the two is called once and nothing else takes the layer's output or weight. Any
-    other norm becomes `LocationAffine`, one multiplication and one addition a value: one with statistics or parameters
-    per location (a convolution has one weight for all locations), one that follows something else, and all of a network
-    that `torch.fx` cannot trace. Outputs change by rounding alone. A norm that the forward never calls stays. What has
-    taken a norm's place keeps its settings (``num_features``, ``eps``) as attributes, for forwards that read them.
+    parametrization or pruning, of the norm's dtype and device; each of the two is called once and nothing else takes
+    the layer's output or weight. Any other norm becomes `LocationAffine`, one multiplication and one addition a value:
+    one with statistics or parameters per location (a convolution has one weight for all locations), one that follows
+    something else, and all of a network that `torch.fx` cannot trace. Outputs change by rounding alone. A norm that the
+    forward never calls stays. What has taken a norm's place keeps its settings (``num_features``, ``eps``) as
+    attributes, for forwards that read them.
 
     A linear layer, or a `Conv1d`, before a norm that takes inputs of 2 and 3 dimensions is folded into only with an
     example, which shows which of the axes its channels are.
@@ -157,9 +158,10 @@ class LocationAffine(nn.Module):
         """Shapes: (N, C, ...) in and out."""
         x, kept = input, list(self.weight.shape)  # in a form that torch.jit.script takes
         if list(x.shape[1:] if len(kept) > 1 else x.shape[1:2]) != kept:
+            wanted = f"[N, {str(kept)[1:-1]}]" if len(kept) > 1 else f"[N, {kept[0]}, ...]"
             raise NormError(
-                f"A norm was folded for inputs of the shape [N, {str(kept)[1:-1]}{'' if len(kept) > 1 else ', ...'}], and "
-                f"got {list(x.shape)}. To change the size of the maps, use bnrepro.norm.resize before folding."
+                f"A norm was folded for inputs of the shape {wanted}, and got {list(x.shape)}. To change the size of its "
+                "maps, use bnrepro.norm.resize before folding."
             )
         ones = [1] * (x.dim() - 1 - len(kept))
         weight, bias = self.weight.view(kept + ones), self.bias.view(kept + ones)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch import distributed as dist
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from bnrepro.norm.convert import check_open, few, first_line, uses_statistics_itself
+from bnrepro.norm.convert import check_open, copied, few, first_line, uses_statistics_itself
 from bnrepro.norm.function import centred_moments, pooled_mean, widen
 from bnrepro.norm.layers import NormError, _HandDerived
 
@@ -179,20 +179,16 @@ def _is_joint_in_training(layer: _BatchNorm) -> bool:
 def _read(model: nn.Module, layers: dict[str, _BatchNorm], x: Any) -> str | None:
     """The name of the layer without whose statistics ``model(x)`` fails; None if it fails with all of them too."""
 
-    def fails() -> bool:
+    def fails(without: str | None) -> bool:
         try:
-            model(x)
+            again = copied(model)  # a forward may keep what it once worked out with the statistics
+            with batch_statistics(nn.Module() if without is None else again.get_submodule(without)):
+                again(x)
         except Exception:
             return True
         return False
 
-    if fails():
-        return None
-    for name, layer in layers.items():
-        with batch_statistics(layer):
-            if fails():
-                return name
-    return None
+    return None if fails(None) else next((name for name in layers if fails(name)), None)
 
 
 def _takes_the_variance(layer: nn.Module) -> bool:

@@ -286,7 +286,7 @@ def test_a_folded_local_norm_refuses_the_sizes_that_the_norm_refuses(variant: st
     folded = fold(model, images(8))
     for x in (images(3), images(5), images(12), images(8)[..., :5]):
         for each in (model, folded, nn.Sequential(folded[1])):
-            with pytest.raises(NormError, match="size|before folding"):
+            with pytest.raises(NormError, match=r"size|before folding"):
                 each(x)
     with pytest.raises(NormError, match=r"inputs of the shape \[N, 4, 6, 6\], and got \[4, 4, 8, 8\].* before folding"):
         resize(folded, images(10))
@@ -297,7 +297,7 @@ def test_a_folded_norm_refuses_other_channels_compiled_too() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch's script is deprecated
         scripted = torch.jit.script(folded)
-    assert scripted(torch.ones(2, 4, 1, 1)).shape == folded(torch.ones(2, 4)).shape + (1, 1)
+    assert scripted(torch.ones(2, 4, 1, 1)).shape == (*folded(torch.ones(2, 4)).shape, 1, 1)
     for each, error in ((folded, NormError), (scripted, torch.jit.Error)):
         with pytest.raises(error, match=r"inputs of the shape \[N, 4, \.\.\.\], and got \[2, 1, 5, 5\]"):
             each(torch.ones(2, 1, 5, 5))
