@@ -12,6 +12,7 @@ import copy
 import warnings
 from collections.abc import Callable, Iterator
 from difflib import get_close_matches
+from types import MethodType
 from typing import Any
 
 import torch
@@ -106,8 +107,8 @@ def freeze(model: nn.Module, *, parameters: bool = True) -> nn.Module:
         parameters: whether gamma and beta stop learning too.
 
     Raises:
-        NormError: (a ValueError) a norm keeps no running statistics, or does more than is known here (see `convert`).
-            The model is as it was then.
+        NormError: (a ValueError) a norm keeps no running statistics, or does more than is known here (see `convert`),
+            or the network keeps its ``forward``, to call that. The model is as it was then.
     """
     check_open(model)
     new: dict[nn.Module, nn.Module | None] = {}
@@ -117,6 +118,7 @@ def freeze(model: nn.Module, *, parameters: bool = True) -> nn.Module:
         if layer.running_mean is None or layer.running_var is None:
             raise NormError(f"{name or 'The norm'} keeps no running statistics (track_running_stats=False) to freeze.")
         new[layer] = None if isinstance(layer, _HandDerived) else _ours(name, layer, "frozen")
+    _check_called_as_modules(model, [layer for layer, ours in new.items() if ours is not None])
     for old, ours in new.items():
         if ours is not None:
             become(old, ours)
@@ -145,7 +147,7 @@ def synchronize(model: nn.Module, group: dist.ProcessGroup) -> nn.Module:
 
     Raises:
         NormError: (a ValueError) a batch normalization does more than is known here (see `convert`) and has no
-            ``process_group``.
+            ``process_group``, or the network keeps its ``forward``, to call that.
     """
     check_open(model)
     new: dict[nn.Module, nn.Module] = {}
@@ -154,6 +156,7 @@ def synchronize(model: nn.Module, group: dist.ProcessGroup) -> nn.Module:
             ours = _ours(name, layer, "synchronized")
             on_gpu = any(t.is_cuda for t in (*layer.parameters(), *layer.buffers()))
             new[layer] = nn.SyncBatchNorm(layer.num_features) if on_gpu else ours
+    _check_called_as_modules(model, list(new))
     for old, layer in new.items():
         become(old, layer)
     layers: list[Any] = list(model.modules())
@@ -330,6 +333,19 @@ _HARMLESS = {
     "extra_repr", "__repr__", "reset_parameters",
 }  # fmt: skip
 """Attributes a subclass may define without changing its forward."""
+
+
+def _check_called_as_modules(model: nn.Module, norms: list[nn.Module]) -> None:
+    """Refuse a network that keeps the ``forward`` of one of ``norms``: it stays that of the class that it is now."""
+    known = {id(norm) for norm in norms}
+    for path, module in model.named_modules():
+        for name, value in vars(module).items():
+            for kept in tree_leaves(value):
+                if isinstance(kept, MethodType) and kept.__name__ == "forward" and id(kept.__self__) in known:
+                    raise NormError(
+                        f"{f'{path}.{name}'.lstrip('.')} keeps the forward of a {type(kept.__self__).__name__}, which "
+                        "would go on as it is. Keep the norm instead, and call that."
+                    )
 
 
 def _path(kind: type) -> str:

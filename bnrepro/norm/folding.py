@@ -160,8 +160,8 @@ class LocationAffine(nn.Module):
         if list(x.shape[1:] if len(kept) > 1 else x.shape[1:2]) != kept:
             wanted = f"[N, {str(kept)[1:-1]}]" if len(kept) > 1 else f"[N, {kept[0]}, ...]"
             raise NormError(
-                f"A norm was folded for inputs of the shape {wanted}, and got {list(x.shape)}. To change the size of its "
-                "maps, use bnrepro.norm.resize before folding."
+                f"A norm was folded for inputs of the shape {wanted}, and got {list(x.shape)}. To change the size of "
+                "its maps, use bnrepro.norm.resize before folding."
             )
         ones = [1] * (x.dim() - 1 - len(kept))
         weight, bias = self.weight.view(kept + ones), self.bias.view(kept + ones)

@@ -235,7 +235,8 @@ class BatchNorm1d(_HandDerived, nn.BatchNorm1d):
 
     float16 and bfloat16 are computed in float32, and come out as they went in. With a ``process_group`` the
     statistics in training are those of the joined batch of its processes, which may be uneven (on gloo and on the
-    CPU too, where `torch.nn.SyncBatchNorm` does not run).
+    CPU too, where `torch.nn.SyncBatchNorm` does not run); `bnrepro.norm.synchronize` gives it to a whole network, and
+    `torch.nn.SyncBatchNorm.convert_sync_batchnorm` replaces this layer, frozen or not, by torch's.
 
     Raises:
         NormError: (a ValueError and a RuntimeError) one value per channel in training; another number of channels; a

@@ -365,6 +365,18 @@ def test_what_does_more_than_is_known_is_refused_and_nothing_is_changed(made: Ca
     assert type(model["stem"][0]) is nn.BatchNorm2d
 
 
+@pytest.mark.parametrize("wrap", [lambda f: f, lambda f: [f], lambda f: {"norm": f}], ids=["itself", "list", "dict"])
+@pytest.mark.parametrize("change", [freeze, partial(synchronize, group=object())], ids=["freeze", "synchronize"])
+def test_a_network_that_keeps_the_forward_of_a_norm_is_refused(change: Callable, wrap: Callable) -> None:
+    model = nn.Sequential(nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)))
+    model[0].own = wrap(model[0][1].forward)
+    with pytest.raises(NormError, match=r"^0\.own keeps the forward of a BatchNorm2d"):
+        change(model)
+    assert type(model[0][1]) is nn.BatchNorm2d
+    model[0].own = wrap(model[0][1])
+    assert type(change(model)[0][1]) is BatchNorm2d
+
+
 def test_a_norm_that_a_layer_for_quantization_uses_is_refused() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
