@@ -113,6 +113,8 @@ def _fold(folded: nn.Module, dimensions: dict[str, int], say: Callable[[str], No
     tracer, own = _Tracer(), set(vars(folded))
     try:
         if folded not in norms:
+            if own & {"forward", "_call_impl"}:
+                raise NormError("its forward is not that of its class, which alone is traced")
             with tracer.reads:
                 graph = tracer.trace(folded, _defaults(folded))
             before, called = _pairs(folded, tracer)

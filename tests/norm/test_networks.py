@@ -546,6 +546,16 @@ def test_only_what_is_the_same_is_folded(made: Callable, shape: tuple[int, ...],
     torch.testing.assert_close(output(model, x), want, rtol=0, atol=0)
 
 
+def test_a_network_whose_forward_is_its_own_is_folded_norm_by_norm() -> None:
+    model = trained(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))
+    model.forward = types.MethodType(lambda s, x: s[1](2 * s[0](x)), model)
+    x = IMAGES.double()
+    for example in (None, x):
+        with pytest.warns(UserWarning, match="its forward is not that of its class"):
+            folded = fold(model, example)
+        torch.testing.assert_close(folded(x), model(x))
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_a_norm_of_another_dtype_than_its_convolution_stays_by_itself(dtype: torch.dtype) -> None:
     model = trained(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)).float()
