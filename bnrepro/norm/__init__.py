@@ -1,4 +1,9 @@
-"""Batch normalization over any axes. This package needs torch and nothing else of `bnrepro`: lift it out freely."""
+"""Batch normalization over any axes. This package needs torch and nothing else of `bnrepro`: lift it out freely.
+
+Its norms are subclasses of torch's ``_BatchNorm``, which most of torch's tools look for and treat as they should
+(`torch.optim.swa_utils.update_bn`). One does not: `torch.nn.SyncBatchNorm.convert_sync_batchnorm` silently makes plain
+batch normalization of all of them, frozen ones and variants too. Use `synchronize`.
+"""
 
 from bnrepro.norm.adaptive import ConvAdaptiveNorm2d
 from bnrepro.norm.convert import convert, freeze, resize, synchronize

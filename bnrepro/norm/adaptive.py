@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from bnrepro.norm.function import affine as scale_and_shift
 from bnrepro.norm.function import centred_moments, dense_both_ways, images_of_each, pooled_mean, reciprocal_std, widen
-from bnrepro.norm.layers import NormError, check_tensors, copied_in_its_group
+from bnrepro.norm.layers import NormError, check_tensors, copied_in_its_group, two_lengths
 
 
 class ConvAdaptiveNorm2d(nn.Module):
@@ -42,8 +42,8 @@ class ConvAdaptiveNorm2d(nn.Module):
     Raises:
         NormError: (a ValueError) one value in a window (a batch of 1 with a window of 1 x 1, or of 2 x 2, which is
             one value in the last corner).
-        ValueError: not four dimensions, another number of channels, a ``kernel_size`` below 1, another
-            ``variance``.
+        ValueError: not four dimensions, another number of channels, a ``kernel_size`` that is no lengths from 1 on,
+            another ``variance``.
 
     Source: https://github.com/lmcintosh/conv-batchnorm (2018), class ``ConvAdaptiveNormalization``.
     """
@@ -64,22 +64,27 @@ class ConvAdaptiveNorm2d(nn.Module):
         self.__dict__["__module__"] = "torch.nn"  # whole in graphs of torch.fx: see `bnrepro.norm.layers`
         self.num_features = num_features
         self.process_group = process_group
-        height, width = (kernel_size, kernel_size) if isinstance(kernel_size, int) else kernel_size
-        if height < 1 or width < 1:
-            raise ValueError(f"kernel_size must be at least 1, got {kernel_size}")
         if variance not in ("pooled", "window"):
             raise ValueError(f"variance must be 'pooled' or 'window', got {variance!r}")
-        self.kernel_size = (height, width)
+        self.kernel_size = two_lengths("kernel_size", kernel_size)
         self.variance = variance
         self.eps = eps
         self.affine = affine
         self.register_parameter("weight", None)
         self.register_parameter("bias", None)
         if affine:
-            self.weight = nn.Parameter(torch.ones(num_features, device=device, dtype=dtype))
-            self.bias = nn.Parameter(torch.zeros(num_features, device=device, dtype=dtype))
+            self.weight = nn.Parameter(torch.empty(num_features, device=device, dtype=dtype))
+            self.bias = nn.Parameter(torch.empty(num_features, device=device, dtype=dtype))
+        self.reset_parameters()
 
     __deepcopy__ = copied_in_its_group
+
+    def reset_parameters(self) -> None:
+        """Gamma 1 and beta 0."""
+        if self.weight is not None:
+            nn.init.ones_(self.weight)
+        if self.bias is not None:
+            nn.init.zeros_(self.bias)
 
     def forward(self, input: Tensor) -> Tensor:
         """Shapes and errors: see the class."""
@@ -88,7 +93,7 @@ class ConvAdaptiveNorm2d(nn.Module):
             raise ValueError(
                 f"ConvAdaptiveNorm2d takes an input of shape (N, {self.num_features}, H, W), got {tuple(x.shape)}"
             )
-        check_tensors(self, x, self.weight)
+        check_tensors(self, x, self.weight, self.bias)
         # The smallest windows are those of the last corner, which an even length reaches back to by less.
         reach = [min(size, (k + 1) // 2) for size, k in zip(x.shape[2:], self.kernel_size, strict=True)]
         group = self.process_group if self.training else None

@@ -12,6 +12,7 @@ import copy
 import warnings
 from collections.abc import Callable, Iterator
 from difflib import get_close_matches
+from types import MethodType
 from typing import Any
 
 import torch
@@ -96,16 +97,18 @@ def few(names: list[str]) -> str:
 def freeze(model: nn.Module, *, parameters: bool = True) -> nn.Module:
     """Let the running statistics of ``model``'s norms normalise from now on, in training too, and never change.
 
-    Torch's own layers become ours, since theirs thaw at the next ``.train()``. Layers that are frozen by their class
-    (torchvision's `FrozenBatchNorm2d` and timm's) stay as they are.
+    Its norms are its batch normalizations: torch's own, which become ours, since theirs thaw at the next ``.train()``,
+    and this package's. Layers that are frozen by their class (torchvision's `FrozenBatchNorm2d` and timm's) stay as
+    they are, and so does instance normalization, with running statistics too. Nothing resets frozen statistics, neither
+    ``reset_parameters`` nor `torch.optim.swa_utils.update_bn`.
 
     Args:
         model: any network; changed in place and returned.
         parameters: whether gamma and beta stop learning too.
 
     Raises:
-        NormError: (a ValueError) a norm keeps no running statistics, or does more than is known here (see `convert`).
-            The model is as it was then.
+        NormError: (a ValueError) a norm keeps no running statistics, or does more than is known here (see `convert`),
+            or the network keeps its ``forward``, to call that. The model is as it was then.
     """
     check_open(model)
     new: dict[nn.Module, nn.Module | None] = {}
@@ -115,6 +118,7 @@ def freeze(model: nn.Module, *, parameters: bool = True) -> nn.Module:
         if layer.running_mean is None or layer.running_var is None:
             raise NormError(f"{name or 'The norm'} keeps no running statistics (track_running_stats=False) to freeze.")
         new[layer] = None if isinstance(layer, _HandDerived) else _ours(name, layer, "frozen")
+    _check_called_as_modules(model, [layer for layer, ours in new.items() if ours is not None])
     for old, ours in new.items():
         if ours is not None:
             become(old, ours)
@@ -133,13 +137,17 @@ def synchronize(model: nn.Module, group: dist.ProcessGroup) -> nn.Module:
     on a GPU; on the CPU, where that does not run, it becomes our layer of the same formula. Norms whose statistics are
     each image's own stay as they are. A layer of your own is handed the group if it has an attribute ``process_group``.
 
+    Do not use `torch.nn.SyncBatchNorm.convert_sync_batchnorm` on a network with norms of this package: it takes every
+    subclass of torch's ``_BatchNorm``, which they are, for plain batch normalization and replaces it, without a message
+    and without asking the layer. Frozen statistics thaw, and what a variant does otherwise is lost.
+
     Args:
         model: any network, already on its device; changed in place and returned.
         group: the processes. Each must call the network in training on its part of the joint batch, none may skip one.
 
     Raises:
         NormError: (a ValueError) a batch normalization does more than is known here (see `convert`) and has no
-            ``process_group``.
+            ``process_group``, or the network keeps its ``forward``, to call that.
     """
     check_open(model)
     new: dict[nn.Module, nn.Module] = {}
@@ -148,6 +156,7 @@ def synchronize(model: nn.Module, group: dist.ProcessGroup) -> nn.Module:
             ours = _ours(name, layer, "synchronized")
             on_gpu = any(t.is_cuda for t in (*layer.parameters(), *layer.buffers()))
             new[layer] = nn.SyncBatchNorm(layer.num_features) if on_gpu else ours
+    _check_called_as_modules(model, list(new))
     for old, layer in new.items():
         become(old, layer)
     layers: list[Any] = list(model.modules())
@@ -282,8 +291,7 @@ def _unknown(module: nn.Module) -> str | None:
             "remove_parametrizations, torch.nn.utils.prune.remove or what undoes the one that you used."
         )
     changed = sorted({name for each in derived for name in vars(each)} - _HARMLESS)
-    changed += [name for name in vars(module) if callable(vars(module)[name]) and hasattr(kind, name)]
-    changed = [name for name in changed if name != "_compiled_call_impl"]  # of Module.compile: calls what there is then
+    changed += replaced_methods(module)
     if not isinstance(module, _HandDerived | ConvAdaptiveNorm2d):  # whose attributes these would become
         theirs = {*_NAMES, "process_group"} if isinstance(module, nn.SyncBatchNorm) else _NAMES
         if taken := sorted(vars(module).keys() & ({*SETTINGS, "frozen"} - {*theirs})):
@@ -294,6 +302,12 @@ def _unknown(module: nn.Module) -> str | None:
             " Use torch's layer there, with what else it does in a module after it."
         )
     return None
+
+
+def replaced_methods(module: nn.Module) -> list[str]:
+    """Names of the methods that ``module`` itself has in the place of its class's."""
+    names = [name for name, value in vars(module).items() if callable(value) and hasattr(type(module), name)]
+    return [name for name in names if name != "_compiled_call_impl"]  # of Module.compile: calls what there is then
 
 
 LAZY = "it has no size yet (lazy). Run the model once first."
@@ -319,6 +333,19 @@ _HARMLESS = {
     "extra_repr", "__repr__", "reset_parameters",
 }  # fmt: skip
 """Attributes a subclass may define without changing its forward."""
+
+
+def _check_called_as_modules(model: nn.Module, norms: list[nn.Module]) -> None:
+    """Refuse a network that keeps the ``forward`` of one of ``norms``: it stays that of the class that it is now."""
+    known = {id(norm) for norm in norms}
+    for path, module in model.named_modules():
+        for name, value in vars(module).items():
+            for kept in tree_leaves(value):
+                if isinstance(kept, MethodType) and kept.__name__ == "forward" and id(kept.__self__) in known:
+                    raise NormError(
+                        f"{f'{path}.{name}'.lstrip('.')} keeps the forward of a {type(kept.__self__).__name__}, which "
+                        "would go on as it is. Keep the norm instead, and call that."
+                    )
 
 
 def _path(kind: type) -> str:

@@ -23,6 +23,7 @@ from bnrepro.norm.convert import (
     drop_and_act,
     first_line,
     norms_of,
+    replaced_methods,
     reproducible,
     run,
     same_in_float64,
@@ -34,12 +35,13 @@ def fold(model: nn.Module, example_input: Any = None) -> nn.Module:
     """A copy of ``model`` for inference in which its norms cost nothing, or as little as they can.
 
     A norm with statistics and parameters per channel goes into the convolution or linear layer directly before it,
-    where that is known to be the same: the layer is torch's own class, without hooks, parametrization or pruning, of
-    the norm's dtype and device; each of the two is called once and nothing else takes the layer's output or weight. Any
-    other norm becomes `LocationAffine`, one multiplication and one addition a value: one with statistics or parameters
-    per location (a convolution has one weight for all locations), one that follows something else, and all of a network
-    that `torch.fx` cannot trace. Outputs change by rounding alone. A norm that the forward never calls stays. What has
-    taken a norm's place keeps its settings (``num_features``, ``eps``) as attributes, for forwards that read them.
+    where that is known to be the same: the layer is torch's own class, without hooks, methods of its own,
+    parametrization or pruning, of the norm's dtype and device; each of the two is called once and nothing else takes
+    the layer's output or weight. Any other norm becomes `LocationAffine`, one multiplication and one addition a value:
+    one with statistics or parameters per location (a convolution has one weight for all locations), one that follows
+    something else, and all of a network that `torch.fx` cannot trace. Outputs change by rounding alone. A norm that the
+    forward never calls stays. What has taken a norm's place keeps its settings (``num_features``, ``eps``) as
+    attributes, for forwards that read them.
 
     A linear layer, or a `Conv1d`, before a norm that takes inputs of 2 and 3 dimensions is folded into only with an
     example, which shows which of the axes its channels are.
@@ -111,6 +113,8 @@ def _fold(folded: nn.Module, dimensions: dict[str, int], say: Callable[[str], No
     tracer, own = _Tracer(), set(vars(folded))
     try:
         if folded not in norms:
+            if own & {"forward", "_call_impl"}:
+                raise NormError("its forward is not that of its class, which alone is traced")
             with tracer.reads:
                 graph = tracer.trace(folded, _defaults(folded))
             before, called = _pairs(folded, tracer)
@@ -142,6 +146,9 @@ class LocationAffine(nn.Module):
     """``y = weight * x + bias``, either per channel (C,) or per channel and location (C, H, W).
 
     Computed in the wider of the dtypes of ``x`` and the parameters, and returned in that of ``x``.
+
+    Raises:
+        NormError: (a ValueError) other channels or locations than those of the parameters, which would be broadcast.
     """
 
     def __init__(self, weight: Tensor, bias: Tensor) -> None:
@@ -151,9 +158,15 @@ class LocationAffine(nn.Module):
 
     def forward(self, input: Tensor) -> Tensor:
         """Shapes: (N, C, ...) in and out."""
-        x, after = input, input.dim() - 1
-        weight = self.weight.view(list(self.weight.shape) + [1] * (after - self.weight.dim()))
-        bias = self.bias.view(list(self.bias.shape) + [1] * (after - self.bias.dim()))
+        x, kept = input, list(self.weight.shape)  # in a form that torch.jit.script takes
+        if list(x.shape[1:] if len(kept) > 1 else x.shape[1:2]) != kept:
+            wanted = f"[N, {str(kept)[1:-1]}]" if len(kept) > 1 else f"[N, {kept[0]}, ...]"
+            raise NormError(
+                f"A norm was folded for inputs of the shape {wanted}, and got {list(x.shape)}. To change the size of "
+                "its maps, use bnrepro.norm.resize before folding."
+            )
+        ones = [1] * (x.dim() - 1 - len(kept))
+        weight, bias = self.weight.view(kept + ones), self.bias.view(kept + ones)
         return (x * weight + bias).to(x.dtype)
 
     @classmethod
@@ -163,7 +176,8 @@ class LocationAffine(nn.Module):
         scale, shift = _scale_and_shift(norm)
         assert norm.running_mean is not None
         like = norm.running_mean if norm.weight is None else norm.weight
-        return cls(scale.to(like.device, like.dtype), shift.to(like.device, like.dtype))
+        both = torch.broadcast_tensors(scale, shift)
+        return cls(*(t.contiguous().to(like.device, like.dtype) for t in both))
 
 
 # --- how ----------------------------------------------------------------------------------------------------------
@@ -286,7 +300,7 @@ def _fuse(layer: nn.Module, norm: _BatchNorm, dimensions: int | None) -> bool:
     takes = {nn.Linear: 2, nn.Conv1d: 3, nn.Conv2d: 4, nn.Conv3d: 5}.get(type(layer))  # of a subclass nothing is known
     if dimensions is None:  # where the norm itself says it
         dimensions = 4 if isinstance(norm, nn.BatchNorm2d | ConvBatchNorm2d) else 5 * isinstance(norm, nn.BatchNorm3d)
-    if takes is None or takes != dimensions or _hooked(layer) or _hooked(norm) or "forward" in vars(layer):
+    if takes is None or takes != dimensions or _hooked(layer) or _hooked(norm) or replaced_methods(layer):
         return False
     weight, bias = layer._parameters.get("weight"), layer._parameters.get("bias")
     scale, shift = _scale_and_shift(norm)

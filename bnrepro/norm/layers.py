@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Iterable
+from operator import index
 from typing import Any, Literal
 
 import torch
@@ -11,7 +13,7 @@ from torch import Tensor, nn
 from torch import distributed as dist
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from bnrepro.norm.function import affine, against, batch_norm, dense_both_ways, widen
+from bnrepro.norm.function import affine, against, batch_norm, dense_both_ways, moments, widen
 
 
 class NormError(ValueError, RuntimeError):
@@ -60,6 +62,17 @@ def check_tensors(layer: Any, x: Tensor, *own_tensors: Tensor | None) -> None:
             )
 
 
+def two_lengths(name: str, given: Any) -> tuple[int, int]:
+    """The argument ``name``, (H, W) or one number for both."""
+    try:
+        height, width = (index(side) for side in given) if isinstance(given, Iterable) else (index(given), index(given))
+    except (TypeError, ValueError):
+        raise NormError(f"{name} must be (H, W), or one number for both; got {given!r}.") from None
+    if height < 1 or width < 1:
+        raise NormError(f"{name} must be at least 1, got {given!r}.")
+    return height, width
+
+
 def copied_in_its_group(layer: Any, memo: dict[int, Any]) -> Any:
     """``__deepcopy__`` of a layer that works in the same process group, which cannot be copied."""
     memo[id(layer.process_group)] = layer.process_group
@@ -102,30 +115,51 @@ class _HandDerived(_BatchNorm):
         # graph, if this attribute of the instance begins like that of torch's layers. The class's own is not touched.
         self.__dict__["__module__"] = "torch.nn"
 
+    def reset_running_stats(self) -> None:
+        """Mean 0, variance 1 and no batch seen; frozen statistics stay. `torch.optim.swa_utils.update_bn` calls it."""
+        if not self.frozen:
+            super().reset_running_stats()
+
     def statistics_axes(self, x: Tensor) -> tuple[int, ...]:
         """The axes of ``x`` that the statistics are pooled over: all but the channels."""
         return (0, *range(2, x.dim()))
 
+    def moments(
+        self, x: Tensor, axes: tuple[int, ...], group: dist.ProcessGroup | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """What ``x`` is normalised by in training: its mean, and its biased variance or what stands for it."""
+        return moments(x, axes, group)
+
     def forward(self, input: Tensor) -> Tensor:
         x = input  # the name that torch's layers take it by
         self._check_input_dim(x)
-        weight, bias, running_mean = self.weight, self.bias, self.running_mean
-        check_tensors(self, x, weight, running_mean)
+        weight, bias, running_mean, running_var = self.weight, self.bias, self.running_mean, self.running_var
+        check_tensors(self, x, weight, bias, running_mean, running_var)
         learning = self.training and not self.frozen
-        if learning or (running_mean is None and self.running_var is None):
+        if learning or (running_mean is None and running_var is None):
             axes = self.statistics_axes(x)
             group = self.process_group if learning else None
             count = self._count(x, axes, group)
-            y, mean, var = batch_norm(x, weight, bias, axes, self.eps, group)
+            y, mean, var = self._normalize(x, weight, bias, axes, group)
             if learning:
-                self._update_running(mean, var, count)
+                self._update_running(running_mean, running_var, mean, var, count)
             return y
-        running_var = self.running_var
         if running_mean is None or running_var is None:
             raise NormError(self._one_statistic())
         x = dense_both_ways(x)
         xhat = (widen(x) - against(running_mean, x)) * (against(running_var, x) + self.eps).rsqrt()
         return affine(xhat, against(weight, x), against(bias, x)).to(x.dtype)
+
+    def _normalize(
+        self,
+        x: Tensor,
+        weight: Tensor | None,
+        bias: Tensor | None,
+        axes: tuple[int, ...],
+        group: dist.ProcessGroup | None,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """The output by the batch's own statistics, and these, which are `moments`, detached."""
+        return batch_norm(x, weight, bias, axes, self.eps, group)
 
     def _count(self, x: Tensor, axes: tuple[int, ...], group: dist.ProcessGroup | None) -> int:
         count = math.prod([x.shape[axis] for axis in axes])
@@ -150,10 +184,11 @@ class _HandDerived(_BatchNorm):
             "or more (drop_last=True in a DataLoader drops an odd last one), or call .eval()."
         )
 
-    def _update_running(self, mean: Tensor, var: Tensor, count: int) -> None:
+    def _update_running(
+        self, running_mean: Tensor | None, running_var: Tensor | None, mean: Tensor, var: Tensor, count: int
+    ) -> None:
         if not self.track_running_stats:
             return
-        running_mean, running_var = self.running_mean, self.running_var
         if (running_mean is None) != (running_var is None):
             raise NormError(self._one_statistic())
         batches = self.num_batches_tracked
@@ -200,7 +235,8 @@ class BatchNorm1d(_HandDerived, nn.BatchNorm1d):
 
     float16 and bfloat16 are computed in float32, and come out as they went in. With a ``process_group`` the
     statistics in training are those of the joined batch of its processes, which may be uneven (on gloo and on the
-    CPU too, where `torch.nn.SyncBatchNorm` does not run).
+    CPU too, where `torch.nn.SyncBatchNorm` does not run); `bnrepro.norm.synchronize` gives it to a whole network, and
+    `torch.nn.SyncBatchNorm.convert_sync_batchnorm` replaces this layer, frozen or not, by torch's.
 
     Raises:
         NormError: (a ValueError and a RuntimeError) one value per channel in training; another number of channels; a
@@ -280,10 +316,7 @@ class ConvBatchNorm2d(_HandDerived):
         super().__init__(
             num_features, eps, momentum, affine, track_running_stats, device, dtype, process_group=process_group
         )
-        sides = (spatial_shape, spatial_shape) if isinstance(spatial_shape, int) else tuple(spatial_shape)
-        if len(sides) != 2:
-            raise NormError(f"spatial_shape must be (H, W), or one number for both; got {sides}.")
-        height, width = self.spatial_shape = (int(sides[0]), int(sides[1]))
+        height, width = self.spatial_shape = two_lengths("spatial_shape", spatial_shape)
         self.statistics = statistics
         self.parameters_per = parameters
         full = (num_features, height, width)

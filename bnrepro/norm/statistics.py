@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch import distributed as dist
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from bnrepro.norm.convert import check_open, few, first_line, uses_statistics_itself
+from bnrepro.norm.convert import check_open, copied, few, first_line, uses_statistics_itself
 from bnrepro.norm.function import centred_moments, pooled_mean, widen
 from bnrepro.norm.layers import NormError, _HandDerived
 
@@ -37,11 +37,14 @@ class _Pooled:
         self.square: Tensor  # sum of squared distances from the mean
         self.within: Tensor  # sum over batches of count times unbiased variance
 
-    def add(self, x: Tensor, axes: tuple[int, ...], group: dist.ProcessGroup | None) -> None:
-        wide = widen(x)
-        mean = pooled_mean(wide, axes, group)
-        rest, var = (s.double() for s in centred_moments(wide - mean, axes, group))
-        mean = mean.double() + rest
+    def add(self, layer: Any, x: Tensor, group: dist.ProcessGroup | None) -> None:
+        wide, axes = widen(x), getattr(layer, "statistics_axes", _channel_axes)(x)
+        if _takes_the_variance(layer):
+            mean = pooled_mean(wide, axes, group)
+            rest, var = (s.double() for s in centred_moments(wide - mean, axes, group))
+            mean = mean.double() + rest
+        else:
+            mean, var = (s.double() for s in layer.moments(wide, axes, group))
         count = x.numel() // max(mean.numel(), 1)
         if group is not None:
             joint = torch.tensor(count, device=x.device)
@@ -75,6 +78,9 @@ def reestimate_statistics(
     - ``variance="mean"``: the mean of the batches' *unbiased* variances, each weighted by its number of values, which
       leaves out how the batches' means differ (Ioffe & Szegedy's Algorithm 2 for batches of one size).
 
+    A layer that divides by another measure than the standard deviation (``l1bn``, ``linfbn``, ``l1norm``, ``l2norm``,
+    ``linfnorm``) gets the second with both, of that measure squared: it is what it averages in training.
+
     Dropout is left off. Layers with a process group (`synchronize`) take the statistics of all its processes' batches
     together; each process must call this then, on as many batches.
 
@@ -106,8 +112,7 @@ def reestimate_statistics(
     def collect(name: str) -> Callable[[nn.Module, tuple[Tensor, ...], dict[str, Tensor]], None]:
         def hook(module: nn.Module, inputs: tuple[Tensor, ...], keywords: dict[str, Tensor]) -> None:
             (x,) = inputs or keywords.values()
-            axes = getattr(module, "statistics_axes", _channel_axes)(x)
-            pooled[name].add(x, axes, groups[name])
+            pooled[name].add(module, x, groups[name])
 
         return hook
 
@@ -144,7 +149,8 @@ def reestimate_statistics(
         if total.count > 1:
             assert layer.running_mean is not None and layer.running_var is not None
             layer.running_mean.copy_(total.mean.reshape(layer.running_mean.shape))
-            var = total.square / (total.count - 1) if variance == "pooled" else total.within / total.count
+            joined = variance == "pooled" and _takes_the_variance(layer)
+            var = total.square / (total.count - 1) if joined else total.within / total.count
             layer.running_var.copy_(var.reshape(layer.running_var.shape))
     if unreached := [name or "the model" for name in layers if not pooled[name].count]:
         warnings.warn(
@@ -173,20 +179,21 @@ def _is_joint_in_training(layer: _BatchNorm) -> bool:
 def _read(model: nn.Module, layers: dict[str, _BatchNorm], x: Any) -> str | None:
     """The name of the layer without whose statistics ``model(x)`` fails; None if it fails with all of them too."""
 
-    def fails() -> bool:
+    def fails(without: str | None) -> bool:
         try:
-            model(x)
+            again = copied(model)  # a forward may keep what it once worked out with the statistics
+            with batch_statistics(nn.Module() if without is None else again.get_submodule(without)):
+                again(x)
         except Exception:
             return True
         return False
 
-    if fails():
-        return None
-    for name, layer in layers.items():
-        with batch_statistics(layer):
-            if fails():
-                return name
-    return None
+    return None if fails(None) else next((name for name in layers if fails(name)), None)
+
+
+def _takes_the_variance(layer: nn.Module) -> bool:
+    """Whether ``layer`` normalises by the variance, as torch's do, and not by a measure of its own."""
+    return not isinstance(layer, _HandDerived) or type(layer).moments is _HandDerived.moments
 
 
 def _channel_axes(x: Tensor) -> tuple[int, ...]:

@@ -1,4 +1,6 @@
-"""Relatives of batch normalization that claims are about. In eval mode all of them are batch normalization.
+"""Relatives of batch normalization that claims are about.
+
+With running statistics all of them are batch normalization in eval mode; without, they normalise as in training.
 
 They take inputs (N, C) or (N, C, ...), keep torch's parameters and running statistics per channel, and differ in what
 they do in training. Their backwards are autograd's, except for the ghost batches', which is the hand-derived one.
@@ -23,7 +25,6 @@ from bnrepro.norm.function import (
     dense_both_ways,
     images_of_each,
     joint_batch,
-    moments,
     of_all_processes,
     pooled_mean,
     reciprocal_std,
@@ -33,31 +34,36 @@ from bnrepro.norm.layers import NormError, _HandDerived, check_tensors, copied_i
 
 
 class _Variant(_HandDerived):
-    """A batch normalization that normalises in its own way in training."""
+    """A batch normalization of inputs of any number of dimensions."""
 
     def _check_input_dim(self, x: Tensor) -> None:
         if x.dim() < 2 or x.shape[1] != self.num_features:
             wanted = f"(N, {self.num_features}) or (N, {self.num_features}, ...)"
             raise ValueError(f"{type(self).__name__} takes an input of shape {wanted}, got {tuple(x.shape)}")
-        check_tensors(self, x, self.weight, self.running_mean)
 
-    def forward(self, input: Tensor) -> Tensor:
-        x = input
-        self._check_input_dim(x)
-        if not self.training or self.frozen:
-            return super().forward(x)
-        axes = self.statistics_axes(x)
-        count = self._count(x, axes, self.process_group)
+
+class _Differentiated(_Variant):
+    """One that normalises by its own `moments`, and whose backward is autograd's."""
+
+    def _normalize(
+        self,
+        x: Tensor,
+        weight: Tensor | None,
+        bias: Tensor | None,
+        axes: tuple[int, ...],
+        group: dist.ProcessGroup | None,
+    ) -> tuple[Tensor, Tensor, Tensor]:
         x = dense_both_ways(x)
-        xhat, mean, var = self._normalize(widen(x), axes)
-        if self.running_mean is not None:
-            self._update_running(mean.detach(), var.detach(), count)
-        weight, bias = (against(p, x) for p in (self.weight, self.bias))
-        return affine(xhat, weight, bias).to(x.dtype)
+        xhat, mean, var = self._standardize(widen(x), axes, group)
+        y = affine(xhat, against(weight, x), against(bias, x)).to(x.dtype)
+        return y, mean.detach(), var.detach()
 
-    def _normalize(self, x: Tensor, axes: tuple[int, ...]) -> tuple[Tensor, Tensor, Tensor]:
+    def _standardize(
+        self, x: Tensor, axes: tuple[int, ...], group: dist.ProcessGroup | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """(xhat, mean, biased variance)."""
-        raise NotImplementedError
+        mean, var = self.moments(x, axes, group)
+        return (x - mean) * reciprocal_std(var, self.eps), mean, var
 
 
 class GhostBatchNorm(_Variant):
@@ -79,14 +85,16 @@ class GhostBatchNorm(_Variant):
     def forward(self, input: Tensor) -> Tensor:
         """Shapes: (N, C, ...) in and out."""
         x = input
-        self._check_input_dim(x)
         if not self.training or self.frozen:
             return super().forward(x)
+        self._check_input_dim(x)
+        weight, bias, running_mean, running_var = self.weight, self.bias, self.running_mean, self.running_var
+        check_tensors(self, x, weight, bias, running_mean, running_var)
         if self.ghost_size < 1:
             raise ValueError(f"ghost_size must be at least 1, got {self.ghost_size}")
         x = dense_both_ways(x)
         axes = self.statistics_axes(x)
-        weight, bias = (against(p, x) for p in (self.weight, self.bias))
+        gamma, beta = against(weight, x), against(bias, x)
         group = self.process_group
         each, rank = ([len(x)], 0) if group is None else (images_of_each(x, group), dist.get_rank(group))
         edges = [0, *range(self.ghost_size, sum(each) - self.ghost_size + 1, self.ghost_size), sum(each)]
@@ -97,10 +105,10 @@ class GhostBatchNorm(_Variant):
         outputs, found = [], []
         for part in x.tensor_split([edge - starts[rank] for edge in edges[first + 1 : last]]):
             self._count(part, axes, None)
-            y, mean, var = batch_norm(part, weight, bias, axes, self.eps)
-            outputs.append(y if len(part) else affine(part, weight, bias))  # whose gradients are 0 and not 0/0
+            y, mean, var = batch_norm(part, gamma, beta, axes, self.eps)
+            outputs.append(y if len(part) else affine(part, gamma, beta))  # whose gradients are 0 and not 0/0
             found.append(torch.stack((mean, var)))
-        if self.running_mean is not None:
+        if running_mean is not None:
             if group is not None:  # the statistics of all parts, in their order
                 mine = torch.stack(found)[: last - first]  # of no images there is no statistic
                 every = mine.new_zeros((len(edges) - 1, *mine.shape[1:]))
@@ -108,7 +116,8 @@ class GhostBatchNorm(_Variant):
                 dist.all_reduce(every, group=group)
                 found = list(every)
             for (mean, var), (start, stop) in zip(found, pairwise(edges), strict=True):
-                self._update_running(mean, var, (stop - start) * math.prod(x.shape[2:]))
+                size = (stop - start) * math.prod(x.shape[2:])
+                self._update_running(running_mean, running_var, mean, var, size)
         return torch.cat(outputs)
 
     def _divided(self, each: list[int]) -> str:
@@ -130,7 +139,7 @@ def _(statistic: Tensor) -> Tensor:
     return torch.empty_like(statistic)
 
 
-class BatchRenorm(_Variant):
+class BatchRenorm(_Differentiated):
     r"""Batch renormalization: training corrects the batch's statistics towards the running ones, within bounds.
 
     .. math:: \hat x = \frac{x - \mu_B}{\sigma_B} r + d, \quad
@@ -158,13 +167,18 @@ class BatchRenorm(_Variant):
 
         return 1 + (self.r_limit - 1) * share(self.r_steps), self.d_limit * share(self.d_steps)
 
-    def _normalize(self, x: Tensor, axes: tuple[int, ...]) -> tuple[Tensor, Tensor, Tensor]:
-        xhat, mean, var = batch_norm(x, None, None, axes, self.eps, self.process_group)
+    def _standardize(
+        self, x: Tensor, axes: tuple[int, ...], group: dist.ProcessGroup | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        xhat, mean, var = batch_norm(x, None, None, axes, self.eps, group)
         if self.running_mean is None or self.running_var is None or self.num_batches_tracked is None:
             return xhat, mean, var
         if torch.compiler.is_compiling():
             r_max, d_max = self.bounds(_kept(self.num_batches_tracked).double())
             kept = _kept(self.running_mean), _kept(self.running_var)
+        elif self.num_batches_tracked.is_meta:  # which has no number
+            r_max, d_max = self.bounds(self.num_batches_tracked.double())
+            kept = self.running_mean, self.running_var
         else:
             r_max, d_max = self.bounds(int(self.num_batches_tracked))
             kept = self.running_mean, self.running_var
@@ -175,7 +189,7 @@ class BatchRenorm(_Variant):
         return xhat * r + d, mean, var
 
 
-class DetachedBatchNorm(_Variant):
+class DetachedBatchNorm(_Differentiated):
     """Batch normalization with its statistics outside the gradient: what the paper warns of (section 2).
 
     ``detach="both"`` takes mean and variance for constants in the backward, ``"mean"`` only the mean. The forward is
@@ -186,14 +200,16 @@ class DetachedBatchNorm(_Variant):
 
     detach: Literal["mean", "both"] = "both"
 
-    def _normalize(self, x: Tensor, axes: tuple[int, ...]) -> tuple[Tensor, Tensor, Tensor]:
-        mean, var = moments(x, axes, self.process_group)
+    def _standardize(
+        self, x: Tensor, axes: tuple[int, ...], group: dist.ProcessGroup | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        mean, var = self.moments(x, axes, group)
         if self.detach == "both":
             var = var.detach()
         return (x - mean.detach()) * reciprocal_std(var, self.eps), mean, var
 
 
-class NoisyBatchNorm(_HandDerived):
+class NoisyBatchNorm(_Variant):
     r"""Batch normalization whose output is shifted and scaled at random, anew in each step: covariate shift on purpose.
 
     For each activation j (channel and location) of a step
@@ -207,8 +223,6 @@ class NoisyBatchNorm(_HandDerived):
     """
 
     n_mean, n_std, spread = 0.5, 1.25, 0.1
-
-    _check_input_dim = _Variant._check_input_dim
 
     def forward(self, input: Tensor) -> Tensor:
         """Shapes: (N, C, ...) in and out."""
@@ -248,7 +262,7 @@ def _shaken(y: Tensor, n_mean: float, n_std: float, spread: float, group: dist.P
     return scale * y + shift
 
 
-class LpBatchNorm(_Variant):
+class LpBatchNorm(_Differentiated):
     r"""Batch normalization by another measure of spread than the standard deviation.
 
     With m values per channel and :math:`a = |x - \mu|`: for ``p=1``
@@ -265,22 +279,24 @@ class LpBatchNorm(_Variant):
     p: float = 1.0
     largest = 10
 
-    def _normalize(self, x: Tensor, axes: tuple[int, ...]) -> tuple[Tensor, Tensor, Tensor]:
-        mean = pooled_mean(x, axes, self.process_group)
+    def moments(
+        self, x: Tensor, axes: tuple[int, ...], group: dist.ProcessGroup | None = None
+    ) -> tuple[Tensor, Tensor]:
+        r"""The mean and :math:`\sigma^2`."""
+        mean = pooled_mean(x, axes, group)
         distance = (x - mean).abs()
         if self.p == 1:
-            sigma = math.sqrt(math.pi / 2) * pooled_mean(distance, axes, self.process_group)
+            sigma = math.sqrt(math.pi / 2) * pooled_mean(distance, axes, group)
         else:
             rows = distance.transpose(0, 1).flatten(1)  # (C, m)
             m = rows.shape[1]
-            if self.process_group is not None:
-                m = self._count(x, axes, self.process_group)
-                rows = self._candidates(rows, self.process_group)
+            if group is not None:
+                m = self._count(x, axes, group)
+                rows = self._candidates(rows, group)
             top = rows.topk(min(self.largest, m)).values.mean(1)
-            constant = (1 + math.sqrt(math.pi * math.log(4))) / (2 * math.sqrt(2 * math.log(m)))
+            constant = (1 + math.sqrt(math.pi * math.log(4))) / (2 * math.sqrt(2 * math.log(max(m, 2))))
             sigma = against(constant * top, x)
-        var = sigma.square()
-        return (x - mean) * reciprocal_std(var, self.eps), mean, var
+        return mean, sigma.square()
 
     def _candidates(self, rows: Tensor, group: dist.ProcessGroup) -> Tensor:
         """(C, m) distances of this process -> (C, processes x largest), the largest ones of each."""
@@ -289,7 +305,7 @@ class LpBatchNorm(_Variant):
         return of_all_processes(top, group).transpose(0, 1).flatten(1)
 
 
-class LpNorm(_Variant):
+class LpNorm(_Differentiated):
     r"""Values less their mean, divided by their average p-norm, which is taken before the mean is.
 
     With m values per channel, mean :math:`\mu` and :math:`\sigma = (\frac{1}{m} \sum |x|^p)^{1/p}`, the largest
@@ -302,16 +318,18 @@ class LpNorm(_Variant):
 
     p: float = 1.0
 
-    def _normalize(self, x: Tensor, axes: tuple[int, ...]) -> tuple[Tensor, Tensor, Tensor]:
-        group = self.process_group
+    def moments(
+        self, x: Tensor, axes: tuple[int, ...], group: dist.ProcessGroup | None = None
+    ) -> tuple[Tensor, Tensor]:
+        r"""The mean and :math:`\sigma^2`."""
         mean, size = pooled_mean(x, axes, group), x.abs()
         if self.p == 1:
             var = pooled_mean(size, axes, group).square()
         elif self.p == 2:
             var = pooled_mean(x.square(), axes, group)
         else:
-            largest = size.amax(axes, keepdim=True) if len(x) else size.sum(axes, keepdim=True)
+            largest = size.amax(axes, keepdim=True) if x.numel() else size.sum(axes, keepdim=True)
             if group is not None:
                 largest = of_all_processes(largest, group).amax(0)
             var = largest.square()
-        return (x - mean) * reciprocal_std(var, self.eps), mean, var
+        return mean, var

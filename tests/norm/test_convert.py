@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.optim import swa_utils
 from torchvision import models
 
 from bnrepro.config import load_config
@@ -226,6 +227,23 @@ def test_frozen_statistics_are_neither_estimated_again_nor_replaced_by_the_batch
     torch.testing.assert_close(reestimate_statistics(model, [images()])(images()), want)
 
 
+RESETS = {
+    "reset_running_stats": lambda model: [norm.reset_running_stats() for norm in model[1:]],
+    "reset_parameters": lambda model: [norm.reset_parameters() for norm in model[1:]],
+    "update_bn": lambda model: swa_utils.update_bn([images()], model),
+}
+
+
+@pytest.mark.parametrize("reset", RESETS.values(), ids=RESETS)
+def test_nothing_resets_frozen_statistics(reset: Any) -> None:
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), ConvBatchNorm2d(4, (30, 30)), NORMS["l1norm"](4, ()))
+    for _ in range(3):
+        model(images())
+    before = copy.deepcopy(dict(freeze(model).named_buffers()))
+    reset(model)
+    torch.testing.assert_close(dict(model.named_buffers()), before, rtol=0, atol=0)
+
+
 def test_norm_without_running_statistics_cannot_be_frozen() -> None:
     with pytest.raises(NormError, match="keeps no running statistics"):
         freeze(nn.Sequential(BatchNorm2d(3, track_running_stats=False)))
@@ -260,6 +278,36 @@ def test_folding_into_a_linear_layer_and_without_one() -> None:
         folded = fold(model.eval(), example)
         torch.testing.assert_close(folded(x), model(x))
         assert [type(m).__name__ for m in folded] == ["LocationAffine", "Linear", last, "ReLU"]
+
+
+@pytest.mark.parametrize("variant", ["convbn", "peractivationbn", "locationaffinebn"])
+def test_a_folded_local_norm_refuses_the_sizes_that_the_norm_refuses(variant: str) -> None:
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), NORMS[variant](4, (6, 6))).eval()
+    folded = fold(model, images(8))
+    for x in (images(3), images(5), images(12), images(8)[..., :5]):
+        for each in (model, folded, nn.Sequential(folded[1])):
+            with pytest.raises(NormError, match=r"size|before folding"):
+                each(x)
+    with pytest.raises(NormError, match=r"inputs of the shape \[N, 4, 6, 6\], and got \[4, 4, 8, 8\].* before folding"):
+        resize(folded, images(10))
+
+
+def test_a_folded_norm_refuses_other_channels_compiled_too() -> None:
+    folded = fold(nn.Sequential(nn.BatchNorm2d(4)).eval())
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch's script is deprecated
+        scripted = torch.jit.script(folded)
+    assert scripted(torch.ones(2, 4, 1, 1)).shape == (*folded(torch.ones(2, 4)).shape, 1, 1)
+    for each, error in ((folded, NormError), (scripted, torch.jit.Error)):
+        with pytest.raises(error, match=r"inputs of the shape \[N, 4, \.\.\.\], and got \[2, 1, 5, 5\]"):
+            each(torch.ones(2, 1, 5, 5))
+
+
+def test_a_norm_with_only_a_bias_per_location_is_folded() -> None:
+    model = nn.Sequential(ConvBatchNorm2d(3, (32, 32), statistics="channel", parameters="location"))
+    nn.init.uniform_(model[0].bias)
+    model[0].weight = None
+    torch.testing.assert_close(fold(model.eval())(images()), model(images()))
 
 
 def test_layer_whose_output_goes_elsewhere_too_is_not_folded_into() -> None:

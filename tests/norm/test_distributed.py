@@ -118,7 +118,8 @@ def reestimated(
 ) -> dict[str, Tensor]:
     """Statistics of a network, whose later norms depend on what the first normalise by."""
     torch.manual_seed(0)
-    layers = [nn.BatchNorm2d(3), nn.Conv2d(3, 3, 1), nn.ReLU(), ConvBatchNorm2d(3, (4, 2)), NoisyBatchNorm(3)]
+    layers = [nn.BatchNorm2d(3), nn.Conv2d(3, 3, 1), nn.ReLU(), ConvBatchNorm2d(3, (4, 2))]
+    layers += [LpNorm(3), settings(LpBatchNorm(3), p=float("inf")), NoisyBatchNorm(3)]
     model = nn.Sequential(*layers).double()
     if group is not None:
         synchronize(model, group)

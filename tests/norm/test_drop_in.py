@@ -369,6 +369,30 @@ def test_every_norm_refuses_values_that_are_no_floats_in_both_modes(norm: nn.Mod
             copy.deepcopy(norm).train(training)(IMAGES.double())
 
 
+@pytest.mark.parametrize("name", [name for name in OWN if name != "frozenbn"])  # its statistics are not reset
+def test_every_norm_goes_through_a_step_without_values_and_gets_them_later(name: str) -> None:
+    with torch.device("meta"):
+        norm = NORMS[name](3, (2, 3))
+        norm(IMAGES.to("meta").requires_grad_()).sum().backward()
+    norm.to_empty(device="cpu")
+    for tensor in (*norm.parameters(), *norm.buffers()):
+        nn.init.constant_(tensor, 7)
+    getattr(norm, "reset_parameters", lambda: None)()
+    torch.testing.assert_close(norm.state_dict(), NORMS[name](3, (2, 3)).state_dict())
+
+
+@pytest.mark.parametrize("name", ["weight", "bias", "running_mean", "running_var"])
+@over_own
+def test_a_tensor_of_another_length_is_refused_by_every_norm_in_both_modes(norm: nn.Module, name: str) -> None:
+    for length in (1, 4) if getattr(norm, name, None) is not None else ():
+        wrong = copy.deepcopy(norm)
+        tensor = torch.ones(length)
+        setattr(wrong, name, nn.Parameter(tensor) if name in ("weight", "bias") else tensor)
+        for training in (True, False):
+            with pytest.raises(NormError, match=f"was made for {length} channels"):
+                wrong.train(training)(IMAGES)
+
+
 @over_own
 def test_every_norm_is_called_by_keyword_and_traced_whole(norm: nn.Module) -> None:
     norm = copy.deepcopy(norm).eval()

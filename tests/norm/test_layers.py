@@ -326,14 +326,13 @@ def test_the_adaptive_norm_refuses_a_window_of_one_value(kernel):
     assert ConvAdaptiveNorm2d(3, 3)(torch.ones(1, 3, 4, 5)).shape == (1, 3, 4, 5)
 
 
-@pytest.mark.parametrize("kernel", [0, (3, 0), -1], ids=str)
-def test_the_adaptive_norm_refuses_a_kernel_without_extent(kernel):
-    with pytest.raises(ValueError, match="kernel_size must be at least 1"):
-        ConvAdaptiveNorm2d(3, kernel)
-
-
-def test_spatial_shape_is_two_numbers_or_one_for_both():
-    assert ConvBatchNorm2d(8, 14).spatial_shape == ConvBatchNorm2d(8, (14, 14)).spatial_shape == (14, 14)
-    for shape in ((), (14,), (3, 14, 14)):
-        with pytest.raises(NormError, match=r"spatial_shape must be \(H, W\), or one number for both; got \("):
-            ConvBatchNorm2d(8, shape)
+@pytest.mark.parametrize(("kind", "name"), [(ConvBatchNorm2d, "spatial_shape"), (ConvAdaptiveNorm2d, "kernel_size")])
+def test_lengths_are_two_whole_numbers_from_1_on_or_one_for_both(kind, name):
+    for given in (14, (14, 14), [14, 14], np.int64(14), torch.Size((14, 14))):
+        assert getattr(kind(8, given), name) == (14, 14)
+    for given in ((), (14,), (3, 14, 14), "3", "33", 2.5, 4.0, (4.0, 4), None, (None, 3), {3: 3}):
+        with pytest.raises(NormError, match=rf"{name} must be \(H, W\), or one number for both; got "):
+            kind(8, given)
+    for given in (0, (3, 0), -1):
+        with pytest.raises(NormError, match=f"{name} must be at least 1, got "):
+            kind(8, given)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import types
 import warnings
 from collections.abc import Callable
 from functools import partial
@@ -364,6 +365,18 @@ def test_what_does_more_than_is_known_is_refused_and_nothing_is_changed(made: Ca
     assert type(model["stem"][0]) is nn.BatchNorm2d
 
 
+@pytest.mark.parametrize("wrap", [lambda f: f, lambda f: [f], lambda f: {"norm": f}], ids=["itself", "list", "dict"])
+@pytest.mark.parametrize("change", [freeze, partial(synchronize, group=object())], ids=["freeze", "synchronize"])
+def test_a_network_that_keeps_the_forward_of_a_norm_is_refused(change: Callable, wrap: Callable) -> None:
+    model = nn.Sequential(nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)))
+    model[0].own = wrap(model[0][1].forward)
+    with pytest.raises(NormError, match=r"^0\.own keeps the forward of a BatchNorm2d"):
+        change(model)
+    assert type(model[0][1]) is nn.BatchNorm2d
+    model[0].own = wrap(model[0][1])
+    assert type(change(model)[0][1]) is BatchNorm2d
+
+
 def test_a_norm_that_a_layer_for_quantization_uses_is_refused() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -475,6 +488,14 @@ def normed(kind: str) -> nn.Module:
     return randomised(nn.Sequential(conv, nn.BatchNorm2d(4))).double().eval()
 
 
+def patched(method: str) -> nn.Module:
+    """The convolution's result is doubled by a method of the instance's own."""
+    model = trained(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))
+    bound = getattr(model[0], method)
+    setattr(model[0], method, types.MethodType(lambda conv, *given: 2 * bound(*given), model[0]))
+    return model
+
+
 def tied() -> nn.Module:
     model = trained(nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3), nn.Conv2d(3, 3, 1))
     model[2].weight = model[0].weight
@@ -506,6 +527,7 @@ FOLDED: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], int | None]] =
     "keywords": (lambda: trained(Twice("keyword")), IMAGE, 0),
     "optional argument": (lambda: trained(Optional()), IMAGE, 0),
     **{f"hook on {at}": (partial(hooked, at), IMAGE, 1) for at in ("conv", "conv pre", "norm", "norm pre")},
+    **{f"own {name}": (partial(patched, name), IMAGE, 1) for name in ("forward", "_conv_forward", "_call_impl")},
     **{kind: (partial(normed, kind), IMAGE, 1) for kind in ("weight_norm", "parametrized", "spectral", "pruned")},
     "tied": (tied, IMAGE, 0),
 }  # fmt: skip
@@ -522,6 +544,16 @@ def test_only_what_is_the_same_is_folded(made: Callable, shape: tuple[int, ...],
         affine = sum(isinstance(module, LocationAffine) for module in folded.modules())
         assert affine == left if example is None else affine <= left
     torch.testing.assert_close(output(model, x), want, rtol=0, atol=0)
+
+
+def test_a_network_whose_forward_is_its_own_is_folded_norm_by_norm() -> None:
+    model = trained(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))
+    model.forward = types.MethodType(lambda s, x: s[1](2 * s[0](x)), model)
+    x = IMAGES.double()
+    for example in (None, x):
+        with pytest.warns(UserWarning, match="its forward is not that of its class"):
+            folded = fold(model, example)
+        torch.testing.assert_close(folded(x), model(x))
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])

@@ -259,7 +259,15 @@ class Reading(nn.Module):
         return self.how(self.norm, self.conv(x))
 
 
+def cached(norm, x):
+    """What is worked out in the first call and kept."""
+    if not hasattr(norm, "scale"):
+        norm.scale = (norm.running_var + norm.eps).rsqrt().view(1, 3, 1, 1)
+    return norm(x) * norm.scale
+
+
 READS = {
+    "cached": cached,
     "running_mean": lambda norm, x: norm(x) + norm.running_mean.mean(),
     "running_var": lambda norm, x: norm(x) * norm.running_var.view(1, 3, 1, 1),
     "state_dict": lambda norm, x: norm(x) * norm.state_dict()["running_mean"].mean(),

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.autograd import gradcheck
 
-from bnrepro.norm import NORMS, BatchNorm2d, NormError
+from bnrepro.norm import NORMS, BatchNorm2d, NormError, batch_statistics, reestimate_statistics
+from bnrepro.norm.statistics import tracking_layers
 from bnrepro.norm.variants import BatchRenorm, DetachedBatchNorm, GhostBatchNorm, LpBatchNorm, NoisyBatchNorm
 
 C = 4
@@ -45,6 +46,61 @@ def test_eval_is_batch_normalization(name: str) -> None:
     reference.load_state_dict(layer.state_dict())
     x = normal(6, C, 5, 6)
     torch.testing.assert_close(layer.eval()(x), reference.eval()(x))
+
+
+def far_from_zero(name: str) -> tuple[nn.Module, Tensor]:
+    """A layer without what training does on purpose and eval does not, and values whose mean is part of their size.
+
+    There is no noise, the batch is one ghost batch, and `renorm` has not begun to correct: apart from that these
+    normalise by the batch. What each does beyond it has its tests below.
+    """
+    layer = made(name)
+    if name in ("noise", "noisybn"):
+        layer.n_mean, layer.n_std, layer.spread = 0.0, 1.0, 0.0
+    return layer, normal(6, C, 5, 6) + torch.tensor([0.0, 3, 10, -5]).view(1, C, 1, 1)
+
+
+@pytest.mark.parametrize("name", NORMS)
+def test_the_populations_statistics_are_those_that_training_takes(name: str) -> None:
+    layer, x = far_from_zero(name)
+    want = layer(x)
+    reestimate_statistics(layer, [x])
+    for each in tracking_layers(layer).values():
+        m = x.numel() // each.running_var.numel()
+        each.running_var.mul_((m - 1) / m)  # Bessel's correction
+    torch.testing.assert_close(layer.eval()(x), want)
+
+
+@pytest.mark.parametrize("name", NORMS)
+def test_the_batchs_statistics_are_those_that_training_takes(name: str) -> None:
+    layer, x = far_from_zero(name)
+    want = layer(x)
+    with batch_statistics(layer.eval()):
+        torch.testing.assert_close(layer(x), want)
+    torch.func.replace_all_batch_norm_modules_(layer)  # which takes away the statistics, of frozen layers too
+    torch.testing.assert_close(layer(x), layer.train()(x))
+
+
+@pytest.mark.parametrize("name", LP)
+@pytest.mark.parametrize("variance", ["pooled", "mean"])
+def test_of_several_batches_a_measure_of_its_own_is_averaged_as_in_training(name: str, variance: str) -> None:
+    layer, batches = made(name), [normal(6, C, 5, 6, seed=seed) for seed in range(3)]
+    averaged = made(name)
+    averaged.momentum = None
+    for x in batches:
+        averaged(x)
+    reestimate_statistics(layer, batches, variance=variance)
+    torch.testing.assert_close(layer.running_mean, averaged.running_mean)
+    torch.testing.assert_close(layer.running_var, averaged.running_var)
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("shape", [(0, C, 5, 6), (3, C, 0, 6)], ids=str)
+def test_an_empty_batch_is_taken_and_moves_no_statistic(name: str, shape: tuple[int, ...]) -> None:
+    layer, x = made(name), torch.empty(shape, dtype=torch.float64, requires_grad=True)
+    layer(x).sum().backward()
+    assert all(not p.grad.any() for p in layer.parameters())
+    assert torch.equal(layer.running_var, torch.ones(C).double())
 
 
 @pytest.mark.parametrize("name", [n for n in NAMES if n not in ("ghostbn", *LP)])
