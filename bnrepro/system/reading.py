@@ -5,6 +5,7 @@ What is not so raises ValueError (or OSError, where it cannot be read); the read
 
 from __future__ import annotations
 
+import codecs
 import math
 import stat
 from functools import cache
@@ -28,12 +29,20 @@ def _moderate(value: float) -> float:
     return value
 
 
+def _no_less_than_0(value: float) -> float:
+    if value < 0:  # which nan is not
+        raise ValueError("is below 0")
+    return value
+
+
 Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]*$", max_length=100)]
 """What can become the name of a file or an anchor: it leads nowhere else and needs no escaping."""
 Count = Annotated[int, Field(ge=0, lt=2**63)]
 Finite = Annotated[float, Field(allow_inf_nan=False, strict=True), AfterValidator(_moderate)]
-Number = Annotated[float, Field(strict=True), AfterValidator(_moderate)]
-"""May be nan or infinite, as a loss may."""
+Amount = Annotated[Finite, Field(ge=0)]
+Fraction = Annotated[Finite, Field(ge=0, le=1)]
+Loss = Annotated[float, Field(strict=True), AfterValidator(_moderate), AfterValidator(_no_less_than_0)]
+"""May be nan or infinite."""
 
 
 def read_bytes(file: Path, most: int = LARGEST, within: Path | None = None) -> bytes:
@@ -103,7 +112,7 @@ def read_json(file: Path, shape: Any, within: Path | None = None) -> Any:
         ValueError: it is no JSON, nested too deep, has texts that are no Unicode, or another shape.
         OSError: it cannot be read.
     """
-    raw = read_bytes(file, within=within)
+    raw = read_bytes(file, within=within).removeprefix(codecs.BOM_UTF8)  # which editors on Windows write
     try:
         _adapter(shape).validate_json(raw, strict=True)
     except ValidationError as error:
