@@ -83,7 +83,7 @@ def read(folder: Path, remedy: str = "") -> Records:
         stored.hold(curves, list[_Point], CURVES)
         stored.hold(measurements, list[_Value], MEASUREMENTS)
         for name, rows, shape in ((RUNS, runs, _Run), (CURVES, curves, _Point), (MEASUREMENTS, measurements, _Value)):
-            header = stored.read_bytes(folder / name).decode().splitlines()[0].split(",")
+            header = [] if rows else stored.read_bytes(folder / name).decode().splitlines()[0].split(",")
             if not rows and (lacking := [each.name for each in fields(shape) if each.name not in header]):
                 raise ValueError(f"{name} has no column {lacking[0]}")
         known = {(run["part"], run["seed"]) for run in runs}

@@ -68,9 +68,7 @@ def root_near(root: Path) -> Path | None:
 
 
 def misplaced(root: Path) -> list[Path]:
-    """The runs under ``root`` that lie too near to it to be listed, where others lie as they should."""
-    if root_near(root):
-        return []
+    """The runs under ``root`` that lie too near to it to be listed."""
     return sorted(file.parent for above in ("*/*", "*", ".") for file in root.glob(f"{above}/seed*-*/{record.CONFIG}"))
 
 

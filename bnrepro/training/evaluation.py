@@ -66,7 +66,7 @@ def restore(run: record.Run, data: Dataset | None = None) -> tuple[Config, Datas
 
 
 def _located(run: record.Run) -> Config:
-    """The configuration, with relative paths of data that lead nowhere from here as they are from where it was started.
+    """The configuration, with relative paths that lead nowhere from here as they are from where it was started.
 
     That is known of a run that lies below its relative root.
     """
@@ -79,7 +79,8 @@ def _located(run: record.Run) -> Config:
     def found(path: str) -> str:
         return str(started / path) if not os.path.lexists(path) and os.path.lexists(started / path) else path
 
-    return replace(cfg, data=replace(cfg.data, root=found(cfg.data.root), path=cfg.data.path and found(cfg.data.path)))
+    data = replace(cfg.data, root=found(cfg.data.root), path=cfg.data.path and found(cfg.data.path))
+    return replace(cfg, root=found(cfg.root), data=data)
 
 
 def _whole(path: Path) -> Path:

@@ -143,6 +143,7 @@ WRONG: dict[str, tuple[str, Callable[[str], str], str]] = {
     "no curves": (CURVES, lambda text: text.splitlines(keepends=True)[0], "variant bn, seed 0"),
     "a run without curves": (CURVES, lambda text: without(text, "wild,1,"), "variant wild, seed 1"),
     "curves without their run": (RUNS, lambda text: without(text, ",1,wild,"), "variant wild, seed 1"),
+    "a run twice": (RUNS, lambda text: f"{text}{text.splitlines()[1]}\n", "variant nobn, seed 0 twice"),
     "accuracy in percent": (RUNS, lambda text: text.replace("0.93", "93"), "less than or equal to 1"),
     "infinite accuracy": (CURVES, lambda text: text.replace("0.7", "1e400", 1), "val_accuracy|train_accuracy"),
     "infinite loss": (CURVES, lambda text: text.replace("0.5,0.5,0.5,0.5", "inf,0.5,0.5,0.5", 1), "run is completed"),
