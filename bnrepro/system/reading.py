@@ -20,28 +20,29 @@ from bnrepro.errors import first_line
 
 LARGEST = 2**26  # bytes of a text or a figure: a hundred times what experiments of hundreds of runs have left
 LARGEST_YAML = 2**16  # bytes of a configuration or preset, which have a few thousand
+MOST = 1e100  # squared and summed it must still be a number
 DEEPEST = 20  # levels of a YAML file; ours have 4
 
 
 def _moderate(value: float) -> float:
-    if math.isfinite(value) and abs(value) > 1e100:  # squared and summed it must still be a number
+    if math.isfinite(value) and abs(value) > MOST:
         raise ValueError("is larger than any that a run can leave")
     return value
 
 
-def _no_less_than_0(value: float) -> float:
+def _loss(value: float) -> float:
     if value < 0:  # which nan is not
         raise ValueError("is below 0")
-    return value
+    return _moderate(value)
 
 
 Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]*$", max_length=100)]
 """What can become the name of a file or an anchor: it leads nowhere else and needs no escaping."""
 Count = Annotated[int, Field(ge=0, lt=2**63)]
 Finite = Annotated[float, Field(allow_inf_nan=False, strict=True), AfterValidator(_moderate)]
-Amount = Annotated[Finite, Field(ge=0)]
-Fraction = Annotated[Finite, Field(ge=0, le=1)]
-Loss = Annotated[float, Field(strict=True), AfterValidator(_moderate), AfterValidator(_no_less_than_0)]
+Amount = Annotated[float, Field(ge=0, le=MOST, allow_inf_nan=False, strict=True)]
+Fraction = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False, strict=True)]
+Loss = Annotated[float, Field(strict=True), AfterValidator(_loss)]
 """May be nan or infinite."""
 
 
