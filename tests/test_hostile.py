@@ -1016,7 +1016,7 @@ def test_claims_for_a_terminal_hold_no_commands_for_it(call: Call, results: Path
     told = call("report", "--json", f"--out={results}")
     assert all(line.isprintable() for line in told.out.splitlines())
     assert "é \N{GREEK SMALL LETTER GAMMA}" in told.out
-    assert json.loads(told.out)[0]["sentence"] == sentence
+    assert json.loads(told.out)[0]["sentence"] == stored.printable(sentence)
 
 
 def test_damaged_runs_are_listed_and_harm_no_other(call: Call, run: record.Run) -> None:

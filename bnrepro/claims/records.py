@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from shlex import quote
 from statistics import median
@@ -70,6 +70,13 @@ def read(folder: Path, remedy: str = "") -> Records:
         stored.hold(runs, list[_Run], RUNS)
         stored.hold(curves, list[_Point], CURVES)
         stored.hold(measurements, list[_Value], MEASUREMENTS)
+        for name, rows, shape in ((RUNS, runs, _Run), (CURVES, curves, _Point), (MEASUREMENTS, measurements, _Value)):
+            header = [] if rows else stored.read_bytes(folder / name).decode().splitlines()[0].split(",")
+            if not rows and (lacking := [each.name for each in fields(shape) if each.name not in header]):
+                raise ValueError(f"{name} has no column {lacking[0]}")
+        known = {(run["part"], run["seed"]) for run in runs}
+        if lost := [point for point in curves if (point["part"], point["seed"]) not in known]:
+            raise ValueError(f"{RUNS} lacks the run of part {lost[0]['part']}, seed {lost[0]['seed']} in {CURVES}")
     except FileNotFoundError as error:
         raise DamagedError(
             f"The records in {folder} are not complete ({error.filename} is missing). {remedy}"

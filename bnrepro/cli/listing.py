@@ -67,6 +67,11 @@ def root_near(root: Path) -> Path | None:
     return next((file.parents[4] for file in sorted(root.glob(f"*/*/*/*/seed*/{record.CONFIG}"))), None)
 
 
+def misplaced(root: Path) -> list[Path]:
+    """The runs under ``root`` that lie too near to it to be listed."""
+    return sorted(file.parent for above in ("*/*", "*", ".") for file in root.glob(f"{above}/seed*-*/{record.CONFIG}"))
+
+
 def _row(run: record.Run) -> Row:
     dataset, model, variant, _ = run.path.parts[-4:]
     row: Row = dict.fromkeys(COLUMNS) | {"dataset": dataset, "model": model, "variant": variant, "path": str(run.path)}
@@ -75,7 +80,8 @@ def _row(run: record.Run) -> Row:
     row["seed"] = int(named[1]) if named else -1
     try:
         summary = record.open_run(run.path).summary
-        row["seed"] = summary.get("seed", row["seed"])
+        said = {key: summary.get(key) for key in ("dataset", "model", "variant", "seed")}
+        row |= {key: value for key, value in said.items() if value is not None}
     except UserError:
         return row | {"status": "damaged"}
     return row | {key: summary.get(key) for key in ("status", "test_accuracy", "val_accuracy", "seconds")}

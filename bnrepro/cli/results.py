@@ -224,6 +224,8 @@ def runs(
             f"{root} is not the root of its runs. --root is the folder that holds <dataset>/<model>/<variant>/<run>: "
             f"--root={shown(other)}."
         )
+    for place in listing.misplaced(root):
+        typer.echo(f"{shown(place)} is not listed: move it into {shown(root)}/<dataset>/<model>/<variant>.", err=True)
     if csv:
         typer.echo(listing.as_csv(rows), nl=False)
     elif rows:

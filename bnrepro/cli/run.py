@@ -234,7 +234,7 @@ def evaluate(
         str,
         typer.Option(help="ema (the running average), population (of the training set) or batch (the batch's own)."),
     ] = "ema",
-    size: Annotated[int | None, typer.Option(min=1, help="Resize the images to SIZE x SIZE first.")] = None,
+    size: Annotated[int | None, typer.Option(min=1, max=65535, help="Resize the images to SIZE x SIZE first.")] = None,
 ) -> None:
     """Evaluate a run under other statistics."""
     from bnrepro.runs.record import open_run

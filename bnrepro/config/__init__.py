@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from bnrepro.config.identity import run_dir as run_dir
     from bnrepro.config.identity import what as what
     from bnrepro.config.identity import with_variant as with_variant
+    from bnrepro.config.identity import yaml_differences as yaml_differences
     from bnrepro.config.loading import LARGEST_FLOAT as LARGEST_FLOAT
     from bnrepro.config.loading import MOST_RUNS as MOST_RUNS
     from bnrepro.config.loading import WHERE_NOT_WHAT as WHERE_NOT_WHAT
@@ -49,6 +50,7 @@ _HOMES = {
         "run_dir",
         "what",
         "with_variant",
+        "yaml_differences",
     ],
     "loading": [
         "LARGEST_FLOAT",

@@ -136,12 +136,16 @@ def check_yaml(text: Any, cfg: Config) -> None:
     Raises:
         UserError: it describes a different run, or is not a configuration.
     """
-    try:
-        unlike = differences(_values(str(text)), cfg)
-    except ValueError:
-        unlike = ["it has no configuration"]
-    if unlike:
+    if unlike := yaml_differences(text, cfg):
         raise UserError(f"The checkpoint is another run's: {', '.join(unlike[:3])}. Start over with --force.")
+
+
+def yaml_differences(text: Any, cfg: Config) -> list[str]:
+    """`differences` to ``text``, the configuration stored in a checkpoint."""
+    try:
+        return differences(_values(str(text)), cfg)
+    except ValueError:
+        return ["it has no configuration"]
 
 
 def _stored_values(file: Path) -> dict[str, Any]:

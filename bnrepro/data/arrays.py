@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import re
+import unicodedata
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -22,7 +23,7 @@ CHANNELS = (1, 2, 3, 4)  # of images, unless their other two sides are equal
 SMALLEST = 8  # side of an image in a flat array: what is shorter is rather a table
 CHUNK = 2**24  # bytes that are looked at or converted at a time
 HALF = 128  # level from which on images are bright: where the brightest pixel is darker, their scale may be another
-NEAR = 1e-3  # by which interpolation may go beyond 0 and 1
+NEAR = 1e-3  # part of the scale by which interpolation may go beyond its ends
 LONGEST = 100  # characters of a label
 
 
@@ -238,7 +239,7 @@ def _scale(dtype: np.dtype, about: list[Values]) -> tuple[float, float, str]:
         return 255, 0, note(f"{dtype} values from 0 to 1 as 0 to 255", 255)
     if kind == "f" and -1 - NEAR <= low <= -0.9 and high <= 1 + NEAR and all(v.low < 0 for v in about):
         return 127.5, 127.5, note(f"{dtype} values from -1 to 1 as 0 to 255", 127.5, 127.5)
-    if kind == "f" and low >= 0 and 128 <= high <= 255 and not small:
+    if kind == "f" and low >= -255 * NEAR and 128 <= high <= 255 * (1 + NEAR) and not small:
         return 1, 0, f"{dtype} values from 0 to 255, rounded"
     each = " and ".join(f"{v.low:g} to {v.high:g}" for v in about)
     raise WrongError(
@@ -286,6 +287,8 @@ def classes(y_train: np.ndarray, y_test: np.ndarray) -> tuple[np.ndarray, np.nda
                 "as one-hot labels"
             )
         notes.append(f"one-hot labels in {names[0]}, whose columns are the numbers from 0 in {names[1]}")
+    if train.dtype.kind == "U":
+        _check_seen(np.unique(np.concatenate([train, test])).tolist())
     known, numbers = np.unique(train, return_inverse=True)
     if len(known) == 1:
         raise WrongError(f"has the label {_some(known)} alone in y_train. Two classes or more are needed")
@@ -307,6 +310,18 @@ def classes(y_train: np.ndarray, y_test: np.ndarray) -> tuple[np.ndarray, np.nda
         said = f"{known[0]} to {known[-1]}" if whole_range and len(known) > 1 else _some(known)
         notes.append(f"labels {said} counted from 0")
     return numbers.reshape(-1).astype(np.int64), np.searchsorted(known, test).astype(np.int64), notes
+
+
+def _check_seen(names: list[str]) -> None:
+    """Raise WrongError if two of ``names`` look the same: they would be two classes without a word."""
+    seen: dict[str, str] = {}
+    for name in names:
+        other = seen.setdefault(" ".join(unicodedata.normalize("NFC", name).split()), name)
+        if other != name:
+            raise WrongError(
+                f"has the labels {other!a} and {name!a}, which look the same and would be two classes. Write "
+                "them in one way"
+            )
 
 
 def _some(labels: np.ndarray) -> str:

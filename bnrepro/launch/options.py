@@ -100,14 +100,17 @@ def _parse(override: str) -> tuple[str, Any]:
 
 def _check(options: Options) -> Options:
     rules = [
-        ("time", options.time >= 1, "1 minute or more"),
+        ("time", 1 <= options.time < 2**31, "1 minute or more, and less than 2^31"),
         ("cpus", options.cpus >= 1, "1 or more"),
         ("gpus", options.gpus in (0, 1), "0 or 1: a run uses one"),
         ("parallelism", options.parallelism >= 1, "1 or more"),
         ("grace", 0 < options.grace < 60 * options.time, f"above 0 and below the job's {60 * options.time} seconds"),
         ("timeouts", options.timeouts >= 0, "0 or more"),
-        ("poll", options.poll > 0, "above 0"),
+        ("poll", 0 < options.poll <= 86400, "above 0, and at most a day (86400)"),
     ]
+    for key, text in (each for each in vars(options).items() if isinstance(each[1], str)):
+        # It becomes a line of the batch script, where what follows a line break would be a command.
+        rules.append((key, bool(text.strip()) and text.isprintable(), "a text in one line that is not empty"))
     for key, holds, wanted in rules:
         if not holds:
             raise UserError(f"launcher.{key} must be {wanted}; got {getattr(options, key)}.")

@@ -205,10 +205,21 @@ def open_comparison(folder: Path) -> Comparison:
         stored.hold(found.runs, list[record.Ended], RUNS)
         stored.hold([run for run in found.runs if run["status"] == Status.completed], list[record.Result], RUNS)
         stored.hold(found.curves, list[_Point], CURVES)
+        of = {status: {_who(run) for run in found.runs if run["status"] == status} for status in Status}
+        record.hold_finite([point for point in found.curves if _who(point) in of[Status.completed]], CURVES)
+        if twice := [who for who, count in Counter(map(_who, found.runs)).items() if count > 1]:
+            raise ValueError(f"{RUNS} has variant {twice[0][0]}, seed {twice[0][1]} twice")
+        curves = set(map(_who, found.curves))
+        if apart := sorted(curves - set().union(*of.values()) | of[Status.completed] - curves):
+            raise ValueError(f"{RUNS} and {CURVES} do not both have variant {apart[0][0]}, seed {apart[0][1]}")
         stored.hold(found.settings.get("threshold"), stored.Finite | None, "threshold")
     except ValueError as error:
         raise DamagedError(f"The comparison in {folder} is damaged ({error}). {REMEDY}") from error
     return Comparison(found.runs, found.curves, found.provenance, found.settings)
+
+
+def _who(row: Row) -> tuple[str, int]:
+    return row["variant"], row["seed"]
 
 
 @dataclass

@@ -13,7 +13,7 @@ import math
 import os
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import StrEnum
@@ -60,19 +60,19 @@ class Summary:
     status: Status
     variant: stored.Name | None = None
     seed: stored.Count | None = None
-    dataset: str | None = None
-    model: str | None = None
-    test_accuracy: stored.Finite | None = None
-    test_loss: stored.Finite | None = None
-    val_accuracy: stored.Finite | None = None
-    val_loss: stored.Finite | None = None
-    train_accuracy: stored.Finite | None = None
-    train_loss: stored.Finite | None = None
+    dataset: stored.Name | None = None
+    model: stored.Name | None = None
+    test_accuracy: stored.Fraction | None = None
+    test_loss: stored.Amount | None = None
+    val_accuracy: stored.Fraction | None = None
+    val_loss: stored.Amount | None = None
+    train_accuracy: stored.Fraction | None = None
+    train_loss: stored.Amount | None = None
     steps: stored.Count | None = None
-    epochs: stored.Finite | None = None
+    epochs: stored.Amount | None = None
     diverged_at_step: stored.Count | None = None
     error: str | None = None
-    seconds: stored.Finite | None = None
+    seconds: stored.Amount | None = None
     parameters: stored.Count | None = None
     buffers: stored.Count | None = None
     threads: stored.Count | None = None
@@ -95,7 +95,7 @@ class Ended:
 
     variant: stored.Name
     seed: stored.Count
-    seconds: stored.Finite
+    seconds: stored.Amount
     parameters: stored.Count
     buffers: stored.Count
 
@@ -104,7 +104,7 @@ class Ended:
 class Result(Ended):
     """... and that of one that trained to the end."""
 
-    test_accuracy: stored.Finite
+    test_accuracy: stored.Fraction
 
 
 @dataclass
@@ -112,15 +112,15 @@ class Evaluation:
     """A row of ``metrics.csv``."""
 
     step: stored.Count
-    epoch: stored.Finite
-    train_loss: stored.Number | None
-    train_accuracy: stored.Number | None
-    val_loss: stored.Number | None
-    val_accuracy: stored.Number | None
-    test_loss: stored.Number | None
-    test_accuracy: stored.Number | None
-    lr: stored.Number | None
-    seconds: stored.Number | None
+    epoch: stored.Amount
+    train_loss: stored.Loss | None
+    train_accuracy: stored.Fraction | None
+    val_loss: stored.Loss | None
+    val_accuracy: stored.Fraction | None
+    test_loss: stored.Loss | None
+    test_accuracy: stored.Fraction | None
+    lr: stored.Amount | None
+    seconds: stored.Amount | None
 
 
 def write_csv(file: Path, columns: tuple[str, ...] | list[str], rows: list[dict[str, Any]]) -> None:
@@ -153,7 +153,7 @@ def read_csv(file: Path, columns: tuple[str, ...]) -> list[dict[str, str]]:
         OSError: it cannot be read.
     """
     try:
-        text = stored.read_bytes(file).decode()
+        text = stored.read_bytes(file).decode("utf-8-sig")
         lines = list(csv.reader(io.StringIO(text, newline=""), strict=True))
     except (csv.Error, UnicodeDecodeError) as error:
         raise ValueError(f"{file.name} is no CSV file") from error
@@ -183,6 +183,17 @@ def read_metrics(file: Path) -> list[Row]:
         raise unreadable(file, error) from error
     except ValueError as error:
         raise damaged(file, error) from error
+
+
+def hold_finite(rows: Sequence[Mapping[str, Any]], what: str) -> None:
+    """Check that the ``rows`` of a run that has completed hold finite numbers alone, as only its can.
+
+    Raises:
+        ValueError: they do not; the message begins with ``what``.
+    """
+    for row in rows:
+        if bad := [key for key, value in row.items() if isinstance(value, float) and not math.isfinite(value)]:
+            raise ValueError(f"{what}: {bad[0]} is {row[bad[0]]} at step {row['step']:g}, and the run is completed")
 
 
 @dataclass(frozen=True)
@@ -223,7 +234,13 @@ class Run:
     @cached_property
     def metrics(self) -> list[Row]:
         """The rows of ``metrics.csv``."""
-        return read_metrics(self.path / METRICS)
+        rows = read_metrics(self.path / METRICS)
+        if self.status == Status.completed:
+            try:
+                hold_finite(rows, METRICS)
+            except ValueError as error:
+                raise damaged(self.path / METRICS, error) from error
+        return rows
 
     @property
     def status(self) -> str:

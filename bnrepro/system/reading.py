@@ -5,6 +5,7 @@ What is not so raises ValueError (or OSError, where it cannot be read); the read
 
 from __future__ import annotations
 
+import codecs
 import math
 import stat
 from functools import cache
@@ -19,21 +20,30 @@ from bnrepro.errors import first_line
 
 LARGEST = 2**26  # bytes of a text or a figure: a hundred times what experiments of hundreds of runs have left
 LARGEST_YAML = 2**16  # bytes of a configuration or preset, which have a few thousand
+MOST = 1e100  # squared and summed it must still be a number
 DEEPEST = 20  # levels of a YAML file; ours have 4
 
 
 def _moderate(value: float) -> float:
-    if math.isfinite(value) and abs(value) > 1e100:  # squared and summed it must still be a number
+    if math.isfinite(value) and abs(value) > MOST:
         raise ValueError("is larger than any that a run can leave")
     return value
+
+
+def _loss(value: float) -> float:
+    if value < 0:  # which nan is not
+        raise ValueError("is below 0")
+    return _moderate(value)
 
 
 Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]*$", max_length=100)]
 """What can become the name of a file or an anchor: it leads nowhere else and needs no escaping."""
 Count = Annotated[int, Field(ge=0, lt=2**63)]
 Finite = Annotated[float, Field(allow_inf_nan=False, strict=True), AfterValidator(_moderate)]
-Number = Annotated[float, Field(strict=True), AfterValidator(_moderate)]
-"""May be nan or infinite, as a loss may."""
+Amount = Annotated[float, Field(ge=0, le=MOST, allow_inf_nan=False, strict=True)]
+Fraction = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False, strict=True)]
+Loss = Annotated[float, Field(strict=True), AfterValidator(_loss)]
+"""May be nan or infinite."""
 
 
 def read_bytes(file: Path, most: int = LARGEST, within: Path | None = None) -> bytes:
@@ -103,7 +113,7 @@ def read_json(file: Path, shape: Any, within: Path | None = None) -> Any:
         ValueError: it is no JSON, nested too deep, has texts that are no Unicode, or another shape.
         OSError: it cannot be read.
     """
-    raw = read_bytes(file, within=within)
+    raw = read_bytes(file, within=within).removeprefix(codecs.BOM_UTF8)  # which editors on Windows write
     try:
         _adapter(shape).validate_json(raw, strict=True)
     except ValidationError as error:

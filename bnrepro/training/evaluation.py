@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import replace
 from enum import StrEnum
+from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
-from bnrepro.config import command, config_hash, user_files
-from bnrepro.config.schema import Config
+from bnrepro.config import command, config_hash, earlier_hash, user_files, yaml_differences
+from bnrepro.config.schema import Config, Device
 from bnrepro.data.dataset import Dataset, Split, derive_seed, epoch_plan, load, train_batch
 from bnrepro.errors import UserError, known_are
 from bnrepro.norm import reestimate_statistics, resize
 from bnrepro.norm.statistics import batch_statistics
+from bnrepro.norm.table import NORMS, SHIPPED
 from bnrepro.runs import checkpoint, record
 from bnrepro.system.cores import use_threads
 from bnrepro.training import train
@@ -36,24 +39,89 @@ def restore(run: record.Run, data: Dataset | None = None) -> tuple[Config, Datas
     """A run's configuration, its data (``data``, where they are at hand), and its network as it ended.
 
     Raises:
-        UserError: no checkpoint, or one that does not fit.
+        UserError: no checkpoint, or one that does not fit; configuration, data or code were changed after the run.
     """
-    cfg = train.resolve(run.config)
-    device = torch.device(cfg.device.value)
-    if not (run.path / record.CHECKPOINT).exists():
-        again = replace(cfg, root=str(run.path.parents[3]))
-        how = command(again, *(["--force"] if run.finished else []))
-        raise UserError(f"There is no checkpoint {run.path / record.CHECKPOINT}. This trains the run again: {how}")
-    if own_files(cfg) and run.summary.get("config_hash") not in (None, config_hash(run.config)):
-        raise UserError(f"{run.path / record.CODE}: code of your own was changed after the run. Train it again.")
-    state = checkpoint.load(run.path / record.CHECKPOINT)
-    data = data or load(cfg.data, device)
+    cfg, file = train.resolve(_located(run)), run.path / record.CHECKPOINT
+    if not file.exists():
+        raise UserError(f"There is no checkpoint {file}{_how_to_train(run, cfg)}")
+    state = checkpoint.load(file)
+    # The device is where, not what: the run of a GPU may be evaluated on a machine without.
+    changed = yaml_differences(state["config"], cfg) if "config" in state else []
+    if changed := [each for each in changed if not each.startswith("device is ")]:
+        raise UserError(
+            f"{run.path / record.CONFIG} was changed after the run ('there' is {record.CHECKPOINT}): "
+            f"{', '.join(changed[:3])}. Change it back; this trains what it says now: {command(cfg)}"
+        )
+    data = data or _data(run, cfg)
+    if own_files(cfg) or NORMS.get(cfg.variant) is not SHIPPED.get(cfg.variant):
+        same = {earlier_hash(cfg), *(config_hash(replace(cfg, device=each)) for each in Device)}
+        if run.summary.get("config_hash") not in (None, *same):
+            raise UserError(f"{run.path}: code of your own was changed after the run. Train it again.")
     network = build(cfg.model, norm_of(cfg), data.channels, data.image_size, data.num_classes, torch.Generator())
     try:
         network.load_state_dict(state["network"])
     except (KeyError, RuntimeError, TypeError) as error:
         raise UserError(f"{run.path / record.CHECKPOINT} does not fit the run's configuration.") from error
-    return cfg, data, network.to(device)
+    return cfg, data, network.to(cfg.device.value)
+
+
+def _located(run: record.Run) -> Config:
+    """The configuration, with relative paths that lead nowhere from here as they are from where it was started.
+
+    That is known of a run that lies below its relative root.
+    """
+    cfg, whole = run.config, _whole(run.path)
+    below = (*Path(cfg.root).parts, *_group(cfg))
+    if Path(cfg.root).is_absolute() or whole.parts[-len(below) - 1 : -1] != below:
+        return cfg
+    started = whole.parents[len(below)]
+
+    def found(path: str) -> str:
+        return str(started / path) if not os.path.lexists(path) and os.path.lexists(started / path) else path
+
+    data = replace(cfg.data, root=found(cfg.data.root), path=cfg.data.path and found(cfg.data.path))
+    return replace(cfg, root=found(cfg.root), data=data)
+
+
+def _whole(path: Path) -> Path:
+    return path.resolve() if ".." in path.parts else path.absolute()
+
+
+def _group(cfg: Config) -> tuple[str, str, str]:
+    return cfg.data.name, cfg.model.name, cfg.variant
+
+
+def _how_to_train(run: record.Run, cfg: Config) -> str:
+    """The end of a sentence on what is missing, and how the run is trained again."""
+    whole = _whole(run.path)
+    if whole.parts[-4:-1] != _group(cfg):
+        return (
+            f", and training makes none there. This trains the run where it belongs, if it is not there: {command(cfg)}"
+        )
+    again = replace(cfg, root=str(whole.parents[3]))
+    return f". This trains the run again: {command(again, *(['--force'] if run.finished else []))}"
+
+
+def _data(run: record.Run, cfg: Config) -> Dataset:
+    """The data that the run was trained on.
+
+    Raises:
+        UserError: they are no longer there.
+    """
+    if (path := cfg.data.path) is not None and not os.path.lexists(path):
+        raise UserError(
+            f"The archive of {run.path}, data.path={path}, does not exist. Put it there again, or write its path as "
+            f"data.path in {run.path / record.CONFIG}."
+        )
+    data = load(cfg.data, torch.device(cfg.device.value))
+    if run.summary.get("data_fingerprint") not in (None, data.fingerprint):
+        there = f"data.path={path}" if path is not None else f"data={cfg.data.name} in data.root={cfg.data.root}"
+        raise UserError(
+            f"{there} was changed after the run {run.path}: its fingerprint is {data.fingerprint} and not "
+            f"{run.summary['data_fingerprint']}. Put the run's data there again; this trains a run on those there now: "
+            f"{command(cfg)}"
+        )
+    return data
 
 
 def evaluate(run: record.Run, statistics: str = "ema", size: int | None = None) -> dict[str, tuple[float, float]]:
@@ -95,6 +163,11 @@ def evaluate(run: record.Run, statistics: str = "ema", size: int | None = None) 
             raise UserError(f"--statistics={statistics}: {error}") from error
         if size is None or not isinstance(error, RuntimeError):
             raise
+        if any(isinstance(each, nn.LayerNorm) and len(each.normalized_shape) > 1 for each in network.modules()):
+            raise UserError(
+                f"--size={size}: variant={cfg.variant} takes maps of one size, since it has parameters for each of "
+                "their locations. Use a run with another norm."
+            ) from error
         raise UserError(
             f"--size={size}: {cfg.model.name} takes images of one size, since it ends in fully connected layers. "
             "Use a run of model=resnet20."

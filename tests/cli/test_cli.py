@@ -20,6 +20,7 @@ import yaml
 
 from bnrepro.config import configs_dir
 from bnrepro.norm import NORMS
+from bnrepro.runs import record
 from bnrepro.runs.record import Run
 from tests.conftest import TINY, Call, changed
 
@@ -237,6 +238,21 @@ def test_train_says_accuracy_directory_and_tensorboard(call: Call, short: list[s
     assert call("runs", "--csv").out.splitlines()[1].startswith("digits,lenet,convbn,0,completed,")
 
 
+def test_runs_are_listed_as_they_say_and_not_as_they_lie(call: Call, tmp_path: Path) -> None:
+    folder = tmp_path / "runs" / "digits" / "lenet"
+    for variant in ("bn", "convbn", "nobn"):
+        summary = {"status": "interrupted", "dataset": "digits", "model": "lenet", "variant": variant, "seed": 0}
+        record.write_summary(folder / variant / "seed0-0", summary)
+        record.write_whole(folder / variant / "seed0-0" / "config.yaml", "")
+    (folder / "bn").rename(folder / "zzz")
+    (folder / "nobn" / "seed0-0").rename(folder / "seed0-0")
+    (tmp_path / "runs" / "digits").rename(tmp_path / "runs" / "other")
+    listed = call("runs", "--csv", "--dataset=digits")
+    assert [line[:15] for line in listed.out.splitlines()[1:]] == ["digits,lenet,co", "digits,lenet,bn"]
+    assert listed.err == "runs/other/lenet/seed0-0 is not listed: move it into runs/<dataset>/<model>/<variant>.\n"
+    assert "seed0-0" in call("runs", "--variant=bn").out
+
+
 def test_diverged_run_is_told_as_a_result(call: Call, short: list[str]) -> None:
     result = call("train", "--variant=nobn", *short, "optimizer=sgd", "optimizer.lr=1e20")
     assert result.code == 0
@@ -267,6 +283,9 @@ def test_eval_at_another_size_fits_local_statistics_and_says_where_it_cannot(cal
     out = call("train", "--variant=convbn", *short).out
     refused = call("eval", out.splitlines()[1].removeprefix("Run: "), "--size=20")
     assert (refused.code, "lenet takes images of one size" in refused.err) == (2, True)
+    out = call("train", "--variant=layernorm", *small).out
+    refused = call("eval", out.splitlines()[1].removeprefix("Run: "), "--size=20")
+    assert (refused.code, "variant=layernorm takes maps of one size" in refused.err) == (2, True)
 
 
 def test_compare_prints_and_writes_table_and_figures_and_figures_draws_them_again(

@@ -595,6 +595,14 @@ WRONG = {
     "two fine labels": ({"y_train": np.full((20, 2), 5)}, "not one-hot"),
     "negative label": ({"y_train": np.arange(20) % 4 - 1}, r"labels below 0 in y_train \(-1\)"),
     "unknown test label": ({"y_test": np.arange(8)}, r"the training set lacks \(4, 5, 6, 7\)"),
+    "a name with a space": (
+        {"y_train": np.array(["a", "a ", "b"])[np.arange(20) % 3], "y_test": np.full(8, "a")},
+        "the labels 'a' and 'a ', which look the same",
+    ),
+    "a name in two compositions": (
+        {"y_train": np.array(["é", "f"])[np.arange(20) % 2], "y_test": np.full(8, "e\u0301")},
+        r"the labels 'e\\u0301' and '\\xe9', which look the same",
+    ),
     "names and numbers": ({"y_test": np.full(8, "cat")}, "names for labels in one part and numbers"),
     "empty names": ({"y_train": np.full(20, ""), "y_test": np.full(8, "")}, "are empty"),
     "names in no UTF-8": ({"y_train": np.full(20, b"\xff"), "y_test": np.full(8, b"\xff")}, "no texts in UTF-8"),
@@ -679,6 +687,10 @@ LIKE = {
     ),
     "-1 to 1": (each(lambda x: (x / 127.5 - 1).astype("f4")), ["float32 values from -1 to 1 as 0 to 255"]),
     "whole floats": (each(lambda x: x.astype("f4")), ["float32 levels of 0 to 255"]),
+    "a little beyond 0 and 255": (
+        each(lambda x: np.where(x, x * np.float32(1.0000001), np.float32(-1e-5))),
+        ["float32 values from 0 to 255, rounded"],
+    ),
     "nearly whole": (each(lambda x: np.clip(x + 0.1, 0, 255)), ["float64 values from 0 to 255, rounded"]),
     "int64": (each(lambda x: x.astype(">i8")), [">i8 levels of 0 to 255"]),
     "16 bits": (each(lambda x: x.astype("u2") * 257), ["uint16 levels of 0 to 65535 rounded to 0 to 255"]),

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from bnrepro.claims import engine
-from bnrepro.claims.records import CURVES, PROVENANCE, RUNS
+from bnrepro.claims.records import CURVES, MEASUREMENTS, PROVENANCE, RUNS
 from bnrepro.claims.results import RUN_COLUMNS
 from bnrepro.cli import listing
 from bnrepro.config import load_config, what
@@ -133,6 +133,37 @@ def test_damaged_comparison_is_refused_by_name(
         compare.open_comparison(tmp_path)
 
 
+def without(text: str, *words: str) -> str:
+    return "".join(line for line in text.splitlines(keepends=True) if not all(word in line for word in words))
+
+
+WRONG: dict[str, tuple[str, Callable[[str], str], str]] = {
+    "garbage for curves": (CURVES, lambda text: "<html>\n", "curves.csv has no column part"),
+    "garbage for measurements": (MEASUREMENTS, lambda text: "<html>\n", "measurements.csv has no column part"),
+    "no curves": (CURVES, lambda text: text.splitlines(keepends=True)[0], "variant bn, seed 0"),
+    "a run without curves": (CURVES, lambda text: without(text, "wild,1,"), "variant wild, seed 1"),
+    "curves without their run": (RUNS, lambda text: without(text, ",1,wild,"), "variant wild, seed 1"),
+    "a run twice": (RUNS, lambda text: f"{text}{text.splitlines()[1]}\n", "variant nobn, seed 0 twice"),
+    "accuracy in percent": (RUNS, lambda text: text.replace("0.93", "93"), "less than or equal to 1"),
+    "infinite accuracy": (CURVES, lambda text: text.replace("0.7", "1e400", 1), "val_accuracy|train_accuracy"),
+    "infinite loss": (CURVES, lambda text: text.replace("0.5,0.5,0.5,0.5", "inf,0.5,0.5,0.5", 1), "run is completed"),
+    "negative loss": (CURVES, lambda text: text.replace("0.5,0.5,0.5,0.5", "-1,0.5,0.5,0.5", 1), "below 0"),
+}
+
+
+@pytest.mark.parametrize(("name", "change", "words"), WRONG.values(), ids=WRONG)
+def test_comparison_of_what_no_runs_leave_is_refused(
+    known: Comparison, tmp_path: Path, name: str, change: Callable[[str], str], words: str
+) -> None:
+    compare.save(known, tmp_path)
+    assert compare.open_comparison(tmp_path) == known
+    text = (tmp_path / name).read_text()
+    assert change(text) != text
+    (tmp_path / name).write_text(change(text))
+    with pytest.raises(UserError, match=words):
+        compare.open_comparison(tmp_path)
+
+
 def test_what_tells_a_comparison_from_an_experiment_is_written_in_its_provenance(
     known: Comparison, tmp_path: Path
 ) -> None:
@@ -213,7 +244,8 @@ def test_folder_with_another_comparison_is_refused(
     runs = [ended(v, s, 0.5) for s in range(2) for v in ("bn", "nobn")]
     config = what(load_config(["epochs=1"]), compare.WITHOUT)
     del config["norm"]  # as if these keys had come later
-    compare.save(Comparison(runs, [], ORIGIN, config), tmp_path)
+    curves = [point(run["variant"], run["seed"], 1, 0.5) for run in runs]
+    compare.save(Comparison(runs, curves, ORIGIN, config), tmp_path)
     grid = compare.grid(load_config(["epochs=1", *overrides]), variants, seeds)
     if fits:
         compare.check_room(tmp_path, grid, threshold)

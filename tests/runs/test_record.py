@@ -15,6 +15,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from bnrepro.config import load_config, to_yaml
 from bnrepro.errors import UserError
 from bnrepro.runs import record
 
@@ -38,7 +39,7 @@ def test_write_that_fails_leaves_the_file_as_it_was(
     assert [p.name for p in tmp_path.iterdir()] == ["summary.json"]
 
 
-@given(st.lists(st.floats(-1e100, 1e100), min_size=1, max_size=5))
+@given(st.lists(st.floats(0, 1e100), min_size=1, max_size=5))
 def test_floats_in_csv_read_back_bit_for_bit(tmp_path_factory: pytest.TempPathFactory, values: list[float]) -> None:
     file = tmp_path_factory.mktemp("csv") / "metrics.csv"
     rows = [{**ROW, "train_loss": value} for value in values]
@@ -69,6 +70,49 @@ def test_damaged_summary_is_refused_by_name(tmp_path: Path, content: str) -> Non
     (tmp_path / "summary.json").write_text(content)
     with pytest.raises(UserError, match=r"summary\.json is damaged"):
         _ = record.Run(tmp_path).status
+
+
+ENDED = {"status": "completed", "variant": "bn", "seed": 0, "seconds": 1.0, "parameters": 1, "buffers": 0}
+BEYOND = {"accuracy": [-1, -1e-9, 1.001, 3.0, 88.2], "loss": [-0.1], "seconds": [-1], "epochs": [-1], "steps": [-1]}
+
+
+@pytest.mark.parametrize("split", record.SPLITS)
+@pytest.mark.parametrize(("name", "value"), [(name, value) for name, values in BEYOND.items() for value in values])
+def test_number_that_no_run_leaves_is_damage(tmp_path: Path, split: str, name: str, value: float) -> None:
+    column = f"{split}_{name}" if name in ("accuracy", "loss") else name
+    summary = ENDED | {"test_accuracy": 1.0, "test_loss": 0.0}
+    record.write_summary(tmp_path, summary)
+    assert record.Run(tmp_path).status == "completed"
+    record.write_summary(tmp_path, summary | {column: value})
+    with pytest.raises(UserError, match=rf"summary\.json is damaged .*{column}"):
+        _ = record.Run(tmp_path).status
+    column = {"epochs": "epoch", "steps": "step"}.get(column, column)
+    record.write_csv(tmp_path / record.METRICS, record.COLUMNS, [ROW, {**ROW, column: value}])
+    with pytest.raises(UserError, match=rf"metrics\.csv is damaged .*{column}"):
+        record.read_metrics(tmp_path / record.METRICS)
+
+
+@pytest.mark.parametrize("value", [math.inf, math.nan])
+def test_only_losses_are_no_finite_numbers_and_only_where_the_run_diverged(tmp_path: Path, value: float) -> None:
+    for status in ("completed", "diverged"):
+        record.write_summary(tmp_path, ENDED | {"status": status, "test_accuracy": 0.5})
+        for column in ("val_loss", "val_accuracy", "lr"):
+            record.write_csv(tmp_path / record.METRICS, record.COLUMNS, [ROW, {**ROW, column: value}])
+            if (status, column) == ("diverged", "val_loss"):
+                assert len(record.Run(tmp_path).metrics) == 2
+            else:
+                with pytest.raises(UserError, match=rf"metrics\.csv is damaged .*{column}"):
+                    _ = record.Run(tmp_path).metrics
+
+
+def test_byte_order_mark_is_no_damage(tmp_path: Path) -> None:
+    record.write_summary(tmp_path, ENDED | {"test_accuracy": 0.5})
+    record.write_csv(tmp_path / record.METRICS, record.COLUMNS, [ROW])
+    record.write_whole(tmp_path / record.CONFIG, to_yaml(load_config()))
+    for file in list(tmp_path.iterdir()):
+        file.write_bytes(b"\xef\xbb\xbf" + file.read_bytes().replace(b"\n", b"\r\n"))
+    run = record.Run(tmp_path)
+    assert (run.status, run.metrics, run.config) == ("completed", [ROW], load_config())
 
 
 @pytest.mark.parametrize("summary", [None, "interrupted", "failed"])

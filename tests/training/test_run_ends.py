@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import math
+import re
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -127,6 +130,58 @@ def test_no_batch_of_one_is_evaluated(tiny: Tiny, batch_size: int, variant: str)
     for statistics in ("batch", "population"):
         found = inference.evaluate(Run(run_dir(cfg)), statistics)
         assert all(math.isfinite(loss) for loss, _ in found.values())
+
+
+def test_evaluation_of_anything_but_what_was_trained_is_refused(tiny: Tiny, tmp_path: Path, digits: Path) -> None:
+    with np.load(digits) as arrays:
+        whole = dict(arrays)
+    cfg = tiny("epochs=1", f"data.path={tmp_path / 'd.npz'}")
+    file = Path(cfg.data.path or "")
+    np.savez(file, **whole)
+    path = train.run(cfg)
+    stored = (path / record.CONFIG).read_text()
+    found = inference.evaluate(Run(path))
+    for key, array in (("x_test", 255 - whole["x_test"]), ("y_train", whole["y_train"][::-1])):
+        np.savez(file, **whole | {key: array})
+        with pytest.raises(UserError, match=rf"data\.path={file} was changed after the run {path}: its fingerprint"):
+            inference.evaluate(Run(path))
+    np.savez_compressed(file, **whole)  # other bytes, the same images
+    for line in ("  samplewise: ", "batch_size: ", "seed: ", "  lr: ", "  val_fraction: "):
+        old = re.search(f"^{line}(.*)$", stored, re.MULTILINE)
+        new = {"false": "true", "60": "59", "0": "1", "0.001": "0.01", "0.1": "0.2"}[old[1]] if old else ""
+        (path / record.CONFIG).write_text(stored.replace(f"\n{line}{old and old[1]}\n", f"\n{line}{new}\n", 1))
+        with pytest.raises(UserError, match=rf"config\.yaml was changed after the run.*{line.strip(' :')} is"):
+            inference.evaluate(Run(path))
+    (path / record.CONFIG).write_text(stored.replace("device: cpu", "device: auto").replace(": true", ": yes"))
+    assert inference.evaluate(Run(path)) == found
+
+
+def test_data_are_found_from_elsewhere_or_where_the_sentence_says(
+    tiny: Tiny, tmp_path: Path, digits: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "d").symlink_to(digits.parent)
+    path = train.run(tiny("epochs=1", "data.path=d/digits.npz", "root=runs")).absolute()
+    found = inference.evaluate(Run(path))
+    (tmp_path / "other").mkdir()
+    monkeypatch.chdir(tmp_path / "other")
+    assert inference.evaluate(Run(Path("..", *path.parts[-5:]))) == inference.evaluate(Run(path)) == found
+    (tmp_path / "d").rename(tmp_path / "moved")
+    with pytest.raises(UserError, match=r"data\.path=d/digits\.npz, does not exist.*as data\.path in .*config\.yaml"):
+        inference.evaluate(Run(path))
+    config = path / record.CONFIG
+    config.write_text(config.read_text().replace("path: d/digits.npz", f"path: {digits}"))
+    assert inference.evaluate(Run(path)) == found
+
+
+def test_copy_without_a_checkpoint_is_told_where_training_would_put_one(tiny: Tiny, tmp_path: Path) -> None:
+    path = train.run(tiny("epochs=1"))
+    for copy in (tmp_path / "copy", tmp_path / "a" / "b" / "c" / "copy"):
+        shutil.copytree(path, copy)
+        (copy / record.CHECKPOINT).unlink()
+        with pytest.raises(UserError, match="training makes none there") as error:
+            inference.evaluate(Run(copy))
+        assert f"root={tmp_path / 'runs'}" in str(error.value) and "--force" not in str(error.value)
 
 
 @pytest.mark.parametrize(("images", "batch_size"), [(10, 3), (3, 2), (28, 27), (2, 1)])
