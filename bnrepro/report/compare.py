@@ -248,6 +248,7 @@ def table(comparison: Comparison) -> list[Row]:
                 "diverged": sum(run["status"] == Status.diverged for run in comparison.of(variant)),
                 **_named("test_accuracy", t_interval(list(accuracy.values()))),
                 **_named(f"minus_{first}", t_interval(pairs)),
+                "pairs": len(pairs),
                 **_named("epochs_to_threshold", t_interval(reached)),
                 "reached": len(reached),
                 "threshold": comparison.threshold,

@@ -201,7 +201,8 @@ def _of_comparison(folder: Path, out: Path) -> Section:
     named = {"test_accuracy": "test accuracy", f"minus_{first}": f"minus {first}", "epochs_to_threshold": "epochs"}
     rows: Rows = []
     for row in compare.table(comparison):
-        intervals = {title: _interval(row, key, comparison.completed(row["variant"])) for key, title in named.items()}
+        counts = {f"minus_{first}": row["pairs"], "epochs_to_threshold": row["reached"]}
+        intervals = {title: _interval(row, key, counts.get(key, row["n"])) for key, title in named.items()}
         sizes = {key: row[key] for key in ("parameters", "buffers")}
         rows.append({"variant": row["variant"], "n": row["n"], "diverged": row["diverged"], **intervals, **sizes})
     overview = folder / "figures" / "overview"
@@ -215,7 +216,7 @@ def _of_comparison(folder: Path, out: Path) -> Section:
     name = folder.relative_to(out).as_posix() if folder != out else folder.name
     return Section(
         name=f"comparison-{re.sub(r'[^A-Za-z0-9]+', '-', name).strip('-')}",
-        title=f"Variants side by side: {network} on {dataset}",
+        title=f"Variants side by side: {network} on {dataset} ({name})",
         source="",
         facts=[("Made by", about["command"]), *_origin(about), *_spent(about)],
         deviations=[],
@@ -226,11 +227,10 @@ def _of_comparison(folder: Path, out: Path) -> Section:
     )
 
 
-def _interval(row: dict[str, Any], key: str, runs: Rows) -> Interval | None:
+def _interval(row: dict[str, Any], key: str, count: int) -> Interval | None:
     mean, low, high = (row[f"{key}_{end}"] for end in ("mean", "low", "high"))
     if mean is None:
         return None
-    count = row["reached"] if key.startswith("epochs") else len(runs)
     return Interval(mean, math.nan if low is None else low, math.nan if high is None else high, count)
 
 

@@ -191,7 +191,7 @@ def test_page_says_what_was_found_and_how(page: str) -> None:
     assert "<code>code</code>" in page
     assert "Yes: test accuracy, BN minus none: 1.00 [0.75, 1.25] percentage points (n=3, bar 0, margin 0.001)." in text
     assert "(percentage points, 95% interval, n=3; must be above 0, and matters from 0.001)." in text
-    assert "Open: the curve's first value: 1.20 [0.46, 1.94] (n=4, margin 1.5)." in text
+    assert "Open: the curve's first value: 1.20 [0.46, 1.94] (n=4, 90%, margin 1.5)." in text
     assert "No ImageNet here." in text
     assert {"made_up-Z1", "made_up-Z2", "made_up-Z3", "made_up"} <= set(Reader(page).ids)
     for words in (
