@@ -62,13 +62,15 @@ def sizes_table() -> str:
 def verdicts_table() -> str:
     """Verdicts by paper, from results/claims.json."""
     claims = json.loads((ROOT / "results/claims.json").read_text(encoding="utf-8"))
-    counts = Counter((claim["paper"], claim["verdict"]) for claim in claims)
-    lines = [f"| paper | {' | '.join(Verdict)} |", "| --- " * (1 + len(Verdict)) + "|"]
-    for paper in dict.fromkeys(claim["paper"] for claim in claims):
-        numbers = (str(counts[paper, verdict] or "") for verdict in Verdict)
-        lines.append(f"| [`{paper}`](results/REPORT.md#{paper}) | {' | '.join(numbers)} |")
-    totals = (str(sum(counts[paper, v] for paper in {c["paper"] for c in claims})) for v in Verdict)
-    return "\n".join([*lines, f"| all | {' | '.join(totals)} |"])
+    columns = [*Verdict, "of these, under revision"]
+    lines = [f"| paper | {' | '.join(columns)} |", "| --- " * (1 + len(columns)) + "|"]
+    for paper in [*dict.fromkeys(claim["paper"] for claim in claims), None]:
+        mine = [claim for claim in claims if paper in (claim["paper"], None)]
+        counts = Counter(claim["verdict"] for claim in mine)
+        numbers = [*(counts[verdict] for verdict in Verdict), sum(claim["withdrawn"] is not None for claim in mine)]
+        name = f"[`{paper}`](results/REPORT.md#{paper})" if paper else "all"
+        lines.append(f"| {name} | {' | '.join(str(number or '') for number in numbers)} |")
+    return "\n".join(lines)
 
 
 def _between(row: dict[str, str], column: str) -> str:
