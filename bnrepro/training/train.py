@@ -23,6 +23,7 @@ from bnrepro.norm import NormError, native
 from bnrepro.runs import checkpoint, provenance, record
 from bnrepro.runs.board import TensorBoardWriter
 from bnrepro.runs.record import Row, Run, Status
+from bnrepro.system import signals
 from bnrepro.system.cores import use_threads
 from bnrepro.system.reading import leads_out
 from bnrepro.system.signals import Stop, stop_between_steps, terminate_as_interrupt
@@ -181,7 +182,7 @@ def _train(trainer: Trainer, directory: Path, state: dict[str, Any] | None) -> N
             status = Status.interrupted
             raise
         except Exception as problem:
-            if stop.cut:
+            if signals.cut:
                 status = Status.interrupted
                 raise KeyboardInterrupt from problem
             error = str(problem) if isinstance(problem, NormError) else f"{type(problem).__name__}: {problem}"
