@@ -123,7 +123,9 @@ def _told(cfg: Config) -> Iterator[None]:
         yield
     except NormError as error:
         raise UserError(f"variant={cfg.variant}: {error}") from error
-    except Exception as error:
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # a SystemExit of a user's own would end a sweep, as if all went well
         if not out_of_memory(error):
             if isinstance(error, UserError) or not (said := user_files.blamed(error, own_files(cfg))):
                 raise
@@ -181,7 +183,7 @@ def _train(trainer: Trainer, directory: Path, state: dict[str, Any] | None) -> N
         except KeyboardInterrupt:
             status = Status.interrupted
             raise
-        except Exception as problem:
+        except BaseException as problem:
             if signals.cut:
                 status = Status.interrupted
                 raise KeyboardInterrupt from problem
