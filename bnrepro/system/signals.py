@@ -26,7 +26,7 @@ REMIND_SECONDS = 0.1  # between reminders of a signal
 received: int | None = None
 """The number of the last such signal, for the exit code; None: there was none."""
 cut = False
-"""A signal interrupted something before its end. What that was, such as an import, may then raise any error."""
+"""A signal interrupted something that takes signals. What that was at, such as an import, may then raise any error."""
 
 
 @dataclass
@@ -142,14 +142,16 @@ def _handled(handler: Callable[[FrameType | None, bool], None]) -> Iterator[None
                 _pending.import_end = 0.0
             else:
                 _pending = _Signal(number, time.monotonic() + IMPORT_SECONDS)
-                with suppress(RuntimeError):  # the system has no thread left
+                try:
                     _thread.start_new_thread(_remind, (_pending,))  # not `threading`, whose locks may be held here
+                except RuntimeError:  # the system has no thread left
+                    _pending.import_end = 0.0
         handler(frame, again)
 
     before = {number: signal.getsignal(number) for number in STOPPING}
     taken = [number for number, old in before.items() if old is not signal.SIG_IGN]
     if _depth == 0:
-        cut = _reminder = False
+        _reminder = False
     _depth += 1
     try:
         for number in taken:
@@ -159,11 +161,15 @@ def _handled(handler: Callable[[FrameType | None, bool], None]) -> Iterator[None
         yield
         if _pending and not _on_its_way():
             raise KeyboardInterrupt
+    except Exception as error:
+        if cut:
+            raise KeyboardInterrupt from error
+        raise
     finally:
         _depth -= 1
         if _depth == 0:
             with _lock:
-                _pending = None
+                _pending, cut = None, False
         for number in taken:
             signal.signal(number, before[number] or signal.SIG_DFL)  # None: one that C code had set
 

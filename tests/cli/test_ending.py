@@ -233,16 +233,21 @@ def _nothing() -> None:
     pass
 
 
+def _fail() -> None:
+    raise AttributeError("module 'numpy' has no attribute 'logical_or'")
+
+
 def _fail_as_a_display() -> None:
     with output.only_shown("Curves of this test"):
-        raise AttributeError("module 'numpy' has no attribute 'logical_or'")
+        _fail()
 
 
-@pytest.mark.parametrize("then", [_sleep, _begin_a_loop, _nothing, _fail_as_a_display])
+@pytest.mark.parametrize("then", [_sleep, _begin_a_loop, _nothing, _fail, _fail_as_a_display])
 def test_interrupt_that_is_swallowed_comes_again(then: Callable[[], None], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(KeyboardInterrupt), _swallowed():
         then()
     assert "cannot be shown" not in capsys.readouterr().err
+    assert not signals.cut
     with signals.terminate_as_interrupt(), signals.stop_between_steps() as stop:  # whose own signals count alone
         time.sleep(2 * signals.REMIND_SECONDS)
     assert not stop.asked
