@@ -57,4 +57,5 @@ def _stop(message: str = "") -> NoReturn:
     goes_on = sys.argv[1:2] and sys.argv[1] in GOES_ON
     again = message or "Interrupted. Run the same command again to continue."  # a run inside `bench` says so too
     output.tell(f"\n{again if goes_on else 'Interrupted.'}")
+    exec("")  # else one that broke off code in a string, as of a dataclass, would have Python end as SIGINT does
     sys.exit(128 + (signals.received or signal.SIGINT))

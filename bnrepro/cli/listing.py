@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import io
 import math
-import os
 import re
 import shutil
 import textwrap
@@ -128,7 +127,7 @@ def describe(path: Path) -> str:
         if value is not None:
             text = ", ".join(f"{k} {v}" for k, v in value.items()) if isinstance(value, dict) else value
             parts.append(printable(f"{key:<17} {text}"))
-    if os.path.lexists(path / record.METRICS):
+    if record.is_there(path / record.METRICS):
         lines = [list(record.COLUMNS)]
         for row in run.metrics:
             lines.append([_cell(key, row[key]) for key in record.COLUMNS])

@@ -59,7 +59,8 @@ def map_all(
     if jobs == 1:
         return [_here(work, index, item, tell, take) for index, item in enumerate(items)]
     results: dict[int, Result] = {}
-    with _signals_only_ask() as stop, _workers(threads or max(1, cores() // jobs)) as workers:
+    # Signals only ask, so that no worker is lost track of; between events they are looked for.
+    with stop_between_steps(ending=True) as stop, _workers(threads or max(1, cores() // jobs)) as workers:
         map_ = _Map(work, workers, tell, take, stop, results)
         for index, item in map_.run(list(enumerate(items)), jobs):  # what was killed has the machine for itself now
             if map_.run([(index, item)], 1):
@@ -79,7 +80,7 @@ def kept_workers() -> Iterator[None]:
     try:
         yield
     finally:
-        with _signals_only_ask():
+        with stop_between_steps(ending=True):
             kept, _kept = _kept, None
             for workers in kept.values():
                 workers.close()
@@ -90,14 +91,6 @@ def _here(work: Callable[..., Any], index: int, item: Any, report: Report, ended
     report(index, 1.0)
     ended(index, result)
     return result
-
-
-@contextmanager
-def _signals_only_ask() -> Iterator[Stop]:
-    """Defer signals, so that no worker is lost track of; the flag is checked between events."""
-    with stop_between_steps() as stop:
-        stop.ending = True
-        yield stop
 
 
 @dataclass(frozen=True)

@@ -146,7 +146,7 @@ class TensorBoardWriter:
             if not bool(flat.isfinite().all()):
                 continue
             some = flat[:: -(-len(flat) // 65536)]
-            marks = torch.quantile(some, torch.tensor([0.15, 0.5, 0.85], device=some.device))
+            marks = torch.quantile(some, some.new_tensor([0.15, 0.5, 0.85]))
             numbers = {"mean": flat.mean(), "std": flat.std(correction=0)}
             numbers |= dict(zip(("p15", "p50", "p85"), marks, strict=True))
             for key, value in numbers.items():

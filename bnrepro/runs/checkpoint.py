@@ -87,7 +87,7 @@ def last(directory: Path) -> dict[str, Any] | None:
     damaged: list[Path] = []
     for file in (directory / record.CHECKPOINT, directory / record.PREVIOUS):
         try:
-            found = load(file) if _there(file) else None
+            found = load(file) if record.is_there(file) else None
         except DamagedError:
             damaged.append(file)
             continue
@@ -98,14 +98,3 @@ def last(directory: Path) -> dict[str, Any] | None:
     for file in damaged:
         output.tell(f"{file} is damaged, and there is no intact earlier one: starting over.")
     return None
-
-
-def _there(file: Path) -> bool:
-    """`Path.exists`, except that errors other than "not found" are raised; some versions of Python return False."""
-    try:
-        file.stat()
-    except FileNotFoundError:
-        return False
-    except OSError as error:
-        raise unreadable(file, error) from error
-    return True

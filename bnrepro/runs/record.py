@@ -261,9 +261,9 @@ class Run:
         """
         if self.status not in (Status.completed, Status.diverged):
             return False
-        if not os.path.lexists(self.path / CONFIG):
+        if not is_there(self.path / CONFIG):
             raise damaged(self.path, f"it has ended, and there is no {CONFIG}")
-        if not os.path.lexists(self.path / METRICS):
+        if not is_there(self.path / METRICS):
             if self.status == Status.completed:  # one that diverged may not have reached an evaluation
                 raise damaged(self.path, f"it has ended, and there is no {METRICS}")
             return True
@@ -271,6 +271,21 @@ class Run:
         if self.status == Status.completed and (not last or self.summary.get("steps") not in (None, last)):
             raise damaged(self.path / METRICS, f"it ends at step {last:g}, and the run did not")
         return True
+
+
+def is_there(file: Path) -> bool:
+    """Whether there is such a file; a link that leads nowhere is none.
+
+    Raises:
+        UserError: nobody can say. (Some versions of Python's `Path.exists` return False then.)
+    """
+    try:
+        file.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except OSError as error:
+        raise unreadable(file, error) from error
+    return True
 
 
 def damaged(what: Path, why: object) -> UserError:
@@ -328,11 +343,11 @@ def open_run(path: Path) -> Run:
     Raises:
         UserError: there is none, or its configuration is lost.
     """
-    if not os.path.lexists(path / CONFIG):
-        if os.path.lexists(path / SUMMARY):
+    if path.is_symlink() and not path.exists():
+        raise UserError(f"{path} is a link that leads nowhere, or to itself. `bnrepro runs` lists the runs.")
+    if not is_there(path / CONFIG):
+        if is_there(path / SUMMARY):
             raise damaged(path, f"there is no {CONFIG}")
-        if path.is_symlink() and not path.exists():
-            raise UserError(f"{path} is a link that leads nowhere, or to itself. `bnrepro runs` lists the runs.")
         raise UserError(f"{path} is not a run's directory (no {CONFIG}). `bnrepro runs` lists them.")
     return Run(path)
 

@@ -168,6 +168,8 @@ def only_shown(what: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:
+        if signals.cut:
+            raise KeyboardInterrupt from error
         if what not in _told:
             _told.add(what)
             why = f"{type(error).__name__}: {first_line(error)}".rstrip(".: ")

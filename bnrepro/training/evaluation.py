@@ -156,7 +156,9 @@ def evaluate(run: record.Run, statistics: str = "ema", size: int | None = None) 
             batch_size = cfg.batch_size
         with batch_statistics(network) if statistics == Statistics.batch else nullcontext():
             return {name: train.measure(network, data, split, cfg, batch_size) for name, split in splits.items()}
-    except Exception as error:
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:
         if said := user_files.blamed(error, own_files(cfg)):
             raise UserError(f"The evaluation fails in code of your own. {said}") from error
         if isinstance(error, ValueError):  # NormError is one, as is what torch's norms raise

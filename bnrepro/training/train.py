@@ -23,6 +23,7 @@ from bnrepro.norm import NormError, native
 from bnrepro.runs import checkpoint, provenance, record
 from bnrepro.runs.board import TensorBoardWriter
 from bnrepro.runs.record import Row, Run, Status
+from bnrepro.system import signals
 from bnrepro.system.cores import use_threads
 from bnrepro.system.reading import leads_out
 from bnrepro.system.signals import Stop, stop_between_steps, terminate_as_interrupt
@@ -122,7 +123,9 @@ def _told(cfg: Config) -> Iterator[None]:
         yield
     except NormError as error:
         raise UserError(f"variant={cfg.variant}: {error}") from error
-    except Exception as error:
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # a SystemExit of a user's own would end a sweep, as if all went well
         if not out_of_memory(error):
             if isinstance(error, UserError) or not (said := user_files.blamed(error, own_files(cfg))):
                 raise
@@ -180,8 +183,8 @@ def _train(trainer: Trainer, directory: Path, state: dict[str, Any] | None) -> N
         except KeyboardInterrupt:
             status = Status.interrupted
             raise
-        except Exception as problem:
-            if stop.cut:
+        except BaseException as problem:
+            if signals.cut:
                 status = Status.interrupted
                 raise KeyboardInterrupt from problem
             error = str(problem) if isinstance(problem, NormError) else f"{type(problem).__name__}: {problem}"

@@ -375,9 +375,16 @@ def cut_lines(file: Path) -> None:
     file.write_text("\n".join(file.read_text().splitlines()[:-1]) + "\n")
 
 
+def lead_nowhere(file: Path) -> None:
+    file.unlink()
+    file.symlink_to("nowhere")
+
+
 LOSSES: dict[str, Callable[[Path], None]] = {
     "no configuration": lambda run: (run / "config.yaml").unlink(),
     "no metrics": lambda run: (run / "metrics.csv").unlink(),
+    "configuration elsewhere": lambda run: lead_nowhere(run / "config.yaml"),
+    "metrics elsewhere": lambda run: lead_nowhere(run / "metrics.csv"),
     "empty metrics": lambda run: (run / "metrics.csv").write_text(""),
     "metrics without rows": lambda run: cut_lines(run / "metrics.csv"),
     "cut metrics": lambda run: (run / "metrics.csv").write_bytes((run / "metrics.csv").read_bytes()[:-9]),
@@ -410,6 +417,8 @@ def test_run_that_has_ended_and_lost_something_is_damaged_wherever_it_is_asked_f
                 result.err,
             ), result.err
         assert call("runs").out.splitlines()[1].endswith(str(run))
+        said = call("show", str(run)).err
+        assert said == "" or " is damaged (" in said
     assert call(*train, "--force").code == 0
     assert call(*others[0]).code == 0
     cut_lines(run / "metrics.csv")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import multiprocessing
 import os
 import random
@@ -9,7 +10,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -17,7 +19,7 @@ import pytest
 from bnrepro.cli import ending
 from bnrepro.launch import parallel
 from bnrepro.runs.record import find_runs
-from bnrepro.system import signals
+from bnrepro.system import output, signals
 from tests.cli.ending import Command, group
 from tests.conftest import TINY, changed
 
@@ -137,6 +139,53 @@ def test_no_moment_is_unlucky(seed: int, digits: Path, tmp_path: Path) -> None:
     assert {run.status for run in find_runs(tmp_path / "runs")} == {"completed"}
 
 
+SWALLOWS = """
+import os, signal, sys
+
+class Finder:
+    def find_spec(self, name, path=None, target=None):
+        if name == {module!r} and callable(signal.getsignal(signal.SIGTERM)):
+            sys.meta_path.remove(self)
+            try:
+                os.kill(os.getpid(), signal.SIGTERM)
+            except BaseException:
+                pass
+
+sys.meta_path.insert(0, Finder())
+"""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "module"),
+    [
+        (["train", *TINY], "numpy._core._asarray"),
+        (["sweep", *TINY, "seed=0,1", "--jobs=2"], "torch.nn.functional"),
+        (["compare", *changed(TINY, "epochs=1"), "--variants=bn", "--seeds=1", "--jobs=1"], "matplotlib.artist"),
+        (["reproduce", "numpynet", "--preset=smoke"], "numpy.linalg"),
+    ],
+)
+def test_signal_that_an_import_swallows_is_not_lost(
+    arguments: list[str], module: str, digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "sitecustomize.py").write_text(SWALLOWS.format(module=module))
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), *sys.path]))
+    own = [] if arguments[0] == "reproduce" else [f"data.path={digits}"]
+    command = Command(tmp_path, [*arguments, *own])
+    assert command.ended() == 128 + TERM
+    said = command.err.read_text()
+    assert "Interrupted. Run the same command again to continue.\n" in said
+    assert not any(words in said for words in ("cannot be shown", "Traceback"))
+    assert {run.status for run in find_runs(tmp_path / "runs")} <= {"completed"}
+
+
+def test_exit_code_is_the_signals_where_it_breaks_off_code_in_a_string(tmp_path: Path) -> None:
+    program = "import signal\nfrom bnrepro.cli import ending\nending.run(lambda: exec('signal.raise_signal(15)'))\n"
+    (tmp_path / "broken_off.py").write_text(program)
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(tmp_path), *sys.path])}
+    command = [sys.executable, "-m", "broken_off"]
+    assert subprocess.run(command, env=environment, capture_output=True, timeout=60).returncode == 128 + TERM
+
+
 # --- in this process ---
 
 
@@ -159,6 +208,84 @@ def test_signal_that_comes_when_all_is_done_is_not_lost() -> None:
             assert stop.asked
     finally:
         signal.signal(INT, before)
+
+
+@contextmanager
+def _swallowed() -> Iterator[None]:
+    """Takes signals; one came, and what it raised is lost."""
+    with signals.terminate_as_interrupt():
+        with suppress(BaseException):
+            signal.raise_signal(TERM)
+        yield
+
+
+def _sleep() -> None:
+    time.sleep(20)
+    pytest.fail("nothing interrupted this")
+
+
+def _begin_a_loop() -> None:
+    with signals.stop_between_steps():
+        pytest.fail("this began")
+
+
+def _nothing() -> None:
+    pass
+
+
+def _fail() -> None:
+    raise AttributeError("module 'numpy' has no attribute 'logical_or'")
+
+
+def _fail_as_a_display() -> None:
+    with output.only_shown("Curves of this test"):
+        _fail()
+
+
+@pytest.mark.parametrize("then", [_sleep, _begin_a_loop, _nothing, _fail, _fail_as_a_display])
+def test_interrupt_that_is_swallowed_comes_again(then: Callable[[], None], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(KeyboardInterrupt), _swallowed():
+        then()
+    assert "cannot be shown" not in capsys.readouterr().err
+    assert not signals.cut
+    with signals.terminate_as_interrupt(), signals.stop_between_steps() as stop:  # whose own signals count alone
+        time.sleep(2 * signals.REMIND_SECONDS)
+    assert not stop.asked
+
+
+def test_interrupt_that_is_on_its_way_does_not_come_again() -> None:
+    ended = []
+    with pytest.raises(KeyboardInterrupt, match="first"), signals.terminate_as_interrupt():
+        try:
+            try:
+                signal.raise_signal(TERM)
+            except KeyboardInterrupt:
+                raise KeyboardInterrupt("first") from None
+        finally:
+            with parallel.kept_workers(), signals.stop_between_steps() as stop:
+                time.sleep(3 * signals.REMIND_SECONDS)
+            ended.append(stop.asked)
+    assert ended == [False]
+
+
+def test_import_is_broken_off_by_a_second_signal_and_when_it_takes_long(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(tmp_path)
+    slow = (
+        "import signal, time\nfor _ in range({times}):\n    signal.raise_signal(15)\ntime.sleep(0.4)\nimport {then}\n"
+    )
+    for name, times, patience, then in (
+        ("whole_module", 1, 60.0, "json"),
+        ("cut_module", 2, 60.0, "not_there"),
+        ("long_module", 1, 0.0, "not_there"),
+    ):
+        monkeypatch.setattr(signals, "IMPORT_SECONDS", patience)
+        (tmp_path / f"{name}.py").write_text(slow.format(times=times, then=then))
+        with pytest.raises(KeyboardInterrupt), signals.terminate_as_interrupt():
+            importlib.import_module(name)
+            _sleep()
+        assert (name in sys.modules) == (name == "whole_module")
 
 
 @pytest.mark.parametrize("number", signals.STOPPING)

@@ -36,10 +36,15 @@ def test_tensorboard_has_the_documented_tags_in_one_run(tiny: Tiny) -> None:
     assert {"_hparams_/experiment", "_hparams_/session_start_info"} <= set(events.summary_metadata)
 
 
-def test_percentiles_of_a_norms_input_are_those_of_the_values(tmp_path: Path) -> None:
+@pytest.mark.parametrize("default", [torch.float32, torch.float64])
+def test_percentiles_of_a_norms_input_are_those_of_the_values(tmp_path: Path, default: torch.dtype) -> None:
     values = torch.arange(101.0).view(1, 101)
     board = TensorBoardWriter(tmp_path)
-    board.norm_inputs({"norm1": values}, step=3)
+    torch.set_default_dtype(default)  # which a norm of a user's own may have changed
+    try:
+        board.norm_inputs({"norm1": values}, step=3)
+    finally:
+        torch.set_default_dtype(torch.float32)
     board.close()
     events = EventAccumulator(str(tmp_path)).Reload()
     got = {key: events.Scalars(f"norm1/{key}")[0].value for key in ("mean", "std", "p15", "p50", "p85")}

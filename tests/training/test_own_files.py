@@ -192,22 +192,31 @@ class Tires(nn.Identity):
         self.left -= 1
         if not self.left: raise KeyError("tired")
         return x
+class Leaves(nn.Identity):
+    left = 3
+    def __init__(self, features): super().__init__()
+    def forward(self, x):
+        self.left -= 1
+        if not self.left: raise SystemExit(0)
+        return x
 class Looks(nn.Identity):
     def __init__(self, features): super().__init__()
     def forward(self, x): return x if self.training else None + 1
 class Evaluated(nn.Identity):
-    fails = False
+    error = None
     def __init__(self, features): super().__init__()
-    def forward(self, x): return x if self.training or not self.fails else 1 / 0
+    def forward(self, x):
+        if self.error and not self.training: raise self.error
+        return x
 """
 
 
-@pytest.mark.parametrize("name", ["Tires", "Looks"])
+@pytest.mark.parametrize("name", ["Tires", "Leaves", "Looks"])
 def test_what_fails_later_is_told_as_ones_own_with_the_line(name: str, tiny: Tiny, tmp_path: Path) -> None:
     file = tmp_path / "later.py"
     file.write_text(LATER)
     cfg = tiny(f"variant={file}:{name}")
-    with pytest.raises(UserError, match=rf"Training fails in code of your own\. {file}: .*Error: .*\(line \d+\)"):
+    with pytest.raises(UserError, match=rf"Training fails in code of your own\. {file}: \w+: .*\(line \d+\)"):
         train.run(cfg)
     assert Run(run_dir(cfg)).status == "failed"
 
@@ -217,7 +226,7 @@ def test_evaluation_trusts_no_other_code_than_the_runs(tiny: Tiny, tmp_path: Pat
     file.write_text(LATER)
     path = train.run(tiny(f"variant={file}:Evaluated"))
     (kept,) = (path / "code").rglob("*.py")
-    kept.write_text(LATER.replace("fails = False", "fails = True"))
+    kept.write_text(LATER.replace("error = None", "error = OSError"))
     with pytest.raises(UserError, match="code of your own was changed after the run"):
         inference.evaluate(Run(path))
 
@@ -230,9 +239,10 @@ def test_what_fails_in_evaluation_is_told_as_ones_own(
     run = Run(train.run(tiny(f"variant={file}:Evaluated")))
     with monkeypatch.context() as patched:
         layer = user_files.load(run.path / "code" / "norm" / "later.py", "Evaluated")
-        patched.setattr(layer, "fails", True)
-        with pytest.raises(UserError, match=r"The evaluation fails in code of your own.*ZeroDivisionError"):
-            inference.evaluate(run)
+        for error in (ZeroDivisionError, SystemExit):
+            patched.setattr(layer, "error", error)
+            with pytest.raises(UserError, match=rf"The evaluation fails in code of your own.*{error.__name__}"):
+                inference.evaluate(run)
 
 
 def test_what_a_norm_draws_comes_from_the_seed(tiny: Tiny, tmp_path: Path) -> None:
