@@ -150,7 +150,32 @@ USAGE = [
     ("train norm.kernel_size=3", "norm.kernel_size=3 is not used by variant=bn. Leave it out, or take a variant that"),
     ("config norm.gamma=uniform --variant=nobn", "norm.gamma=uniform is not used by variant=nobn."),
     ("sweep norm.ghost_size=8 variant=bn,nobn", "norm.ghost_size=8 is not used by variant=bn, nobn."),
-    ("compare norm.affine=false --variants=nobn,lrn", "norm.affine=False is not used by variant=nobn, lrn."),
+    ("compare norm.affine=false --variants=nobn,lrn", "norm.affine=false is not used by variant=nobn, lrn."),
+    ("train optimizer.momentum=0.5", "optimizer.momentum=0.5 is not used by optimizer=adam. Leave it out, or take opt"),
+    ("config optimizer.nesterov=true optimizer=adamw", "optimizer.nesterov=true is not used by optimizer=adamw. Leave"),
+    (
+        "sweep optimizer=sgd optimizer.eps=1,2",
+        "optimizer.eps=1.0 is not used by optimizer=sgd. Leave it out, or take o",
+    ),
+    ("sweep schedule=linear,cosine schedule.gamma=0.5", "schedule.gamma=0.5 is not used by schedule=linear or sched"),
+    (
+        "compare schedule.milestones=[0.3,0.6]",
+        "schedule.milestones=[0.3,0.6] is not used by schedule=constant. Leave it",
+    ),
+    (
+        "config model.init_std=0.1",
+        "model.init_std=0.1 is not used by model.init=he. Leave it out, or take model.init=ga",
+    ),
+    ("config model.dropout_position=after_norm", "model.dropout_position=after_norm is not used by model.dropout=0.0."),
+    ("config model.keep_bias=true model.placement=after", "model.keep_bias=true is not used by model.placement=after."),
+    (
+        "config norm.gamma=uniform norm.affine=false",
+        "norm.gamma=uniform is not used by norm.affine=false. Leave it out",
+    ),
+    (
+        "config channels_last=true model=paper_mlp",
+        "channels_last=true is not used by model=paper_mlp. Leave it out, or",
+    ),
     ("runs --root=~nobody_of_that_name/x", "the home folder ~nobody_of_that_name is not known here"),
 ]
 
