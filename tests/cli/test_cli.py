@@ -265,8 +265,10 @@ def test_eval_at_another_size_fits_local_statistics_and_says_where_it_cannot(cal
     for kind in ("population", "batch"):
         assert call("eval", path, "--size=20", f"--statistics={kind}").code == 0
     out = call("train", "--variant=convbn", *short).out
-    refused = call("eval", out.splitlines()[1].removeprefix("Run: "), "--size=20")
-    assert (refused.code, "lenet takes images of one size" in refused.err) == (2, True)
+    for size in (20, 10**6):
+        refused = call("eval", out.splitlines()[1].removeprefix("Run: "), f"--size={size}")
+        assert (refused.code, "lenet takes images of one size" in refused.err) == (2, True), refused.err
+    assert "--size=1000000: memory ran out. Use a smaller --size." in call("eval", path, "--size=1000000").err
 
 
 def test_compare_prints_and_writes_table_and_figures_and_figures_draws_them_again(

@@ -21,6 +21,7 @@ import typer
 import yaml
 
 from bnrepro import cli, errors
+from bnrepro.cli import ending
 from bnrepro.config import load_config, run_dir, to_yaml
 from bnrepro.errors import UserError, did_you_mean, sentence
 from bnrepro.runs.record import Run, write_whole
@@ -254,7 +255,7 @@ COMMANDS = {
 RAISED: list[tuple[Exception, str]] = [
     (OSError(errno.EIO, "no answer", "some/file"), "Error: some/file: no answer. The disk or the network file system"),
     (OSError(errno.EROFS, "read-only"), "Error: read-only. Choose a folder that can be written to."),
-    (MemoryError(), "Error: Memory ran out. Use a smaller batch_size"),
+    (MemoryError(), "Error: Memory ran out. "),
     (UserError("What.\nWhere."), "Error: What. Where."),
 ]
 
@@ -273,7 +274,13 @@ def test_every_command_answers_the_machines_faults_in_a_sentence(
 ) -> None:
     error, words = RAISED[place]
     monkeypatch.setattr(COMMANDS[command], raising(error))
-    assert told(call(*command.split())).startswith(words)
+    line = told(call(*command.split()))
+    assert line.startswith(words)
+    goes_on = command.split()[0] in ending.GOES_ON
+    assert line.endswith(" What has finished is kept.") == (goes_on and not isinstance(error, UserError))
+    assert ("batch_size" in line) == (
+        isinstance(error, MemoryError) and command.split()[0] in "train compare sweep bench"
+    )
 
 
 @pytest.mark.parametrize(
