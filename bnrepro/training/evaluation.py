@@ -80,10 +80,9 @@ def evaluate(run: record.Run, statistics: str = "ema", size: int | None = None) 
     two = data.test.images[:2]
     try:
         if size is not None:
-            if (
-                cfg.model.file is None and size != data.image_size[0]
-            ):  # any other will tell, and this one fits in memory
-                resize(deepcopy(network), data.normalize(resized(two, 2 * data.image_size[0])))
+            twice = 2 * data.image_size[0]
+            if cfg.model.file is None and size > twice:  # a network that does not take this takes no larger one either
+                resize(deepcopy(network), data.normalize(resized(two, twice)))
             resize(network, data.normalize(resized(two, size)))
             splits = {name: Split(resized(split.images, size), split.labels) for name, split in splits.items()}
         if statistics == Statistics.population:
