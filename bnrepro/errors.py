@@ -141,6 +141,11 @@ def _system(error: OSError) -> str:
 FOLDER_GONE = "The folder that this was started in has been deleted. Change to another (cd) and try again."
 
 
+def no_folder(path: Path) -> str:
+    """What ``path`` is, where a folder was expected."""
+    return "is a link that leads nowhere, or to itself" if path.is_symlink() else "is not a folder"
+
+
 def folder_is_gone() -> bool:
     """Whether the current folder has been deleted, or what leads to it."""
     try:

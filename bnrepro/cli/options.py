@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from bnrepro.errors import UserError
+from bnrepro.errors import UserError, no_folder
 from bnrepro.system.output import shown as shown
 
 if TYPE_CHECKING:
@@ -159,7 +159,7 @@ def folder_of_runs(root: Path) -> None:
 
     there = next((place for place in (root, *root.parents) if os.path.lexists(place)), Path())
     if not there.is_dir():
-        raise UserError(f"{there} is not a folder. Name one that holds runs.")
+        raise UserError(f"{there} {no_folder(there)}. Name one that holds runs.")
     plain = f"./{root}" if str(root).startswith("~") else str(root)
     how = quote(written("root", plain))
     raise UserError(f"There is no folder {root}. `bnrepro train {how}` makes it, with a run in it.")

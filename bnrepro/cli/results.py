@@ -148,7 +148,7 @@ def figures(
     """
     from bnrepro import experiments
     from bnrepro.claims import records
-    from bnrepro.errors import UserError
+    from bnrepro.errors import UserError, did_you_mean, no_folder
     from bnrepro.report import compare as comparing
 
     if folders and root:
@@ -171,6 +171,11 @@ def figures(
             continue
         if str(asked) in experiments.NAMES or asked.suffix == ".py":
             raise UserError(f"There are no results of {asked} under {out}. `bnrepro reproduce {asked}` makes them.")
+        if not place.exists():
+            if place.is_symlink():
+                raise UserError(f"{place} {no_folder(place)}. Name what `compare` or `reproduce` wrote.")
+            near = did_you_mean(str(asked), experiments.NAMES)
+            raise UserError(f"There is no folder {place}, and no experiment of that name.{near}")
         comparing.open_comparison(place)  # says what is missing
     for place in comparisons:
         draw(place)
@@ -289,7 +294,7 @@ def _archive(text: str) -> tuple[str, Path]:
     name, equals, file = text.partition("=")
     if not equals:
         raise UserError(f"--archive={text} is not of the form NAME=FILE, as in cifar10=cifar10.npz.")
-    sources.lookup(name)
+    sources.lookup(name, "--archive")
     found = path(f"--archive={name}", "Write the path of an .npz archive, as in cifar10=cifar10.npz.")(file)
     try:
         plain_size(found)

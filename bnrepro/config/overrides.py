@@ -20,7 +20,7 @@ from typing import Any, get_args, get_origin, get_type_hints
 
 from bnrepro.config import user_files
 from bnrepro.config.schema import Config, configs_dir
-from bnrepro.errors import UserError, did_you_mean, either, known_are
+from bnrepro.errors import UserError, did_you_mean, either, known_are, no_folder
 
 LONGEST = 5000  # characters of an override: enough for any path
 PATHS = ("root", "data.root", "data.path", "norm.file", "model.file")
@@ -300,7 +300,7 @@ def need_folder(what: str, folder: Path) -> None:
     there = next((place for place in (folder, *folder.parents) if os.path.lexists(place)), Path())
     if not there.is_dir():
         part = f"{what}={folder}" if there == folder else f"{what}={folder}: {there}"
-        raise UserError(f"{part} is not a folder. Give the path of a folder.")
+        raise UserError(f"{part} {no_folder(there)}. Give the path of a folder.")
 
 
 def elements(key: str, text: str) -> Iterator[str]:

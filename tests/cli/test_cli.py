@@ -163,12 +163,15 @@ WRONG = [
     (["show", "nowhere"], "nowhere is not a run's directory"),
     (["eval", "nowhere"], "nowhere is not a run's directory"),
     (["figures"], "There is no comparison under runs"),
-    (["figures", "nowhere"], "nowhere is not a comparison"),
+    (["figures", "nowhere"], "There is no folder nowhere"),
     (["reproduce", "nosuch"], "There are: conv_batchnorm, keras_curves, labml, numpynet, placement"),
     (["reproduce", "numpynet", "--preset=nosuch"], "numpynet has no preset 'nosuch'. There are: smoke, quick, full"),
     (["reproduce", "--jobs=0"], "--jobs"),
     (["reproduce", "--archive=cifar10"], "--archive=cifar10 is not of the form NAME=FILE"),
-    (["reproduce", "--archive=nosuch=a.npz"], "there is no dataset 'nosuch'"),
+    (
+        ["reproduce", "--archive=nosuch=a.npz"],
+        "--archive: there is no dataset 'nosuch'. There are: mnist5k, mnist, fas",
+    ),
     (["reproduce", "--archive=cifar10=none.npz"], "none.npz does not exist"),
     (["report"], "There are no results under results"),
     (["figures", "labml"], "`bnrepro reproduce labml` makes them"),
@@ -177,8 +180,16 @@ WRONG = [
     (["train", f"root={'a' * 256}"], "is too long for this file system. Use a shorter root."),
     (["reproduce", "labml", f"--root={'a' * 256}"], "File name too long. Choose a shorter path."),
     (["train", "data.name=x", "data.source=npz", f"data.path={'a' * 256}"], "is too long for this file system."),
-    (["data", "fetch", "nosuch"], "there is no dataset 'nosuch'"),
-    (["data", "verify", "nosuch"], "there is no dataset 'nosuch'"),
+    (
+        ["data", "fetch", "MNIST"],
+        "'MNIST'. Did you mean mnist? There are: mnist5k, mnist, fashion_mnist, cifar10, cifar100.\n",
+    ),
+    (
+        ["data", "verify", "nosuch"],
+        "NAME: there is no dataset 'nosuch'. There are: mnist5k, mnist, fashion_mnist, cifar10, ci",
+    ),
+    (["config", "data.name=nosuch"], "cifar100; any other can be read with data.source=npz data.path=FILE."),
+    (["figures", "Labml"], "There is no folder Labml, and no experiment of that name. Did you mean labml?"),
     (["data", "verify", "mnist"], "train-images-idx3-ubyte"),
     (["data", "verify", "--root=nope"], "There is no folder nope"),
     (["data", "verify", "--root=/dev/null"], "--root=/dev/null is not a folder"),
@@ -233,7 +244,10 @@ def test_train_says_accuracy_directory_and_tensorboard(call: Call, short: list[s
     listed = call("runs")
     assert str(path) in listed.out
     assert f"{summary['test_accuracy']:.4f}" in listed.out
-    assert str(path) not in call("runs", "--variant=bn").out
+    for wrong in ("--variant=bn", "--variant=convbn,bn", "--model=LeNet", "--dataset=digit"):
+        assert call("runs", wrong).err.startswith(f"Error: There is no run under runs with {wrong}.")
+    assert call("runs", "--variant=CONVBN").err.endswith(" Did you mean convbn? There are: convbn.\n")
+    assert "There is no run under runs with --status=failed." in call("runs", "--status=failed").out
     assert call("runs", "--csv").out.splitlines()[1].startswith("digits,lenet,convbn,0,completed,")
 
 

@@ -135,8 +135,8 @@ USAGE = [
     ("config --force", "bnrepro config has no option --force, which is one of train, compare, sweep, reproduce."),
     ("data --root=x", "bnrepro data has no option --root, which is one of list, fetch, verify."),
     ("--dry-run", "bnrepro has no option --dry-run, which is one of sweep, reproduce."),
-    ("compare root=/dev/null/x", "/dev/null is no folder"),
-    ("sweep seed=0,1 root=/dev/null/x", "/dev/null is no folder"),
+    ("compare root=/dev/null/x", "/dev/null is not a folder"),
+    ("sweep seed=0,1 root=/dev/null/x", "/dev/null is not a folder"),
     ("runs --jobs=2", "bnrepro runs has no option --jobs, which is one of compare, sweep, reproduce."),
     ("train --jobs=2", "bnrepro train has no option --jobs, which is one of compare, sweep, reproduce."),
     ("config -h=3", "-h takes no value. It shows the help of bnrepro config."),
@@ -388,10 +388,26 @@ def test_results_that_would_have_no_folder_are_refused_before_any_work(
     assert {path.name for path in tmp_path.iterdir()} <= {"file", "loop", "runs"}
 
 
-@pytest.mark.parametrize("command", ["show", "eval"])
-def test_link_to_itself_is_no_run(call: Call, tmp_path: Path, command: str) -> None:
-    (tmp_path / "loop").symlink_to("loop")
-    assert "loop is a link that leads nowhere, or to itself." in told(call(command, "loop"))
+@pytest.mark.parametrize(
+    "command",
+    [
+        *("show", "eval", "tensorboard", "figures", "runs --root", "figures --root", "figures --out", "compare --out"),
+        *(
+            "data list --root",
+            "data fetch mnist --root",
+            "data verify --root",
+            "report --out",
+            "train data=mnist data.root",
+        ),
+        *("reproduce --root", "train root"),
+    ],
+)
+def test_link_that_leads_nowhere_is_told_as_such(call: Call, tmp_path: Path, command: str) -> None:
+    for name, end in (("loop", "loop"), ("dangling", "not there")):
+        (tmp_path / name).symlink_to(end)
+        joint = "=" if command.endswith("root") or command.endswith("--out") else " "
+        line = told(call(*f"{command}{joint}{name}".split()))
+        assert re.search(rf"{name} is a link that leads nowhere, or to itself[.,]", line), line
 
 
 # --- remedies ---
@@ -421,7 +437,7 @@ def test_missing_runs_are_made_where_the_message_says(call: Call, digits: Path) 
         assert Path(yaml.safe_load(call("config", *words[1:]).out)["root"]) == Path(root)
     assert call(*words, *changed(TINY, "epochs=1"), f"data.path={digits}").code == 0
     assert "completed" in call("runs", f"--root={root}").out
-    assert "There is no run under" in call("runs", f"--root={root}", "--variant=nobn").out
+    assert "There is no run under" in call("runs", f"--root={root}", "--status=failed").out
 
 
 def test_evaluation_without_a_checkpoint_says_how_to_make_one(call: Call, digits: Path, tmp_path: Path) -> None:
