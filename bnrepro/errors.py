@@ -146,6 +146,14 @@ def no_folder(path: Path) -> str:
     return "is a link that leads nowhere, or to itself" if path.is_symlink() else "is not a folder"
 
 
+def closed_umask() -> str | None:
+    """The message for a umask that makes files which their own owner cannot use; None for any other."""
+    mask = os.umask(0o077)
+    os.umask(mask)
+    wrong = f"The umask {mask:04o} keeps you from files and folders of your own. Set another and try again: umask 022"
+    return wrong if mask & 0o700 else None
+
+
 def folder_is_gone() -> bool:
     """Whether the current folder has been deleted, or what leads to it."""
     try:

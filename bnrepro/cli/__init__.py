@@ -64,6 +64,8 @@ def _run() -> None:
     parser = typer.main.get_command(app)
     if errors.folder_is_gone():  # told here, since libraries crash over it where they are imported
         _fail(errors.FOLDER_GONE)
+    if message := errors.closed_umask():
+        _fail(message)
     try:
         if message := mistakes.said_twice(parser) or mistakes.misplaced(parser):
             _fail(message)

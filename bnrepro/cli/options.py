@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -152,8 +153,10 @@ def root_flag(root: str) -> str:
 
 
 def folder_of_runs(root: Path) -> None:
-    """Raise UserError if there is no folder ``root``."""
+    """Raise UserError if there is no folder ``root``; OSError if it may not be looked into, as it is not empty then."""
     if root.is_dir():
+        if not os.access(root, os.R_OK | os.X_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(root))
         return
     from bnrepro.config.overrides import written
 

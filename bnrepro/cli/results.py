@@ -68,11 +68,14 @@ def reproduce(
     places = DatasetLocations(data_root, dict(map(_archive, archive or [])))
     making, names = take_launcher(launcher, names, jobs)
     check_separate("reproduce", names, "experiments")
+    for name in names:
+        if "=" in name:
+            raise UserError(f"{name}: reproduce takes no keys; what an experiment trains is said by its --preset.")
     chosen = [experiments.experiment(name) for name in dict.fromkeys(names or experiments.NAMES)]
     plans = []
     for each in chosen:
         default = "quick" if "quick" in each.presets else "full"
-        plans.append(make_plan(each, preset or default, root, places, making.resolve))
+        plans.append(make_plan(each, default if preset is None else preset, root, places, making.resolve))
     for name in places.archives:
         if not any(data.name == name for plan in plans for data in plan.datasets):
             raise UserError(f"--archive={name}=...: none of these experiments uses the dataset {name}. Leave it out.")

@@ -177,6 +177,17 @@ USAGE = [
         "config channels_last=true model=paper_mlp",
         "channels_last=true is not used by model=paper_mlp. Leave it out, or",
     ),
+    ("reproduce labml --preset=", "labml has no preset ''. There are: smoke, quick, full."),
+    (
+        "reproduce labml epochs=3",
+        "epochs=3: reproduce takes no keys; what an experiment trains is said by its --preset.",
+    ),
+    (
+        "bench epoch variant=lrn",
+        "variant=lrn is not used here: norms, network, optimizer and root are the benchmark's own.",
+    ),
+    ("bench epoch model.width=2", "model.width=2 is not used here"),
+    ("bench compare optimizer.momentum=0.5", "optimizer.momentum=0.5 is not used here"),
     ("runs --root=~nobody_of_that_name/x", "the home folder ~nobody_of_that_name is not known here"),
 ]
 
@@ -357,6 +368,25 @@ def test_deleted_folder_is_named_as_the_reason(tmp_path: Path, command: str) -> 
     assert done.stderr == f"Error: {errors.FOLDER_GONE}\n"
 
 
+def test_umask_that_keeps_owners_out_is_told(call: Call) -> None:
+    for mask in (0o777, 0o100):
+        before = os.umask(mask)
+        try:
+            line = told(call("config"))
+        finally:
+            assert os.umask(before) == mask
+        assert line.startswith(f"Error: The umask {mask:04o} keeps you from files and folders of your own. Set another")
+
+
+def test_folder_that_may_not_be_looked_into_is_not_empty(
+    call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "runs").mkdir()
+    assert call("runs").code == 0
+    monkeypatch.setattr(os, "access", lambda path, mode: False)  # the tests may be run by root
+    assert "runs: Permission denied. Give yourself the permission" in told(call("runs"))
+
+
 PLACES = ["/proc", "/proc/x", "file", "file/x", "loop", "loop/x", "a" * 300]
 
 
@@ -384,7 +414,7 @@ def test_results_that_would_have_no_folder_are_refused_before_any_work(
     (tmp_path / "loop").symlink_to("loop")
     line = told(call(*command.split(), f"--out={where}"))
     assert where in line
-    assert "not a folder" in line or where == "/proc/x"
+    assert "not a folder" in line or "leads nowhere" in line or where == "/proc/x"
     assert {path.name for path in tmp_path.iterdir()} <= {"file", "loop", "runs"}
 
 
