@@ -177,7 +177,9 @@ def figures(
         if not place.exists():
             if place.is_symlink():
                 raise UserError(f"{place} {no_folder(place)}. Name what `compare` or `reproduce` wrote.")
-            near = did_you_mean(str(asked), experiments.NAMES)
+            near = (
+                did_you_mean(str(asked), experiments.NAMES) or " `bnrepro compare` and `bnrepro reproduce` make some."
+            )
             raise UserError(f"There is no folder {place}, and no experiment of that name.{near}")
         comparing.open_comparison(place)  # says what is missing
     for place in comparisons:

@@ -163,7 +163,7 @@ WRONG = [
     (["show", "nowhere"], "nowhere is not a run's directory"),
     (["eval", "nowhere"], "nowhere is not a run's directory"),
     (["figures"], "There is no comparison under runs"),
-    (["figures", "nowhere"], "There is no folder nowhere"),
+    (["figures", "nowhere"], "There is no folder nowhere, and no experiment of that name. `bnrepro compare` and"),
     (["reproduce", "nosuch"], "There are: conv_batchnorm, keras_curves, labml, numpynet, placement"),
     (["reproduce", "numpynet", "--preset=nosuch"], "numpynet has no preset 'nosuch'. There are: smoke, quick, full"),
     (["reproduce", "--jobs=0"], "--jobs"),
