@@ -500,7 +500,7 @@ def test_root_that_is_not_the_root_of_its_runs_is_named(call: Call, tmp_path: Pa
         assert f"{place} is not the root of its runs." in line
         assert line.endswith(f" --root={right}.")
     assert run_dir(cfg).name in call("runs", "--root=runs").out
-    assert "There is no run under runs with --variant=bn." in call("runs", "--root=runs", "--variant=bn").out
+    assert "with --variant=bn. There are: convbn." in told(call("runs", "--root=runs", "--variant=bn"))
     (tmp_path / "configs").mkdir()
     (tmp_path / "configs" / "config.yaml").touch()
     assert "There is no run under configs." in call("runs", "--root=configs").out
