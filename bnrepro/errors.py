@@ -79,16 +79,21 @@ def reason(error: BaseException) -> str:
     return sentence(error) or f"{type(error).__name__}: {first_line(error)}"
 
 
-def sentence(error: BaseException) -> str | None:
-    """The message for an error caused by the user or the machine; None for an unexpected one."""
+LESS_MEMORY = "Use a smaller batch_size, model.width or dataset, or fewer processes."
+
+
+def sentence(error: BaseException, less_memory: str = LESS_MEMORY) -> str | None:
+    """The message for an error caused by the user or the machine; None for an unexpected one.
+
+    Args:
+        error: the error.
+        less_memory: what to do where memory ran out.
+    """
     if isinstance(error, UserError):
         return str(error)
     for each in _causes(error):
         if out_of_memory(each):
-            return (
-                "Memory ran out. Use a smaller batch_size, model.width or dataset, or fewer processes. What has "
-                "finished is kept."
-            )
+            return f"Memory ran out. {less_memory}"
         if isinstance(each, OSError):
             return _system(each)
         if isinstance(each, ImportError) and ".so" in str(each):
@@ -130,10 +135,23 @@ def _system(error: OSError) -> str:
     what = error.strerror or first_line(error) or type(error).__name__
     remedy = REMEDIES.get(error.errno or 0, "Check this, and try again.")
     where = f"{' -> '.join(names)}: " if names else ""
-    return f"{where}{what.rstrip('.')}. {remedy} What has finished is kept."
+    return f"{where}{what.rstrip('.')}. {remedy}"
 
 
 FOLDER_GONE = "The folder that this was started in has been deleted. Change to another (cd) and try again."
+
+
+def no_folder(path: Path) -> str:
+    """What ``path`` is, where a folder was expected."""
+    return "is a link that leads nowhere, or to itself" if path.is_symlink() else "is not a folder"
+
+
+def closed_umask() -> str | None:
+    """The message for a umask that makes files which their own owner cannot use; None for any other."""
+    mask = os.umask(0o077)
+    os.umask(mask)
+    wrong = f"The umask {mask:04o} keeps you from files and folders of your own. Set another and try again: umask 022"
+    return wrong if mask & 0o700 else None
 
 
 def folder_is_gone() -> bool:

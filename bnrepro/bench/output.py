@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -41,6 +42,9 @@ def run(
             raise UserError(f"There is no part {part!r} of the benchmark.{known_are(part, PARTS)}")
     if overrides and not {"epoch", "compare"} & {*parts}:
         raise UserError(f"{overrides[0]} is not used here: only the parts epoch and compare have a configuration.")
+    for override in overrides:
+        if re.match(r"\s*(variant|model(\.\w+)?|optimizer(\.(?!lr\b)\w+)?|root)\s*=", override):
+            raise UserError(f"{override} is not used here: norms, network, optimizer and root are the benchmark's own.")
     for norm in norms:
         layers.make(norm, (2, 2, 2, 2))
     return (make() for part in parts for make in makers[part])

@@ -18,6 +18,11 @@ app = typer.Typer(
     rich_markup_mode=None,
     context_settings={"help_option_names": list(mistakes.HELP)},
 )
+LESS_MEMORY = {
+    **dict.fromkeys(("train", "compare", "sweep", "bench"), errors.LESS_MEMORY),
+    "reproduce": "Use a smaller preset, or fewer --jobs.",
+}
+"""What to do where memory ran out, for commands that can be asked for less."""
 
 
 def _show_version(asked: bool) -> None:
@@ -59,6 +64,8 @@ def _run() -> None:
     parser = typer.main.get_command(app)
     if errors.folder_is_gone():  # told here, since libraries crash over it where they are imported
         _fail(errors.FOLDER_GONE)
+    if message := errors.closed_umask():
+        _fail(message)
     try:
         if message := mistakes.said_twice(parser) or mistakes.misplaced(parser):
             _fail(message)
@@ -74,8 +81,10 @@ def _run() -> None:
     except Exception as error:
         if signals.received:  # an import that is interrupted can end in any error
             raise
-        if message := errors.sentence(error):
-            _fail(message)
+        command = sys.argv[1] if len(sys.argv) > 1 else ""
+        if message := errors.sentence(error, LESS_MEMORY.get(command, "Free some, or raise its limit (`ulimit -v`).")):
+            kept = command in ending.GOES_ON and not isinstance(error, errors.UserError)
+            _fail(f"{message}{' What has finished is kept.' * kept}")
         typer.echo(f"This is a fault of bnrepro ({type(error).__name__}). Please report it with these lines:", err=True)
         raise
 

@@ -39,7 +39,7 @@ def fetch(
     from bnrepro.data.published import need_folder
 
     need_folder(root)
-    known = sources.lookup(name)
+    known = sources.lookup(name, "NAME")
     if known.fetch:
         known.fetch(root)
     known.read(root)

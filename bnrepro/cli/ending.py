@@ -11,7 +11,8 @@ from typing import NoReturn
 from bnrepro.system import output, signals
 
 GOES_ON = ("train", "compare", "sweep", "reproduce")
-"""Commands that resume when they are run again."""
+"""Commands that resume when they are run again, and store what they print."""
+ONLY_SHOWS = ("--dry-run", "--help", "-h")
 
 
 def run(command: Callable[[], None]) -> None:
@@ -49,7 +50,8 @@ def _run(command: Callable[[], None]) -> NoReturn:
         if not signals.received:
             raise
         _stop()  # an import that is interrupted can end in any error
-    sys.exit(0 if output.finish() else 1)
+    stored = sys.argv[1:2] and sys.argv[1] in GOES_ON and not set(ONLY_SHOWS) & set(sys.argv)
+    sys.exit(0 if output.finish(bool(stored)) else 1)
 
 
 def _stop(message: str = "") -> NoReturn:

@@ -41,13 +41,17 @@ def rows(root: Path, wanted: dict[str, str], sort: str = "path") -> list[Row]:
     A run whose files are damaged is listed with that status.
 
     Raises:
-        UserError: no such column to sort by, no such status.
+        UserError: no such column to sort by, no such status; a dataset, network or variant that no run has.
     """
     if sort not in SORTS:
         raise UserError(f"--sort: there is no {sort!r}.{known_are(sort, SORTS)}")
     if wanted.get("status", STATUSES[0]) not in STATUSES:
         raise UserError(f"--status: there is no {wanted['status']!r}.{known_are(wanted['status'], STATUSES)}")
     found = [_row(run) for run in record.find_runs(root)]
+    for key, value in wanted.items():
+        there = sorted({row[key] for row in found})
+        if found and key != "status" and value not in there:
+            raise UserError(f"There is no run under {root} with --{key}={value}.{known_are(value, there)}")
     found = [row for row in found if all(row[key] == value for key, value in wanted.items())]
     known = [row for row in found if row[sort] is not None]
     known.sort(key=lambda row: row[sort], reverse=sort.endswith("accuracy"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from bnrepro.errors import UserError
+from bnrepro.errors import UserError, no_folder
 from bnrepro.system.output import shown as shown
 
 if TYPE_CHECKING:
@@ -152,14 +153,16 @@ def root_flag(root: str) -> str:
 
 
 def folder_of_runs(root: Path) -> None:
-    """Raise UserError if there is no folder ``root``."""
+    """Raise UserError if there is no folder ``root``; OSError if it may not be looked into, as it is not empty then."""
     if root.is_dir():
+        if not os.access(root, os.R_OK | os.X_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(root))
         return
     from bnrepro.config.overrides import written
 
     there = next((place for place in (root, *root.parents) if os.path.lexists(place)), Path())
     if not there.is_dir():
-        raise UserError(f"{there} is not a folder. Name one that holds runs.")
+        raise UserError(f"{there} {no_folder(there)}. Name one that holds runs.")
     plain = f"./{root}" if str(root).startswith("~") else str(root)
     how = quote(written("root", plain))
     raise UserError(f"There is no folder {root}. `bnrepro train {how}` makes it, with a run in it.")

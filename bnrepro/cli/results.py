@@ -68,11 +68,14 @@ def reproduce(
     places = DatasetLocations(data_root, dict(map(_archive, archive or [])))
     making, names = take_launcher(launcher, names, jobs)
     check_separate("reproduce", names, "experiments")
+    for name in names:
+        if "=" in name:
+            raise UserError(f"{name}: reproduce takes no keys; what an experiment trains is said by its --preset.")
     chosen = [experiments.experiment(name) for name in dict.fromkeys(names or experiments.NAMES)]
     plans = []
     for each in chosen:
         default = "quick" if "quick" in each.presets else "full"
-        plans.append(make_plan(each, preset or default, root, places, making.resolve))
+        plans.append(make_plan(each, default if preset is None else preset, root, places, making.resolve))
     for name in places.archives:
         if not any(data.name == name for plan in plans for data in plan.datasets):
             raise UserError(f"--archive={name}=...: none of these experiments uses the dataset {name}. Leave it out.")
@@ -142,7 +145,7 @@ def figures(
     """
     from bnrepro import experiments
     from bnrepro.claims import records
-    from bnrepro.errors import UserError
+    from bnrepro.errors import UserError, did_you_mean, no_folder
     from bnrepro.report import compare as comparing
 
     if folders and root:
@@ -165,6 +168,13 @@ def figures(
             continue
         if str(asked) in experiments.NAMES or asked.suffix == ".py":
             raise UserError(f"There are no results of {asked} under {out}. `bnrepro reproduce {asked}` makes them.")
+        if not place.exists():
+            if place.is_symlink():
+                raise UserError(f"{place} {no_folder(place)}. Name what `compare` or `reproduce` wrote.")
+            near = (
+                did_you_mean(str(asked), experiments.NAMES) or " `bnrepro compare` and `bnrepro reproduce` make some."
+            )
+            raise UserError(f"There is no folder {place}, and no experiment of that name.{near}")
         comparing.open_comparison(place)  # says what is missing
     for place in comparisons:
         draw(place)
@@ -296,7 +306,7 @@ def _archive(text: str) -> tuple[str, Path]:
     name, equals, file = text.partition("=")
     if not equals:
         raise UserError(f"--archive={text} is not of the form NAME=FILE, as in cifar10=cifar10.npz.")
-    sources.lookup(name)
+    sources.lookup(name, "--archive")
     found = path(f"--archive={name}", "Write the path of an .npz archive, as in cifar10=cifar10.npz.")(file)
     try:
         plain_size(found)

@@ -17,7 +17,7 @@ import yaml
 from bnrepro.config import own_code, user_files
 from bnrepro.config.loading import WHERE_NOT_WHAT, _defaults, _shared_dict, leaves, to_dict, unreadable
 from bnrepro.config.schema import Config
-from bnrepro.errors import UserError, first_line
+from bnrepro.errors import UserError, first_line, no_folder
 from bnrepro.system import reading as stored
 
 LATER = (
@@ -108,8 +108,7 @@ def check_same(directory: Path, cfg: Config, damaged: bool = False) -> None:
     """
     there = next((parent for parent in directory.parents if os.path.lexists(parent)), Path())
     if not there.is_dir():
-        kind = "a link that leads nowhere" if there.is_symlink() else "no folder"
-        raise UserError(f"{there} is {kind}, and {directory} cannot be made. Remove it, or use another root.")
+        raise UserError(f"{there} {no_folder(there)}, and {directory} cannot be made. Remove it, or use another root.")
     try:
         unlike = differences(_stored_values(directory / "config.yaml"), cfg)
     except FileNotFoundError:

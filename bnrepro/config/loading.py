@@ -207,8 +207,8 @@ def check(cfg: Config) -> Config:
     ]
     floats = [(key, v) for key, v in values.items() if isinstance(v, float)]
     finite = [(key, v, abs(v) <= LARGEST_FLOAT, f"a finite number of at most {LARGEST_FLOAT:g}") for key, v in floats]
-    moderate = [(key, v, abs(v) < 2**63, "between -2^63 and 2^63") for key, v in values.items() if isinstance(v, int)]
-    for key, value, holds, wanted in [*finite, *moderate, *rules]:
+    moderate = [(key, v, v < 2**63, "less than 2^63") for key, v in values.items() if isinstance(v, int)]
+    for key, value, holds, wanted in [*finite, *rules, *moderate]:
         if not holds:
             raise UserError(f"{key} must be {wanted}; got {value}.")
     return cfg

@@ -20,7 +20,7 @@ from typing import Any, get_args, get_origin, get_type_hints
 
 from bnrepro.config import user_files
 from bnrepro.config.schema import Config, configs_dir
-from bnrepro.errors import UserError, did_you_mean, either, known_are
+from bnrepro.errors import UserError, did_you_mean, either, known_are, no_folder
 
 LONGEST = 5000  # characters of an override: enough for any path
 PATHS = ("root", "data.root", "data.path", "norm.file", "model.file")
@@ -168,22 +168,64 @@ def _member(group: str, text: str) -> str:
 def _one_value(key: str, text: str) -> None:
     """Raise UserError if ``text`` looks like several values, where the key has one."""
     text = text.strip()
-    if re.fullmatch(QUOTED, text, re.DOTALL) or len(text) > 200 or key not in (*keys(), *groups()):
+    if re.fullmatch(QUOTED, text, re.DOTALL) or len(text) > 200 or key not in (*keys(), *groups()) or is_a_list(key):
         return
-    bracketed, is_list = re.fullmatch(r"[\[{(]([^:]*,[^:]*)[\]})]", text, re.DOTALL), is_a_list(key)
+    bracketed = re.fullmatch(r"[\[{(]([^:]*,[^:]*)[\]})]", text, re.DOTALL)
     several = "," in text and not re.search(r"[{}()\[\]]", text)
-    if not is_list and (several or bracketed or re.fullmatch(FUNCTION, text, re.DOTALL)):
-        values = bracketed[1] if bracketed else text
-        if not re.fullmatch(FUNCTION, text, re.DOTALL) and not all(part.strip() for part in values.split(",")):
-            raise UserError(
-                f"{key}={text}: a value is missing beside a comma. {key} takes one value; `bnrepro sweep` runs "
-                f"several, written without spaces, as in {key}=A,B."
-            )
-        example = quote(f"{key}={values}")
+    if re.fullmatch(FUNCTION, text, re.DOTALL):
+        first, second = two_values(key)
+        how = f"Write one, as in {key}={first}; `bnrepro sweep` runs several, as in {key}={first},{second}."
+        if _is_swept(key, text):
+            how = f"`bnrepro sweep {quote(f'{key}={text}')}` runs several."
+        raise UserError(f"{key} takes one value; got {text!r}. {how}")
+    if not (several or bracketed):
+        return
+    values = bracketed[1] if bracketed else text
+    if not all(part.strip() for part in values.split(",")):
         raise UserError(
-            f"{key} takes one value; got {text!r}. `bnrepro sweep {example}` runs several"
-            f"{', without brackets' if bracketed else ''}."
+            f"{key}={text}: a value is missing beside a comma. {key} takes one value; `bnrepro sweep` runs "
+            f"several, written without spaces, as in {key}={','.join(two_values(key))}."
         )
+    for part in values.split(","):
+        parse(f"{key}={part.strip()}")  # raises, where a sweep would not take it either
+    raise UserError(
+        f"{key} takes one value; got {text!r}. `bnrepro sweep {quote(f'{key}={values}')}` runs several"
+        f"{', without brackets' if bracketed else ''}."
+    )
+
+
+def _is_swept(key: str, text: str) -> bool:
+    """Whether a sweep over ``key`` takes the function that ``text`` is."""
+    name, _, inside = text.removesuffix(")").partition("(")
+    parts = inside.split(",")
+    if name == "glob":
+        return key in (*groups(), "variant")
+    if name not in ("range", "choice") or (name == "range" and (keys().get(key) not in (int, float) or len(parts) > 3)):
+        return False
+    try:
+        for part in parts:
+            parse(f"{key}={part.strip()}")
+    except UserError:
+        return False
+    return True
+
+
+def two_values(key: str) -> tuple[str, str]:
+    """Two values that ``key`` can have, for messages that show how values are written."""
+    kind = keys().get(key, str)
+    if key in groups():
+        first, second, *_ = [*groups()[key], ""]
+        return first, second
+    if key == "variant":
+        return "bn", "convbn"
+    if is_a_list(key):
+        return "[0.5]", "[0.5,0.75]"
+    (kind,) = [each for each in get_args(kind) if each is not NoneType] or [kind]
+    if isinstance(kind, type) and issubclass(kind, Enum):
+        first, second, *_ = kind.__members__
+        return first, second
+    examples = {bool: ("true", "false"), int: ("1", "2"), float: ("0.1", "0.01")}
+    return examples.get(kind, ("a", "b"))
 
 
 def is_a_list(key: str) -> bool:
@@ -258,7 +300,7 @@ def need_folder(what: str, folder: Path) -> None:
     there = next((place for place in (folder, *folder.parents) if os.path.lexists(place)), Path())
     if not there.is_dir():
         part = f"{what}={folder}" if there == folder else f"{what}={folder}: {there}"
-        raise UserError(f"{part} is not a folder. Give the path of a folder.")
+        raise UserError(f"{part} {no_folder(there)}. Give the path of a folder.")
 
 
 def elements(key: str, text: str) -> Iterator[str]:

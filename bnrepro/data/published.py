@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import hashlib
 import io
+import os
 import tarfile
 import zipfile
 import zlib
@@ -14,7 +15,7 @@ from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
-from bnrepro.errors import UserError
+from bnrepro.errors import UserError, no_folder
 from bnrepro.system import reading as stored
 
 LARGEST = 2**28  # bytes of a published file, unpacked: CIFAR-100's archive, the largest, has 169 million
@@ -65,9 +66,10 @@ Whose = Callable[[bytes], str | None]
 
 def need_folder(root: Path) -> None:
     """Raise UserError if ``root``, or what leads to it, is a file."""
-    there = next((path for path in (root, *root.parents) if stored.mode(path)), None)
+    places = (root, *root.parents)
+    there = next((path for path in places if stored.mode(path) or os.path.islink(path)), None)  # noqa: PTH114  no errors
     if there is not None and not stored.is_folder(there):
-        raise UserError(f"data.root={root}: {there} is a file, where a folder is needed. Set data.root to a folder.")
+        raise UserError(f"data.root={root}: {there} {no_folder(there)}. Set data.root to a folder.")
 
 
 def read_all(root: Path, wanted: Sequence[Wanted], remedy: str, whose: Whose = lambda _: None) -> list[bytes]:

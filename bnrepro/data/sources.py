@@ -29,7 +29,7 @@ from bnrepro.config.schema import Data, Source
 from bnrepro.data.archive import Archive, read_archive
 from bnrepro.data.arrays import Arrays, Pair
 from bnrepro.data.published import DEEPEST, LARGEST, Wanted, checked, missing, need_folder, read_all, search, store
-from bnrepro.errors import UserError, did_you_mean, in_brackets
+from bnrepro.errors import UserError, in_brackets, known_are
 from bnrepro.system import output
 from bnrepro.system import reading as stored
 
@@ -78,17 +78,16 @@ def read_with_notes(cfg: Data) -> Archive:
     return Archive(known.read(root), ())
 
 
-def lookup(name: str) -> Known:
-    """The dataset called ``name``.
+def lookup(name: str, what: str = "data") -> Known:
+    """The dataset called ``name``, which is given as ``what``: the key, an argument or an option.
 
     Raises:
         UserError: there is none.
     """
     if name not in DATASETS:
-        raise UserError(
-            f"data: there is no dataset {name!r}.{did_you_mean(name, DATASETS)} There are: {', '.join(DATASETS)}; any "
-            "other can be read with data.source=npz data.path=FILE."
-        )
+        known = known_are(name, DATASETS).removesuffix(".")
+        more = "; any other can be read with data.source=npz data.path=FILE" if what == "data" else ""
+        raise UserError(f"{what}: there is no dataset {name!r}.{known}{more}.")
     return DATASETS[name]
 
 
@@ -121,7 +120,7 @@ def describe(cfg: Data, found: str, notes: Sequence[str] = ()) -> tuple[str, boo
 
 def state(name: str, root: Path) -> str:
     """`PRESENT` if the dataset is there in full and as published, else what is wrong."""
-    known = lookup(name)
+    known = lookup(name, "NAME")
     try:
         found = fingerprint(known.read(root))
     except UserError as error:

@@ -13,9 +13,9 @@ from math import prod
 from pathlib import Path
 
 from bnrepro.config import MOST_RUNS, configs_dir, run_dir, to_yaml
-from bnrepro.config.overrides import FUNCTION, PATHS, elements, is_a_list, parse, split
+from bnrepro.config.overrides import FUNCTION, PATHS, elements, groups, is_a_list, keys, parse, split, two_values
 from bnrepro.config.schema import Config, Device
-from bnrepro.errors import UserError, reason
+from bnrepro.errors import UserError, either, reason
 from bnrepro.launch.parallel import Report, map_all
 from bnrepro.runs import record
 from bnrepro.runs.record import Run, Status
@@ -95,16 +95,29 @@ def _made_by_function(key: str, text: str) -> list[str]:
         with initialize_config_dir(str(configs_dir()), version_base="1.3"):
             parser = OverridesParser.create(config_loader=GlobalHydra.instance().config_loader())
             (override,) = parser.parse_overrides([text])
-            if key == "variant" and isinstance(glob := override.value(), Glob):
-                return [f"{key}={name}" for name in glob.filter(list(NORMS))]
+            if isinstance(glob := override.value(), Glob):
+                if key not in (*groups(), "variant"):
+                    raise UserError(
+                        f"{text}: glob is for variant, {either(list(groups()))}, whose names are known. Give values: "
+                        f"{key}={','.join(two_values(key))}."
+                    )
+                if key == "variant":
+                    return [f"{key}={name}" for name in glob.filter(list(NORMS))]
             if override.is_sweep_override() and not override.is_discrete_sweep():
-                raise UserError(f"{text}: an interval has no runs to list. Give values: {key}=0.1,0.01.")
+                raise UserError(
+                    f"{text}: an interval has no runs to list. Give values: {key}={','.join(two_values(key))}."
+                )
             if override.is_discrete_sweep():
                 made = [f"{key}={value}" for value in islice(override.sweep_string_iterator(), MOST_RUNS + 1)]
                 for one in made:
                     try:
                         parse(one)
                     except UserError as error:  # which does not name what was typed
+                        if keys().get(key) is int and re.match(r"\s*range\(", text.partition("=")[2]):
+                            raise UserError(
+                                f"{text[:200]}: {key} must be an integer, and so must the numbers of its range, as in "
+                                f"'{key}=range(1,5)'."
+                            ) from error
                         raise UserError(f"{text[:200]}: {error}") from error
                 return made
     except (HydraException, RecursionError, ValueError, TypeError, OverflowError) as error:

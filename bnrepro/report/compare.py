@@ -22,7 +22,7 @@ from bnrepro.claims.results import Row
 from bnrepro.config import MOST_RUNS, config_hash, differing, digits_of, group_dir, leaves, what, with_variant
 from bnrepro.config.overrides import written
 from bnrepro.config.schema import Config
-from bnrepro.errors import UserError
+from bnrepro.errors import UserError, no_folder
 from bnrepro.experiments import COMPARISON
 from bnrepro.runs import record
 from bnrepro.runs.record import Run, Status
@@ -63,7 +63,7 @@ def check_room(folder: Path, configs: Sequence[Config], threshold: float | None 
         UserError: ``folder`` is not a folder, or holds a different comparison or the results of an experiment.
     """
     if folder.exists() and not folder.is_dir():
-        raise UserError(f"{folder} is not a folder. Give the path of a folder.")
+        raise UserError(f"{folder} {no_folder(folder)}. Give the path of a folder.")
     if not records.held(folder):
         return
     if not holds_one(folder):

@@ -201,8 +201,8 @@ def _of_comparison(folder: Path, out: Path) -> Section:
     named = {"test_accuracy": "test accuracy", f"minus_{first}": f"minus {first}", "epochs_to_threshold": "epochs"}
     rows: Rows = []
     for row in compare.table(comparison):
-        counts: dict[str, Any] = {f"minus_{first}": row["pairs"], "epochs_to_threshold": row["reached"]}
-        intervals = {title: _interval(row, key, counts.get(key, row["n"])) for key, title in named.items()}
+        counts = {"test_accuracy": row["n"], f"minus_{first}": row["pairs"], "epochs_to_threshold": row["reached"]}
+        intervals = {title: _interval(row, key, counts[key]) for key, title in named.items()}
         sizes = {key: row[key] for key in ("parameters", "buffers")}
         rows.append({"variant": row["variant"], "n": row["n"], "diverged": row["diverged"], **intervals, **sizes})
     overview = folder / "figures" / "overview"

@@ -137,15 +137,19 @@ def flush() -> None:
             stream.flush()
 
 
-def finish() -> bool:
-    """Flush, and return whether standard output was written in full (or its reader closed it)."""
+def finish(stored: bool = False) -> bool:
+    """Flush, and return whether standard output was written in full (or its reader closed it).
+
+    Args:
+        stored: whether what was to be printed is also in files.
+    """
     flush()
     raw = getattr(getattr(sys.stdout, "buffer", None), "raw", getattr(sys.stdout, "buffer", None))
     error = raw.error if isinstance(raw, Shield) else None
     if error:
         tell(
-            f"Error: standard output could not be written ({error.strerror}). Results are stored; run "
-            "the command again to see them."
+            f"Error: standard output could not be written ({error.strerror}). "
+            f"{'Results are stored; run the command again to see them' if stored else 'Write it elsewhere'}."
         )
     return error is None
 

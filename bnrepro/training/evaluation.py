@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import nullcontext
+from copy import deepcopy
 from dataclasses import replace
 from enum import StrEnum
 from pathlib import Path
@@ -16,7 +17,7 @@ from torch.nn import functional as F
 from bnrepro.config import command, config_hash, earlier_hash, user_files, yaml_differences
 from bnrepro.config.schema import Config, Device
 from bnrepro.data.dataset import Dataset, Split, derive_seed, epoch_plan, load, train_batch
-from bnrepro.errors import UserError, known_are
+from bnrepro.errors import UserError, known_are, out_of_memory
 from bnrepro.norm import reestimate_statistics, resize
 from bnrepro.norm.statistics import batch_statistics
 from bnrepro.norm.table import NORMS, SHIPPED
@@ -144,11 +145,14 @@ def evaluate(run: record.Run, statistics: str = "ema", size: int | None = None) 
     cfg, data, network = restore(run)
     splits = {"validation": data.val, "test": data.test} if len(data.val.labels) else {"test": data.test}
     batch_size = None
-    if size is not None:
-        splits = {name: Split(resized(split.images, size), split.labels) for name, split in splits.items()}
+    two = data.test.images[:2]
     try:
         if size is not None:
-            resize(network, data.normalize(splits["test"].images[:2]))
+            twice = 2 * data.image_size[0]
+            if cfg.model.file is None and size > twice:  # a network that does not take this takes no larger one either
+                resize(deepcopy(network), data.normalize(resized(two, twice)))
+            resize(network, data.normalize(resized(two, size)))
+            splits = {name: Split(resized(split.images, size), split.labels) for name, split in splits.items()}
         if statistics == Statistics.population:
             reestimate_statistics(network, _training_batches(cfg, data, size))
         if statistics == Statistics.batch:
@@ -163,6 +167,8 @@ def evaluate(run: record.Run, statistics: str = "ema", size: int | None = None) 
             raise UserError(f"The evaluation fails in code of your own. {said}") from error
         if isinstance(error, ValueError):  # NormError is one, as is what torch's norms raise
             raise UserError(f"--statistics={statistics}: {error}") from error
+        if size is not None and out_of_memory(error):
+            raise UserError(f"--size={size}: memory ran out. Use a smaller --size.") from error
         if size is None or not isinstance(error, RuntimeError):
             raise
         if any(isinstance(each, nn.LayerNorm) and len(each.normalized_shape) > 1 for each in network.modules()):

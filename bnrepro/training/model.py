@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
-from functools import partial
+from functools import partial, reduce
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from bnrepro.config import user_files
+from bnrepro.config.overrides import written
 from bnrepro.config.schema import Config, DropoutPosition, Initialization, Model, Norm, Placement
 from bnrepro.errors import UserError, either, known_are
 from bnrepro.norm import NORMS, ConvAdaptiveNorm2d, NormError, NormOptions
@@ -286,20 +287,62 @@ def options_of(variant: str, own: bool = False) -> set[str]:
     return looked_at & known
 
 
+USED_WITH: Sequence[tuple[tuple[str, ...], str, Callable[[Config], Any], str]] = [
+    (("optimizer.momentum", "optimizer.nesterov"), "optimizer.name", lambda c: c.optimizer.name == "sgd", "sgd"),
+    (
+        ("optimizer.beta1", "optimizer.beta2", "optimizer.eps"),
+        "optimizer.name",
+        lambda c: c.optimizer.name != "sgd",
+        "adam or adamw",
+    ),
+    (("schedule.milestones", "schedule.gamma"), "schedule.name", lambda c: c.schedule.name == "step", "step"),
+    (("model.init_std",), "model.init", lambda c: c.model.init == "gaussian", "gaussian"),
+    (("model.dropout_position",), "model.dropout", lambda c: c.model.dropout > 0, "0.2"),
+    (("model.keep_bias",), "model.placement", lambda c: c.model.placement == "before", "before"),
+    (("norm.gamma",), "norm.affine", lambda c: c.norm.affine, "true"),
+    (("channels_last",), "model.name", lambda c: c.model.file or c.model.name != "paper_mlp", "resnet20"),
+]
+"""Keys that are looked at only where another has some values: the keys, the other, whether it has one, and which.
+
+Not among them is what makes no difference to a part of a published design's runs alone, as ``optimizer.decay_norm``
+without weight decay.
+"""
+
+
 def check_options(configs: Sequence[Config]) -> None:
-    """Raise UserError if ``norm.*`` is set to something that no variant among ``configs`` uses."""
+    """Raise UserError if a key is set to something else than its default, and none of ``configs`` looks at it."""
+    for keys, other, holds, wanted in USED_WITH:
+        for key in keys:
+            if (cfg := _setting(key, configs)) and not any(map(holds, configs)):
+                there = either(list(dict.fromkeys(_said(other, _of(each, other)) for each in configs)))
+                raise UserError(
+                    f"{_said(key, _of(cfg, key))} is not used by {there}. Leave it out, or take {_said(other, wanted)}."
+                )
     variants = list(dict.fromkeys((cfg.variant, cfg.norm.file is not None) for cfg in configs))
     used = {"file"}.union(*(options_of(*each) for each in variants))
     harmless = HARMLESS if any(not own for _, own in variants) else ()
-    for key in (each.name for each in fields(Norm) if each.name not in harmless):
-        cfg = next((cfg for cfg in configs if getattr(cfg.norm, key) != getattr(Norm(), key)), None)
-        if cfg and key not in used:
-            users = [name for name in NORMS if key in options_of(name)]
-            what, names = getattr(cfg.norm, key), [name for name, _ in variants]
+    for name in (each.name for each in fields(Norm) if each.name not in harmless):
+        if (cfg := _setting(key := f"norm.{name}", configs)) and name not in used:
+            users, names = [each for each in NORMS if name in options_of(each)], [variant for variant, _ in variants]
             raise UserError(
-                f"norm.{key}={getattr(what, 'value', what)} is not used by variant={', '.join(names)}. Leave it "
-                f"out, or take a variant that uses it: {either(users)}."
+                f"{_said(key, _of(cfg, key))} is not used by variant={', '.join(names)}. Leave it out, or take a "
+                f"variant that uses it: {either(users)}."
             )
+
+
+def _setting(key: str, configs: Sequence[Config]) -> Config | None:
+    """The first of ``configs`` in which ``key`` has not its default."""
+    default = _of(Config(), key)
+    return next((cfg for cfg in configs if _of(cfg, key) != default), None)
+
+
+def _of(cfg: Config, key: str) -> Any:
+    return reduce(getattr, key.split("."), cfg)
+
+
+def _said(key: str, value: Any) -> str:
+    """``key=value`` as it is typed: a group by its own name."""
+    return written(key.removesuffix(".name"), getattr(value, "value", value))
 
 
 def check_names(cfg: Config) -> None:

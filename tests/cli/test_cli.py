@@ -164,12 +164,15 @@ WRONG = [
     (["show", "nowhere"], "nowhere is not a run's directory"),
     (["eval", "nowhere"], "nowhere is not a run's directory"),
     (["figures"], "There is no comparison under runs"),
-    (["figures", "nowhere"], "nowhere is not a comparison"),
+    (["figures", "nowhere"], "There is no folder nowhere, and no experiment of that name. `bnrepro compare` and"),
     (["reproduce", "nosuch"], "There are: conv_batchnorm, keras_curves, labml, numpynet, placement"),
     (["reproduce", "numpynet", "--preset=nosuch"], "numpynet has no preset 'nosuch'. There are: smoke, quick, full"),
     (["reproduce", "--jobs=0"], "--jobs"),
     (["reproduce", "--archive=cifar10"], "--archive=cifar10 is not of the form NAME=FILE"),
-    (["reproduce", "--archive=nosuch=a.npz"], "there is no dataset 'nosuch'"),
+    (
+        ["reproduce", "--archive=nosuch=a.npz"],
+        "--archive: there is no dataset 'nosuch'. There are: mnist5k, mnist, fas",
+    ),
     (["reproduce", "--archive=cifar10=none.npz"], "none.npz does not exist"),
     (["report"], "There are no results under results"),
     (["figures", "labml"], "`bnrepro reproduce labml` makes them"),
@@ -178,8 +181,16 @@ WRONG = [
     (["train", f"root={'a' * 256}"], "is too long for this file system. Use a shorter root."),
     (["reproduce", "labml", f"--root={'a' * 256}"], "File name too long. Choose a shorter path."),
     (["train", "data.name=x", "data.source=npz", f"data.path={'a' * 256}"], "is too long for this file system."),
-    (["data", "fetch", "nosuch"], "there is no dataset 'nosuch'"),
-    (["data", "verify", "nosuch"], "there is no dataset 'nosuch'"),
+    (
+        ["data", "fetch", "MNIST"],
+        "'MNIST'. Did you mean mnist? There are: mnist5k, mnist, fashion_mnist, cifar10, cifar100.\n",
+    ),
+    (
+        ["data", "verify", "nosuch"],
+        "NAME: there is no dataset 'nosuch'. There are: mnist5k, mnist, fashion_mnist, cifar10, ci",
+    ),
+    (["config", "data.name=nosuch"], "cifar100; any other can be read with data.source=npz data.path=FILE."),
+    (["figures", "Labml"], "There is no folder Labml, and no experiment of that name. Did you mean labml?"),
     (["data", "verify", "mnist"], "train-images-idx3-ubyte"),
     (["data", "verify", "--root=nope"], "There is no folder nope"),
     (["data", "verify", "--root=/dev/null"], "--root=/dev/null is not a folder"),
@@ -234,7 +245,10 @@ def test_train_says_accuracy_directory_and_tensorboard(call: Call, short: list[s
     listed = call("runs")
     assert str(path) in listed.out
     assert f"{summary['test_accuracy']:.4f}" in listed.out
-    assert str(path) not in call("runs", "--variant=bn").out
+    for wrong in ("--variant=bn", "--variant=convbn,bn", "--model=LeNet", "--dataset=digit"):
+        assert call("runs", wrong).err.startswith(f"Error: There is no run under runs with {wrong}.")
+    assert call("runs", "--variant=CONVBN").err.endswith(" Did you mean convbn? There are: convbn.\n")
+    assert "There is no run under runs with --status=failed." in call("runs", "--status=failed").out
     assert call("runs", "--csv").out.splitlines()[1].startswith("digits,lenet,convbn,0,completed,")
 
 
@@ -281,11 +295,13 @@ def test_eval_at_another_size_fits_local_statistics_and_says_where_it_cannot(cal
     for kind in ("population", "batch"):
         assert call("eval", path, "--size=20", f"--statistics={kind}").code == 0
     out = call("train", "--variant=convbn", *short).out
-    refused = call("eval", out.splitlines()[1].removeprefix("Run: "), "--size=20")
-    assert (refused.code, "lenet takes images of one size" in refused.err) == (2, True)
+    for size in (20, 10**6):
+        refused = call("eval", out.splitlines()[1].removeprefix("Run: "), f"--size={size}")
+        assert (refused.code, "lenet takes images of one size" in refused.err) == (2, True), refused.err
     out = call("train", "--variant=layernorm", *small).out
     refused = call("eval", out.splitlines()[1].removeprefix("Run: "), "--size=20")
     assert (refused.code, "variant=layernorm takes maps of one size" in refused.err) == (2, True)
+    assert "--size=60000: memory ran out. Use a smaller --size." in call("eval", path, "--size=60000").err
 
 
 def test_compare_prints_and_writes_table_and_figures_and_figures_draws_them_again(

@@ -21,6 +21,7 @@ import typer
 import yaml
 
 from bnrepro import cli, errors
+from bnrepro.cli import ending
 from bnrepro.config import load_config, run_dir, to_yaml
 from bnrepro.errors import UserError, did_you_mean, sentence
 from bnrepro.runs.record import Run, write_whole
@@ -135,8 +136,8 @@ USAGE = [
     ("config --force", "bnrepro config has no option --force, which is one of train, compare, sweep, reproduce."),
     ("data --root=x", "bnrepro data has no option --root, which is one of list, fetch, verify."),
     ("--dry-run", "bnrepro has no option --dry-run, which is one of sweep, reproduce."),
-    ("compare root=/dev/null/x", "/dev/null is no folder"),
-    ("sweep seed=0,1 root=/dev/null/x", "/dev/null is no folder"),
+    ("compare root=/dev/null/x", "/dev/null is not a folder"),
+    ("sweep seed=0,1 root=/dev/null/x", "/dev/null is not a folder"),
     ("runs --jobs=2", "bnrepro runs has no option --jobs, which is one of compare, sweep, reproduce."),
     ("train --jobs=2", "bnrepro train has no option --jobs, which is one of compare, sweep, reproduce."),
     ("config -h=3", "-h takes no value. It shows the help of bnrepro config."),
@@ -151,7 +152,43 @@ USAGE = [
     ("train norm.kernel_size=3", "norm.kernel_size=3 is not used by variant=bn. Leave it out, or take a variant that"),
     ("config norm.gamma=uniform --variant=nobn", "norm.gamma=uniform is not used by variant=nobn."),
     ("sweep norm.ghost_size=8 variant=bn,nobn", "norm.ghost_size=8 is not used by variant=bn, nobn."),
-    ("compare norm.affine=false --variants=nobn,lrn", "norm.affine=False is not used by variant=nobn, lrn."),
+    ("compare norm.affine=false --variants=nobn,lrn", "norm.affine=false is not used by variant=nobn, lrn."),
+    ("train optimizer.momentum=0.5", "optimizer.momentum=0.5 is not used by optimizer=adam. Leave it out, or take opt"),
+    ("config optimizer.nesterov=true optimizer=adamw", "optimizer.nesterov=true is not used by optimizer=adamw. Leave"),
+    (
+        "sweep optimizer=sgd optimizer.eps=1,2",
+        "optimizer.eps=1.0 is not used by optimizer=sgd. Leave it out, or take o",
+    ),
+    ("sweep schedule=linear,cosine schedule.gamma=0.5", "schedule.gamma=0.5 is not used by schedule=linear or sched"),
+    (
+        "compare schedule.milestones=[0.3,0.6]",
+        "schedule.milestones=[0.3,0.6] is not used by schedule=constant. Leave it",
+    ),
+    (
+        "config model.init_std=0.1",
+        "model.init_std=0.1 is not used by model.init=he. Leave it out, or take model.init=ga",
+    ),
+    ("config model.dropout_position=after_norm", "model.dropout_position=after_norm is not used by model.dropout=0.0."),
+    ("config model.keep_bias=true model.placement=after", "model.keep_bias=true is not used by model.placement=after."),
+    (
+        "config norm.gamma=uniform norm.affine=false",
+        "norm.gamma=uniform is not used by norm.affine=false. Leave it out",
+    ),
+    (
+        "config channels_last=true model=paper_mlp",
+        "channels_last=true is not used by model=paper_mlp. Leave it out, or",
+    ),
+    ("reproduce labml --preset=", "labml has no preset ''. There are: smoke, quick, full."),
+    (
+        "reproduce labml epochs=3",
+        "epochs=3: reproduce takes no keys; what an experiment trains is said by its --preset.",
+    ),
+    (
+        "bench epoch variant=lrn",
+        "variant=lrn is not used here: norms, network, optimizer and root are the benchmark's own.",
+    ),
+    ("bench epoch model.width=2", "model.width=2 is not used here"),
+    ("bench compare optimizer.momentum=0.5", "optimizer.momentum=0.5 is not used here"),
     ("runs --root=~nobody_of_that_name/x", "the home folder ~nobody_of_that_name is not known here"),
 ]
 
@@ -230,7 +267,7 @@ COMMANDS = {
 RAISED: list[tuple[Exception, str]] = [
     (OSError(errno.EIO, "no answer", "some/file"), "Error: some/file: no answer. The disk or the network file system"),
     (OSError(errno.EROFS, "read-only"), "Error: read-only. Choose a folder that can be written to."),
-    (MemoryError(), "Error: Memory ran out. Use a smaller batch_size"),
+    (MemoryError(), "Error: Memory ran out. "),
     (UserError("What.\nWhere."), "Error: What. Where."),
 ]
 
@@ -249,7 +286,13 @@ def test_every_command_answers_the_machines_faults_in_a_sentence(
 ) -> None:
     error, words = RAISED[place]
     monkeypatch.setattr(COMMANDS[command], raising(error))
-    assert told(call(*command.split())).startswith(words)
+    line = told(call(*command.split()))
+    assert line.startswith(words)
+    goes_on = command.split()[0] in ending.GOES_ON
+    assert line.endswith(" What has finished is kept.") == (goes_on and not isinstance(error, UserError))
+    assert ("batch_size" in line) == (
+        isinstance(error, MemoryError) and command.split()[0] in "train compare sweep bench"
+    )
 
 
 @pytest.mark.parametrize(
@@ -326,6 +369,25 @@ def test_deleted_folder_is_named_as_the_reason(tmp_path: Path, command: str) -> 
     assert done.stderr == f"Error: {errors.FOLDER_GONE}\n"
 
 
+def test_umask_that_keeps_owners_out_is_told(call: Call) -> None:
+    for mask in (0o777, 0o100):
+        before = os.umask(mask)
+        try:
+            line = told(call("config"))
+        finally:
+            assert os.umask(before) == mask
+        assert line.startswith(f"Error: The umask {mask:04o} keeps you from files and folders of your own. Set another")
+
+
+def test_folder_that_may_not_be_looked_into_is_not_empty(
+    call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "runs").mkdir()
+    assert call("runs").code == 0
+    monkeypatch.setattr(os, "access", lambda path, mode: False)  # the tests may be run by root
+    assert "runs: Permission denied. Give yourself the permission" in told(call("runs"))
+
+
 PLACES = ["/proc", "/proc/x", "file", "file/x", "loop", "loop/x", "a" * 300]
 
 
@@ -353,14 +415,30 @@ def test_results_that_would_have_no_folder_are_refused_before_any_work(
     (tmp_path / "loop").symlink_to("loop")
     line = told(call(*command.split(), f"--out={where}"))
     assert where in line
-    assert "not a folder" in line or where == "/proc/x"
+    assert "not a folder" in line or "leads nowhere" in line or where == "/proc/x"
     assert {path.name for path in tmp_path.iterdir()} <= {"file", "loop", "runs"}
 
 
-@pytest.mark.parametrize("command", ["show", "eval"])
-def test_link_to_itself_is_no_run(call: Call, tmp_path: Path, command: str) -> None:
-    (tmp_path / "loop").symlink_to("loop")
-    assert "loop is a link that leads nowhere, or to itself." in told(call(command, "loop"))
+@pytest.mark.parametrize(
+    "command",
+    [
+        *("show", "eval", "tensorboard", "figures", "runs --root", "figures --root", "figures --out", "compare --out"),
+        *(
+            "data list --root",
+            "data fetch mnist --root",
+            "data verify --root",
+            "report --out",
+            "train data=mnist data.root",
+        ),
+        *("reproduce --root", "train root"),
+    ],
+)
+def test_link_that_leads_nowhere_is_told_as_such(call: Call, tmp_path: Path, command: str) -> None:
+    for name, end in (("loop", "loop"), ("dangling", "not there")):
+        (tmp_path / name).symlink_to(end)
+        joint = "=" if command.endswith("root") or command.endswith("--out") else " "
+        line = told(call(*f"{command}{joint}{name}".split()))
+        assert re.search(rf"{name} is a link that leads nowhere, or to itself[.,]", line), line
 
 
 # --- remedies ---
@@ -390,7 +468,7 @@ def test_missing_runs_are_made_where_the_message_says(call: Call, digits: Path) 
         assert Path(yaml.safe_load(call("config", *words[1:]).out)["root"]) == Path(root)
     assert call(*words, *changed(TINY, "epochs=1"), f"data.path={digits}").code == 0
     assert "completed" in call("runs", f"--root={root}").out
-    assert "There is no run under" in call("runs", f"--root={root}", "--variant=nobn").out
+    assert "There is no run under" in call("runs", f"--root={root}", "--status=failed").out
 
 
 def test_evaluation_without_a_checkpoint_says_how_to_make_one(call: Call, digits: Path, tmp_path: Path) -> None:
@@ -423,7 +501,7 @@ def test_root_that_is_not_the_root_of_its_runs_is_named(call: Call, tmp_path: Pa
         assert f"{place} is not the root of its runs." in line
         assert line.endswith(f" --root={right}.")
     assert run_dir(cfg).name in call("runs", "--root=runs").out
-    assert "There is no run under runs with --variant=bn." in call("runs", "--root=runs", "--variant=bn").out
+    assert "with --variant=bn. There are: convbn." in told(call("runs", "--root=runs", "--variant=bn"))
     (tmp_path / "configs").mkdir()
     (tmp_path / "configs" / "config.yaml").touch()
     assert "There is no run under configs." in call("runs", "--root=configs").out

@@ -171,7 +171,9 @@ WRONG = [
     ("epochs=null", "epochs must be an integer"),
     ("epochs=٣", "epochs must be an integer"),
     ("epochs=1__0", "epochs must be an integer"),
-    (f"epochs={'9' * 30}", "epochs must be between -2^63 and 2^63"),
+    (f"epochs={'9' * 30}", "epochs must be less than 2^63"),
+    (f"seed={2**63}", "seed must be 0 or more, and less than 2^63; got 9223372036854775808."),
+    (f"seed=-{2**63}", "seed must be 0 or more, and less than 2^63"),
     (f"epochs={'9' * 4900}", "epochs must be an integer"),
     ("eval_every=x", "eval_every must be an integer or null"),
     ("optimizer.lr=abc", "optimizer.lr must be a number, as in optimizer.lr=0.1; got 'abc'."),
@@ -195,6 +197,24 @@ WRONG = [
     ("seed={0,1}", "`bnrepro sweep seed=0,1` runs several, without brackets."),
     ("variant=bn,", "variant=bn,: a value is missing beside a comma. variant takes one value; `bnrepro sweep` runs"),
     ("seed=0,,1", "seed=0,,1: a value is missing beside a comma."),
+    ("seed=0,x", "seed must be an integer, as in seed=10; got 'x'."),
+    ("seed=choice(0,1)", "`bnrepro sweep 'seed=choice(0,1)'` runs several."),
+    ("data=glob(mnist*)", "`bnrepro sweep 'data=glob(mnist*)'` runs several."),
+    ("optimizer.lr=range(0.1,0.3,0.1)", "`bnrepro sweep 'optimizer.lr=range(0.1,0.3,0.1)'` runs several."),
+    *(
+        (f"{key}={function}", f"Write one, as in {key}={example}; `bnrepro sweep` runs several, as in {key}={example},")
+        for function in (
+            "int(5)",
+            "float(5)",
+            "interval(0,1)",
+            "tag(a,1)",
+            "bool(1)",
+            "glob(*)",
+            "range(x)",
+            "range(1e9)",
+        )
+        for key, example in (("epochs", "1"), ("eval_every", "1"), ("tensorboard", "true"), ("model.init", "he"))
+    ),
 ]
 
 
@@ -253,7 +273,19 @@ def test_sweep_separates_by_commas_outside_quotes(override: str, values: list[An
         ("seed=1,x", "seed must be an integer"),
         ("sed=1,2", "There is no key sed. Did you mean seed?"),
         ("seed=range(a)", "is not understood. A sweep's values are written 0,1,2 or 'range(5)'"),
-        ("seed=glob(*)", "seed=glob(*) matches nothing."),
+        (
+            "seed=glob(*)",
+            "seed=glob(*): glob is for variant, data, model, optimizer or schedule, whose names are known.",
+        ),
+        ("variant=glob(x*)", "variant=glob(x*) matches nothing."),
+        (
+            "seed=range(1e9)",
+            "seed=range(1e9): seed must be an integer, and so must the numbers of its range, as in 'seed=",
+        ),
+        ("seed=interval(0,1)", "has no runs to list. Give values: seed=1,2."),
+        ("eval_every=interval(0,1)", "Give values: eval_every=1,2."),
+        ("optimizer.lr=interval(0,1)", "Give values: optimizer.lr=0.1,0.01."),
+        ("variant=interval(0,1)", "Give values: variant=bn,convbn."),
         ("seed=choice()", "is not understood"),
         ("epochs=abc", "epochs must be an integer"),
         ("data=mnist,nowhere", "There is no dataset 'nowhere'"),

@@ -360,7 +360,7 @@ def test_root_that_is_a_file_is_told_before_anything_is_downloaded(
     monkeypatch.setattr(sources, "_download", pytest.fail)
     for call in (idx.fetch, idx.read, cifar.fetch, cifar.read):
         with pytest.raises(
-            UserError, match=rf"^data.root={tmp_path / root}: {tmp_path}/file is a file, .* Set data.root"
+            UserError, match=rf"^data.root={tmp_path / root}: {tmp_path}/file is not a folder. Set data.root"
         ):
             call(tmp_path / root)
 

@@ -16,6 +16,7 @@ from bnrepro.claims.evidence import Verdict
 from bnrepro.claims.judging import judged, tables
 from bnrepro.claims.records import read
 from bnrepro.runs.tables import read_rows
+from bnrepro.training.model import check_options
 
 PAPERS = {name: experiments.experiment(name) for name in experiments.NAMES}
 COMMITTED = Path(__file__).parents[2] / "results" / "experiments"
@@ -59,6 +60,8 @@ def test_its_presets_fit_and_its_design_has_each_arm_once(name: str) -> None:
         seeds.append(settings.seeds)
         design = paper.designed(settings)
         assert design.arms or design.probes
+        for arm in design.arms:
+            check_options([arm.config])  # each run can be made again by its command
         arms = [(arm.part, str(sorted(arm.factors.items())), arm.config.seed) for arm in design.arms]
         assert len(set(arms)) == len(arms)
         assert all(probe.measure.name.startswith(f"{name}/") for probe in design.probes)

@@ -37,6 +37,7 @@ def shell(command: str, folder: Path, **environment: str) -> subprocess.Complete
         ("bnrepro config >/dev/full", {}, 1),
         ("bnrepro config >/dev/full 2>&1", {}, 1),
         ("bnrepro --help >/dev/full", {}, 1),
+        ("bnrepro sweep seed=0,1 --dry-run >/dev/full", {}, 1),
         ("bnrepro epochs=x nope >/dev/full 2>&1", {}, 2),
         ("bnrepro show $'\\u5c42'", {"PYTHONIOENCODING": "latin-1"}, 2),
         ("bnrepro show $'\\u5c42'", {"PYTHONIOENCODING": "cp1252", "PYTHONUNBUFFERED": "1"}, 2),
@@ -52,7 +53,13 @@ def test_command_ends_as_it_should_whatever_takes_its_output(
     assert ended.returncode == code, ended.stderr.decode()
     assert b"Traceback" not in ended.stderr + ended.stdout
     if "/dev/full" in command and "2>" not in command:
-        assert b"standard output could not be written (No space left on device)" in ended.stderr
+        assert b"standard output could not be written (No space left on device). Write it elsewhere." in ended.stderr
+
+
+def test_results_that_cannot_be_printed_are_said_to_be_stored(digits: Path, tmp_path: Path) -> None:
+    train = f"bnrepro train {' '.join(changed(TINY, 'epochs=1'))} data.path={digits} >/dev/full"
+    ended = shell(train, tmp_path)
+    assert (ended.returncode, b"Results are stored; run the command again to see them." in ended.stderr) == (1, True)
 
 
 def test_run_is_completed_while_nobody_reads(digits: Path, tmp_path: Path) -> None:

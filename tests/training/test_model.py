@@ -10,10 +10,23 @@ import torch
 from torch import nn
 
 from bnrepro.config import load_config
+from bnrepro.config.schema import Config
 from bnrepro.errors import UserError
 from bnrepro.norm import NORMS, BatchNorm2d, ConvBatchNorm2d
 from bnrepro.norm.variants import GhostBatchNorm
-from bnrepro.training.model import MODELS, Network, build, check_options, norm_of, options_of, parameter_groups, size_of
+from bnrepro.training.freezing import prepare
+from bnrepro.training.model import (
+    MODELS,
+    USED_WITH,
+    Network,
+    build,
+    check_options,
+    norm_of,
+    options_of,
+    parameter_groups,
+    size_of,
+)
+from bnrepro.training.optimizer import lr_factor, make_optimizer
 from bnrepro.training.train import rehearse
 
 
@@ -272,6 +285,48 @@ def test_options_of_a_norm_are_those_that_change_its_layers(variant: str) -> Non
 def _described(variant: str, given: list[str]) -> str:
     layer = norm_of(load_config([f"variant={variant}", *given]))(16, (8, 8))
     return f"{sorted((k, v) for k, v in vars(layer).items() if not k.startswith('_'))} {list(layer.parameters())}"
+
+
+CHANGED = {  # for each key of `USED_WITH`: another value, where it is not looked at, and where it is
+    "optimizer.momentum": ("0.5", "optimizer=adam", "optimizer=sgd"),
+    "optimizer.nesterov": ("true", "optimizer=adamw", "optimizer=sgd"),
+    "optimizer.beta1": ("0.5", "optimizer=sgd", "optimizer=adam"),
+    "optimizer.beta2": ("0.5", "optimizer=sgd", "optimizer=adamw"),
+    "optimizer.eps": ("0.5", "optimizer=sgd", "optimizer=adam"),
+    "schedule.milestones": ("[0.3,0.6]", "schedule=cosine", "schedule=step"),
+    "schedule.gamma": ("0.5", "schedule=linear", "schedule=step"),
+    "model.init_std": ("0.5", "model.init=he", "model.init=gaussian"),
+    "model.dropout_position": ("before_norm", "model.dropout=0", "model.dropout=0.2"),
+    "model.keep_bias": ("true", "model.placement=after", "model.placement=before"),
+    "norm.gamma": ("uniform", "norm.affine=false", "norm.affine=true"),
+    "channels_last": ("true", "model=paper_mlp", "model=lenet"),
+}
+
+
+@pytest.mark.parametrize("key", [key for keys, *_ in USED_WITH for key in keys])
+def test_key_is_refused_where_it_changes_no_run_and_taken_where_it_does(key: str) -> None:
+    value, without, with_it = CHANGED[key]
+    plain, other = load_config([without]), load_config([without, f"{key}={value}"])
+    assert _of_a_run(plain) == _of_a_run(other)
+    with pytest.raises(UserError, match=f"^{key}=.* is not used by {without}[^ ]*. Leave it out, or take"):
+        check_options([other])
+    used = load_config([with_it, f"{key}={value}"])
+    assert _of_a_run(load_config([with_it])) != _of_a_run(used)
+    check_options([used])
+    check_options([other, used])  # as in a comparison of the two
+
+
+def _of_a_run(cfg: Config) -> str:
+    """What a run makes of its configuration: layers, initial weights, optimiser and rates."""
+    network = build(cfg.model, norm_of(cfg), 1, (28, 28), 10, torch.Generator().manual_seed(0))
+    if cfg.channels_last:
+        network.to(memory_format=torch.channels_last)
+    prepare(network, cfg)
+    optimizer = make_optimizer(cfg, network)
+    rates = [lr_factor(cfg.schedule, step, 20, 10) for step in range(20)]
+    weights = [(p.stride(), p.flatten()[:5]) for p in network.parameters()]
+    settings = {key: value for key, value in optimizer.param_groups[0].items() if key != "params"}
+    return f"{network} {weights} {type(optimizer)} {settings} {rates}"
 
 
 def test_options_of_a_norm_that_cannot_be_tried_are_taken(monkeypatch: pytest.MonkeyPatch) -> None:
