@@ -70,9 +70,6 @@ class Results:
         """Rows with these factors, which are then left out; a list of levels keeps its factor."""
         alone = {k: v for k, v in factors.items() if not isinstance(v, list | tuple | set | range)}
         some = {k: v for k, v in factors.items() if k not in alone}
-        rows = list(rows)
-        if rows and (unknown := factors.keys() - {key for row in rows for key in row}):
-            raise ValueError(f"no records have a factor {', '.join(sorted(unknown))}")
         return [
             {key: value for key, value in row.items() if key not in alone}
             for row in rows

@@ -13,6 +13,8 @@ from bnrepro.system import output, signals
 GOES_ON = ("train", "compare", "sweep", "reproduce")
 """Commands that resume when they are run again, and store what they print."""
 ONLY_SHOWS = ("--dry-run", "--help", "-h")
+at_once = False
+"""Whether to leave without the interpreter's own end, which a thread of gloo that still holds a tensor aborts."""
 
 
 def run(command: Callable[[], None]) -> None:
@@ -26,9 +28,9 @@ def run(command: Callable[[], None]) -> None:
     try:
         _run(command)
     except SystemExit as ended:
-        if "TORCHELASTIC_RUN_ID" in os.environ and isinstance(ended.code, int):
+        if at_once and isinstance(ended.code, int):
             output.flush()
-            os._exit(ended.code)  # a thread of gloo that still holds a tensor aborts the interpreter while it ends
+            os._exit(ended.code)
         raise
 
 

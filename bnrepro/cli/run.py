@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from bnrepro.cli import ending
 from bnrepro.cli.options import (
     Force,
     Jobs,
@@ -80,6 +81,7 @@ def _one_of_several() -> Iterator[bool]:
     if not started_by_torchrun(os.environ):
         yield True
         return
+    ending.at_once = True
     with joined() as processes:
         yield processes.first
 

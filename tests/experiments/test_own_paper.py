@@ -29,7 +29,7 @@ def paper(tmp_path: Path) -> Path:
 
 MISTAKES = [
     (("    return greater(", "    greater("), 2, "it returns NoneType, and not Evidence, as `greater` makes it"),
-    (('part="main"', 'prat="main"'), 2, "no records have a factor prat (line"),
+    (('part="main"', 'prat="main"'), 0, "Claim 1 found nothing that was measured. Is a part, a level of a factor"),
     (('part="main"', 'part="mian"'), 0, "Claim 1 found nothing that was measured. Is a part, a level of a factor"),
     (('norm="nobn"', 'norm="none"'), 0, "Claim 1 found nothing that was measured. Is a part, a level of a factor"),
 ]
