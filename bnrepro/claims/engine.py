@@ -207,7 +207,7 @@ def execute(
         save(records, folder)
         if plan.paper.file:
             record.write_whole(folder / COPY, user_files.content(plan.paper.file))
-        return conclude(plan.paper, records, folder), failed
+        return conclude(plan.paper, read(folder), folder), failed  # what is drawn is what was stored
 
 
 @contextmanager
