@@ -178,9 +178,11 @@ def resize(model: nn.Module, example_input: Tensor) -> nn.Module:
         model: a network whose other layers take inputs of that size; changed in place and returned.
         example_input: an input of the new size. Run once, in eval mode.
 
+    Parameters per location are new objects: make the optimizer afterwards.
+
     Raises:
-        NormError: (a ValueError) the model does not take such an input, or a part of it is compiled. The model is as it
-            was then, as it is after any other error.
+        NormError: (a ValueError) a norm does not take such an input, or a part of the model is compiled. The model is
+            as it was then, as it is after the errors of its other layers, which are raised as they are.
     """
     check_open(model)
     resampled: Made = {}

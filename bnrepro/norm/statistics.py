@@ -92,8 +92,9 @@ def reestimate_statistics(
         variance: which estimator.
 
     Raises:
-        NormError: (a ValueError) ``batches`` is empty; something else than a layer's own forward uses its statistics
-            (quantization, a forward that reads them); a layer is lazy; a part is compiled. The model is as it was then.
+        NormError: (a ValueError) ``batches`` is empty, or one gives a norm a single value per channel; something else
+            than a layer's own forward uses its statistics (quantization, a forward that reads them); a layer is lazy; a
+            part is compiled. The model is as it was then.
         ValueError: another name of an estimator.
 
     Source: Ioffe & Szegedy (2015), Algorithm 2; Wu & Johnson, "Rethinking 'Batch' in BatchNorm" (2021), section 3.
@@ -112,6 +113,16 @@ def reestimate_statistics(
     def collect(name: str) -> Callable[[nn.Module, tuple[Tensor, ...], dict[str, Tensor]], None]:
         def hook(module: nn.Module, inputs: tuple[Tensor, ...], keywords: dict[str, Tensor]) -> None:
             (x,) = inputs or keywords.values()
+            if (
+                groups[name] is None
+                and x.dim() > 1
+                and x.numel() == x.shape[1]
+                and not isinstance(module, _HandDerived)
+            ):
+                raise NormError(  # ours say it themselves
+                    f"{name or 'The model'} ({type(module).__name__}) gets one value per channel from a batch, whose "
+                    "variance is 0. Give batches of 2 or more (drop_last=True in a DataLoader drops an odd last one)."
+                )
             pooled[name].add(module, x, groups[name])
 
         return hook

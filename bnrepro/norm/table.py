@@ -139,7 +139,8 @@ def _instance(num_features: int, spatial_shape: tuple[int, ...], options: NormOp
     if math.prod(spatial_shape) == 1:
         raise NormError(
             "instancenorm needs maps of more than one location, and here is one (a linear layer, or a map of 1 x 1): "
-            "each value would be normalised by itself, to zero. Use model=resnet20, which has no hidden linear layer."
+            "each value would be normalised by itself, to zero. Use a network without hidden linear layers, as "
+            "model=resnet20 is."
         )
     by_dimensions = {1: nn.InstanceNorm1d, 2: nn.InstanceNorm2d, 3: nn.InstanceNorm3d}
     return by_dimensions[len(spatial_shape)](num_features, **options.given("eps", "affine"))

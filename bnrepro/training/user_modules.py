@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.parameter import is_lazy
 
 from bnrepro.config import user_files
 from bnrepro.config.schema import Config
@@ -49,21 +50,26 @@ def own_norm(file: Path, name: str) -> MakeNorm:
         )
 
     def made(features: int, shape: Shape) -> nn.Module:
-        layer = _called(file, name, make, *(features, shape)[: takes[0]])
-        if not isinstance(layer, nn.Module):
-            raise UserError(f"{file}:{name} gives {type(layer).__name__}, where a torch.nn.Module is needed.")
-        return layer
+        return _called(file, name, make, *(features, shape)[: takes[0]])
 
     return made
 
 
-def _called(file: Path, name: str, make: Callable[..., Any], *arguments: Any) -> Any:
+def _called(file: Path, name: str, make: Callable[..., Any], *arguments: Any) -> nn.Module:
     try:
-        return make(*arguments)
+        made = make(*arguments)
     except (NormError, UserError, MemoryError):
         raise
     except (Exception, SystemExit) as error:
         raise UserError(f"{file}:{name} cannot be made: {user_files.where(error, file)}") from error
+    if not isinstance(made, nn.Module):
+        raise UserError(f"{file}:{name} gives {type(made).__name__}, where a torch.nn.Module is needed.")
+    if any(map(is_lazy, (*made.parameters(), *made.buffers()))):
+        raise UserError(
+            f"{file}:{name} has lazy layers, whose sizes are not known yet. Give them their sizes, or run a tensor of "
+            "zeros through them before they are returned."
+        )
+    return made
 
 
 def _can_be_called(signature: inspect.Signature, count: int) -> bool:
@@ -97,8 +103,6 @@ def own_network(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(generator.initial_seed())
         layers = _called(file, name, make, counted, channels, image, classes)
-    if not isinstance(layers, nn.Module):
-        raise UserError(f"{file}:{name} gives {type(layers).__name__}, where a torch.nn.Module is needed.")
     if not any(p.requires_grad for p in layers.parameters()):
         raise UserError(f"{file}:{name} has no parameters to train.")
     if not norms:

@@ -284,6 +284,13 @@ def test_a_forward_that_uses_statistics_itself_is_refused_by_name(how):
     assert_unchanged(model, before)
 
 
+@pytest.mark.parametrize("make", [nn.BatchNorm1d, BatchNorm1d], ids=["torch", "ours"])
+def test_a_batch_of_one_value_per_channel_is_said_to_be_too_small(make):
+    model = nn.Sequential(nn.Linear(3, 4), make(4))
+    with pytest.raises(NormError, match=r"1 value per channel|one value per channel.*drop_last=True"):
+        reestimate_statistics(model, torch.randn(9, 3).split(4))
+
+
 def test_an_error_of_the_networks_own_stays_its_own():
     with pytest.raises(RuntimeError, match="expected input"):
         reestimate_statistics(nn.Sequential(nn.Conv2d(2, 3, 1), nn.BatchNorm2d(3)).double(), maps(4))

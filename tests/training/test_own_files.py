@@ -139,6 +139,8 @@ WRONG = {
     "variant={bad}:Exits": "cannot be trained on. ",
     "variant={bad}:ExitsAtOnce": "cannot be made: SystemExit: 0 (line",
     "model={bad}:Empty": "has no parameters to train",
+    "model={bad}:Lazy": "Lazy has lazy layers, whose sizes are not known yet. Give them their sizes, or run a",
+    "variant={bad}:LazyNorm": "LazyNorm has lazy layers, whose sizes are not known yet",
     "model={bad}:Ignores": "never calls the norm that it is handed, so that all variants would be the same network",
     "variant={norm}:MyNorm norm.kernel_size=3": "norm.kernel_size=3 is not used by variant=MyNorm",
     "variant={norm}:MyNorm norm.eps=0.1": "norm.eps=0.1 is not used by variant=MyNorm",
@@ -156,7 +158,13 @@ class Fails(nn.Identity):
 def Shape(norm, channels, image, classes):
     return nn.Sequential(nn.Conv2d(channels, 1, 1), norm(1, image))
 def Ignores(norm, channels, image, classes):
-    return nn.Sequential(nn.Flatten(), nn.LazyLinear(classes), nn.BatchNorm1d(classes))
+    return nn.Sequential(nn.Flatten(), nn.Linear(channels * image[0] * image[1], classes), nn.BatchNorm1d(classes))
+def Lazy(norm, channels, image, classes):
+    return nn.Sequential(nn.Flatten(), nn.LazyLinear(classes), norm(classes))
+class LazyNorm(nn.Module):
+    def __init__(self, features):
+        super().__init__()
+        self.norm = nn.LazyBatchNorm2d(affine=False)
 class Exits(nn.Identity):
     def __init__(self, features): super().__init__()
     def forward(self, x): raise SystemExit(0)
