@@ -39,7 +39,7 @@ def check(state: Any) -> None:
         torch.save(state, buffer)
         buffer.seek(0)
         torch.load(buffer, weights_only=True)
-    except Exception as error:
+    except Exception as error:  # of the object itself, of pickle or of torch
         raise ValueError("its state_dict() must hold tensors, numbers, texts and containers of them alone") from error
 
 

@@ -161,7 +161,7 @@ def _handled(handler: Callable[[FrameType | None, bool], None]) -> Iterator[None
         yield
         if _pending and not _on_its_way():
             raise KeyboardInterrupt
-    except Exception as error:
+    except Exception as error:  # what was cut off, such as an import, can end in any
         if cut:
             raise KeyboardInterrupt from error
         raise
