@@ -11,12 +11,13 @@ from matplotlib.figure import Figure
 
 from bnrepro.bench import layers, pipeline, seeds
 from bnrepro.bench.timing import Table
-from bnrepro.errors import UserError, known_are
+from bnrepro.errors import UserError, either, known_are
 from bnrepro.plots.style import COLUMN, label, look, save, style
 from bnrepro.runs import record
 from bnrepro.system.text import fitted
 
-PARTS = ("layers", "memory", "epoch", "compare", "startup", "growth", "seeds")
+PARTS = ("layers", "memory", "epoch", "compare", "recipe", "throughput", "startup", "growth", "seeds")
+CONFIGURED = ("epoch", "compare", "recipe")
 
 
 def run(
@@ -33,6 +34,8 @@ def run(
         "memory": [lambda: layers.memory(norms, device)],
         "epoch": [lambda: pipeline.epoch(overrides, few)],
         "compare": [lambda: pipeline.comparison(overrides, few)],
+        "recipe": [lambda: pipeline.recipe(overrides, few)],
+        "throughput": [pipeline.throughput],
         "startup": [lambda: pipeline.startup(few)],
         "growth": [lambda: pipeline.growth(repeats)],
         "seeds": [seeds.stacked],
@@ -40,11 +43,13 @@ def run(
     for part in parts:
         if part not in makers:
             raise UserError(f"There is no part {part!r} of the benchmark.{known_are(part, PARTS)}")
-    if overrides and not {"epoch", "compare"} & {*parts}:
-        raise UserError(f"{overrides[0]} is not used here: only the parts epoch and compare have a configuration.")
+    if overrides and not {*CONFIGURED} & {*parts}:
+        raise UserError(f"{overrides[0]} is not used here: only {either(CONFIGURED)} has a configuration.")
     for override in overrides:
-        if re.match(r"\s*(variant|model(\.\w+)?|optimizer(\.(?!lr\b)\w+)?|root)\s*=", override):
-            raise UserError(f"{override} is not used here: norms, network, optimizer and root are the benchmark's own.")
+        if re.match(r"\s*(recipe|variant|model(\.\w+)?|optimizer(\.(?!lr\b)\w+)?|root)\s*=", override):
+            raise UserError(
+                f"{override} is not used here: norms, network, recipe, optimizer and root are the benchmark's own."
+            )
     for norm in norms:
         layers.make(norm, (2, 2, 2, 2))
     return (make() for part in parts for make in makers[part])

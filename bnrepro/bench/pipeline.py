@@ -25,7 +25,7 @@ from torch.utils.data import DataLoader, Dataset
 from bnrepro.bench.timing import Table, alone, forget_peak, in_turn, machine, resident, seconds
 from bnrepro.claims.results import RUN_COLUMNS
 from bnrepro.config import load_config, run_dir, to_yaml
-from bnrepro.config.schema import Config
+from bnrepro.config.schema import Config, Device, OptimizerName
 from bnrepro.data import sources
 from bnrepro.data.dataset import derive_seed
 from bnrepro.launch import sweep
@@ -34,12 +34,13 @@ from bnrepro.report import compare, figures
 from bnrepro.runs import provenance, record
 from bnrepro.training import train
 from bnrepro.training.model import build, norm_of
+from bnrepro.training.optimizer import lr_factor
 
-OURS = {
-    "bnrepro": (),
-    "bnrepro, channels last": ("channels_last=true",),
-    "bnrepro, channels last, bf16": ("channels_last=true", "precision=bf16"),
-}
+OURS = {"bnrepro": (), "bnrepro, NCHW": ("channels_last=false",), "bnrepro, bf16": ("precision=bf16",)}
+"""What is added to the configuration. bf16 is left out where the processor does not multiply in it."""
+MNIST_MOMENTS = (0.1307,), (0.3081,)
+CIFAR10_MOMENTS = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
+"""Means and standard deviations of the pixels, as PyTorch's examples have them."""
 PLAIN, LABML = "plain PyTorch", "labml's experiment"
 
 
@@ -48,7 +49,7 @@ def epoch(overrides: Sequence[str], repeats: int) -> Table:
     times: dict[str, list[float]] = {}
     for _ in range(repeats):
         times.setdefault(PLAIN, []).append(alone(_plain, _config(overrides, "bn")))
-        for name, own in OURS.items():
+        for name, own in ours():
             times.setdefault(name, []).append(alone(_ours, _config([*overrides, *own], "custombn")))
         if find_spec("labml_nn"):
             times.setdefault(LABML, []).append(alone(_labml, _config(overrides, "bn")))
@@ -76,20 +77,72 @@ def epoch(overrides: Sequence[str], repeats: int) -> Table:
     )
 
 
+def ours() -> list[tuple[str, tuple[str, ...]]]:
+    """Those of OURS that this processor is made for."""
+    return [pair for pair in OURS.items() if "precision=bf16" not in pair[1] or train.multiplies_in_bf16(Device.cpu)]
+
+
+def recipe(overrides: Sequence[str], repeats: int) -> Table:
+    """One epoch of each recipe for CIFAR-10 and the test set, beside plain PyTorch."""
+    rows = []
+    for name in ("cifar_fast", "cifar_resnet20"):
+        shared = (f"recipe={name}", "epochs=1", "schedule.warmup_epochs=0", "device=cpu", *overrides)
+        times: dict[str, list[float]] = {}
+        for _ in range(repeats):
+            times.setdefault(PLAIN, []).append(alone(_plain, load_config([*shared, "variant=bn"])))
+            for what, own in ours():
+                times.setdefault(what, []).append(alone(_ours, load_config([*shared, *own, "variant=custombn"])))
+        for what, taken in times.items():
+            row: dict[str, Any] = {"recipe": name, "what": what, "seconds": round(median(taken), 1)}
+            rows.append(row | {"over_plain": round(median(taken) / median(times[PLAIN]), 3)})
+    return Table(
+        "recipe",
+        f"One epoch of CIFAR-10 by each recipe, and the test set: seconds, median of {repeats}, a process each. "
+        f"{machine('cpu')}.",
+        rows,
+        [
+            f"{PLAIN}: the same network, optimiser, rate and augmentation; torch's BN, fp32, NCHW, one image at a time "
+            "through PIL and torchvision's transforms. bnrepro: custombn; checkpoint, TensorBoard and records included."
+        ],
+    )
+
+
+def throughput(runs: int = 8) -> Table:
+    """Runs an hour with one process and with one a core, and where the time of a run goes."""
+    rows: list[dict[str, Any]] = []
+    for jobs in dict.fromkeys((1, sweep.default_jobs(load_config(["device=cpu"])))):
+        with tempfile.TemporaryDirectory() as scratch:
+            configs = [load_config([*_SHORT, f"seed={seed}", f"root={scratch}"]) for seed in range(runs)]
+            taken = seconds(lambda: sweep.run_all(configs, jobs))  # noqa: B023  called at once
+        rows.append({"what": f"{jobs} at a time", "runs_an_hour": round(3600 * runs / taken), "seconds": taken / runs})
+    parts = alone(_parts)
+    rows += [{"what": what, "runs_an_hour": None, "seconds": taken} for what, taken in parts.items()]
+    return Table(
+        "throughput",
+        f"{runs} runs of two epochs of mnist5k with labml's CNN: runs an hour, and seconds a run; below, the seconds "
+        f"of one run in a process of its own, by part. {machine('cpu')}.",
+        [row | {"seconds": round(row["seconds"], 3)} for row in rows],
+        ["The processes of several at a time are started once, and take the next run without importing torch again."],
+    )
+
+
 def comparison(overrides: Sequence[str], repeats: int) -> Table:
     """Twenty runs with table and figures, beside plain PyTorch twenty times."""
     plain = median(alone(_plain, _config(overrides, "bn")) for _ in range(repeats))
-    with tempfile.TemporaryDirectory() as scratch:
-        cfg = load_config([*_LABML, *overrides, "channels_last=true", f"root={scratch}"])
-        taken = seconds(lambda: _compare(cfg))
+    rows: list[dict[str, Any]] = [{"what": f"20 x {PLAIN}", "seconds": round(20 * plain, 1), "over_plain": 1.0}]
+    for what, own in ours():
+        if "channels_last=false" in own:
+            continue
+        with tempfile.TemporaryDirectory() as scratch:
+            cfg = load_config([*_LABML, *overrides, *own, f"root={scratch}"])
+            taken = seconds(lambda: _compare(cfg))  # noqa: B023  called at once
+        name = what.replace("bnrepro", "bnrepro compare")
+        rows.append({"what": name, "seconds": round(taken, 1), "over_plain": round(taken / 20 / plain, 3)})
     return Table(
         "compare",
-        f"`bnrepro compare` of 4 variants and 5 seeds, one epoch of {cfg.data.name} each, table and figures included "
-        f"(measured once), beside 20 times the median of {repeats} plain runs. {machine('cpu')}.",
-        [
-            {"what": f"20 x {PLAIN}", "seconds": round(20 * plain, 1), "over_plain": 1.0},
-            {"what": "bnrepro compare", "seconds": round(taken, 1), "over_plain": round(taken / 20 / plain, 3)},
-        ],
+        f"`bnrepro compare` of 4 variants and 5 seeds, one epoch of {_config(overrides, 'bn').data.name} each, table "
+        f"and figures included (measured once), beside 20 times the median of {repeats} plain runs. {machine('cpu')}.",
+        rows,
     )
 
 
@@ -184,6 +237,8 @@ def made_up(root: Path, count: int) -> None:
 
 _LABML = ("model=labml_cnn", "data=mnist", "epochs=1", "data.val_fraction=0.0001", "device=cpu")
 
+_SHORT = ("model=labml_cnn", "data=mnist5k", "epochs=2", "device=cpu", "variant=custombn")
+
 _FIRST_STEP = """
 import os, sys
 from bnrepro.claims.results import RUN_COLUMNS
@@ -201,6 +256,32 @@ def _ours(cfg: Config) -> float:
     with tempfile.TemporaryDirectory() as scratch:
         cfg.root = scratch
         return seconds(lambda: train.run(cfg))
+
+
+def _parts() -> dict[str, float]:
+    """Where the time of a run in a fresh process goes: what it imports, its steps, evaluation, files."""
+    with tempfile.TemporaryDirectory() as scratch:
+        cfg = load_config([*_SHORT, f"root={scratch}"])
+        code = "from bnrepro.launch import parallel; from bnrepro.training import train; import bnrepro.launch.sweep"
+        imports = seconds(partial(_call, [sys.executable, "-c", code]))
+        spent: dict[str, float] = {}
+        timed = {"steps": "update", "evaluation": "measure", "checkpoints": "save", "metrics.csv": "write_metrics"}
+        for what, name in timed.items():
+            setattr(train.Trainer, name, _timed(getattr(train.Trainer, name), what, spent))
+        whole = seconds(lambda: train.run(cfg))
+    other = whole - sum(spent.values())
+    return {"starting a process and importing torch": imports, **spent, "data, batches, TensorBoard, other": other}
+
+
+def _timed(function: Callable[..., Any], what: str, spent: dict[str, float]) -> Callable[..., Any]:
+    def measured(*arguments: Any, **keywords: Any) -> Any:
+        started = time.perf_counter()
+        try:
+            return function(*arguments, **keywords)
+        finally:
+            spent[what] = spent.get(what, 0.0) + time.perf_counter() - started
+
+    return measured
 
 
 def _compare(cfg: Config) -> None:
@@ -223,7 +304,9 @@ class _Images(Dataset):
     def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
         from PIL import Image
 
-        return self.transform(Image.fromarray(self.images[index, 0])), int(self.labels[index])
+        pixels = self.images[index]
+        image = Image.fromarray(pixels[0] if len(pixels) == 1 else pixels.transpose(1, 2, 0))
+        return self.transform(image), int(self.labels[index])
 
 
 def _labml(cfg: Config) -> float:
@@ -253,23 +336,34 @@ def _plain(cfg: Config) -> float:
 
     started = time.perf_counter()
     (x, y), (x_test, y_test) = sources.read(cfg.data)
-    transform = transforms.Compose([transforms.ToTensor(), transforms.Normalize((0.1307,), (0.3081,))])
-    loader = DataLoader(_Images(x, y, transform), batch_size=cfg.batch_size, shuffle=True, drop_last=True)
-    test = DataLoader(_Images(x_test, y_test, transform), batch_size=1000)
+    mean, std = MNIST_MOMENTS if x.shape[1] == 1 else CIFAR10_MOMENTS
+    as_input = [transforms.ToTensor(), transforms.Normalize(mean, std)]
+    augment = [transforms.RandomCrop(x.shape[2], padding=cfg.data.crop)] if cfg.data.crop else []
+    augment += [transforms.RandomHorizontalFlip()] if cfg.data.flip else []
+    images = _Images(x, y, transforms.Compose([*augment, *as_input]))
+    loader = DataLoader(images, batch_size=cfg.batch_size, shuffle=True, drop_last=True)
+    test = DataLoader(_Images(x_test, y_test, transforms.Compose(as_input)), batch_size=1000)
     weights = torch.Generator().manual_seed(derive_seed(cfg.seed, "weights"))
-    network = build(cfg.model, norm_of(cfg), 1, (28, 28), 10, weights)
-    optimizer = torch.optim.Adam(network.parameters(), lr=cfg.optimizer.lr)
+    network = build(cfg.model, norm_of(cfg), x.shape[1], (x.shape[2], x.shape[3]), 10, weights)
+    own, steps = cfg.optimizer, cfg.epochs * len(loader)
+    optimizer: torch.optim.Optimizer = torch.optim.Adam(network.parameters(), lr=own.lr)
+    if own.name is OptimizerName.sgd:
+        optimizer = torch.optim.SGD(
+            network.parameters(), own.lr, own.momentum, weight_decay=own.weight_decay, nesterov=own.nesterov
+        )
+    rate = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: lr_factor(cfg.schedule, step, steps, len(loader)))
     network.train()
-    for images, labels in loader:
+    for batch, labels in loader:
         optimizer.zero_grad()
-        F.cross_entropy(network(images), labels).backward()
+        F.cross_entropy(network(batch), labels, label_smoothing=cfg.label_smoothing).backward()
         optimizer.step()
+        rate.step()
     network.eval()
     right = 0
     with torch.no_grad():
         for images, labels in test:
             right += int((network(images).argmax(1) == labels).sum())
-    if right < len(y_test) / 2:
+    if right < len(y_test) / 5:
         raise RuntimeError("the plain loop does not learn: what it takes says nothing")
     return time.perf_counter() - started
 

@@ -183,7 +183,8 @@ class Design:
             seeds: other ones than the design's.
             record: whether the runs stand in the records; False where they are only measured.
         """
-        cfg = load_config(list(overrides))
+        # NCHW unless the design says otherwise, as what has been published was computed.
+        cfg = load_config(["channels_last=false", *overrides])
         for seed in self.seeds if seeds is None else seeds:
             own = replace(cfg, seed=seed)
             if record:

@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import sys
+from copy import deepcopy
 from dataclasses import replace
 from functools import cache, reduce
 from pathlib import Path
@@ -15,8 +16,8 @@ from typing import Any
 import yaml
 
 from bnrepro.config import own_code, user_files
-from bnrepro.config.loading import WHERE_NOT_WHAT, _defaults, _shared_dict, leaves, to_dict, unreadable
-from bnrepro.config.schema import Config
+from bnrepro.config.loading import WHERE_NOT_WHAT, _defaults, _shared_dict, leaves, unreadable
+from bnrepro.config.schema import Config, in_channels_last
 from bnrepro.errors import UserError, first_line, no_folder
 from bnrepro.system import reading as stored
 
@@ -29,6 +30,7 @@ LATER = (
     "data.shade",
     "data.shade_batches",
     "data.shade_test",
+    "label_smoothing",
     "model.depth",
     "model.keep_bias",
     "norm.gamma",
@@ -53,7 +55,7 @@ def identity_of(cfg: Config, without: tuple[str, ...] = ()) -> dict[str, Any]:
     Raises:
         UserError: `data.path` cannot be read.
     """
-    values, left_out = dict(leaves(_shared_dict(cfg))), {*WHERE_NOT_WHAT, *without}
+    values, left_out = dict(leaves(_settled(cfg))), {*WHERE_NOT_WHAT, *without}
     counted = {key: v for key, v in values.items() if key not in left_out and v != _defaults()[key]}
     if cfg.data.path is not None:
         counted["content"] = content_hash(Path(cfg.data.path))
@@ -65,6 +67,11 @@ def identity_of(cfg: Config, without: tuple[str, ...] = ()) -> dict[str, Any]:
     if cfg.model.file is not None:
         counted["model.code"] = user_files.digest(Path(cfg.model.file))
     return counted
+
+
+def _settled(cfg: Config) -> dict[str, Any]:
+    """The values of ``cfg``, to be read only, with the layout that ``channels_last=auto`` means for its network."""
+    return _shared_dict(replace(cfg, channels_last=in_channels_last(cfg)))
 
 
 def with_variant(cfg: Config, variant: str) -> Config:
@@ -91,7 +98,7 @@ def differences(stored_values: dict[str, Any], cfg: Config) -> list[str]:
         ValueError: it has not the shape of a configuration.
     """
     there = {**_defaults(), **dict(leaves(stored_values))}
-    wanted = [(key, value) for key, value in leaves(_shared_dict(cfg)) if key not in WHERE_NOT_WHAT]
+    wanted = [(key, value) for key, value in leaves(_settled(cfg)) if key not in WHERE_NOT_WHAT]
     return [f"{key} is {there[key]} there and {value} here" for key, value in wanted if there[key] != value]
 
 
@@ -187,7 +194,7 @@ def what(cfg: Config, without: tuple[str, ...] = ()) -> dict[str, Any]:
     Raises:
         UserError: `data.path` cannot be read.
     """
-    values = to_dict(cfg)
+    values = deepcopy(_settled(cfg))
     for key in {*WHERE_NOT_WHAT, *without}:
         *groups, last = key.split(".")
         reduce(lambda node, group: node[group], groups, values).pop(last, None)
@@ -202,7 +209,7 @@ def what(cfg: Config, without: tuple[str, ...] = ()) -> dict[str, Any]:
 
 def earlier_hash(cfg: Config) -> str:
     """The 8-digit hash used up to version 0.1, over all keys except those in LATER that have their default."""
-    values = dict(leaves(_shared_dict(cfg)))
+    values = dict(leaves(_settled(cfg)))
     as_ever = tuple(key for key in LATER if values[key] == _defaults()[key])
     return hashlib.sha256(json.dumps(what(cfg, as_ever), sort_keys=True).encode()).hexdigest()[:8]
 

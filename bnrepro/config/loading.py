@@ -21,7 +21,7 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from bnrepro.config import user_files
-from bnrepro.config.overrides import FILES, NAMES, PATHS, check_path, groups, home, keys, parse, written
+from bnrepro.config.overrides import FILES, NAMES, PATHS, RECIPE, check_path, groups, home, keys, parse, written
 from bnrepro.config.schema import Config, Model, Source, TrainOnly
 from bnrepro.config.schema import configs_dir as configs_dir
 from bnrepro.errors import UserError as UserError
@@ -45,6 +45,10 @@ def load_config(overrides: list[str] | None = None) -> Config:
         UserError: an unknown key or group, a wrong type, a value out of range, an archive without a name.
     """
     given = dict(map(parse, overrides or []))
+    if recipe := given.pop(RECIPE, None):
+        # A group that is chosen beside it replaces all that the recipe says of that group.
+        apart = {key for key in given if key in groups()}
+        given = {key: v for key, v in _recipe(recipe) if key.partition(".")[0] not in apart} | given
     for key, file in FILES.items():
         if named := user_files.parse(given.get(key, "")):
             given |= {key: named.name, file: str(named.file)}
@@ -60,6 +64,18 @@ def load_config(overrides: list[str] | None = None) -> Config:
         name = re.sub(r"[^A-Za-z0-9_]", "_", Path(cfg.data.path).stem)[:100] or "flowers"
         raise UserError(f"data.path={cfg.data.path[:200]}: give the data a name too, as in data.name={name}.")
     return cfg
+
+
+def _recipe(name: str) -> list[tuple[str, Any]]:
+    """The keys and values in ``configs/recipe/<name>.yaml``, in which they stand as on the command line."""
+    file = configs_dir() / RECIPE / f"{name}.yaml"
+    try:
+        found = cast(dict[str, Any], OmegaConf.to_container(OmegaConf.create(stored.read_yaml(file))))
+        return [parse(written(key, value)) for key, value in found.items()]
+    except (OSError, OmegaConfBaseException, YAMLError, ValueError, AttributeError, UserError) as error:
+        raise UserError(
+            f"{file} does not fit the schema ({first_line(error)}). Undo what was changed in it."
+        ) from error
 
 
 @cache
@@ -131,6 +147,7 @@ def check(cfg: Config) -> Config:
         ("epochs", cfg.epochs, cfg.epochs >= 1, "1 or more"),
         ("batch_size", cfg.batch_size, cfg.batch_size >= 1, "1 or more"),
         ("eval_every", cfg.eval_every, cfg.eval_every is None or cfg.eval_every >= 1, "1 or more, or null"),
+        ("label_smoothing", cfg.label_smoothing, 0 <= cfg.label_smoothing < 1, "in [0, 1)"),
         ("optimizer.lr", cfg.optimizer.lr, cfg.optimizer.lr > 0, "above 0"),
         ("optimizer.momentum", cfg.optimizer.momentum, 0 <= cfg.optimizer.momentum < 1, "in [0, 1)"),
         ("optimizer.beta1", cfg.optimizer.beta1, 0 <= cfg.optimizer.beta1 < 1, "in [0, 1)"),
@@ -263,7 +280,8 @@ def unreadable(file: Path, error: OSError | MemoryError) -> UserError:
 
 @cache
 def _defaults() -> dict[str, Any]:
-    return dict(leaves(to_dict(Config())))
+    """The values that a run's name leaves out: the defaults; of the layout, the one before there was auto."""
+    return {**dict(leaves(to_dict(Config()))), "channels_last": False}
 
 
 def leaves(node: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

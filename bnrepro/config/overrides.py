@@ -25,6 +25,8 @@ from bnrepro.errors import UserError, did_you_mean, either, known_are, no_folder
 LONGEST = 5000  # characters of an override: enough for any path
 PATHS = ("root", "data.root", "data.path", "norm.file", "model.file")
 NAMES = ("variant", "data.name", "model.name")  # become folder names (`config.check`)
+RECIPE = "recipe"
+"""A group whose files set keys of all others."""
 FILES = {"variant": "norm.file", "model.name": "model.file"}
 """Keys whose value may be ``FILE.py:NAME``, and the keys that then hold the file."""
 QUOTED = r"""'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*\""""
@@ -43,8 +45,8 @@ def keys(schema: type = Config, prefix: str = "") -> Mapping[str, Any]:
 
 @cache
 def groups() -> Mapping[str, list[str]]:
-    """The groups of ``configs/`` that are part of a run, with the names of their files."""
-    folders = (configs_dir() / name for name in sorted(Config.__dataclass_fields__))
+    """The groups of ``configs/`` that are part of a run, and recipes, with the names of their files."""
+    folders = (configs_dir() / name for name in sorted([*Config.__dataclass_fields__, RECIPE]))
     return {folder.name: sorted(file.stem for file in folder.glob("*.yaml")) for folder in folders if folder.is_dir()}
 
 
@@ -104,7 +106,7 @@ def value(key: str, kind: Any, text: str) -> Any:
     optional = NoneType in get_args(kind)
     if optional:
         (kind,) = (each for each in get_args(kind) if each is not NoneType)
-    if optional and text.strip().lower() == "null":
+    if optional and text.strip().lower() in ("null", *(["auto"] if kind is not str else [])):
         return None
     if key in NAMES or kind is not str:
         _one_value(key, text)
@@ -122,7 +124,8 @@ def _scalar(key: str, kind: Any, text: str, more: str) -> Any:
         for truth, words in ((True, ("true", "yes", "on", "y", "1")), (False, ("false", "no", "off", "n", "0"))):
             if text.lower() in words:
                 return truth
-        raise UserError(f"{key} must be true or false{more}; got {shown}.")
+        choices = ["true", "false", *(["auto"] if more else [])]
+        raise UserError(f"{key} must be {either(choices)}; got {shown}.")
     if issubclass(kind, Enum):
         if text in kind.__members__:
             return kind[text]

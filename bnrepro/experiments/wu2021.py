@@ -164,7 +164,7 @@ def population(trainer: Trainer, samples: int | None, size: int = POPULATION_BAT
 
     Which images, is drawn by the run's seed. An incomplete last batch is left out.
     """
-    data, channels_last = trainer.data, trainer.cfg.channels_last
+    data, channels_last = trainer.data, trainer.channels_last
     generator = torch.Generator().manual_seed(derive_seed(trainer.cfg.seed, "population"))
     order = torch.randperm(len(data.train.labels), generator=generator)[:samples]
     size = min(size, len(order))

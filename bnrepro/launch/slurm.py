@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bnrepro.config import run_dir
-from bnrepro.config.schema import Config, Device
+from bnrepro.config.schema import Config, Device, Precision, in_channels_last
 from bnrepro.errors import UserError
 from bnrepro.launch.job import Job, Ticket, number_of
 from bnrepro.launch.options import Options
@@ -141,14 +141,20 @@ def _need_slurm() -> None:
 
 
 def resolve(cfg: Config, options: Options) -> Config:
-    """``cfg`` with device=auto replaced by what its job will have; this machine may have something else.
+    """``cfg`` with what is auto replaced by what its job will have; this machine may have something else.
 
     Raises:
-        UserError: device=cuda, and the jobs have no GPU.
+        UserError: device=cuda, and the jobs have no GPU; precision=auto, which only the job's machine could tell.
     """
     if cfg.device is Device.cuda and not options.gpus:
         raise UserError("device=cuda: the jobs have no GPU. Ask for one with launcher.gpus=1.")
-    return replace(cfg, device=Device.cuda if options.gpus and cfg.device is not Device.cpu else Device.cpu)
+    if cfg.precision is Precision.auto:
+        raise UserError(
+            "precision=auto is what a machine multiplies in, and the machines of a cluster may differ. Write "
+            "precision=bf16 or precision=fp32."
+        )
+    device = Device.cuda if options.gpus and cfg.device is not Device.cpu else Device.cpu
+    return replace(cfg, device=device, channels_last=in_channels_last(cfg))
 
 
 def _outcome(cfg: Config, path: Path, ticket: Ticket | None) -> Outcome | None:

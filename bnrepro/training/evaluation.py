@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from bnrepro.config import command, config_hash, earlier_hash, user_files, yaml_differences
-from bnrepro.config.schema import Config, Device
+from bnrepro.config.schema import Config, Device, in_channels_last
 from bnrepro.data.dataset import Dataset, Split, derive_seed, epoch_plan, load, train_batch
 from bnrepro.errors import UserError, known_are, out_of_memory
 from bnrepro.norm import reestimate_statistics, resize
@@ -195,7 +195,7 @@ def _training_batches(cfg: Config, data: Dataset, size: int | None) -> Iterator[
     """One epoch after the last, augmented as in training, at the size of the evaluation."""
     plan = epoch_plan(len(data.train.labels), cfg.data, cfg.seed, cfg.epochs)
     for start in range(0, len(data.train.labels) - cfg.batch_size + 1, cfg.batch_size):
-        x, _ = train_batch(data, plan, cfg.data, start, cfg.batch_size, channels_last=cfg.channels_last)
+        x, _ = train_batch(data, plan, cfg.data, start, cfg.batch_size, channels_last=in_channels_last(cfg))
         yield x if size is None else _interpolate(x, size)
 
 

@@ -215,6 +215,25 @@ def resnet20(blocks: Blocks, channels: int, image: Shape, classes: int) -> list[
     return [*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), *_fully_connected(blocks, inputs, (), classes)]
 
 
+def airbench(blocks: Blocks, channels: int, image: Shape, classes: int) -> list[nn.Module]:
+    """The network of airbench94 (Jordan 2024), without its whitening: conv 24 (2 x 2), then three pairs of 3 x 3.
+
+    A pair of 64, 256 or 256 channels: conv, max pooling, norm, activation, conv, norm, activation.
+    """
+
+    def pooled(inputs: int, features: int, bias: bool) -> nn.Sequential:
+        return nn.Sequential(nn.Conv2d(inputs, features, 3, padding=1, bias=bias), nn.MaxPool2d(2))
+
+    inputs, shape = blocks.width(24), _smaller(image, by=1)
+    layers: list[nn.Module] = [blocks.unit(partial(nn.Conv2d, channels, inputs, 2), inputs, shape)]
+    for features in map(blocks.width, (64, 256, 256)):
+        shape = _smaller(shape, pool=2)
+        layers.append(blocks.unit(partial(pooled, inputs, features), features, shape))
+        layers.append(blocks.unit(partial(nn.Conv2d, features, features, 3, padding=1), features, shape))
+        inputs = features
+    return [*layers, nn.AdaptiveMaxPool2d(1), nn.Flatten(), *_fully_connected(blocks, inputs, (), classes)]
+
+
 def _fully_connected(blocks: Blocks, inputs: int, hidden: tuple[int, ...], classes: int) -> list[nn.Module]:
     """Hidden layers of these sizes with norm and activation, and the layer of the logits."""
     layers: list[nn.Module] = []
@@ -230,6 +249,7 @@ MODELS: dict[str, Callable[[Blocks, int, Shape, int], list[nn.Module]]] = {
     "labml_cnn": labml_cnn,
     "vgg_small": vgg_small,
     "resnet20": resnet20,
+    "airbench": airbench,
 }
 
 
@@ -300,7 +320,7 @@ USED_WITH: Sequence[tuple[tuple[str, ...], str, Callable[[Config], Any], str]] =
     (("model.dropout_position",), "model.dropout", lambda c: c.model.dropout > 0, "0.2"),
     (("model.keep_bias",), "model.placement", lambda c: c.model.placement == "before", "before"),
     (("norm.gamma",), "norm.affine", lambda c: c.norm.affine, "true"),
-    (("channels_last",), "model.name", lambda c: c.model.file or c.model.name != "paper_mlp", "resnet20"),
+    (("channels_last",), "model.name", lambda c: not c.channels_last or c.model.name != "paper_mlp", "resnet20"),
 ]
 """Keys that are looked at only where another has some values: the keys, the other, whether it has one, and which.
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from bnrepro.config import check_same, check_yaml, config_hash, run_dir, to_dict, to_yaml, user_files
-from bnrepro.config.schema import Config, Device, Optimizer, Precision, Schedule
+from bnrepro.config.schema import Config, Device, Optimizer, Precision, Schedule, in_channels_last
 from bnrepro.data.dataset import Dataset, Split, derive_seed, epoch_plan, eval_batches, load, train_batch
 from bnrepro.errors import UserError, out_of_memory
 from bnrepro.norm import NormError, native
@@ -62,7 +62,7 @@ class Batch(NamedTuple):
 
 
 def resolve(cfg: Config) -> Config:
-    """Return ``cfg`` with ``device=auto`` resolved to ``cuda`` if a GPU is available, else to ``cpu``.
+    """Return ``cfg`` with what is ``auto`` resolved for this machine: the device, the precision and the layout.
 
     Raises:
         UserError: device=cuda without a GPU.
@@ -70,7 +70,21 @@ def resolve(cfg: Config) -> Config:
     there = torch.cuda.is_available()
     if cfg.device is Device.cuda and not there:
         raise UserError("device=cuda: torch finds no GPU on this machine. Use device=cpu or device=auto.")
-    return replace(cfg, device=Device.cuda if there and cfg.device is not Device.cpu else Device.cpu)
+    device = Device.cuda if there and cfg.device is not Device.cpu else Device.cpu
+    precision = cfg.precision
+    if precision is Precision.auto:
+        precision = Precision.bf16 if multiplies_in_bf16(device) else Precision.fp32
+    return replace(cfg, device=device, precision=precision, channels_last=in_channels_last(cfg))
+
+
+def multiplies_in_bf16(device: Device) -> bool:
+    """Whether the hardware multiplies matrices in bf16: AVX512-BF16 or AMX, or a GPU since Ampere.
+
+    Elsewhere bf16 is emulated, 5 to 10 times as slow as float32.
+    """
+    if device is Device.cuda:
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return any(getattr(torch.cpu, name, bool)() for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"))
 
 
 def run(cfg: Config, *, force: bool = False, report: Callable[[Progress], None] | None = None) -> Path:
@@ -214,7 +228,8 @@ class Trainer:
         self.device = torch.device(cfg.device.value)
         prepare(network, cfg)
         self.network = network.to(self.device)
-        if cfg.channels_last:
+        self.channels_last = in_channels_last(cfg)
+        if self.channels_last:
             self.network.to(memory_format=torch.channels_last)
         self.forward = processes.wrap(self.network, bool(own_files(cfg)))  # before the optimiser: norms are replaced
         self.optimizer = make_optimizer(cfg, network)
@@ -245,7 +260,7 @@ class Trainer:
         Raises:
             UserError: the batch or the maps are too small for a norm, with the norm's reason.
         """
-        images = self.data.normalize(self.data.train.images[: self.cfg.batch_size], self.cfg.channels_last)
+        images = self.data.normalize(self.data.train.images[: self.cfg.batch_size], self.channels_last)
         devices = [self.device] if self.device.type == "cuda" else []
         try:
             copy = deepcopy(self.network).train()
@@ -338,7 +353,7 @@ class Trainer:
             epoch, position = divmod(step, self.steps_per_epoch)
             if plan is None or position == 0:
                 plan = epoch_plan(len(self.data.train.labels), cfg.data, cfg.seed, epoch)
-            first, size, nhwc = position * cfg.batch_size, cfg.batch_size, cfg.channels_last
+            first, size, nhwc = position * cfg.batch_size, cfg.batch_size, self.channels_last
             x, y = train_batch(self.data, plan, cfg.data, first, size, channels_last=nhwc, part=self.part)
             yield Batch(step, x, y, cfg.optimizer.lr * lr_factor(cfg.schedule, step, self.steps, self.steps_per_epoch))
 
@@ -351,7 +366,7 @@ class Trainer:
         with self.autocast():
             logits = self.forward(x)
         logits = logits.float()
-        loss = F.cross_entropy(logits, y)
+        loss = F.cross_entropy(logits, y, label_smoothing=self.cfg.label_smoothing)
         share = len(y) / self.cfg.batch_size
         self.processes.weighted(loss, share).backward()
         self.optimizer.step()
@@ -419,7 +434,7 @@ class Trainer:
         source = self.data.val if len(self.data.val.labels) else self.data.train
         probe = Split(source.images[:PROBE_IMAGES], source.labels[:PROBE_IMAGES])
         self.network.eval()
-        batches = eval_batches(self.data, probe, PROBE_IMAGES, self.cfg.data, channels_last=self.cfg.channels_last)
+        batches = eval_batches(self.data, probe, PROBE_IMAGES, self.cfg.data, channels_last=self.channels_last)
         with self.autocast(), at_norms(self.network) as inputs:
             for x, _ in batches:
                 self.network(x)
@@ -516,7 +531,7 @@ def measure(
     loss = torch.zeros((), dtype=torch.float64, device=device)
     right = torch.zeros((), dtype=torch.int64, device=device)
     with torch.autocast(device.type, dtype=torch.bfloat16, enabled=cfg.precision is Precision.bf16):
-        for x, y in eval_batches(data, split, size, cfg.data, channels_last=cfg.channels_last):
+        for x, y in eval_batches(data, split, size, cfg.data, channels_last=in_channels_last(cfg)):
             logits = network(x).float()
             loss += F.cross_entropy(logits, y, reduction="sum").double()
             right += (logits.argmax(1) == y).sum()

@@ -185,7 +185,7 @@ USAGE = [
     ),
     (
         "bench epoch variant=lrn",
-        "variant=lrn is not used here: norms, network, optimizer and root are the benchmark's own.",
+        "variant=lrn is not used here: norms, network, recipe, optimizer and root are the benchmark's own.",
     ),
     ("bench epoch model.width=2", "model.width=2 is not used here"),
     ("bench compare optimizer.momentum=0.5", "optimizer.momentum=0.5 is not used here"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import replace
 from functools import reduce
 from pathlib import Path
@@ -13,6 +14,7 @@ from hypothesis import strategies as st
 
 from bnrepro.config import (
     WHERE_NOT_WHAT,
+    command,
     config_hash,
     configs_dir,
     differences,
@@ -37,13 +39,14 @@ from bnrepro.config.schema import (
     ScheduleName,
     Source,
     TrainOnly,
+    in_channels_last,
 )
 from bnrepro.errors import UserError
 
 GROUPS = sorted(
     f"{file.parent.name}={file.stem}"
     for file in configs_dir().glob("*/*.yaml")
-    if file.parent.name not in ("launcher", "experiment")  # no part of a run (test_slurm.py, experiments/)
+    if file.parent.name not in ("launcher", "experiment", "recipe")  # test_slurm.py, experiments/, below
 )  # every other file in configs/, as an override
 
 
@@ -51,6 +54,45 @@ GROUPS = sorted(
 def test_every_shipped_file_gives_a_valid_configuration(override: str) -> None:
     group, _, name = override.partition("=")
     assert to_dict(load_config([override]))[group]["name"] == name
+
+
+RECIPES = sorted(file.stem for file in (configs_dir() / "recipe").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_recipe_sets_keys_of_all_groups_and_gives_way_to_what_is_typed(recipe: str) -> None:
+    cfg = load_config([f"recipe={recipe}"])
+    assert (cfg.data.name, cfg.optimizer.name, cfg.optimizer.nesterov) == ("cifar10", "sgd", True)
+    said = shlex.split(command(cfg))
+    assert said[:2] == ["bnrepro", "train"] and load_config(said[2:]) == cfg
+    assert load_config(["model.width=0.1", f"recipe={recipe}"]).model.width == 0.1
+    other = load_config([f"recipe={recipe}", "optimizer=adam", "schedule=step"])
+    assert (other.optimizer, other.schedule) == (load_config([]).optimizer, load_config(["schedule=step"]).schedule)
+    assert other.data == cfg.data
+
+
+def test_recipe_that_is_none_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"There is no recipe 'cifar_fats'\. Did you mean cifar_fast"):
+        load_config(["recipe=cifar_fats"])
+    (tmp_path / "recipe").mkdir()
+    for content in ("epochz: 3", "epochs: many", "- epochs", "epochs: [", "epochs: {a: 1}"):
+        (tmp_path / "recipe" / "cifar_fast.yaml").write_text(content)
+        monkeypatch.setattr("bnrepro.config.loading.configs_dir", lambda: tmp_path)
+        with pytest.raises(UserError):
+            load_config(["recipe=cifar_fast"])
+
+
+@pytest.mark.parametrize(
+    ("model", "layout"),
+    [("labml_cnn", True), ("resnet20", True), ("airbench", True), ("lenet", False), ("paper_mlp", False)],
+)
+def test_layout_is_chosen_by_the_network_and_named_as_what_it_is(model: str, layout: bool) -> None:
+    auto, said = load_config([f"model={model}"]), load_config([f"model={model}", f"channels_last={layout}"])
+    assert auto == load_config([f"model={model}", "channels_last=auto"])
+    assert in_channels_last(auto) is in_channels_last(said) is layout
+    assert config_hash(auto) == config_hash(said) and earlier_hash(auto) == earlier_hash(said)
+    assert ("channels_last" in identity_of(auto)) is layout
+    assert config_hash(load_config([f"model={model}", f"channels_last={not layout}"])) != config_hash(auto)
 
 
 def test_names_that_others_rely_on_exist() -> None:
@@ -158,7 +200,7 @@ def test_identity_ignores_where_things_lie_and_nothing_else() -> None:
         "norm.eps=0.1",
         "data=mnist",
     ]
-    changes += ["model.width=0.5", "schedule=cosine", "channels_last=true", "data.flip=true", "eval_every=5"]
+    changes += ["model.width=0.5", "schedule=cosine", "channels_last=false", "data.flip=true", "eval_every=5"]
     hashes = {config_hash(load_config([change])) for change in changes}
     assert len(hashes | {config_hash(cfg)}) == len(changes) + 1
 
@@ -203,8 +245,8 @@ OTHER: dict[str, Any] = {
 @pytest.mark.parametrize(
     ("overrides", "earlier"),
     [
-        (["variant=convbn", "device=cpu"], "9d600246"),
-        (["variant=convbn", "device=cpu", "data.rotate=20"], "f10e1c6a"),
+        (["variant=convbn", "device=cpu", "channels_last=false"], "9d600246"),
+        (["variant=convbn", "device=cpu", "channels_last=false", "data.rotate=20"], "f10e1c6a"),
         (["device=cpu", "model=paper_mlp", "model.depth=5", "norm.gamma=uniform"], "da406278"),
     ],
 )

@@ -275,7 +275,7 @@ def test_sweep_separates_by_commas_outside_quotes(override: str, values: list[An
         ("seed=range(a)", "is not understood. A sweep's values are written 0,1,2 or 'range(5)'"),
         (
             "seed=glob(*)",
-            "seed=glob(*): glob is for variant, data, model, optimizer or schedule, whose names are known.",
+            "seed=glob(*): glob is for variant, data, model, optimizer, recipe or schedule, whose names are known.",
         ),
         ("variant=glob(x*)", "variant=glob(x*) matches nothing."),
         (

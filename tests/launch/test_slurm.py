@@ -461,6 +461,14 @@ def test_without_submitit_or_slurm_one_sentence_says_so(tiny: Tiny, monkeypatch:
         slurm.run_all([tiny()], Options())
 
 
+def test_what_is_auto_is_resolved_for_the_job_and_not_for_this_machine(tiny: Tiny) -> None:
+    with pytest.raises(UserError, match=r"precision=auto.*machines of a cluster may differ.*precision=bf16"):
+        slurm.resolve(tiny("precision=auto"), Options())
+    resolved = slurm.resolve(tiny("model=labml_cnn", "device=auto"), Options(gpus=1))
+    assert (resolved.device, resolved.channels_last) == ("cuda", True)
+    assert run_dir(slurm.resolve(tiny("device=auto"), Options())) == run_dir(train.resolve(tiny("device=cpu")))
+
+
 def test_options_are_the_files_with_overrides_on_top() -> None:
     assert load_options() == Options()
     given = load_options(["launcher.partition=gpu", "launcher.gpus=1", "launcher.extra={constraint: a100}"])

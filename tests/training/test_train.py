@@ -6,7 +6,6 @@ import math
 import shutil
 import signal
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,7 +13,7 @@ import torch
 from torch import nn
 
 from bnrepro.config import run_dir
-from bnrepro.config.schema import Config, OptimizerName, Schedule, ScheduleName
+from bnrepro.config.schema import Config, Device, OptimizerName, Schedule, ScheduleName
 from bnrepro.errors import UserError
 from bnrepro.runs import record
 from bnrepro.runs.record import Run, Status
@@ -323,4 +322,43 @@ def test_summary_holds_what_others_rely_on(tiny: Tiny) -> None:
 
 def test_configuration_beside_the_run_is_the_one_that_ran(tiny: Tiny) -> None:
     cfg = tiny("epochs=1", "variant=convbn")
-    assert Run(train.run(cfg)).config == replace(cfg, device="cpu")
+    assert Run(train.run(cfg)).config == train.resolve(cfg)
+
+
+@pytest.mark.parametrize("bf16", [True, False])
+def test_precision_auto_is_what_the_hardware_multiplies_in(
+    tiny: Tiny, monkeypatch: pytest.MonkeyPatch, bf16: bool
+) -> None:
+    for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"):
+        monkeypatch.setattr(torch.cpu, name, lambda: bf16)
+    said = "bf16" if bf16 else "fp32"
+    path = train.run(tiny("epochs=1", "precision=auto"))
+    assert path == run_dir(train.resolve(tiny("epochs=1", f"precision={said}")))
+    assert Run(path).summary["precision"] == said
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: not including_emulation and bf16)
+    assert train.multiplies_in_bf16(Device.cuda) is bf16
+
+
+def test_networks_are_laid_out_as_the_configuration_says_and_learn_the_same(tiny: Tiny) -> None:
+    def trainer(*overrides: str) -> train.Trainer:
+        return train.trainer_of(tiny("model=labml_cnn", "model.width=0.2", *overrides))
+
+    auto, nchw = trainer(), trainer("channels_last=false")
+    for each, layout in ((auto, torch.channels_last), (nchw, torch.contiguous_format)):
+        weights = [p for p in each.network.parameters() if p.dim() == 4]
+        assert weights and all(p.is_contiguous(memory_format=layout) for p in weights)
+        assert all(batch.x.is_contiguous(memory_format=layout) for batch in each.batches(0, 2))
+    for one, other in zip(auto.batches(0, 5), nchw.batches(0, 5), strict=True):
+        losses = [t.update(b.x, b.y, b.lr)[0] for t, b in ((auto, one), (nchw, other))]
+        torch.testing.assert_close(*losses, rtol=1e-4, atol=1e-5)
+
+
+def test_labels_are_smoothed_in_training_alone(tiny: Tiny) -> None:
+    trainer, plain = train.trainer_of(tiny("label_smoothing=0.2")), train.trainer_of(tiny())
+    (batch,) = trainer.batches(0, 1)
+    assert trainer.measure(trainer.data.test) == plain.measure(plain.data.test)
+    with torch.no_grad():
+        log_probabilities = plain.network.train()(batch.x).log_softmax(1)
+    true, any_class = log_probabilities.gather(1, batch.y[:, None]).mean(), log_probabilities.mean()
+    loss, _ = trainer.update(batch.x, batch.y, batch.lr)
+    torch.testing.assert_close(loss, -(0.8 * true + 0.2 * any_class))

@@ -155,7 +155,7 @@ def distributions(
     """
     trainer = trainer_of(run.config)
     data = trainer.data
-    x = data.normalize(data.val.images[:images], trainer.cfg.channels_last)
+    x = data.normalize(data.val.images[:images], trainer.channels_last)
     times: list[tuple[int, dict[str, Tensor]]] = []
     for step, batch, y, lr in trainer.batches(0, steps + 1):
         if step % every == 0:
