@@ -62,12 +62,13 @@ def sizes_table() -> str:
 def verdicts_table() -> str:
     """Verdicts by paper, from results/claims.json."""
     claims = json.loads((ROOT / "results/claims.json").read_text(encoding="utf-8"))
-    columns = [*Verdict, "of these, under revision"]
+    verdicts = [verdict for verdict in Verdict if any(claim["verdict"] == verdict for claim in claims)]
+    columns = [*verdicts, "of these, under revision"]
     lines = [f"| paper | {' | '.join(columns)} |", "| --- " * (1 + len(columns)) + "|"]
     for paper in [*dict.fromkeys(claim["paper"] for claim in claims), None]:
         mine = [claim for claim in claims if paper in (claim["paper"], None)]
         counts = Counter(claim["verdict"] for claim in mine)
-        numbers = [*(counts[verdict] for verdict in Verdict), sum(claim["withdrawn"] is not None for claim in mine)]
+        numbers = [*(counts[verdict] for verdict in verdicts), sum(claim["withdrawn"] is not None for claim in mine)]
         name = f"[`{paper}`](results/REPORT.md#{paper})" if paper else "all"
         lines.append(f"| {name} | {' | '.join(str(number or '') for number in numbers)} |")
     return "\n".join(lines)

@@ -1,6 +1,7 @@
 """What a paper, a design, a claim and its evidence are; and the one rule that turns evidence into a verdict."""
 
 from bnrepro.claims.evidence import Evidence, equal, exact, greater, less, not_lower, not_testable
+from bnrepro.claims.gates import Gate, reaches, stays_below
 from bnrepro.claims.paper import Design, Measure, Paper, Preset, measure, row
 from bnrepro.claims.results import Results, Row
 from bnrepro.stats import Values
@@ -8,6 +9,7 @@ from bnrepro.stats import Values
 __all__ = [
     "Design",
     "Evidence",
+    "Gate",
     "Measure",
     "Paper",
     "Preset",
@@ -21,5 +23,7 @@ __all__ = [
     "measure",
     "not_lower",
     "not_testable",
+    "reaches",
     "row",
+    "stays_below",
 ]

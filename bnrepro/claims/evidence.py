@@ -22,6 +22,9 @@ An effect that does both is real and too small to matter: slight. `judge` turns 
 
 "Some" is decided with Holm's correction over the effects, so that the chance of a false "partly" or "not reproduced"
 is at most 5% in each direction, however many conditions were tried.
+
+A design that looks at growing numbers of seeds (`Preset.looks`) tests each look at a level of its own in place of 5%;
+all of them together hold 5% (`bnrepro.stats.looks`).
 """
 
 from __future__ import annotations
@@ -45,6 +48,8 @@ class Verdict(StrEnum):
     not_reproduced = "not reproduced"
     inconclusive = "inconclusive"
     not_testable = "not testable here"
+    too_short = "not testable at this length"
+    """Its gate failed: the networks have not trained long enough."""
 
 
 class State(StrEnum):
@@ -69,14 +74,16 @@ class Rule:
     margin: float | None = None
     ratio: bool = False
     """The effect is a ratio: values, bar and margin are compared as logarithms, and shown as they are."""
+    level: float = ALPHA
+    """Of its tests: 5%, or what a look spends of them."""
 
     @property
     def confidence(self) -> float:
         """Of the interval that decides."""
-        return 1 - 2 * ALPHA if self.name == "equal" else 1 - ALPHA
+        return 1 - 2 * self.level if self.name == "equal" else 1 - self.level
 
     def p_values(self, values: list[float]) -> tuple[float, float]:
-        """(p of what must be rejected for the effect to hold, ... to fail), each to be compared with 5%."""
+        """(p of what must be rejected for the effect to hold, ... to fail), each to be compared with the level."""
         if not values:
             return math.nan, math.nan
         if self.name == "exact":
@@ -149,10 +156,21 @@ class Evidence:
         more = _effects(values, rule, self.unit if unit is None else unit, "")
         return replace(self, beside=(*self.beside, *(effect for effect in more if effect.seeds)))
 
+    def tested_at(self, level: float) -> Evidence:
+        """The same with tests, and the intervals that belong to them, at another level than 5%."""
+        each = ([replace(e, rule=replace(e.rule, level=level)) for e in es] for es in (self.effects, self.beside))
+        effects, beside = map(tuple, each)
+        return replace(self, effects=effects, beside=beside)
+
     @property
     def unit(self) -> str:
         """Of the effects."""
         return self.effects[0].unit if self.effects else ""
+
+    @property
+    def random(self) -> list[Effect]:
+        """The effects that vary with the seed."""
+        return [effect for effect in self.effects if effect.rule.name != "exact"]
 
 
 @dataclass(frozen=True)
@@ -261,7 +279,7 @@ def judge(evidence: Evidence) -> Judgement:
     p = [effect.rule.p_values(list(effect.seeds.values())) for effect in effects]
     held, failed = (_holm({i: pair[side] for i, pair in enumerate(p)}, effects) for side in (0, 1))
     states = tuple(_state(held[i], failed[i]) for i in range(len(effects)))
-    if all(pair[0] <= ALPHA for pair in p):
+    if all(pair[0] <= effect.rule.level for pair, effect in zip(p, effects, strict=True)):
         states = tuple(State.slight if failed[i] else State.holds for i in range(len(effects)))
         verdict = Verdict.partly if State.slight in states else Verdict.reproduced
     elif State.holds in states or State.slight in states:
@@ -299,7 +317,7 @@ def flips_at(evidence: Evidence, factors: tuple[float, ...] = (0.5, 2.0)) -> lis
 
 def _holm(p: dict[int, float], effects: tuple[Effect, ...]) -> dict[int, bool]:
     random = {i: value for i, value in p.items() if effects[i].rule.name != "exact"}
-    rejected = holm({str(i): value for i, value in random.items()}, ALPHA)
+    rejected = holm({str(i): value for i, value in random.items()}, effects[0].rule.level)
     return {i: rejected[str(i)] if i in random else value <= ALPHA for i, value in p.items()}
 
 

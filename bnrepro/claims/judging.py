@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from bnrepro.claims import words
-from bnrepro.claims.evidence import Effect, Evidence, Judgement, Verdict, flips_at, judge, not_testable
+from bnrepro.claims.evidence import Effect, Evidence, Judgement, State, Verdict, flips_at, judge
+from bnrepro.claims.gates import Gate
 from bnrepro.claims.paper import Claim, Paper, Preset, Shown
 from bnrepro.claims.results import Results, Row
+from bnrepro.stats import Look, planned
 from bnrepro.system.output import only_shown
 
 if TYPE_CHECKING:
@@ -23,6 +25,9 @@ class Judged:
     claim: Claim
     evidence: Evidence
     judgement: Judgement
+    gate: Gate | None = None
+    look: Look | None = None
+    """The look that this is; None of a design without looks. Number 0: the first one is not reached."""
 
     @property
     def verdict(self) -> Verdict:
@@ -34,6 +39,23 @@ class Judged:
         """The effect that decided."""
         place = self.judgement.deciding
         return None if place is None else self.evidence.effects[place]
+
+    @property
+    def decided(self) -> bool:
+        """Whether more seeds would change nothing."""
+        states = self.judgement.states
+        return State.open not in states if states else self.verdict is not Verdict.inconclusive
+
+    @property
+    def needed(self) -> int | None:
+        """Seeds that would decide what is open; None where nothing is, or where it is not known."""
+        if self.look is None:
+            open_ = [self.deciding] if self.verdict is Verdict.inconclusive and self.deciding else []
+        else:
+            pairs = zip(self.evidence.effects, self.judgement.states, strict=False)
+            open_ = [effect for effect, state in pairs if state is State.open]
+        each = [words.needed(effect) for effect in open_]
+        return max(filter(None, each)) if each and all(each) else None
 
     @property
     def answer(self) -> str:
@@ -52,8 +74,7 @@ class Judged:
 
     def as_row(self, paper: str) -> Row:
         """The object of claims.json, but for what the experiment's provenance says."""
-        claim, effect = self.claim, self.deciding
-        inconclusive = self.verdict is Verdict.inconclusive and effect is not None
+        claim, effect, look = self.claim, self.deciding, self.look
         return {
             "id": f"{paper}/{claim.id}",
             "paper": paper,
@@ -65,7 +86,7 @@ class Judged:
             "kind": claim.kind,
             "scale": claim.scale,
             "scale_note": claim.scale_note,
-            "gate": None,
+            "gate": asdict(self.gate) if self.gate else None,
             "verdict": self.verdict.value,
             "withdrawn": claim.withdrawn,
             "answer": self.answer,
@@ -83,8 +104,8 @@ class Judged:
             else [],
             "beside": [_effect(each) for each in self.evidence.beside],
             "deciding": self.judgement.deciding,
-            "look": None,
-            "needed": words.needed(effect) if inconclusive and effect else None,
+            "look": {"number": look.number, "of": look.of, "seeds": look.seeds} if look else None,
+            "needed": self.needed,
             "flips_at": flips_at(self.evidence) if claim.kind != "identity" else [],
             "judged_in": claim.judged_in,
         }
@@ -100,13 +121,59 @@ def judged(paper: Paper[Any], results: Results, settings: Preset) -> list[Judged
 
 
 def _judged(claim: Claim, results: Results, settings: Preset) -> Judged:
+    """The claim at the first look that leaves nothing open; otherwise at the last one that its seeds reach.
+
+    Further seeds change nothing where a look has decided, so that it does not matter how many there are. Presets other
+    than full are no evidence, and are judged by the seeds that they have.
+    """
+    evidence = _evidence(claim, results, settings)
+    if claim.withdrawn:
+        return Judged(claim, _aside(evidence, f"under revision: {claim.withdrawn}"), Judgement(Verdict.not_testable))
+    if not (settings.looks and results.preset == "full" and evidence.random):
+        return _weighed(claim, evidence, results, settings)
+    found = None
+    for look in planned(settings.looks):
+        part = results.first(look.seeds)
+        at = _evidence(claim, part, settings)
+        if any(len(effect.seeds) != look.seeds for effect in at.random):
+            break
+        found = _weighed(claim, at.tested_at(look.level), part, settings, look)
+        if found.decided:
+            break
+    return found or _before(planned(settings.looks)[0], claim, evidence)
+
+
+def _evidence(claim: Claim, results: Results, settings: Preset) -> Evidence:
     evidence = claim.evidence(results, settings)
     if not isinstance(evidence, Evidence):
         raise TypeError(f"it returns {type(evidence).__name__}, and not Evidence, as `greater` makes it")
-    if claim.withdrawn:  # the numbers stay to be seen, beside
-        under = not_testable(f"under revision: {claim.withdrawn}")
-        evidence = Evidence(evidence.estimand, (), (*evidence.effects, *evidence.beside), under.reason, evidence.remark)
-    return Judged(claim, evidence, judge(evidence))
+    return evidence
+
+
+def _weighed(claim: Claim, evidence: Evidence, results: Results, settings: Preset, look: Look | None = None) -> Judged:
+    gate = claim.gate(results, settings) if claim.gate else None
+    if gate and not gate.passed and not evidence.reason:
+        verdict = Verdict.inconclusive if gate.passed is None else Verdict.too_short
+        return Judged(claim, _aside(evidence, gate.words), Judgement(verdict), gate, look)
+    return Judged(claim, evidence, judge(evidence), gate, look)
+
+
+def _aside(evidence: Evidence, reason: str) -> Evidence:
+    """``evidence`` that is not judged: its numbers stay to be seen, beside."""
+    return Evidence(evidence.estimand, (), (*evidence.effects, *evidence.beside), reason, evidence.remark)
+
+
+def _before(first: Look, claim: Claim, evidence: Evidence) -> Judged:
+    """Before the first look nothing is decided."""
+    seeds = min(len(effect.seeds) for effect in evidence.random)
+    look = Look(0, first.of, seeds, first.level)
+    evidence = evidence.tested_at(first.level)
+    found = judge(evidence)
+    states = tuple(
+        State.open if effect in evidence.random else state
+        for effect, state in zip(evidence.effects, found.states, strict=False)
+    )
+    return Judged(claim, evidence, replace(found, verdict=Verdict.inconclusive, states=states), None, look)
 
 
 def tables(paper: Paper[Any], results: Results, settings: Preset) -> Iterator[tuple[str, str, list[Row]]]:
@@ -128,9 +195,18 @@ def figures(paper: Paper[Any], results: Results, settings: Preset) -> Iterator[t
 def caption(shown: Shown, results: Results, settings: Preset) -> str:
     """The caption with the settings filled in, and with what every caption says."""
     text = " ".join(shown.caption.format(s=settings, r=results).split())
-    seeds = f"n = {settings.seeds} seeds" if settings.seeds > 1 else "one seed"
+    seeds = _seeds(results) if settings.looks else f"n = {settings.seeds} seeds" if settings.seeds > 1 else "one seed"
     over = f"Means and 95% intervals over {seeds}; preset" if shown.over_seeds else "Preset"
     return f"{text} {over} {results.preset}."
+
+
+def _seeds(results: Results) -> str:
+    """How many seeds there are, where claims that are decided have fewer."""
+    seeds: dict[str, set[int]] = {}
+    for row in (*results.runs, *results.measurements):
+        seeds.setdefault(row["part"], set()).add(row["seed"])
+    counts = sorted({len(each) for each in seeds.values()})
+    return f"n = {counts[0]} to {counts[-1]} seeds" if len(counts) > 1 else f"n = {', '.join(map(str, counts))} seeds"
 
 
 def _effect(effect: Effect) -> Row:

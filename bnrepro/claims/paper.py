@@ -39,12 +39,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from importlib import import_module
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Generic, Literal, SupportsFloat, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
 
 from bnrepro.claims.evidence import Evidence
+from bnrepro.claims.gates import Gate
 from bnrepro.claims.results import Results, Row
 from bnrepro.config import configs_dir, load_config, user_files
 from bnrepro.config.schema import Config, Data
@@ -70,6 +72,16 @@ class Preset(BaseModel):
 
     seeds: int = 5
     """Seeds 0, 1, ..., of everything that is random."""
+
+    looks: list[int] = []
+    """Numbers of seeds after which ``full`` is looked at, the last being the most; none: one look, at all seeds."""
+
+    @field_validator("looks")
+    @classmethod
+    def _growing(cls, looks: list[int]) -> list[int]:
+        if looks and (looks[0] < 2 or any(later <= earlier for earlier, later in pairwise(looks))):
+            raise ValueError("must grow, from 2 on")
+        return looks
 
     @field_validator("seeds")
     @classmethod
@@ -227,6 +239,8 @@ class Claim:
     scale_note: str
     withdrawn: str | None
     """Why its verdict is withdrawn."""
+    gate: Callable[[Results, Any], Gate] | None = None
+    """Whether the networks have trained enough for it to be judged."""
 
     @property
     def judged_in(self) -> str:
@@ -291,6 +305,7 @@ class Paper(Generic[S]):
         scale: Scale | None = None,
         scale_note: str | None = None,
         withdrawn: str | None = None,
+        gate: Callable[[Results, S], Gate] | None = None,
     ) -> Callable[[Callable[[Results, S], Evidence]], Callable[[Results, S], Evidence]]:
         """``function(results, settings)`` returns the `Evidence`; its docstring is the sentence.
 
@@ -302,6 +317,7 @@ class Paper(Generic[S]):
             source: of this claim, where it is another than the paper.
             kind, scale, scale_note: see `Kind` and `Scale`; an identity's scale is exact.
             withdrawn: why its verdict is withdrawn until it has another design.
+            gate: ``gate(results, settings)`` says whether the networks have trained enough, see `bnrepro.claims.gates`.
         """
 
         def add(function: Callable[[Results, S], Evidence]) -> Callable[[Results, S], Evidence]:
@@ -310,8 +326,9 @@ class Paper(Generic[S]):
             text = inspect.cleandoc(function.__doc__ or "").replace("\n", " ")
             if not text or any(claim.id == id for claim in self.claims):
                 raise ValueError(f"{self.name}: claim {id} needs a sentence as its docstring, and an id of its own")
+            cited = source or self.source
             self.claims.append(
-                Claim(id, text, function, reported, quote, where, source or self.source, kind, own, note, withdrawn)
+                Claim(id, text, function, reported, quote, where, cited, kind, own, note, withdrawn, gate)
             )
             return function
 

@@ -34,6 +34,11 @@ class Results:
     measurements: list[Row]
     """One row a value: quantity, x, value."""
 
+    def first(self, seeds: int) -> Results:
+        """The records of seeds 0, 1, ..., ``seeds`` - 1 alone."""
+        kept = ([row for row in rows if row["seed"] < seeds] for rows in (self.runs, self.curves, self.measurements))
+        return Results(self.preset, *kept)
+
     def of_runs(self, column: str, **factors: Any) -> Values:
         """``column`` of the runs that completed, by the factors of their part."""
         rows = [row for row in self._selected(self.runs, factors) if row["status"] == "completed"]
@@ -59,6 +64,21 @@ class Results:
         """``column`` at each evaluation, with the factor ``step``; runs that diverged are there up to that step."""
         rows = self._selected(self.curves, factors)
         return Values.of_rows([_narrow(row, column, OF_CURVES - {"step"}) for row in rows], column)
+
+    def fall(self, column: str, **factors: Any) -> Values:
+        """By how much ``column`` fell per epoch, over the last epoch of each run: whether a loss still falls."""
+        runs: dict[str, list[Row]] = {}
+        for row in self._selected(self.curves, factors):
+            if row.get(column) is not None:
+                runs.setdefault(str({k: v for k, v in row.items() if k not in OF_CURVES}), []).append(row)
+        rows = []
+        for points in runs.values():
+            last = max(points, key=lambda row: row["step"])
+            before = [row for row in points if row["epoch"] <= last["epoch"] - 1] or [points[0]]
+            first = max(before, key=lambda row: row["step"])
+            if epochs := last["epoch"] - first["epoch"]:
+                rows.append(_narrow(last, "", OF_CURVES) | {"fall": (first[column] - last[column]) / epochs})
+        return Values.of_rows(rows, "fall")
 
     def measured(self, quantity: str, **factors: Any) -> Values:
         """A measured quantity, with the factor ``x`` where it has one."""

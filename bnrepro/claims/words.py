@@ -49,7 +49,7 @@ def shown(effect: Effect) -> str:
 
 def answer(evidence: Evidence, judgement: Judgement) -> str:
     """The plain answer, in at most 25 words: verdict, deciding effect, n."""
-    if judgement.verdict is Verdict.not_testable:
+    if evidence.reason:
         return f"{_capital(evidence.reason.rstrip('.'))}."
     if judgement.deciding is None:
         return "Open: nothing was measured."
@@ -66,7 +66,7 @@ def answer(evidence: Evidence, judgement: Judgement) -> str:
         return f"{text}."
     limits = {"bar": effect.rule.bar, "margin": effect.rule.margin}
     held_to = "".join(f", {name} {value:g}" for name, value in limits.items() if value is not None)
-    n, level = f"n={effect.interval.n}", f", {100 * effect.rule.confidence:g}%" * (effect.rule.name == "equal")
+    n, level = f"n={effect.interval.n}", f", {100 * effect.rule.confidence:.3g}%" * (effect.rule.name == "equal")
     every = (f"{text} ({about})." for about in (f"{n}{level}{held_to}", f"{n}{level}", n))
     return next((said for said in every if len(said.split()) <= LONGEST), f"{text} ({n}).")
 
@@ -77,7 +77,7 @@ def finding(evidence: Evidence, judgement: Judgement) -> str:
         f"{': '.join(filter(None, (effect.condition, shown(effect))))}{' ' * bool(effect.unit)}{effect.unit}"
         for effect in evidence.beside
     ]
-    if judgement.verdict is Verdict.not_testable:
+    if evidence.reason:
         measured = f"{_capital(evidence.estimand or 'what is here')}: {'; '.join(beside)}." if beside else ""
         return " ".join(filter(None, (f"{evidence.reason.rstrip('.')}.", measured, evidence.remark)))
     if not judgement.states:
@@ -106,7 +106,8 @@ def asked(rule: Rule) -> str:
 def needed(effect: Effect) -> int | None:
     """How many seeds would decide with a power of 80%, if mean and deviation are as they look; None if that is unknown.
 
-    n of a paired t test at 5% whose expected t lies so far beyond the bar; at most `MOST_SEEDS`.
+    n of a paired t test, at the level of the effect's look, whose expected t lies so far beyond the bar; at most
+    `MOST_SEEDS`.
     """
     rule, n = effect.rule, len(effect.seeds)
     if rule.name == "exact" or n < 2:
@@ -126,7 +127,7 @@ def needed(effect: Effect) -> int | None:
     if not (math.isfinite(spread) and distance > 0):
         return None
     for size in range(2, MOST_SEEDS + 1):
-        quantile = t_quantile(0.975, size - 1) + t_quantile(POWER, size - 1)
+        quantile = t_quantile(1 - rule.level / 2, size - 1) + t_quantile(POWER, size - 1)
         if quantile * spread / math.sqrt(size) <= distance:
             return size
     return None
@@ -148,7 +149,7 @@ def _about(effects: list[Effect]) -> str:
         return effects[0].unit or "exact"
     mean = "geometric means, " if rule.ratio else ""
     unit = f"{effects[0].unit}, " if effects[0].unit else ""
-    return f"{unit}{mean}{100 * rule.confidence:g}% interval{'s' * (len(effects) > 1)}, {n}"
+    return f"{unit}{mean}{100 * rule.confidence:.3g}% interval{'s' * (len(effects) > 1)}, {n}"
 
 
 def _capital(text: str) -> str:

@@ -41,6 +41,7 @@ MEANINGS = {
     "below what matters",
     Verdict.inconclusive: "the intervals say neither; where several conditions were tried, by Holm's correction",
     Verdict.not_testable: "the reason stands in its row; where a claim is under revision, its design is being replaced",
+    Verdict.too_short: "what the networks were to reach before they are compared, they did not reach",
 }
 COLUMNS = ("claim", "what it says", "what the source reports", "what was found here", "scale", "verdict")
 

@@ -12,12 +12,14 @@ from bnrepro.stats.intervals import (
     t_interval,
     t_quantile,
 )
+from bnrepro.stats.looks import Look, planned
 from bnrepro.stats.values import Values, log
 
 __all__ = [
     "Alternative",
     "Equivalence",
     "Interval",
+    "Look",
     "Values",
     "bootstrap_interval",
     "equivalence",
@@ -25,6 +27,7 @@ __all__ = [
     "log",
     "p_value",
     "paired",
+    "planned",
     "t_interval",
     "t_quantile",
 ]

@@ -18,6 +18,7 @@ from matplotlib.figure import Figure
 
 from bnrepro.claims import Evidence, Paper, Results, Values, exact, greater, less, not_lower, not_testable
 from bnrepro.claims.conclusion import CLAIMS, conclude
+from bnrepro.claims.evidence import Verdict
 from bnrepro.claims.paper import Shown
 from bnrepro.claims.records import Records, save, there
 from bnrepro.errors import UserError
@@ -236,9 +237,9 @@ def test_details_say_all_that_is_known_of_a_claim(page: str, results: Path) -> N
 
 def test_verdicts_are_counted_by_kind_and_scale(results: Path, page: str) -> None:
     found = report.gather(results)
-    verdicts = ("reproduced", "partly", "not reproduced", "inconclusive", "not testable here")
-    counts = {"identity": ("exact", 1, 0, 0, 0, 0), "empirical": ("toy", 1, 0, 0, 0, 2)}
-    counts |= {"prediction": ("toy", 0, 0, 0, 1, 0)}
+    verdicts = tuple(Verdict)
+    counts = {"identity": ("exact", 1, 0, 0, 0, 0, 0), "empirical": ("toy", 1, 0, 0, 0, 2, 0)}
+    counts |= {"prediction": ("toy", 0, 0, 0, 1, 0, 0)}
     assert found.by_kind() == [
         {"kind": kind, "scale": scale, **dict(zip(verdicts, numbers, strict=True))}
         for kind, (scale, *numbers) in counts.items()
@@ -247,8 +248,8 @@ def test_verdicts_are_counted_by_kind_and_scale(results: Path, page: str) -> Non
     cells = [re.findall(r"<td[^>]*>(.*?)</td>", row) for row in re.findall("<tr>.*?</tr>", table)[1:4]]
     assert cells == [[kind, *map(str, numbers)] for kind, numbers in counts.items()]
     text = (results / "REPORT.md").read_text(encoding="utf-8")
-    assert "| kind | scale | reproduced | partly | not reproduced | inconclusive | not testable here |" in text
-    assert "| empirical | toy | 1 | 0 | 0 | 0 | 2 |" in text
+    assert f"| kind | scale | {' | '.join(verdicts)} |" in text
+    assert "| empirical | toy | 1 | 0 | 0 | 0 | 2 | 0 |" in text
     sentence = "At half or double the margin, 1 of the 2 verdicts that rest on one would change."
     assert found.sensitive() == sentence
     assert sentence in text
