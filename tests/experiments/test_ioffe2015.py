@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shlex
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -13,8 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from bnrepro.claims import Results, Values
-from bnrepro.config import load_config
+from bnrepro.config import command, load_config
 from bnrepro.config.schema import Config
+from bnrepro.data.dataset import load
 from bnrepro.errors import UserError
 from bnrepro.experiments.ioffe2015 import measurements, paper, shown
 from bnrepro.experiments.ioffe2015.measurements import ARMS, at, best, chosen, random_share, spectra
@@ -41,19 +43,22 @@ def test_what_chooses_is_found_from_a_run_that_does_not_diverge(preset: str) -> 
     runs = [arm.config for arm in paper.designed(s).arms]
     probes = [probe for probe in paper.designed(s).probes if probe.config]
     assert all(probe.config in runs for probe in probes)
-    for part, grid in (("figure1", s.figure1), ("speed", s.speed)):
-        assert {p.config.optimizer.lr for p in probes if p.config and p.part == part} == {min(grid.rates)}
+    assert {p.config.optimizer.lr for p in probes if p.config and p.part == "speed"} == {min(s.speed.rates)}
+    assert s.figure1.rate in s.figure1.rates
     assert s.dropout_amounts[0] == 0 and s.dropout_amounts[-1] == 0.4
     assert 0 in s.scale_eps and s.choosing_seeds <= s.seeds
 
 
 def test_figure_1_in_full_is_the_papers() -> None:
     assert FULL.figure1.steps == 50_000
-    for arm in (a for a in paper.designed(FULL).arms if a.part == "figure1_choice"):
-        cfg = arm.config
+    probes = [probe for probe in paper.designed(FULL).probes if probe.part == "figure1"]
+    assert len(probes) == len(FULL.figure1.rates) * 2 * FULL.seeds
+    for probe in probes:
+        cfg = load_config([*FULL.figure1.data, *probe.arguments["network"]])
         assert (cfg.data.name, cfg.data.binarize, cfg.batch_size) == ("mnist", True, 60)
         assert (cfg.optimizer.name, cfg.optimizer.momentum, cfg.schedule.name) == ("sgd", 0, "constant")
-        assert (cfg.model.init, cfg.model.init_std) == ("gaussian", arm.factors["deviation"])
+        assert (cfg.model.init, cfg.variant) == ("gaussian", probe.factors["variant"])
+        assert cfg.optimizer.lr == probe.factors["rate"]
         net = build(cfg.model, norm_of(cfg), 1, (28, 28), 10, torch.Generator())
         norm = nn.BatchNorm1d if cfg.variant == "bn" else nn.Identity
         leaves = [m for m in net.modules() if not list(m.children())]
@@ -108,7 +113,7 @@ def sigmoids(tiny: Callable[..., Config]) -> Callable[..., Config]:
     return make
 
 
-def test_networks_are_trained_as_a_run_would_with_what_was_chosen(sigmoids: Callable[..., Config]) -> None:
+def test_the_baseline_is_chosen_by_its_validation_accuracy(sigmoids: Callable[..., Config]) -> None:
     cfg = sigmoids("variant=bn")
     cells = [[1e-4, 0.1], [1.0, 0.1]]
     runs = [Run(train.run(at(cfg, (lr, std), 0))) for lr, std in cells]
@@ -118,14 +123,19 @@ def test_networks_are_trained_as_a_run_would_with_what_was_chosen(sigmoids: Call
     assert chosen(first, cells, 1) == chosen(runs[1], cells, 1) == (rate, 0.1)
     with pytest.raises(UserError, match="seed 1 did not finish"):
         chosen(first, cells, 2)
-    steps = int(winner.summary["steps"])
-    rows = watch(first, 0, cells, 1, steps, 7, 50, 3)
-    assert values(rows, "rate") == {None: rate}
+
+
+def test_networks_of_figure_1_are_trained_as_a_run_would(sigmoids: Callable[..., Config]) -> None:
+    cfg = sigmoids("variant=bn", "optimizer.lr=1")
+    run = Run(train.run(cfg))
+    data, steps, network = load(cfg.data, torch.device("cpu")), int(run.summary["steps"]), shlex.split(command(cfg))[2:]
+    rows = watch(data, 0, network, steps, 4, 10, 50, 3)
     accuracy = values(rows, "test_accuracy")
-    assert list(accuracy) == [0, 7, 14, steps]
-    assert accuracy[steps] == pytest.approx(100 * winner.summary["test_accuracy"], abs=1e-9)
+    assert list(accuracy) == [0, 2, 4, 10, steps]
+    assert list(values(rows, "p15")) == [0, 10, steps]
+    assert accuracy[steps] == pytest.approx(100 * run.summary["test_accuracy"], abs=1e-9)
     # Another seed is another network; the drift is that of the percentiles that are reported.
-    assert values(watch(first, 1, cells, 1, 7, 7, 50, 3), "p50") != values(rows, "p50")
+    assert values(watch(data, 1, network, 7, 7, 7, 50, 3), "p50") != values(rows, "p50")
     paths = [np.std(list(values(rows, q).values())) for q in ("p15", "p50", "p85")]
     assert values(rows, "drift")[0] == pytest.approx(np.mean(paths), rel=1e-9)
     width = [(b - a) / 2 for a, b in zip(*(values(rows, q).values() for q in ("p15", "p85")), strict=True)]

@@ -13,17 +13,17 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from bnrepro.claims import Row, measure, row
-from bnrepro.config import run_dir
+from bnrepro.config import load_config, run_dir
 from bnrepro.config.schema import Config
-from bnrepro.data.dataset import derive_seed
+from bnrepro.data.dataset import Dataset, derive_seed
 from bnrepro.errors import UserError
 from bnrepro.experiments import placement
 from bnrepro.norm import NORMS, NormOptions, reestimate_statistics
 from bnrepro.norm.function import batch_norm
 from bnrepro.norm.statistics import batch_statistics
 from bnrepro.runs.record import Run, Status
-from bnrepro.training.model import Network
-from bnrepro.training.train import trainer_of
+from bnrepro.training.model import Network, build, norm_of
+from bnrepro.training.train import Trainer, trainer_of
 
 Cell = tuple[float, float]
 """Learning rate, and standard deviation of the initial weights (which only init=gaussian reads)."""
@@ -66,35 +66,38 @@ def chosen(run: Run, cells: list[list[float]], seeds: int) -> Cell:
 # --- Figure 1 ---
 
 
-@measure("ioffe2015/train_and_watch")
+@measure("ioffe2015/train_and_watch", version=2)
 def train_and_watch(
-    run: Run, seed: int, cells: list[list[float]], choosing_seeds: int, steps: int, every: int, images: int,
-    jacobians: int,
-) -> list[Row]:  # fmt: skip
-    """Train with the learning rate and initial weights that the grid of ``run`` chose, looking every ``every`` steps at
-    the first ``images`` validation images as one batch, and at Jacobians at the first ``jacobians`` of them.
+    data: Dataset, seed: int, network: list[str], steps: int, fine: int, every: int, images: int, jacobians: int
+) -> list[Row]:
+    """Train Figure 1's network, looking every ``every`` steps (five times as often in the first ``fine``) at the first
+    ``images`` validation images as one batch, and at Jacobians at the first ``jacobians`` of them.
 
     Rows by step: test_accuracy (%), and p15, p50, p85 of the inputs to unit 0 of the last hidden layer. Rows by unit:
-    drift, the standard deviation over the looks of a percentile, mean of the three; width, (p85 - p15) / 2, mean over
-    the looks. `spectra` before (``_start``) and after (``_end``). ``rate`` and ``deviation``: what was chosen.
-    ``diverged`` (value: the step) where the loss was not finite at a look.
+    drift, the standard deviation of a percentile over the looks that are ``every`` steps apart, mean of the three;
+    width, (p85 - p15) / 2, mean over the looks. `spectra` before (``_start``) and after (``_end``). ``diverged``
+    (value: the step) where the loss was not finite at a look.
     """
-    cell = chosen(run, cells, choosing_seeds)
-    trainer = trainer_of(at(run.config, cell, seed))
-    x = trainer.data.normalize(trainer.data.val.images[:images])
-    rows = [row("rate", cell[0]), row("deviation", cell[1]), *spectra(trainer.network, x, jacobians, "start")]
+    cfg = load_config([*network, f"seed={seed}", "device=cpu"])
+    weights = torch.Generator().manual_seed(derive_seed(seed, "weights"))
+    made = build(cfg.model, norm_of(cfg), data.channels, data.image_size, data.num_classes, weights)
+    # The trainer takes images, batches and rate from the configuration, and is stopped after ``steps``.
+    trainer = Trainer(replace(cfg, epochs=-(-steps // (len(data.train.labels) // cfg.batch_size))), data, made)
+    x = data.normalize(data.val.images[:images])
+    rows = spectra(trainer.network, x, jacobians, "start")
     looks: list[Tensor] = []
 
     def look(step: int) -> None:
-        looks.append(_percentiles(trainer.network, x))
-        rows.append(row("test_accuracy", 100 * trainer.measure(trainer.data.test)[1], step))
-        rows.extend(row(f"p{p}", value, step) for p, value in zip(PERCENTILES, looks[-1][:, UNIT], strict=True))
+        rows.append(row("test_accuracy", 100 * trainer.measure(data.test)[1], step))
+        if step % every == 0 or step == steps:
+            looks.append(_percentiles(trainer.network, x))
+            rows.extend(row(f"p{p}", value, step) for p, value in zip(PERCENTILES, looks[-1][:, UNIT], strict=True))
 
     look(0)
     for batch in trainer.batches(0, steps):
         loss, _ = trainer.update(batch.x, batch.y, batch.lr)
         done = batch.step + 1
-        if done % every == 0 or done == steps:
+        if done % (max(1, every // 5) if done <= fine else every) == 0 or done == steps:
             if not math.isfinite(float(loss)):
                 return [*rows, row("diverged", done)]
             look(done)

@@ -93,17 +93,27 @@ def race(r: Results, quantity: str, otherwise: float) -> Values:
     return filled(r.measured(quantity, part="speed"), r.measured("rate", part="speed"), otherwise)
 
 
-def drift_ratios(r: Results) -> dict[str, Values]:
+def figure1_steps(r: Results, s: Settings, level: float) -> Values:
+    """Steps after which Figure 1's networks first have a test accuracy of ``level`` percent, by rate."""
+    curves, lost = (r.measured(quantity, part="figure1") for quantity in ("test_accuracy", "diverged"))
+    return steps_to(curves.map(lambda _: level), curves, lost, s.figure1.steps)
+
+
+def at_best_rates(r: Results, s: Settings) -> Values:
+    """Steps to the middle level without BN over those with BN, each at the rate with the fewest in the mean."""
+    steps = figure1_steps(r, s, s.figure1.levels[len(s.figure1.levels) // 2])
+    fewest = {}
+    for variant in WITH:
+        fewest[variant] = min(steps.at(variant=variant).by("rate").values(), key=fmean, default=Values())
+    return fewest["nobn"] / fewest["bn"]
+
+
+def drift_ratios(r: Results, s: Settings) -> dict[str, Values]:
     """log2 of the drift without BN over that with BN, by unit (x): as it is, and each divided by its width."""
-    drift, width = (r.measured(name, part="figure1").map(lambda v: max(v, 1e-12)) for name in ("drift", "width"))
+    of = {"part": "figure1", "rate": s.figure1.rate}
+    drift, width = (r.measured(name, **of).map(lambda v: max(v, 1e-12)) for name in ("drift", "width"))
     kinds = {"absolute": drift, "relative to the width": drift / width}
     return {name: (of.at(variant="nobn") / of.at(variant="bn")).log() / math.log(2) for name, of in kinds.items()}
-
-
-def choice_accuracies(r: Results, part: str) -> Values:
-    """Validation accuracies of a grid's runs by variant, rate and deviation; 0 for those that diverged."""
-    found = filled(r.of_runs("val_accuracy", part=part), r.diverged(part=part), 0.0)
-    return found if "deviation" in found.factors else found.join("deviation", None)
 
 
 def largest_rate(r: Results, s: Settings, variant: str) -> Values:
@@ -149,9 +159,10 @@ def figure3(r: Results, s: Settings) -> list[Row]:
 
 def figure1a(r: Results, s: Settings) -> list[Row]:
     """Test accuracy (%) of Figure 1a's networks."""
-    curves = r.measured("test_accuracy", part="figure1")
+    curves = r.measured("test_accuracy", part="figure1", rate=s.figure1.rate)
     steps = sorted(curves.levels("x"))
-    wanted = [steps[round(share * (len(steps) - 1))] for share in (0.1, 0.2, 0.4, 0.6, 0.8, 1)] if steps else []
+    shares = (0.02, 0.1, 0.2, 0.4, 0.6, 0.8, 1)
+    wanted = [min(steps, key=lambda step: abs(step - share * s.figure1.steps)) for share in shares] if steps else []
     return [
         {"variant": variant} | {f"step {x:g}": curves.at(variant=variant, x=x).interval() for x in wanted}
         for variant in WITH
@@ -170,21 +181,32 @@ def units(r: Results, s: Settings) -> list[Row]:
             "median unit": ratios.reduce(median).interval(),
             "units with less drift with BN, %": share_above_0(ratios).interval(),
         }
-        for kind, ratios in drift_ratios(r).items()
+        for kind, ratios in drift_ratios(r, s).items()
     ]
 
 
 def choices(r: Results, s: Settings) -> list[Row]:
-    """Learning rates and initial standard deviations that were tried, each in short runs; 0: diverged."""
-    rows = []
-    for part, name in (("figure1_choice", "Figure 1"), ("speed_choice", "Figures 2 and 3")):
-        for variant, grid in choice_accuracies(r, part).by("variant").items():
-            found = {cell: fmean(values) for cell, values in grid.by("rate", "deviation").items()}
-            for (rate, deviation), accuracy in found.items():
-                cell: Row = {"for": name, "variant": variant, "rate": rate, "standard deviation": deviation}
-                cell |= {"validation accuracy, %": 100 * accuracy, "runs": s.choosing_seeds}
-                rows.append(cell | {"chosen": accuracy == max(found.values())})
-    return rows
+    """Learning rates that were tried for Figures 2 and 3's baseline, each in short runs; 0: diverged."""
+    part = "speed_choice"
+    grid = filled(r.of_runs("val_accuracy", part=part), r.diverged(part=part), 0.0)
+    found = {rate: fmean(values) for rate, values in grid.without("variant").by("rate").items()}
+    return [
+        {"rate": rate, "validation accuracy, %": 100 * accuracy, "runs": s.choosing_seeds, "chosen": accuracy == best}
+        for best in [max(found.values(), default=0.0)]
+        for rate, accuracy in found.items()
+    ]
+
+
+def figure1_sweep(r: Results, s: Settings) -> list[Row]:
+    """Figure 1's networks at other learning rates: test accuracy at the end, and steps to accuracies."""
+    end, lost = (r.measured("test_accuracy", part="figure1", x=s.figure1.steps), r.measured("diverged", part="figure1"))
+    steps = {level: figure1_steps(r, s, level) for level in s.figure1.levels}
+    return [
+        {"variant": variant, "rate": rate, "diverged": len(lost.at(**of)), "test accuracy, %": end.at(**of).interval()}
+        | {f"steps to {level:g}%": each.at(**of).interval() for level, each in steps.items()}
+        for variant, rate in product(WITH, s.figure1.rates)
+        for of in [{"variant": variant, "rate": rate}]
+    ]
 
 
 def rate_sweep(r: Results, s: Settings) -> list[Row]:
@@ -224,11 +246,13 @@ def regularisation(r: Results, s: Settings) -> list[Row]:
 
 
 def figure1(r: Results, s: Settings) -> Figure | None:
-    """As Figure 1 of Ioffe & Szegedy (2015), on binary images of digits, with three layers of sigmoids. (a) Test
-    accuracy by training step. (b, c) The {{15, 50, 85}}th percentiles of the inputs to one sigmoid of the last hidden
-    layer (unit 0, fixed beforehand), over the images of a fixed batch: seed 0 in full, the other seeds faint.
+    """As Figure 1 of Ioffe & Szegedy (2015), on binary images of digits, with three layers of sigmoids, both at the
+    learning rate {s.figure1.rate}. (a) Test accuracy by training step. (b, c) The {{15, 50, 85}}th percentiles of the
+    inputs to one sigmoid of the last hidden layer (unit 0, fixed beforehand), over the images of a fixed batch: seed 0
+    in full, the other seeds faint.
     """
-    accuracy = r.measured("test_accuracy", part="figure1") / 100
+    at_rate = {"part": "figure1", "rate": s.figure1.rate}
+    accuracy = r.measured("test_accuracy", **at_rate) / 100
     if not accuracy:
         return None
     steps = s.figure1.steps
@@ -239,7 +263,7 @@ def figure1(r: Results, s: Settings) -> Figure | None:
     a.legend(loc="lower right", handlelength=2.4)
     for axes, (variant, look), panel in zip(inputs, LOOKS.items(), "bc", strict=True):
         for percentile in PERCENTILES:
-            values = r.measured(f"p{percentile}", part="figure1", variant=variant)
+            values = r.measured(f"p{percentile}", **at_rate, variant=variant)
             dashes = "-" if percentile == 50 else DASHED
             for seed in sorted({seed for _, seed in values.data}):
                 path = {x: value for ((x,), of), value in values.data.items() if of == seed}
@@ -257,12 +281,38 @@ def figure1(r: Results, s: Settings) -> Figure | None:
     return figure
 
 
+def figure1_rates(r: Results, s: Settings) -> Figure | None:
+    """Figure 1's networks at other learning rates. Left: test accuracy after {s.figure1.steps} steps; a network that
+    diverged counts as chance. Right: steps to the accuracies, at most {s.figure1.steps}. Dotted: the rate of Figure 1.
+    """
+    end, lost = (r.measured(quantity, part="figure1") for quantity in ("test_accuracy", "diverged"))
+    if not end:
+        return None
+    figure, (left, right) = panels(2, height=2.6)
+    accuracy = filled(end.at(x=s.figure1.steps), lost, CHANCE)
+    lines(left, accuracy, "rate", "variant", LOOKS)
+    left.set(ylabel="test accuracy, %", ylim=(0, 101))
+    shades = dict(zip(s.figure1.levels, ("-", DASHED, (0, (1, 1))), strict=False))
+    for level, dashes in shades.items():
+        for variant, look in LOOKS.items():
+            own = look._replace(dashes=dashes, label=f"{look.label}, {level:g}%")
+            lines(right, figure1_steps(r, s, level).at(variant=variant), "rate", look=own, log=True)
+    right.set(ylabel="steps to a test accuracy", yscale="log")
+    right.legend(loc="upper right", handlelength=2.4, fontsize=5)
+    for axes in (left, right):
+        axes.set(xscale="log", xlabel="learning rate")
+        axes.axvline(s.figure1.rate, color="#999999", linewidth=0.7, linestyle=(0, (1, 1)), zorder=0)
+    left.legend(loc="lower left", handlelength=2.4)
+    return figure
+
+
 def singular_values(r: Results, s: Settings) -> Figure | None:
     """Singular values of the Jacobians between the inputs of one sigmoid layer and the next (two pairs of layers, over
     images) in Figure 1's networks: between vectors normalised over a batch, as in the paper's section 3.3, and as
     they are; geometric means. Grey: within a factor of two of 1.
     """
-    if not r.measured("normalised_end", part="figure1"):
+    at_rate = {"part": "figure1", "rate": s.figure1.rate}
+    if not r.measured("normalised_end", **at_rate):
         return None
     figure, both = panels(2, sharey=True)
     kinds = {"normalised": "between normalised vectors", "plain": "from sigmoid to sigmoid"}
@@ -271,7 +321,7 @@ def singular_values(r: Results, s: Settings) -> Figure | None:
         zero(axes, at=1)
         times = (("start", DASHED, "before training"), ("end", "-", "trained"))
         for (variant, look), (when, dashes, moment) in product(LOOKS.items(), times):
-            values = r.measured(f"{kind}_{when}", part="figure1", variant=variant).map(lambda v: max(v, 2.0**-20))
+            values = r.measured(f"{kind}_{when}", **at_rate, variant=variant).map(lambda v: max(v, 2.0**-20))
             look = look._replace(dashes=dashes, label=f"{look.label}, {moment}")
             lines(axes, values, "x", look=look, log=True, marks=False)
         axes.set_yscale("log", base=2)
