@@ -12,23 +12,23 @@ from torch.nn import functional as F
 from bnrepro.claims import Row, measure, row
 from bnrepro.config import load_config
 from bnrepro.config.schema import Config
-from bnrepro.training.model import Network, at_norms, weighted_layers
-from bnrepro.training.train import trainer_of
+from bnrepro.data.dataset import Dataset, derive_seed
+from bnrepro.training.model import Network, at_norms, build, norm_of, weighted_layers
+from bnrepro.training.train import Trainer
 
 SHOWN_IMAGES = 50  # of which the gradient at each logit is kept, for the figure
 BINS = torch.linspace(-8, 8, 65)  # in standard deviations
 
 
-@measure("bjorck2018/at_start")
-def at_start(seed: int, overrides: list[str], variant: str, images: int) -> list[Row]:
+@measure("bjorck2018/at_start", version=2)
+def at_start(data: Dataset, seed: int, overrides: list[str], images: int) -> list[Row]:
     """The first ``images`` training images in one forward and backward pass through the initial network.
 
     Rows: `layer_rows`; ``majority``, the percentage of images whose largest logit is that of the most frequent class;
     `tails` of the gradient by the weights of the layer before the middle norm; and ``logit_gradient``, the derivative
     of the loss by each logit of some of the images, sorted by class (x = image * classes + class; seed 0 only).
     """
-    trainer = trainer_of(load_config([*overrides, f"variant={variant}", f"seed={seed}"]))
-    data, network = trainer.data, trainer.network.train()
+    network = trainer(data, load_config([*overrides, f"seed={seed}", "device=cpu"])).network.train()
     order = data.train.labels[:images].argsort(stable=True)
     x, y = data.normalize(data.train.images[:images][order]), data.train.labels[:images][order]
     logits, entered = forward(network, x)
@@ -55,9 +55,9 @@ def tails(gradient: Tensor) -> list[Row]:
     return [row("kurtosis", z.pow(4).mean()), row("deviation", deviation), *rows]
 
 
-@measure("bjorck2018/diverging")
+@measure("bjorck2018/diverging", version=2)
 def diverging(
-    seed: int, overrides: list[str], rates: list[float], steps: int, loss: float, shares: list[float]
+    data: Dataset, seed: int, overrides: list[str], rates: list[float], steps: int, loss: float, shares: list[float]
 ) -> list[Row]:
     """Train without BN at growing rates, each from the start, until one diverges within ``steps``; then look inside.
 
@@ -69,37 +69,44 @@ def diverging(
     diverges.
     """
     for rate in sorted(rates):
-        cfg = load_config([*overrides, "variant=nobn", f"seed={seed}", f"optimizer.lr={rate}"])
-        update = first_divergence(cfg, steps, loss)
+        cfg = load_config([*overrides, "variant=nobn", f"seed={seed}", f"optimizer.lr={rate}", "device=cpu"])
+        update = first_divergence(data, cfg, steps, loss)
         if update is not None:
             break
     else:
         return []
     rows = [row("rate", rate), row("update", update)]
     for variant in ("nobn", "bn"):
-        before, after, x = last_update(replace(cfg, variant=variant), update)
+        before, after, x = last_update(data, replace(cfg, variant=variant), update)
         for share in shares:
             _, entered = forward(between(before, after, share), x.double())
             rows += layer_rows(entered, f"{variant}/{share:g}/")
     return rows
 
 
-def first_divergence(cfg: Config, steps: int, loss: float) -> int | None:
+def trainer(data: Dataset, cfg: Config) -> Trainer:
+    """Of ``data``, with the weights that all variants of a seed share."""
+    weights = torch.Generator().manual_seed(derive_seed(cfg.seed, "weights"))
+    network = build(cfg.model, norm_of(cfg), data.channels, data.image_size, data.num_classes, weights)
+    return Trainer(cfg, data, network)
+
+
+def first_divergence(data: Dataset, cfg: Config, steps: int, loss: float) -> int | None:
     """The update (from 1, at a constant rate) after which the next batch's loss is above ``loss`` or not a number."""
-    trainer = trainer_of(replace(cfg, epochs=steps + 1))  # an epoch has at least one step
-    for batch in trainer.batches(0, steps + 1):
-        if not float(trainer.update(batch.x, batch.y, cfg.optimizer.lr)[0]) <= loss:
+    trained = trainer(data, replace(cfg, epochs=steps + 1))  # an epoch has at least one step
+    for batch in trained.batches(0, steps + 1):
+        if not float(trained.update(batch.x, batch.y, cfg.optimizer.lr)[0]) <= loss:
             return max(1, batch.step)
     return None
 
 
-def last_update(cfg: Config, updates: int) -> tuple[Network, Network, Tensor]:
+def last_update(data: Dataset, cfg: Config, updates: int) -> tuple[Network, Network, Tensor]:
     """The network before and after the last of ``updates`` updates, and the images of that one."""
-    trainer = trainer_of(replace(cfg, epochs=updates + 1))
-    for batch in trainer.batches(0, updates):
-        before = deepcopy(trainer.network)
-        trainer.update(batch.x, batch.y, cfg.optimizer.lr)
-    return before, trainer.network, batch.x
+    trained = trainer(data, replace(cfg, epochs=updates + 1))
+    for batch in trained.batches(0, updates):
+        before = deepcopy(trained.network)
+        trained.update(batch.x, batch.y, cfg.optimizer.lr)
+    return before, trained.network, batch.x
 
 
 @torch.no_grad()
