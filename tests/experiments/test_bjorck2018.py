@@ -10,31 +10,37 @@ import torch
 
 from bnrepro.claims import Results
 from bnrepro.config import load_config
+from bnrepro.data.dataset import load
 from bnrepro.experiments.bjorck2018 import best_rates, growth, last_that_trains, paper
 from bnrepro.experiments.bjorck2018.measurements import at_start, diverging, layer_rows, tails
+from bnrepro.training.model import build, norm_of
 from bnrepro.training.train import trainer_of
 
 SETTINGS, SMOKE = paper.settings("full"), paper.settings("smoke")
-TINY = [*SMOKE.common, *SMOKE.networks["6 layers"].overrides]
+MLP = ["data=mnist5k", "data.val_fraction=0.9", "model=paper_mlp", "model.activation=relu", "model.init=he"]
+TINY = [*MLP, "model.depth=6", "model.width=0.3", "optimizer=sgd", "batch_size=40", "device=cpu"]
+DATA = load(load_config(MLP).data, torch.device("cpu"))
 
 
 def test_arms_are_what_their_factors_say_and_differ_in_nothing_else() -> None:
     made = paper.designed(SETTINGS).arms
-    assert len(made) == 5 * 9 * 2 * 5
+    assert len(made) == 2 * 10 * 2 * 5
     for arm in made:
         assert arm.config.variant == arm.factors["variant"] and arm.config.optimizer.lr == arm.factors["rate"]
         assert arm.config.optimizer.name == "sgd" and arm.config.optimizer.momentum == 0.9
-        if arm.config.model.name == "paper_mlp":
-            assert arm.config.model.depth == arm.factors["layers"]
-            assert (arm.config.model.activation, arm.config.model.init) == ("relu", "he")
+        network = build(arm.config.model, norm_of(arm.config), 1, (28, 28), 10, torch.Generator())
+        assert len(network.norms) == arm.factors["layers"]
     same = {
         repr(replace(a.config, variant="", seed=0, optimizer=replace(a.config.optimizer, lr=1.0)))
         for a in made
-        if a.factors["network"] == "24 layers"
+        if a.factors["network"] == "ResNet-56 x 0.25"
     }
     assert len(same) == 1
-    few = {a.factors["rate"] for a in paper.designed(paper.settings("quick")).arms if a.config.model.name == "resnet20"}
-    assert few == {0.01, 0.1, 1.0}  # a network's own rates
+    few = {a.factors["rate"] for a in paper.designed(paper.settings("quick")).arms}
+    assert few == {0.001, 0.01, 0.1, 1.0}
+    looked = [probe for probe in paper.designed(SETTINGS).probes if probe.part == "start"]
+    assert {probe.factors["network"] for probe in looked} == {"ResNet-20", "ResNet-56", "ResNet-110"}
+    assert all(probe.data and probe.data.name == "cifar10" for probe in looked)
 
 
 # --- measurements ---
@@ -64,14 +70,14 @@ def test_kurtosis_of_known_distributions() -> None:
 
 def test_initial_network_without_bn_has_the_variance_of_its_weights() -> None:
     # The first layer's outputs: sum over pixels of weight times pixel, by hand.
-    found = values(at_start.function(seed=1, overrides=TINY, variant="nobn", images=100))
+    found = values(at_start.function(DATA, seed=1, overrides=[*TINY, "variant=nobn"], images=100))
     trainer = trainer_of(load_config([*TINY, "variant=nobn", "seed=1"]))
     x = trainer.data.normalize(trainer.data.train.images[:100]).flatten(1)
     first = next(m for m in trainer.network.modules() if isinstance(m, torch.nn.Linear))
     expected = float((x @ first.weight.detach().T).var(0, correction=0).mean())
     assert found["variance", 1] == pytest.approx(expected, rel=1e-3)
     assert ("logit_gradient", 0) not in found and 10 <= found["majority", None] <= 100
-    rows = at_start.function(seed=0, overrides=TINY, variant="bn", images=100)
+    rows = at_start.function(DATA, seed=0, overrides=[*TINY, "variant=bn"], images=100)
     gradients = torch.tensor([row["value"] for row in rows if row["quantity"] == "logit_gradient"]).view(50, 10)
     assert float(gradients.sum(1).abs().max()) < 1e-5  # softmax minus one-hot
     assert gradients.argmin(1).diff().min() >= 0  # sorted by class, which alone is negative
@@ -79,7 +85,7 @@ def test_initial_network_without_bn_has_the_variance_of_its_weights() -> None:
 
 def test_diverging_update_lies_between_a_finite_loss_and_one_beyond_the_bound() -> None:
     asked: dict[str, Any] = {"seed": 0, "overrides": TINY, "loss": 1000.0, "shares": [0.0, 1.0]}
-    rows = values(diverging.function(rates=[1e-4, 3.0, 30.0], steps=8, **asked))
+    rows = values(diverging.function(DATA, rates=[1e-4, 3.0, 30.0], steps=8, **asked))
     assert rows["rate", None] in (3.0, 30.0)
     update = int(rows["update", None])
     cfg = load_config([*TINY, "variant=nobn", f"optimizer.lr={rows['rate', None]}"])
@@ -89,7 +95,7 @@ def test_diverging_update_lies_between_a_finite_loss_and_one_beyond_the_bound() 
     layers = [x for quantity, x in rows if quantity == "nobn/1/variance"]
     assert layers == [1, 2, 3, 4, 5, 6] == [x for quantity, x in rows if quantity == "bn/0/mean"]
     assert rows["nobn/1/variance", 6] > 100 * rows["nobn/0/variance", 6]
-    assert diverging.function(rates=[1e-4], steps=3, **asked) == []
+    assert diverging.function(DATA, rates=[1e-4], steps=3, **asked) == []
 
 
 # --- quantities ---

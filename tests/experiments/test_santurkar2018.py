@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from bnrepro.claims import Results
 from bnrepro.config.schema import Initialization, OptimizerName
 from bnrepro.data.dataset import load
-from bnrepro.experiments.santurkar2018 import LP, NAMES, last_losses, paper, ratios
+from bnrepro.experiments.santurkar2018 import LP, NAMES, after_few_steps, early, last_losses, late, paper, ratios
 from bnrepro.experiments.santurkar2018.measurements import (
     Factor,
     Objective,
@@ -317,6 +317,32 @@ def test_runs_that_diverge_count_as_chance() -> None:
     run = {"part": "curves", "variant": "bn", "rate": 0.5, "seed": 0, "status": "completed", "test_accuracy": 0.6}
     runs = [run, run | {"seed": 1, "status": "diverged", "test_accuracy": None}, run | {"seed": 2, "status": "failed"}]
     assert Results("full", runs, [], []).accuracy(part="curves").at(variant="bn", rate=0.5).seeds == {0: 60.0, 1: 10.0}
+
+
+def test_shorter_runs_are_compared_with_the_others_after_as_many_steps() -> None:
+    who = {"part": "curves", "rate": 0.1}
+    runs = [who | {"variant": v, "seed": n, "status": "completed"} for v in ("bn", "noisybn") for n in (0, 1)]
+    runs[1]["status"] = "diverged"
+    steps = SETTINGS.few_steps, SETTINGS.epochs * 382
+    curves = [
+        {**run, "step": step, "train_accuracy": 0.5 if step == steps[0] else 0.9}
+        for run in runs
+        for step in steps
+        if run["status"] == "completed" and not (run["variant"] == "noisybn" and step == steps[1])
+    ]
+    curves = [{key: value for key, value in point.items() if key != "status"} for point in curves]
+    found = after_few_steps(Results("full", runs, curves, []), SETTINGS, "train")
+    assert found.at(variant="bn").seeds == {0: 50, 1: 10} and found.at(variant="noisybn").seeds == {0: 50, 1: 50}
+
+
+def test_steps_before_both_networks_have_begun_are_told_apart() -> None:
+    of = {"part": "landscape", "quantity": "beta", "variant": "bn", "rate": 0.1, "seed": 0}
+    rows = [{**of, "x": x, "value": float(x)} for x in range(0, SETTINGS.landscape.steps, SETTINGS.landscape.every)]
+    found = Results("full", [], [], rows).measured("beta", part="landscape", variant="bn", rate=0.1)
+    first, rest = early(found, SETTINGS), late(found, SETTINGS)
+    assert max(first) < SETTINGS.early_steps <= min(rest) and len(first) + len(rest) == len(found)
+    assert SETTINGS.landscape.steps - SETTINGS.early_steps >= 1500
+    assert SETTINGS.early_steps % 382 == SETTINGS.few_steps % 382 == 0  # steps at which there is an evaluation
 
 
 def test_ratios_leave_out_what_is_zero_or_not_finite() -> None:
