@@ -18,7 +18,7 @@ from bnrepro.config import command, load_config
 from bnrepro.config.schema import Config
 from bnrepro.data.dataset import load
 from bnrepro.errors import UserError
-from bnrepro.experiments.ioffe2015 import measurements, paper, shown
+from bnrepro.experiments.ioffe2015 import levelled_off, measurements, paper, shown
 from bnrepro.experiments.ioffe2015.measurements import ARMS, at, best, chosen, random_share, spectra
 from bnrepro.runs.record import Run
 from bnrepro.training import train
@@ -266,6 +266,24 @@ def test_algorithm_2_is_exact_over_all_mini_batches() -> None:
 
 
 # --- what claims read ---
+
+
+@pytest.mark.parametrize(
+    ("rate", "end", "passed"), [(0.003, 70.0, True), (0.0003, 70.0, False), (0.003, 72.0, False), (0.03, 70.0, False)]
+)
+def test_a_race_is_judged_where_the_baseline_has_levelled_off_inside_the_grid(
+    rate: float, end: float, passed: bool
+) -> None:
+    steps = FULL.speed.steps
+    path = {steps // 4: 40.0, 3 * steps // 4: 69.5, steps: end}
+    rows = [
+        {"part": "speed", "arm": arm, "seed": 0, "quantity": quantity, "x": x, "value": value}
+        for arm in ("Baseline", "BN-Baseline")
+        for quantity, x, value in (("rate", None, rate), *(("val_accuracy", x, value) for x, value in path.items()))
+    ]
+    gate = levelled_off(Results("full", [], [], rows), FULL)
+    assert gate.passed is passed
+    assert levelled_off(Results("full", [], [], []), FULL).passed is None
 
 
 def test_steps_are_to_the_first_look_at_the_level_and_never_is_all_of_them() -> None:
