@@ -12,9 +12,9 @@ Differences from the paper
   images, normalised by its own statistics, as in training. The typical sigmoid is unit 0, fixed beforehand; the table
   has all of them.
 - Section 4.2: a small VGG on CIFAR-10 (in the small presets a LeNet on digits) until it has levelled off, some thousand
-  steps of 32 images; the paper trains Inception on ImageNet for tens of millions. Its learning rate is chosen on validation data and stays constant (SGD, momentum 0.9), and
-  nothing but rate, norm and activation differs between the arms. The paper also removes dropout, reduces weight decay
-  and photometric distortions, and lowers the rate faster.
+  steps of 32 images; the paper trains Inception on ImageNet for tens of millions. Its learning rate is chosen on
+  validation data and stays constant (SGD, momentum 0.9), and nothing but rate, norm and activation differs between the
+  arms. The paper also removes dropout, reduces weight decay and photometric distortions, and lowers the rate faster.
 - Accuracy is single-crop, top-1, on validation images, as in the paper. Steps are counted as finely as curves are
   sampled; a network that never reaches an accuracy counts as reaching it at the last step.
 - Section 3.3: the Jacobian is that of one layer at one image, with the statistics of a fixed batch as constants.
