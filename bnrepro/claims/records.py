@@ -154,6 +154,20 @@ class Provenance:
     machines: list[str | None] = field(default_factory=list)
     versions: list[dict[str, str]] = field(default_factory=list)
     git_revisions: list[str | None] = field(default_factory=list)
+    design: Design | None = None
+    first_run: str | None = None
+
+
+@dataclass
+class Design:
+    """What is recorded of the design of preset full, and of its registration (see `bnrepro.claims.registering`)."""
+
+    hash: str
+    registered: str | None
+    commit: str | None
+    committed: str | None
+    amended: list[dict[str, str]]
+    as_registered: bool
 
 
 @dataclass

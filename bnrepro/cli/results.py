@@ -1,7 +1,8 @@
-"""Commands about results: `reproduce`, `figures`, `report`, `runs`, `show`."""
+"""Commands about results: `register`, `reproduce`, `figures`, `report`, `runs`, `show`."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -28,6 +29,29 @@ from bnrepro.experiments import NAMES
 EXPERIMENTS_HELP = f"{', '.join(NAMES)}; default: all of them."
 
 
+def register(
+    names: Annotated[list[str], typer.Argument(metavar="EXPERIMENT...", help=f"{', '.join(NAMES)}.")],
+    out: Out = EXPERIMENTS,
+    amend: Annotated[
+        str, typer.Option("--amend", metavar="REASON", help="Why a design under which there are results is replaced.")
+    ] = "",
+) -> None:
+    """Write down designs before they are run: seeds or looks, arms, gates, rules and margins.
+
+    Into configs/registered, to be committed; of a paper in a file of your own, beside it. `reproduce` then refuses to
+    judge another design. Only preset full is registered: smoke and quick are no evidence.
+    Example: bnrepro register placement
+    """
+    from bnrepro import experiments
+    from bnrepro.claims import registering
+    from bnrepro.claims.records import provenance_of
+
+    check_separate("register", names, "experiments")
+    for paper in [experiments.experiment(name) for name in dict.fromkeys(names)]:
+        file, written = registering.register(paper, provenance_of(paper.directory(out)), amend)
+        typer.echo(f"{registering.called(paper)}: {written.hash}, registered {written.registered}: {shown(file)}")
+
+
 def reproduce(
     names: Annotated[list[str] | None, typer.Argument(metavar="[EXPERIMENT]...", help=EXPERIMENTS_HELP)] = None,
     preset: Annotated[
@@ -50,6 +74,9 @@ def reproduce(
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be run and measured.")] = False,
     force: Annotated[bool, typer.Option("--force", help="Run and measure again what is finished, too.")] = False,
+    unregistered: Annotated[
+        bool, typer.Option("--unregistered", help="Judge a design that is not the registered one; the report says so.")
+    ] = False,
 ) -> None:
     """Put claims to the test: the sources', or your own.
 
@@ -79,6 +106,7 @@ def reproduce(
     for name in places.archives:
         if not any(data.name == name for plan in plans for data in plan.datasets):
             raise UserError(f"--archive={name}=...: none of these experiments uses the dataset {name}. Leave it out.")
+    plans = [replace(plan, design=plan.standing(out, unregistered)) for plan in plans]
     if not force:
         for plan in plans:
             plan.check_room(out)
@@ -256,6 +284,7 @@ def _conclude(folder: Path, own: Any = None) -> None:
     from bnrepro.claims.conclusion import conclude
     from bnrepro.claims.engine import COPY
     from bnrepro.claims.records import read
+    from bnrepro.claims.registering import check_as_judged
     from bnrepro.config.user_files import content
     from bnrepro.errors import UserError, known_are
     from bnrepro.experiments import experiment
@@ -269,6 +298,9 @@ def _conclude(folder: Path, own: Any = None) -> None:
     if own is None and name.endswith(".py"):  # which would run it
         raise UserError(f"{folder} says that it holds the experiment {name!r}, and that is none.{known_are('', NAMES)}")
     found = own or experiment(name)
+    known = {key: value for key, value in records.settings.items() if key in found.settings_type.model_fields}
+    settings = found.validated(known, f"The settings in {folder}")
+    check_as_judged(found, settings, {**records.provenance, "preset": records.preset})
     if own and (folder / COPY).is_file() and content(folder / COPY) != content(own.file):
         typer.echo(
             f"{shown(own.file)} was changed after these records were made: they are judged and drawn as it says now. "
