@@ -58,6 +58,16 @@ def questions(paper: Paper[Any], claim: Claim, settings: Preset) -> list[Questio
     return [question for place, question in enumerate(noted) if question not in noted[:place]]
 
 
+def asked_by(paper: Paper[Any], claims: Iterable[Claim], settings: Preset) -> list[Question] | None:
+    """What ``claims`` ask for together; None where that cannot be said of one of them."""
+    together: list[Question] = []
+    for claim in claims:
+        if (asked := questions(paper, claim, settings)) is None:
+            return None
+        together += asked
+    return together
+
+
 def read_by(design: Design, asked: list[Question] | None) -> Design:
     """The arms and measurements of ``design`` that answer questions; all of them where these are not known."""
     if asked is None:

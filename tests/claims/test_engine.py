@@ -586,7 +586,10 @@ def test_reproduce_judges_figures_redraws_and_report_tells(
     listed(varied())
     arguments = ["reproduce", "made_up", "--preset=full", "--jobs=1", f"--archive=mnist5k={digits}"]
     planned = call(*arguments, "--dry-run")
-    assert planned.out == "made_up (preset full): 2 runs, 2 still to run; 3 measurements, 3 still to make.\n"
+    assert planned.out == (
+        "made_up (preset full): 2 runs, 2 still to run; 3 measurements, 3 still to make.\n"
+        "made_up: how long is not known, as nothing like it has been run.\n"
+    )
     assert not (tmp_path / "results").exists()
     result = call(*arguments)
     assert result.code == 0, result.err
