@@ -18,7 +18,7 @@ from bnrepro.claims.conclusion import conclude
 from bnrepro.claims.judging import Judged
 from bnrepro.claims.measuring import Measurement, file_of, measure_all, missing, stored
 from bnrepro.claims.paper import Arm, Design, Factors, Paper, Preset, Probe
-from bnrepro.claims.records import PROVENANCE, Gathered, Records, cost, provenance_of, read, save, there
+from bnrepro.claims.records import PROVENANCE, Gathered, Records, cost, merged, provenance_of, read, save, there
 from bnrepro.claims.results import RUN_COLUMNS, Row
 from bnrepro.config import check, load_config, run_dir, user_files
 from bnrepro.config.schema import Config, Data, Source
@@ -134,6 +134,16 @@ class Plan:
         held = provenance_of(folder) if (folder / PROVENANCE).exists() else {}
         return registering.standing(self.paper, settings, held, folder, unregistered=unregistered)
 
+    def kept(self, out: Path) -> Records | None:
+        """What is stored under the same settings, and stays where only a part of the design is asked for."""
+        if self.asked is None or (held := there(self.folder(out))) is None:
+            return None
+        if (held.provenance["experiment"], held.preset) != (self.paper.name, self.preset):
+            return None
+        before = (held.provenance.get("design") or self.design).get("hash")
+        same = before == self.design.get("hash") and _are_alike(held.settings, self.settings)
+        return held if same else None
+
     def _is_asked(self, each: Arm | Probe) -> bool:
         return self.asked is None or key_of(each) in self.asked
 
@@ -147,6 +157,8 @@ class Plan:
         Raises:
             UserError: they would be (see `_compare_worth`).
         """
+        if self.kept(out):  # of that, nothing is lost
+            return
         parts = {(probe.part, probe.seed, str(sorted(probe.factors.items()))) for probe in self.probes}
         _compare_worth(self, self.folder(out), {"runs": len(self.arms), "measurements": len(parts)})
 
@@ -213,6 +225,11 @@ def make_plan(
     return replace(plan, arms=arms, probes=probes)
 
 
+def _are_alike(there: dict[str, Any], here: dict[str, Any]) -> bool:
+    """Whether two settings differ in nothing but the number of seeds, as far as both have a key."""
+    return all(there[key] == here[key] for key in there.keys() & here.keys() - {"seeds", "looks"})
+
+
 def with_seeds(settings: Preset, seeds: int) -> Preset:
     """``settings`` with so many seeds."""
     return settings.model_copy(update={"seeds": seeds})
@@ -274,6 +291,8 @@ def execute(
     records = _collect(plan, {o.path for o in outcomes if o.error}, measured, failed)
     records.provenance.update(_dated(plan, out))
     with record.claim(plan.measurements):  # the same may be asked for twice at once
+        if held := plan.kept(out):
+            records = merged(records, held)
         if not force:
             _compare_worth(plan, folder, _worth(records))
         save(records, folder)

@@ -37,12 +37,10 @@ class Costs:
     def of(cls, plan: Plan, records: Records | None = None) -> Costs:
         """What the finished runs and measurements of ``plan`` took, and those in ``records``."""
         costs = cls()
-        for arm in plan.arms:
+        for arm in _arms(plan):
             if (run := run_of(arm.config)).finished:
                 costs._add(arm, run.summary.get("seconds"))
         for probe in plan.probes:
-            if probe.config and (run := run_of(probe.config)).finished:
-                costs._add(Arm(probe.part, probe.factors, probe.config), run.summary.get("seconds"))
             if found := stored(probe, plan.measurements):
                 costs._add(probe, found.get("seconds"))
         if records:
@@ -53,8 +51,7 @@ class Costs:
         """What is missing of ``plan``; a run that several arms share counts once."""
         runs, probes = plan.missing()
         wanted = {run_dir(cfg) for cfg in runs}
-        arms = [Arm(probe.part, probe.factors, probe.config) for probe in plan.probes if probe.config]
-        once = {run_dir(arm.config): arm for arm in (*arms, *plan.arms)}
+        once = {run_dir(arm.config): arm for arm in _arms(plan)}
         each = [self._seconds(arm) for place, arm in once.items() if place in wanted]
         each += [self._seconds(probe) for probe in probes]
         return Estimate(sum(filter(None, each)), sum(seconds is None for seconds in each))
@@ -66,7 +63,7 @@ class Costs:
 
     def _add_records(self, plan: Plan, records: Records) -> None:
         """Of runs by their rows; of measurements, whose seconds are not kept one by one, the mean of their part."""
-        of = {(arm.part, str(arm.factors)): arm for arm in plan.arms}
+        of = {(arm.part, str(arm.factors)): arm for arm in _arms(plan)}
         for row in records.runs:
             for arm in of.values():
                 if arm.part == row["part"] and all(row.get(key) == level for key, level in arm.factors.items()):
@@ -83,6 +80,11 @@ class Costs:
     def _seconds(self, each: Arm | Probe) -> float | None:
         found = ((self.known.get(kind), units) for kind, units in _kinds(each))
         return next((median(seconds) * units for seconds, units in found if seconds), None)
+
+
+def _arms(plan: Plan) -> list[Arm]:
+    """The runs of ``plan``: those that are recorded, and those that are only measured."""
+    return [Arm(probe.part, probe.factors, probe.config) for probe in plan.probes if probe.config] + plan.arms
 
 
 def _kinds(each: Arm | Probe) -> Iterable[tuple[Kind, float]]:

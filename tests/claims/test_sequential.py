@@ -120,6 +120,31 @@ def test_one_claim_runs_what_it_reads(looks: None, listed: Listed, call: Call) -
     assert told.code == 2 and "made_up has no claim 'nevr'. Did you mean never?" in told.err
 
 
+def test_results_whose_runs_are_elsewhere_stay_beside_one_claim(
+    looks: None, listed: Listed, call: Call, tmp_path: Path
+) -> None:
+    listed(paper())
+    assert call("reproduce", "made_up", "--until-decided", "--jobs=1").code == 0
+    before, rows = seeds(), read(PLACE).measurements
+    (tmp_path / "runs").rename(tmp_path / "gone")
+    told = call("reproduce", "made_up/near", "--preset=full", "--jobs=1")
+    assert told.code == 0, told.err
+    assert (seeds(), made(tmp_path)) == (before, 5)
+    assert sorted(map(str, read(PLACE).measurements)) == sorted(map(str, rows))
+    assert verdicts()["near"] == ("reproduced", 2, 10)
+    assert (
+        call("reproduce", "made_up", "--seeds=1", "--preset=full", "--jobs=1").code == 0
+    )  # its looks are as they were
+    assert seeds() == before
+    other = varied(lambda s: design(with_one_more(s)), [claim(name) for name in SPREAD], [], [])
+    listed(other)
+    assert call("reproduce", "made_up/near", "--preset=full", "--jobs=1").code == 2  # another design
+
+
+def with_one_more(s: Settings) -> Settings:
+    return s.model_copy(update={"seeds": s.seeds + 1})
+
+
 def test_number_of_seeds(listed: Listed, call: Call) -> None:
     listed(paper())
     told = call("reproduce", "made_up", "--preset=full", "--seeds=3", "--jobs=1")
