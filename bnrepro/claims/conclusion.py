@@ -66,6 +66,18 @@ class Judging(EffectRow):
 
 
 @dataclass
+class Registered:
+    """Of a claim's design, in claims.json. See `bnrepro.claims.registering`."""
+
+    registered: str | None
+    """The day on which it was registered; None where it was not."""
+    commit: str | None
+    committed: str | None
+    amended: list[dict[str, str]]
+    as_registered: bool
+
+
+@dataclass
 class ClaimRow:
     """A claim in claims.json."""
 
@@ -101,6 +113,9 @@ class ClaimRow:
     seconds: float
     machine: str
     command: str
+    registration: Registered | None = None
+    first_run: str | None = None
+    """The day on which the first run of its design began."""
 
 
 KINDS, SCALES = get_args(Kind), get_args(Scale)
@@ -165,9 +180,12 @@ def conclude(paper: Paper[Any], records: Records, folder: Path) -> list[Judged]:
 def _origin(records: Records) -> Row:
     """What claims.json says of how a claim was tested."""
     about = records.provenance
+    design = about.get("design")
     return {
         "preset": records.preset,
-        "design_hash": digits_of(records.settings),
+        "design_hash": design["hash"] if design else digits_of(records.settings),
+        "registration": {key: value for key, value in design.items() if key != "hash"} if design else None,
+        "first_run": about.get("first_run"),
         "seconds": round(sum(sum(kinds.values()) for kinds in about["seconds"].values()), 1),
         "machine": "; ".join(filter(None, about.get("machines", []))),
         "command": about["command"],

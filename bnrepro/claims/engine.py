@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 
+from bnrepro.claims import registering
 from bnrepro.claims.conclusion import conclude
 from bnrepro.claims.judging import Judged
-from bnrepro.claims.measuring import Measurement, measure_all, missing
-from bnrepro.claims.paper import Arm, Factors, Paper, Probe
-from bnrepro.claims.records import Gathered, Records, cost, read, save, there
+from bnrepro.claims.measuring import Measurement, file_of, measure_all, missing, stored
+from bnrepro.claims.paper import Arm, Design, Factors, Paper, Preset, Probe
+from bnrepro.claims.records import PROVENANCE, Gathered, Records, cost, merged, provenance_of, read, save, there
 from bnrepro.claims.results import RUN_COLUMNS, Row
 from bnrepro.config import check, load_config, run_dir, user_files
 from bnrepro.config.schema import Config, Data, Source
@@ -64,6 +67,18 @@ class DatasetLocations:
         return replace(cfg, data=data)
 
 
+Key = tuple[str, ...]
+"""Tells an arm or a measurement of a design from the others."""
+
+
+def key_of(each: Arm | Probe) -> Key:
+    """See `Key`."""
+    factors = str(sorted(_factors(each.factors).items()))
+    if isinstance(each, Arm):
+        return each.part, factors, str(each.config.seed)
+    return each.part, factors, str(each.seed), each.measure.identity, str(each.arguments)
+
+
 @dataclass(frozen=True)
 class Plan:
     """What an experiment needs, under one preset and on this machine."""
@@ -77,6 +92,10 @@ class Plan:
     """Folder of the runs and measurements."""
     command: str
     """What makes it again, with placeholders for this machine's paths."""
+    asked: frozenset[Key] | None = None
+    """What is to be made; None: all of it. The rest is there, and is recorded too."""
+    design: dict[str, Any] = field(default_factory=dict)
+    """What is recorded of its design and registration (`registering.standing`)."""
 
     @property
     def measurements(self) -> Path:
@@ -85,21 +104,48 @@ class Plan:
 
     @cached_property
     def configs(self) -> list[Config]:
-        """The runs, each once, however many arms and probes share it."""
-        wanted = [arm.config for arm in self.arms] + [probe.config for probe in self.probes if probe.config]
+        """The runs that are asked for, each once, however many arms and probes share it."""
+        wanted = [arm.config for arm in self.arms if self._is_asked(arm)]
+        wanted += [probe.config for probe in self.measured if probe.config]
         return list({run_dir(cfg): cfg for cfg in wanted}.values())
+
+    @cached_property
+    def measured(self) -> list[Probe]:
+        """The measurements that are asked for."""
+        return [probe for probe in self.probes if self._is_asked(probe)]
 
     @property
     def datasets(self) -> list[Data]:
         """Those of the runs, and those that are measured on without one."""
-        return [cfg.data for cfg in self.configs] + [probe.data for probe in self.probes if probe.data]
+        return [cfg.data for cfg in self.configs] + [probe.data for probe in self.measured if probe.data]
 
     def missing(self, force: bool = False) -> tuple[list[Config], list[Probe]]:
-        """The runs and measurements that are still to make; with ``force``, all of them."""
+        """The runs and measurements that are still to make; with ``force``, all that are asked for."""
         if force:
-            return self.configs, self.probes
+            return self.configs, self.measured
         runs = [cfg for cfg in self.configs if not run_of(cfg).finished]
-        return runs, missing(self.probes, self.measurements)
+        return runs, missing(self.measured, self.measurements)
+
+    def standing(self, out: Path, unregistered: bool = False) -> dict[str, Any]:
+        """See `registering.standing`; nothing of presets other than full, which are never registered."""
+        if self.preset != registering.FULL:
+            return {}
+        folder, settings = self.folder(out), self.paper.validated(self.settings, "The settings")
+        held = provenance_of(folder) if (folder / PROVENANCE).exists() else {}
+        return registering.standing(self.paper, settings, held, folder, unregistered=unregistered)
+
+    def kept(self, out: Path) -> Records | None:
+        """What is stored under the same settings, and stays where only a part of the design is asked for."""
+        if self.asked is None or (held := there(self.folder(out))) is None:
+            return None
+        if (held.provenance["experiment"], held.preset) != (self.paper.name, self.preset):
+            return None
+        before = (held.provenance.get("design") or self.design).get("hash")
+        same = before == self.design.get("hash") and _are_alike(held.settings, self.settings)
+        return held if same else None
+
+    def _is_asked(self, each: Arm | Probe) -> bool:
+        return self.asked is None or key_of(each) in self.asked
 
     def folder(self, out: Path) -> Path:
         """Where under ``out`` its records and conclusions lie."""
@@ -111,6 +157,8 @@ class Plan:
         Raises:
             UserError: they would be (see `_compare_worth`).
         """
+        if self.kept(out):  # of that, nothing is lost
+            return
         parts = {(probe.part, probe.seed, str(sorted(probe.factors.items()))) for probe in self.probes}
         _compare_worth(self, self.folder(out), {"runs": len(self.arms), "measurements": len(parts)})
 
@@ -121,23 +169,40 @@ def make_plan(
     root: Path,
     places: DatasetLocations | None = None,
     resolve: Callable[[Config], Config] = train.resolve,
+    *,
+    seeds: int | None = None,
+    asked: Design | None = None,
 ) -> Plan:
     """The runs and probes of ``paper``, with runs under ``root`` and datasets in their ``places``.
 
-    ``resolve`` says which device a run will have.
+    Args:
+        paper: the paper.
+        preset: of its settings.
+        root: folder of the runs.
+        places: where datasets lie.
+        resolve: says which device a run will have.
+        seeds: how many, in place of the preset's.
+        asked: the part of the design that is to be made; None: all of it. What is there of the rest is recorded too.
 
     Raises:
         UserError: no such preset; a setting that no run can have.
     """
     places = places or DatasetLocations()
-    found = paper.settings(preset)
-    design = paper.designed(found)
+    found = paper.settings(preset) if seeds is None else with_seeds(paper.settings(preset), seeds)
+    sequential = bool(found.looks) and preset == registering.FULL
+    design = paper.designed(with_seeds(found, max(found.seeds, found.looks[-1])) if sequential else found)
+    keys = None
+    if asked or sequential:
+        asked = asked or paper.designed(found)
+        keys = frozenset([*map(key_of, asked.arms), *map(key_of, asked.probes)])
 
     def put(cfg: Config) -> Config:
         # Curves of hundreds of runs are looked at in the report; `bnrepro train` writes events for one.
         return resolve(check(replace(places.apply(cfg), root=str(root), tensorboard=False)))
 
-    arms = [replace(arm, config=put(arm.config), factors=_factors(arm.factors)) for arm in design.arms]
+    there = _seeds_there(root) if keys is not None else set()
+    arms = [each for each in design.arms if keys is None or each.config.seed in there or key_of(each) in keys]
+    arms = [replace(arm, config=put(arm.config), factors=_factors(arm.factors)) for arm in arms]
     arms = list({(arm.part, str(arm.factors), run_dir(arm.config)): arm for arm in arms}.values())  # each once
     probes = [
         replace(
@@ -147,11 +212,33 @@ def make_plan(
             factors=_factors(probe.factors),
         )
         for probe in design.probes
+        if keys is None or not probe.config or probe.config.seed in there or key_of(probe) in keys
     ]
     flags = [f"--archive {name}=FILE" for name in places.archives] + (["--data-root DIR"] if places.root else [])
-    name = f"{paper.name}.py" if paper.file else paper.name
-    command = " ".join(["bnrepro reproduce", name, f"--preset {preset}", *flags])
-    return Plan(paper, preset, found.model_dump(mode="json"), arms, probes, root, command)
+    flags = ([f"--seeds {seeds}"] if seeds is not None and not sequential else []) + flags
+    command = " ".join(["bnrepro reproduce", registering.called(paper), f"--preset {preset}", *flags])
+    plan = Plan(paper, preset, found.model_dump(mode="json"), arms, probes, root, command, keys)
+    if keys is None:
+        return plan
+    arms = [arm for arm in arms if key_of(arm) in keys or run_of(arm.config).finished]
+    probes = [each for each in probes if key_of(each) in keys or stored(each, plan.measurements) is not None]
+    return replace(plan, arms=arms, probes=probes)
+
+
+def _are_alike(there: dict[str, Any], here: dict[str, Any]) -> bool:
+    """Whether two settings differ in nothing but the number of seeds, as far as both have a key."""
+    return all(there[key] == here[key] for key in there.keys() & here.keys() - {"seeds", "looks"})
+
+
+def with_seeds(settings: Preset, seeds: int) -> Preset:
+    """``settings`` with so many seeds."""
+    return settings.model_copy(update={"seeds": seeds})
+
+
+def _seeds_there(root: Path) -> set[int]:
+    """The seeds of which there is any run under ``root``: of the others, none needs to be looked for."""
+    names = (re.match(r"seed(\d+)-", run.name) for run in root.glob("*/*/*/seed*"))
+    return {int(name[1]) for name in names if name}
 
 
 def execute(
@@ -181,6 +268,7 @@ def execute(
     Raises:
         UserError: nothing could be run or measured.
     """
+    plan = plan if plan.design else replace(plan, design=plan.standing(out))
     bars = bars or (lambda _what, _names: nullcontext(_Silent()))
     jobs = jobs or sweep.default_jobs(plan.configs[0] if plan.configs else load_config())
     if not force:
@@ -193,15 +281,18 @@ def execute(
             outcomes = run_all(runs, force=force, report=bar.update, ended=bar.ended, threads=1)
         with bars("measurement", [_title(probe) for probe in probes]) as bar:
             measured = measure_all(
-                plan.probes, plan.measurements, jobs, force=force, report=bar.update, ended=bar.ended
+                plan.measured, plan.measurements, jobs, force=force, report=bar.update, ended=bar.ended
             )
     failed = [f"{o.path.relative_to(plan.root)}: {o.error}" for o in outcomes if o.error]
     failed += [f"{_title(m.probe)}: {m.error}" for m in measured if m.error]
-    if failed and len(failed) == len(plan.configs) + len(plan.probes):
+    if failed and len(failed) == len(plan.configs) + len(plan.measured):
         raise UserError(f"{plan.paper.name}: nothing could be run or measured. The first reason: {failed[0]}")
     folder = plan.folder(out)
     records = _collect(plan, {o.path for o in outcomes if o.error}, measured, failed)
+    records.provenance.update(_dated(plan, out))
     with record.claim(plan.measurements):  # the same may be asked for twice at once
+        if held := plan.kept(out):
+            records = merged(records, held)
         if not force:
             _compare_worth(plan, folder, _worth(records))
         save(records, folder)
@@ -260,8 +351,23 @@ def _worth(records: Records) -> dict[str, int]:
     return {"runs": ended, "measurements": len(made), "sets of official data": sum(map(bool, official))}
 
 
+def _dated(plan: Plan, out: Path) -> dict[str, Any]:
+    """What provenance says of the design, and of the day on which its first run began."""
+    if not plan.design:
+        return {}
+    files = [run_dir(cfg) / record.CONFIG for cfg in plan.configs]
+    files += [file_of(probe, plan.measurements) for probe in plan.probes]
+    days = [datetime.fromtimestamp(file.stat().st_mtime, UTC).date().isoformat() for file in files if file.is_file()]
+    held = provenance_of(plan.folder(out))
+    if (held.get("design") or {}).get("hash") == plan.design["hash"]:
+        days += filter(None, [held.get("first_run")])
+    return {"design": plan.design, "first_run": min(days, default=None)}
+
+
 def _collect(plan: Plan, lost: set[Path], measured: list[Measurement], failed: list[str]) -> Records:
-    """The records of what was run and measured."""
+    """The records of what was run and measured, and of what was there before."""
+    of = dict(zip(map(id, plan.measured), measured, strict=True))
+    measured = [of.get(id(probe)) or Measurement(probe, stored(probe, plan.measurements)) for probe in plan.probes]
     gathered = Gathered()
     rows: list[Row] = []
     parts = dict.fromkeys([arm.part for arm in plan.arms] + [probe.part for probe in plan.probes])
@@ -275,10 +381,10 @@ def _collect(plan: Plan, lost: set[Path], measured: list[Measurement], failed: l
             none = dict.fromkeys(RUN_COLUMNS)
             gathered.runs.append({**none, "variant": arm.config.variant, "status": "failed", **who})
         for measurement in (m for m in measured if m.probe.part == part and m.stored):
-            probe, stored = measurement.probe, measurement.stored or {}
-            rows += [{"part": part, **probe.factors, "seed": probe.seed, **row} for row in stored["rows"]]
-            gathered.spend(part, "measurements", probe.factors, stored.get("seconds"))
-            gathered.note(stored, stored.get("data"))
+            probe, found = measurement.probe, measurement.stored or {}
+            rows += [{"part": part, **probe.factors, "seed": probe.seed, **row} for row in found["rows"]]
+            gathered.spend(part, "measurements", probe.factors, found.get("seconds"))
+            gathered.note(found, found.get("data"))
     provenance: dict[str, Any] = {"experiment": plan.paper.name, "command": plan.command, **gathered.found}
     provenance |= {"seconds": cost(parts, gathered.spent), "failed": failed}
     return Records(plan.preset, gathered.runs, gathered.curves, rows, plan.settings, provenance)

@@ -74,7 +74,7 @@ class Preset(BaseModel):
     """Seeds 0, 1, ..., of everything that is random."""
 
     looks: list[int] = []
-    """Numbers of seeds after which ``full`` is looked at, the last being the most; none: one look, at all seeds."""
+    """Numbers of seeds after which ``full`` is looked at; ``seeds`` is then the first. None: one look, at all seeds."""
 
     @field_validator("looks")
     @classmethod
@@ -386,7 +386,7 @@ class Paper(Generic[S]):
         return tuple(name for name in PRESETS if name in self._changes or name == "full")
 
     def settings(self, preset: str) -> S:
-        """The settings of ``preset``.
+        """The settings of ``preset``; of ``full`` with looks, for the first of them.
 
         Raises:
             UserError: there is none, or its file does not fit the settings.
@@ -394,7 +394,8 @@ class Paper(Generic[S]):
         if preset not in self.presets:
             raise UserError(f"{self.name} has no preset {preset!r}.{known_are(preset, self.presets)}")
         full = self._changes.get("full", {})
-        return self.validated({**full, **self._changes.get(preset, {})}, f"The preset {preset} in {self._file}")
+        found = self.validated({**full, **self._changes.get(preset, {})}, f"The preset {preset} in {self._file}")
+        return found.model_copy(update={"seeds": found.looks[0]}) if found.looks and preset == "full" else found
 
     def validated(self, values: dict[str, Any], what: str) -> S:
         """``values`` as settings.

@@ -11,7 +11,7 @@ from shlex import quote
 from statistics import median
 from typing import Any, Literal, get_args
 
-from bnrepro.claims.results import RUN_COLUMNS, Results, Row
+from bnrepro.claims.results import OF_RUNS, RUN_COLUMNS, Results, Row
 from bnrepro.config import unreadable
 from bnrepro.errors import UserError, in_brackets
 from bnrepro.runs import record
@@ -154,6 +154,20 @@ class Provenance:
     machines: list[str | None] = field(default_factory=list)
     versions: list[dict[str, str]] = field(default_factory=list)
     git_revisions: list[str | None] = field(default_factory=list)
+    design: Design | None = None
+    first_run: str | None = None
+
+
+@dataclass
+class Design:
+    """What is recorded of the design of preset full, and of its registration (see `bnrepro.claims.registering`)."""
+
+    hash: str
+    registered: str | None
+    commit: str | None
+    committed: str | None
+    amended: list[dict[str, str]]
+    as_registered: bool
 
 
 @dataclass
@@ -218,6 +232,43 @@ class Gathered:
         for key, value in (("data", data), *((key, made.get(name)) for key, name in pairs)):
             if value is not None and value not in self.found[key]:
                 self.found[key].append(value)
+
+
+def merged(new: Records, held: Records) -> Records:
+    """``new``, with the rows of ``held`` for arms and measurements that it lacks."""
+    runs = _kept(new.runs, held.runs, OF_RUNS)
+    curves = _kept(new.curves, held.curves, record.COLUMNS)
+    measurements = _kept(new.measurements, held.measurements, ("quantity", "x", "value"))
+    spent: dict[str, dict[str, float]] = {}
+    mine, theirs = new.provenance["seconds"], held.provenance["seconds"]
+    for kind, kept, all_ in (("runs", runs, held.runs), ("measurements", measurements, held.measurements)):
+        for part in {**mine, **theirs}:
+            left, before = (sum(row["part"] == part for row in rows) for rows in (kept, all_))
+            share = left / before if before else 0.0  # of what they cost
+            seconds = mine.get(part, {}).get(kind, 0.0) + share * theirs.get(part, {}).get(kind, 0.0)
+            spent.setdefault(part, {})[kind] = round(seconds, 3)
+    provenance = {**new.provenance, "seconds": spent}
+    for key in ("data", "machines", "versions", "git_revisions"):
+        found = new.provenance[key]
+        provenance[key] = [*found, *(each for each in held.provenance.get(key, []) if each not in found)]
+    return Records(
+        new.preset,
+        [*new.runs, *runs],
+        [*new.curves, *curves],
+        [*new.measurements, *measurements],
+        new.settings,
+        provenance,
+    )
+
+
+def _kept(new: list[Row], held: list[Row], results: Iterable[str]) -> list[Row]:
+    """The rows of ``held`` whose part, factors and seed ``new`` has not."""
+
+    def who(row: Row) -> str:
+        return str(sorted((key, str(value)) for key, value in row.items() if key not in results and value is not None))
+
+    there = {who(row) for row in new}
+    return [row for row in held if who(row) not in there]
 
 
 def cost(parts: Iterable[str], spent: Spent) -> dict[str, dict[str, float]]:

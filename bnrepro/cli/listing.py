@@ -229,7 +229,8 @@ def verdict_table(judged: Sequence[Judged], width: int | None = None) -> str:
     counts = Counter(each.verdict for each in judged)
     lines = [f"{counted(len(judged), 'claim')}: " + ", ".join(f"{counts[v]} {v}" for v in Verdict if counts[v])]
     for each in judged:
-        head = f"{each.claim.id:<{len(indent)}}{each.verdict.value.upper()}: {each.claim.sentence}"
+        size = "" if each.claim.scale == "exact" else f" ({each.claim.scale})"  # none reads like one on the source
+        head = f"{each.claim.id:<{len(indent)}}{each.verdict.value.upper()}{size}: {each.claim.sentence}"
         for first, text in ((head, ""), (indent, each.answer)):
             lines += textwrap.wrap(f"{first}{text}", width, subsequent_indent=indent, break_long_words=False)
     return "\n".join(lines)

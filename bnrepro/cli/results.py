@@ -1,4 +1,4 @@
-"""Commands about results: `reproduce`, `figures`, `report`, `runs`, `show`."""
+"""Commands about results: `register`, `reproduce`, `figures`, `report`, `runs`, `show`."""
 
 from __future__ import annotations
 
@@ -19,17 +19,39 @@ from bnrepro.cli.options import (
     draw,
     folder,
     folder_of_runs,
-    make_room,
     path,
     shown,
 )
 from bnrepro.experiments import NAMES
 
-EXPERIMENTS_HELP = f"{', '.join(NAMES)}; default: all of them."
+EXPERIMENTS_HELP = f"{', '.join(NAMES)}; default: all of them. Or claims of theirs, as in placement/P1."
+
+
+def register(
+    names: Annotated[list[str], typer.Argument(metavar="EXPERIMENT...", help=f"{', '.join(NAMES)}.")],
+    out: Out = EXPERIMENTS,
+    amend: Annotated[
+        str, typer.Option("--amend", metavar="REASON", help="Why a design under which there are results is replaced.")
+    ] = "",
+) -> None:
+    """Write down designs before they are run: seeds or looks, arms, gates, rules and margins.
+
+    Into configs/registered, to be committed; of a paper in a file of your own, beside it. `reproduce` then refuses to
+    judge another design. Only preset full is registered: smoke and quick are no evidence.
+    Example: bnrepro register placement
+    """
+    from bnrepro import experiments
+    from bnrepro.claims import registering
+    from bnrepro.claims.records import provenance_of
+
+    check_separate("register", names, "experiments")
+    for paper in [experiments.experiment(name) for name in dict.fromkeys(names)]:
+        file, written = registering.register(paper, provenance_of(paper.directory(out)), amend)
+        typer.echo(f"{registering.called(paper)}: {written.hash}, registered {written.registered}: {shown(file)}")
 
 
 def reproduce(
-    names: Annotated[list[str] | None, typer.Argument(metavar="[EXPERIMENT]...", help=EXPERIMENTS_HELP)] = None,
+    names: Annotated[list[str] | None, typer.Argument(metavar="[EXPERIMENT[/CLAIM]]...", help=EXPERIMENTS_HELP)] = None,
     preset: Annotated[
         str | None,
         typer.Option(help="smoke (seconds), quick (minutes, the default) or full (up to an hour each)."),
@@ -48,22 +70,40 @@ def reproduce(
         list[str] | None,
         typer.Option(metavar="NAME=FILE", help="Read dataset NAME from an .npz archive with Keras's keys instead."),
     ] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be run and measured.")] = False,
+    seeds: Annotated[int | None, typer.Option(min=1, help="Number of seeds (default: the preset's).")] = None,
+    until_decided: Annotated[
+        bool,
+        typer.Option(
+            "--until-decided", help="Add seeds to claims that are open, look by look of their designs (preset full)."
+        ),
+    ] = False,
+    max_seeds: Annotated[
+        int | None, typer.Option(min=1, help="Seeds of the last look that --until-decided makes (default: 40).")
+    ] = None,
+    budget: Annotated[
+        str | None,
+        typer.Option(metavar="TIME", help="Time for --until-decided, as in 2h or 90m; nearest decisions first."),
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Only say what would be run and measured, and how long that takes.")
+    ] = False,
     force: Annotated[bool, typer.Option("--force", help="Run and measure again what is finished, too.")] = False,
+    unregistered: Annotated[
+        bool, typer.Option("--unregistered", help="Judge a design that is not the registered one; the report says so.")
+    ] = False,
 ) -> None:
     """Put claims to the test: the sources', or your own.
 
-    Runs and measures what is missing, then analyses, draws and judges. A file of your own is named in place of an
-    experiment: bnrepro reproduce my_paper.py. Example: bnrepro reproduce labml --preset=smoke
+    Runs and measures what is missing, then analyses, draws and judges. PAPER/CLAIM runs what that claim reads. A file
+    of your own is named in place of an experiment: bnrepro reproduce my_paper.py.
+    Example: bnrepro reproduce labml --preset=smoke
     """
     from bnrepro import experiments
-    from bnrepro.claims.engine import DatasetLocations, execute, make_plan
-    from bnrepro.cli import listing
+    from bnrepro.claims.engine import DatasetLocations
+    from bnrepro.cli import reproducing
     from bnrepro.cli.launch import take_launcher
-    from bnrepro.cli.progress import SweepBar
-    from bnrepro.errors import UserError, reason, sentence
+    from bnrepro.errors import UserError
     from bnrepro.launch.parallel import kept_workers
-    from bnrepro.system.output import counted
 
     places = DatasetLocations(data_root, dict(map(_archive, archive or [])))
     making, names = take_launcher(launcher, names, jobs)
@@ -71,58 +111,28 @@ def reproduce(
     for name in names:
         if "=" in name:
             raise UserError(f"{name}: reproduce takes no keys; what an experiment trains is said by its --preset.")
-    chosen = [experiments.experiment(name) for name in dict.fromkeys(names or experiments.NAMES)]
-    plans = []
-    for each in chosen:
-        default = "quick" if "quick" in each.presets else "full"
-        plans.append(make_plan(each, default if preset is None else preset, root, places, making.resolve))
-    for name in places.archives:
-        if not any(data.name == name for plan in plans for data in plan.datasets):
-            raise UserError(f"--archive={name}=...: none of these experiments uses the dataset {name}. Leave it out.")
-    if not force:
-        for plan in plans:
-            plan.check_room(out)
-    if not dry_run:
-        make_room(root)
-        make_room(out)
-    problems: list[Exception] = []
-    failures = 0
+    chosen = reproducing.chosen(names or list(experiments.NAMES))
+    seconds = None if budget is None else reproducing.budget(budget)
+    work = reproducing.Work(root, out, jobs, places, making, force, dry_run, unregistered)
     with kept_workers():
-        for plan in plans:
-            runs, measurements = plan.missing(force)
-            typer.echo(
-                f"{plan.paper.name} (preset {plan.preset}): "
-                f"{counted(len(plan.configs), 'run')}, {len(runs)} still to run; "
-                f"{counted(len(plan.probes), 'measurement')}, {len(measurements)} still to make."
-            )
-            if dry_run:
-                continue
-            try:
-                judged, failed = execute(
-                    plan, out, jobs, lambda what, names: SweepBar(names, what), force=force, run_all=making.run_all
-                )
-            except Exception as error:  # an experiment that cannot be concluded does not cost the others
-                typer.echo(f"{plan.paper.name}: {reason(error)}", err=True)
-                problems.append(error)
-                continue
-            failures += len(failed)
-            for text in failed:
-                typer.echo(f"{plan.paper.name}: {text}", err=True)
-            _tell_unmeasured(judged)
-            if plan.preset == "smoke":
-                larger = "quick" if "quick" in plan.paper.presets else "full"
-                through = "" if failed else "Everything ran through. "
-                typer.echo(f"{through}This preset is too small for verdicts; use --preset={larger}.")
-            else:
-                typer.echo(listing.verdict_table(judged))
-            typer.echo(f"Records, tables and figures: {shown(plan.folder(out))}\n")
-    for problem in problems:
-        if not sentence(problem):
-            raise problem
-    if problems:
-        raise UserError(f"{len(problems)} of {len(plans)} experiments could not be concluded; the reasons are above.")
-    if failures:
-        raise UserError(f"{failures} of the runs and measurements failed and were left out; the reasons are above.")
+        if until_decided:
+            _check_until_decided(preset, seeds, force)
+            work.decide(chosen, 40 if max_seeds is None else max_seeds, seconds)
+        else:
+            if max_seeds is not None or budget is not None:
+                raise UserError("--max-seeds and --budget belong to --until-decided. Add it, or leave them out.")
+            work.all_at_once(chosen, preset, seeds)
+    work.end(len(chosen))
+
+
+def _check_until_decided(preset: str | None, seeds: int | None, force: bool) -> None:
+    from bnrepro.errors import UserError
+
+    if preset not in (None, "full"):
+        raise UserError(f"--until-decided: preset {preset} is no evidence, and decides nothing. Leave --preset out.")
+    for option, given in (("--seeds", seeds is not None), ("--force", force)):
+        if given:
+            raise UserError(f"--until-decided: {option} is not used with it. Leave it out.")
 
 
 def figures(
@@ -256,6 +266,8 @@ def _conclude(folder: Path, own: Any = None) -> None:
     from bnrepro.claims.conclusion import conclude
     from bnrepro.claims.engine import COPY
     from bnrepro.claims.records import read
+    from bnrepro.claims.registering import check_as_judged
+    from bnrepro.cli.reproducing import tell_unmeasured
     from bnrepro.config.user_files import content
     from bnrepro.errors import UserError, known_are
     from bnrepro.experiments import experiment
@@ -269,6 +281,9 @@ def _conclude(folder: Path, own: Any = None) -> None:
     if own is None and name.endswith(".py"):  # which would run it
         raise UserError(f"{folder} says that it holds the experiment {name!r}, and that is none.{known_are('', NAMES)}")
     found = own or experiment(name)
+    known = {key: value for key, value in records.settings.items() if key in found.settings_type.model_fields}
+    settings = found.validated(known, f"The settings in {folder}")
+    check_as_judged(found, settings, {**records.provenance, "preset": records.preset})
     if own and (folder / COPY).is_file() and content(folder / COPY) != content(own.file):
         typer.echo(
             f"{shown(own.file)} was changed after these records were made: they are judged and drawn as it says now. "
@@ -276,24 +291,13 @@ def _conclude(folder: Path, own: Any = None) -> None:
             err=True,
         )
     try:
-        _tell_unmeasured(conclude(found, records, folder))
+        tell_unmeasured(conclude(found, records, folder))
     except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
         # Files can hold any numbers, factors and settings, and only the analysis knows which it needs.
         raise UserError(
             f"{found.name} can conclude nothing from the records in {folder} ({type(error).__name__}: {error}). "
             "`bnrepro reproduce` makes them again."
         ) from error
-
-
-def _tell_unmeasured(judged: list[Any]) -> None:
-    for one in judged:
-        if one.unmeasured:
-            which = f" for {', '.join(filter(None, one.unmeasured))}" if any(one.unmeasured) else ""
-            typer.echo(
-                f"Claim {one.claim.id} found nothing that was measured{which}. Is a part, a level of a factor or a "
-                "quantity misspelt?",
-                err=True,
-            )
 
 
 def _archive(text: str) -> tuple[str, Path]:

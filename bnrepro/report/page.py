@@ -19,14 +19,17 @@ from bnrepro.report.report import (
     NONE,
     TITLE,
     Image,
+    Q,
     Report,
     Section,
     anchor,
     flat,
+    history,
     marked_up,
     number,
     number_of,
-    scale,
+    q_of,
+    size,
     told,
 )
 from bnrepro.system import reading as stored
@@ -58,7 +61,8 @@ def page(report: Report) -> str:
         kinds=_table("Verdicts by kind and scale", report.by_kind()) if judged else "",
         sensitive=escape(report.sensitive()) if judged else "",
         head="".join(f"<th scope=col>{escape(name)}</th>" for name in COLUMNS),
-        verdicts="".join(_claim(section, row) for section in judged for row in section.claims),
+        q=escape(Q),
+        verdicts="".join(_claim(report, section, row) for section in judged for row in section.claims),
         sections="".join(_section(section, numbering) for section in report.sections),
     )
 
@@ -67,11 +71,12 @@ def _entry(section: Section) -> str:
     return f'<li><a href="#{section.name}">{escape(section.title)}</a>{escape(told(section))}</li>'
 
 
-def _claim(section: Section, row: dict[str, Any]) -> str:
+def _claim(report: Report, section: Section, row: dict[str, Any]) -> str:
     here = anchor(section, row)
     said = _details(row)
-    texts = [_text(row["sentence"]), _text(row["reported"] or NONE), said, _text(scale(row))]
-    cells = [f'<a href="#{here}">{escape(number_of(row))}</a>', *texts, _verdict(row["verdict"])]
+    texts = [_text(row["sentence"]), _text(row["reported"] or NONE), said, escape(row["kind"]), q_of(report, row)]
+    verdict = f"{_verdict(row['verdict'])}<small>{_text(size(row))}</small>"
+    cells = [f'<a href="#{here}">{escape(number_of(row))}</a>', *texts, verdict]
     told = "".join(
         f'<td data-label="{escape(name)}"><div>{cell}</div></td>' for name, cell in zip(COLUMNS, cells, strict=True)
     )
@@ -86,6 +91,7 @@ def _details(row: dict[str, Any]) -> str:
         "Its words": row["quote"],
         "Seeds to decide": row["needed"],
         "Changes with the margin": " and ".join(f"times {factor:g}" for factor in row["flips_at"]),
+        **dict(history(row)),
         "Judged in": row["judged_in"],
         "Made by": row["command"],
     }
@@ -107,7 +113,9 @@ def _section(section: Section, numbering: count[int]) -> str:
         parts.append(f"<h3>What is done otherwise than in the source</h3><ul>{items}</ul>")
     if section.claims:
         verdicts = [
-            f'<li><a href="#{anchor(section, row)}">{escape(number_of(row))}</a> {_verdict(row["verdict"])}</li>'
+            f'<li><a href="#{anchor(section, row)}">{escape(number_of(row))}</a> {_verdict(row["verdict"])}'
+            + ("" if row["scale"] == "exact" else f" <small>({row['scale']})</small>")
+            + "</li>"
             for row in section.claims
         ]
         parts.append(f'<h3>Claims</h3><ul class="claims">{"".join(verdicts)}</ul>')

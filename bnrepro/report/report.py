@@ -12,19 +12,20 @@ import re
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
 from bnrepro.claims.conclusion import CLAIMS, KINDS, SCALES, Conclusion, as_json, open_conclusion
-from bnrepro.claims.evidence import Verdict
+from bnrepro.claims.evidence import ALPHA, Rule, Verdict
 from bnrepro.claims.records import find, provenance_of
 from bnrepro.claims.words import numbers
 from bnrepro.errors import UserError
 from bnrepro.experiments import NAMES
 from bnrepro.report import compare
 from bnrepro.runs import record
-from bnrepro.stats import Interval
+from bnrepro.stats import Interval, false_discovery_rates
 from bnrepro.system.reading import printable
 
 MARKDOWN, HTML = "REPORT.md", "report.html"
@@ -43,7 +44,13 @@ MEANINGS = {
     Verdict.not_testable: "the reason stands in its row; where a claim is under revision, its design is being replaced",
     Verdict.too_short: "what the networks were to reach before they are compared, they did not reach",
 }
-COLUMNS = ("claim", "what it says", "what the source reports", "what was found here", "scale", "verdict")
+COLUMNS = ("claim", "what it says", "what the source reports", "what was found here", "kind", "q", "verdict")
+FULL_SIZE = ("exact", "paper")
+"""Scales at which a verdict is one on the source itself."""
+Q = (
+    "q: the false discovery rate at which the claim, by its deciding effect, would be among the discoveries of all "
+    "empirical claims together (Benjamini and Hochberg)"
+)
 
 Rows = list[dict[str, Any]]
 Mark = Callable[[str], str]
@@ -91,7 +98,7 @@ class Report:
         rows = [row for section in judged for row in section.claims]
         revised = sum(row["withdrawn"] is not None for row in rows)
         note = f" ({revised} under revision)" if revised else ""
-        return f"{len(rows)} claims in {where}: {counted(rows)}{note}."
+        return f"{len(rows)} claims in {where}{note}. {_up(counted(rows))}."
 
     @property
     def claims(self) -> Rows:
@@ -108,6 +115,12 @@ class Report:
             {"kind": kind, "scale": scale, **{v.value: counts[kind, scale, v.value] for v in Verdict}}
             for kind, scale in pairs
         ]
+
+    @cached_property
+    def q(self) -> dict[str, float]:
+        """See `Q`, by claim."""
+        found = {row["id"]: p_of(row) for row in self.claims if row["kind"] == "empirical"}
+        return false_discovery_rates({id: p for id, p in found.items() if p is not None})
 
     def sensitive(self) -> str:
         """How many verdicts hang on the margin."""
@@ -283,20 +296,91 @@ def number_of(row: dict[str, Any]) -> str:
 
 
 def scale(row: dict[str, Any]) -> str:
-    """Kind and scale of a claim, with the note: "empirical, reduced: 8 epochs"."""
+    """The scale of a claim with the note: "reduced: 8 epochs"."""
     note = f": {row['scale_note']}" if row["scale_note"] else ""
-    return f"{row['kind']}, {row['scale']}{note}"
+    return f"{row['scale']}{note}"
+
+
+def size(row: dict[str, Any]) -> str:
+    """What stands behind a verdict, so that none reads like one at the source's scale: " (reduced: 8 epochs)"."""
+    return "" if row["scale"] == "exact" else f" ({scale(row)})"
 
 
 def counted(claims: Rows) -> str:
-    """How many have which verdict."""
-    counts = Counter(row["verdict"] for row in claims)
-    return ", ".join(f"{counts[verdict]} {verdict}" for verdict in Verdict if counts[verdict])
+    """How many have which verdict, at the source's scale and at others."""
+    parts = []
+    for full, name in ((True, "exact or at the source's scale"), (False, "at a reduced scale or by an analogue")):
+        mine = [row for row in claims if (row["scale"] in FULL_SIZE) is full]
+        counts = Counter(row["verdict"] for row in mine)
+        if mine:
+            parts.append(
+                f"{name}: " + ", ".join(f"{counts[verdict]} {verdict}" for verdict in Verdict if counts[verdict])
+            )
+    return "; ".join(parts)
+
+
+def p_of(row: dict[str, Any]) -> float | None:
+    """The p value of the effect that decided, of what must be rejected for it to hold; None of one that is not random.
+
+    At a look it is that of the whole design, by the same bound that its level comes from.
+    """
+    if row["deciding"] is None:
+        return None
+    effect = row["effects"][row["deciding"]]
+    seeds = [math.nan if value is None else value for value in effect["seeds"].values()]
+    rule = Rule(effect["rule"], effect["bar"], effect["margin"], effect["ratio"])
+    if rule.name == "exact" or math.isnan(p := rule.p_values(seeds)[0]):
+        return None
+    level = (1 - effect["confidence"]) / (2 if rule.name == "equal" else 1)
+    return min(1.0, p * ALPHA / level)
+
+
+def history(row: dict[str, Any]) -> list[tuple[str, str]]:
+    """How far a verdict can be trusted to have been asked for beforehand: gate, look, design, first run."""
+    facts = []
+    if gate := row["gate"]:
+        value = NONE if gate["value"] is None else f"{gate['value']:.3g}"
+        ended = {True: "passed", False: "failed", None: "not measured"}[gate["passed"]]
+        facts.append(("Gate", f"{gate['what']}: {value}, {gate['needed']} needed: {ended}"))
+    if look := row["look"]:
+        first = (
+            f"look {look['number']} of {look['of']}" if look["number"] else f"before the first of {look['of']} looks"
+        )
+        facts.append(("Look", f"{first}, with {look['seeds']} seeds"))
+    facts.append(("Design", _registered(row)))
+    if row.get("first_run"):
+        facts.append(("First run", str(row["first_run"])))
+    return facts
+
+
+def _registered(row: dict[str, Any]) -> str:
+    """The hash of a claim's design, and when it was registered."""
+    known, first = row.get("registration") or {}, row.get("first_run")
+    if row["preset"] != "full":
+        return f"preset {row['preset']}, which is no evidence and is never registered"
+    if not known.get("registered"):
+        return f"{row['design_hash']}, not registered"
+    day = known["committed"] or known["registered"]
+    commit = f", commit {known['commit'][:10]}" if known["commit"] else ", not committed"
+    text = f"{row['design_hash']}, registered {day}{commit}"
+    if not known["as_registered"]:
+        text += "; it is not judged as registered"
+    if first and first < day:
+        text += "; its first run is older"
+    return text + "".join(
+        f"; amended {each['on']}: {each['reason']} (before: {each['hash']})" for each in known["amended"]
+    )
 
 
 def told(section: Section) -> str:
     """What the contents say of a section after its title."""
     return f" (preset {section.preset}): {counted(section.claims)}" if section.claims else ""
+
+
+def q_of(report: Report, row: dict[str, Any]) -> str:
+    """A claim's q value, with the digits that it has; a dash where it has none."""
+    q = report.q.get(row["id"])
+    return NONE if q is None else f"{q:.2f}" if q >= 0.1 else f"{q:.1g}"
 
 
 def number(value: Any) -> str:
@@ -321,6 +405,10 @@ def flat(settings: dict[str, Any], prefix: str = "") -> list[tuple[str, str]]:
         nested = isinstance(value, dict) and value
         pairs += flat(value, f"{prefix}{key}.") if nested else [(f"{prefix}{key}", _setting(value))]
     return pairs
+
+
+def _up(text: str) -> str:
+    return text[:1].upper() + text[1:]
 
 
 def _setting(value: Any) -> str:
@@ -356,12 +444,13 @@ def markdown(report: Report, out: Path) -> str:
         kinds = report.by_kind()
         lines += [*_table(list(kinds[0]), [[_text(number(row[key])) for key in row] for row in kinds])]
         lines += [_text(report.sensitive()), ""]
+        lines += [_text(f"{Q}."), ""]
         cells = [
             [
                 f'<a id="{anchor(section, row)}"></a>{_text(number_of(row))}',
-                *(_text(row[key] or NONE) for key in ("sentence", "reported", "answer")),
-                _text(scale(row)),
-                f"**{row['verdict']}**",
+                *(_text(row[key] or NONE) for key in ("sentence", "reported", "answer", "kind")),
+                q_of(report, row),
+                f"**{row['verdict']}**{_text(size(row))}",
             ]
             for section in judged
             for row in section.claims
@@ -407,8 +496,9 @@ def _told(row: dict[str, Any], section: Section) -> str:
     quote = f" “{row['quote']}”" if row["quote"] else ""
     where = f" ({row['where']})" if row["where"] else ""
     more = f" {row['needed']:,} seeds would decide." if row["needed"] else ""
+    more += "".join(f" {what}: {text}." for what, text in history(row))
     source = f" Source: {row['source']}" if row["source"] != section.source else ""
-    return f"{row['verdict']}: {row['sentence']}{quote}{where} {row['found']}{more}{source}"
+    return f"{row['verdict']}{size(row)}: {row['sentence']}{quote}{where} {row['found']}{more}{source}"
 
 
 def _table(head: list[str], body: list[list[str]]) -> list[str]:

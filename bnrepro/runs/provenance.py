@@ -42,17 +42,9 @@ def git_revision() -> str | None:
     top = package.parent
     if not (top / ".git").exists():
         return None  # installed, perhaps inside somebody else's repository
-    # A hook that runs this has variables of git's of its own; and nothing is to be written, nor waited for.
-    mine = {name: value for name, value in os.environ.items() if name not in ELSEWHERE}
-    environment = {**mine, "LC_ALL": "C", "GIT_OPTIONAL_LOCKS": "0", "GIT_TERMINAL_PROMPT": "0"}
-
-    def git(*arguments: str) -> str:
-        answer = output_of(["git", "-C", str(package), *arguments], PATIENCE, environment)
-        return answer.decode(errors="replace").strip()
-
     try:
-        commit = git("rev-parse", "--verify", "HEAD")
-        return commit + ("-dirty" if git("status", "--porcelain", "--", ".", "../configs") else "")
+        commit = _git(package, "rev-parse", "--verify", "HEAD")
+        return commit + ("-dirty" if _git(package, "status", "--porcelain", "--", ".", "../configs") else "")
     except FileNotFoundError:
         reason = "git is not installed"
     except subprocess.TimeoutExpired:
@@ -63,6 +55,26 @@ def git_revision() -> str | None:
     except OSError as error:
         reason = f"git cannot be run: {error.strerror}"
     return f"{_head(top / '.git') or 'unknown'} (changes unknown: {reason})"
+
+
+def committed(file: Path) -> tuple[str, str] | None:
+    """The commit that ``file`` is of, as it is now, and its date; None where it is not committed, or git cannot say."""
+    try:
+        folder = file.resolve().parent
+        if _git(folder, "status", "--porcelain", "--", file.name):
+            return None
+        commit, _, date = _git(folder, "log", "-1", "--format=%H %cs", "--", file.name).partition(" ")
+        return (commit, date) if commit else None
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def _git(folder: Path, *arguments: str) -> str:
+    # A hook that runs this has variables of git's of its own; and nothing is to be written, nor waited for.
+    mine = {name: value for name, value in os.environ.items() if name not in ELSEWHERE}
+    environment = {**mine, "LC_ALL": "C", "GIT_OPTIONAL_LOCKS": "0", "GIT_TERMINAL_PROMPT": "0"}
+    answer = output_of(["git", "-C", str(folder), *arguments], PATIENCE, environment)
+    return answer.decode(errors="replace").strip()
 
 
 def _first_line(said: str) -> str:

@@ -122,6 +122,19 @@ def holm(p_values: Mapping[str, float], alpha: float = 0.05) -> dict[str, bool]:
     return rejected
 
 
+def false_discovery_rates(p_values: Mapping[str, float]) -> dict[str, float]:
+    """Benjamini and Hochberg's q values: the smallest false discovery rate at which each would be a discovery.
+
+    Of m p values in ascending order, the k-th has q = min over j >= k of m p_j / j.
+    """
+    ascending = sorted(p_values.items(), key=lambda pair: pair[1])
+    q, least = {}, 1.0
+    for k in range(len(ascending), 0, -1):
+        name, p = ascending[k - 1]
+        q[name] = least = min(least, len(ascending) * p / k)
+    return q
+
+
 def t_quantile(p: float, degrees: int) -> float:
     from scipy.special import stdtrit  # scipy.stats takes a second to import, this a tenth
 

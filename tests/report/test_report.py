@@ -16,7 +16,19 @@ from pathlib import Path
 import pytest
 from matplotlib.figure import Figure
 
-from bnrepro.claims import Evidence, Paper, Results, Values, exact, greater, less, not_lower, not_testable
+from bnrepro.claims import (
+    Evidence,
+    Gate,
+    Paper,
+    Results,
+    Values,
+    exact,
+    greater,
+    less,
+    not_lower,
+    not_testable,
+    reaches,
+)
 from bnrepro.claims.conclusion import CLAIMS, conclude
 from bnrepro.claims.evidence import Verdict
 from bnrepro.claims.paper import Shown
@@ -186,8 +198,9 @@ def test_texts_are_shown_as_they_are_and_never_run(page: str) -> None:
 
 def test_page_says_what_was_found_and_how(page: str) -> None:
     text = Reader(page).text
-    counts = "2 reproduced, 1 inconclusive, 2 not testable here"
-    assert f"5 claims in 1 experiment: {counts} (1 under revision)." in text
+    counts = "exact or at the source's scale: 1 reproduced; "
+    counts += "at a reduced scale or by an analogue: 1 reproduced, 1 inconclusive, 2 not testable here"
+    assert f"5 claims in 1 experiment (1 under revision). E{counts[1:]}." in text
     assert f"Nobody, A made-up & tiny paper (2026) (preset smoke): {counts}" in text
     assert "<code>code</code>" in page
     assert "Yes: test accuracy, BN minus none: 1.00 [0.75, 1.25] percentage points (n=3, bar 0, margin 0.001)." in text
@@ -222,12 +235,13 @@ def test_details_say_all_that_is_known_of_a_claim(page: str, results: Path) -> N
         return {what: Reader(text).text for what, text in pairs}
 
     first, second, third, fourth, fifth = map(details, range(1, 6))
-    assert list(first) == ["Found", "Source", "Its words", "Judged in", "Made by"]
+    assert list(first) == ["Found", "Source", "Its words", "Design", "Judged in", "Made by"]
+    assert first["Design"] == "preset smoke, which is no evidence and is never registered"
     assert first["Source"].startswith("Somebody (example.org/a_b/c*d).")
     assert first["Its words"] == EVIL.replace("`", "")
     assert first["Judged in"].startswith("made_up.py:")
     assert first["Made by"] == "bnrepro reproduce made_up --preset smoke"
-    assert list(second) == ["Found", "Source", "Judged in", "Made by"]
+    assert list(second) == ["Found", "Source", "Design", "Judged in", "Made by"]
     rows = json.loads((results / CLAIMS).read_text(encoding="utf-8"))
     assert third["Seeds to decide"] == str(rows[2]["needed"])
     assert third["Changes with the margin"] == "times 2"
@@ -299,18 +313,90 @@ def test_markdown_says_the_same(results: Path) -> None:
     assert r"\$x\$" in rows[2]
     assert r"\| `code` \*stars\* \_under\_" in rows[2]
     assert r"1.00 \[0.75, 1.25\] percentage points (n=3, bar 0, margin 0.001)." in rows[2]
-    assert rows[3].endswith("| identity, exact | **reproduced** |")
-    assert "| prediction, toy: one epoch |" in rows[4]
+    assert rows[2].split(" | ")[-1].startswith("**reproduced** (toy: &lt;script")  # which is not reproduced, but toy
+    assert rows[3].endswith("| identity | - | **reproduced** |")
+    assert rows[4].endswith("| prediction | - | **inconclusive** (toy: one epoch) |")
     (image,) = re.findall(r"!\[one\]\(([^)]*)\)", text)
     assert (results / image).is_file()
     assert "* Made by: `bnrepro reproduce made_up --preset smoke`" in lines
     first, _, third, fourth, fifth = (line for line in lines if line.startswith("* [Z"))
     assert f"<{LINK}>" in first  # a claim of another source than the paper's
     assert f"<{LINK}>" not in third
-    assert third.startswith("* [Z3](#made_up-Z3) inconclusive: The curve begins at nothing. The curve's first value: ")
-    assert re.search(r"\d+ seeds would decide\.$", third)
-    assert fourth.endswith("Never tried. “BN wins.” (page 1) no ImageNet here. Source: Somebody else.")
-    assert "not testable here: BN &lt;script" in fifth
+    assert third.startswith(
+        "* [Z3](#made_up-Z3) inconclusive (toy: one epoch): The curve begins at nothing. The curve's first value: "
+    )
+    assert re.search(r"\d+ seeds would decide\. Design: preset smoke, which is no evidence", third)
+    assert "Never tried. “BN wins.” (page 1) no ImageNet here. Design: " in fourth
+    assert fourth.endswith(" Source: Somebody else.")
+    assert "not testable here (toy: one epoch): BN &lt;script" in fifth
+
+
+REGISTERED = {
+    **{"hash": "0123456789abcdef", "registered": "2026-11-20", "commit": "f" * 40, "committed": "2026-11-21"},
+    **{"amended": [], "as_registered": True},
+}
+
+
+@pytest.mark.parametrize(
+    ("design", "first_run", "words"),
+    [
+        (None, None, ", not registered"),
+        (REGISTERED | {"registered": None}, None, "0123456789abcdef, not registered"),
+        (REGISTERED, "2026-11-22", "0123456789abcdef, registered 2026-11-21, commit ffffffffff"),
+        (REGISTERED | {"commit": None, "committed": None}, "2026-11-22", "registered 2026-11-20, not committed"),
+        (REGISTERED, "2026-11-19", "commit ffffffffff; its first run is older"),
+        (REGISTERED | {"as_registered": False}, "2026-11-22", "; it is not judged as registered"),
+        (
+            REGISTERED
+            | {"amended": [{"hash": "beef", "registered": "2026-11-01", "reason": "a typo", "on": "2026-11-20"}]},
+            *("2026-11-22", "; amended 2026-11-20: a typo (before: beef)"),
+        ),
+    ],
+)
+def test_report_says_when_a_design_was_registered(
+    tmp_path: Path, design: dict[str, object] | None, first_run: str | None, words: str
+) -> None:
+    own = {} if design is None else {"design": design, "first_run": first_run}
+    records = replace(RECORDS, preset="full", provenance=RECORDS.provenance | own)
+    save(records, tmp_path / "made_up")
+    conclude(varied(), records, tmp_path / "made_up")
+    _, markdown, page = report.write(tmp_path)
+    for text in (markdown.read_text("utf-8"), Reader(page.read_text("utf-8")).text):
+        assert words in text
+        assert (first_run is None) or (f"First run: {first_run}" in text or f"First run{first_run}" in text)
+
+
+def test_report_shows_gates_and_looks(tmp_path: Path) -> None:
+    def gate(r: Results, s: Settings) -> Gate:
+        return reaches(r.test_accuracy(part="table", variant="nobn"), 95, "test accuracy without BN, %")
+
+    looks = {"looks": [3, 6], "seeds": 3}
+    records = replace(RECORDS, preset="full", settings=looks)
+    claims = [replace(made_up.paper.claims[0], id=id, gate=of) for id, of in (("A", None), ("B", gate))]
+    save(records, tmp_path / "made_up")
+    conclude(varied(claims=claims), records, tmp_path / "made_up")
+    page = Reader(report.write(tmp_path)[2].read_text("utf-8")).text
+    assert "Look" in page and "look 1 of 2, with 3 seeds" in page
+    assert "test accuracy without BN, %: 90, at least 95 needed: failed" in page
+    assert "The networks have not trained long enough: test accuracy without BN, % is 90" in page
+    assert "1 not testable at this length" in page
+
+
+def test_q_is_over_the_empirical_claims(tmp_path: Path) -> None:
+    def of(mean: float) -> Evidence:
+        return greater(Values((), {((), seed): mean + (-1) ** seed for seed in range(6)}), "x", "", margin=0.1)
+
+    first = made_up.paper.claims[0]
+    claims = [replace(first, id=str(mean), evidence=lambda r, s, m=mean: of(m)) for mean in (0.0, 1.0, 3.0)]
+    claims.append(replace(first, id="identity", kind="identity", evidence=lambda r, s: of(3.0)))
+    save(RECORDS, tmp_path / "made_up")
+    conclude(varied(claims=claims), RECORDS, tmp_path / "made_up")
+    found = report.gather(tmp_path)
+    p = [row.effects[0].rule.p_values(list(row.effects[0].seeds.values()))[0] for row in map(of, (0.0, 1.0, 3.0))]
+    q = {"made_up/0.0": p[0], "made_up/1.0": p[1] * 3 / 2, "made_up/3.0": p[2] * 3}
+    assert found.q == pytest.approx(q)
+    assert report.q_of(found, {"id": "made_up/identity"}) == report.NONE
+    assert "| empirical | 1.00 | " in (report.write(tmp_path)[1]).read_text("utf-8")
 
 
 # --- claims.json ---

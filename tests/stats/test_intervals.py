@@ -9,7 +9,16 @@ import numpy as np
 import pytest
 from scipy import stats as scipy_stats
 
-from bnrepro.stats import Alternative, bootstrap_interval, equivalence, holm, p_value, paired, t_interval
+from bnrepro.stats import (
+    Alternative,
+    bootstrap_interval,
+    equivalence,
+    false_discovery_rates,
+    holm,
+    p_value,
+    paired,
+    t_interval,
+)
 
 
 @pytest.mark.parametrize("n", [2, 3, 5, 30])
@@ -108,3 +117,14 @@ def test_bootstrap_takes_other_statistics_and_too_few_values() -> None:
     one, none = bootstrap_interval([2.0]), bootstrap_interval([])
     assert (one.mean, one.n, none.n) == (2, 1, 0)
     assert all(math.isnan(v) for v in (one.low, one.high, none.mean))
+
+
+def test_false_discovery_rates_are_benjamini_and_hochbergs() -> None:
+    """Their example: 15 p values, of which 4 are discoveries at 5%."""
+    p = [0.0001, 0.0004, 0.0019, 0.0095, 0.0201, 0.0278, 0.0298, 0.0344]
+    p += [0.0459, 0.3240, 0.4262, 0.5719, 0.6528, 0.7590, 1.0000]
+    named = {str(k): value for k, value in enumerate(p)}
+    q = false_discovery_rates(dict(reversed(named.items())))
+    assert [name for name in named if q[name] <= 0.05] == ["0", "1", "2", "3"]
+    assert [q[name] for name in named] == pytest.approx(list(scipy_stats.false_discovery_control(p)))
+    assert false_discovery_rates({}) == {}

@@ -1,0 +1,101 @@
+"""How long runs and measurements take, from those that were made: of the same arm, or of a similar one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from statistics import median
+
+from bnrepro.claims.engine import Plan
+from bnrepro.claims.measuring import stored
+from bnrepro.claims.paper import Arm, Probe
+from bnrepro.claims.records import Records
+from bnrepro.config import run_dir
+from bnrepro.config.schema import Config
+from bnrepro.runs.record import run_of
+
+Kind = tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Of what is still to be made."""
+
+    seconds: float
+    """Of one process, as far as they are known."""
+    unknown: int
+    """Runs and measurements of which nothing is known."""
+
+
+@dataclass
+class Costs:
+    """Seconds of one process, by kind of run or measurement, the nearest first: see `_kinds`."""
+
+    known: dict[Kind, list[float]] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, plan: Plan, records: Records | None = None) -> Costs:
+        """What the finished runs and measurements of ``plan`` took, and those in ``records``."""
+        costs = cls()
+        for arm in _arms(plan):
+            if (run := run_of(arm.config)).finished:
+                costs._add(arm, run.summary.get("seconds"))
+        for probe in plan.probes:
+            if found := stored(probe, plan.measurements):
+                costs._add(probe, found.get("seconds"))
+        if records:
+            costs._add_records(plan, records)
+        return costs
+
+    def estimate(self, plan: Plan) -> Estimate:
+        """What is missing of ``plan``; a run that several arms share counts once."""
+        runs, probes = plan.missing()
+        wanted = {run_dir(cfg) for cfg in runs}
+        once = {run_dir(arm.config): arm for arm in _arms(plan)}
+        each = [self._seconds(arm) for place, arm in once.items() if place in wanted]
+        each += [self._seconds(probe) for probe in probes]
+        return Estimate(sum(filter(None, each)), sum(seconds is None for seconds in each))
+
+    def _add(self, each: Arm | Probe, seconds: float | None) -> None:
+        if seconds is not None:
+            for kind, units in _kinds(each):
+                self.known.setdefault(kind, []).append(seconds / units)
+
+    def _add_records(self, plan: Plan, records: Records) -> None:
+        """Of runs by their rows; of measurements, whose seconds are not kept one by one, the mean of their part."""
+        of = {(arm.part, str(arm.factors)): arm for arm in _arms(plan)}
+        for row in records.runs:
+            for arm in of.values():
+                if arm.part == row["part"] and all(row.get(key) == level for key, level in arm.factors.items()):
+                    self._add(arm, row.get("seconds"))
+                    break
+        counts: dict[str, set[str]] = {}
+        for row in records.measurements:
+            who = {key: value for key, value in row.items() if key not in ("quantity", "x", "value")}
+            counts.setdefault(row["part"], set()).add(str(who))
+        for part, kinds in records.provenance["seconds"].items():
+            if part in counts:
+                self.known.setdefault(("measurement", part), []).append(kinds["measurements"] / len(counts[part]))
+
+    def _seconds(self, each: Arm | Probe) -> float | None:
+        found = ((self.known.get(kind), units) for kind, units in _kinds(each))
+        return next((median(seconds) * units for seconds, units in found if seconds), None)
+
+
+def _arms(plan: Plan) -> list[Arm]:
+    """The runs of ``plan``: those that are recorded, and those that are only measured."""
+    return [Arm(probe.part, probe.factors, probe.config) for probe in plan.probes if probe.config] + plan.arms
+
+
+def _kinds(each: Arm | Probe) -> Iterable[tuple[Kind, float]]:
+    """What ``each`` is like, the nearest first, with the units that its seconds are counted in."""
+    if isinstance(each, Probe):
+        yield ("measurement", each.part, str(each.factors), each.measure.name), 1.0
+        yield ("measurement", each.part, each.measure.name), 1.0
+        yield ("measurement", each.part), 1.0
+        return
+    cfg: Config = each.config
+    epochs = float(cfg.epochs) or 1.0
+    yield ("run", each.part, str(each.factors)), 1.0
+    yield ("run", each.part, cfg.data.name, cfg.model.name), epochs
+    yield ("run", cfg.data.name, cfg.model.name, str(cfg.model.width)), epochs

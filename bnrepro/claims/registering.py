@@ -1,0 +1,335 @@
+"""Registered designs: what a paper's full preset runs and by which rules it is judged, written down before its runs.
+
+A registration is a YAML file, ``configs/registered/<paper>.yaml``, or ``<paper>.registered.yaml`` beside a paper in a
+file of a user's own. Its hash counts what can change a verdict: seeds or looks, settings, arms, measurements, and of
+each claim its kind, scale, gate, rules, bars, margins and what it reads. Dates and sentences do not count. Committed
+before the runs, it shows that what was looked for was said beforehand.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from shlex import quote
+from typing import Any
+
+import yaml
+
+from bnrepro.claims.evidence import Evidence, Rule
+from bnrepro.claims.paper import Arm, Claim, Paper, Preset, Probe
+from bnrepro.claims.results import Results, Row
+from bnrepro.claims.tracing import questions
+from bnrepro.config import configs_dir, digits_of, identity_of
+from bnrepro.config.schema import Config
+from bnrepro.errors import UserError, first_line
+from bnrepro.runs import provenance, record
+from bnrepro.system import reading as stored
+
+FULL = "full"
+STYLE: dict[str, Any] = {"sort_keys": False, "width": 118, "allow_unicode": True, "default_flow_style": None}
+PROSE = ("sentence", "scale_note")
+"""Of a claim, what does not count."""
+HEAD = """\
+# A registered design: what is run, and by which rules it is judged. Written by `bnrepro register {name}`; not to be
+# edited. Commit it before its runs.
+"""
+
+
+@dataclass
+class Registration:
+    """What a registration says."""
+
+    paper: str
+    hash: str
+    registered: str
+    """Date on which it was written."""
+    design: dict[str, Any]
+    amended: list[dict[str, str]] = field(default_factory=list)
+    """Of each earlier registration under which there were results: its hash, its date, and why it was replaced."""
+
+    @property
+    def hashes(self) -> set[str]:
+        """Its own, and those that it replaces."""
+        return {self.hash, *(each["hash"] for each in self.amended)}
+
+
+def file_of(paper: Paper[Any]) -> Path:
+    """Where the registration of ``paper`` is."""
+    if paper.file:
+        return paper.file.with_suffix(".registered.yaml")
+    return configs_dir() / "registered" / f"{paper.name}.yaml"
+
+
+def registration(paper: Paper[Any]) -> Registration | None:
+    """That of ``paper``; None where there is none.
+
+    Raises:
+        UserError: it cannot be read, or was edited.
+    """
+    file = file_of(paper)
+    if not file.is_file():
+        return None
+    remedy = f"`bnrepro register {called(paper)}` writes it."
+    try:
+        found = yaml.safe_load(stored.read_yaml(file))
+        stored.hold(found, Registration, file.name)
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise UserError(f"The registration {file} cannot be read ({first_line(error)}). {remedy}") from error
+    known = Registration(**found)
+    if hash_of(known.design) != known.hash:
+        raise UserError(f"The registration {file} was edited: its hash is that of another design. {remedy}")
+    return known
+
+
+def register(paper: Paper[Any], held: dict[str, Any], reason: str = "") -> tuple[Path, Registration]:
+    """Write the registration of ``paper``, as it is designed now.
+
+    Args:
+        paper: the paper.
+        held: the provenance of its stored results; empty where there are none.
+        reason: why it replaces one under which there are results.
+
+    Raises:
+        UserError: there are results under the one that it would replace, and no reason.
+    """
+    file, design = file_of(paper), described(paper, paper.settings(FULL))
+    new = Registration(paper.name, hash_of(design), _today(), design)
+    if file.is_file() and (old := registration(paper)):
+        if old.hash == new.hash:
+            return file, old
+        new.amended = old.amended
+        used = (held.get("design") or {}).get("hash") in old.hashes
+        if used and not reason:
+            raise UserError(
+                f"{called(paper)}: there are results under its registered design ({old.hash}, {old.registered}), and "
+                f"the design is another now: {'; '.join(differences(old.design, design)[:3])}. To replace it, say why: "
+                f'bnrepro register {called(paper)} --amend "REASON".'
+            )
+        if used or reason:
+            why = {"reason": reason, "on": new.registered}
+            new.amended = [*old.amended, {"hash": old.hash, "registered": old.registered, **why}]
+    said = {"paper": new.paper, "hash": new.hash, "registered": new.registered, "amended": new.amended}
+    text = yaml.dump({**said, "design": design}, Dumper=_Plain, **STYLE)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    record.write_whole(file, HEAD.format(name=called(paper)) + text)
+    return file, new
+
+
+def standing(
+    paper: Paper[Any], settings: Preset, held: dict[str, Any], out: Path, *, unregistered: bool = False
+) -> dict[str, Any]:
+    """What provenance.json says of the design under which ``paper`` is judged with ``settings``.
+
+    Args:
+        paper: the paper.
+        settings: of preset full.
+        held: the provenance of what is stored there.
+        out: that folder.
+        unregistered: whether it is judged although its design is not the registered one.
+
+    Raises:
+        UserError: the registered design is another, or what is stored was made under another.
+    """
+    design, known = described(paper, settings), registration(paper)
+    about: dict[str, Any] = {"hash": hash_of(design), "registered": None, "commit": None, "committed": None}
+    about |= {"amended": [], "as_registered": False}
+    if known is None:
+        return about
+    again = f"register it anew (`bnrepro register {called(paper)}`), or judge it with --unregistered, which is shown"
+    if known.hash != about["hash"] and not unregistered:
+        unlike = "; ".join(differences(known.design, design)[:3])
+        raise UserError(
+            f"{called(paper)}: the design is not the registered one ({known.hash}): {unlike}. {_up(again)}."
+        )
+    before = (held.get("design") or {}).get("hash")
+    if before not in (None, *known.hashes, about["hash"]) and not unregistered:
+        raise UserError(
+            f"{called(paper)}: the results in {out} were made under the design {before}, and the registered one is "
+            f"{known.hash}. Give another --out={quote('FOLDER')}, or judge them with --unregistered, which is shown."
+        )
+    commit, date = provenance.committed(file_of(paper)) or (None, None)
+    about |= {"registered": known.registered, "commit": commit, "committed": date}
+    return about | {"amended": known.amended, "as_registered": known.hash == about["hash"]}
+
+
+def check_as_judged(paper: Paper[Any], settings: Preset, about: dict[str, Any]) -> None:
+    """Check that records are judged as the registered design says under which they were made.
+
+    Args:
+        paper: the paper.
+        settings: of the records.
+        about: their provenance.
+
+    Raises:
+        UserError: the design has changed since.
+    """
+    design = about.get("design")
+    if not (design and design["as_registered"] and about["preset"] == FULL):
+        return
+    if (now := hash_of(described(paper, settings))) != design["hash"]:
+        raise UserError(
+            f"{called(paper)}: these records were made under the registered design {design['hash']}, and the paper's "
+            f"design is now {now}. `bnrepro reproduce {called(paper)}` says what differs, and judges anew."
+        )
+
+
+def called(paper: Paper[Any]) -> str:
+    """What the command line calls it."""
+    return f"{paper.name}.py" if paper.file else paper.name
+
+
+# --- a design as data ---------------------------------------------------------------------------------------------
+
+
+def described(paper: Paper[Any], settings: Preset) -> dict[str, Any]:
+    """The design of ``paper``: seeds or looks, settings, runs, measurements, claims."""
+    looks = settings.looks
+    values = settings.model_dump(mode="json")
+    count = {"looks": values.pop("looks")} if looks else {"seeds": settings.seeds}
+    values.pop("seeds")
+    values.pop("looks", None)
+    whole = settings.model_copy(update={"seeds": looks[-1]}) if looks else settings
+    design = paper.designed(whole)
+    identities = _Identities()
+    configs = [arm.config for arm in design.arms] + [probe.config for probe in design.probes if probe.config]
+    common = identities.common(configs)
+    said = {
+        **count,
+        "settings": values,
+        "common": common,
+        "runs": list(_grouped(((_run(arm, identities), arm.config.seed) for arm in design.arms), whole.seeds)),
+        "measurements": list(_grouped(((_probe(each, identities), each.seed) for each in design.probes), whole.seeds)),
+        "claims": [_claim(paper, claim, settings) for claim in paper.claims],
+    }
+    plain: dict[str, Any] = json.loads(json.dumps(said, default=str))
+    return plain
+
+
+def hash_of(design: dict[str, Any]) -> str:
+    """16 hexadecimal digits over all that counts."""
+    claims = [{key: value for key, value in claim.items() if key not in PROSE} for claim in design["claims"]]
+    return digits_of({**design, "claims": claims})
+
+
+def differences(there: Any, here: Any, where: str = "") -> list[str]:
+    """How two designs differ, a phrase for each place."""
+    if isinstance(there, dict) and isinstance(here, dict):
+        keys = [key for key in {**there, **here} if key not in PROSE]
+        parts = [differences(there.get(k), here.get(k), f"{where}.{k}" if where else k) for k in keys]
+        return [phrase for part in parts for phrase in part]
+    if isinstance(there, list) and isinstance(here, list) and any(isinstance(e, dict) for e in (*there, *here)):
+        if len(there) != len(here):
+            return [f"{where}: {len(there)} there and {len(here)} here"]
+        names = [each.get("id", place) for place, each in enumerate(here, 1)]
+        pairs = zip(there, here, names, strict=True)
+        return [phrase for old, new, name in pairs for phrase in differences(old, new, f"{where} {name}")]
+    return [] if there == here else [f"{where} is {_short(there)} there and {_short(here)} here"]
+
+
+def _run(arm: Arm, identities: _Identities) -> Row:
+    return {"part": arm.part, "factors": arm.factors, "config": identities.own(arm.config)}
+
+
+def _probe(probe: Probe, identities: _Identities) -> Row:
+    measure = f"{probe.measure.name} {probe.measure.version}"
+    said: Row = {"part": probe.part, "factors": probe.factors, "measure": measure}
+    if probe.arguments:
+        said["arguments"] = probe.arguments
+    if probe.config:
+        said["config"] = identities.own(probe.config)
+    if probe.data:
+        said["data"] = identity_of(Config(data=probe.data))
+    return said
+
+
+class _Identities:
+    """What configurations have other than the defaults, each worked out once for all its seeds."""
+
+    def __init__(self) -> None:
+        self.known: dict[str, Row] = {}
+        self.shared: Row = {}
+
+    def of(self, cfg: Config) -> Row:
+        key = repr(replace(cfg, seed=0))
+        if key not in self.known:
+            # Where an archive lies, and what is in it, is this machine's business.
+            found = identity_of(cfg, without=("seed",))
+            self.known[key] = {name: value for name, value in found.items() if name != "content"}
+        return self.known[key]
+
+    def common(self, configs: list[Config]) -> Row:
+        """What all of them share, which `own` leaves out."""
+        first, *others = [self.of(cfg) for cfg in configs] or [{}]
+        self.shared = {key: value for key, value in first.items() if all(o.get(key) == value for o in others)}
+        return self.shared
+
+    def own(self, cfg: Config) -> Row:
+        return {key: value for key, value in self.of(cfg).items() if key not in self.shared}
+
+
+def _claim(paper: Paper[Any], claim: Claim, settings: Preset) -> Row:
+    said: Row = {"id": claim.id, "sentence": claim.sentence, "kind": claim.kind, "scale": claim.scale}
+    if claim.scale_note:
+        said["scale_note"] = claim.scale_note
+    nothing = Results(FULL, [], [], [])
+    try:
+        evidence = claim.evidence(nothing, settings)
+        gate = claim.gate(nothing, settings) if claim.gate else None
+    except Exception:  # a paper's own code: what is wrong with it is told where the claim is judged
+        return said | {"effects": "not known without results"}
+    asked = questions(paper, claim, settings)
+    if claim.withdrawn or evidence.reason:
+        return said | {"not_testable": claim.withdrawn or evidence.reason}
+    if gate:
+        said["gate"] = f"{gate.what}: {gate.needed}"
+    said["effects"] = list(_effects(evidence))
+    if asked:
+        said["reads"] = [{"of": "measurements" if q.measured else "runs", **_levels(q.factors)} for q in asked]
+    return said
+
+
+def _effects(evidence: Evidence) -> Iterator[Row]:
+    for effect in evidence.effects:
+        condition = {"condition": effect.condition} if effect.condition else {}
+        yield condition | _rule(effect.rule)
+
+
+def _rule(rule: Rule) -> Row:
+    said: Row = {"rule": rule.name, "bar": rule.bar, "margin": rule.margin, "ratio": rule.ratio or None}
+    return {key: value for key, value in said.items() if value is not None}
+
+
+def _levels(factors: Row) -> Row:
+    return {key: list(level) if isinstance(level, tuple | set | range) else level for key, level in factors.items()}
+
+
+def _grouped(pairs: Iterable[tuple[Row, int]], seeds: int) -> Iterator[Row]:
+    """What is the same but for its seed, as one, with the seeds where they are not the design's."""
+    groups: dict[str, tuple[Row, list[int]]] = {}
+    for said, seed in pairs:
+        groups.setdefault(json.dumps(said, default=str), (said, []))[1].append(seed)
+    for said, of in groups.values():
+        yield said if of == list(range(seeds)) else {**said, "seeds": of}
+
+
+class _Plain(yaml.SafeDumper):
+    """Without aliases, which `stored.read_yaml` refuses; small mappings and lists on one line."""
+
+    def ignore_aliases(self, data: Any) -> bool:
+        return True
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value, default=str)
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def _up(text: str) -> str:
+    return text[:1].upper() + text[1:]
+
+
+def _today() -> str:
+    return datetime.now(UTC).date().isoformat()

@@ -1,0 +1,320 @@
+"""What `reproduce` does: which claims, how many seeds, how long, and what is told of it."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from bnrepro.cli.options import make_room, shown
+
+if TYPE_CHECKING:
+    from bnrepro.claims import Design
+    from bnrepro.claims.engine import DatasetLocations, Plan
+    from bnrepro.claims.estimating import Estimate
+    from bnrepro.claims.judging import Judged
+    from bnrepro.claims.paper import Claim, Paper
+    from bnrepro.claims.sequential import Step, Target
+    from bnrepro.cli.launch import Launcher
+
+SECONDS = {"h": 3600, "m": 60, "min": 60, "s": 1}
+
+
+def budget(text: str) -> float:
+    """Seconds, of ``2h``, ``90m`` or ``1h30m``."""
+    from bnrepro.errors import UserError
+
+    parts = re.findall(r"(\d+(?:\.\d+)?)(h|min|m|s)", text.replace(" ", ""))
+    seconds = sum(float(number) * SECONDS[unit] for number, unit in parts)
+    if "".join(number + unit for number, unit in parts) != text.replace(" ", "") or not seconds > 0:
+        raise UserError(f"--budget={text} is no time. Write it as in --budget=2h, 90m or 1h30m.")
+    return seconds
+
+
+def chosen(names: list[str]) -> list[tuple[Paper[Any], list[Claim] | None]]:
+    """The papers that are named, each with the claims of it that are; None for all of them.
+
+    Raises:
+        UserError: there is no such paper, or no such claim.
+    """
+    from bnrepro import experiments
+    from bnrepro.errors import UserError, known_are
+
+    known = experiments.NAMES
+    found: dict[str, tuple[Paper[Any], list[Claim] | None]] = {}
+    for name in names:
+        head, slash, id = name.rpartition("/")
+        if not (head in known or head.endswith(".py")):
+            head, slash, id = name, "", ""
+        paper, claims = found.setdefault(head, (experiments.experiment(head), []))
+        if not slash or claims is None:
+            found[head] = (paper, None)
+            continue
+        ids = {claim.id: claim for claim in paper.claims}
+        if id not in ids:
+            raise UserError(f"{name}: {head} has no claim {id!r}.{known_are(id, tuple(ids))}")
+        if ids[id] not in claims:
+            claims.append(ids[id])
+    return list(found.values())
+
+
+def said(plan: Plan, force: bool = False) -> str:
+    """How much there is to do."""
+    from bnrepro.system.output import counted
+
+    runs, measurements = plan.missing(force)
+    return (
+        f"{counted(len(plan.configs), 'run')}, {len(runs)} still to run; "
+        f"{counted(len(plan.measured), 'measurement')}, {len(measurements)} still to make."
+    )
+
+
+def time_of(estimate: Estimate, jobs: int = 1) -> str:
+    """How long it takes, as far as that is known."""
+    known = f"about {duration(estimate.seconds / jobs)}" if estimate.seconds else ""
+    if not estimate.unknown:
+        return known or "no time"
+    if not known:
+        return "how long is not known, as nothing like it has been run"
+    return f"{known}, without {estimate.unknown} of which nothing is known"
+
+
+def duration(seconds: float) -> str:
+    """``40 s``, ``12 min``, ``3.5 h``."""
+    if seconds < 90:
+        return f"{max(seconds, 1):.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+def announced(step: Step, jobs: int) -> str:
+    """A step, before it is made."""
+    from bnrepro.system.output import counted
+
+    runs, measurements = step.plan.missing()
+    which = ", ".join(claim.id for claim in step.claims)
+    work = f"{counted(len(runs), 'run')}, {counted(len(measurements), 'measurement')}"
+    return f"{step.target.paper.name}: {step.seeds} seeds for {which}: {work}; {time_of(step.estimate, jobs)}."
+
+
+def left_open(target: Target, most: int, jobs: int) -> list[str]:
+    """A sentence for each claim that is not decided."""
+    from bnrepro.claims.sequential import steps
+
+    ahead = {claim.id: step for step in steps(target, most) for claim in step.claims}
+    return [_open(target, claim, ahead.get(claim.id), jobs) for claim in target.claims if _is_open(target, claim)]
+
+
+def _is_open(target: Target, claim: Claim) -> bool:
+    one: Judged | None = target.found.get(claim.id)
+    return one is None or not one.decided
+
+
+def _open(target: Target, claim: Claim, step: Step | None, jobs: int) -> str:
+    one = target.found.get(claim.id)
+    name = f"{target.paper.name}/{claim.id}"
+    if one is None:
+        return f"{name} was not looked at."
+    seeds = one.look.seeds if one.look else target.settings.seeds
+    text = f"{name} is open after {seeds} of {target.looks[-1]} seeds"
+    text += f"; about {one.needed:,} would decide it" if one.needed else ""
+    if claim.id in target.stuck:
+        return f"{text}; its next look is not reached, since a run failed or left no value."
+    return f"{text}; the look at {step.seeds} takes {time_of(step.estimate, jobs)}." if step else f"{text}."
+
+
+@dataclass
+class Work:
+    """What a call of `reproduce` does its work with."""
+
+    root: Path
+    out: Path
+    jobs: int | None
+    places: DatasetLocations
+    making: Launcher
+    force: bool = False
+    dry: bool = False
+    unregistered: bool = False
+    problems: list[Exception] = field(default_factory=list)
+    """Of papers of which nothing could be made."""
+    failures: int = 0
+
+    def plan(self, paper: Paper[Any], preset: str, **more: Any) -> Plan:
+        """See `make_plan`; without what is recorded of its registration."""
+        from bnrepro.claims.engine import make_plan
+
+        return make_plan(paper, preset, self.root, self.places, self.making.resolve, **more)
+
+    def check(self, plans: list[Plan]) -> list[Plan]:
+        """``plans`` with their registrations, where they can be made and their results kept.
+
+        Raises:
+            UserError: an archive is for none of them, a design is not the registered one, what is stored is worth more.
+        """
+        from bnrepro.errors import UserError
+
+        for name in self.places.archives:
+            if not any(data.name == name for plan in plans for data in plan.datasets):
+                raise UserError(
+                    f"--archive={name}=...: none of these experiments uses the dataset {name}. Leave it out."
+                )
+        plans = [replace(plan, design=plan.standing(self.out, self.unregistered)) for plan in plans]
+        if not self.force:
+            for plan in plans:
+                plan.check_room(self.out)
+        if not self.dry:
+            make_room(self.root)
+            make_room(self.out)
+        return plans
+
+    def make(self, plan: Plan) -> tuple[list[Judged], list[str]] | None:
+        """Run, measure and conclude; None where that failed, which does not cost the other papers."""
+        from bnrepro.claims.engine import execute
+        from bnrepro.cli.progress import SweepBar
+        from bnrepro.errors import reason
+
+        def bar(what: str, names: list[str]) -> SweepBar:
+            return SweepBar(names, what)
+
+        try:
+            judged, failed = execute(plan, self.out, self.jobs, bar, force=self.force, run_all=self.making.run_all)
+        except Exception as error:
+            typer.echo(f"{plan.paper.name}: {reason(error)}", err=True)
+            self.problems.append(error)
+            return None
+        for text in failed:
+            typer.echo(f"{plan.paper.name}: {text}", err=True)
+        return judged, failed
+
+    def all_at_once(
+        self, chosen: list[tuple[Paper[Any], list[Claim] | None]], preset: str | None, seeds: int | None
+    ) -> None:
+        """Each paper's preset, with as many seeds as it says, or ``seeds``."""
+        from bnrepro.claims.engine import with_seeds
+        from bnrepro.claims.tracing import asked_by, read_by
+
+        plans = []
+        for paper, claims in chosen:
+            name = preset or ("quick" if "quick" in paper.presets else "full")
+            asked = None
+            if claims is not None:
+                settings = paper.settings(name) if seeds is None else with_seeds(paper.settings(name), seeds)
+                asked = read_by(paper.designed(settings), asked_by(paper, claims, settings))
+            plans.append(self.plan(paper, name, seeds=seeds, asked=asked))
+        for plan, (_, claims) in zip(self.check(plans), chosen, strict=True):
+            self.fixed(plan, claims)
+
+    def fixed(self, plan: Plan, claims: list[Claim] | None) -> None:
+        """A plan as it is; the verdicts of ``claims`` are shown."""
+        typer.echo(f"{plan.paper.name} (preset {plan.preset}): {said(plan, self.force)}")
+        if self.dry:
+            from bnrepro.claims.estimating import Costs
+            from bnrepro.claims.records import there
+
+            estimate = Costs.of(plan, there(plan.folder(self.out))).estimate(plan)
+            if estimate.seconds or estimate.unknown:
+                typer.echo(f"{plan.paper.name}: {time_of(estimate, self.processes(plan))}.")
+            return
+        if made := self.make(plan):
+            self.failures += len(made[1])
+            self.show(plan.paper, plan.preset, made[0], claims, through=not made[1])
+
+    def decide(self, chosen: list[tuple[Paper[Any], list[Claim] | None]], most: int, seconds: float | None) -> None:
+        """Looks at growing numbers of seeds, until all is decided."""
+        from bnrepro.claims.sequential import steps, until_decided
+
+        plans = [self.plan(paper, "full", asked=paper.designed(paper.settings("full"))) for paper, _ in chosen]
+        plans = self.check(plans)
+        targets = [self.target(plan, claims) for plan, (_, claims) in zip(plans, chosen, strict=True)]
+        jobs = max(map(self.processes, plans))
+        if self.dry:
+            for target in targets:
+                for step in sorted(steps(target, most), key=lambda step: step.expected):
+                    typer.echo(announced(step, jobs))
+        else:
+
+            def make(step: Step) -> tuple[list[Judged], list[str]] | None:
+                typer.echo(announced(step, jobs))
+                return self.make(step.plan)
+
+            until_decided(targets, make, most=most, budget=seconds, jobs=jobs)
+        for target in targets:
+            if target.found and not self.dry:
+                self.failures += len(target.failed)
+                self.show(target.paper, "full", list(target.found.values()), target.claims)
+            for text in left_open(target, most, jobs):
+                typer.echo(text)
+
+    def target(self, checked: Plan, claims: list[Claim] | None) -> Target:
+        """The claims of a paper that are to be decided."""
+        from bnrepro.claims.records import there
+        from bnrepro.claims.sequential import Target
+
+        paper = checked.paper
+
+        def make(seeds: int, design: Design) -> Plan:
+            return replace(self.plan(paper, "full", seeds=seeds, asked=design), design=checked.design)
+
+        return Target(paper, claims or paper.claims, make, there(checked.folder(self.out)))
+
+    def show(
+        self,
+        paper: Paper[Any],
+        preset: str,
+        judged: list[Judged],
+        claims: list[Claim] | None = None,
+        through: bool = True,
+    ) -> None:
+        """The verdicts of ``claims``, and where the results are."""
+        from bnrepro.cli import listing
+
+        ids = {claim.id for claim in claims or paper.claims}
+        judged = [each for each in judged if each.claim.id in ids]
+        tell_unmeasured(judged)
+        if preset == "smoke":
+            larger = "quick" if "quick" in paper.presets else "full"
+            begin = "Everything ran through. " if through else ""
+            typer.echo(f"{begin}This preset is too small for verdicts; use --preset={larger}.")
+        else:
+            typer.echo(listing.verdict_table(judged))
+        typer.echo(f"Records, tables and figures: {shown(paper.directory(self.out, preset))}\n")
+
+    def processes(self, plan: Plan) -> int:
+        """How many runs are made at a time."""
+        from bnrepro.launch.sweep import default_jobs
+
+        return self.jobs or (default_jobs(plan.configs[0]) if plan.configs else 1)
+
+    def end(self, papers: int) -> None:
+        """Raise what went wrong.
+
+        Raises:
+            UserError: something did.
+        """
+        from bnrepro.errors import UserError, sentence
+
+        for problem in self.problems:
+            if not sentence(problem):
+                raise problem
+        if self.problems:
+            raise UserError(
+                f"{len(self.problems)} of {papers} experiments could not be concluded; the reasons are above."
+            )
+        if self.failures:
+            raise UserError(
+                f"{self.failures} of the runs and measurements failed and were left out; the reasons are above."
+            )
+
+
+def tell_unmeasured(judged: list[Judged]) -> None:
+    """Name the claims that found nothing."""
+    for one in judged:
+        if one.unmeasured:
+            which = f" for {', '.join(filter(None, one.unmeasured))}" if any(one.unmeasured) else ""
+            typer.echo(
+                f"Claim {one.claim.id} found nothing that was measured{which}. Is a part, a level of a factor or a "
+                "quantity misspelt?",
+                err=True,
+            )
