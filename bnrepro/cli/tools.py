@@ -119,7 +119,7 @@ def bench(
         list[str] | None,
         typer.Argument(
             metavar="[PART]... [KEY=VALUE]...",
-            help="layers, memory, epoch, compare, startup, growth, seeds; default: layers and memory.",
+            help="layers, grid, memory, epoch, compare, startup, growth, seeds; default: layers and memory.",
         ),
     ] = None,
     norms: Annotated[str, typer.Option(help="Names separated by commas.")] = "bn,custombn,convbn",
