@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from bnrepro.bench.timing import Table, alone, forget_peak, in_turn, machine, resident
 from bnrepro.errors import UserError, known_are
-from bnrepro.norm import NORMS
+from bnrepro.norm import NORMS, FusedSequential
 
 Shape = tuple[int, ...]
 
@@ -120,7 +120,7 @@ def _beside_torch(
     steps: dict[str, Callable[[], object]] = {"copy": partial(copy.copy_, x.detach())}
     for norm in both:
         steps[norm] = partial(step, make(norm, shape).to(device), x, upstream)
-        steps[f"{norm}_relu"] = partial(step, with_relu(make(norm, shape)).to(device), x, upstream)
+        steps[f"{norm}_relu"] = partial(step, with_relu(norm, shape).to(device), x, upstream)
     times = in_turn(steps, rounds, device, of=min)
     row: dict[str, Any] = {"shape": _name(shape), "dtype": dtype, "layout": layout}
     for norm in both[1:]:
@@ -130,9 +130,9 @@ def _beside_torch(
     return row
 
 
-def with_relu(norm: nn.Module) -> nn.Module:
-    """The norm and a ReLU after it, as one pass where that is possible."""
-    return nn.Sequential(norm, nn.ReLU())
+def with_relu(norm: str, shape: Shape) -> nn.Module:
+    """The norm and a ReLU after it, as one pass if it is ours."""
+    return (nn.Sequential if norm == REFERENCE else FusedSequential)(make(norm, shape), nn.ReLU())
 
 
 def _on_shape(norms: Sequence[str], shape: Shape, dtype: str, device: str, repeats: int) -> list[dict[str, Any]]:

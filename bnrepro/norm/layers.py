@@ -131,20 +131,15 @@ class _HandDerived(_BatchNorm):
         return moments(x, axes, group)
 
     def forward(self, input: Tensor) -> Tensor:
-        return self._forward(input)
+        y = self.in_one_call(input)
+        return self._by_parts(input) if y is None else y
 
-    def _forward(self, x: Tensor, relu: bool = False) -> Tensor:
-        """The layer, and a ReLU after it if asked for: as one call of the kernels where they apply."""
-        self._check_input_dim(x)
-        if (y := self._in_one_call(x, relu)) is not None:
-            return y
-        y = self._by_parts(x)
-        return y.relu() if relu else y
+    def in_one_call(self, x: Tensor, relu: bool = False) -> Tensor | None:
+        """Training by the kernels, with running statistics and, if asked for, a ReLU of the output.
 
-    def _in_one_call(self, x: Tensor, relu: bool) -> Tensor | None:
-        """Training by the kernels, running statistics included; None where it is not that, or has an error to tell."""
-        kind = type(self)
-        parameters, buffers = self._parameters, self._buffers
+        None, and nothing done, where the kernels do not apply, or `forward` has an error to tell.
+        """
+        kind, parameters, buffers = type(self), self._parameters, self._buffers
         if (
             not self.training
             or self.frozen
@@ -164,9 +159,11 @@ class _HandDerived(_BatchNorm):
             if mean is None or var is None or batches is None or type(momentum) is not float:
                 return None
             running = (mean, var, batches, momentum)
+        self._check_input_dim(x)
         return by_kernels(x, weight, bias, running, self.statistics_axes(x), self.eps, relu) if self.eps >= 0 else None
 
     def _by_parts(self, x: Tensor) -> Tensor:
+        self._check_input_dim(x)
         weight, bias, running_mean, running_var = self.weight, self.bias, self.running_mean, self.running_var
         check_tensors(self, x, weight, bias, running_mean, running_var)
         learning = self.training and not self.frozen
