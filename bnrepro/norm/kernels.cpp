@@ -128,10 +128,45 @@ struct Moments {
     }
 };
 
-// As torch.lerp.
 template <class A>
-inline A moved(A running, A batch, A weight) {
-    return weight < A(0.5) ? running + weight * (batch - running) : batch - (batch - running) * (1 - weight);
+struct Running {
+    A *mean, *var;
+    A weight, unbiased;
+
+    Running(const Call& call, int64_t values)
+        : mean(static_cast<A*>(call.running_mean)),
+          var(static_cast<A*>(call.running_var)),
+          weight(static_cast<A>(call.momentum)),
+          unbiased(static_cast<A>(values / (values - 1.0))) {}
+
+    // `to` moves to `factor` times the batch's, as torch.lerp does it.
+    void move(const A* __restrict from, A* __restrict to, int64_t count, A factor) const {
+#pragma omp simd
+        for (int64_t j = 0; j < count; ++j) {
+            const A batch = from[j] * factor;
+            to[j] = weight < A(0.5) ? to[j] + weight * (batch - to[j]) : batch - (batch - to[j]) * (1 - weight);
+        }
+    }
+};
+
+// Running statistics (C, locations) of statistics (locations, C), at LINE locations from `start` on: a line of the cache
+// of each channel, which is then read and written once.
+constexpr int64_t LINE = 16;
+template <class A>
+void move_transposed(const Call& call, int64_t start) {
+    const int64_t places = std::min(LINE, call.locations - start), channels = call.c / call.locations;
+    const Running<A> running(call, call.n);
+    A turned[LINE * LINE];
+    for (int64_t c0 = 0; c0 < channels; c0 += LINE)
+        for (const bool of_var : {false, true}) {
+            const A* from = static_cast<const A*>(of_var ? call.var : call.mean) + start * channels + c0;
+            A* to = (of_var ? running.var : running.mean) + c0 * call.locations + start;
+            const int64_t some = std::min(LINE, channels - c0);
+            for (int64_t i = 0; i < places; ++i)
+                for (int64_t j = 0; j < some; ++j) turned[j * LINE + i] = from[i * channels + j];
+            for (int64_t j = 0; j < some; ++j)
+                running.move(turned + j * LINE, to + j * call.locations, places, of_var ? running.unbiased : 1);
+        }
 }
 
 // Numbers of weight or bias, one for each of `count` statistics from q0 on.
@@ -169,23 +204,10 @@ void finish(const Call& call, int64_t q0, int64_t count, int64_t values, A* __re
     std::copy_n(mean, count, static_cast<A*>(call.mean) + q0);
     std::copy_n(var, count, static_cast<A*>(call.var) + q0);
     if (call.shift) std::copy_n(shift, count, static_cast<A*>(call.shift) + q0);
-    if (!call.running_mean) return;
-    A *to_mean = static_cast<A*>(call.running_mean), *to_var = static_cast<A*>(call.running_var);
-    const A weight = static_cast<A>(call.momentum), unbiased = static_cast<A>(values / (values - 1.0));
-    if (!call.locations) {
-#pragma omp simd
-        for (int64_t j = 0; j < count; ++j) {
-            to_mean[q0 + j] = moved(to_mean[q0 + j], mean[j], weight);
-            to_var[q0 + j] = moved(to_var[q0 + j], var[j] * unbiased, weight);
-        }
-        return;
-    }
-    const int64_t channels = call.c / call.locations;
-    for (int64_t j = 0; j < count; ++j) {
-        const int64_t to = (q0 + j) % channels * call.locations + (q0 + j) / channels;
-        to_mean[to] = moved(to_mean[to], mean[j], weight);
-        to_var[to] = moved(to_var[to], var[j] * unbiased, weight);
-    }
+    if (!call.running_mean || call.locations) return;
+    const Running<A> running(call, values);
+    running.move(mean, running.mean + q0, count, 1);
+    running.move(var, running.var + q0, count, running.unbiased);
 }
 
 // dx = a * dy + b * (x - mean) + c, the factors being those of function.py that are constant along the statistic.
@@ -599,13 +621,17 @@ void columns_forward(const Call& call) {
                     std::copy_n(tile.shift, width, shifts + c0);
                 });
 #pragma omp for schedule(static)
-            for (int64_t piece = 0; piece < cut.pieces * cut.chunks; ++piece) {
+            for (int64_t piece = cut.pieces * cut.chunks - 1; piece >= 0; --piece) {  // the last is still in the cache
                 const int64_t r0 = piece / cut.pieces * cut.height, rows = std::min(cut.height, m - r0);
                 cut.tiles(piece % cut.pieces, [&](int64_t c0, int64_t width) {
                     normalise_columns<RELU>(x + r0 * k + c0, k, y + r0 * k + c0, k, rows, width, means + c0,
                                             scales + c0, shifts + c0);
                 });
             }
+        }
+        if (call.locations && call.running_mean) {
+#pragma omp for schedule(static)
+            for (int64_t start = 0; start < call.locations; start += LINE) move_transposed<A>(call, start);
         }
     }
 }
@@ -798,7 +824,7 @@ void columns_backward(const Call& call) {
                 });
             if (dx) {
 #pragma omp for schedule(static)
-                for (int64_t piece = 0; piece < cut.pieces * cut.chunks; ++piece) {
+                for (int64_t piece = cut.pieces * cut.chunks - 1; piece >= 0; --piece) {
                     const int64_t which = piece % cut.pieces, r0 = piece / cut.pieces * cut.height;
                     cut.tiles(which, [&](int64_t c0, int64_t width) {
                         write(tile_at(which, c0), r0, std::min(r0 + cut.height, m), c0, width);

@@ -58,7 +58,8 @@ void call(int64_t number) {
     const bool running = drawn(0, 1), local = view >= LOCAL;
     const int64_t budget = 1 << drawn(4, 18), channels = length(std::min<int64_t>(budget, 3000));
     const int64_t kinds[] = {1, 16, 64, length(budget / channels + 1)};
-    const int64_t map = view == COLUMNS ? 1 : std::min<int64_t>(kinds[drawn(0, 3)], view == MAPS ? 64 : budget);
+    const int64_t some = std::min<int64_t>(kinds[drawn(0, 3)], view == MAPS ? 64 : budget);
+    const int64_t map = view == COLUMNS ? 1 : view == ROWS ? std::max<int64_t>(some, 16) : some;
     const int64_t n = length(std::max<int64_t>(1, budget / (channels * map)) + 1);
     // n, statistics and values of each in an image
     const int64_t c = local ? channels * map : channels, l = local ? 1 : map;
