@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -39,6 +40,11 @@ class FusedSequential(nn.Sequential):
         plain = nn.Sequential()
         plain.__dict__.update(self.__dict__)
         return plain
+
+
+def has_pairs(modules: nn.Sequential) -> bool:
+    """Whether a norm of this package and a ReLU are neighbours in it."""
+    return any(isinstance(norm, _HandDerived) and type(relu) is nn.ReLU for norm, relu in pairwise(modules))
 
 
 def are_fusible(norm: Any, relu: Any) -> bool:

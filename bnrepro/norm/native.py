@@ -34,8 +34,9 @@ Parameter = tuple[torch.Size, torch.dtype]
 """What a plan depends on in a weight or bias."""
 Running = tuple[Tensor, Tensor, Tensor, float]
 """Running mean and variance, the number of batches, and the weight of a new one."""
-_pack = struct.Struct("@21q2d").pack
-"""A Call of kernels.cpp."""
+_pack = struct.Struct("@13Q48s2q2d").pack
+"""A Call of kernels.cpp; what depends on the plan alone is packed once."""
+_pack_sizes = struct.Struct("@6q").pack
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,7 +48,9 @@ class KernelPlan:
     stride: tuple[int, ...]
     dtype: torch.dtype
     axes: tuple[int, ...]
-    sizes: tuple[int, int, int]
+    sizes: bytes
+    """Those of the view, how many numbers weight and bias have, how many neighbouring statistics share one, and the
+    order of the running statistics: the middle of a Call of kernels.cpp."""
     statistic: Tensor
     """On the device "meta", with the shape, dtype and strides of a statistic, whose order is the kernels'."""
     own: Tensor
@@ -56,11 +59,10 @@ class KernelPlan:
     bias: Parameter | None
     expanded: bool
     """Whether parameters are given to the kernels as one number a statistic, in the statistics' order and dtype."""
-    parameters: int
-    inner: int
-    locations: int
-    """How many numbers weight and bias have, how many neighbouring statistics share one, and what the order of the
-    running statistics is: see kernels.cpp."""
+    sums: tuple[int, ...]
+    """The shape in which the kernels give the gradients of weight and bias."""
+    statistics_count: int
+    statistics_bytes: int
     values: int
     """Of a statistic."""
     forward_kernel: library.Kernel
@@ -77,18 +79,17 @@ class KernelPlan:
     ) -> tuple[Tensor, Tensor]:
         """y of `function.batch_norm` or its ReLU, and for the backward the statistics: see `statistics`."""
         y = torch.empty_like(x)
-        numel = self.statistic.numel()
-        kept = self.own.new_empty((2 + relu) * numel)
+        kept = self.own.new_empty((3 if relu else 2) * self.statistics_count)
         if self.expanded:
             weight, bias = self._expand(weight), self._expand(bias)
         mean = kept.data_ptr()
-        size = numel * kept.element_size()
+        var = mean + self.statistics_bytes
         running_mean = running_var = batches = 0
         momentum = 0.0
         if running is not None:
-            *tensors, momentum = running
-            running_mean, running_var, batches = [t.data_ptr() for t in tensors]
-            torch._C._increment_version(tensors)
+            to_mean, to_var, to_batches, momentum = running
+            running_mean, running_var, batches = to_mean.data_ptr(), to_var.data_ptr(), to_batches.data_ptr()
+            _increment_version((to_mean, to_var, to_batches))
         self.forward_kernel(
             _pack(
                 x.data_ptr(),
@@ -97,19 +98,16 @@ class KernelPlan:
                 0 if bias is None else bias.data_ptr(),
                 y.data_ptr(),
                 mean,
-                mean + size,
-                mean + 2 * size if relu else 0,
+                var,
+                var + self.statistics_bytes if relu else 0,
                 running_mean,
                 running_var,
                 0,
                 0,
                 batches,
-                *self.sizes,
-                self.parameters,
-                self.inner,
-                self.locations,
+                self.sizes,
                 relu,
-                min(torch.get_num_threads(), CORES),
+                min(_threads(), CORES),
                 eps,
                 momentum,
             )
@@ -118,7 +116,7 @@ class KernelPlan:
 
     def statistics(self, kept: Tensor) -> list[Tensor]:
         """Mean and variance, and after a ReLU what was added, as tensors that broadcast against the input."""
-        shape, stride, numel = self.statistic.shape, self.statistic.stride(), self.statistic.numel()
+        shape, stride, numel = self.statistic.shape, self.statistic.stride(), self.statistics_count
         kept = kept.contiguous()
         start = kept.storage_offset()
         return [kept.as_strided(shape, stride, start + i * numel) for i in range(len(kept) // numel)]
@@ -130,10 +128,10 @@ class KernelPlan:
             and x.shape == dy.shape == self.shape
             and x.stride() == self.stride
             and x.dtype is dy.dtype is self.dtype
-            and (weight is None or (weight.is_contiguous() or self.expanded))
-            and of_parameter(weight) == self.weight
             and kept.dtype is self.own.dtype
             and kept.is_contiguous()
+            and (None if weight is None else (weight.shape, weight.dtype)) == self.weight
+            and (self.expanded or weight is None or weight.is_contiguous())
         )
 
     def backward(
@@ -156,16 +154,11 @@ class KernelPlan:
         dx = torch.empty_like(x) if need_dx else None
         sum_dy = sum_product = None
         if need_sums:
-            like = self.weight or self.bias
-            shape = self.statistic.shape if self.expanded or like is None else like[0]
-            if self.expanded or like is None:
-                sum_dy, sum_product = (torch.empty_like(self.statistic, device="cpu") for _ in range(2))
-            else:
-                sum_dy, sum_product = self.own.new_empty(shape), self.own.new_empty(shape)
+            sum_dy, sum_product = self.own.new_empty(self.sums), self.own.new_empty(self.sums)
         if self.expanded:
             weight = self._expand(weight)
         mean = kept.data_ptr()
-        size = self.statistic.numel() * kept.element_size()
+        var = mean + self.statistics_bytes
         self.backward_kernel(
             _pack(
                 x.data_ptr(),
@@ -174,23 +167,23 @@ class KernelPlan:
                 0,
                 0 if dx is None else dx.data_ptr(),
                 mean,
-                mean + size,
-                mean + 2 * size if relu else 0,
+                var,
+                var + self.statistics_bytes if relu else 0,
                 0,
                 0,
                 0 if sum_dy is None else sum_dy.data_ptr(),
                 0 if sum_product is None else sum_product.data_ptr(),
                 0,
-                *self.sizes,
-                self.parameters,
-                self.inner,
-                self.locations,
+                self.sizes,
                 relu,
-                min(torch.get_num_threads(), CORES),
+                min(_threads(), CORES),
                 eps,
                 0.0,
             )
         )
+        if self.expanded and sum_dy is not None and sum_product is not None:  # in the statistics' order
+            shape, stride = self.statistic.shape, self.statistic.stride()
+            sum_dy, sum_product = sum_dy.as_strided(shape, stride), sum_product.as_strided(shape, stride)
         return dx, sum_product, sum_dy
 
     def _expand(self, values: Tensor | None) -> Tensor | None:
@@ -277,6 +270,8 @@ OUTSIDE = frozenset({_key_set("BackendSelect", "ADInplaceOrView"), _key_set("Bac
 """The second of each: under `torch.inference_mode`."""
 TYPES = frozenset({Tensor, nn.Parameter})
 _keys: Any = getattr(torch._C, "_dispatch_keys", None)
+_increment_version: Any = torch._C._increment_version
+_threads = torch.get_num_threads
 _included: Any = getattr(torch._C, "_dispatch_tls_local_include_set", None)
 _function_modes = getattr(torch._C, "_len_torch_function_stack", lambda: 0)
 
@@ -362,10 +357,10 @@ def _plan(
     given = [parameter for parameter in (weight, bias) if parameter is not None]
     if not all(_fits(*parameter, statistic) for parameter in given):
         return None
-    same = all(of is x.dtype for _, of in given) and gapless
+    same = gapless and len({*given}) == 1 and given[0][1] is x.dtype
     per_statistic = same and statistic.is_contiguous() and all(p.numel() == statistic.numel() for p, _ in given)
     per_channel = same and local and all(p.numel() == c == aligned(p, len(shape))[1] for p, _ in given)
-    inner = 1 if per_statistic or not per_channel else length if contiguous else 0
+    expanded = not (per_statistic or per_channel)
     if (kernels := _library()) is None:
         return None
     name = str(dtype).removeprefix("torch.")
@@ -375,15 +370,20 @@ def _plan(
         stride=stride,
         dtype=dtype,
         axes=axes,
-        sizes=sizes,
+        sizes=_pack_sizes(
+            *sizes,
+            c if per_channel else statistic.numel(),
+            1 if not per_channel or per_statistic else length if contiguous else 0,
+            0 if contiguous or not local else length,
+        ),
         statistic=statistic,
         own=torch.empty(0, dtype=x.dtype, device="cpu"),
         weight=weight,
         bias=bias,
-        expanded=not (per_statistic or per_channel),
-        parameters=c if per_channel else statistic.numel(),
-        inner=inner,
-        locations=0 if contiguous or not local else length,
+        expanded=expanded,
+        sums=(statistic.numel(),) if expanded else given[0][0],
+        statistics_count=statistic.numel(),
+        statistics_bytes=statistic.numel() * statistic.element_size(),
         values=math.prod(shape) // statistic.numel(),
         forward_kernel=kernels[kind, "forward", name],
         backward_kernel=kernels[kind, "backward", name],

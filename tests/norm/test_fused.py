@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor, fx, nn
 
-from bnrepro.norm import NORMS, BatchNorm2d, ConvBatchNorm2d, FusedSequential, native
+from bnrepro.norm import NORMS, BatchNorm2d, ConvBatchNorm2d, FusedSequential, convert, native
 from tests.conftest import needs_compiler
 
 SHAPES = [(6, 3, 4, 5), (2, 5, 8, 8), (40, 4, 16, 16), (300, 20, 3, 3), (9, 300, 5, 5), (3, 2, 129, 127)]
@@ -217,3 +217,26 @@ def test_the_bias_may_change_before_the_backward() -> None:
         y.backward(dy)
         found.append(leaf.grad)
     torch.testing.assert_close(*found)
+
+
+@needs_compiler
+def test_convert_makes_pairs_of_any_network_one_pass(fused: list[bool]) -> None:
+    class Block(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.ReLU(inplace=True))
+            self.plain = nn.Sequential(nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.plain(self.inner(x)).relu()
+
+    torch.manual_seed(0)
+    x, model = torch.randn(4, 3, 5, 5), Block()
+    apart, together = (convert(copy.deepcopy(model), "custombn", x, fuse=fuse) for fuse in (False, True))
+    assert type(apart.inner) is type(together.plain) is nn.Sequential
+    assert type(together.inner) is FusedSequential
+    fused.clear()
+    results(apart, x, torch.ones(4, 4, 5, 5)), results(together, x, torch.ones(4, 4, 5, 5))
+    assert fused == [False, False, True, False]
+    torch.testing.assert_close(together(x), apart(x))
+    assert list(together.state_dict()) == list(model.state_dict())
