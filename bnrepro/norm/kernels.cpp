@@ -149,36 +149,42 @@ struct Running {
     }
 };
 
-// Running statistics (C, locations) of statistics (locations, C), at LINE locations from `start` on: a line of the cache
-// of each channel, which is then read and written once.
-constexpr int64_t LINE = 16;
+// Running statistics (C, locations) of statistics (locations, C), at PLACES locations from `start` on: whole lines of the
+// cache of each of LINE channels, which are then read and written once.
+constexpr int64_t PLACES = 64, LINE = 16;
 template <class A>
 void move_transposed(const Call& call, int64_t start) {
-    const int64_t places = std::min(LINE, call.locations - start), channels = call.c / call.locations;
+    const int64_t places = std::min(PLACES, call.locations - start), channels = call.c / call.locations;
     const Running<A> running(call, call.n);
-    A turned[LINE * LINE];
+    A turned[LINE * PLACES];
     for (int64_t c0 = 0; c0 < channels; c0 += LINE)
         for (const bool of_var : {false, true}) {
             const A* from = static_cast<const A*>(of_var ? call.var : call.mean) + start * channels + c0;
             A* to = (of_var ? running.var : running.mean) + c0 * call.locations + start;
             const int64_t some = std::min(LINE, channels - c0);
             for (int64_t i = 0; i < places; ++i)
-                for (int64_t j = 0; j < some; ++j) turned[j * LINE + i] = from[i * channels + j];
+                for (int64_t j = 0; j < some; ++j) turned[j * PLACES + i] = from[i * channels + j];
             for (int64_t j = 0; j < some; ++j)
-                running.move(turned + j * LINE, to + j * call.locations, places, of_var ? running.unbiased : 1);
+                running.move(turned + j * PLACES, to + j * call.locations, places, of_var ? running.unbiased : 1);
         }
 }
 
 // Numbers of weight or bias, one for each of `count` statistics from q0 on.
 template <class A>
 void spread(const Call& call, const A* from, int64_t q0, int64_t count, A* to) {
-    const int64_t inner = call.inner, end = q0 + count;
-    if (inner == 1) std::copy_n(from + q0, count, to);
-    for (int64_t q = q0; q < end && inner != 1;) {
-        const int64_t p = inner ? q / inner : q % call.parameters;
-        const int64_t next = std::min(end, inner ? (p + 1) * inner : q - p + call.parameters);
-        inner ? std::fill(to + (q - q0), to + (next - q0), from[p]) : (void)std::copy_n(from + p, next - q, to + (q - q0));
-        q = next;
+    const int64_t inner = call.inner, turn = call.parameters;
+    if (inner == 1) {
+        std::copy_n(from + q0, count, to);
+    } else if (inner) {
+        for (int64_t q = q0, next; q < q0 + count; q = next) {
+            next = std::min(q0 + count, (q / inner + 1) * inner);
+            std::fill(to + (q - q0), to + (next - q0), from[q / inner]);
+        }
+    } else {
+        const int64_t start = q0 % turn, some = std::min(count, turn - start);
+        std::copy_n(from + start, some, to);
+        std::copy_n(from, std::min(count - some, start), to + some);
+        for (int64_t done = turn; done < count; done *= 2) std::copy_n(to, std::min(done, count - done), to + done);
     }
 }
 
@@ -403,6 +409,7 @@ struct Cut {
             const int64_t tiles = (piece + width - 1) / width;
             width = std::min(width, ((piece + tiles - 1) / tiles + 15) / 16 * 16);
         } else if (call.inner == 0) {
+            if (call.parameters <= width) width = width / call.parameters * call.parameters;
             const int64_t groups = std::clamp<int64_t>(k / call.parameters / 8, 1, CHUNKS);
             piece = std::max(width, (k / width + groups - 1) / groups * width);
         }
@@ -631,7 +638,7 @@ void columns_forward(const Call& call) {
         }
         if (call.locations && call.running_mean) {
 #pragma omp for schedule(static)
-            for (int64_t start = 0; start < call.locations; start += LINE) move_transposed<A>(call, start);
+            for (int64_t start = 0; start < call.locations; start += PLACES) move_transposed<A>(call, start);
         }
     }
 }
@@ -669,8 +676,11 @@ struct BackwardTile {
         fold_up(c, width, fold);
         A *sum_dy = static_cast<A*>(call.sum_dy), *sum_product = static_cast<A*>(call.sum_product);
         if (sum_dy && call.inner == 1) std::copy_n(c, count, sum_dy + q0);
-        if (sum_dy && call.inner != 1) gather(call, q0, count, c, sums);
         A product[WIDTH];
+        if (sum_dy && call.inner != 1) {
+            std::copy_n(c, count, product);
+            gather(call, q0, count, product, sums);
+        }
         const double values = static_cast<double>(call.n) * fold;
 #pragma omp simd
         for (int64_t q = 0; q < count; ++q) factors(rstd[q], values, a[q], b[q], c[q], product[q]);
@@ -678,23 +688,27 @@ struct BackwardTile {
         if (sum_dy && call.inner != 1) gather(call, q0, count, product, sums + call.parameters);
         for (A* each : {a, b, c}) unfold(each, width, fold);
     }
-    // The reverse of `spread`.
-    static void gather(const Call& call, int64_t q0, int64_t count, const A* __restrict values, double* __restrict to) {
-        const int64_t inner = call.inner, end = q0 + count;
-        for (int64_t q = q0; q < end;) {
-            const int64_t p = inner ? q / inner : q % call.parameters;
-            const int64_t next = std::min(end, inner ? (p + 1) * inner : q - p + call.parameters);
-            if (inner) {
+    // The reverse of `spread`: adds to the sums of parameters. `values` may be changed.
+    static void gather(const Call& call, int64_t q0, int64_t count, A* __restrict values, double* __restrict to) {
+        const int64_t inner = call.inner, turn = call.parameters;
+        if (inner) {
+            for (int64_t q = q0, next; q < q0 + count; q = next) {
+                next = std::min(q0 + count, (q / inner + 1) * inner);
                 A sum = 0;
 #pragma omp simd reduction(+ : sum)
                 for (int64_t j = q - q0; j < next - q0; ++j) sum += values[j];
-                to[p] += sum;
-            } else {
-#pragma omp simd
-                for (int64_t j = 0; j < next - q; ++j) to[p + j] += values[q - q0 + j];
+                to[q / inner] += sum;
             }
-            q = next;
+            return;
         }
+        if (q0 % turn == 0)
+            for (; count >= 2 * turn; count -= count / turn / 2 * turn) {  // the last half of the turns is added
+                const int64_t half = count / turn / 2 * turn;
+                A* rest = values + count - half;
+#pragma omp simd
+                for (int64_t j = 0; j < half; ++j) values[j] += rest[j];
+            }
+        for (int64_t j = 0; j < count; ++j) to[(q0 + j) % turn] += values[j];
     }
 };
 
