@@ -21,6 +21,9 @@
 #include <cstring>
 #include <limits>
 #include <vector>
+#ifdef __AVX__
+#include <immintrin.h>
+#endif
 
 namespace {
 
@@ -73,9 +76,63 @@ inline void store(bfloat16* p, float v) {
 constexpr int64_t BLOCK = 8192;      // values of a row that are summed at once
 constexpr int64_t KEEP = 1 << 16;    // values of a buffer: a quarter of a megabyte of floats
 constexpr int64_t WIDTH = 1024;      // columns of a tile, at most
+constexpr int64_t ROOM = WIDTH + 16;  // of an array: no two that follow each other begin at one place of a page
 constexpr int64_t HEIGHT = 256;      // rows of columns that are summed at once
 constexpr int64_t CHUNKS = 32;       // of rows, at most, where there are few tiles
 constexpr int64_t SMALL = 1 << 15;   // values that one thread is quickest with
+
+#ifndef PAST_CACHE
+#define PAST_CACHE (1 << 24)
+#endif
+constexpr int64_t LARGE = PAST_CACHE;  // bytes of an output that goes past the cache: it would push out all else
+
+// Copies what is in the cache to where it need not be: the line is not read from memory first.
+void copy_past_cache(void* to, const void* from, int64_t bytes) {
+    char* out = static_cast<char*>(to);
+    const char* in = static_cast<const char*>(from);
+#ifdef __AVX__
+    const int64_t head = std::min<int64_t>(bytes, -reinterpret_cast<intptr_t>(out) & 31), whole = (bytes - head) & ~31;
+    std::memcpy(out, in, head);
+    for (int64_t i = head; i < head + whole; i += 32)
+        _mm256_stream_si256(reinterpret_cast<__m256i*>(out + i),
+                            _mm256_loadu_si256(reinterpret_cast<const __m256i*>(in + i)));
+    out += head + whole;
+    in += head + whole;
+    bytes -= head + whole;
+#endif
+    std::memcpy(out, in, bytes);
+}
+// What such copies of a thread end with, before others read them.
+void past_cache_done(bool any) {
+#ifdef __AVX__
+    if (any) _mm_sfence();
+#else
+    (void)any;
+#endif
+}
+
+// Asks for what a mask decides on: a load that waits for its mask would wait for memory twice.
+template <class T>
+inline void ask_for(const T* p, int64_t count) {
+    for (int64_t j = 0; j < count; j += 64 / static_cast<int64_t>(sizeof(T))) __builtin_prefetch(p + j);
+}
+
+// Stores value(j) for each j below `count`.
+template <class T, class Value>
+inline void put(T* __restrict to, int64_t count, bool past_cache, Value value) {
+    if (!past_cache) {
+#pragma omp simd
+        for (int64_t j = 0; j < count; ++j) store(to + j, value(j));
+        return;
+    }
+    T line[WIDTH];
+    for (int64_t o = 0; o < count; o += WIDTH) {
+        const int64_t some = std::min(WIDTH, count - o);
+#pragma omp simd
+        for (int64_t j = 0; j < some; ++j) store(line + j, value(o + j));
+        copy_past_cache(to + o, line, some * sizeof(T));
+    }
+}
 
 template <class A>
 A* scratch(int64_t count) {
@@ -230,9 +287,8 @@ inline void factors(A rstd, double values, A& a, A& b, A& c, A& product) {
 // --- rows ---
 
 template <class T, bool RELU, class S, class A>
-void normalise(const S* __restrict x, T* __restrict y, int64_t count, A mean, A scale, A shift) {
-#pragma omp simd
-    for (int64_t i = 0; i < count; ++i) store(y + i, activated<RELU>((load(x[i]) - mean) * scale + shift));
+void normalise(const S* __restrict x, T* y, int64_t count, bool past_cache, A mean, A scale, A shift) {
+    put(y, count, past_cache, [=](int64_t i) { return activated<RELU>((load(x[i]) - mean) * scale + shift); });
 }
 
 template <class T, class A>
@@ -264,7 +320,7 @@ void rows_forward(const Call& call) {
     const int64_t n = call.n, c = call.c, l = call.l;
     const T* x = static_cast<const T*>(call.x);
     T* y = static_cast<T*>(call.out);
-    const bool keep = n * l <= KEEP;
+    const bool keep = n * l <= KEEP, large = n * c * l * static_cast<int64_t>(sizeof(T)) >= LARGE;
     const int64_t length = std::min(l, BLOCK), rows = std::max<int64_t>(1, BLOCK / l);
 #pragma omp parallel num_threads(threads_for(call, n * c * l))
     {
@@ -297,11 +353,12 @@ void rows_forward(const Call& call) {
             for (int64_t i = 0; i < n; ++i) {
                 const int64_t at = (i * c + ch) * l;
                 if (keep)
-                    normalise<T, RELU>(buffer + i * l, y + at, l, mean, scale, shift);
+                    normalise<T, RELU>(buffer + i * l, y + at, l, large, mean, scale, shift);
                 else
-                    normalise<T, RELU>(x + at, y + at, l, mean, scale, shift);
+                    normalise<T, RELU>(x + at, y + at, l, large, mean, scale, shift);
             }
         }
+        past_cache_done(large);
     }
 }
 
@@ -343,7 +400,7 @@ void rows_backward(const Call& call) {
     const A *weight = static_cast<const A*>(call.weight), *shifts = static_cast<const A*>(call.shift);
     T* dx = static_cast<T*>(call.out);
     A *sum_dy = static_cast<A*>(call.sum_dy), *sum_product = static_cast<A*>(call.sum_product);
-    const bool keep = dx && n * l <= KEEP / 2;
+    const bool keep = dx && n * l <= KEEP / 2, large = n * c * l * static_cast<int64_t>(sizeof(T)) >= LARGE;
 #pragma omp parallel num_threads(threads_for(call, n * c * l))
     {
         A* xs = scratch<A>(keep ? 2 * n * l : 0);
@@ -362,24 +419,20 @@ void rows_backward(const Call& call) {
             if (sum_product) sum_product[ch] = of_weight;
             if (!dx) continue;
             for (int64_t i = 0; i < n; ++i) {
-                T* __restrict out = dx + (i * c + ch) * l;
+                T* out = dx + (i * c + ch) * l;
                 if (keep) {
-                    const A* __restrict xo = xs + i * l;
-                    const A* __restrict go = gs + i * l;
-#pragma omp simd
-                    for (int64_t j = 0; j < l; ++j) store(out + j, a * go[j] + (b * xo[j] + k));
+                    const A *xo = xs + i * l, *go = gs + i * l;
+                    put(out, l, large, [=](int64_t j) { return a * go[j] + (b * xo[j] + k); });
                 } else {
-                    const T* __restrict xi = x + (i * c + ch) * l;
-                    const T* __restrict gi = dy + (i * c + ch) * l;
-#pragma omp simd
-                    for (int64_t j = 0; j < l; ++j) {
+                    const T *xi = x + (i * c + ch) * l, *gi = dy + (i * c + ch) * l;
+                    put(out, l, large, [=](int64_t j) {
                         const A d = load(xi[j]) - mu, up = load(gi[j]);
-                        const A g = RELU && d * scale + shift <= 0 ? A(0) : up;
-                        store(out + j, a * g + (b * d + k));
-                    }
+                        return a * (RELU && d * scale + shift <= 0 ? A(0) : up) + (b * d + k);
+                    });
                 }
             }
         }
+        past_cache_done(large);
     }
 }
 
@@ -514,7 +567,7 @@ void block_moments(const T* x, int64_t k, int64_t rows, int64_t width, int64_t f
 template <class T>
 void column_moments(const T* x, int64_t k, int64_t rows, int64_t width, int64_t fold, wide<T>* copy, Moments* total) {
     using A = wide<T>;
-    A guess[WIDTH], first[WIDTH], second[WIDTH];
+    A guess[ROOM], first[ROOM], second[ROOM];
     first_guess(x, k, rows, width, fold, guess);
     for (int64_t r = 0; r < rows; r += HEIGHT) {
         const int64_t height = std::min(HEIGHT, rows - r);
@@ -528,7 +581,7 @@ void column_moments(const T* x, int64_t k, int64_t rows, int64_t width, int64_t 
 
 template <class A>
 struct Tile {
-    A mean[WIDTH], lost[WIDTH], var[WIDTH], scale[WIDTH], shift[WIDTH];
+    A mean[ROOM], lost[ROOM], var[ROOM], scale[ROOM], shift[ROOM];
 
     // From moments of one block.
     void take(const A* __restrict guess, const A* __restrict first, const A* __restrict second, int64_t count,
@@ -562,14 +615,12 @@ struct Tile {
 };
 
 template <bool RELU, class S, class T, class A>
-void normalise_columns(const S* x, int64_t x_stride, T* y, int64_t y_stride, int64_t rows, int64_t width, const A* mean,
-                       const A* scale, const A* shift) {
+void normalise_columns(const S* x, int64_t x_stride, T* y, int64_t y_stride, int64_t rows, int64_t width, bool large,
+                       const A* mean, const A* scale, const A* shift) {
     for (int64_t i = 0; i < rows; ++i) {
-        const S* __restrict from = x + i * x_stride;
-        T* __restrict to = y + i * y_stride;
-#pragma omp simd
-        for (int64_t j = 0; j < width; ++j)
-            store(to + j, activated<RELU>((load(from[j]) - mean[j]) * scale[j] + shift[j]));
+        const S* from = x + i * x_stride;
+        put(y + i * y_stride, width, large,
+            [=](int64_t j) { return activated<RELU>((load(from[j]) - mean[j]) * scale[j] + shift[j]); });
     }
 }
 
@@ -581,6 +632,7 @@ void columns_forward(const Call& call) {
     T* y = static_cast<T*>(call.out);
     const Cut cut(call, 1);
     const bool whole = cut.chunks == 1, keep = whole && m > 8 && m * cut.width <= KEEP;
+    const bool large = whole && m * k * static_cast<int64_t>(sizeof(T)) >= LARGE;
     std::vector<Moments> parts(whole ? 0 : cut.chunks * (k / fold));
     std::vector<A> factors(whole ? 0 : 3 * k);  // mean, scale and shift of each column
     A *means = factors.data(), *scales = means + k, *shifts = scales + k;
@@ -595,7 +647,7 @@ void columns_forward(const Call& call) {
                 const T* from = x + r0 * k + c0;
                 if (!whole) return column_moments<T>(from, k, rows, width, fold, nullptr, &parts[(chunk * k + c0) / fold]);
                 if (m <= HEIGHT) {
-                    A guess[WIDTH], first[WIDTH], second[WIDTH];
+                    A guess[ROOM], first[ROOM], second[ROOM];
                     first_guess(from, k, m, width, fold, guess);
                     block_moments(from, k, m, width, fold, guess, buffer, first, second);
                     tile.take(guess, first, second, width / fold, fold, m * fold);
@@ -606,9 +658,9 @@ void columns_forward(const Call& call) {
                 }
                 tile.finish(call, c0, width);
                 if (keep)
-                    normalise_columns<RELU>(buffer, width, y + c0, k, m, width, tile.mean, tile.scale, tile.shift);
+                    normalise_columns<RELU>(buffer, width, y + c0, k, m, width, large, tile.mean, tile.scale, tile.shift);
                 else
-                    normalise_columns<RELU>(from, k, y + c0, k, m, width, tile.mean, tile.scale, tile.shift);
+                    normalise_columns<RELU>(from, k, y + c0, k, m, width, large, tile.mean, tile.scale, tile.shift);
             });
         }
         if (!whole) {
@@ -631,11 +683,12 @@ void columns_forward(const Call& call) {
             for (int64_t piece = cut.pieces * cut.chunks - 1; piece >= 0; --piece) {  // the last is still in the cache
                 const int64_t r0 = piece / cut.pieces * cut.height, rows = std::min(cut.height, m - r0);
                 cut.tiles(piece % cut.pieces, [&](int64_t c0, int64_t width) {
-                    normalise_columns<RELU>(x + r0 * k + c0, k, y + r0 * k + c0, k, rows, width, means + c0,
+                    normalise_columns<RELU>(x + r0 * k + c0, k, y + r0 * k + c0, k, rows, width, false, means + c0,
                                             scales + c0, shifts + c0);
                 });
             }
         }
+        past_cache_done(large);
         if (call.locations && call.running_mean) {
 #pragma omp for schedule(static)
             for (int64_t start = 0; start < call.locations; start += PLACES) move_transposed<A>(call, start);
@@ -646,7 +699,7 @@ void columns_forward(const Call& call) {
 // What a tile's backward is computed with: of each column the mean, what finds the ReLU's mask, and the factors.
 template <class A>
 struct BackwardTile {
-    A mean[WIDTH], rstd[WIDTH], scale[WIDTH], shift[WIDTH], a[WIDTH], b[WIDTH], c[WIDTH];
+    A mean[ROOM], rstd[ROOM], scale[ROOM], shift[ROOM], a[ROOM], b[ROOM], c[ROOM];
 
     BackwardTile() {}
     void prepare(const Call& call, int64_t c0, int64_t width) {
@@ -741,6 +794,7 @@ void block_products(const T* x, const T* dy, int64_t k, int64_t rows, int64_t wi
     int64_t i = 0;
     const auto add = [&](auto with) {
         const int64_t at = COPY ? i * width : 0;
+        for (int r = 0; RELU && r < decltype(with)::value; ++r) ask_for(dy + (i + r) * k, width);
         add_products<decltype(with)::value, COPY, RELU>(x + i * k, dy + i * k, k, width, tile.mean, tile.scale,
                                                         tile.shift, xs + at, gs + at, tile.c, tile.b);
     };
@@ -755,22 +809,21 @@ void columns_backward(const Call& call) {
     const T *x = static_cast<const T*>(call.x), *dy = static_cast<const T*>(call.dy);
     T* dx = static_cast<T*>(call.out);
     const Cut cut(call, 2);
-    const bool whole = cut.chunks == 1, keep = dx && whole && m > 8 && 2 * m * cut.width <= KEEP;
+    const bool whole = cut.chunks == 1, large = whole && m * k * static_cast<int64_t>(sizeof(T)) >= LARGE;
+    const bool keep = dx && whole && m > 8 && 2 * m * cut.width <= KEEP;
     std::vector<double> parts(whole ? 0 : 2 * cut.chunks * k);
     std::vector<double> sums(call.inner == 1 ? 0 : 2 * call.parameters * (call.inner ? 1 : cut.pieces));
     std::vector<BackwardTile<A>> tiles(whole ? 0 : (k + cut.width - 1) / cut.width + cut.pieces);
     const auto sums_of = [&](int64_t piece) { return sums.data() + (call.inner ? 0 : 2 * call.parameters * piece); };
     const auto write = [&](const BackwardTile<A>& tile, int64_t r0, int64_t r1, int64_t c0, int64_t width) {
         for (int64_t i = r0; i < r1; ++i) {
-            const T* __restrict xi = x + i * k + c0;
-            const T* __restrict gi = dy + i * k + c0;
-            T* __restrict out = dx + i * k + c0;
-#pragma omp simd
-            for (int64_t j = 0; j < width; ++j) {
+            const T *xi = x + i * k + c0, *gi = dy + i * k + c0;
+            if (RELU) ask_for(gi, width);
+            put(dx + i * k + c0, width, large, [&, xi, gi](int64_t j) {
                 const A d = load(xi[j]) - tile.mean[j], up = load(gi[j]);
                 const A g = RELU && d * tile.scale[j] + tile.shift[j] <= 0 ? A(0) : up;
-                store(out + j, tile.a[j] * g + (tile.b[j] * d + tile.c[j]));
-            }
+                return tile.a[j] * g + (tile.b[j] * d + tile.c[j]);
+            });
         }
     };
 #pragma omp parallel num_threads(threads_for(call, m * k))
@@ -810,11 +863,9 @@ void columns_backward(const Call& call) {
                 if (!dx) return;
                 if (!keep) return write(own, r0, r1, c0, width);
                 for (int64_t i = 0; i < m; ++i) {
-                    const A* __restrict xo = xs + i * width;
-                    const A* __restrict go = gs + i * width;
-                    T* __restrict out = dx + i * k + c0;
-#pragma omp simd
-                    for (int64_t j = 0; j < width; ++j) store(out + j, own.a[j] * go[j] + (own.b[j] * xo[j] + own.c[j]));
+                    const A *xo = xs + i * width, *go = gs + i * width;
+                    put(dx + i * k + c0, width, large,
+                        [&, xo, go](int64_t j) { return own.a[j] * go[j] + (own.b[j] * xo[j] + own.c[j]); });
                 }
             });
         }
@@ -846,6 +897,7 @@ void columns_backward(const Call& call) {
                 }
             }
         }
+        past_cache_done(large);
     }
     if (call.sum_dy && call.inner != 1)
         for (int64_t p = 0; p < call.parameters; ++p)
