@@ -20,6 +20,7 @@ from bnrepro.launch.parallel import Report, map_all
 from bnrepro.runs import record
 from bnrepro.runs.record import Run, Status
 from bnrepro.system.cores import cores
+from bnrepro.system.memory import workers_that_fit
 from bnrepro.training import train
 
 
@@ -134,8 +135,10 @@ def _not_understood(text: str) -> UserError:
 
 
 def default_jobs(cfg: Config) -> int:
-    """Runs at a time: one a core on the CPU, one on a GPU."""
-    return 1 if train.resolve(cfg).device is Device.cuda else cores()
+    """Runs at a time: on a GPU one, on the CPU one per core, as far as the available memory holds them."""
+    if train.resolve(cfg).device is Device.cuda:
+        return 1
+    return min(cores(), workers_that_fit() or cores())
 
 
 def run_all(

@@ -17,7 +17,7 @@ from bnrepro.config import user_files
 from bnrepro.config.overrides import written
 from bnrepro.config.schema import Config, DropoutPosition, Initialization, Model, Norm, Placement
 from bnrepro.errors import UserError, either, known_are
-from bnrepro.norm import NORMS, ConvAdaptiveNorm2d, NormError, NormOptions
+from bnrepro.norm import NORMS, ConvAdaptiveNorm2d, FusedSequential, NormError, NormOptions
 from bnrepro.training.user_modules import MakeNorm as MakeNorm
 from bnrepro.training.user_modules import Shape, own_network, own_norm
 
@@ -71,7 +71,7 @@ class Blocks:
         first = layer(bias=self.keeps_bias(norm))
         before = self.placement is Placement.before
         inner = [*normed, self.activation()] if before else [self.activation(), *normed]
-        return nn.Sequential(first, *inner, *self.drop(DropoutPosition.after_norm))
+        return FusedSequential(first, *inner, *self.drop(DropoutPosition.after_norm))
 
     def keeps_bias(self, norm: nn.Module) -> bool:
         """Whether the layer before ``norm`` needs a bias: a norm either has one, or cancels it, or is none."""

@@ -23,8 +23,8 @@ from bnrepro.norm import NormError, native
 from bnrepro.runs import checkpoint, provenance, record
 from bnrepro.runs.board import TensorBoardWriter
 from bnrepro.runs.record import Row, Run, Status
-from bnrepro.system import signals
-from bnrepro.system.cores import use_threads
+from bnrepro.system import output, signals
+from bnrepro.system.cores import CrowdedCores, crowded, use_threads
 from bnrepro.system.reading import leads_out
 from bnrepro.system.signals import Stop, stop_between_steps, terminate_as_interrupt
 from bnrepro.training import distributed
@@ -37,6 +37,7 @@ from bnrepro.training.user_modules import own_files
 
 EVAL_IMAGES = 500  # images a forward pass in evaluation: fits the caches
 CHECK_STEPS = 10  # steps between looks at the loss, each of which a GPU has to be waited for
+CROWDED_SECONDS = 10  # of training, after which it is looked whether other processes slow it down
 PROBE_IMAGES = 256  # images of the validation set whose way through the norms is recorded
 
 
@@ -320,6 +321,8 @@ class Trainer:
         self, directory: Path, board: TensorBoardWriter | None, since: MetricAccumulator, started: float, stop: Stop
     ) -> Status:
         """The steps that are left."""
+        others = CrowdedCores() if self.report and self.device.type == "cpu" else None
+        look_at_others = time.perf_counter() + CROWDED_SECONDS
         for batch in self.batches(self.step):
             since.add(*self.update(batch.x, batch.y, batch.lr), self.cfg.batch_size)
             self.step += 1
@@ -332,6 +335,10 @@ class Trainer:
                     return Status.diverged
                 if self.report:
                     self.report(Progress(self.step, self.steps, *since.recent()))
+                if others and time.perf_counter() > look_at_others:
+                    if said := crowded(others.by_others(), torch.get_num_threads()):
+                        output.tell(said)
+                    others = None
             if due:
                 self.seconds = time.perf_counter() - started
                 if not self.evaluate(directory, board, since, batch.lr):
