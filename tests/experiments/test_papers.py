@@ -1,4 +1,4 @@
-"""The contract that every paper keeps; the first fourteen give the numbers that they gave before the port."""
+"""The contract that every paper keeps; those whose design has stayed give their numbers from before the port."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ from bnrepro.claims import Results
 from bnrepro.claims.conclusion import conclude
 from bnrepro.claims.evidence import Verdict
 from bnrepro.claims.judging import judged, tables
-from bnrepro.claims.records import read
+from bnrepro.claims.records import provenance_of, read
+from bnrepro.claims.registering import registration
 from bnrepro.runs.tables import read_rows
 from bnrepro.training.model import check_options
 
@@ -24,6 +25,15 @@ PORTED = Path(__file__).parent / "ported"
 SHARE = 1e-6
 
 papers = pytest.mark.parametrize("name", PAPERS)
+
+
+def is_awaited(name: str) -> bool:
+    """Whether the committed records are of a design before the registered one, whose runs are still to be made."""
+    known, held = registration(PAPERS[name]), provenance_of(COMMITTED / name)
+    return known is not None and (held.get("design") or {}).get("hash") not in known.hashes
+
+
+run_as_designed = pytest.mark.parametrize("name", [name for name in PAPERS if not is_awaited(name)])
 
 
 def committed(name: str) -> tuple[Results, Any]:
@@ -80,7 +90,7 @@ def test_no_records_judge_nothing_and_are_no_error(name: str) -> None:
         assert shown.make(nothing, settings) is None, shown.name
 
 
-@papers
+@run_as_designed
 def test_its_answers_can_be_read(name: str) -> None:
     for each in judged(PAPERS[name], *committed(name)):
         row = each.as_row(name)
@@ -92,7 +102,7 @@ def test_its_answers_can_be_read(name: str) -> None:
             assert all(rule.margin is not None or rule.bar for rule in rules), f"{each.claim.id} has no margin"
 
 
-@papers
+@run_as_designed
 def test_committed_conclusions_are_those_of_the_committed_records(name: str, tmp_path: Path) -> None:
     """Otherwise: `bnrepro figures results/experiments/NAME`, `bnrepro report`, and `python scripts/readme.py`."""
     conclude(PAPERS[name], read(COMMITTED / name), tmp_path)
