@@ -197,7 +197,8 @@ class Work:
 
         plans = []
         for paper, claims in chosen:
-            name = preset or ("quick" if "quick" in paper.presets else "full")
+            default = "quick" if "quick" in paper.presets else "full"
+            name = default if preset is None else preset
             asked = None
             if claims is not None:
                 settings = paper.settings(name) if seeds is None else with_seeds(paper.settings(name), seeds)

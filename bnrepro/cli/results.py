@@ -34,10 +34,11 @@ def register(
         str, typer.Option("--amend", metavar="REASON", help="Why a design under which there are results is replaced.")
     ] = "",
 ) -> None:
-    """Write down designs before they are run: seeds or looks, arms, gates, rules and margins.
+    """Write down designs before they are run.
 
-    Into configs/registered, to be committed; of a paper in a file of your own, beside it. `reproduce` then refuses to
-    judge another design. Only preset full is registered: smoke and quick are no evidence.
+    Seeds or looks, arms, gates, rules and margins, into configs/registered, to be committed; of a paper in a file of
+    your own, beside it. `reproduce` then refuses to judge another design. Only preset full is registered: smoke and
+    quick are no evidence.
     Example: bnrepro register placement
     """
     from bnrepro import experiments

@@ -309,7 +309,7 @@ def size(row: dict[str, Any]) -> str:
 def counted(claims: Rows) -> str:
     """How many have which verdict, at the source's scale and at others."""
     parts = []
-    for full, name in ((True, "exact or at the source's scale"), (False, "at a reduced scale or by an analogue")):
+    for full, name in ((True, "exact or full scale"), (False, "reduced or toy")):
         mine = [row for row in claims if (row["scale"] in FULL_SIZE) is full]
         counts = Counter(row["verdict"] for row in mine)
         if mine:
@@ -380,7 +380,7 @@ def told(section: Section) -> str:
 def q_of(report: Report, row: dict[str, Any]) -> str:
     """A claim's q value, with the digits that it has; a dash where it has none."""
     q = report.q.get(row["id"])
-    return NONE if q is None else f"{q:.2f}" if q >= 0.1 else f"{q:.1g}"
+    return NONE if q is None else f"{q:.2f}" if q >= 0.01 else f"{q:.0e}"
 
 
 def number(value: Any) -> str:
@@ -437,13 +437,14 @@ def marked_up(text: str, plain: Mark, address: Mark, code: Mark) -> str:
 def markdown(report: Report, out: Path) -> str:
     """The report as Markdown, with links to the figures' files."""
     lines = [f"# {TITLE}", "", report.summary(), ""]
-    lines += [f"* [{_text(s.title)}](#{s.name}){_text(told(s))}" for s in report.sections] + [""]
     judged = [section for section in report.sections if section.claims]
     if judged:
-        lines += ["## Verdicts", "", *(f"* **{v}**: {_text(meaning)}." for v, meaning in MEANINGS.items()), ""]
         kinds = report.by_kind()
-        lines += [*_table(list(kinds[0]), [[_text(number(row[key])) for key in row] for row in kinds])]
+        lines += _table(list(kinds[0]), [[_text(number(row[key])) for key in row] for row in kinds])
         lines += [_text(report.sensitive()), ""]
+    lines += [f"* [{_text(s.title)}](#{s.name}){_text(told(s))}" for s in report.sections] + [""]
+    if judged:
+        lines += ["## Verdicts", "", *(f"* **{v}**: {_text(meaning)}." for v, meaning in MEANINGS.items()), ""]
         lines += [_text(f"{Q}."), ""]
         cells = [
             [

@@ -73,6 +73,7 @@ COMMANDS = [
     "train",
     "compare",
     "sweep",
+    "register",
     "reproduce",
     "figures",
     "report",
