@@ -293,6 +293,7 @@ def execute(
     with record.claim(plan.measurements):  # the same may be asked for twice at once
         if held := plan.kept(out):
             records = merged(records, held)
+            records.provenance["failed"] += _failed_before(plan, held)
         if not force:
             _compare_worth(plan, folder, _worth(records))
         save(records, folder)
@@ -349,6 +350,12 @@ def _worth(records: Records) -> dict[str, int]:
     official = [data["data_official"] for data in records.provenance["data"] if data and "data_official" in data]
     ended = sum(row["status"] != "failed" for row in records.runs)
     return {"runs": ended, "measurements": len(made), "sets of official data": sum(map(bool, official))}
+
+
+def _failed_before(plan: Plan, held: Records) -> list[str]:
+    """What failed of the arms and measurements that are not asked for this time."""
+    asked = [str(run_dir(cfg).relative_to(plan.root)) for cfg in plan.configs] + [_title(p) for p in plan.measured]
+    return [text for text in held.provenance["failed"] if not any(text.startswith(f"{one}: ") for one in asked)]
 
 
 def _dated(plan: Plan, out: Path) -> dict[str, Any]:

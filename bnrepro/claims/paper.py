@@ -25,6 +25,9 @@ come the settings, the design, and the claims::
         \"\"\"Dropout after the last BN layer alone does no harm.\"\"\"
         ...
 
+``looks = [5, 10, 20, 40]`` in the settings makes a design that is looked at after so many seeds, until nothing is open;
+``gate`` of a claim says whether the networks have trained enough for it to be judged (`bnrepro.claims.gates`).
+
 The defaults in ``Settings`` are the preset ``full``, unless ``full`` in ``configs/experiment/<name>.yaml`` replaces
 them; ``smoke`` and ``quick`` there say what they change of ``full``.
 """

@@ -247,7 +247,7 @@ def merged(new: Records, held: Records) -> Records:
             share = left / before if before else 0.0  # of what they cost
             seconds = mine.get(part, {}).get(kind, 0.0) + share * theirs.get(part, {}).get(kind, 0.0)
             spent.setdefault(part, {})[kind] = round(seconds, 3)
-    provenance = {**new.provenance, "seconds": spent}
+    provenance = {**new.provenance, "seconds": spent, "failed": list(new.provenance["failed"])}
     for key in ("data", "machines", "versions", "git_revisions"):
         found = new.provenance[key]
         provenance[key] = [*found, *(each for each in held.provenance.get(key, []) if each not in found)]

@@ -96,7 +96,8 @@ def announced(step: Step, jobs: int) -> str:
     runs, measurements = step.plan.missing()
     which = ", ".join(claim.id for claim in step.claims)
     work = f"{counted(len(runs), 'run')}, {counted(len(measurements), 'measurement')}"
-    return f"{step.target.paper.name}: {step.seeds} seeds for {which}: {work}; {time_of(step.estimate, jobs)}."
+    seeds = counted(step.seeds, "seed")
+    return f"{step.target.paper.name}: {seeds} for {which}: {work}; {time_of(step.estimate, jobs)}."
 
 
 def left_open(target: Target, most: int, jobs: int) -> list[str]:
@@ -286,6 +287,8 @@ class Work:
         """How many runs are made at a time."""
         from bnrepro.launch.sweep import default_jobs
 
+        if self.making.options:
+            return self.making.options.parallelism
         return self.jobs or (default_jobs(plan.configs[0]) if plan.configs else 1)
 
     def end(self, papers: int) -> None:
