@@ -15,6 +15,7 @@ from bnrepro.config import user_files
 from bnrepro.config.schema import Config
 from bnrepro.errors import UserError
 from bnrepro.norm import NormError
+from bnrepro.training.generators import forked
 
 Shape = tuple[int, ...]
 MakeNorm = Callable[[int, Shape], nn.Module]
@@ -85,8 +86,8 @@ def own_network(
 ) -> tuple[nn.Module, list[nn.Module]]:
     """The network that ``name(norm, channels, image, classes)`` in ``file`` makes, and the norms that it asked for.
 
-    Its weights are those that it draws. They come from torch's global generator, seeded
-    from ``generator``, so that all norms start from the same ones.
+    Its weights are those that it draws. They come from the global generators, seeded from ``generator``, so that all
+    norms start from the same ones.
     """
     make = user_files.load(file, name)
     if not _can_be_called(inspect.signature(make), 4):
@@ -100,8 +101,7 @@ def own_network(
         norms.append(norm(features, tuple(shape)))
         return norms[-1]
 
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(generator.initial_seed())
+    with forked(seed=generator.initial_seed()):
         layers = _called(file, name, make, counted, channels, image, classes)
     if not any(p.requires_grad for p in layers.parameters()):
         raise UserError(f"{file}:{name} has no parameters to train.")
