@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -152,10 +153,14 @@ def figures(
         raise UserError(f"--root={root} is not used where folders are named. Leave one of the two out.")
     root = root or Path("runs")
     own = {out / each.stem: experiments.experiment(str(each)) for each in folders or [] if each.suffix == ".py"}
-    given = [
-        out / each.stem if str(each) in experiments.NAMES or each.suffix == ".py" else each
-        for each in folders or [root, out]
-    ]
+
+    def named(each: Path) -> Path:
+        """The folder that is meant by ``each``: itself, or that of the experiment of this name under ``out``."""
+        if str(each) in experiments.NAMES or each.suffix == ".py":
+            return out / each.stem
+        return out / each if not os.path.lexists(each) and (out / each).is_dir() else each
+
+    given = list(map(named, folders or [root, out]))
     comparisons = [place for each in given for place in comparing.find(each)]
     concluded = [place for each in given for place in records.find(each) if place not in comparisons]
     if folders is None and not comparisons and not concluded:

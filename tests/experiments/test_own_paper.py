@@ -68,8 +68,9 @@ def test_the_readmes_example_is_judged_drawn_and_reported(call: Call, paper: Pat
         assert code == expected and message in err, err
     paper.write_text(example())
     assert call("figures", "my_paper.py").code == 0
-    code, _, err = call("figures", str(folder))  # a folder's code is not run
-    assert code == 2 and "`bnrepro figures my_paper.py` draws them" in err
+    for name in (str(folder), "my_paper"):  # a folder's code is not run
+        code, _, err = call("figures", name)
+        assert code == 2 and "`bnrepro figures my_paper.py` draws them" in err
     assert call("report").code == 0
     assert claim["sentence"] in (tmp_path / "results" / "REPORT.md").read_text()
 
@@ -83,6 +84,7 @@ def test_the_readmes_example_is_judged_drawn_and_reported(call: Call, paper: Pat
         (('{"norm": variant}', '{"step": variant}'), "no factor can be called step"),
         (('{"norm": variant}', "{}"), "two different runs have part 'main', factors {}, seed 0"),
         (("@paper.design", "@measure"), 'a measure needs a name of its own, as in @measure("my_paper/shift") (line'),
+        (("epochs=1", 'seed=3", "epochs=1'), "the design fails: ValueError: a design's seeds are those of Design(...)"),
         (("model=lenet", "model=lenett"), "There is no model 'lenett'. Did you mean lenet?"),
     ],
 )
