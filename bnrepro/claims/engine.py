@@ -15,7 +15,7 @@ from bnrepro.claims.conclusion import conclude
 from bnrepro.claims.judging import Judged
 from bnrepro.claims.measuring import Measurement, measure_all, missing
 from bnrepro.claims.paper import Arm, Factors, Paper, Probe
-from bnrepro.claims.records import Gathered, Records, cost, read, save, there
+from bnrepro.claims.records import COPY, Gathered, Records, cost, read, save, there
 from bnrepro.claims.results import RUN_COLUMNS, Row
 from bnrepro.config import check, load_config, run_dir, user_files
 from bnrepro.config.schema import Config, Data, Source
@@ -26,9 +26,6 @@ from bnrepro.runs import record
 from bnrepro.runs.record import Run, run_of
 from bnrepro.runs.tables import plain
 from bnrepro.training import train
-
-COPY = "paper.py"
-"""Of a paper in a file of a user's own, beside its results."""
 
 
 class Bar(Protocol):

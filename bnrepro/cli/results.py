@@ -181,12 +181,21 @@ def figures(
             )
             raise UserError(f"There is no folder {place}, and no experiment of that name.{near}")
         comparing.open_comparison(place)  # says what is missing
-    for place in comparisons:
-        draw(place)
-        typer.echo(f"Table and figures: {shown(place)}")
-    for place in concluded:
-        _conclude(place, next((paper for home, paper in own.items() if place.is_relative_to(home)), None))
-        typer.echo(f"Figures, tables and verdicts: {shown(place)}")
+    problems: list[UserError] = []
+    for place in comparisons + concluded:
+        try:
+            if place in comparisons:
+                draw(place)
+                typer.echo(f"Table and figures: {shown(place)}")
+            else:
+                _conclude(place, next((paper for home, paper in own.items() if place.is_relative_to(home)), None))
+                typer.echo(f"Figures, tables and verdicts: {shown(place)}")
+        except UserError as error:  # one that cannot be drawn does not cost the others
+            problems.append(error)
+    for problem in problems[:-1]:
+        typer.echo(str(problem), err=True)
+    if problems:
+        raise problems[-1]
 
 
 def report(
@@ -200,16 +209,19 @@ def report(
 ) -> None:
     """Write one report over all stored results.
 
-    claims.json, REPORT.md, and report.html as a single file.
+    claims.json, REPORT.md, and report.html as a single file. What cannot be read is told and left out.
     """
     from bnrepro.report import report as reporting
+
+    def left_out(why: str) -> None:
+        typer.echo(f"Left out: {why}", err=True)
 
     if as_json:
         from bnrepro.claims import conclusion
 
-        typer.echo(conclusion.as_json(reporting.gather(out).claims), nl=False)
+        typer.echo(conclusion.as_json(reporting.gather(out, left_out).claims), nl=False)
         return
-    for file in reporting.write(out):
+    for file in reporting.write(out, left_out):
         typer.echo(f"Report: {shown(file)}")
 
 
@@ -259,8 +271,7 @@ def show(run: RunPath) -> None:
 
 def _conclude(folder: Path, own: Any = None) -> None:
     from bnrepro.claims.conclusion import conclude
-    from bnrepro.claims.engine import COPY
-    from bnrepro.claims.records import read
+    from bnrepro.claims.records import COPY, drawn_by, read
     from bnrepro.config.user_files import content
     from bnrepro.errors import UserError, known_are
     from bnrepro.experiments import experiment
@@ -268,9 +279,7 @@ def _conclude(folder: Path, own: Any = None) -> None:
     records = read(folder)
     name = records.provenance["experiment"]
     if own is None and (folder / COPY).is_file() and name not in NAMES:  # code is only run where it is named
-        raise UserError(
-            f"{folder} holds the results of a paper in a file of your own. `bnrepro figures {name}.py` draws them."
-        )
+        raise UserError(f"{folder} holds the results of a paper in a file of your own. {drawn_by(folder)} draws them.")
     if own is None and name.endswith(".py"):  # which would run it
         raise UserError(f"{folder} says that it holds the experiment {name!r}, and that is none.{known_are('', NAMES)}")
     found = own or experiment(name)

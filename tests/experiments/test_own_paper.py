@@ -70,9 +70,19 @@ def test_the_readmes_example_is_judged_drawn_and_reported(call: Call, paper: Pat
     assert call("figures", "my_paper.py").code == 0
     for name in (str(folder), "my_paper"):  # a folder's code is not run
         code, _, err = call("figures", name)
-        assert code == 2 and "`bnrepro figures my_paper.py` draws them" in err
+        assert code == 2 and "`bnrepro figures my_paper.py --out=" in err and " draws them" in err
     assert call("report").code == 0
     assert claim["sentence"] in (tmp_path / "results" / "REPORT.md").read_text()
+
+    other = tmp_path / "other_paper.py"
+    other.write_text(example().replace("    return greater(", "    greater("))
+    assert call("reproduce", "other_paper.py").code == 2
+    code, out, err = call("report")  # one that has no conclusions yet does not cost the others
+    remedy = "bnrepro figures other_paper.py --out=results/experiments"
+    assert code == 0 and "Report:" in out and err.startswith("Left out: ") and f"`{remedy}`" in err, err
+    other.write_text(example())
+    assert call(*remedy.split()[1:]).code == 0
+    assert call("report").err == ""
 
 
 @pytest.mark.parametrize(
