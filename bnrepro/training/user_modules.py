@@ -1,4 +1,8 @@
-"""Norms and networks in files of a user's own, as those of the package."""
+"""Norms and networks in files of a user's own, as those of the package.
+
+A checkpoint holds their parameters, buffers and extra state. Whatever else they keep, as attributes, generators of their
+own or globals, is not restored when a run goes on, or is evaluated.
+"""
 
 from __future__ import annotations
 
