@@ -339,8 +339,8 @@ class Trainer:
             load_state(build(cfg.model, norm_of(cfg), *shape, torch.Generator()), kept)
         except ValueError as error:
             raise ValueError(
-                f"a checkpoint of it fits no network that is newly built ({error}). Make all tensors in __init__, in "
-                "their final sizes"
+                f"a checkpoint of it fits no network that is newly built ({error}). All that its state_dict() holds "
+                "must be made in __init__, in its final size"
             ) from error
 
     def train(self, directory: Path, stop: Stop, state: dict[str, Any] | None = None) -> Status:

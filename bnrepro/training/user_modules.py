@@ -1,7 +1,7 @@
 """Norms and networks in files of a user's own, as those of the package.
 
-A checkpoint holds their parameters, buffers and extra state. Whatever else they keep, as attributes, generators of their
-own or globals, is not restored when a run goes on, or is evaluated.
+A checkpoint holds their parameters, buffers and extra state. Whatever else they keep, as attributes, generators of
+their own or globals, is not restored when a run goes on, or is evaluated.
 """
 
 from __future__ import annotations
@@ -69,7 +69,10 @@ def _called(file: Path, name: str, make: Callable[..., Any], *arguments: Any) ->
         raise UserError(f"{file}:{name} cannot be made: {user_files.where(error, file)}") from error
     if not isinstance(made, nn.Module):
         raise UserError(f"{file}:{name} gives {type(made).__name__}, where a torch.nn.Module is needed.")
-    if any(map(is_lazy, (*made.parameters(), *made.buffers()))):
+    tensors = (*made.parameters(), *made.buffers())
+    if any(tensor.is_meta for tensor in tensors):
+        raise UserError(f"{file}:{name} has tensors on the device meta, which hold no numbers. Make them on the CPU.")
+    if any(map(is_lazy, tensors)):
         raise UserError(
             f"{file}:{name} has lazy layers, whose sizes are not known yet. Give them their sizes, or run a tensor of "
             "zeros through them before they are returned."

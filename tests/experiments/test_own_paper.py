@@ -29,9 +29,10 @@ def paper(tmp_path: Path) -> Path:
 
 MISTAKES = [
     (("    return greater(", "    greater("), 2, "it returns NoneType, and not Evidence, as `greater` makes it"),
-    (('part="main"', 'prat="main"'), 0, "Claim 1 found nothing that was measured. Is a part, a level of a factor"),
-    (('part="main"', 'part="mian"'), 0, "Claim 1 found nothing that was measured. Is a part, a level of a factor"),
-    (('norm="nobn"', 'norm="none"'), 0, "Claim 1 found nothing that was measured. Is a part, a level of a factor"),
+    (('part="main"', 'prat="main"'), 2, "claim 1 fails: ValueError: there is no prat 'main'."),
+    (('part="main"', 'part="mian"'), 2, "there is no part 'mian'. Did you mean main? There are: main."),
+    (('norm="nobn"', 'norm="none"'), 2, "there is no norm 'none'. Did you mean nobn? There are: nobn, bn."),
+    (('r.test_accuracy(part="main")', 'r.measured("shift")'), 0, "Claim 1 found nothing that was measured. Is a part"),
 ]
 """In a claim, told by `bnrepro figures`."""
 

@@ -153,6 +153,7 @@ WRONG = {
     "variant={bad}:Grows": "size mismatch for layers.0.1.seen: copying a param with shape torch.Size([3, 4])",
     "variant={bad}:Remembers": "RuntimeError: Trying to backward through the graph a second time",
     "variant={bad}:Complex": "{bad}: RuntimeError: ",
+    "variant={bad}:Nowhere": "Nowhere has tensors on the device meta, which hold no numbers",
     "variant={bad}:Local": "its state_dict() must hold tensors",
     "model={net}:MyNet model.width=2": "model.width is not used by a network of your own",
 }
@@ -211,6 +212,10 @@ class Complex(nn.Identity):
         super().__init__()
         self.phase = nn.Parameter(torch.ones((), dtype=torch.complex64))
     def forward(self, x): return x * self.phase.abs()
+class Nowhere(nn.Identity):
+    def __init__(self, features):
+        super().__init__()
+        self.register_buffer("nothing", torch.ones(1, device="meta"))
 class Local(nn.Identity):
     def __init__(self, features):
         super().__init__()

@@ -306,27 +306,3 @@ def test_folder_that_is_removed_meanwhile_is_written_again(tiny: Tiny, at: int) 
     assert removed and run.finished and run.config == train.resolve(cfg)
     assert [row["val_loss"] for row in run.metrics] == [row["val_loss"] for row in whole.metrics]
     assert removed[0] == steps or inference.evaluate(run)["test"][1] == whole.summary["test_accuracy"]
-
-
-DAMAGE: dict[str, Callable[[str], str | None]] = {
-    "removed": lambda _: None,
-    "a column more": lambda text: text.replace("\n", ",1\n"),
-    "cut off": lambda text: text[:-5],
-    "a row less": lambda text: text[: text.rindex("\n", 0, -1) + 1],
-    "no number": lambda text: text.replace("\n", "\nx", 1),
-}
-
-
-def test_metrics_that_are_damaged_are_so_for_every_command(call: Call, digits: Path) -> None:
-    words = ("data.name=digits", "data.source=npz", f"data.path={digits}", "model=lenet", "epochs=2")
-    assert call("train", *words, "tensorboard=false").code == 0
-    (file,) = Path("runs").rglob(record.METRICS)
-    whole = file.read_text()
-    for change in DAMAGE.values():
-        file.unlink() if (text := change(whole)) is None else file.write_text(text)
-        assert "damaged" in call("runs").out
-        for asked in (("show", str(file.parent)), ("eval", str(file.parent)), ("train", *words, "tensorboard=false")):
-            code, _, err = call(*asked)
-            assert code == 2 and "is damaged" in err and err.count("\n") == 1, (asked, err)
-        file.write_text(whole)
-    assert "completed" in call("runs").out and call("show", str(file.parent)).code == 0
