@@ -88,6 +88,30 @@ def kinds_table() -> str:
     return "\n".join(lines)
 
 
+def speed_table() -> str:
+    """Whole commands beside plain PyTorch, from results/bench."""
+    lines = ["| task | plain PyTorch | float32 | bf16 |", "| --- | --- | --- | --- |"]
+    for file, title in SPEED.items():
+        with (ROOT / f"results/bench/{file}.csv").open(newline="") as stream:
+            rows = list(csv.DictReader(stream))
+        for recipe in dict.fromkeys(row.get("recipe", "") for row in rows):
+            times = {row["what"]: float(row["seconds"]) for row in rows if row.get("recipe", "") == recipe}
+            plain = next(taken for what, taken in times.items() if what.endswith("plain PyTorch"))
+            cells = [
+                next((f"{taken:.0f} s ({plain / taken:.1f}x)" for what, taken in times.items() if what in names), "")
+                for names in (("bnrepro", "bnrepro compare"), ("bnrepro, bf16", "bnrepro compare, bf16"))
+            ]
+            lines.append(f"| {title.format(recipe=recipe)} | {plain:.0f} s | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+SPEED = {
+    "epoch": "an epoch of MNIST, labml's CNN",
+    "compare": "`compare` of 20 such runs (plain: 20 epochs)",
+    "recipe": "an epoch of CIFAR-10, `recipe={recipe}`",
+}
+
+
 def _between(row: dict[str, str], column: str) -> str:
     if not row[f"{column}_mean"]:
         return ""
@@ -95,7 +119,13 @@ def _between(row: dict[str, str], column: str) -> str:
     return f"{mean:.2f} [{low:.2f}, {high:.2f}]"
 
 
-TABLES = {"results": results_table, "other sizes": sizes_table, "kinds": kinds_table, "verdicts": verdicts_table}
+TABLES = {
+    "results": results_table,
+    "other sizes": sizes_table,
+    "kinds": kinds_table,
+    "verdicts": verdicts_table,
+    "speed": speed_table,
+}
 
 
 if __name__ == "__main__":

@@ -10,9 +10,9 @@ set -eu
 root=${1:-data}
 archive=${2:+data.source=npz data.path=$2}
 
-bnrepro compare --seeds 5 --out results/mnist5k
+bnrepro compare --seeds 5 --out results/mnist5k channels_last=false
 
-bnrepro compare --seeds 3 --out results/mnist data=mnist "data.root=$root" epochs=3
+bnrepro compare --seeds 3 --out results/mnist data=mnist "data.root=$root" epochs=3 channels_last=false
 
 # shellcheck disable=SC2086  # two words on purpose
 bnrepro compare --seeds 3 --out results/cifar10 data=cifar10 "data.root=$root" $archive model=vgg_small model.width=0.5 \

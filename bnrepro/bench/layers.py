@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
+from itertools import product
+from statistics import median, quantiles
 from typing import Any
 
 import torch
@@ -11,7 +13,7 @@ from torch import Tensor, nn
 
 from bnrepro.bench.timing import Table, alone, forget_peak, in_turn, machine, resident
 from bnrepro.errors import UserError, known_are
-from bnrepro.norm import NORMS
+from bnrepro.norm import NORMS, FusedSequential
 
 Shape = tuple[int, ...]
 
@@ -29,6 +31,17 @@ CHANNELS = tuple((64, c, 16, 16) for c in (8, 16, 32, 64, 128, 256, 512))
 REFERENCE = "bn"
 PASSES = 8  # over the tensor: forward reads x twice and writes y; backward reads x and dy twice each and writes dx
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+LAYOUTS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
+LARGEST = 2**24  # values of a shape of the grid
+# Every fourth point of the product of powers of two, each value of one axis with each of another; what is too large is
+# left out.
+GRID = tuple(
+    (n, c, h, h)
+    for (i, c), (j, h), (k, n) in product(
+        *(list(enumerate(2**p for p in range(*powers))) for powers in ((4, 10), (2, 7), (1, 9)))
+    )
+    if (i + 2 * j + 3 * k) % 4 == 0 and n * c * h * h <= LARGEST
+)
 
 
 def layers(norms: Sequence[str], repeats: int, device: str) -> Table:
@@ -55,6 +68,32 @@ def growth(norms: Sequence[str], repeats: int, device: str) -> Table:
     )
 
 
+def grid(norms: Sequence[str], repeats: int, device: str) -> Table:
+    """Every norm, alone and before a ReLU, on every shape of the grid: times over torch's, and the worst of them."""
+    rows = []
+    for dtype, layout, shape in product(DTYPES, LAYOUTS, GRID):
+        rounds = max(3, min(repeats, int(repeats * 2**20 / torch.Size(shape).numel())))
+        rows.append(_beside_torch(norms, shape, dtype, layout, device, rounds))
+    ratios = [column for column in rows[0] if column.endswith(("_over_bn", "_over_bn_relu", "_over_floor"))]
+    notes = []
+    for dtype, layout, ratio in product(DTYPES, LAYOUTS, ratios):
+        values = {row["shape"]: row[ratio] for row in rows if (row["dtype"], row["layout"]) == (dtype, layout)}
+        worst = max(values, key=lambda shape: values[shape])
+        tenth = quantiles(values.values(), n=10)[-1] if len(values) > 1 else values[worst]
+        notes.append(
+            f"{dtype}, {layout}, {ratio}: worst {values[worst]:.2f} ({worst}), 90th percentile {tenth:.2f}, "
+            f"median {median(values.values()):.2f}"
+        )
+    return Table(
+        "layers_grid",
+        f"Forward and backward on {len(GRID)} shapes (least of up to {repeats} rounds, in turn): over torch's "
+        "BatchNorm, with a ReLU over torch's BatchNorm and ReLU, and over the memory floor "
+        f"({PASSES} passes at the speed of a copy). {machine(device)}.",
+        rows,
+        notes,
+    )
+
+
 def memory(norms: Sequence[str], device: str) -> Table:
     """Peak memory of forward and backward, over the input's size and over torch's."""
     rows = []
@@ -70,6 +109,30 @@ def memory(norms: Sequence[str], device: str) -> Table:
         f"(one process each, float32). {machine(device)}.",
         rows,
     )
+
+
+def _beside_torch(
+    norms: Sequence[str], shape: Shape, dtype: str, layout: str, device: str, rounds: int
+) -> dict[str, Any]:
+    x = torch.randn(shape, device=device).to(DTYPES[dtype]).to(memory_format=LAYOUTS[layout]).requires_grad_()
+    upstream, copy = torch.rand_like(x), torch.empty_like(x)
+    both = [REFERENCE, *(norm for norm in norms if norm != REFERENCE)]
+    steps: dict[str, Callable[[], object]] = {"copy": partial(copy.copy_, x.detach())}
+    for norm in both:
+        steps[norm] = partial(step, make(norm, shape).to(device), x, upstream)
+        steps[f"{norm}_relu"] = partial(step, with_relu(norm, shape).to(device), x, upstream)
+    times = in_turn(steps, rounds, device, of=min)
+    row: dict[str, Any] = {"shape": _name(shape), "dtype": dtype, "layout": layout}
+    for norm in both[1:]:
+        row[f"{norm}_over_bn"] = round(times[norm] / times[REFERENCE], 3)
+        row[f"{norm}_relu_over_bn_relu"] = round(times[f"{norm}_relu"] / times[f"{REFERENCE}_relu"], 3)
+        row[f"{norm}_over_floor"] = round(times[norm] * 2 / (times["copy"] * PASSES), 3)
+    return row
+
+
+def with_relu(norm: str, shape: Shape) -> nn.Module:
+    """The norm and a ReLU after it, as one pass if it is ours."""
+    return (nn.Sequential if norm == REFERENCE else FusedSequential)(make(norm, shape), nn.ReLU())
 
 
 def _on_shape(norms: Sequence[str], shape: Shape, dtype: str, device: str, repeats: int) -> list[dict[str, Any]]:

@@ -16,7 +16,7 @@ from bnrepro.plots.style import COLUMN, label, look, save, style
 from bnrepro.runs import record
 from bnrepro.system.text import fitted
 
-PARTS = ("layers", "memory", "epoch", "compare", "recipe", "throughput", "startup", "growth", "seeds")
+PARTS = ("layers", "grid", "memory", "epoch", "compare", "recipe", "throughput", "startup", "growth", "seeds")
 CONFIGURED = ("epoch", "compare", "recipe")
 
 
@@ -31,6 +31,7 @@ def run(
     few = max(1, repeats // 10)
     makers: dict[str, list[Callable[[], Table]]] = {
         "layers": [lambda: layers.layers(norms, repeats, device), lambda: layers.growth(norms, repeats, device)],
+        "grid": [lambda: layers.grid(norms, repeats, device)],
         "memory": [lambda: layers.memory(norms, device)],
         "epoch": [lambda: pipeline.epoch(overrides, few)],
         "compare": [lambda: pipeline.comparison(overrides, few)],

@@ -35,8 +35,13 @@ class Table:
     notes: list[str] = field(default_factory=list)
 
 
-def in_turn(steps: Mapping[str, Callable[[], object]], repeats: int, device: str = "cpu") -> dict[str, float]:
-    """Median milliseconds of each step over ``repeats`` rounds, in each of which every step has its turn.
+def in_turn(
+    steps: Mapping[str, Callable[[], object]],
+    repeats: int,
+    device: str = "cpu",
+    of: Callable[[list[float]], float] = median,
+) -> dict[str, float]:
+    """Median milliseconds of each step (or another ``of`` them) over ``repeats`` rounds, in which each has its turn.
 
     What else the machine does, and how warm it is, so falls on all of them alike.
     """
@@ -46,7 +51,7 @@ def in_turn(steps: Mapping[str, Callable[[], object]], repeats: int, device: str
             took = seconds(step, device)
             if round_ >= WARM_UP:
                 times[name].append(1e3 * took)
-    return {name: median(taken) for name, taken in times.items()}
+    return {name: of(taken) for name, taken in times.items()}
 
 
 def seconds(step: Callable[[], object], device: str = "cpu") -> float:

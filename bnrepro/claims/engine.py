@@ -18,7 +18,18 @@ from bnrepro.claims.conclusion import conclude
 from bnrepro.claims.judging import Judged
 from bnrepro.claims.measuring import Measurement, file_of, measure_all, missing, stored
 from bnrepro.claims.paper import Arm, Design, Factors, Paper, Preset, Probe
-from bnrepro.claims.records import PROVENANCE, Gathered, Records, cost, merged, provenance_of, read, save, there
+from bnrepro.claims.records import (
+    COPY,
+    PROVENANCE,
+    Gathered,
+    Records,
+    cost,
+    merged,
+    provenance_of,
+    read,
+    save,
+    there,
+)
 from bnrepro.claims.results import RUN_COLUMNS, Row
 from bnrepro.config import check, load_config, run_dir, user_files
 from bnrepro.config.schema import Config, Data, Source
@@ -29,9 +40,6 @@ from bnrepro.runs import record
 from bnrepro.runs.record import Run, run_of
 from bnrepro.runs.tables import plain
 from bnrepro.training import train
-
-COPY = "paper.py"
-"""Of a paper in a file of a user's own, beside its results."""
 
 
 class Bar(Protocol):
@@ -283,12 +291,15 @@ def execute(
             measured = measure_all(
                 plan.measured, plan.measurements, jobs, force=force, report=bar.update, ended=bar.ended
             )
-    failed = [f"{o.path.relative_to(plan.root)}: {o.error}" for o in outcomes if o.error]
+    lost = {o.path: o.error for o in outcomes if o.error}
+    paths = [run_dir(cfg) for cfg in plan.configs]
+    lost |= {path: why for path in paths if path not in lost and (why := sweep.gone(path))}
+    failed = [f"{path.relative_to(plan.root)}: {why}" for path, why in lost.items()]
     failed += [f"{_title(m.probe)}: {m.error}" for m in measured if m.error]
     if failed and len(failed) == len(plan.configs) + len(plan.measured):
         raise UserError(f"{plan.paper.name}: nothing could be run or measured. The first reason: {failed[0]}")
     folder = plan.folder(out)
-    records = _collect(plan, {o.path for o in outcomes if o.error}, measured, failed)
+    records = _collect(plan, set(lost), measured, failed)
     records.provenance.update(_dated(plan, out))
     with record.claim(plan.measurements):  # the same may be asked for twice at once
         if held := plan.kept(out):

@@ -278,6 +278,8 @@ def _claim(paper: Paper[Any], claim: Claim, settings: Preset) -> Row:
     try:
         evidence = claim.evidence(nothing, settings)
         gate = claim.gate(nothing, settings) if claim.gate else None
+        if not isinstance(evidence, Evidence):
+            raise TypeError
     except Exception:  # a paper's own code: what is wrong with it is told where the claim is judged
         return said | {"effects": "not known without results"}
     asked = questions(paper, claim, settings)

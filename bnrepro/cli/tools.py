@@ -119,7 +119,7 @@ def bench(
         list[str] | None,
         typer.Argument(
             metavar="[PART]... [KEY=VALUE]...",
-            help="layers, memory, epoch, compare, recipe, throughput, startup, growth, seeds; "
+            help="layers, grid, memory, epoch, compare, recipe, throughput, startup, growth, seeds; "
             "default: layers and memory.",
         ),
     ] = None,

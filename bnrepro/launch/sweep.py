@@ -20,6 +20,7 @@ from bnrepro.launch.parallel import Report, map_all
 from bnrepro.runs import record
 from bnrepro.runs.record import Run, Status
 from bnrepro.system.cores import cores
+from bnrepro.system.memory import workers_that_fit
 from bnrepro.training import train
 
 
@@ -134,8 +135,10 @@ def _not_understood(text: str) -> UserError:
 
 
 def default_jobs(cfg: Config) -> int:
-    """Runs at a time: one a core on the CPU, one on a GPU."""
-    return 1 if train.resolve(cfg).device is Device.cuda else cores()
+    """Runs at a time: on a GPU one, on the CPU one per core, as far as the available memory holds them."""
+    if train.resolve(cfg).device is Device.cuda:
+        return 1
+    return min(cores(), workers_that_fit() or cores())
 
 
 def run_all(
@@ -195,6 +198,15 @@ def attempt(cfg: Config, share: Callable[[float], None], *, force: bool) -> Outc
         return failed(cfg, str(error), by_user=True)
     except Exception as error:  # whatever it is, the other runs go on, and it is told at the end
         return failed(cfg, reason(error))
+
+
+def gone(path: Path) -> str | None:
+    """What has become of a finished run in ``path``, if it is not there any more or was damaged; None if it is."""
+    try:
+        there = Run(path).finished
+    except UserError as error:
+        return str(error)
+    return None if there else "its folder was removed after it had finished. Ask for it again."
 
 
 def failed(cfg: Config, error: str, by_user: bool = False) -> Outcome:

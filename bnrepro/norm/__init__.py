@@ -8,6 +8,7 @@ batch normalization of all of them, frozen ones and variants too. Use `synchroni
 from bnrepro.norm.adaptive import ConvAdaptiveNorm2d
 from bnrepro.norm.convert import convert, freeze, resize, synchronize
 from bnrepro.norm.folding import fold
+from bnrepro.norm.fused import FusedSequential
 from bnrepro.norm.layers import BatchNorm1d, BatchNorm2d, BatchNorm3d, ConvBatchNorm2d, NormError
 from bnrepro.norm.statistics import batch_statistics, reestimate_statistics
 from bnrepro.norm.table import NORMS, NormFactory, NormOptions
@@ -19,6 +20,7 @@ __all__ = [
     "BatchNorm3d",
     "ConvAdaptiveNorm2d",
     "ConvBatchNorm2d",
+    "FusedSequential",
     "NormError",
     "NormFactory",
     "NormOptions",

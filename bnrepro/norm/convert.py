@@ -23,13 +23,14 @@ from torch.nn.parameter import is_lazy
 from torch.utils._pytree import tree_leaves, tree_map
 
 from bnrepro.norm.adaptive import ConvAdaptiveNorm2d
+from bnrepro.norm.fused import FusedSequential, has_pairs
 from bnrepro.norm.layers import BatchNorm1d, BatchNorm2d, BatchNorm3d, ConvBatchNorm2d, NormError, _HandDerived
 from bnrepro.norm.table import NORMS, NormOptions
 
 Shape = tuple[int, ...]
 
 
-def convert(model: nn.Module, variant: str, example_input: Any) -> nn.Module:
+def convert(model: nn.Module, variant: str, example_input: Any, *, fuse: bool = False) -> nn.Module:
     """Turn the norms of ``model`` into those that ``NORMS[variant]`` makes, and carry their state over.
 
     Taken are torch's batch-normalization layers, timm's with activation and the layers of this package, wherever they
@@ -47,6 +48,9 @@ def convert(model: nn.Module, variant: str, example_input: Any) -> nn.Module:
         variant: a name in `NORMS`.
         example_input: an input of the model (its one positional argument), which shows the size of each norm's maps.
             Run in eval mode, once before and once after.
+        fuse: whether each `torch.nn.Sequential` with a norm directly before a ReLU becomes a `FusedSequential`, which
+            runs the two as one pass in training on the CPU. Outputs, names and hooks stay. A norm and a ReLU that a
+            forward calls one after the other by itself, as torchvision's ResNets do, stay two passes.
 
     Returns:
         The model. What could not be carried over, and which norms the example did not reach, is told in one
@@ -75,6 +79,9 @@ def convert(model: nn.Module, variant: str, example_input: Any) -> nn.Module:
         undo()
         _check_was_rounding(model, variant, example_input, want, why, {norm: names[norm] for norm in new}, new)
         _become_all(new)
+    for module in model.modules() if fuse else ():
+        if type(module) is nn.Sequential and "forward" not in vars(module) and has_pairs(module):
+            module.__class__ = FusedSequential
     losses: dict[str, list[str]] = {}  # what was lost, and the layers that lost it
     for norm, parts in lost_by.items():
         for what in parts:

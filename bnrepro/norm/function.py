@@ -81,13 +81,38 @@ def batch_norm(
     if torch.compiler.is_compiling():  # which fuses the formula itself, and refuses functions with a forward mode
         return BatchNormFunction.apply(dense(x), weight, bias, axes, eps, group)
     if group is None and (plan := native.plan(x, weight, bias, axes)):
-        return _Compiled.apply(x, weight, bias, axes, eps, plan)
+        kept: list[Tensor] = []
+        y = _Compiled.apply(x, weight, bias, eps, plan, False, None, kept)
+        mean, var = plan.statistics(kept[0])
+        return y, mean, var
     if (copy := dense(x)) is not x:
         return batch_norm(copy, weight, bias, axes, eps, group)
     if _only_operations():
         y, mean, var = BatchNormFunction.forward(x, weight, bias, axes, eps, group)
         return y, mean.detach(), var.detach()
     return _WithForwardMode.apply(x, weight, bias, axes, eps, group)
+
+
+def by_kernels(
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    running: native.Running | None,
+    axes: tuple[int, ...],
+    eps: float,
+    relu: bool,
+) -> Tensor | None:
+    """`batch_norm`, a ReLU of it and the update of ``running`` in one call; None where the kernels do not apply."""
+    if torch.compiler.is_compiling():
+        return None
+    plan = native.layer_plan(x, weight, bias, running[:3] if running else None, axes)
+    if plan is None:
+        return None
+    if torch.is_grad_enabled() and (
+        x.requires_grad or (weight is not None and weight.requires_grad) or (bias is not None and bias.requires_grad)
+    ):
+        return _compiled(x, weight, bias, eps, plan, relu, running, None)
+    return plan.forward(x, weight, bias, eps, relu, running)[0]
 
 
 def _only_operations() -> bool:
@@ -304,25 +329,31 @@ class BatchNormFunction(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, dy: Tensor, _dmean: Tensor, _dvar: Tensor) -> Gradients:
         x, weight, mean, var = ctx.saved_tensors
-        need_dx, need_dweight, need_dbias = ctx.needs_input_grad[:3]
-        plan = None
-        if torch.is_grad_enabled() or forward_ad._current_level >= 0:
-            # Double backward, and forward over reverse, differentiate the formula. The saved statistics are constants
-            # to them; made again from x they are the functions of x that they ought to be.
-            mean, var = moments(widen(x), ctx.axes, ctx.group)
-        elif ctx.group is None and not torch.compiler.is_compiling():
-            plan = native.backward_plan(x, dy, weight, ctx.bias, mean, var, ctx.axes)
-        if plan:
-            dx, dweight, dbias = plan.backward(x, dy, weight, mean, var, ctx.eps, need_dx)
-        else:
-            factor = against(weight, x)
-            dx, dweight, dbias = _gradients(x, dy, factor, mean, var, ctx.axes, ctx.eps, ctx.group, need_dx)
-        return (
-            dx,
-            _summed_as(native.of_parameter(weight), dweight, x) if need_dweight else None,
-            _summed_as(ctx.bias, dbias, x) if need_dbias else None,
-            *(None, None, None),
-        )
+        return *_backward(ctx, x, dy, weight, mean, var, ctx.axes, ctx.group), None, None, None
+
+
+def _backward(
+    ctx: Any,
+    x: Tensor,
+    dy: Tensor,
+    weight: Tensor | None,
+    mean: Tensor,
+    var: Tensor,
+    axes: tuple[int, ...],
+    group: dist.ProcessGroup | None,
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """Gradients of x, weight and bias by tensor operations."""
+    need_dx, need_dweight, need_dbias = ctx.needs_input_grad[:3]
+    if torch.is_grad_enabled() or forward_ad._current_level >= 0:
+        # Double backward, and forward over reverse, differentiate the formula. The saved statistics are constants
+        # to them; made again from x they are the functions of x that they ought to be.
+        mean, var = moments(widen(x), axes, group)
+    dx, dweight, dbias = _gradients(x, dy, against(weight, x), mean, var, axes, ctx.eps, group, need_dx)
+    return (
+        dx,
+        _summed_as(native.of_parameter(weight), dweight, x) if need_dweight and weight is not None else None,
+        _summed_as(ctx.bias, dbias, x) if need_dbias else None,
+    )
 
 
 def _summed_as(parameter: native.Parameter, gradient: Tensor, x: Tensor) -> Tensor:
@@ -381,7 +412,10 @@ def _gradients(
 
 
 class _Compiled(torch.autograd.Function):
-    """The same with the kernels of `native`. Forward and context in one, which apply() is much quicker with."""
+    """The same with the kernels of `native`, a ReLU and running statistics; ``results`` takes the batch's own.
+
+    Forward and context in one, which apply() is much quicker with.
+    """
 
     @staticmethod
     def forward(
@@ -389,15 +423,46 @@ class _Compiled(torch.autograd.Function):
         x: Tensor,
         weight: Tensor | None,
         bias: Tensor | None,
-        axes: tuple[int, ...],
         eps: float,
         plan: native.KernelPlan,
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        made = plan.forward(x, weight, bias, eps)
-        BatchNormFunction.setup_context(ctx, (x, weight, bias, axes, eps, None), made)
-        return made
+        relu: bool,
+        running: native.Running | None,
+        results: list[Tensor] | None,
+    ) -> Tensor:
+        y, kept = plan.forward(x, weight, bias, eps, relu, running)
+        ctx.save_for_backward(x, weight, kept)
+        ctx.plan, ctx.eps, ctx.relu, ctx.bias = plan, eps, relu, plan.bias
+        if results is not None:
+            results.append(kept)
+        return y
 
-    backward = BatchNormFunction.backward
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight, kept = ctx.saved_tensors
+        plan, relu = ctx.plan, ctx.relu
+        need_dx, need_dweight, need_dbias, *_ = ctx.needs_input_grad
+        differentiated = torch.is_grad_enabled() or forward_ad._current_level >= 0 or torch.compiler.is_compiling()
+        if not differentiated and plan.takes(x, dy, weight, kept):
+            dx, dweight, dbias = plan.backward(x, dy, weight, kept, ctx.eps, relu, need_dx, need_dweight or need_dbias)
+            if plan.expanded:
+                dweight = _summed_as(plan.weight, dweight, x) if need_dweight else None
+                dbias = _summed_as(plan.bias, dbias, x) if need_dbias else None
+        else:
+            mean, var, *shift = plan.statistics(kept)
+            if relu:
+                scale = affine(reciprocal_std(var, ctx.eps), against(weight, x), None)
+                dy = dy.masked_fill(((widen(x) - mean) * scale + shift[0]).detach() <= 0, 0)
+            dx, dweight, dbias = _backward(ctx, x, dy, weight, mean, var, plan.axes, None)
+        return (
+            dx,
+            dweight if need_dweight else None,
+            dbias if need_dbias else None,
+            *(None, None, None, None, None),
+        )
+
+
+_compiled: Any = super(torch.autograd.Function, _Compiled).apply
+"""Without what torch's does for functorch, which is not active where there is a plan."""
 
 
 class _WithForwardMode(BatchNormFunction):

@@ -3,16 +3,17 @@
 // function.py is the source of truth and says what is computed; the tests hold these loops to it. What is added here
 // is order. A tensor is seen in one of two ways:
 //   rows     (n, c, l): one statistic for each of c channels, over n and l. A contiguous (N, C, H, W).
-//   columns  (m, k):    one statistic for each of k columns, over m. Channels-last, (N, C), and local statistics,
-//                       where k = C*H*W.
+//   columns  (n, c, l): rows of c columns, of which l neighbours share a statistic, over n and these l. l is 1 for
+//                       channels-last, (N, C), and local statistics, where c = C*H*W; else it is that of small maps.
 // One channel (or a tile of columns) at a time is copied into a buffer that fits the cache, so that all passes but the
-// first stay out of memory. Means and sums of squares of blocks are joined as by Chan, Golub & LeVeque (1983), in
-// double; nothing is ever subtracted from a sum of squares but the rounding of the mean, and where that rounding is as
-// large as the spread (constants of 1e7) the deviations are taken again from a better mean. How the work is cut
-// depends on the shape alone, so that the number of threads does not change a bit of the result.
+// first stay out of memory. Moments are taken in one pass about a guess of the mean: a first value, then the mean so
+// far. Their rounding grows with the distance of the guess: where that is several standard deviations (constants of
+// 1e7 ahead of others), the pass is made again from the mean that it found. Blocks are joined as by Chan, Golub &
+// LeVeque (1983), in double. How the work is cut depends on the shape alone, so that the number of threads does not
+// change a bit of the result.
 //
-// Forward fills mean and var (biased); backward fills sum_dy and sum_dy_xhat, which are the gradients of bias and
-// weight. weight and bias hold one number a statistic, or are null.
+// Forward fills mean and var (biased), and shift where a ReLU follows, whose backward finds its mask with it; backward
+// fills sum_dy and sum_product, which are the gradients of bias and weight.
 
 #include <algorithm>
 #include <cmath>
@@ -20,8 +21,24 @@
 #include <cstring>
 #include <limits>
 #include <vector>
+#ifdef __AVX__
+#include <immintrin.h>
+#endif
 
 namespace {
+
+// What native.py packs; null is a tensor that is not there.
+struct Call {
+    const void *x, *dy, *weight, *bias;
+    void *out, *mean, *var, *shift, *running_mean, *running_var, *sum_dy, *sum_product;
+    int64_t* batches;
+    int64_t n, c, l;
+    int64_t parameters;  // numbers of weight and of bias
+    int64_t inner;       // neighbouring statistics that share one; 0: parameters take turns (local, channels-last)
+    int64_t locations;   // where running statistics are (C, locations) and statistics (locations, C); else 0
+    int64_t relu, threads;
+    double eps, momentum;
+};
 
 struct bfloat16 {
     uint16_t bits;
@@ -56,10 +73,66 @@ inline void store(bfloat16* p, float v) {
     p->bits = static_cast<uint16_t>((bits & 0x7fffffff) > 0x7f800000 ? nan : nearest);
 }
 
-constexpr int64_t BLOCK = 8192;    // values whose moments are taken at once: they stay in the first-level cache
-constexpr int64_t KEEP = 1 << 16;  // values of a buffer: a quarter of a megabyte of floats
-constexpr int64_t WIDTH = 256;     // columns of a tile where rows are cut into chunks
-constexpr int64_t CHUNKS = 32;     // at most, of rows
+constexpr int64_t BLOCK = 8192;      // values of a row that are summed at once
+constexpr int64_t KEEP = 1 << 16;    // values of a buffer: a quarter of a megabyte of floats
+constexpr int64_t WIDTH = 1024;      // columns of a tile, at most
+constexpr int64_t ROOM = WIDTH + 16;  // of an array: no two that follow each other begin at one place of a page
+constexpr int64_t HEIGHT = 256;      // rows of columns that are summed at once
+constexpr int64_t CHUNKS = 32;       // of rows, at most, where there are few tiles
+constexpr int64_t SMALL = 1 << 15;   // values that one thread is quickest with
+
+#ifndef PAST_CACHE
+#define PAST_CACHE (1 << 24)
+#endif
+constexpr int64_t LARGE = PAST_CACHE;  // bytes of an output that goes past the cache: it would push out all else
+
+// Copies what is in the cache to where it need not be: the line is not read from memory first.
+void copy_past_cache(void* to, const void* from, int64_t bytes) {
+    char* out = static_cast<char*>(to);
+    const char* in = static_cast<const char*>(from);
+#ifdef __AVX__
+    const int64_t head = std::min<int64_t>(bytes, -reinterpret_cast<intptr_t>(out) & 31), whole = (bytes - head) & ~31;
+    std::memcpy(out, in, head);
+    for (int64_t i = head; i < head + whole; i += 32)
+        _mm256_stream_si256(reinterpret_cast<__m256i*>(out + i),
+                            _mm256_loadu_si256(reinterpret_cast<const __m256i*>(in + i)));
+    out += head + whole;
+    in += head + whole;
+    bytes -= head + whole;
+#endif
+    std::memcpy(out, in, bytes);
+}
+// What such copies of a thread end with, before others read them.
+void past_cache_done(bool any) {
+#ifdef __AVX__
+    if (any) _mm_sfence();
+#else
+    (void)any;
+#endif
+}
+
+// Asks for what a mask decides on: a load that waits for its mask would wait for memory twice.
+template <class T>
+inline void ask_for(const T* p, int64_t count) {
+    for (int64_t j = 0; j < count; j += 64 / static_cast<int64_t>(sizeof(T))) __builtin_prefetch(p + j);
+}
+
+// Stores value(j) for each j below `count`.
+template <class T, class Value>
+inline void put(T* __restrict to, int64_t count, bool past_cache, Value value) {
+    if (!past_cache) {
+#pragma omp simd
+        for (int64_t j = 0; j < count; ++j) store(to + j, value(j));
+        return;
+    }
+    T line[WIDTH];
+    for (int64_t o = 0; o < count; o += WIDTH) {
+        const int64_t some = std::min(WIDTH, count - o);
+#pragma omp simd
+        for (int64_t j = 0; j < some; ++j) store(line + j, value(o + j));
+        copy_past_cache(to + o, line, some * sizeof(T));
+    }
+}
 
 template <class A>
 A* scratch(int64_t count) {
@@ -68,38 +141,42 @@ A* scratch(int64_t count) {
     return buffer.data();
 }
 
-inline double finite_or_zero(double v) { return std::abs(v) <= std::numeric_limits<double>::max() ? v : 0.0; }
-inline double not_negative(double v) { return v < 0 ? 0.0 : v; }  // and NaN where it is NaN
+int threads_for(const Call& call, int64_t values) { return values <= SMALL ? 1 : static_cast<int>(call.threads); }
 
-// Whether deviations from a guess of the mean are for no small part its error, which is more than its last digits.
-template <class A>
-inline bool far(A first, A second, A count, A guess) {
-    const A digits = 16 * std::numeric_limits<A>::epsilon() * count;
-    return (4 * first * first > second * count) & (std::abs(first) > digits * std::abs(guess));
+template <class V>
+inline V finite_or_zero(V v) {
+    return std::abs(v) <= std::numeric_limits<V>::max() ? v : V(0);
+}
+template <class V>
+inline V nan_unless_finite(V v) {
+    return v - v;
+}
+template <class V>
+inline V not_negative(V v) {  // and NaN where it is NaN
+    return v < 0 ? V(0) : v;
+}
+template <bool RELU, class A>
+inline A activated(A v) {
+    return RELU && v < 0 ? A(0) : v;
 }
 
-// Whether that is so in any of `width` columns. Seldom is any suspicious, so that the rest of the test is seldom made.
+// Whether the guess that moments were taken about is so far from the mean that their difference loses digits, or range.
 template <class A>
-bool any_far(const A* first, const A* second, int64_t width, A count, const A* guess) {
-    int suspicious = 0;
-#pragma omp simd reduction(| : suspicious)
-    for (int64_t j = 0; j < width; ++j) suspicious |= 4 * first[j] * first[j] > second[j] * count;
-    if (suspicious)
-        for (int64_t j = 0; j < width; ++j)
-            if (far(first[j], second[j], count, guess[j])) return true;
-    return false;
-}
-
-// The mean in double goes into an output through its shift, where its rounding to A would be too much.
-template <class A>
-A shifted(A bias, double mean, A rounded, A scale) {
-    return bias - static_cast<A>(finite_or_zero(mean - static_cast<double>(rounded))) * scale;
+inline bool far(A first, A second, A inverse) {
+    const A off = first * inverse;
+    return (33 * off * off > 32 * (second * inverse)) | (second > std::numeric_limits<A>::max());
 }
 
 // Count, mean and sum of squared deviations, and how two of them join.
 struct Moments {
     double count = 0, mean = 0, squares = 0;
 
+    // `first` and `second` moments of `more` values about `guess`.
+    template <class A>
+    void join(double more, A guess, A first, A second) {
+        const double off = finite_or_zero<double>(first) / more;
+        join(more, guess + off, not_negative(second - off * off * more) + nan_unless_finite(first));
+    }
     void join(double more, double its_mean, double its_squares) {
         const double total = count + more, delta = its_mean - mean;
         mean = (count * mean + more * its_mean) / total;  // infinite where a value is, not NaN as mean + delta
@@ -109,443 +186,746 @@ struct Moments {
 };
 
 template <class A>
-Moments moments_of(const A* __restrict x, int64_t count) {
-    A sum = 0;
-#pragma omp simd reduction(+ : sum)
-    for (int64_t i = 0; i < count; ++i) sum += x[i];
-    A guess = sum / static_cast<A>(count);
-    for (bool again = true;; again = false) {
-        A first = 0, second = 0;  // the first moment about the guess is its rounding
-#pragma omp simd reduction(+ : first, second)
-        for (int64_t i = 0; i < count; ++i) {
-            const A d = x[i] - guess;
-            first += d;
-            second += d * d;
-        }
-        const double off = finite_or_zero(first) / count, mean = static_cast<double>(guess) + off;
-        if (!again || !far(first, second, static_cast<A>(count), guess))
-            return {static_cast<double>(count), mean, not_negative(second - off * off * count)};
-        guess = static_cast<A>(mean);
-    }
-}
+struct Running {
+    A *mean, *var;
+    A weight, unbiased;
 
-template <class T>
-void copy(const T* __restrict x, wide<T>* __restrict to, int64_t count) {
+    Running(const Call& call, int64_t values)
+        : mean(static_cast<A*>(call.running_mean)),
+          var(static_cast<A*>(call.running_var)),
+          weight(static_cast<A>(call.momentum)),
+          unbiased(static_cast<A>(values / (values - 1.0))) {}
+
+    // `to` moves to `factor` times the batch's, as torch.lerp does it.
+    void move(const A* __restrict from, A* __restrict to, int64_t count, A factor) const {
 #pragma omp simd
-    for (int64_t i = 0; i < count; ++i) to[i] = load(x[i]);
-}
-
-template <class S, class T, class A>
-void normalise(const S* __restrict x, T* __restrict y, int64_t count, A mean, A scale, A shift) {
-#pragma omp simd
-    for (int64_t i = 0; i < count; ++i) store(y + i, (load(x[i]) - mean) * scale + shift);
-}
-
-// LENGTH is l where it is known when this is compiled (a short loop is then unrolled), else 0.
-template <class T, int64_t LENGTH>
-void rows_forward(const T* x, const wide<T>* weight, const wide<T>* bias, T* y, wide<T>* mean, wide<T>* var, int64_t n,
-                  int64_t c, int64_t any_length, double eps, int threads) {
-    using A = wide<T>;
-    const int64_t l = LENGTH ? LENGTH : any_length;
-    const bool keep = n * l <= KEEP;
-    const int64_t length = std::min(l, BLOCK), rows = std::max<int64_t>(1, BLOCK / l);
-#pragma omp parallel num_threads(threads)
-    {
-        A* buffer = scratch<A>(keep ? n * l : BLOCK);
-#pragma omp for schedule(static)
-        for (int64_t ch = 0; ch < c; ++ch) {
-            Moments total;
-            A* to = buffer;
-            for (int64_t i = 0; i < n; i += rows)
-                for (int64_t o = 0; o < l; o += length) {
-                    const int64_t size = LENGTH ? LENGTH : std::min(length, l - o), end = std::min(i + rows, n);
-                    for (int64_t r = i; r < end; ++r) copy(x + (r * c + ch) * l + o, to + (r - i) * size, size);
-                    const Moments part = moments_of(to, (end - i) * size);
-                    total.join(part.count, part.mean, part.squares);
-                    if (keep) to += (end - i) * size;
-                }
-            const double variance = total.squares / total.count;
-            mean[ch] = static_cast<A>(total.mean);
-            var[ch] = static_cast<A>(variance);
-            const A rstd = 1 / std::sqrt(var[ch] + static_cast<A>(eps));
-            const A scale = weight ? rstd * weight[ch] : rstd;
-            const A shift = shifted<A>(bias ? bias[ch] : 0, total.mean, mean[ch], scale);
-            for (int64_t i = 0; i < n; ++i) {
-                T* out = y + (i * c + ch) * l;
-                if (keep)
-                    normalise(buffer + i * l, out, l, mean[ch], scale, shift);
-                else
-                    normalise(x + (i * c + ch) * l, out, l, mean[ch], scale, shift);
-            }
+        for (int64_t j = 0; j < count; ++j) {
+            const A batch = from[j] * factor;
+            to[j] = weight < A(0.5) ? to[j] + weight * (batch - to[j]) : batch - (batch - to[j]) * (1 - weight);
         }
-    }
-}
-
-// dx = a * dy + b * (x - mean) + c, the factors being those of function.py that are constant along the statistic.
-template <class A>
-struct Factors {
-    A a, b, c;
-
-    Factors(A rstd, A weight, double sum_dy, double sum_product, double count) {
-        a = rstd * weight;
-        b = static_cast<A>(-static_cast<double>(a) * rstd * rstd * (sum_product / count));  // rstd^3 may be no float
-        c = static_cast<A>(-a * (sum_dy / count));
     }
 };
 
-// Adds to the sums of dy and of dy * (x - mean).
+// Running statistics (C, locations) of statistics (locations, C), at PLACES locations from `start` on: whole lines of the
+// cache of each of LINE channels, which are then read and written once.
+constexpr int64_t PLACES = 64, LINE = 16;
+template <class A>
+void move_transposed(const Call& call, int64_t start) {
+    const int64_t places = std::min(PLACES, call.locations - start), channels = call.c / call.locations;
+    const Running<A> running(call, call.n);
+    A turned[LINE * PLACES];
+    for (int64_t c0 = 0; c0 < channels; c0 += LINE)
+        for (const bool of_var : {false, true}) {
+            const A* from = static_cast<const A*>(of_var ? call.var : call.mean) + start * channels + c0;
+            A* to = (of_var ? running.var : running.mean) + c0 * call.locations + start;
+            const int64_t some = std::min(LINE, channels - c0);
+            for (int64_t i = 0; i < places; ++i)
+                for (int64_t j = 0; j < some; ++j) turned[j * PLACES + i] = from[i * channels + j];
+            for (int64_t j = 0; j < some; ++j)
+                running.move(turned + j * PLACES, to + j * call.locations, places, of_var ? running.unbiased : 1);
+        }
+}
+
+// Numbers of weight or bias, one for each of `count` statistics from q0 on.
+template <class A>
+void spread(const Call& call, const A* from, int64_t q0, int64_t count, A* to) {
+    const int64_t inner = call.inner, turn = call.parameters;
+    if (inner == 1) {
+        std::copy_n(from + q0, count, to);
+    } else if (inner) {
+        for (int64_t q = q0, next; q < q0 + count; q = next) {
+            next = std::min(q0 + count, (q / inner + 1) * inner);
+            std::fill(to + (q - q0), to + (next - q0), from[q / inner]);
+        }
+    } else {
+        const int64_t start = q0 % turn, some = std::min(count, turn - start);
+        std::copy_n(from + start, some, to);
+        std::copy_n(from, std::min(count - some, start), to + some);
+        for (int64_t done = turn; done < count; done *= 2) std::copy_n(to, std::min(done, count - done), to + done);
+    }
+}
+
+// Statistics of a tile, of which the first is number q0: what is kept of them and what normalises by them.
+// mean + lost is the mean before its rounding, which goes into the output through its shift.
+template <class A>
+void finish(const Call& call, int64_t q0, int64_t count, int64_t values, A* __restrict mean, const A* __restrict lost,
+            A* __restrict var, A* __restrict scale, A* __restrict shift) {
+    const A eps = static_cast<A>(call.eps);
+    if (call.weight)
+        spread(call, static_cast<const A*>(call.weight), q0, count, scale);
+    else
+        std::fill_n(scale, count, A(1));
+    if (call.bias)
+        spread(call, static_cast<const A*>(call.bias), q0, count, shift);
+    else
+        std::fill_n(shift, count, A(0));
+#pragma omp simd
+    for (int64_t j = 0; j < count; ++j) {
+        scale[j] *= 1 / std::sqrt(var[j] + eps);
+        shift[j] -= lost[j] * scale[j];
+    }
+    std::copy_n(mean, count, static_cast<A*>(call.mean) + q0);
+    std::copy_n(var, count, static_cast<A*>(call.var) + q0);
+    if (call.shift) std::copy_n(shift, count, static_cast<A*>(call.shift) + q0);
+    if (!call.running_mean || call.locations) return;
+    const Running<A> running(call, values);
+    running.move(mean, running.mean + q0, count, 1);
+    running.move(var, running.var + q0, count, running.unbiased);
+}
+
+// dx = a * dy + b * (x - mean) + c, the factors being those of function.py that are constant along the statistic.
+// On entry a is the weight, b the sum of dy * (x - mean) and c that of dy; b leaves in `product` as that of dy * xhat.
+template <class A>
+inline void factors(A rstd, double values, A& a, A& b, A& c, A& product) {
+    const A inverse = static_cast<A>(1 / values);
+    product = b * rstd;
+    a *= rstd;
+    b = -a * (rstd * (product * inverse));  // in this order: rstd^3 may be no float
+    c = -a * (c * inverse);
+}
+
+// --- rows ---
+
+template <class T, bool RELU, class S, class A>
+void normalise(const S* __restrict x, T* y, int64_t count, bool past_cache, A mean, A scale, A shift) {
+    put(y, count, past_cache, [=](int64_t i) { return activated<RELU>((load(x[i]) - mean) * scale + shift); });
+}
+
 template <class T, class A>
-void add_products(const T* __restrict x, const T* __restrict dy, int64_t count, A mean, double& gradient,
-                  double& product) {
+void add_deviations(const T* __restrict x, int64_t count, A guess, A* __restrict copy, A& first, A& second) {
+    A a = 0, b = 0;
+    if (copy) {
+#pragma omp simd reduction(+ : a, b)
+        for (int64_t i = 0; i < count; ++i) {
+            copy[i] = load(x[i]);
+            const A d = copy[i] - guess;
+            a += d;
+            b += d * d;
+        }
+    } else {
+#pragma omp simd reduction(+ : a, b)
+        for (int64_t i = 0; i < count; ++i) {
+            const A d = load(x[i]) - guess;
+            a += d;
+            b += d * d;
+        }
+    }
+    first += a;
+    second += b;
+}
+
+template <class T, bool RELU>
+void rows_forward(const Call& call) {
+    using A = wide<T>;
+    const int64_t n = call.n, c = call.c, l = call.l;
+    const T* x = static_cast<const T*>(call.x);
+    T* y = static_cast<T*>(call.out);
+    const bool keep = n * l <= KEEP, large = n * c * l * static_cast<int64_t>(sizeof(T)) >= LARGE;
+    const int64_t length = std::min(l, BLOCK), rows = std::max<int64_t>(1, BLOCK / l);
+#pragma omp parallel num_threads(threads_for(call, n * c * l))
+    {
+        A* buffer = scratch<A>(keep ? n * l : 0);
+#pragma omp for schedule(static)
+        for (int64_t ch = 0; ch < c; ++ch) {
+            Moments total;
+            A guess = 0;
+            for (int64_t j = 0; j < 64; ++j) guess += load(x[ch * l + j * l / 64]) / 64;
+            for (int64_t i = 0; i < n; i += rows)
+                for (int64_t o = 0; o < l; o += length) {
+                    const int64_t size = std::min(length, l - o), end = std::min(i + rows, n);
+                    const A count = static_cast<A>((end - i) * size);
+                    for (bool again = true;; again = false) {
+                        A first = 0, second = 0;
+                        for (int64_t r = i; r < end; ++r)
+                            add_deviations(x + (r * c + ch) * l + o, size, guess,
+                                           keep && again ? buffer + r * l + o : nullptr, first, second);
+                        if (!again || !far(first, second, 1 / count)) {
+                            total.join(count, guess, first, second);
+                            break;
+                        }
+                        guess += finite_or_zero(first) / count;
+                    }
+                    guess = static_cast<A>(total.mean);
+                }
+            A mean = guess, lost = static_cast<A>(finite_or_zero(total.mean - static_cast<double>(mean)));
+            A var = static_cast<A>(total.squares / total.count), scale, shift;
+            finish(call, ch, 1, n * l, &mean, &lost, &var, &scale, &shift);
+            for (int64_t i = 0; i < n; ++i) {
+                const int64_t at = (i * c + ch) * l;
+                if (keep)
+                    normalise<T, RELU>(buffer + i * l, y + at, l, large, mean, scale, shift);
+                else
+                    normalise<T, RELU>(x + at, y + at, l, large, mean, scale, shift);
+            }
+        }
+        past_cache_done(large);
+    }
+}
+
+// Adds to the sums of dy and of dy * (x - mean), which are copied if there is where.
+template <bool RELU, class T, class A>
+void add_products(const T* __restrict x, const T* __restrict dy, int64_t count, A mean, A scale, A shift,
+                  A* __restrict xs, A* __restrict gs, double& gradient, double& product) {
     for (int64_t o = 0; o < count; o += BLOCK) {
         const int64_t end = std::min(o + BLOCK, count);
         A g_sum = 0, p_sum = 0;
+        if (xs) {
 #pragma omp simd reduction(+ : g_sum, p_sum)
-        for (int64_t j = o; j < end; ++j) {
-            const A g = load(dy[j]);
-            g_sum += g;
-            p_sum += g * (load(x[j]) - mean);
+            for (int64_t j = o; j < end; ++j) {
+                const A d = load(x[j]) - mean, up = load(dy[j]), g = RELU && d * scale + shift <= 0 ? A(0) : up;
+                xs[j] = d;
+                gs[j] = g;
+                g_sum += g;
+                p_sum += g * d;
+            }
+        } else {
+#pragma omp simd reduction(+ : g_sum, p_sum)
+            for (int64_t j = o; j < end; ++j) {
+                const A d = load(x[j]) - mean, up = load(dy[j]), g = RELU && d * scale + shift <= 0 ? A(0) : up;
+                g_sum += g;
+                p_sum += g * d;
+            }
         }
         gradient += g_sum;
         product += p_sum;
     }
 }
 
-template <class T, int64_t LENGTH>
-void rows_backward(const T* x, const T* dy, const wide<T>* weight, const wide<T>* mean, const wide<T>* var, T* dx,
-                   wide<T>* sum_dy, wide<T>* sum_dy_xhat, int64_t n, int64_t c, int64_t any_length, double eps,
-                   int threads) {
+template <class T, bool RELU>
+void rows_backward(const Call& call) {
     using A = wide<T>;
-    const int64_t l = LENGTH ? LENGTH : any_length;
-    const bool keep = dx && n * l <= KEEP;
-#pragma omp parallel num_threads(threads)
+    const int64_t n = call.n, c = call.c, l = call.l;
+    const T *x = static_cast<const T*>(call.x), *dy = static_cast<const T*>(call.dy);
+    const A *means = static_cast<const A*>(call.mean), *vars = static_cast<const A*>(call.var);
+    const A *weight = static_cast<const A*>(call.weight), *shifts = static_cast<const A*>(call.shift);
+    T* dx = static_cast<T*>(call.out);
+    A *sum_dy = static_cast<A*>(call.sum_dy), *sum_product = static_cast<A*>(call.sum_product);
+    const bool keep = dx && n * l <= KEEP / 2, large = n * c * l * static_cast<int64_t>(sizeof(T)) >= LARGE;
+#pragma omp parallel num_threads(threads_for(call, n * c * l))
     {
         A* xs = scratch<A>(keep ? 2 * n * l : 0);
         A* gs = keep ? xs + n * l : nullptr;
 #pragma omp for schedule(static)
         for (int64_t ch = 0; ch < c; ++ch) {
-            const A mu = mean[ch], rstd = 1 / std::sqrt(var[ch] + static_cast<A>(eps));
+            const A mu = means[ch], rstd = 1 / std::sqrt(vars[ch] + static_cast<A>(call.eps));
+            const A scale = (weight ? weight[ch] : A(1)) * rstd, shift = RELU ? shifts[ch] : A(0);
             double gradient = 0, product = 0;
-            if (keep) {
-                for (int64_t i = 0; i < n; ++i) {
-                    copy(x + (i * c + ch) * l, xs + i * l, l);
-                    copy(dy + (i * c + ch) * l, gs + i * l, l);
-                }
-                add_products(xs, gs, n * l, mu, gradient, product);
-            } else {
-                for (int64_t i = 0; i < n; ++i)
-                    add_products(x + (i * c + ch) * l, dy + (i * c + ch) * l, l, mu, gradient, product);
-            }
-            sum_dy[ch] = static_cast<A>(gradient);
-            sum_dy_xhat[ch] = static_cast<A>(product * rstd);
+            for (int64_t i = 0; i < n; ++i)
+                add_products<RELU>(x + (i * c + ch) * l, dy + (i * c + ch) * l, l, mu, scale, shift,
+                                   keep ? xs + i * l : nullptr, keep ? gs + i * l : nullptr, gradient, product);
+            A a = weight ? weight[ch] : 1, b = static_cast<A>(product), k = static_cast<A>(gradient), of_weight;
+            if (sum_dy) sum_dy[ch] = k;
+            factors(rstd, static_cast<double>(n) * l, a, b, k, of_weight);
+            if (sum_product) sum_product[ch] = of_weight;
             if (!dx) continue;
-            const Factors<A> f(rstd, weight ? weight[ch] : 1, gradient, product, static_cast<double>(n) * l);
             for (int64_t i = 0; i < n; ++i) {
-                T* __restrict out = dx + (i * c + ch) * l;
+                T* out = dx + (i * c + ch) * l;
                 if (keep) {
-                    const A* __restrict xo = xs + i * l;
-                    const A* __restrict go = gs + i * l;
-#pragma omp simd
-                    for (int64_t j = 0; j < l; ++j) store(out + j, f.a * go[j] + (f.b * (xo[j] - mu) + f.c));
+                    const A *xo = xs + i * l, *go = gs + i * l;
+                    put(out, l, large, [=](int64_t j) { return a * go[j] + (b * xo[j] + k); });
                 } else {
-                    const T* __restrict xi = x + (i * c + ch) * l;
-                    const T* __restrict gi = dy + (i * c + ch) * l;
-#pragma omp simd
-                    for (int64_t j = 0; j < l; ++j)
-                        store(out + j, f.a * load(gi[j]) + (f.b * (load(xi[j]) - mu) + f.c));
+                    const T *xi = x + (i * c + ch) * l, *gi = dy + (i * c + ch) * l;
+                    put(out, l, large, [=](int64_t j) {
+                        const A d = load(xi[j]) - mu, up = load(gi[j]);
+                        return a * (RELU && d * scale + shift <= 0 ? A(0) : up) + (b * d + k);
+                    });
                 }
             }
         }
+        past_cache_done(large);
     }
 }
 
-// How (m, k) is cut: tiles of columns, and, where those are few, chunks of rows.
-struct Cut {
-    int64_t width, tiles, height, chunks;
+// --- columns ---
 
-    Cut(int64_t m, int64_t k, int64_t buffers) {
-        width = std::clamp<int64_t>(KEEP / buffers / m / 16 * 16, 64, 1024);
-        tiles = (k + width - 1) / width;
+// How (m, k) is cut: pieces of columns, each of several tiles, and, where a tile is too high to be kept, or all of it too
+// large for few tiles, chunks of rows. No statistic, and no parameter that neighbours share, is in two pieces.
+struct Cut {
+    int64_t k, unit, width, piece, pieces, height, chunks;
+
+    Cut(const Call& call, int64_t buffers) {
+        const int64_t m = call.n, room = KEEP / buffers;
+        k = call.c;
+        unit = call.l;
+        const auto whole = [&](int64_t most) { return std::max(unit, most / unit * unit); };
+        width = std::min(whole(std::clamp<int64_t>(room / m / 16 * 16, 64, WIDTH)), k);
         height = m;
-        if (tiles < CHUNKS || m * width > KEEP / buffers) {
-            width = std::min(k, WIDTH);
-            tiles = (k + width - 1) / width;
-            const int64_t wanted = std::max<int64_t>(1, CHUNKS / tiles);
+        if (m * width > room || (k / width < 16 && m * k > 8 * room)) {
+            width = std::min(whole(WIDTH), k);
+            const int64_t wanted = std::max<int64_t>(1, CHUNKS * width / k);
             height = std::max<int64_t>(32, (m + wanted - 1) / wanted);
         }
         chunks = (m + height - 1) / height;
+        piece = width;
+        if (call.inner > 1) {
+            piece = std::max(call.inner, width / call.inner * call.inner);
+            const int64_t tiles = (piece + width - 1) / width;
+            width = std::min(width, ((piece + tiles - 1) / tiles + 15) / 16 * 16);
+        } else if (call.inner == 0) {
+            if (call.parameters <= width) width = width / call.parameters * call.parameters;
+            const int64_t groups = std::clamp<int64_t>(k / call.parameters / 8, 1, CHUNKS);
+            piece = std::max(width, (k / width + groups - 1) / groups * width);
+        }
+        pieces = (k + piece - 1) / piece;
+    }
+    // Calls `tile(c0, width)` for each tile of a piece.
+    template <class Tile>
+    void tiles(int64_t which, Tile tile) const {
+        const int64_t end = std::min(k, (which + 1) * piece);
+        for (int64_t c0 = which * piece; c0 < end; c0 += width) tile(c0, std::min(width, end - c0));
     }
 };
 
-// Mean and sum of squares of each of `width` columns of rows r0 to r1, in blocks whose copies stay in the cache.
-// `buffer` takes the copies: of all rows if `keep`, else of one block.
-template <class T>
-void column_moments(const T* x, int64_t k, int64_t r0, int64_t r1, int64_t width, bool keep, wide<T>* buffer,
-                    double* __restrict mean, double* __restrict squares) {
-    using A = wide<T>;
-    const int64_t rows = std::max<int64_t>(8, BLOCK / width);
-    A guess[1024], first[1024], second[1024];
-    for (int64_t r = r0; r < r1; r += rows) {
-        const int64_t end = std::min(r + rows, r1);
-        const A count = static_cast<A>(end - r);
-        A* to = keep ? buffer + (r - r0) * width : buffer;
-        std::fill_n(guess, width, A(0));
-        std::fill_n(first, width, A(0));
-        std::fill_n(second, width, A(0));
-        for (int64_t i = r; i < end; ++i) {
-            const T* __restrict from = x + i * k;
-            A* __restrict copy = to + (i - r) * width;
-#pragma omp simd
-            for (int64_t j = 0; j < width; ++j) {
-                copy[j] = load(from[j]);
-                guess[j] += copy[j];
-            }
-        }
-        for (int64_t j = 0; j < width; ++j) guess[j] /= count;
-        const double before = static_cast<double>(r - r0), more = count, total = before + more;
-        for (bool again = true;; again = false) {
-            for (int64_t i = r; i < end; ++i) {
-                const A* __restrict copy = to + (i - r) * width;
-#pragma omp simd
-                for (int64_t j = 0; j < width; ++j) {
-                    const A d = copy[j] - guess[j];
-                    first[j] += d;
-                    second[j] += d * d;
-                }
-            }
-            if (!again || !any_far(first, second, width, count, guess)) break;
-            for (int64_t j = 0; j < width; ++j)
-                guess[j] = static_cast<A>(guess[j] + finite_or_zero(first[j]) / more);
-            std::fill_n(first, width, A(0));
-            std::fill_n(second, width, A(0));
-        }
-#pragma omp simd
-        for (int64_t j = 0; j < width; ++j) {
-            const double off = finite_or_zero(first[j]) / more, its_mean = guess[j] + off, delta = its_mean - mean[j];
-            mean[j] = (before * mean[j] + more * its_mean) / total;
-            squares[j] += not_negative(second[j] - off * off * more) + delta * delta * (before * more / total);
-        }
-    }
-}
-
-template <class S, class T, class A>
-void normalise_columns(const S* x, int64_t x_stride, T* y, int64_t y_stride, int64_t rows, int64_t width, const A* mean,
-                       const A* scale, const A* shift) {
-    for (int64_t i = 0; i < rows; ++i) {
-        const S* __restrict from = x + i * x_stride;
-        T* __restrict to = y + i * y_stride;
-#pragma omp simd
-        for (int64_t j = 0; j < width; ++j) store(to + j, (load(from[j]) - mean[j]) * scale[j] + shift[j]);
-    }
-}
-
-// mean and var of a tile from its moments, and what normalises it.
+// Of each `fold` neighbours their sum.
 template <class A>
-void finish_columns(const double* means, const double* squares, int64_t m, int64_t width, const A* weight, const A* bias,
-                    double eps, A* mean, A* var, A* scale, A* shift) {
-    int rounded = 0;  // means of which more than the last digits of an output would be lost
+void fold_up(A* values, int64_t width, int64_t fold) {
+    if (fold == 1) return;
+    for (int64_t q = 0; q < width / fold; ++q) {
+        A sum = 0;
+        for (int64_t j = 0; j < fold; ++j) sum += values[q * fold + j];
+        values[q] = sum;
+    }
+}
+
+// The reverse: each value `fold` times.
+template <class A>
+void unfold(A* values, int64_t width, int64_t fold) {
+    if (fold == 1) return;
+    for (int64_t q = width / fold; q-- > 0;) std::fill_n(values + q * fold, fold, values[q]);
+}
+
+// The mean of some values of each statistic.
+template <class T, class A>
+void first_guess(const T* x, int64_t k, int64_t rows, int64_t width, int64_t fold, A* __restrict guess) {
+    const int64_t some = rows < 16 ? 1 : 4;
+    std::fill_n(guess, width, A(0));
+    for (int64_t i = 0; i < some; ++i) {
+        const T* __restrict from = x + i * k;
+#pragma omp simd
+        for (int64_t j = 0; j < width; ++j) guess[j] += load(from[j]);
+    }
+    fold_up(guess, width, fold);
+    for (int64_t q = 0; q < width / fold; ++q) guess[q] /= static_cast<A>(some * fold);
+    unfold(guess, width, fold);
+}
+
+// Adds the deviations of ROWS rows, and their squares; copies the rows, if COPY.
+template <int ROWS, bool COPY, class T, class A>
+void add_deviations(const T* __restrict x, int64_t k, int64_t width, const A* __restrict guess, A* __restrict copy,
+                    A* __restrict first, A* __restrict second) {
+#pragma omp simd
     for (int64_t j = 0; j < width; ++j) {
-        mean[j] = static_cast<A>(means[j]);
-        var[j] = static_cast<A>(squares[j] / m);
-        const A rstd = 1 / std::sqrt(var[j] + static_cast<A>(eps));
-        scale[j] = weight ? rstd * weight[j] : rstd;
-        shift[j] = bias ? bias[j] : 0;
-        rounded |= mean[j] * mean[j] > 256 * var[j];
+        A sum = 0, squares = 0;
+#pragma GCC unroll 4
+        for (int r = 0; r < ROWS; ++r) {
+            const A value = load(x[r * k + j]), d = value - guess[j];
+            if (COPY) copy[r * width + j] = value;
+            sum += d;
+            squares += d * d;
+        }
+        first[j] += sum;
+        second[j] += squares;
     }
-    if (rounded)
-        for (int64_t j = 0; j < width; ++j) shift[j] = shifted<A>(shift[j], means[j], mean[j], scale[j]);
+}
+
+template <bool COPY, class T, class A>
+void column_deviations(const T* x, int64_t k, int64_t rows, int64_t width, const A* guess, A* copy, A* first,
+                       A* second) {
+    std::fill_n(first, width, A(0));
+    std::fill_n(second, width, A(0));
+    int64_t i = 0;
+    for (; i + 4 <= rows; i += 4)
+        add_deviations<4, COPY>(x + i * k, k, width, guess, COPY ? copy + i * width : nullptr, first, second);
+    for (; i < rows; ++i)
+        add_deviations<1, COPY>(x + i * k, k, width, guess, COPY ? copy + i * width : nullptr, first, second);
+}
+
+// Moments of rows of a tile about `guess`, which is one number a column, and made better where it must be. They leave as
+// one number a statistic.
+template <class T, class A>
+void block_moments(const T* x, int64_t k, int64_t rows, int64_t width, int64_t fold, A* guess, A* copy, A* first,
+                   A* second) {
+    const A count = static_cast<A>(rows * fold), inverse = 1 / count;
+    const int64_t statistics = width / fold;
+    for (bool again = true;; again = false) {
+        if (copy && again)
+            column_deviations<true>(x, k, rows, width, guess, copy, first, second);
+        else
+            column_deviations<false>(x, k, rows, width, guess, copy, first, second);
+        fold_up(first, width, fold);
+        fold_up(second, width, fold);
+        int any = 0;
+#pragma omp simd reduction(| : any)
+        for (int64_t q = 0; q < statistics; ++q) any |= far(first[q], second[q], inverse);
+        if (!again || !any) return;
+        for (int64_t q = 0; q < statistics; ++q)
+            std::fill_n(guess + q * fold, fold, guess[q * fold] + finite_or_zero(first[q]) / count);
+    }
+}
+
+// The same of any number of rows, joined: to `total`, one a statistic.
+template <class T>
+void column_moments(const T* x, int64_t k, int64_t rows, int64_t width, int64_t fold, wide<T>* copy, Moments* total) {
+    using A = wide<T>;
+    A guess[ROOM], first[ROOM], second[ROOM];
+    first_guess(x, k, rows, width, fold, guess);
+    for (int64_t r = 0; r < rows; r += HEIGHT) {
+        const int64_t height = std::min(HEIGHT, rows - r);
+        block_moments(x + r * k, k, height, width, fold, guess, copy ? copy + r * width : nullptr, first, second);
+        for (int64_t q = 0; q < width / fold; ++q) {
+            total[q].join(height * fold, guess[q * fold], first[q], second[q]);
+            std::fill_n(guess + q * fold, fold, static_cast<A>(total[q].mean));
+        }
+    }
 }
 
 template <class A>
-const A* at(const A* p, int64_t i) {
-    return p ? p + i : nullptr;
+struct Tile {
+    A mean[ROOM], lost[ROOM], var[ROOM], scale[ROOM], shift[ROOM];
+
+    // From moments of one block.
+    void take(const A* __restrict guess, const A* __restrict first, const A* __restrict second, int64_t count,
+              int64_t fold, int64_t values) {
+        const A inverse = 1 / static_cast<A>(values);
+        if (fold == 1) {
+#pragma omp simd
+            for (int64_t q = 0; q < count; ++q) take(q, guess[q], first[q], second[q], inverse);
+        } else {
+            for (int64_t q = 0; q < count; ++q) take(q, guess[q * fold], first[q], second[q], inverse);
+        }
+    }
+    void take(int64_t q, A guess, A first, A second, A inverse) {
+        const A off = finite_or_zero(first * inverse);
+        mean[q] = guess + off;
+        lost[q] = finite_or_zero((guess - mean[q]) + off);
+        var[q] = not_negative(second * inverse - finite_or_zero(off * off)) + nan_unless_finite(first);
+    }
+    void take(const Moments* total, int64_t count) {
+        for (int64_t q = 0; q < count; ++q) {
+            mean[q] = static_cast<A>(total[q].mean);
+            lost[q] = static_cast<A>(finite_or_zero(total[q].mean - static_cast<double>(mean[q])));
+            var[q] = static_cast<A>(total[q].squares / total[q].count);
+        }
+    }
+    void finish(const Call& call, int64_t c0, int64_t width) {
+        const int64_t fold = call.l;
+        ::finish(call, c0 / fold, width / fold, call.n * fold, mean, lost, var, scale, shift);
+        for (A* each : {mean, scale, shift}) unfold(each, width, fold);
+    }
+};
+
+template <bool RELU, class S, class T, class A>
+void normalise_columns(const S* x, int64_t x_stride, T* y, int64_t y_stride, int64_t rows, int64_t width, bool large,
+                       const A* mean, const A* scale, const A* shift) {
+    for (int64_t i = 0; i < rows; ++i) {
+        const S* from = x + i * x_stride;
+        put(y + i * y_stride, width, large,
+            [=](int64_t j) { return activated<RELU>((load(from[j]) - mean[j]) * scale[j] + shift[j]); });
+    }
 }
 
-template <class T>
-void columns_forward(const T* x, const wide<T>* weight, const wide<T>* bias, T* y, wide<T>* mean, wide<T>* var,
-                     int64_t m, int64_t k, double eps, int threads) {
+template <class T, bool RELU>
+void columns_forward(const Call& call) {
     using A = wide<T>;
-    const Cut cut(m, k, 1);
-    const bool keep = cut.chunks == 1 && m * cut.width <= KEEP;
-    std::vector<double> means(cut.chunks * k, 0.0), squares(cut.chunks * k, 0.0);
-    std::vector<A> scales(k), shifts(k);
-    const int64_t pieces = cut.tiles * cut.chunks;
-#pragma omp parallel num_threads(threads)
+    const int64_t m = call.n, k = call.c, fold = call.l;
+    const T* x = static_cast<const T*>(call.x);
+    T* y = static_cast<T*>(call.out);
+    const Cut cut(call, 1);
+    const bool whole = cut.chunks == 1, keep = whole && m > 8 && m * cut.width <= KEEP;
+    const bool large = whole && m * k * static_cast<int64_t>(sizeof(T)) >= LARGE;
+    std::vector<Moments> parts(whole ? 0 : cut.chunks * (k / fold));
+    std::vector<A> factors(whole ? 0 : 3 * k);  // mean, scale and shift of each column
+    A *means = factors.data(), *scales = means + k, *shifts = scales + k;
+#pragma omp parallel num_threads(threads_for(call, m * k))
     {
-        A* buffer = scratch<A>(keep ? m * cut.width : std::max<int64_t>(BLOCK, 8 * cut.width));
+        A* buffer = keep ? scratch<A>(m * cut.width) : nullptr;
+        Tile<A> tile;
 #pragma omp for schedule(static)
-        for (int64_t piece = 0; piece < pieces; ++piece) {
-            const int64_t chunk = piece / cut.tiles, c0 = piece % cut.tiles * cut.width;
-            const int64_t width = std::min(cut.width, k - c0);
-            const int64_t r0 = chunk * cut.height, r1 = std::min(r0 + cut.height, m);
-            double *part = &means[chunk * k + c0], *part_squares = &squares[chunk * k + c0];
-            column_moments(x + c0, k, r0, r1, width, keep, buffer, part, part_squares);
-            if (cut.chunks > 1) continue;
-            finish_columns(part, part_squares, m, width, at(weight, c0), at(bias, c0), eps, mean + c0, var + c0,
-                           &scales[c0], &shifts[c0]);
-            if (keep)
-                normalise_columns(buffer, width, y + c0, k, m, width, mean + c0, &scales[c0], &shifts[c0]);
-            else
-                normalise_columns(x + c0, k, y + c0, k, m, width, mean + c0, &scales[c0], &shifts[c0]);
-        }
-        if (cut.chunks > 1) {
-#pragma omp for schedule(static)
-            for (int64_t j = 0; j < k; ++j) {
-                Moments total;
-                for (int64_t chunk = 0; chunk < cut.chunks; ++chunk) {
-                    const int64_t r0 = chunk * cut.height, count = std::min(cut.height, m - r0);
-                    total.join(count, means[chunk * k + j], squares[chunk * k + j]);
+        for (int64_t piece = 0; piece < cut.pieces * cut.chunks; ++piece) {
+            const int64_t chunk = piece / cut.pieces, r0 = chunk * cut.height, rows = std::min(cut.height, m - r0);
+            cut.tiles(piece % cut.pieces, [&](int64_t c0, int64_t width) {
+                const T* from = x + r0 * k + c0;
+                if (!whole) return column_moments<T>(from, k, rows, width, fold, nullptr, &parts[(chunk * k + c0) / fold]);
+                if (m <= HEIGHT) {
+                    A guess[ROOM], first[ROOM], second[ROOM];
+                    first_guess(from, k, m, width, fold, guess);
+                    block_moments(from, k, m, width, fold, guess, buffer, first, second);
+                    tile.take(guess, first, second, width / fold, fold, m * fold);
+                } else {
+                    Moments total[WIDTH];
+                    column_moments<T>(from, k, m, width, fold, buffer, total);
+                    tile.take(total, width / fold);
                 }
-                finish_columns(&total.mean, &total.squares, m, 1, at(weight, j), at(bias, j), eps, mean + j, var + j,
-                               &scales[j], &shifts[j]);
-            }
+                tile.finish(call, c0, width);
+                if (keep)
+                    normalise_columns<RELU>(buffer, width, y + c0, k, m, width, large, tile.mean, tile.scale, tile.shift);
+                else
+                    normalise_columns<RELU>(from, k, y + c0, k, m, width, large, tile.mean, tile.scale, tile.shift);
+            });
+        }
+        if (!whole) {
 #pragma omp for schedule(static)
-            for (int64_t piece = 0; piece < pieces; ++piece) {
-                const int64_t r0 = piece / cut.tiles * cut.height, c0 = piece % cut.tiles * cut.width;
-                const int64_t start = r0 * k + c0, rows = std::min(cut.height, m - r0);
-                normalise_columns(x + start, k, y + start, k, rows, std::min(cut.width, k - c0), mean + c0,
-                                  &scales[c0], &shifts[c0]);
+            for (int64_t piece = 0; piece < cut.pieces; ++piece)
+                cut.tiles(piece, [&](int64_t c0, int64_t width) {
+                    Moments* total = &parts[c0 / fold];
+                    for (int64_t chunk = 1; chunk < cut.chunks; ++chunk)
+                        for (int64_t q = 0; q < width / fold; ++q) {
+                            const Moments& more = parts[(chunk * k + c0) / fold + q];
+                            total[q].join(more.count, more.mean, more.squares);
+                        }
+                    tile.take(total, width / fold);
+                    tile.finish(call, c0, width);
+                    std::copy_n(tile.mean, width, means + c0);
+                    std::copy_n(tile.scale, width, scales + c0);
+                    std::copy_n(tile.shift, width, shifts + c0);
+                });
+#pragma omp for schedule(static)
+            for (int64_t piece = cut.pieces * cut.chunks - 1; piece >= 0; --piece) {  // the last is still in the cache
+                const int64_t r0 = piece / cut.pieces * cut.height, rows = std::min(cut.height, m - r0);
+                cut.tiles(piece % cut.pieces, [&](int64_t c0, int64_t width) {
+                    normalise_columns<RELU>(x + r0 * k + c0, k, y + r0 * k + c0, k, rows, width, false, means + c0,
+                                            scales + c0, shifts + c0);
+                });
             }
+        }
+        past_cache_done(large);
+        if (call.locations && call.running_mean) {
+#pragma omp for schedule(static)
+            for (int64_t start = 0; start < call.locations; start += PLACES) move_transposed<A>(call, start);
         }
     }
 }
 
-template <class T>
-void columns_backward(const T* x, const T* dy, const wide<T>* weight, const wide<T>* mean, const wide<T>* var, T* dx,
-                      wide<T>* sum_dy, wide<T>* sum_dy_xhat, int64_t m, int64_t k, double eps, int threads) {
-    using A = wide<T>;
-    const Cut cut(m, k, 2);
-    const bool keep = dx && cut.chunks == 1 && 2 * m * cut.width <= KEEP;
-    std::vector<double> gradients(cut.chunks * k, 0.0), products(cut.chunks * k, 0.0);
-    std::vector<A> as(k), bs(k), cs(k);
-    const int64_t pieces = cut.tiles * cut.chunks;
-    const auto finish = [&](int64_t j, double gradient, double product) {
-        const A rstd = 1 / std::sqrt(var[j] + static_cast<A>(eps));
-        sum_dy[j] = static_cast<A>(gradient);
-        sum_dy_xhat[j] = static_cast<A>(product * rstd);
-        const Factors<A> f(rstd, weight ? weight[j] : 1, gradient, product, static_cast<double>(m));
-        as[j] = f.a;
-        bs[j] = f.b;
-        cs[j] = f.c;
-    };
-    const auto write = [&](int64_t r0, int64_t r1, int64_t c0, int64_t width) {
-        const A *__restrict a = &as[c0], *__restrict b = &bs[c0], *__restrict c = &cs[c0], *__restrict mu = mean + c0;
-        for (int64_t i = r0; i < r1; ++i) {
-            const T* __restrict xi = x + i * k + c0;
-            const T* __restrict gi = dy + i * k + c0;
-            T* __restrict out = dx + i * k + c0;
+// What a tile's backward is computed with: of each column the mean, what finds the ReLU's mask, and the factors.
+template <class A>
+struct BackwardTile {
+    A mean[ROOM], rstd[ROOM], scale[ROOM], shift[ROOM], a[ROOM], b[ROOM], c[ROOM];
+
+    BackwardTile() {}
+    void prepare(const Call& call, int64_t c0, int64_t width) {
+        const int64_t fold = call.l, q0 = c0 / fold, count = width / fold;
+        const A* var = static_cast<const A*>(call.var) + q0;
+        std::copy_n(static_cast<const A*>(call.mean) + q0, count, mean);
+        if (call.weight)
+            spread(call, static_cast<const A*>(call.weight), q0, count, a);
+        else
+            std::fill_n(a, count, A(1));
 #pragma omp simd
-            for (int64_t j = 0; j < width; ++j)
-                store(out + j, a[j] * load(gi[j]) + (b[j] * (load(xi[j]) - mu[j]) + c[j]));
+        for (int64_t q = 0; q < count; ++q) {
+            rstd[q] = 1 / std::sqrt(var[q] + static_cast<A>(call.eps));
+            scale[q] = a[q] * rstd[q];
+        }
+        unfold(mean, width, fold);
+        if (!call.relu) return;
+        std::copy_n(static_cast<const A*>(call.shift) + q0, count, shift);
+        unfold(shift, width, fold);
+        unfold(scale, width, fold);
+    }
+    // From b and c, the sums of dy * (x - mean) and of dy of each column. `sums` are those of parameters, if those are
+    // not one a statistic.
+    void finish(const Call& call, int64_t c0, int64_t width, double* sums) {
+        const int64_t fold = call.l, q0 = c0 / fold, count = width / fold;
+        fold_up(b, width, fold);
+        fold_up(c, width, fold);
+        A *sum_dy = static_cast<A*>(call.sum_dy), *sum_product = static_cast<A*>(call.sum_product);
+        if (sum_dy && call.inner == 1) std::copy_n(c, count, sum_dy + q0);
+        A product[WIDTH];
+        if (sum_dy && call.inner != 1) {
+            std::copy_n(c, count, product);
+            gather(call, q0, count, product, sums);
+        }
+        const double values = static_cast<double>(call.n) * fold;
+#pragma omp simd
+        for (int64_t q = 0; q < count; ++q) factors(rstd[q], values, a[q], b[q], c[q], product[q]);
+        if (sum_dy && call.inner == 1) std::copy_n(product, count, sum_product + q0);
+        if (sum_dy && call.inner != 1) gather(call, q0, count, product, sums + call.parameters);
+        for (A* each : {a, b, c}) unfold(each, width, fold);
+    }
+    // The reverse of `spread`: adds to the sums of parameters. `values` may be changed.
+    static void gather(const Call& call, int64_t q0, int64_t count, A* __restrict values, double* __restrict to) {
+        const int64_t inner = call.inner, turn = call.parameters;
+        if (inner) {
+            for (int64_t q = q0, next; q < q0 + count; q = next) {
+                next = std::min(q0 + count, (q / inner + 1) * inner);
+                A sum = 0;
+#pragma omp simd reduction(+ : sum)
+                for (int64_t j = q - q0; j < next - q0; ++j) sum += values[j];
+                to[q / inner] += sum;
+            }
+            return;
+        }
+        if (q0 % turn == 0)
+            for (; count >= 2 * turn; count -= count / turn / 2 * turn) {  // the last half of the turns is added
+                const int64_t half = count / turn / 2 * turn;
+                A* rest = values + count - half;
+#pragma omp simd
+                for (int64_t j = 0; j < half; ++j) values[j] += rest[j];
+            }
+        for (int64_t j = 0; j < count; ++j) to[(q0 + j) % turn] += values[j];
+    }
+};
+
+// Adds the sums of dy and dy * (x - mean) of ROWS rows; copies dy, masked, and x - mean, if COPY.
+template <int ROWS, bool COPY, bool RELU, class T, class A>
+void add_products(const T* __restrict x, const T* __restrict dy, int64_t k, int64_t width, const A* __restrict mean,
+                  const A* __restrict scale, const A* __restrict shift, A* __restrict xs, A* __restrict gs,
+                  A* __restrict gradient, A* __restrict product) {
+#pragma omp simd
+    for (int64_t j = 0; j < width; ++j) {
+        A g_sum = 0, p_sum = 0;
+#pragma GCC unroll 4
+        for (int r = 0; r < ROWS; ++r) {
+            const A d = load(x[r * k + j]) - mean[j], up = load(dy[r * k + j]);
+            const A g = RELU && d * scale[j] + shift[j] <= 0 ? A(0) : up;
+            if (COPY) xs[r * width + j] = d;
+            if (COPY) gs[r * width + j] = g;
+            g_sum += g;
+            p_sum += g * d;
+        }
+        gradient[j] += g_sum;
+        product[j] += p_sum;
+    }
+}
+
+template <bool COPY, bool RELU, class T, class A>
+void block_products(const T* x, const T* dy, int64_t k, int64_t rows, int64_t width, BackwardTile<A>& tile, A* xs, A* gs) {
+    std::fill_n(tile.b, width, A(0));
+    std::fill_n(tile.c, width, A(0));
+    int64_t i = 0;
+    const auto add = [&](auto with) {
+        const int64_t at = COPY ? i * width : 0;
+        for (int r = 0; RELU && r < decltype(with)::value; ++r) ask_for(dy + (i + r) * k, width);
+        add_products<decltype(with)::value, COPY, RELU>(x + i * k, dy + i * k, k, width, tile.mean, tile.scale,
+                                                        tile.shift, xs + at, gs + at, tile.c, tile.b);
+    };
+    for (; i + 4 <= rows; i += 4) add(std::integral_constant<int, 4>());
+    for (; i < rows; ++i) add(std::integral_constant<int, 1>());
+}
+
+template <class T, bool RELU>
+void columns_backward(const Call& call) {
+    using A = wide<T>;
+    const int64_t m = call.n, k = call.c;
+    const T *x = static_cast<const T*>(call.x), *dy = static_cast<const T*>(call.dy);
+    T* dx = static_cast<T*>(call.out);
+    const Cut cut(call, 2);
+    const bool whole = cut.chunks == 1, large = whole && m * k * static_cast<int64_t>(sizeof(T)) >= LARGE;
+    const bool keep = dx && whole && m > 8 && 2 * m * cut.width <= KEEP;
+    std::vector<double> parts(whole ? 0 : 2 * cut.chunks * k);
+    std::vector<double> sums(call.inner == 1 ? 0 : 2 * call.parameters * (call.inner ? 1 : cut.pieces));
+    std::vector<BackwardTile<A>> tiles(whole ? 0 : (k + cut.width - 1) / cut.width + cut.pieces);
+    const auto sums_of = [&](int64_t piece) { return sums.data() + (call.inner ? 0 : 2 * call.parameters * piece); };
+    const auto write = [&](const BackwardTile<A>& tile, int64_t r0, int64_t r1, int64_t c0, int64_t width) {
+        for (int64_t i = r0; i < r1; ++i) {
+            const T *xi = x + i * k + c0, *gi = dy + i * k + c0;
+            if (RELU) ask_for(gi, width);
+            put(dx + i * k + c0, width, large, [&, xi, gi](int64_t j) {
+                const A d = load(xi[j]) - tile.mean[j], up = load(gi[j]);
+                const A g = RELU && d * tile.scale[j] + tile.shift[j] <= 0 ? A(0) : up;
+                return tile.a[j] * g + (tile.b[j] * d + tile.c[j]);
+            });
         }
     };
-#pragma omp parallel num_threads(threads)
+#pragma omp parallel num_threads(threads_for(call, m * k))
     {
         A* xs = scratch<A>(keep ? 2 * m * cut.width : 1);
-        A* gs = xs + m * cut.width;  // used if keep; a null pointer otherwise costs bfloat16 a tenth of its speed
+        A* gs = xs + (keep ? m * cut.width : 0);
+        BackwardTile<A> own;
 #pragma omp for schedule(static)
-        for (int64_t piece = 0; piece < pieces; ++piece) {
-            const int64_t chunk = piece / cut.tiles, c0 = piece % cut.tiles * cut.width;
-            const int64_t width = std::min(cut.width, k - c0);
-            const int64_t r0 = chunk * cut.height, r1 = std::min(r0 + cut.height, m);
-            const A* __restrict mu = mean + c0;
-            double* __restrict gradient = &gradients[chunk * k + c0];
-            double* __restrict product = &products[chunk * k + c0];
-            const int64_t rows = std::max<int64_t>(8, BLOCK / width);
-            A g_sum[1024], p_sum[1024];
-            for (int64_t r = r0; r < r1; r += rows) {
-                std::fill_n(g_sum, width, A(0));
-                std::fill_n(p_sum, width, A(0));
-                for (int64_t i = r; i < std::min(r + rows, r1); ++i) {
-                    const T* __restrict xi = x + i * k + c0;
-                    const T* __restrict gi = dy + i * k + c0;
-                    if (keep) {
-                        A* __restrict xo = xs + i * width;
-                        A* __restrict go = gs + i * width;
-#pragma omp simd
+        for (int64_t piece = 0; piece < cut.pieces * cut.chunks; ++piece) {
+            const int64_t chunk = piece / cut.pieces, r0 = chunk * cut.height, r1 = std::min(r0 + cut.height, m);
+            cut.tiles(piece % cut.pieces, [&](int64_t c0, int64_t width) {
+                own.prepare(call, c0, width);
+                if (keep) {
+                    block_products<true, RELU>(x + c0, dy + c0, k, m, width, own, xs, gs);
+                } else {
+                    double gradient[WIDTH] = {}, product[WIDTH] = {};
+                    for (int64_t r = r0; r < r1; r += HEIGHT) {
+                        block_products<false, RELU>(x + r * k + c0, dy + r * k + c0, k, std::min(HEIGHT, r1 - r), width, own,
+                                                    xs, gs);
+                        if (whole && r1 - r0 <= HEIGHT) break;
                         for (int64_t j = 0; j < width; ++j) {
-                            const A d = load(xi[j]) - mu[j], g = load(gi[j]);
-                            xo[j] = d;
-                            go[j] = g;
-                            g_sum[j] += g;
-                            p_sum[j] += g * d;
-                        }
-                    } else {
-#pragma omp simd
-                        for (int64_t j = 0; j < width; ++j) {
-                            const A g = load(gi[j]);
-                            g_sum[j] += g;
-                            p_sum[j] += g * (load(xi[j]) - mu[j]);
+                            gradient[j] += own.c[j];
+                            product[j] += own.b[j];
                         }
                     }
+                    if (!whole) {
+                        std::copy_n(gradient, width, &parts[2 * chunk * k + c0]);
+                        std::copy_n(product, width, &parts[(2 * chunk + 1) * k + c0]);
+                        return;
+                    }
+                    if (m > HEIGHT) {
+                        std::copy_n(gradient, width, own.c);
+                        std::copy_n(product, width, own.b);
+                    }
                 }
-                for (int64_t j = 0; j < width; ++j) {
-                    gradient[j] += g_sum[j];
-                    product[j] += p_sum[j];
+                own.finish(call, c0, width, sums_of(piece));
+                if (!dx) return;
+                if (!keep) return write(own, r0, r1, c0, width);
+                for (int64_t i = 0; i < m; ++i) {
+                    const A *xo = xs + i * width, *go = gs + i * width;
+                    put(dx + i * k + c0, width, large,
+                        [&, xo, go](int64_t j) { return own.a[j] * go[j] + (own.b[j] * xo[j] + own.c[j]); });
                 }
-            }
-            if (cut.chunks > 1) continue;
-            for (int64_t j = 0; j < width; ++j) finish(c0 + j, gradient[j], product[j]);
-            if (!dx) continue;
-            if (!keep) {
-                write(r0, r1, c0, width);
-                continue;
-            }
-            const A *__restrict a = &as[c0], *__restrict b = &bs[c0], *__restrict c = &cs[c0];
-            for (int64_t i = 0; i < m; ++i) {
-                const A* __restrict xo = xs + i * width;
-                const A* __restrict go = gs + i * width;
-                T* __restrict out = dx + i * k + c0;
-#pragma omp simd
-                for (int64_t j = 0; j < width; ++j) store(out + j, a[j] * go[j] + (b[j] * xo[j] + c[j]));
-            }
+            });
         }
-        if (cut.chunks > 1) {
+        if (!whole) {
+            const auto tile_at = [&](int64_t piece, int64_t c0) -> BackwardTile<A>& { return tiles[c0 / cut.width + piece]; };
 #pragma omp for schedule(static)
-            for (int64_t j = 0; j < k; ++j) {
-                double gradient = 0, product = 0;
-                for (int64_t chunk = 0; chunk < cut.chunks; ++chunk) {
-                    gradient += gradients[chunk * k + j];
-                    product += products[chunk * k + j];
-                }
-                finish(j, gradient, product);
-            }
+            for (int64_t piece = 0; piece < cut.pieces; ++piece)
+                cut.tiles(piece, [&](int64_t c0, int64_t width) {
+                    BackwardTile<A>& tile = tile_at(piece, c0);
+                    tile.prepare(call, c0, width);
+                    for (int64_t j = 0; j < width; ++j) {
+                        double gradient = 0, product = 0;
+                        for (int64_t chunk = 0; chunk < cut.chunks; ++chunk) {
+                            gradient += parts[2 * chunk * k + c0 + j];
+                            product += parts[(2 * chunk + 1) * k + c0 + j];
+                        }
+                        tile.c[j] = static_cast<A>(gradient);
+                        tile.b[j] = static_cast<A>(product);
+                    }
+                    tile.finish(call, c0, width, sums_of(piece));
+                });
             if (dx) {
 #pragma omp for schedule(static)
-                for (int64_t piece = 0; piece < pieces; ++piece) {
-                    const int64_t r0 = piece / cut.tiles * cut.height, c0 = piece % cut.tiles * cut.width;
-                    write(r0, std::min(r0 + cut.height, m), c0, std::min(cut.width, k - c0));
+                for (int64_t piece = cut.pieces * cut.chunks - 1; piece >= 0; --piece) {
+                    const int64_t which = piece % cut.pieces, r0 = piece / cut.pieces * cut.height;
+                    cut.tiles(which, [&](int64_t c0, int64_t width) {
+                        write(tile_at(which, c0), r0, std::min(r0 + cut.height, m), c0, width);
+                    });
                 }
             }
         }
+        past_cache_done(large);
     }
+    if (call.sum_dy && call.inner != 1)
+        for (int64_t p = 0; p < call.parameters; ++p)
+            for (int64_t which = 0; which < 2; ++which) {
+                double total = 0;
+                for (int64_t at = which * call.parameters + p; at < static_cast<int64_t>(sums.size());
+                     at += 2 * call.parameters)
+                    total += sums[at];
+                static_cast<A*>(which ? call.sum_product : call.sum_dy)[p] = static_cast<A>(total);
+            }
 }
 
 }  // namespace
 
-#define EXPORT(NAME, T)                                                                                              \
-    extern "C" void rows_forward_##NAME(const T* x, const wide<T>* weight, const wide<T>* bias, T* y, wide<T>* mean, \
-                                        wide<T>* var, int64_t n, int64_t c, int64_t l, double eps, int threads) {    \
-        (l == 16   ? rows_forward<T, 16>                                                                             \
-         : l == 64 ? rows_forward<T, 64>                                                                             \
-                   : rows_forward<T, 0>)(x, weight, bias, y, mean, var, n, c, l, eps, threads);                      \
-    }                                                                                                                \
-    extern "C" void rows_backward_##NAME(const T* x, const T* dy, const wide<T>* weight, const wide<T>* mean,        \
-                                         const wide<T>* var, T* dx, wide<T>* sum_dy, wide<T>* sum_dy_xhat,           \
-                                         int64_t n, int64_t c, int64_t l, double eps, int threads) {                 \
-        (l == 16   ? rows_backward<T, 16>                                                                            \
-         : l == 64 ? rows_backward<T, 64>                                                                            \
-                   : rows_backward<T, 0>)(x, dy, weight, mean, var, dx, sum_dy, sum_dy_xhat, n, c, l, eps, threads); \
-    }                                                                                                                \
-    extern "C" void columns_forward_##NAME(const T* x, const wide<T>* weight, const wide<T>* bias, T* y,             \
-                                           wide<T>* mean, wide<T>* var, int64_t m, int64_t k, double eps,            \
-                                           int threads) {                                                            \
-        columns_forward(x, weight, bias, y, mean, var, m, k, eps, threads);                                          \
-    }                                                                                                                \
-    extern "C" void columns_backward_##NAME(const T* x, const T* dy, const wide<T>* weight, const wide<T>* mean,     \
-                                            const wide<T>* var, T* dx, wide<T>* sum_dy, wide<T>* sum_dy_xhat,        \
-                                            int64_t m, int64_t k, double eps, int threads) {                         \
-        columns_backward(x, dy, weight, mean, var, dx, sum_dy, sum_dy_xhat, m, k, eps, threads);                     \
+#define EXPORT(NAME, T)                                                                 \
+    extern "C" void rows_forward_##NAME(const Call* call) {                             \
+        if (call->batches) ++*call->batches;                                            \
+        (call->relu ? rows_forward<T, true> : rows_forward<T, false>)(*call);           \
+    }                                                                                   \
+    extern "C" void rows_backward_##NAME(const Call* call) {                            \
+        (call->relu ? rows_backward<T, true> : rows_backward<T, false>)(*call);         \
+    }                                                                                   \
+    extern "C" void columns_forward_##NAME(const Call* call) {                          \
+        if (call->batches) ++*call->batches;                                            \
+        (call->relu ? columns_forward<T, true> : columns_forward<T, false>)(*call);     \
+    }                                                                                   \
+    extern "C" void columns_backward_##NAME(const Call* call) {                         \
+        (call->relu ? columns_backward<T, true> : columns_backward<T, false>)(*call);   \
     }
 
 EXPORT(float32, float)

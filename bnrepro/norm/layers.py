@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch import distributed as dist
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from bnrepro.norm.function import affine, against, batch_norm, dense_both_ways, moments, widen
+from bnrepro.norm.function import affine, against, batch_norm, by_kernels, dense_both_ways, moments, widen
 
 
 class NormError(ValueError, RuntimeError):
@@ -131,7 +131,38 @@ class _HandDerived(_BatchNorm):
         return moments(x, axes, group)
 
     def forward(self, input: Tensor) -> Tensor:
-        x = input  # the name that torch's layers take it by
+        y = self.in_one_call(input)
+        return self._by_parts(input) if y is None else y
+
+    def in_one_call(self, x: Tensor, relu: bool = False) -> Tensor | None:
+        """Training by the kernels, with running statistics and, if asked for, a ReLU of the output.
+
+        None, and nothing done, where the kernels do not apply, or `forward` has an error to tell.
+        """
+        kind, parameters, buffers = type(self), self._parameters, self._buffers
+        if (
+            not self.training
+            or self.frozen
+            or self.process_group is not None
+            or kind._normalize is not _HandDerived._normalize
+            or kind._update_running is not _HandDerived._update_running
+        ):
+            return None
+        try:
+            weight, bias = parameters["weight"], parameters["bias"]
+            mean, var = buffers["running_mean"], buffers["running_var"]
+            batches = buffers["num_batches_tracked"]
+        except KeyError:  # one is computed from others
+            return None
+        momentum, running = self.momentum, None
+        if self.track_running_stats and (mean is not None or var is not None or batches is not None):
+            if mean is None or var is None or batches is None or type(momentum) is not float:
+                return None
+            running = (mean, var, batches, momentum)
+        self._check_input_dim(x)
+        return by_kernels(x, weight, bias, running, self.statistics_axes(x), self.eps, relu) if self.eps >= 0 else None
+
+    def _by_parts(self, x: Tensor) -> Tensor:
         self._check_input_dim(x)
         weight, bias, running_mean, running_var = self.weight, self.bias, self.running_mean, self.running_var
         check_tensors(self, x, weight, bias, running_mean, running_var)

@@ -22,16 +22,27 @@ import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from itertools import product
 from pathlib import Path
 
 SOURCE = Path(__file__).with_name("kernels.cpp")
-FLAGS = ("-O3", "-march=native", "-std=c++17", "-fPIC", "-shared")
+FLAGS = (
+    "-O2",
+    "-ftree-vectorize",
+    "-march=native",
+    "-fno-math-errno",
+    "-fno-trapping-math",
+    "-std=c++17",
+    "-fPIC",
+    "-shared",
+)
 PARALLEL = (("-fopenmp",), ("-fopenmp-simd",), ())
 """Optional compiler flags, best first."""
 VERSION_SECONDS, COMPILE_SECONDS = 30, 300
 SAID_FOR = 3600  # seconds
 
-Kernel = Callable[..., None]
+Kernel = Callable[[bytes], None]
+"""Takes what kernels.cpp calls a Call."""
 
 
 class Unavailable(Exception):
@@ -165,18 +176,14 @@ def _loaded(content: bytes, file: Path, dtypes: tuple[str, ...]) -> dict[tuple[s
 
 def _functions(library: ctypes.CDLL, dtypes: tuple[str, ...]) -> dict[tuple[str, str, str], Kernel]:
     functions: dict[tuple[str, str, str], Kernel] = {}
-    pointer, size = ctypes.c_void_p, ctypes.c_int64
-    for kind, sizes in (("rows", 3), ("columns", 2)):
-        for direction, pointers in (("forward", 6), ("backward", 8)):
-            for dtype in dtypes:
-                name = f"{kind}_{direction}_{dtype}"
-                try:
-                    function = library[name]
-                except AttributeError as error:
-                    raise OSError(f"the library has no function {name}") from error
-                function.argtypes = [pointer] * pointers + [size] * sizes + [ctypes.c_double, ctypes.c_int]
-                function.restype = None
-                functions[kind, direction, dtype] = function
+    for kind, direction, dtype in product(("rows", "columns"), ("forward", "backward"), dtypes):
+        name = f"{kind}_{direction}_{dtype}"
+        try:
+            function = library[name]
+        except AttributeError as error:
+            raise OSError(f"the library has no function {name}") from error
+        function.argtypes, function.restype = [ctypes.c_char_p], None
+        functions[kind, direction, dtype] = function
     return functions
 
 

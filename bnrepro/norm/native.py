@@ -12,6 +12,7 @@ from __future__ import annotations
 import functools
 import math
 import os
+import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, overload
@@ -26,84 +27,206 @@ from bnrepro.norm import library
 WIDE = {torch.float32: torch.float32, torch.float64: torch.float64, torch.bfloat16: torch.float32}
 """Dtypes that there are kernels for, and the dtype of their statistics."""
 CORES = os.cpu_count() or 1
+SMALL_MAP = 64
+"""Values of a map up to which several channels at a time are seen as columns."""
 
 Parameter = tuple[torch.Size, torch.dtype]
 """What a plan depends on in a weight or bias."""
+Running = tuple[Tensor, Tensor, Tensor, float]
+"""Running mean and variance, the number of batches, and the weight of a new one."""
+_pack = struct.Struct("@13Q48s2q2d").pack
+"""A Call of kernels.cpp; what depends on the plan alone is packed once."""
+_pack_sizes = struct.Struct("@6q").pack
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class KernelPlan:
-    """How the kernels see an input: as ``rows`` (n, c, l) or as ``columns`` (m, k), see kernels.cpp."""
+    """How the kernels see an input: as ``rows`` or as ``columns`` (n, c, l), see kernels.cpp."""
 
     kind: str
-    sizes: tuple[int, ...]
+    shape: torch.Size
+    stride: tuple[int, ...]
+    dtype: torch.dtype
+    axes: tuple[int, ...]
+    sizes: bytes
+    """Those of the view, how many numbers weight and bias have, how many neighbouring statistics share one, and the
+    order of the running statistics: the middle of a Call of kernels.cpp."""
     statistic: Tensor
-    """Empty, with the shape and dtype of a statistic and its order in memory, which is the kernels'."""
-    contiguous: bool
+    """On the device "meta", with the shape, dtype and strides of a statistic, whose order is the kernels'."""
+    own: Tensor
+    """Of no values, with a statistic's dtype and this process's CPU: others are made like it."""
+    weight: Parameter | None
+    bias: Parameter | None
+    expanded: bool
+    """Whether parameters are given to the kernels as one number a statistic, in the statistics' order and dtype."""
+    sums: tuple[int, ...]
+    """The shape in which the kernels give the gradients of weight and bias."""
+    statistics_count: int
+    statistics_bytes: int
+    values: int
+    """Of a statistic."""
     forward_kernel: library.Kernel
     backward_kernel: library.Kernel
 
     def forward(
-        self, x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """``(y, mean, var)`` as `function.batch_norm` defines them."""
-        y, mean, var = torch.empty_like(x), torch.empty_like(self.statistic), torch.empty_like(self.statistic)
-        factors = [self._a_number_each(p) for p in (weight, bias)]
-        pointers = [None if t is None else t.data_ptr() for t in (x, *factors, y, mean, var)]
-        self.forward_kernel(*pointers, *self.sizes, eps, min(torch.get_num_threads(), CORES))
-        return y, mean, var
+        self,
+        x: Tensor,
+        weight: Tensor | None,
+        bias: Tensor | None,
+        eps: float,
+        relu: bool = False,
+        running: Running | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """y of `function.batch_norm` or its ReLU, and for the backward the statistics: see `statistics`."""
+        y = torch.empty_like(x)
+        kept = self.own.new_empty((3 if relu else 2) * self.statistics_count)
+        if self.expanded:
+            weight, bias = self._expand(weight), self._expand(bias)
+        mean = kept.data_ptr()
+        var = mean + self.statistics_bytes
+        running_mean = running_var = batches = 0
+        momentum = 0.0
+        if running is not None:
+            to_mean, to_var, to_batches, momentum = running
+            running_mean, running_var, batches = to_mean.data_ptr(), to_var.data_ptr(), to_batches.data_ptr()
+            _increment_version((to_mean, to_var, to_batches))
+        self.forward_kernel(
+            _pack(
+                x.data_ptr(),
+                0,
+                0 if weight is None else weight.data_ptr(),
+                0 if bias is None else bias.data_ptr(),
+                y.data_ptr(),
+                mean,
+                var,
+                var + self.statistics_bytes if relu else 0,
+                running_mean,
+                running_var,
+                0,
+                0,
+                batches,
+                self.sizes,
+                relu,
+                min(_threads(), CORES),
+                eps,
+                momentum,
+            )
+        )
+        return y, kept
+
+    def statistics(self, kept: Tensor) -> list[Tensor]:
+        """Mean and variance, and after a ReLU what was added, as tensors that broadcast against the input."""
+        shape, stride, numel = self.statistic.shape, self.statistic.stride(), self.statistics_count
+        kept = kept.contiguous()
+        start = kept.storage_offset()
+        return [kept.as_strided(shape, stride, start + i * numel) for i in range(len(kept) // numel)]
+
+    def takes(self, x: Tensor, dy: Tensor, weight: Tensor | None, kept: Tensor) -> bool:
+        """Whether `backward` can be called with these: hooks may have changed what was saved."""
+        return (
+            _plain(x, dy, weight, kept)
+            and x.shape == dy.shape == self.shape
+            and x.stride() == self.stride
+            and x.dtype is dy.dtype is self.dtype
+            and kept.dtype is self.own.dtype
+            and kept.is_contiguous()
+            and (None if weight is None else (weight.shape, weight.dtype)) == self.weight
+            and (self.expanded or weight is None or weight.is_contiguous())
+        )
 
     def backward(
-        self, x: Tensor, dy: Tensor, weight: Tensor | None, mean: Tensor, var: Tensor, eps: float, need_dx: bool
-    ) -> tuple[Tensor | None, Tensor, Tensor]:
-        """``(dx, sum_S(dy * xhat), sum_S(dy))``, dx None unless needed; the sums shaped as ``weight`` if it fits."""
-        if dy.stride() != x.stride():
+        self,
+        x: Tensor,
+        dy: Tensor,
+        weight: Tensor | None,
+        kept: Tensor,
+        eps: float,
+        relu: bool = False,
+        need_dx: bool = True,
+        need_sums: bool = True,
+    ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        """``(dx, sum_S(dy * xhat), sum_S(dy))``, None unless needed.
+
+        The sums are shaped as the parameters are, or as a statistic if the plan expands them or there are none.
+        """
+        if dy.stride() != self.stride:
             dy = torch.empty_like(x).copy_(dy)
-        factors = [self._a_number_each(t) for t in (weight, mean, var)]
         dx = torch.empty_like(x) if need_dx else None
-        like = self.statistic if weight is None or factors[0] is not weight else weight
-        sum_dy, sum_product = torch.empty_like(like), torch.empty_like(like)
-        pointers = [None if t is None else t.data_ptr() for t in (x, dy, *factors, dx, sum_dy, sum_product)]
-        self.backward_kernel(*pointers, *self.sizes, eps, min(torch.get_num_threads(), CORES))
+        sum_dy = sum_product = None
+        if need_sums:
+            sum_dy, sum_product = self.own.new_empty(self.sums), self.own.new_empty(self.sums)
+        if self.expanded:
+            weight = self._expand(weight)
+        mean = kept.data_ptr()
+        var = mean + self.statistics_bytes
+        self.backward_kernel(
+            _pack(
+                x.data_ptr(),
+                dy.data_ptr(),
+                0 if weight is None else weight.data_ptr(),
+                0,
+                0 if dx is None else dx.data_ptr(),
+                mean,
+                var,
+                var + self.statistics_bytes if relu else 0,
+                0,
+                0,
+                0 if sum_dy is None else sum_dy.data_ptr(),
+                0 if sum_product is None else sum_product.data_ptr(),
+                0,
+                self.sizes,
+                relu,
+                min(_threads(), CORES),
+                eps,
+                0.0,
+            )
+        )
+        if self.expanded and sum_dy is not None and sum_product is not None:  # in the statistics' order
+            shape, stride = self.statistic.shape, self.statistic.stride()
+            sum_dy, sum_product = sum_dy.as_strided(shape, stride), sum_product.as_strided(shape, stride)
         return dx, sum_product, sum_dy
 
-    def _a_number_each(self, values: Tensor | None) -> Tensor | None:
+    def _expand(self, values: Tensor | None) -> Tensor | None:
         """``values`` with one number for each statistic, in the statistics' dtype and order."""
-        like = self.statistic
         if values is None:
             return None
-        if values.dtype is like.dtype and (
-            (self.contiguous and values.is_contiguous() and values.numel() == like.numel())
-            or (values.stride() == like.stride() and values.shape == like.shape)
-        ):
-            return values
-        return torch.empty_like(like).copy_(values.view(aligned(values.shape, like.dim())))
+        like = torch.empty_like(self.statistic, device="cpu")
+        return like.copy_(values.view(aligned(values.shape, like.dim())))
 
 
 def plan(x: Tensor, weight: Tensor | None, bias: Tensor | None, axes: tuple[int, ...]) -> KernelPlan | None:
     """How to compute `function.batch_norm` of these with kernels; None where they do not apply."""
     if not _plain(x, weight, bias):
         return None
-    of_weight = None if weight is None else (weight.shape, weight.dtype)  # of_parameter, without a call
-    of_bias = None if bias is None else (bias.shape, bias.dtype)
-    return _plan(x.shape, x.stride(), x.dtype, of_weight, of_bias, axes)
+    gapless = (weight is None or weight.is_contiguous()) and (bias is None or bias.is_contiguous())
+    return _plan(x.shape, x.stride(), x.dtype, of_parameter(weight), of_parameter(bias), axes, gapless)
 
 
-def backward_plan(
+def layer_plan(
     x: Tensor,
-    dy: Tensor,
     weight: Tensor | None,
-    bias: Parameter | None,
-    mean: Tensor,
-    var: Tensor,
+    bias: Tensor | None,
+    running: tuple[Tensor, Tensor, Tensor] | None,
     axes: tuple[int, ...],
 ) -> KernelPlan | None:
-    """The same for the gradients, from the tensors that the backward gets: hooks may have changed those it saved."""
-    if dy.shape != x.shape or dy.dtype is not x.dtype or not _plain(x, dy, weight, mean, var):
+    """The same for a layer, which gives its running mean and variance and its number of batches to be changed too.
+
+    None also for what a layer refuses: then it says so.
+    """
+    if not _plain(x, weight, bias):
         return None
-    of_weight = None if weight is None else (weight.shape, weight.dtype)
-    found = _plan(x.shape, x.stride(), x.dtype, of_weight, bias, axes)
-    return found if found and mean.shape == var.shape == found.statistic.shape else None
+    if (weight is not None and not weight.is_contiguous()) or (bias is not None and not bias.is_contiguous()):
+        return None
+    of_running = None
+    if running is not None:
+        for t in running:
+            if type(t) is not Tensor or _keys(t).raw_repr() != NORMAL or t.requires_grad or not t.is_contiguous():
+                return None
+        mean, var, batches = running
+        of_running = (mean.shape, mean.dtype, var.shape, var.dtype, batches.shape, batches.dtype)
+    of_weight = None if weight is None else (weight.shape, weight.dtype)  # of_parameter, without a call
+    of_bias = None if bias is None else (bias.shape, bias.dtype)
+    return _layer_plan(x.shape, x.stride(), x.dtype, of_weight, of_bias, of_running, axes)
 
 
 @overload
@@ -141,11 +264,14 @@ def _key_set(*names: str) -> int:
 
 # Tracers, batching, functional transforms and modes each include a key of their own in the thread's, and the tensors
 # that they wrap have one; so have conjugates, negatives, zeros without memory, sparse, quantised and nested tensors.
-PLAIN = frozenset({_key_set("CPU", "AutocastCPU", "ADInplaceOrView", "AutogradCPU"), _key_set("CPU", "AutocastCPU")})
+NORMAL = _key_set("CPU", "AutocastCPU", "ADInplaceOrView", "AutogradCPU")
+PLAIN = frozenset({NORMAL, _key_set("CPU", "AutocastCPU")})
 OUTSIDE = frozenset({_key_set("BackendSelect", "ADInplaceOrView"), _key_set("BackendSelect")})
 """The second of each: under `torch.inference_mode`."""
 TYPES = frozenset({Tensor, nn.Parameter})
 _keys: Any = getattr(torch._C, "_dispatch_keys", None)
+_increment_version: Any = torch._C._increment_version
+_threads = torch.get_num_threads
 _included: Any = getattr(torch._C, "_dispatch_tls_local_include_set", None)
 _function_modes = getattr(torch._C, "_len_torch_function_stack", lambda: 0)
 
@@ -167,6 +293,36 @@ def _only_default_devices() -> bool:
 
 
 @functools.lru_cache(maxsize=1024)
+def _layer_plan(
+    shape: torch.Size,
+    stride: tuple[int, ...],
+    dtype: torch.dtype,
+    weight: Parameter | None,
+    bias: Parameter | None,
+    running: tuple[Any, ...] | None,
+    axes: tuple[int, ...],
+) -> KernelPlan | None:
+    if (found := _plan(shape, stride, dtype, weight, bias, axes, True)) is None or found.values < 2:
+        return None
+    wide = found.statistic.dtype
+    for parameter in (weight, bias):
+        if parameter and (parameter[0][:1] != shape[1:2] or parameter[1] not in (dtype, wide)):
+            return None
+    if running is not None:
+        mean, of_mean, var, of_var, batches, of_batches = running
+        numbers = found.statistic.numel()
+        if (
+            not of_mean == of_var == wide
+            or not mean[:1] == var[:1] == shape[1:2]
+            or not mean.numel() == var.numel() == numbers
+            or of_batches is not torch.int64
+            or batches.numel() != 1
+        ):
+            return None
+    return found
+
+
+@functools.lru_cache(maxsize=1024)
 def _plan(
     shape: torch.Size,
     stride: tuple[int, ...],
@@ -174,6 +330,7 @@ def _plan(
     weight: Parameter | None,
     bias: Parameter | None,
     axes: tuple[int, ...],
+    gapless: bool,
 ) -> KernelPlan | None:
     if dtype not in WIDE or len(shape) < 2 or 0 in shape:
         return None
@@ -183,24 +340,53 @@ def _plan(
         return None
     n, c, *spatial = shape
     length = math.prod(spatial)
-    sizes: tuple[int, ...]
-    if axes == (0,):
+    local = axes == (0,)
+    if local:
         statistic = torch.empty_like(x[:1])
-        kind, sizes = "columns", (n, c * length)
+        kind, sizes = "columns", (n, c * length, 1)
     elif axes == (0, *range(2, len(shape))):
         statistic = torch.empty((1, c, *[1] * len(spatial)), dtype=x.dtype, device="meta")
-        kind, sizes = ("rows", (n, c, length)) if contiguous and length > 1 else ("columns", (n * length, c))
+        if not contiguous or length == 1:
+            kind, sizes = "columns", (n * length, c, 1)
+        elif length <= SMALL_MAP:
+            kind, sizes = "columns", (n, c * length, length)
+        else:
+            kind, sizes = "rows", (n, c, length)
     else:
         return None
-    for parameter in (weight, bias):
-        if parameter is not None and not _fits(*parameter, statistic):
-            return None
+    given = [parameter for parameter in (weight, bias) if parameter is not None]
+    if not all(_fits(*parameter, statistic) for parameter in given):
+        return None
+    same = gapless and len({*given}) == 1 and given[0][1] is x.dtype
+    per_statistic = same and statistic.is_contiguous() and all(p.numel() == statistic.numel() for p, _ in given)
+    per_channel = same and local and all(p.numel() == c == aligned(p, len(shape))[1] for p, _ in given)
+    expanded = not (per_statistic or per_channel)
     if (kernels := _library()) is None:
         return None
     name = str(dtype).removeprefix("torch.")
-    forward, backward = (kernels[kind, direction, name] for direction in ("forward", "backward"))
     return KernelPlan(
-        kind, sizes, torch.empty_like(statistic, device="cpu"), statistic.is_contiguous(), forward, backward
+        kind=kind,
+        shape=shape,
+        stride=stride,
+        dtype=dtype,
+        axes=axes,
+        sizes=_pack_sizes(
+            *sizes,
+            c if per_channel else statistic.numel(),
+            1 if not per_channel or per_statistic else length if contiguous else 0,
+            0 if contiguous or not local else length,
+        ),
+        statistic=statistic,
+        own=torch.empty(0, dtype=x.dtype, device="cpu"),
+        weight=weight,
+        bias=bias,
+        expanded=expanded,
+        sums=(statistic.numel(),) if expanded else given[0][0],
+        statistics_count=statistic.numel(),
+        statistics_bytes=statistic.numel() * statistic.element_size(),
+        values=math.prod(shape) // statistic.numel(),
+        forward_kernel=kernels[kind, "forward", name],
+        backward_kernel=kernels[kind, "backward", name],
     )
 
 

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import quote
 
 from bnrepro.claims.conclusion import CLAIMS, KINDS, SCALES, Conclusion, as_json, open_conclusion
@@ -52,6 +52,7 @@ Q = (
     "empirical claims together (Benjamini and Hochberg)"
 )
 
+T = TypeVar("T")
 Rows = list[dict[str, Any]]
 Mark = Callable[[str], str]
 
@@ -135,29 +136,51 @@ def _has_margin(effect: dict[str, Any]) -> bool:
     return effect["margin"] is not None or lower
 
 
-def write(out: Path) -> list[Path]:
+def write(out: Path, left_out: Callable[[str], None] | None = None) -> list[Path]:
     """Write claims.json, REPORT.md and report.html into ``out``, replacing existing files, and return their paths.
+
+    Args:
+        out: the folder of the results.
+        left_out: told what is wrong with results that cannot be read, which are left out; None: that is raised.
 
     Raises:
         UserError: there is nothing, or something is damaged.
     """
     from bnrepro.report.page import page
 
-    report = gather(out)
+    report = gather(out, left_out)
     record.write_whole(out / CLAIMS, as_json(report.claims))
     record.write_whole(out / MARKDOWN, printable(markdown(report, out)))
     record.write_whole(out / HTML, printable(page(report)))
     return [out / CLAIMS, out / MARKDOWN, out / HTML]
 
 
-def gather(out: Path) -> Report:
-    """The experiments and comparisons in ``out`` and below."""
+def gather(out: Path, left_out: Callable[[str], None] | None = None) -> Report:
+    """The experiments and comparisons in ``out`` and below; ``left_out`` is as for `write`."""
+    problems: list[UserError] = []
+
+    def readable(read: Callable[[Path], T], folders: list[Path]) -> list[T]:
+        found: list[T] = []
+        for folder in folders:
+            try:
+                found.append(read(folder))
+            except UserError as error:
+                if left_out is None:
+                    raise
+                problems.append(error)
+        return found
+
     comparisons = list(compare.find(out))
-    conclusions = [open_conclusion(folder) for folder in _best([each for each in find(out) if each not in comparisons])]
+    conclusions = readable(open_conclusion, _best([each for each in find(out) if each not in comparisons]))
     order = {name: place for place, name in enumerate(NAMES)}
     conclusions.sort(key=lambda c: (order.get(c.name, len(order)), c.name, str(c.folder)))
     sections = [_of_experiment(conclusion) for conclusion in conclusions]
-    sections += [_of_comparison(folder, out) for folder in comparisons]
+    sections += readable(lambda folder: _of_comparison(folder, out), comparisons)
+    if problems and not sections:
+        raise problems[0]
+    for problem in problems:
+        assert left_out is not None
+        left_out(str(problem))
     if not sections:
         raise UserError(f"There are no results under {out}. `bnrepro reproduce` makes them.")
     twice = [name for name, count in Counter(section.name for section in sections).items() if count > 1]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import os
+import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -98,3 +99,50 @@ def unbind() -> None:
     """
     if BOUND and "OMP_PROC_BIND" in os.environ and os.sched_getaffinity(0) < BOUND:
         os.sched_setaffinity(0, BOUND)
+
+
+class CrowdedCores:
+    """Whether other processes have kept this one's cores busy since it was made. Linux; elsewhere nothing is known.
+
+    Threads of one computation wait for each other many times a step, and each time for the one whose core another
+    process has: on two cores, beside a busy loop, a step with two threads took 3 times as long, and with one thread
+    1.6 times; beside another torch process with two threads, 5 to 20 times.
+    """
+
+    def __init__(self, root: Path = Path("/")) -> None:
+        self.root = root
+        self.started = self._now()
+
+    def by_others(self) -> float:
+        """Cores that others had, on average."""
+        now = self._now()
+        if self.started is None or now is None or now[0] <= self.started[0]:
+            return 0.0
+        seconds, all_busy, own = (end - start for end, start in zip(now, self.started, strict=True))
+        return max(0.0, (all_busy - own) / seconds)
+
+    def _now(self) -> tuple[float, float, float] | None:
+        """(time, seconds that the cores have been busy, those of this process and its children)."""
+        if BOUND is None:
+            return None
+        found, ticks = 0, 0
+        for line in _text(self.root / "proc" / "stat").splitlines():
+            name, *counts = line.split()
+            if name.startswith("cpu") and name[3:].isdecimal() and int(name[3:]) in BOUND:
+                user, nice, system = map(int, counts[:3])
+                ticks, found = ticks + user + nice + system, found + 1
+        if found != len(BOUND):
+            return None
+        return time.monotonic(), ticks / os.sysconf("SC_CLK_TCK"), sum(os.times()[:4])
+
+
+def crowded(others: float, threads: int) -> str | None:
+    """What to say to somebody who computes with ``threads`` threads while ``others`` cores are taken; None: nothing."""
+    available = cores()
+    if threads < 2 or threads + others < available + 0.5:
+        return None
+    fewer = max(1, int(available - others + 0.25))
+    return (
+        f"Other processes keep about {others:.0f} of the {available} cores busy, and {threads} threads wait for each "
+        f"other at every step. With OMP_NUM_THREADS={min(fewer, threads - 1)} this would be faster."
+    )

@@ -86,6 +86,7 @@ CHANGES: dict[str, Callable[[Tensor], Tensor]] = {
     "inference": lambda t: torch.inference_mode()(torch.clone)(t),
     "expanded": lambda t: t.mean().expand(t.shape),
 }
+LOSSY = {"float32", "float16", "bfloat16", "mkldnn", "expanded"}
 OPENED = {"sparse": lambda t: t.to_dense(), "mkldnn": lambda t: t.to_dense()}
 
 
@@ -93,10 +94,13 @@ OPENED = {"sparse": lambda t: t.to_dense(), "mkldnn": lambda t: t.to_dense()}
 @pytest.mark.parametrize("change", CHANGES)
 @pytest.mark.parametrize("only_x", [True, False], ids=["x", "all"])
 def test_the_backward_takes_saved_tensors_as_they_come_back(change: str, only_x: bool, layout: str) -> None:
-    """The reference is the formula on the same changed tensors: they may have lost digits, or hold something else."""
+    """The reference is the formula on the same changed tensors: they may have lost digits, or hold something else.
+
+    Statistics are saved in other tensors there, and must not: then they differ.
+    """
 
     def unpack(t: Tensor) -> Tensor:
-        changed = CHANGES[change](t) if t.dim() == 4 and (not only_x or t.shape == SHAPE) else t
+        changed = CHANGES[change](t) if t.shape == SHAPE or not (only_x or change in LOSSY) else t
         return OPENED.get(change, lambda t: t)(changed)
 
     found = []

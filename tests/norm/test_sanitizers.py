@@ -27,7 +27,7 @@ def test_kernels_stay_inside_their_buffers_and_agree_with_naive_loops(tmp_path: 
     if probe.returncode:
         pytest.skip("this compiler has no sanitizers, or no OpenMP")
     source, driver = Path(__file__).with_name("kernels_driver.cpp"), tmp_path / "driver"
-    flags = ("-std=c++17", "-O1", "-g", "-fopenmp", *SANITIZERS, "-I", str(library.SOURCE.parent))
+    flags = ("-std=c++17", "-O1", "-g", "-march=native", "-fopenmp", *SANITIZERS, "-I", str(library.SOURCE.parent))
     subprocess.run([compiler, *flags, str(source), "-o", str(driver)], check=True)
     seed = int(os.environ.get("BNREPRO_TEST_SEED") or random.randrange(10**9))
     done = subprocess.run([str(driver), str(seed), str(CALLS)], capture_output=True, text=True, timeout=300)

@@ -170,3 +170,27 @@ def test_worker_processes_need_no_semaphores(
 
     monkeypatch.setattr("multiprocessing.synchronize._multiprocessing.SemLock", none)
     assert call("sweep", "seed=0,1", *changed(TINY, "epochs=1"), f"data.path={digits}", "--jobs=2").code == 0
+
+
+def test_cores_that_others_keep_busy_are_told_with_what_helps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(counting, "BOUND", frozenset({0, 2}))
+    monkeypatch.setattr(counting, "cores", lambda: 2)
+    clock = iter([10.0, 20.0, 20.0])
+    monkeypatch.setattr(counting.time, "monotonic", lambda: next(clock))
+    ticks, stat = os.sysconf("SC_CLK_TCK"), tmp_path / "proc" / "stat"
+    stat.parent.mkdir()
+
+    def busy(each: dict[int, int]) -> None:
+        stat.write_text("cpu 9 9 9 9\n" + "".join(f"cpu{n} {s * ticks} 0 0 7\n" for n, s in each.items()) + "intr 1\n")
+
+    busy({0: 100, 1: 100, 2: 100})
+    others = counting.CrowdedCores(tmp_path)
+    monkeypatch.setattr(counting.os, "times", lambda: (others.started[2] + 6.0, 0.0, 0.0, 0.0, 0.0))
+    busy({0: 106, 1: 200, 2: 110})
+    assert others.by_others() == pytest.approx((16 - 6) / 10)
+    stat.write_text("")
+    assert others.by_others() == counting.CrowdedCores(tmp_path / "nowhere").by_others() == 0
+    assert counting.crowded(1.0, 1) is counting.crowded(0.2, 2) is None
+    assert "about 1 of the 2 cores" in counting.crowded(1.0, 2) and "OMP_NUM_THREADS=1 " in counting.crowded(1.0, 2)
+    monkeypatch.setattr(counting, "cores", lambda: 8)
+    assert counting.crowded(3.0, 4) is None and "OMP_NUM_THREADS=5 " in counting.crowded(3.0, 8)
