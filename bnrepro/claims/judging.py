@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from bnrepro.claims import words
@@ -89,7 +89,7 @@ class Judged:
             "kind": claim.kind,
             "scale": claim.scale,
             "scale_note": claim.scale_note,
-            "gate": asdict(self.gate) if self.gate else None,
+            "gate": _gate(self.gate) if self.gate else None,
             "verdict": self.verdict.value,
             "withdrawn": claim.withdrawn,
             "answer": self.answer,
@@ -241,6 +241,10 @@ def _seeds(results: Results) -> str:
         seeds.setdefault(row["part"], set()).add(row["seed"])
     counts = sorted({len(each) for each in seeds.values()})
     return f"n = {counts[0]} to {counts[-1]} seeds" if len(counts) > 1 else f"n = {', '.join(map(str, counts))} seeds"
+
+
+def _gate(gate: Gate) -> Row:
+    return {"what": gate.what, "value": gate.value, "needed": gate.needed, "passed": gate.passed}
 
 
 def _effect(effect: Effect) -> Row:

@@ -286,7 +286,7 @@ def _claim(paper: Paper[Any], claim: Claim, settings: Preset) -> Row:
     if claim.withdrawn or evidence.reason:
         return said | {"not_testable": claim.withdrawn or evidence.reason}
     if gate:
-        said["gate"] = f"{gate.what}: {gate.needed}"
+        said["gate"] = gate.asks
     said["effects"] = list(_effects(evidence))
     if asked:
         said["reads"] = [{"of": "measurements" if q.measured else "runs", **_levels(q.factors)} for q in asked]

@@ -202,7 +202,10 @@ def test_of_two_gates_the_one_that_stands_in_the_way_is_shown() -> None:
         (failed, passed, failed),
         (failed, unknown, unknown),
     ):
-        assert (first & second) is shown
+        both = first & second
+        assert (both.what, both.passed, both.parts) == (shown.what, shown.passed, (first, second))
+        assert both.asks == f"{first.what}: n; {second.what}: n"
+        assert (both & passed).parts == (first, second, passed)
 
 
 def test_fall_of_a_loss_is_that_of_the_last_epoch() -> None:
