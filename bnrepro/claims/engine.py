@@ -180,6 +180,7 @@ def make_plan(
     *,
     seeds: int | None = None,
     asked: Design | None = None,
+    alone: bool = False,
 ) -> Plan:
     """The runs and probes of ``paper``, with runs under ``root`` and datasets in their ``places``.
 
@@ -191,6 +192,7 @@ def make_plan(
         resolve: says which device a run will have.
         seeds: how many, in place of the preset's.
         asked: the part of the design that is to be made; None: all of it. What is there of the rest is recorded too.
+        alone: without that rest, for a plan that is only looked at.
 
     Raises:
         UserError: no such preset; a setting that no run can have.
@@ -208,7 +210,7 @@ def make_plan(
         # Curves of hundreds of runs are looked at in the report; `bnrepro train` writes events for one.
         return resolve(check(replace(places.apply(cfg), root=str(root), tensorboard=False)))
 
-    there = _seeds_there(root) if keys is not None else set()
+    there = set() if keys is None or alone else _seeds_there(root)
     arms = [each for each in design.arms if keys is None or each.config.seed in there or key_of(each) in keys]
     arms = [replace(arm, config=put(arm.config), factors=_factors(arm.factors)) for arm in arms]
     arms = list({(arm.part, str(arm.factors), run_dir(arm.config)): arm for arm in arms}.values())  # each once
@@ -220,7 +222,7 @@ def make_plan(
             factors=_factors(probe.factors),
         )
         for probe in design.probes
-        if keys is None or not probe.config or probe.config.seed in there or key_of(probe) in keys
+        if keys is None or key_of(probe) in keys or (not alone and (not probe.config or probe.config.seed in there))
     ]
     flags = [f"--archive {name}=FILE" for name in places.archives] + (["--data-root DIR"] if places.root else [])
     flags = ([f"--seeds {seeds}"] if seeds is not None and not sequential else []) + flags

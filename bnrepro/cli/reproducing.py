@@ -239,7 +239,7 @@ class Work:
 
             def make(step: Step) -> tuple[list[Judged], list[str]] | None:
                 typer.echo(announced(step, jobs))
-                return self.make(step.plan)
+                return self.make(step.whole())
 
             until_decided(targets, make, most=most, budget=seconds, jobs=jobs)
         for target in targets:
@@ -256,8 +256,9 @@ class Work:
 
         paper = checked.paper
 
-        def make(seeds: int, design: Design) -> Plan:
-            return replace(self.plan(paper, "full", seeds=seeds, asked=design), design=checked.design)
+        def make(seeds: int, design: Design, alone: bool) -> Plan:
+            plan = self.plan(paper, "full", seeds=seeds, asked=design, alone=alone)
+            return replace(plan, design=checked.design)
 
         return Target(paper, claims or paper.claims, make, there(checked.folder(self.out)))
 

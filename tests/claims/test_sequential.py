@@ -11,7 +11,7 @@ import pytest
 
 from bnrepro.claims import Design, Evidence, Paper, Results, greater, measure
 from bnrepro.claims.conclusion import open_conclusion
-from bnrepro.claims.engine import make_plan
+from bnrepro.claims.engine import Plan, make_plan
 from bnrepro.claims.estimating import Costs
 from bnrepro.claims.judging import Judged
 from bnrepro.claims.records import read
@@ -240,7 +240,11 @@ def test_interrupted_search_goes_on(looks: None, listed: Listed, call: Call, tmp
 
 def target(tmp_path: Path, names: Any = SPREAD) -> Target:
     own = paper(names=names)
-    return Target(own, own.claims, lambda seeds, asked: make_plan(own, "full", tmp_path, seeds=seeds, asked=asked))
+
+    def make(seeds: int, asked: Design, alone: bool) -> Plan:
+        return make_plan(own, "full", tmp_path, seeds=seeds, asked=asked, alone=alone)
+
+    return Target(own, own.claims, make)
 
 
 def evidence_of(step: Step) -> tuple[list[Judged], list[str]]:
