@@ -5,8 +5,10 @@ from __future__ import annotations
 import csv
 import json
 from collections import Counter
+from itertools import product
 from pathlib import Path
 
+from bnrepro.claims.conclusion import KINDS, SCALES
 from bnrepro.claims.evidence import Verdict
 
 ROOT = Path(__file__).parent.parent
@@ -74,6 +76,18 @@ def verdicts_table() -> str:
     return "\n".join(lines)
 
 
+def kinds_table() -> str:
+    """Verdicts by kind and scale, from results/claims.json."""
+    claims = json.loads((ROOT / "results/claims.json").read_text(encoding="utf-8"))
+    verdicts = [verdict for verdict in Verdict if any(claim["verdict"] == verdict for claim in claims)]
+    lines = [f"| kind | scale | {' | '.join(verdicts)} |", "| --- " * (2 + len(verdicts)) + "|"]
+    for kind, scale in product(KINDS, SCALES):
+        counts = Counter(claim["verdict"] for claim in claims if (claim["kind"], claim["scale"]) == (kind, scale))
+        if counts:
+            lines.append(f"| {kind} | {scale} | {' | '.join(str(counts[verdict] or '') for verdict in verdicts)} |")
+    return "\n".join(lines)
+
+
 def speed_table() -> str:
     """Whole commands beside plain PyTorch, from results/bench."""
     lines = ["| task | plain PyTorch | float32 | bf16 |", "| --- | --- | --- | --- |"]
@@ -105,7 +119,13 @@ def _between(row: dict[str, str], column: str) -> str:
     return f"{mean:.2f} [{low:.2f}, {high:.2f}]"
 
 
-TABLES = {"results": results_table, "other sizes": sizes_table, "verdicts": verdicts_table, "speed": speed_table}
+TABLES = {
+    "results": results_table,
+    "other sizes": sizes_table,
+    "kinds": kinds_table,
+    "verdicts": verdicts_table,
+    "speed": speed_table,
+}
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from bnrepro.claims import judging
 from bnrepro.claims.evidence import Verdict
 from bnrepro.claims.judging import Judged
 from bnrepro.claims.paper import Kind, Paper, Scale
-from bnrepro.claims.records import CAPTIONS, Records, read
+from bnrepro.claims.records import CAPTIONS, Records, drawn_by, read
 from bnrepro.claims.results import Row
 from bnrepro.config import digits_of, unreadable
 from bnrepro.errors import UserError, in_brackets
@@ -233,8 +233,8 @@ def open_conclusion(folder: Path) -> Conclusion:
         if isinstance(error, OSError) and not isinstance(error, FileNotFoundError | NotADirectoryError):
             raise unreadable(Path(error.filename or folder), error) from error
         raise UserError(
-            f"The results in {folder} are not complete ({in_brackets(error)}). `bnrepro figures {shown(folder)}` "
-            "makes them again from the records."
+            f"The results in {folder} are not complete ({in_brackets(error)}). {drawn_by(folder)} makes them again "
+            "from the records."
         ) from error
 
 

@@ -18,7 +18,18 @@ from bnrepro.claims.conclusion import conclude
 from bnrepro.claims.judging import Judged
 from bnrepro.claims.measuring import Measurement, file_of, measure_all, missing, stored
 from bnrepro.claims.paper import Arm, Design, Factors, Paper, Preset, Probe
-from bnrepro.claims.records import PROVENANCE, Gathered, Records, cost, merged, provenance_of, read, save, there
+from bnrepro.claims.records import (
+    COPY,
+    PROVENANCE,
+    Gathered,
+    Records,
+    cost,
+    merged,
+    provenance_of,
+    read,
+    save,
+    there,
+)
 from bnrepro.claims.results import RUN_COLUMNS, Row
 from bnrepro.config import check, load_config, run_dir, user_files
 from bnrepro.config.schema import Config, Data, Source
@@ -29,9 +40,6 @@ from bnrepro.runs import record
 from bnrepro.runs.record import Run, run_of
 from bnrepro.runs.tables import plain
 from bnrepro.training import train
-
-COPY = "paper.py"
-"""Of a paper in a file of a user's own, beside its results."""
 
 
 class Bar(Protocol):
@@ -172,6 +180,7 @@ def make_plan(
     *,
     seeds: int | None = None,
     asked: Design | None = None,
+    alone: bool = False,
 ) -> Plan:
     """The runs and probes of ``paper``, with runs under ``root`` and datasets in their ``places``.
 
@@ -183,6 +192,7 @@ def make_plan(
         resolve: says which device a run will have.
         seeds: how many, in place of the preset's.
         asked: the part of the design that is to be made; None: all of it. What is there of the rest is recorded too.
+        alone: without that rest, for a plan that is only looked at.
 
     Raises:
         UserError: no such preset; a setting that no run can have.
@@ -200,7 +210,7 @@ def make_plan(
         # Curves of hundreds of runs are looked at in the report; `bnrepro train` writes events for one.
         return resolve(check(replace(places.apply(cfg), root=str(root), tensorboard=False)))
 
-    there = _seeds_there(root) if keys is not None else set()
+    there = set() if keys is None or alone else _seeds_there(root)
     arms = [each for each in design.arms if keys is None or each.config.seed in there or key_of(each) in keys]
     arms = [replace(arm, config=put(arm.config), factors=_factors(arm.factors)) for arm in arms]
     arms = list({(arm.part, str(arm.factors), run_dir(arm.config)): arm for arm in arms}.values())  # each once
@@ -212,7 +222,7 @@ def make_plan(
             factors=_factors(probe.factors),
         )
         for probe in design.probes
-        if keys is None or not probe.config or probe.config.seed in there or key_of(probe) in keys
+        if keys is None or key_of(probe) in keys or (not alone and (not probe.config or probe.config.seed in there))
     ]
     flags = [f"--archive {name}=FILE" for name in places.archives] + (["--data-root DIR"] if places.root else [])
     flags = ([f"--seeds {seeds}"] if seeds is not None and not sequential else []) + flags
@@ -283,16 +293,20 @@ def execute(
             measured = measure_all(
                 plan.measured, plan.measurements, jobs, force=force, report=bar.update, ended=bar.ended
             )
-    failed = [f"{o.path.relative_to(plan.root)}: {o.error}" for o in outcomes if o.error]
+    lost = {o.path: o.error for o in outcomes if o.error}
+    paths = [run_dir(cfg) for cfg in plan.configs]
+    lost |= {path: why for path in paths if path not in lost and (why := sweep.gone(path))}
+    failed = [f"{path.relative_to(plan.root)}: {why}" for path, why in lost.items()]
     failed += [f"{_title(m.probe)}: {m.error}" for m in measured if m.error]
     if failed and len(failed) == len(plan.configs) + len(plan.measured):
         raise UserError(f"{plan.paper.name}: nothing could be run or measured. The first reason: {failed[0]}")
     folder = plan.folder(out)
-    records = _collect(plan, {o.path for o in outcomes if o.error}, measured, failed)
+    records = _collect(plan, set(lost), measured, failed)
     records.provenance.update(_dated(plan, out))
     with record.claim(plan.measurements):  # the same may be asked for twice at once
         if held := plan.kept(out):
             records = merged(records, held)
+            records.provenance["failed"] += _failed_before(plan, held)
         if not force:
             _compare_worth(plan, folder, _worth(records))
         save(records, folder)
@@ -349,6 +363,12 @@ def _worth(records: Records) -> dict[str, int]:
     official = [data["data_official"] for data in records.provenance["data"] if data and "data_official" in data]
     ended = sum(row["status"] != "failed" for row in records.runs)
     return {"runs": ended, "measurements": len(made), "sets of official data": sum(map(bool, official))}
+
+
+def _failed_before(plan: Plan, held: Records) -> list[str]:
+    """What failed of the arms and measurements that are not asked for this time."""
+    asked = [str(run_dir(cfg).relative_to(plan.root)) for cfg in plan.configs] + [_title(p) for p in plan.measured]
+    return [text for text in held.provenance["failed"] if not any(text.startswith(f"{one}: ") for one in asked)]
 
 
 def _dated(plan: Plan, out: Path) -> dict[str, Any]:

@@ -201,25 +201,31 @@ def greater(
         estimand: what it is, in a few words.
         unit: of the effect.
         bar: what the claim says that it exceeds.
-        margin: the smallest effect that matters, at least ``bar``.
+        margin: the smallest effect that matters, at least ``bar``; for `less`, at most.
         ratio: the effect is a ratio, to be averaged and compared as a logarithm.
         condition: in front of the names of conditions.
+
+    Raises:
+        ValueError: ``bar`` or ``margin`` is not finite, on the other side of the bar, or not above 0 for a ratio.
     """
-    rule = Rule("greater", (1.0 if ratio else 0.0) if bar is None else bar, margin, ratio)
-    return Evidence(estimand, _effects(values, rule, unit, condition))
+    return Evidence(estimand, _effects(values, _one_sided("greater", bar, margin, ratio), unit, condition))
 
 
 def less(
     values: Given, estimand: str, unit: str, *, bar: float | None = None, margin: float | None = None,
     ratio: bool = False, condition: str = "",
 ) -> Evidence:  # fmt: skip
-    """The claim that something is smaller than ``bar``; ``margin`` is at most ``bar``. Otherwise as `greater`."""
-    rule = Rule("less", (1.0 if ratio else 0.0) if bar is None else bar, margin, ratio)
-    return Evidence(estimand, _effects(values, rule, unit, condition))
+    """The claim that something is smaller than ``bar``. Otherwise as `greater`."""
+    return Evidence(estimand, _effects(values, _one_sided("less", bar, margin, ratio), unit, condition))
 
 
 def not_lower(values: Given, estimand: str, unit: str, *, margin: float, condition: str = "") -> Evidence:
-    """The claim that something is no loss: above minus ``margin`` (non-inferiority)."""
+    """The claim that something is no loss: above minus ``margin`` (non-inferiority).
+
+    Raises:
+        ValueError: ``margin`` is not finite and above 0.
+    """
+    _check_margin("not_lower", margin)
     return greater(values, estimand, unit, bar=-margin, condition=condition)
 
 
@@ -229,10 +235,9 @@ def equal(
     """The claim that a difference is none: inside ±``margin``; for a ratio, between 1/``margin`` and ``margin``.
 
     Raises:
-        ValueError: nothing lies inside the margin.
+        ValueError: ``margin`` is not finite, or nothing lies inside it.
     """
-    if not margin > (1 if ratio else 0):
-        raise ValueError(f"equal: the margin must be above {1 if ratio else 0}; got {margin}")
+    _check_margin("equal", margin, ratio)
     return Evidence(estimand, _effects(values, Rule("equal", None, margin, ratio), unit, condition))
 
 
@@ -246,8 +251,8 @@ def exact(
     if isinstance(values, bool):
         rule = Rule("exact")
         return Evidence(estimand, (Effect(condition, {0: float(not values)}, rule, "", "yes" if values else "no"),))
-    if tolerance is None:
-        raise ValueError("exact: errors need a tolerance")
+    if tolerance is None or not 0 <= tolerance < math.inf:
+        raise ValueError(f"exact: errors need a tolerance, finite and 0 or more; got {tolerance}")
     each = _effects(values, Rule("exact", tolerance), unit, condition)
     return Evidence(estimand, tuple(replace(e, seeds={s: abs(v) for s, v in e.seeds.items()}) for e in each))
 
@@ -255,6 +260,24 @@ def exact(
 def not_testable(reason: str) -> Evidence:
     """A claim that cannot be put to the test here, and why, in one sentence."""
     return Evidence("", reason=reason)
+
+
+def _one_sided(name: Literal["greater", "less"], bar: float | None, margin: float | None, ratio: bool) -> Rule:
+    bar = (1.0 if ratio else 0.0) if bar is None else bar
+    least = 0.0 if ratio else -math.inf
+    if not least < bar < math.inf:
+        raise ValueError(f"{name}: the bar must be finite{' and above 0' if ratio else ''}; got {bar}")
+    low, high = (bar, math.inf) if name == "greater" else (least, bar)
+    if margin is not None and not (math.isfinite(margin) and low <= margin <= high and margin > least):
+        side = "least" if name == "greater" else "most"
+        above = " and above 0" if ratio and name == "less" else ""
+        raise ValueError(f"{name}: the margin must be finite, at {side} the bar of {bar:g}{above}; got {margin}")
+    return Rule(name, bar, margin, ratio)
+
+
+def _check_margin(name: str, margin: float, ratio: bool = False) -> None:
+    if not (1 if ratio else 0) < margin < math.inf:
+        raise ValueError(f"{name}: the margin must be above {1 if ratio else 0}, and finite; got {margin}")
 
 
 def _effects(values: Given, rule: Rule, unit: str, condition: str) -> tuple[Effect, ...]:

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from bnrepro.stats import Values
 
@@ -35,10 +35,19 @@ class Gate:
     """In words: "at least 80"."""
     passed: bool | None
     """None where nothing was measured: nothing is known, and so nothing is judged."""
+    parts: tuple[Gate, ...] = ()
+    """Of one that is several: each of them."""
 
     def __and__(self, other: Gate) -> Gate:
         """Both must pass; the one that stands in the way is shown, or else the first."""
-        return min(self, other, key=lambda gate: {None: 0, False: 1, True: 2}[gate.passed])
+        parts = (*(self.parts or (self,)), *(other.parts or (other,)))
+        worst = min(parts, key=lambda gate: {None: 0, False: 1, True: 2}[gate.passed])
+        return replace(worst, parts=parts)
+
+    @property
+    def asks(self) -> str:
+        """What must be, in words: "training accuracy without BN, %: at least 80"."""
+        return "; ".join(f"{gate.what}: {gate.needed}" for gate in self.parts or (self,))
 
     @property
     def words(self) -> str:

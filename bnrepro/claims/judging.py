@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from bnrepro.claims import words
 from bnrepro.claims.evidence import Effect, Evidence, Judgement, State, Verdict, flips_at, judge
 from bnrepro.claims.gates import Gate
-from bnrepro.claims.paper import Claim, Paper, Preset, Shown
+from bnrepro.claims.paper import Arm, Claim, Paper, Preset, Probe, Shown
+from bnrepro.claims.records import Records
 from bnrepro.claims.results import Results, Row
+from bnrepro.errors import known_are
 from bnrepro.stats import Look, planned
+from bnrepro.stats.values import missed
 from bnrepro.system.output import only_shown
 
 if TYPE_CHECKING:
@@ -86,7 +89,7 @@ class Judged:
             "kind": claim.kind,
             "scale": claim.scale,
             "scale_note": claim.scale_note,
-            "gate": asdict(self.gate) if self.gate else None,
+            "gate": _gate(self.gate) if self.gate else None,
             "verdict": self.verdict.value,
             "withdrawn": claim.withdrawn,
             "answer": self.answer,
@@ -116,8 +119,39 @@ def judged(paper: Paper[Any], results: Results, settings: Preset) -> list[Judged
     found = []
     for claim in paper.claims:
         with paper.told(f"claim {claim.id}"):
-            found.append(_judged(claim, results, settings))
+            with missed() as levels:
+                found.append(_judged(claim, results, settings))
+            # The package's own are held to their records by tests.
+            mistake = _mistake(levels, results) if paper.file and found[-1].unmeasured else None
+            if mistake and _is_whole(paper, results, settings):
+                raise ValueError(mistake)
     return found
+
+
+def _mistake(levels: list[tuple[str, Any]], results: Results) -> str | None:
+    """A sentence on the first of ``levels`` that nothing was run or measured with, and on what there is."""
+    rows = [*results.runs, *results.measurements]
+    failed = isinstance(results, Records) and results.provenance.get("failed")
+    for factor, level in levels:
+        there = dict.fromkeys(str(row[factor]) for row in rows if row.get(factor) is not None)
+        # Of a run that diverged nothing is measured; and curves and measurements end where they end.
+        excused = failed or factor in ("x", "step", "epoch", "seed") or (factor == "quantity" and "diverged" in there)
+        if rows and not excused and str(level) not in there:
+            return f"there is no {factor} {level!r}." + (known_are(str(level), there) if there else "")
+    return None
+
+
+def _is_whole(paper: Paper[Any], results: Results, settings: Preset) -> bool:
+    """Whether there is something of every arm and measurement of the design, and not of a part that was asked for."""
+
+    def there(each: Arm | Probe, rows: list[Row]) -> bool:
+        wanted = {"part": each.part, **each.factors}
+        return any(all(row.get(key) == level for key, level in wanted.items()) for row in rows)
+
+    design = paper.designed(settings)
+    return all(there(arm, results.runs) for arm in design.arms) and all(
+        there(probe, results.measurements) for probe in design.probes
+    )
 
 
 def _judged(claim: Claim, results: Results, settings: Preset) -> Judged:
@@ -207,6 +241,10 @@ def _seeds(results: Results) -> str:
         seeds.setdefault(row["part"], set()).add(row["seed"])
     counts = sorted({len(each) for each in seeds.values()})
     return f"n = {counts[0]} to {counts[-1]} seeds" if len(counts) > 1 else f"n = {', '.join(map(str, counts))} seeds"
+
+
+def _gate(gate: Gate) -> Row:
+    return {"what": gate.what, "value": gate.value, "needed": gate.needed, "passed": gate.passed}
 
 
 def _effect(effect: Effect) -> Row:

@@ -25,6 +25,9 @@ come the settings, the design, and the claims::
         \"\"\"Dropout after the last BN layer alone does no harm.\"\"\"
         ...
 
+``looks = [5, 10, 20, 40]`` in the settings makes a design that is looked at after so many seeds, until nothing is open;
+``gate`` of a claim says whether the networks have trained enough for it to be judged (`bnrepro.claims.gates`).
+
 The defaults in ``Settings`` are the preset ``full``, unless ``full`` in ``configs/experiment/<name>.yaml`` replaces
 them; ``smoke`` and ``quick`` there say what they change of ``full``.
 """
@@ -49,6 +52,7 @@ from bnrepro.claims.evidence import Evidence
 from bnrepro.claims.gates import Gate
 from bnrepro.claims.results import Results, Row
 from bnrepro.config import configs_dir, load_config, user_files
+from bnrepro.config.overrides import parse
 from bnrepro.config.schema import Config, Data
 from bnrepro.errors import UserError, first_line, known_are
 from bnrepro.system.reading import read_yaml
@@ -194,7 +198,12 @@ class Design:
             measures: made of each run; with arguments as ``(measure, {"images": 256})``.
             seeds: other ones than the design's.
             record: whether the runs stand in the records; False where they are only measured.
+
+        Raises:
+            ValueError: ``overrides`` set the seed.
         """
+        if any(parse(text)[0] == "seed" for text in overrides):
+            raise ValueError("a design's seeds are those of Design(...) or seeds=...: leave seed= out of the overrides")
         # NCHW unless the design says otherwise, as what has been published was computed.
         cfg = load_config(["channels_last=false", *overrides])
         for seed in self.seeds if seeds is None else seeds:
@@ -408,9 +417,8 @@ class Paper(Generic[S]):
         except ValidationError as error:
             first = error.errors()[0]
             key = ".".join(map(str, first["loc"]))
-            raise UserError(
-                f"{what}: {key}: {first['msg']}.{known_are(key, self.settings_type.model_fields)}"
-            ) from error
+            others = known_are(key, self.settings_type.model_fields) if first["type"] == "extra_forbidden" else ""
+            raise UserError(f"{what}: {key}: {first['msg']}.{others}") from error
 
     # --- what the engine asks ---
 

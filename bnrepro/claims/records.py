@@ -18,10 +18,13 @@ from bnrepro.runs import record
 from bnrepro.runs.record import Status
 from bnrepro.runs.tables import read_rows, write_rows
 from bnrepro.system import reading as stored
+from bnrepro.system.output import shown
 
 RUNS, CURVES, MEASUREMENTS, PROVENANCE = "runs.csv", "curves.csv", "measurements.csv", "provenance.json"
 CAPTIONS = "captions.json"
 """Of what was concluded from them."""
+COPY = "paper.py"
+"""Of a paper in a file of a user's own, beside its results."""
 
 Spent = dict[tuple[str, str, str], list[float]]
 """Seconds by part, kind ("runs" or "measurements") and cell, one a seed."""
@@ -90,9 +93,23 @@ def read(folder: Path, remedy: str = "") -> Records:
 
 def made_by(folder: Path) -> str:
     """The command that makes the records in ``folder`` again, as far as its name tells (see `Paper.directory`)."""
+    place, preset, name = _home(folder)
+    return f"`bnrepro reproduce {name} --preset={preset} --out={quote(str(place.parent))}`"
+
+
+def drawn_by(folder: Path) -> str:
+    """The command that draws conclusions from the records in ``folder`` again."""
+    place, _, name = _home(folder)
+    if place.name == name:
+        return f"`bnrepro figures {shown(folder)}`"
+    return f"`bnrepro figures {name} --out={quote(str(place.parent))}`"  # code is only run where it is named
+
+
+def _home(folder: Path) -> tuple[Path, str, str]:
+    """The experiment's folder, its preset, and what a command calls it: of a paper of a user's own, its file."""
     small = folder.name in PRESETS[:-1]
     place, preset = (folder.parent, folder.name) if small else (folder, PRESETS[-1])
-    return f"`bnrepro reproduce {place.name} --preset={preset} --out={quote(str(place.parent))}`"
+    return place, preset, f"{place.name}.py" if stored.is_file(folder / COPY) else place.name
 
 
 def held(folder: Path) -> bool:
@@ -247,7 +264,7 @@ def merged(new: Records, held: Records) -> Records:
             share = left / before if before else 0.0  # of what they cost
             seconds = mine.get(part, {}).get(kind, 0.0) + share * theirs.get(part, {}).get(kind, 0.0)
             spent.setdefault(part, {})[kind] = round(seconds, 3)
-    provenance = {**new.provenance, "seconds": spent}
+    provenance = {**new.provenance, "seconds": spent, "failed": list(new.provenance["failed"])}
     for key in ("data", "machines", "versions", "git_revisions"):
         found = new.provenance[key]
         provenance[key] = [*found, *(each for each in held.provenance.get(key, []) if each not in found)]

@@ -278,13 +278,15 @@ def _claim(paper: Paper[Any], claim: Claim, settings: Preset) -> Row:
     try:
         evidence = claim.evidence(nothing, settings)
         gate = claim.gate(nothing, settings) if claim.gate else None
+        if not isinstance(evidence, Evidence):
+            raise TypeError
     except Exception:  # a paper's own code: what is wrong with it is told where the claim is judged
         return said | {"effects": "not known without results"}
     asked = questions(paper, claim, settings)
     if claim.withdrawn or evidence.reason:
         return said | {"not_testable": claim.withdrawn or evidence.reason}
     if gate:
-        said["gate"] = f"{gate.what}: {gate.needed}"
+        said["gate"] = gate.asks
     said["effects"] = list(_effects(evidence))
     if asked:
         said["reads"] = [{"of": "measurements" if q.measured else "runs", **_levels(q.factors)} for q in asked]

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from bnrepro.runs.record import COLUMNS
 from bnrepro.runs.tables import Row as Row
 from bnrepro.stats import Values
+from bnrepro.stats.values import note_missed
 
 RUN_COLUMNS = (
     *("variant", "seed", "status", "test_accuracy", "test_loss", "val_accuracy", "val_loss"),
@@ -86,15 +87,18 @@ class Results:
         return Values.of_rows([_narrow(row, "value", frozenset()) for row in rows], "value", frozenset({"quantity"}))
 
     @staticmethod
-    def _selected(rows: Iterable[Row], factors: Row) -> list[Row]:
+    def _selected(rows: Sequence[Row], factors: Row) -> list[Row]:
         """Rows with these factors, which are then left out; a list of levels keeps its factor."""
         alone = {k: v for k, v in factors.items() if not isinstance(v, list | tuple | set | range)}
         some = {k: v for k, v in factors.items() if k not in alone}
-        return [
+        found = [
             {key: value for key, value in row.items() if key not in alone}
             for row in rows
             if all(row.get(k) == v for k, v in alone.items()) and all(row.get(k) in v for k, v in some.items())
         ]
+        if rows and not found:
+            note_missed({k: v for k, v in alone.items() if all(row.get(k) != v for row in rows)})
+        return found
 
 
 def _narrow(row: Row, column: str, results: frozenset[str]) -> Row:

@@ -19,8 +19,8 @@ from bnrepro.claims.paper import Claim, Design, Paper
 from bnrepro.claims.records import Records
 from bnrepro.claims.tracing import asked_by, read_by
 
-Make = Callable[[int, Design], Plan]
-"""Plans a part of a design, for so many seeds."""
+Make = Callable[[int, Design, bool], Plan]
+"""Plans a part of a design, for so many seeds; alone, or with what is there of the rest."""
 
 
 @dataclass
@@ -81,8 +81,14 @@ class Step:
     target: Target
     claims: list[Claim]
     seeds: int
+    design: Design
     plan: Plan
+    """Of what it asks for."""
     estimate: Estimate
+
+    def whole(self) -> Plan:
+        """Its plan, with what is there already, which is recorded too."""
+        return self.target.make(self.seeds, self.design, False)
 
     @property
     def expected(self) -> float:
@@ -140,6 +146,7 @@ def steps(target: Target, most: int) -> list[Step]:
             looks.setdefault(name, (seeds, []))[1].append(claim)
     found = []
     for seeds, claims in looks.values():
-        plan = target.make(seeds, target.design(claims, seeds))
-        found.append(Step(target, claims, seeds, plan, Costs.of(plan, target.records).estimate(plan)))
+        design = target.design(claims, seeds)
+        plan = target.make(seeds, design, True)
+        found.append(Step(target, claims, seeds, design, plan, Costs.of(plan, target.records).estimate(plan)))
     return found

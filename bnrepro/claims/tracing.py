@@ -7,7 +7,7 @@ read where its part and factors fit a question.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -37,7 +37,7 @@ class Noting(Results):
 
     questions: list[Question] = field(default_factory=list)
 
-    def _selected(self, rows: Iterable[Row], factors: Row) -> list[Row]:  # type: ignore[override]
+    def _selected(self, rows: Sequence[Row], factors: Row) -> list[Row]:  # type: ignore[override]
         measured = rows is self.measurements
         asked = {key: level for key, level in factors.items() if key not in ("quantity", "x", "seed")}
         self.questions.append(Question(measured, asked))

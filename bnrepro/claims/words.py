@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from bnrepro.claims.evidence import Effect, Evidence, Judgement, Rule, State, Verdict
+from bnrepro.claims.evidence import ALPHA, Effect, Evidence, Judgement, Rule, State, Verdict
 from bnrepro.stats import Interval, log, t_quantile
 
 ANSWERS = {
@@ -66,7 +66,8 @@ def answer(evidence: Evidence, judgement: Judgement) -> str:
         return f"{text}."
     limits = {"bar": effect.rule.bar, "margin": effect.rule.margin}
     held_to = "".join(f", {name} {value:g}" for name, value in limits.items() if value is not None)
-    n, level = f"n={effect.interval.n}", f", {100 * effect.rule.confidence:.3g}%" * (effect.rule.name == "equal")
+    other = effect.rule.name == "equal" or effect.rule.level != ALPHA  # than 95%
+    n, level = f"n={effect.interval.n}", f", {100 * effect.rule.confidence:.3g}%" * other
     every = (f"{text} ({about})." for about in (f"{n}{level}{held_to}", f"{n}{level}", n))
     return next((said for said in every if len(said.split()) <= LONGEST), f"{text} ({n}).")
 

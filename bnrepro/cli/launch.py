@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -84,6 +84,9 @@ class Launcher:
         make_room(Path(configs[0].root))
         with SweepBar([str(run_dir(cfg).relative_to(cfg.root)) for cfg in configs]) as bar:
             outcomes = self.run_all(configs, force=force, report=bar.update, ended=bar.ended)
+        outcomes = [
+            outcome if outcome.error else replace(outcome, error=sweep.gone(outcome.path)) for outcome in outcomes
+        ]
         lost = len({outcome.path for outcome in outcomes if outcome.error})
         counts = {"found": len(configs) - len(missing), "made now": len(missing) - lost, "failed": lost}
         came = ", ".join(f"{n} {what}" for what, n in counts.items() if n)

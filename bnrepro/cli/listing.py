@@ -85,10 +85,7 @@ def _row(run: record.Run) -> Row:
         summary = record.open_run(run.path).summary
         said = {key: summary.get(key) for key in ("dataset", "model", "variant", "seed")}
         row |= {key: value for key, value in said.items() if value is not None}
-        lost = summary["status"] == record.Status.completed and not record.is_there(run.path / record.METRICS)
     except UserError:
-        lost = True
-    if lost:
         return row | {"status": "damaged"}
     return row | {key: summary.get(key) for key in ("status", "test_accuracy", "val_accuracy", "seconds")}
 

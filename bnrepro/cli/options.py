@@ -60,7 +60,7 @@ Overrides = Annotated[
     list[str] | None,
     typer.Argument(metavar="[KEY=VALUE]...", help="Any key of the configuration, as in epochs=5 data=cifar10."),
 ]
-Variant = Annotated[str | None, typer.Option(help="The norm: nobn, bn, custombn, convbn, ...")]
+Variant = Annotated[str | None, typer.Option(help="The norm: nobn, bn, custombn, convbn, ..., or FILE.py:NAME.")]
 Seed = Annotated[int | None, typer.Option(help="Seed of weights, batches, augmentation and dropout.")]
 Force = Annotated[bool, typer.Option("--force", help="Start over, even where a finished run is there.")]
 RunPath = Annotated[

@@ -96,7 +96,8 @@ def announced(step: Step, jobs: int) -> str:
     runs, measurements = step.plan.missing()
     which = ", ".join(claim.id for claim in step.claims)
     work = f"{counted(len(runs), 'run')}, {counted(len(measurements), 'measurement')}"
-    return f"{step.target.paper.name}: {step.seeds} seeds for {which}: {work}; {time_of(step.estimate, jobs)}."
+    seeds = counted(step.seeds, "seed")
+    return f"{step.target.paper.name}: {seeds} for {which}: {work}; {time_of(step.estimate, jobs)}."
 
 
 def left_open(target: Target, most: int, jobs: int) -> list[str]:
@@ -197,7 +198,8 @@ class Work:
 
         plans = []
         for paper, claims in chosen:
-            name = preset or ("quick" if "quick" in paper.presets else "full")
+            default = "quick" if "quick" in paper.presets else "full"
+            name = default if preset is None else preset
             asked = None
             if claims is not None:
                 settings = paper.settings(name) if seeds is None else with_seeds(paper.settings(name), seeds)
@@ -237,7 +239,7 @@ class Work:
 
             def make(step: Step) -> tuple[list[Judged], list[str]] | None:
                 typer.echo(announced(step, jobs))
-                return self.make(step.plan)
+                return self.make(step.whole())
 
             until_decided(targets, make, most=most, budget=seconds, jobs=jobs)
         for target in targets:
@@ -254,8 +256,9 @@ class Work:
 
         paper = checked.paper
 
-        def make(seeds: int, design: Design) -> Plan:
-            return replace(self.plan(paper, "full", seeds=seeds, asked=design), design=checked.design)
+        def make(seeds: int, design: Design, alone: bool) -> Plan:
+            plan = self.plan(paper, "full", seeds=seeds, asked=design, alone=alone)
+            return replace(plan, design=checked.design)
 
         return Target(paper, claims or paper.claims, make, there(checked.folder(self.out)))
 
@@ -285,6 +288,8 @@ class Work:
         """How many runs are made at a time."""
         from bnrepro.launch.sweep import default_jobs
 
+        if self.making.options:
+            return self.making.options.parallelism
         return self.jobs or (default_jobs(plan.configs[0]) if plan.configs else 1)
 
     def end(self, papers: int) -> None:

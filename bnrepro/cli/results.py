@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -34,10 +35,11 @@ def register(
         str, typer.Option("--amend", metavar="REASON", help="Why a design under which there are results is replaced.")
     ] = "",
 ) -> None:
-    """Write down designs before they are run: seeds or looks, arms, gates, rules and margins.
+    """Write down designs before they are run.
 
-    Into configs/registered, to be committed; of a paper in a file of your own, beside it. `reproduce` then refuses to
-    judge another design. Only preset full is registered: smoke and quick are no evidence.
+    Seeds or looks, arms, gates, rules and margins, into configs/registered, to be committed; of a paper in a file of
+    your own, beside it. `reproduce` then refuses to judge another design. Only preset full is registered: smoke and
+    quick are no evidence.
     Example: bnrepro register placement
     """
     from bnrepro import experiments
@@ -162,10 +164,14 @@ def figures(
         raise UserError(f"--root={root} is not used where folders are named. Leave one of the two out.")
     root = root or Path("runs")
     own = {out / each.stem: experiments.experiment(str(each)) for each in folders or [] if each.suffix == ".py"}
-    given = [
-        out / each.stem if str(each) in experiments.NAMES or each.suffix == ".py" else each
-        for each in folders or [root, out]
-    ]
+
+    def named(each: Path) -> Path:
+        """The folder that is meant by ``each``: itself, or that of the experiment of this name under ``out``."""
+        if str(each) in experiments.NAMES or each.suffix == ".py":
+            return out / each.stem
+        return out / each if not os.path.lexists(each) and (out / each).is_dir() else each
+
+    given = list(map(named, folders or [root, out]))
     comparisons = [place for each in given for place in comparing.find(each)]
     concluded = [place for each in given for place in records.find(each) if place not in comparisons]
     if folders is None and not comparisons and not concluded:
@@ -186,12 +192,21 @@ def figures(
             )
             raise UserError(f"There is no folder {place}, and no experiment of that name.{near}")
         comparing.open_comparison(place)  # says what is missing
-    for place in comparisons:
-        draw(place)
-        typer.echo(f"Table and figures: {shown(place)}")
-    for place in concluded:
-        _conclude(place, next((paper for home, paper in own.items() if place.is_relative_to(home)), None))
-        typer.echo(f"Figures, tables and verdicts: {shown(place)}")
+    problems: list[UserError] = []
+    for place in comparisons + concluded:
+        try:
+            if place in comparisons:
+                draw(place)
+                typer.echo(f"Table and figures: {shown(place)}")
+            else:
+                _conclude(place, next((paper for home, paper in own.items() if place.is_relative_to(home)), None))
+                typer.echo(f"Figures, tables and verdicts: {shown(place)}")
+        except UserError as error:  # one that cannot be drawn does not cost the others
+            problems.append(error)
+    for problem in problems[:-1]:
+        typer.echo(str(problem), err=True)
+    if problems:
+        raise problems[-1]
 
 
 def report(
@@ -205,16 +220,19 @@ def report(
 ) -> None:
     """Write one report over all stored results.
 
-    claims.json, REPORT.md, and report.html as a single file.
+    claims.json, REPORT.md, and report.html as a single file. What cannot be read is told and left out.
     """
     from bnrepro.report import report as reporting
+
+    def left_out(why: str) -> None:
+        typer.echo(f"Left out: {why}", err=True)
 
     if as_json:
         from bnrepro.claims import conclusion
 
-        typer.echo(conclusion.as_json(reporting.gather(out).claims), nl=False)
+        typer.echo(conclusion.as_json(reporting.gather(out, left_out).claims), nl=False)
         return
-    for file in reporting.write(out):
+    for file in reporting.write(out, left_out):
         typer.echo(f"Report: {shown(file)}")
 
 
@@ -264,8 +282,7 @@ def show(run: RunPath) -> None:
 
 def _conclude(folder: Path, own: Any = None) -> None:
     from bnrepro.claims.conclusion import conclude
-    from bnrepro.claims.engine import COPY
-    from bnrepro.claims.records import read
+    from bnrepro.claims.records import COPY, drawn_by, read
     from bnrepro.claims.registering import check_as_judged
     from bnrepro.cli.reproducing import tell_unmeasured
     from bnrepro.config.user_files import content
@@ -275,9 +292,7 @@ def _conclude(folder: Path, own: Any = None) -> None:
     records = read(folder)
     name = records.provenance["experiment"]
     if own is None and (folder / COPY).is_file() and name not in NAMES:  # code is only run where it is named
-        raise UserError(
-            f"{folder} holds the results of a paper in a file of your own. `bnrepro figures {name}.py` draws them."
-        )
+        raise UserError(f"{folder} holds the results of a paper in a file of your own. {drawn_by(folder)} draws them.")
     if own is None and name.endswith(".py"):  # which would run it
         raise UserError(f"{folder} says that it holds the experiment {name!r}, and that is none.{known_are('', NAMES)}")
     found = own or experiment(name)

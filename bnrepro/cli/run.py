@@ -62,7 +62,8 @@ def train(overrides: Overrides = None, variant: Variant = None, seed: Seed = Non
         summary = Run(path).summary
         what = f"{cfg.variant}, seed {cfg.seed}, on {summary['data']}"
         if summary["status"] == "diverged":
-            typer.echo(f"{what}: diverged at step {summary['diverged_at_step']} (a loss or a weight was not finite).")
+            where = f"diverged at step {summary['diverged_at_step']}"
+            typer.echo(f"{what}: {where} (a loss, a weight or a statistic was not finite).")
         else:
             took = f"{counted(summary['epochs'], 'epoch')}, {summary['seconds']:.1f} s on {summary['device']}"
             typer.echo(f"{what}: test accuracy {summary['test_accuracy']:.4f} ({took})")
@@ -240,7 +241,12 @@ def evaluate(
 ) -> None:
     """Evaluate a run under other statistics."""
     from bnrepro.runs.record import open_run
+    from bnrepro.training.evaluation import differs
     from bnrepro.training.evaluation import evaluate as measure
 
-    for split, (loss, accuracy) in measure(open_run(run), statistics, size).items():
+    stored = open_run(run)
+    found = measure(stored, statistics, size)
+    for split, (loss, accuracy) in found.items():
         typer.echo(f"{split:<10} accuracy {accuracy:.4f}   loss {loss:.4f}   ({statistics} statistics)")
+    if statistics == "ema" and size is None and (said := differs(stored, found["test"][1])):
+        typer.echo(said, err=True)

@@ -115,7 +115,7 @@ def check_same(directory: Path, cfg: Config, damaged: bool = False) -> None:
     """
     there = next((parent for parent in directory.parents if os.path.lexists(parent)), Path())
     if not there.is_dir():
-        raise UserError(f"{there} {no_folder(there)}, and {directory} cannot be made. Remove it, or use another root.")
+        raise UserError(f"{there} {no_folder(there)}, and {directory} cannot be made. Give another root.")
     try:
         unlike = differences(_stored_values(directory / "config.yaml"), cfg)
     except FileNotFoundError:

@@ -59,6 +59,11 @@ def load_config(overrides: list[str] | None = None) -> Config:
             *path, last = key.split(".")
             setattr(reduce(getattr, path, cfg), last, value)
     check(cfg)
+    if cfg.schedule.warmup_epochs > cfg.epochs:  # not in `check`: runs that were stored with it stay readable
+        raise UserError(
+            f"schedule.warmup_epochs={cfg.schedule.warmup_epochs:g} is longer than the training, epochs={cfg.epochs}. "
+            "Train longer, or warm up for less."
+        )
     if cfg.data.path is not None and not given.keys() & {"data", "data.name"}:
         # It would count as the dataset that configs/config.yaml names. What its file is called must not count.
         name = re.sub(r"[^A-Za-z0-9_]", "_", Path(cfg.data.path).stem)[:100] or "flowers"

@@ -10,7 +10,7 @@ import hashlib
 import importlib.util
 import re
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
@@ -140,6 +140,11 @@ def blamed(error: BaseException, files: Iterable[Path]) -> str | None:
     """``FILE: the error (line 12)`` for the one of ``files`` that the error came through; None: it is not theirs."""
     told = ((file, where(error, file)) for file in files)
     return next((f"{file}: {said}" for file, said in told if "(line" in said), None)
+
+
+def blame(error: BaseException, files: Sequence[Path]) -> str:
+    """`blamed`, and the first of ``files`` where the error came through none, as that of a backward pass."""
+    return blamed(error, files) or f"{files[0]}: {where(error, files[0])}"
 
 
 def where(error: BaseException, file: Path) -> str:

@@ -372,5 +372,12 @@ def _from_texts(labels: np.ndarray, part: str) -> np.ndarray:
     if any(not text.strip() or len(text) > LONGEST or not text.isprintable() for text in distinct.tolist()):
         raise WrongError(f"has labels in y_{part} that are empty, longer than {LONGEST} characters or not printable")
     if all(re.fullmatch(r"[0-9]{1,18}", text) for text in distinct.tolist()):
+        by_number: dict[int, str] = {}
+        for text in distinct.tolist():
+            if (other := by_number.setdefault(int(text), text)) != text:
+                raise WrongError(
+                    f"has the labels {other!a} and {text!a} in y_{part}, which are the same number and would be one "
+                    "class. Write them in one way"
+                )
         return np.asarray(texts).astype(np.int64)  # 2 comes before 10
     return np.asarray(texts)

@@ -200,6 +200,15 @@ def attempt(cfg: Config, share: Callable[[float], None], *, force: bool) -> Outc
         return failed(cfg, reason(error))
 
 
+def gone(path: Path) -> str | None:
+    """What has become of a finished run in ``path``, if it is not there any more or was damaged; None if it is."""
+    try:
+        there = Run(path).finished
+    except UserError as error:
+        return str(error)
+    return None if there else "its folder was removed after it had finished. Ask for it again."
+
+
 def failed(cfg: Config, error: str, by_user: bool = False) -> Outcome:
     """The outcome of a run that failed; the error is kept in its summary, unless that tells of an end already."""
     path = run_dir(cfg)

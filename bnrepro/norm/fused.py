@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.module import _has_any_global_hook
+from torch.nn.modules import module as of_torch
 
 from bnrepro.norm.layers import _HandDerived
 
@@ -55,8 +55,16 @@ def are_fusible(norm: Any, relu: Any) -> bool:
         and type(norm).forward is _HandDerived.forward
         and not _is_watched(norm)
         and not _is_watched(relu)
-        and not _has_any_global_hook()
+        and not _any_global_hook()
     )
+
+
+GLOBAL_HOOKS = tuple(f"_global_{kind}_hooks" for kind in ("forward", "forward_pre", "backward", "backward_pre"))
+
+
+def _any_global_hook() -> bool:
+    """Whether every call of a module is watched."""
+    return any(getattr(of_torch, name) for name in GLOBAL_HOOKS)
 
 
 def _is_watched(module: nn.Module) -> bool:

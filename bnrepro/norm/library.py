@@ -26,7 +26,16 @@ from itertools import product
 from pathlib import Path
 
 SOURCE = Path(__file__).with_name("kernels.cpp")
-FLAGS = ("-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-std=c++17", "-fPIC", "-shared")
+FLAGS = (
+    "-O2",
+    "-ftree-vectorize",
+    "-march=native",
+    "-fno-math-errno",
+    "-fno-trapping-math",
+    "-std=c++17",
+    "-fPIC",
+    "-shared",
+)
 PARALLEL = (("-fopenmp",), ("-fopenmp-simd",), ())
 """Optional compiler flags, best first."""
 VERSION_SECONDS, COMPILE_SECONDS = 30, 300

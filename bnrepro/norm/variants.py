@@ -120,6 +120,14 @@ class GhostBatchNorm(_Variant):
                 self._update_running(running_mean, running_var, mean, var, size)
         return torch.cat(outputs)
 
+    def _one_value(self, x: Tensor) -> str:
+        if self.ghost_size > 1:
+            return super()._one_value(x)
+        return (
+            f"{type(self).__name__} with ghost_size=1 has 1 value per channel in each part of the batch: normalised by "
+            "itself it is zero whatever it was. Make norm.ghost_size, the layer's ghost_size, 2 or more."
+        )
+
     def _divided(self, each: list[int]) -> str:
         return (
             f"ghost batches of {self.ghost_size} images would be divided between processes, which have {each} of the "

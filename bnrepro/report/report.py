@@ -14,7 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import quote
 
 from bnrepro.claims.conclusion import CLAIMS, KINDS, SCALES, Conclusion, as_json, open_conclusion
@@ -52,6 +52,7 @@ Q = (
     "empirical claims together (Benjamini and Hochberg)"
 )
 
+T = TypeVar("T")
 Rows = list[dict[str, Any]]
 Mark = Callable[[str], str]
 
@@ -135,29 +136,51 @@ def _has_margin(effect: dict[str, Any]) -> bool:
     return effect["margin"] is not None or lower
 
 
-def write(out: Path) -> list[Path]:
+def write(out: Path, left_out: Callable[[str], None] | None = None) -> list[Path]:
     """Write claims.json, REPORT.md and report.html into ``out``, replacing existing files, and return their paths.
+
+    Args:
+        out: the folder of the results.
+        left_out: told what is wrong with results that cannot be read, which are left out; None: that is raised.
 
     Raises:
         UserError: there is nothing, or something is damaged.
     """
     from bnrepro.report.page import page
 
-    report = gather(out)
+    report = gather(out, left_out)
     record.write_whole(out / CLAIMS, as_json(report.claims))
     record.write_whole(out / MARKDOWN, printable(markdown(report, out)))
     record.write_whole(out / HTML, printable(page(report)))
     return [out / CLAIMS, out / MARKDOWN, out / HTML]
 
 
-def gather(out: Path) -> Report:
-    """The experiments and comparisons in ``out`` and below."""
+def gather(out: Path, left_out: Callable[[str], None] | None = None) -> Report:
+    """The experiments and comparisons in ``out`` and below; ``left_out`` is as for `write`."""
+    problems: list[UserError] = []
+
+    def readable(read: Callable[[Path], T], folders: list[Path]) -> list[T]:
+        found: list[T] = []
+        for folder in folders:
+            try:
+                found.append(read(folder))
+            except UserError as error:
+                if left_out is None:
+                    raise
+                problems.append(error)
+        return found
+
     comparisons = list(compare.find(out))
-    conclusions = [open_conclusion(folder) for folder in _best([each for each in find(out) if each not in comparisons])]
+    conclusions = readable(open_conclusion, _best([each for each in find(out) if each not in comparisons]))
     order = {name: place for place, name in enumerate(NAMES)}
     conclusions.sort(key=lambda c: (order.get(c.name, len(order)), c.name, str(c.folder)))
     sections = [_of_experiment(conclusion) for conclusion in conclusions]
-    sections += [_of_comparison(folder, out) for folder in comparisons]
+    sections += readable(lambda folder: _of_comparison(folder, out), comparisons)
+    if problems and not sections:
+        raise problems[0]
+    for problem in problems:
+        assert left_out is not None
+        left_out(str(problem))
     if not sections:
         raise UserError(f"There are no results under {out}. `bnrepro reproduce` makes them.")
     twice = [name for name, count in Counter(section.name for section in sections).items() if count > 1]
@@ -309,7 +332,7 @@ def size(row: dict[str, Any]) -> str:
 def counted(claims: Rows) -> str:
     """How many have which verdict, at the source's scale and at others."""
     parts = []
-    for full, name in ((True, "exact or at the source's scale"), (False, "at a reduced scale or by an analogue")):
+    for full, name in ((True, "exact or full scale"), (False, "reduced or toy")):
         mine = [row for row in claims if (row["scale"] in FULL_SIZE) is full]
         counts = Counter(row["verdict"] for row in mine)
         if mine:
@@ -380,7 +403,7 @@ def told(section: Section) -> str:
 def q_of(report: Report, row: dict[str, Any]) -> str:
     """A claim's q value, with the digits that it has; a dash where it has none."""
     q = report.q.get(row["id"])
-    return NONE if q is None else f"{q:.2f}" if q >= 0.1 else f"{q:.1g}"
+    return NONE if q is None else f"{q:.2f}" if q >= 0.01 else f"{q:.0e}"
 
 
 def number(value: Any) -> str:
@@ -437,13 +460,14 @@ def marked_up(text: str, plain: Mark, address: Mark, code: Mark) -> str:
 def markdown(report: Report, out: Path) -> str:
     """The report as Markdown, with links to the figures' files."""
     lines = [f"# {TITLE}", "", report.summary(), ""]
-    lines += [f"* [{_text(s.title)}](#{s.name}){_text(told(s))}" for s in report.sections] + [""]
     judged = [section for section in report.sections if section.claims]
     if judged:
-        lines += ["## Verdicts", "", *(f"* **{v}**: {_text(meaning)}." for v, meaning in MEANINGS.items()), ""]
         kinds = report.by_kind()
-        lines += [*_table(list(kinds[0]), [[_text(number(row[key])) for key in row] for row in kinds])]
+        lines += _table(list(kinds[0]), [[_text(number(row[key])) for key in row] for row in kinds])
         lines += [_text(report.sensitive()), ""]
+    lines += [f"* [{_text(s.title)}](#{s.name}){_text(told(s))}" for s in report.sections] + [""]
+    if judged:
+        lines += ["## Verdicts", "", *(f"* **{v}**: {_text(meaning)}." for v, meaning in MEANINGS.items()), ""]
         lines += [_text(f"{Q}."), ""]
         cells = [
             [

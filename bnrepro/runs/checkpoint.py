@@ -32,13 +32,17 @@ def save(file: Path, payload: dict[str, Any], previous: Path | None = None) -> N
     record.write_whole(file, buffer.getvalue(), previous)
 
 
-def check(state: Any) -> None:
-    """Raise ValueError if a checkpoint cannot give ``state`` back: it holds more than `save` says."""
+def check(state: Any) -> Any:
+    """``state`` as a checkpoint gives it back.
+
+    Raises:
+        ValueError: it cannot, since it holds more than `save` says.
+    """
     buffer = io.BytesIO()
     try:
         torch.save(state, buffer)
         buffer.seek(0)
-        torch.load(buffer, weights_only=True)
+        return torch.load(buffer, map_location="cpu", weights_only=True)
     except Exception as error:  # of the object itself, of pickle or of torch
         raise ValueError("its state_dict() must hold tensors, numbers, texts and containers of them alone") from error
 

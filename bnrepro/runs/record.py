@@ -341,7 +341,7 @@ def open_run(path: Path) -> Run:
     """The run in directory ``path``.
 
     Raises:
-        UserError: there is none, or its configuration is lost.
+        UserError: there is none, or it has ended and what such a run leaves is damaged or not all there.
     """
     if path.is_symlink() and not path.exists():
         raise UserError(f"{path} is a link that leads nowhere, or to itself. `bnrepro runs` lists the runs.")
@@ -349,7 +349,9 @@ def open_run(path: Path) -> Run:
         if is_there(path / SUMMARY):
             raise damaged(path, f"there is no {CONFIG}")
         raise UserError(f"{path} is not a run's directory (no {CONFIG}). `bnrepro runs` lists them.")
-    return Run(path)
+    run = Run(path)
+    _ = run.finished  # says what is damaged
+    return run
 
 
 @contextmanager

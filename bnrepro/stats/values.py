@@ -4,12 +4,32 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
 from statistics import fmean
 from typing import Any
 
 from bnrepro.stats.intervals import Interval, t_interval
 
 Label = tuple[Any, ...]
+_missed: ContextVar[list[tuple[str, Any]] | None] = ContextVar("missed", default=None)
+
+
+@contextmanager
+def missed() -> Iterator[list[tuple[str, Any]]]:
+    """The (factor, level) pairs that are asked for within it where there are values, none of which has the level."""
+    found: list[tuple[str, Any]] = []
+    token = _missed.set(found)
+    try:
+        yield found
+    finally:
+        _missed.reset(token)
+
+
+def note_missed(levels: Mapping[str, Any]) -> None:
+    """Add to `missed`."""
+    if (found := _missed.get()) is not None:
+        found.extend(levels.items())
 
 
 class Values:
@@ -70,7 +90,7 @@ class Values:
             raise ValueError(f"there is no factor {', '.join(missing)}; there are {', '.join(self.factors)}")
         places = {key: self.factors.index(key) for key in levels if key in self.factors}
         left = [i for i, key in enumerate(self.factors) if key not in alone]
-        return Values(
+        found = Values(
             tuple(self.factors[i] for i in left),
             {
                 (tuple(label[i] for i in left), seed): value
@@ -78,6 +98,9 @@ class Values:
                 if all(label[i] in keep[key] if key in keep else label[i] == alone[key] for key, i in places.items())
             },
         )
+        if self.data and not found.data:
+            note_missed({key: alone[key] for key in places if key in alone and alone[key] not in self.levels(key)})
+        return found
 
     def where(self, keep: Callable[[float], bool]) -> Values:
         """The values for which ``keep`` is true: ``values.where(math.isfinite)``."""

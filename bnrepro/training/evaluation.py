@@ -24,7 +24,7 @@ from bnrepro.norm.table import NORMS, SHIPPED
 from bnrepro.runs import checkpoint, record
 from bnrepro.system.cores import use_threads
 from bnrepro.training import train
-from bnrepro.training.model import Network, build, norm_of
+from bnrepro.training.model import Network, build, load_state, norm_of
 from bnrepro.training.user_modules import own_files
 
 
@@ -60,9 +60,12 @@ def restore(run: record.Run, data: Dataset | None = None) -> tuple[Config, Datas
             raise UserError(f"{run.path}: code of your own was changed after the run. Train it again.")
     network = build(cfg.model, norm_of(cfg), data.channels, data.image_size, data.num_classes, torch.Generator())
     try:
-        network.load_state_dict(state["network"])
-    except (KeyError, RuntimeError, TypeError) as error:
-        raise UserError(f"{run.path / record.CHECKPOINT} does not fit the run's configuration.") from error
+        load_state(network, state)
+    except ValueError as error:
+        raise UserError(
+            f"{run.path / record.CHECKPOINT} does not fit the run's configuration ({error}). Train the run again with "
+            "--force."
+        ) from error
     return cfg, data, network.to(cfg.device.value)
 
 
@@ -170,7 +173,9 @@ def evaluate(run: record.Run, statistics: str = "ema", size: int | None = None) 
         if size is not None and out_of_memory(error):
             raise UserError(f"--size={size}: memory ran out. Use a smaller --size.") from error
         if size is None or not isinstance(error, RuntimeError):
-            raise
+            if not (own := own_files(cfg)) or isinstance(error, UserError | OSError) or out_of_memory(error):
+                raise
+            raise UserError(f"The evaluation fails in code of your own. {user_files.blame(error, own)}") from error
         if any(isinstance(each, nn.LayerNorm) and len(each.normalized_shape) > 1 for each in network.modules()):
             raise UserError(
                 f"--size={size}: variant={cfg.variant} takes maps of one size, since it has parameters for each of "
@@ -180,6 +185,20 @@ def evaluate(run: record.Run, statistics: str = "ema", size: int | None = None) 
             f"--size={size}: {cfg.model.name} takes images of one size, since it ends in fully connected layers. "
             "Use a run of model=resnet20."
         ) from error
+
+
+def differs(run: record.Run, accuracy: float) -> str | None:
+    """A sentence if the test ``accuracy`` of a completed run's network, as trained, is not the one on record."""
+    recorded = run.summary.get("test_accuracy")
+    if recorded in (None, accuracy):
+        return None
+    reason = "another machine, version of torch or number of threads rounds otherwise"
+    if own := own_files(run.config):
+        reason = (
+            f"what {own[0].name} keeps elsewhere than in parameters and buffers, as in attributes or generators of its "
+            "own, a checkpoint does not hold"
+        )
+    return f"The test accuracy on record is {recorded:.4f}. Most likely {reason}."
 
 
 def resized(images: Tensor, size: int) -> Tensor:

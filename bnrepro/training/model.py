@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
 from functools import partial, reduce
@@ -18,6 +18,7 @@ from bnrepro.config.overrides import written
 from bnrepro.config.schema import Config, DropoutPosition, Initialization, Model, Norm, Placement
 from bnrepro.errors import UserError, either, known_are
 from bnrepro.norm import NORMS, ConvAdaptiveNorm2d, FusedSequential, NormError, NormOptions
+from bnrepro.training.generators import forked
 from bnrepro.training.user_modules import MakeNorm as MakeNorm
 from bnrepro.training.user_modules import Shape, own_network, own_norm
 
@@ -406,8 +407,7 @@ def build(
     )
     try:
         # What a norm of a user's own draws when it is made comes from the seed too; all other weights are drawn below.
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(generator.initial_seed())
+        with forked(seed=generator.initial_seed()):
             network = Network(nn.Sequential(*make(blocks, channels, image, classes)), blocks.norms)
     except NormError as error:
         raise UserError(str(error)) from error
@@ -451,6 +451,33 @@ def parameter_groups(network: nn.Module, weight_decay: float, decay_norm: bool) 
         (decayed if decay_norm or isinstance(module, plain) else kept).extend(own)
     groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": kept, "weight_decay": 0.0}]
     return [group for group in groups if group["params"]]
+
+
+def state_of(network: nn.Module) -> dict[str, Any]:
+    """What a checkpoint holds of ``network``: its state_dict(), and the buffers that this leaves out.
+
+    Layers of a user's own may compute with a buffer that is not persistent, and change it.
+    """
+    kept = network.state_dict()
+    buffers = network.named_buffers(remove_duplicate=False)
+    return {"network": kept, "buffers": {name: b.detach() for name, b in buffers if name not in kept}}
+
+
+def load_state(network: nn.Module, state: Mapping[str, Any]) -> None:
+    """Give ``network`` what `state_of` one like it has returned.
+
+    Raises:
+        ValueError: it does not fit; the message says which tensor.
+    """
+    try:
+        network.load_state_dict(state["network"])
+        for name, buffer in state.get("buffers", {}).items():
+            owner, _, last = name.rpartition(".")
+            here = next(network.parameters()).device
+            network.get_submodule(owner).register_buffer(last, buffer.to(here), persistent=False)
+    except (AttributeError, KeyError, RuntimeError, TypeError) as error:
+        first, *rest = filter(None, map(str.strip, str(error).splitlines() or [""]))  # torch names tensors from line 2
+        raise ValueError((rest[0] if rest else first)[:300].rstrip(".")) from error
 
 
 def size_of(network: nn.Module) -> tuple[int, int]:

@@ -8,7 +8,9 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from copy import deepcopy
 from dataclasses import dataclass, replace
+from inspect import unwrap
 from pathlib import Path
+from traceback import walk_tb
 from typing import Any, NamedTuple
 
 import torch
@@ -18,7 +20,7 @@ from torch.nn import functional as F
 from bnrepro.config import check_same, check_yaml, config_hash, run_dir, to_dict, to_yaml, user_files
 from bnrepro.config.schema import Config, Device, Optimizer, Precision, Schedule, in_channels_last
 from bnrepro.data.dataset import Dataset, Split, derive_seed, epoch_plan, eval_batches, load, train_batch
-from bnrepro.errors import UserError, out_of_memory
+from bnrepro.errors import UserError, in_brackets, out_of_memory
 from bnrepro.norm import NormError, native
 from bnrepro.runs import checkpoint, provenance, record
 from bnrepro.runs.board import TensorBoardWriter
@@ -27,11 +29,11 @@ from bnrepro.system import output, signals
 from bnrepro.system.cores import CrowdedCores, crowded, use_threads
 from bnrepro.system.reading import leads_out
 from bnrepro.system.signals import Stop, stop_between_steps, terminate_as_interrupt
-from bnrepro.training import distributed
+from bnrepro.training import distributed, generators
 from bnrepro.training.distributed import Processes
 from bnrepro.training.freezing import prepare
 from bnrepro.training.metrics import MetricAccumulator
-from bnrepro.training.model import MakeNorm, Network, at_norms, build, norm_of, size_of
+from bnrepro.training.model import MakeNorm, Network, at_norms, build, load_state, norm_of, size_of, state_of
 from bnrepro.training.optimizer import lr_factor, make_optimizer
 from bnrepro.training.user_modules import own_files
 
@@ -142,13 +144,27 @@ def _told(cfg: Config) -> Iterator[None]:
         raise
     except BaseException as error:  # a SystemExit of a user's own would end a sweep, as if all went well
         if not out_of_memory(error):
-            if isinstance(error, UserError) or not (said := user_files.blamed(error, own_files(cfg))):
+            if isinstance(error, UserError) or not (said := _of_own_code(error, cfg)):
                 raise
             raise UserError(f"Training fails in code of your own. {said}") from error
         raise UserError(
             f"There is not enough memory for model={cfg.model.name} with model.width={cfg.model.width:g} and "
             f"batch_size={cfg.batch_size}. Use a smaller width or batch, or fewer processes at a time (--jobs)."
         ) from error
+
+
+def _of_own_code(error: BaseException, cfg: Config) -> str | None:
+    """`user_files.blame` for an error that is due to code of a user's own; None for another.
+
+    That is one that came through its files, or out of what torch does with its network.
+    """
+    own = own_files(cfg)
+    steps = (Trainer.update, Trainer.measure, Trainer.finite, Trainer.norm_inputs, Trainer.save)
+    with_network = {unwrap(each).__code__ for each in steps}
+    there = any(frame.f_code in with_network for frame, _ in walk_tb(error.__traceback__))
+    if own and there and not isinstance(error, OSError):
+        return user_files.blame(error, own)
+    return user_files.blamed(error, own)
 
 
 def trainer_of(
@@ -191,8 +207,7 @@ def _train(trainer: Trainer, directory: Path, state: dict[str, Any] | None) -> N
     with stop_between_steps() as stop:
         try:
             if first:
-                record.keep_code(directory, trainer.cfg)
-                record.write_whole(directory / record.CONFIG, to_yaml(trainer.cfg))
+                trainer.begin(directory)
             with trainer.processes.together():
                 status = trainer.train(directory, stop, state)
         except KeyboardInterrupt:
@@ -207,6 +222,7 @@ def _train(trainer: Trainer, directory: Path, state: dict[str, Any] | None) -> N
         finally:
             stop.ending = True
             if first:
+                trainer.put_back(directory)
                 record.write_summary(directory, trainer.summary(status, error))
     if first:
         (directory / record.PREVIOUS).unlink(missing_ok=True)
@@ -234,6 +250,9 @@ class Trainer:
             self.network.to(memory_format=torch.channels_last)
         self.forward = processes.wrap(self.network, bool(own_files(cfg)))  # before the optimiser: norms are replaced
         self.optimizer = make_optimizer(cfg, network)
+        # Others hold what is no number on purpose, as a mask of attention does, or cannot be asked.
+        self.finite_buffers = [name for name, buffer in self.network.named_buffers() if _is_finite(buffer)]
+        self.unchecked = bool(own_files(cfg))
         self.steps_per_epoch = len(data.train.labels) // cfg.batch_size
         if self.steps_per_epoch == 0:
             raise UserError(
@@ -250,8 +269,8 @@ class Trainer:
         self.rows: list[Row] = []
         self.seconds = 0.0
         self.diverged_at: int | None = None
-        # Dropout and noise draw from torch's global generators; batches and weights have their own.
-        torch.manual_seed(derive_seed(cfg.seed, "dropout"))
+        # Dropout, noise and code of a user's own draw from the global generators; batches and weights have their own.
+        generators.seed_all(derive_seed(cfg.seed, "dropout"))
 
     # --- the loop ---
 
@@ -263,20 +282,25 @@ class Trainer:
         """
         images = self.data.normalize(self.data.train.images[: self.cfg.batch_size], self.channels_last)
         devices = [self.device] if self.device.type == "cuda" else []
-        try:
-            copy = deepcopy(self.network).train()
-        except Exception:  # a layer of a user's own that cannot be copied: training says the same, later
-            return
         own = own_files(self.cfg)
         try:
-            with torch.enable_grad() if own else torch.no_grad(), torch.random.fork_rng(devices), self.autocast():
-                logits = copy(images)
-                if own:  # it is not known to be right
-                    self.probe(logits)
-                    checkpoint.check(copy.state_dict())
+            copy = deepcopy(self.network).train()
+        except Exception:  # a layer of a user's own that cannot be copied: what is wrong in a step is told in training
+            if not own:
+                return
+            copy = None
+        try:
+            with generators.forked(devices):
+                if copy is None:
+                    self.check(state_of(self.network))
+                elif own:  # it is not known to be right
+                    self.probe(copy, images)
+                else:
+                    with torch.no_grad(), self.autocast():
+                        copy(images)
         except (Exception, SystemExit) as error:
             if own and not isinstance(error, NormError | MemoryError) and not out_of_memory(error):
-                said = user_files.blamed(error, own) or f"{own[0]}: {user_files.where(error, own[0])}"
+                said = user_files.blame(error, own)
                 raise UserError(f"A batch of shape {tuple(images.shape)} cannot be trained on. {said}") from error
             if not isinstance(error, ValueError):
                 raise
@@ -284,13 +308,40 @@ class Trainer:
             advice = " Use batch_size=2 or more." if self.cfg.batch_size == 1 else ""
             raise UserError(f"variant={self.cfg.variant}{size}: {str(error).rstrip('.')}.{advice}") from error
 
-    def probe(self, logits: Any) -> None:
-        """Check that ``logits`` are those of a batch, and that a loss of them has a gradient."""
-        wanted = (min(self.cfg.batch_size, len(self.data.train.labels)), self.data.num_classes)
-        if not isinstance(logits, Tensor) or tuple(logits.shape) != wanted:
-            got = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
-            raise ValueError(f"its output must have shape {wanted}; got {got}")
-        F.cross_entropy(logits.float(), self.data.train.labels[: wanted[0]]).backward()
+    def probe(self, network: nn.Module, images: Tensor) -> None:
+        """Take two steps with ``network`` on ``images``, and check what it gives and what a checkpoint holds of it.
+
+        Two, since what is wrong with what the first one keeps, as a graph in a buffer, comes out in the second.
+        """
+        wanted = (len(images), self.data.num_classes)
+        optimizer = make_optimizer(self.cfg, network)
+        for _ in range(2):
+            with self.autocast():
+                logits = network(images)
+            if not isinstance(logits, Tensor) or tuple(logits.shape) != wanted:
+                got = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+                raise ValueError(f"its output must have shape {wanted}; got {got}")
+            optimizer.zero_grad(set_to_none=True)
+            F.cross_entropy(logits.float(), self.data.train.labels[: wanted[0]]).backward()
+            optimizer.step()
+        self.check(state_of(network))
+
+    def check(self, state: dict[str, Any]) -> None:
+        """Check that a run can go on from ``state``, and be evaluated.
+
+        Raises:
+            ValueError: a newly built network cannot take it; the message says which tensor does not fit.
+        """
+        cfg, data = self.cfg, self.data
+        kept = checkpoint.check(state)
+        shape = (data.channels, data.image_size, data.num_classes)
+        try:
+            load_state(build(cfg.model, norm_of(cfg), *shape, torch.Generator()), kept)
+        except ValueError as error:
+            raise ValueError(
+                f"a checkpoint of it fits no network that is newly built ({error}). All that its state_dict() holds "
+                "must be made in __init__, in its final size"
+            ) from error
 
     def train(self, directory: Path, stop: Stop, state: dict[str, Any] | None = None) -> Status:
         """Run to the end, from ``state``, a checkpoint of this run, if there is one.
@@ -419,8 +470,9 @@ class Trainer:
         return True
 
     def finite(self) -> bool:
-        """Whether all parameters and buffers are finite."""
-        tensors = [t for t in self.network.state_dict().values() if t.is_floating_point()]
+        """Whether all parameters are finite, and all buffers that were finite at the start."""
+        buffers = dict(self.network.named_buffers())
+        tensors = [*self.network.parameters(), *(buffers[name] for name in self.finite_buffers if name in buffers)]
         return bool(torch.stack([t.isfinite().all() for t in tensors]).all()) if tensors else True
 
     def write_metrics(self, directory: Path) -> None:
@@ -449,25 +501,38 @@ class Trainer:
 
     # --- what is kept ---
 
+    def begin(self, directory: Path) -> None:
+        """What is there before the first step: the configuration, and files of a user's own."""
+        record.keep_code(directory, self.cfg)
+        record.write_whole(directory / record.CONFIG, to_yaml(self.cfg))
+
+    def put_back(self, directory: Path) -> None:
+        """Write again what has been removed from the run's directory, or with it, since it was written."""
+        if not record.is_there(directory / record.CONFIG):
+            self.begin(directory)
+        if self.rows and not record.is_there(directory / record.METRICS):
+            self.write_metrics(directory)
+
     def save(self, directory: Path, since: MetricAccumulator) -> None:
         """A checkpoint; the one before is kept until the run has ended."""
-        checkpoint.save(directory / record.CHECKPOINT, self.state(since), directory / record.PREVIOUS)
+        state = self.state(since)
+        if self.unchecked:  # code of a user's own, which may have changed its network since it was rehearsed
+            self.check(state)
+            self.unchecked = False
+        checkpoint.save(directory / record.CHECKPOINT, state, directory / record.PREVIOUS)
 
     def state(self, since: MetricAccumulator) -> dict[str, Any]:
         """All that the rest of the run depends on, as tensors and primitives."""
-        state: dict[str, Any] = {
+        return {
             "config": to_yaml(self.cfg),
-            "network": self.network.state_dict(),
+            **state_of(self.network),
             "optimizer": self.optimizer.state_dict(),
             "step": self.step,
             "rows": self.rows,
             "seconds": self.seconds,
             "since": since.state(),
-            "generator": torch.get_rng_state(),
+            **generators.states(self.device),
         }
-        if self.device.type == "cuda":
-            state["cuda_generator"] = torch.cuda.get_rng_state(self.device)
-        return state
 
     def restore(self, state: dict[str, Any], since: MetricAccumulator) -> None:
         """Go on from `state`.
@@ -477,15 +542,15 @@ class Trainer:
         """
         check_yaml(state.get("config"), self.cfg)
         try:
-            self.network.load_state_dict(state["network"])
+            load_state(self.network, state)
             self.optimizer.load_state_dict(state["optimizer"])
             self.step, self.rows, self.seconds = int(state["step"]), list(state["rows"]), float(state["seconds"])
             since.restore(state["since"])
-            torch.set_rng_state(state["generator"])
-            if self.device.type == "cuda":
-                torch.cuda.set_rng_state(state["cuda_generator"], self.device)
+            generators.restore(state, self.device)
         except (KeyError, RuntimeError, TypeError, ValueError) as error:
-            raise UserError("The checkpoint does not fit this run. Start over with --force.") from error
+            raise UserError(
+                f"The checkpoint does not fit this run ({in_brackets(error)}). Start over with --force."
+            ) from error
 
     def summary(self, status: Status, error: str | None = None) -> dict[str, Any]:
         """summary.json: the final numbers and where they come from."""
@@ -543,6 +608,14 @@ def measure(
             loss += F.cross_entropy(logits, y, reduction="sum").double()
             right += (logits.argmax(1) == y).sum()
     return float(loss) / count, float(right) / count
+
+
+def _is_finite(tensor: Tensor) -> bool:
+    """Whether ``tensor`` holds finite numbers alone; False where torch cannot say, as of a sparse one."""
+    try:
+        return bool(tensor.isfinite().all())
+    except RuntimeError:
+        return False
 
 
 def _all_finite(row: Row) -> bool:

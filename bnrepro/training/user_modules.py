@@ -1,4 +1,8 @@
-"""Norms and networks in files of a user's own, as those of the package."""
+"""Norms and networks in files of a user's own, as those of the package.
+
+A checkpoint holds their parameters, buffers and extra state. Whatever else they keep, as attributes, generators of
+their own or globals, is not restored when a run goes on, or is evaluated.
+"""
 
 from __future__ import annotations
 
@@ -15,6 +19,7 @@ from bnrepro.config import user_files
 from bnrepro.config.schema import Config
 from bnrepro.errors import UserError
 from bnrepro.norm import NormError
+from bnrepro.training.generators import forked
 
 Shape = tuple[int, ...]
 MakeNorm = Callable[[int, Shape], nn.Module]
@@ -64,7 +69,10 @@ def _called(file: Path, name: str, make: Callable[..., Any], *arguments: Any) ->
         raise UserError(f"{file}:{name} cannot be made: {user_files.where(error, file)}") from error
     if not isinstance(made, nn.Module):
         raise UserError(f"{file}:{name} gives {type(made).__name__}, where a torch.nn.Module is needed.")
-    if any(map(is_lazy, (*made.parameters(), *made.buffers()))):
+    tensors = (*made.parameters(), *made.buffers())
+    if any(tensor.is_meta for tensor in tensors):
+        raise UserError(f"{file}:{name} has tensors on the device meta, which hold no numbers. Make them on the CPU.")
+    if any(map(is_lazy, tensors)):
         raise UserError(
             f"{file}:{name} has lazy layers, whose sizes are not known yet. Give them their sizes, or run a tensor of "
             "zeros through them before they are returned."
@@ -85,8 +93,8 @@ def own_network(
 ) -> tuple[nn.Module, list[nn.Module]]:
     """The network that ``name(norm, channels, image, classes)`` in ``file`` makes, and the norms that it asked for.
 
-    Its weights are those that it draws. They come from torch's global generator, seeded
-    from ``generator``, so that all norms start from the same ones.
+    Its weights are those that it draws. They come from the global generators, seeded from ``generator``, so that all
+    norms start from the same ones.
     """
     make = user_files.load(file, name)
     if not _can_be_called(inspect.signature(make), 4):
@@ -100,8 +108,7 @@ def own_network(
         norms.append(norm(features, tuple(shape)))
         return norms[-1]
 
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(generator.initial_seed())
+    with forked(seed=generator.initial_seed()):
         layers = _called(file, name, make, counted, channels, image, classes)
     if not any(p.requires_grad for p in layers.parameters()):
         raise UserError(f"{file}:{name} has no parameters to train.")

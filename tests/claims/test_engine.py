@@ -401,7 +401,7 @@ def test_unknown_names_are_told_with_those_that_there_are(presets: Path) -> None
     [
         ("smoke: {margn: 1}", "The preset smoke in .*made_up.yaml: margn: Extra inputs .*margin"),
         ("smoke: {seeds: 0}", "The preset smoke in .*made_up.yaml: seeds: Value error, must be at least 1"),
-        ("smoke: {margin: wide}", "margin: Input should be a valid number"),
+        ("smoke: {margin: wide}", "margin: Input should be a valid number, unable to parse string as a number.$"),
         ("smoke: 1", "must hold a mapping of settings for each preset"),
         ("[smoke]", "must hold a mapping of settings for each preset"),
         ("smoke: {", "cannot be read"),

@@ -188,11 +188,24 @@ def test_an_exact_part_costs_the_others_nothing() -> None:
 
 
 def test_rules_that_nothing_can_meet_are_refused() -> None:
-    for margin, ratio in ((0.0, False), (-1.0, False), (1.0, True), (0.5, True), (math.nan, False)):
+    for margin, ratio in ((0.0, False), (-1.0, False), (1.0, True), (0.5, True), (math.nan, False), (math.inf, True)):
         with pytest.raises(ValueError, match="the margin must be above"):
             equal(by_seed(around(0)), "x", "", margin=margin, ratio=ratio)
-    with pytest.raises(ValueError, match="errors need a tolerance"):
-        exact(by_seed([math.nan]), "x")
+    for margin in (0.0, -1.0, math.nan, math.inf):
+        with pytest.raises(ValueError, match="not_lower: the margin must be above 0"):
+            not_lower(by_seed(around(0)), "x", "", margin=margin)
+    for rule, side in ((greater, 1), (less, -1)):
+        for margin, ratio in ((-side, False), (math.nan, False), (math.inf, False), (-math.inf, True), (-1.0, True)):
+            with pytest.raises(ValueError, match=f"{rule.__name__}: the margin must be finite, at"):
+                rule(by_seed(around(0)), "x", "", margin=margin, ratio=ratio)
+        for bar, ratio in ((math.nan, False), (math.inf, False), (0.0, True)):
+            with pytest.raises(ValueError, match=f"{rule.__name__}: the bar must be finite"):
+                rule(by_seed(around(0)), "x", "", bar=bar, ratio=ratio)
+    with pytest.raises(ValueError, match="at least the bar of 2; got 1"):
+        greater(by_seed(around(0)), "x", "", bar=2.0, margin=1.0)
+    for tolerance in (None, math.nan, math.inf, -1.0):
+        with pytest.raises(ValueError, match="errors need a tolerance"):
+            exact(by_seed([math.nan]), "x", tolerance=tolerance)
 
 
 def test_what_is_shown_beside_decides_nothing() -> None:

@@ -116,6 +116,10 @@ def test_first_look_that_leaves_nothing_open_decides(
         assert len(values) < 5 or row["needed"] > seeds
 
 
+def test_answer_names_the_interval_of_the_look() -> None:
+    assert judged_by(above, results(alternating(3, 0.5, 40))).answer.endswith("points (n=5, 99%, bar 0, margin 1).")
+
+
 def test_verdict_stands_whatever_further_seeds_there_are() -> None:
     early = alternating(3, 0.5, 5)
     rows = [judged_by(above, results(early + later)).as_row("a") for later in ([], [-99.0] * 5, [-99.0] * 95)]
@@ -198,7 +202,10 @@ def test_of_two_gates_the_one_that_stands_in_the_way_is_shown() -> None:
         (failed, passed, failed),
         (failed, unknown, unknown),
     ):
-        assert (first & second) is shown
+        both = first & second
+        assert (both.what, both.passed, both.parts) == (shown.what, shown.passed, (first, second))
+        assert both.asks == f"{first.what}: n; {second.what}: n"
+        assert (both & passed).parts == (first, second, passed)
 
 
 def test_fall_of_a_loss_is_that_of_the_last_epoch() -> None:

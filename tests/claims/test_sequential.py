@@ -11,7 +11,7 @@ import pytest
 
 from bnrepro.claims import Design, Evidence, Paper, Results, greater, measure
 from bnrepro.claims.conclusion import open_conclusion
-from bnrepro.claims.engine import make_plan
+from bnrepro.claims.engine import Plan, make_plan
 from bnrepro.claims.estimating import Costs
 from bnrepro.claims.judging import Judged
 from bnrepro.claims.records import read
@@ -202,6 +202,37 @@ def test_measurement_that_fails_stops_its_claim_alone(looks: None, listed: Liste
     assert "made_up/near is open after 5 of 20 seeds" in told.out
     assert "its next look is not reached, since a run failed or left no value." in told.out
     assert seeds() == {"clear": 5, "near": 9, "never": 20}
+    (failed,) = read(PLACE).provenance["failed"]  # which later steps, that do not ask for it, still tell
+    assert failed == "near, seed 7, made_up/effect: ZeroDivisionError: by purpose"
+
+
+def test_fixed_design_is_run_once(listed: Listed, call: Call) -> None:
+    listed(paper())
+    for line in ("made_up: 1 seed for clear, near, never: 0 runs, 3 measurements", "made_up: 1 seed for"):
+        told = call("reproduce", "made_up", "--until-decided", "--jobs=1")
+        assert told.code == 0 and told.out.startswith(line), told.err
+    assert seeds() == {"clear": 1, "near": 1, "never": 1}
+    assert "made_up/near is open after 1 of 1 seeds." in told.out
+
+
+def test_interrupted_search_goes_on(looks: None, listed: Listed, call: Call, tmp_path: Path) -> None:
+    real = effect.function
+
+    def stopped(seed: int, spread: float) -> made_up.Rows:
+        if seed == 7:
+            raise KeyboardInterrupt
+        return real(seed, spread)
+
+    listed(paper())
+    object.__setattr__(effect, "function", stopped)
+    try:
+        told = call("reproduce", "made_up", "--until-decided", "--jobs=1")
+    finally:
+        object.__setattr__(effect, "function", real)
+    assert told.code == 130 and "Run the same command again to continue" in told.err
+    assert (made(tmp_path), verdicts()["clear"]) == (17, ("reproduced", 1, 5))
+    assert call("reproduce", "made_up", "--until-decided", "--jobs=1").code == 0
+    assert (made(tmp_path), verdicts()["near"]) == (35, ("reproduced", 2, 10))
 
 
 # --- in which order ---
@@ -209,7 +240,11 @@ def test_measurement_that_fails_stops_its_claim_alone(looks: None, listed: Liste
 
 def target(tmp_path: Path, names: Any = SPREAD) -> Target:
     own = paper(names=names)
-    return Target(own, own.claims, lambda seeds, asked: make_plan(own, "full", tmp_path, seeds=seeds, asked=asked))
+
+    def make(seeds: int, asked: Design, alone: bool) -> Plan:
+        return make_plan(own, "full", tmp_path, seeds=seeds, asked=asked, alone=alone)
+
+    return Target(own, own.claims, make)
 
 
 def evidence_of(step: Step) -> tuple[list[Judged], list[str]]:

@@ -185,6 +185,8 @@ def test_message_says_which_key_and_what_is_wanted() -> None:
         load_config(["data=nowhere"])
     with pytest.raises(UserError, match=r"model\.dropout must be in \[0, 1\); got 1\.0"):
         load_config(["model.dropout=1"])
+    with pytest.raises(UserError, match=r"schedule\.warmup_epochs=5 is longer than the training, epochs=1\."):
+        load_config(["schedule=cosine", "schedule.warmup_epochs=5", "epochs=1"])
 
 
 def test_identity_ignores_where_things_lie_and_nothing_else() -> None:

@@ -599,6 +599,10 @@ WRONG = {
         {"y_train": np.array(["a", "a ", "b"])[np.arange(20) % 3], "y_test": np.full(8, "a")},
         "the labels 'a' and 'a ', which look the same",
     ),
+    "a number in two writings": (
+        {"y_train": np.array(["01", "1", "2", "3"])[np.arange(20) % 4], "y_test": np.full(8, "1")},
+        "the labels '01' and '1' in y_train, which are the same number and would be one class",
+    ),
     "a name in two compositions": (
         {"y_train": np.array(["é", "f"])[np.arange(20) % 2], "y_test": np.full(8, "e\u0301")},
         r"the labels 'e\\u0301' and '\\xe9', which look the same",

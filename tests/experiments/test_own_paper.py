@@ -29,9 +29,10 @@ def paper(tmp_path: Path) -> Path:
 
 MISTAKES = [
     (("    return greater(", "    greater("), 2, "it returns NoneType, and not Evidence, as `greater` makes it"),
-    (('part="main"', 'prat="main"'), 0, "Claim 1 found nothing that was measured. Is a part, a level of a factor"),
-    (('part="main"', 'part="mian"'), 0, "Claim 1 found nothing that was measured. Is a part, a level of a factor"),
-    (('norm="nobn"', 'norm="none"'), 0, "Claim 1 found nothing that was measured. Is a part, a level of a factor"),
+    (('part="main"', 'prat="main"'), 2, "claim 1 fails: ValueError: there is no prat 'main'."),
+    (('part="main"', 'part="mian"'), 2, "there is no part 'mian'. Did you mean main? There are: main."),
+    (('norm="nobn"', 'norm="none"'), 2, "there is no norm 'none'. Did you mean nobn? There are: nobn, bn."),
+    (('r.test_accuracy(part="main")', 'r.measured("shift")'), 0, "Claim 1 found nothing that was measured. Is a part"),
 ]
 """In a claim, told by `bnrepro figures`."""
 
@@ -68,10 +69,21 @@ def test_the_readmes_example_is_judged_drawn_and_reported(call: Call, paper: Pat
         assert code == expected and message in err, err
     paper.write_text(example())
     assert call("figures", "my_paper.py").code == 0
-    code, _, err = call("figures", str(folder))  # a folder's code is not run
-    assert code == 2 and "`bnrepro figures my_paper.py` draws them" in err
+    for name in (str(folder), "my_paper"):  # a folder's code is not run
+        code, _, err = call("figures", name)
+        assert code == 2 and "`bnrepro figures my_paper.py --out=" in err and " draws them" in err
     assert call("report").code == 0
     assert claim["sentence"] in (tmp_path / "results" / "REPORT.md").read_text()
+
+    other = tmp_path / "other_paper.py"
+    other.write_text(example().replace("    return greater(", "    greater("))
+    assert call("reproduce", "other_paper.py").code == 2
+    code, out, err = call("report")  # one that has no conclusions yet does not cost the others
+    remedy = "bnrepro figures other_paper.py --out=results/experiments"
+    assert code == 0 and "Report:" in out and err.startswith("Left out: ") and f"`{remedy}`" in err, err
+    other.write_text(example())
+    assert call(*remedy.split()[1:]).code == 0
+    assert call("report").err == ""
 
 
 @pytest.mark.parametrize(
@@ -83,6 +95,7 @@ def test_the_readmes_example_is_judged_drawn_and_reported(call: Call, paper: Pat
         (('{"norm": variant}', '{"step": variant}'), "no factor can be called step"),
         (('{"norm": variant}', "{}"), "two different runs have part 'main', factors {}, seed 0"),
         (("@paper.design", "@measure"), 'a measure needs a name of its own, as in @measure("my_paper/shift") (line'),
+        (("epochs=1", 'seed=3", "epochs=1'), "the design fails: ValueError: a design's seeds are those of Design(...)"),
         (("model=lenet", "model=lenett"), "There is no model 'lenett'. Did you mean lenet?"),
     ],
 )

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import shutil
 import signal
 from collections.abc import Callable
 from dataclasses import dataclass
 from io import StringIO
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -21,6 +23,7 @@ from bnrepro.errors import UserError
 from bnrepro.launch import parallel, sweep
 from bnrepro.report import compare
 from bnrepro.runs.record import Run
+from tests.conftest import Call
 
 Tiny = Callable[..., Config]
 
@@ -215,3 +218,42 @@ def test_live_table_counts_and_estimates(monkeypatch: pytest.MonkeyPatch) -> Non
     assert text in shown
     assert "c " in shown
     assert "50%" in shown
+
+
+SMALL = ("model=lenet", "epochs=1", "data.val_fraction=0.9", "tensorboard=false")
+PAPER = f"""from bnrepro.claims import Design, Paper, Preset
+paper = Paper(__name__, Preset)
+@paper.design
+def runs(s):
+    design = Design(1)
+    for variant in ("bn", "nobn"):
+        design.train("main", {{"norm": variant}}, [f"variant={{variant}}", *{SMALL}])
+    return design
+"""
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        ("compare", "--variants=bn,nobn", "--seeds=1", "--jobs=1", *SMALL),
+        ("sweep", "variant=bn,nobn", "--jobs=1", *SMALL),
+        ("reproduce", "paper.py", "--jobs=1"),
+    ],
+)
+@pytest.mark.parametrize("removed", ["", "metrics.csv"])
+def test_run_that_is_removed_after_it_has_finished_has_failed(
+    asked: tuple[str, ...], removed: str, call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "paper.py").write_text(PAPER)
+    real = sweep.run_all
+
+    def remove(configs: list[Config], *more: Any, **named: Any) -> list[sweep.Outcome]:
+        outcomes = real(configs, *more, **named)
+        shutil.rmtree(outcomes[0].path) if not removed else (outcomes[0].path / removed).unlink()
+        return outcomes
+
+    monkeypatch.setattr(sweep, "run_all", remove)
+    code, _, err = call(*asked)
+    said = "there is no metrics.csv" if removed else "its folder was removed after it had finished"
+    assert code == 2 and said in err and "failed" in err, err
+    assert len(list((tmp_path / "runs").rglob("metrics.csv"))) == 1

@@ -153,6 +153,16 @@ def test_ghost_size_below_1_is_refused() -> None:
         layer(normal(4, C, 5, 6))
 
 
+def test_ghost_batches_of_one_value_name_what_makes_them() -> None:
+    layer = made("ghostbn")
+    layer.ghost_size = 1
+    with pytest.raises(NormError, match=r"ghost_size=1 has 1 value per channel in each part .* ghost_size, 2 or more"):
+        layer(normal(4, C, 1, 1))
+    layer.ghost_size = 2
+    with pytest.raises(NormError, match="Train on batches of 2 or more"):
+        layer(normal(1, C, 1, 1))
+
+
 # --- batch renormalization ---
 
 

@@ -198,8 +198,8 @@ def test_texts_are_shown_as_they_are_and_never_run(page: str) -> None:
 
 def test_page_says_what_was_found_and_how(page: str) -> None:
     text = Reader(page).text
-    counts = "exact or at the source's scale: 1 reproduced; "
-    counts += "at a reduced scale or by an analogue: 1 reproduced, 1 inconclusive, 2 not testable here"
+    counts = "exact or full scale: 1 reproduced; "
+    counts += "reduced or toy: 1 reproduced, 1 inconclusive, 2 not testable here"
     assert f"5 claims in 1 experiment (1 under revision). E{counts[1:]}." in text
     assert f"Nobody, A made-up & tiny paper (2026) (preset smoke): {counts}" in text
     assert "<code>code</code>" in page

@@ -277,7 +277,7 @@ def _file(root: Path) -> None:
 def test_root_that_cannot_hold_runs_is_told(tiny: Tiny, tmp_path: Path, spoil: Callable[[Path], None]) -> None:
     cfg = replace(tiny("epochs=1"), root=str(tmp_path / "root"))
     spoil(tmp_path / "root")
-    with pytest.raises(UserError, match=r"root is .*Remove it, or use another root"):
+    with pytest.raises(UserError, match=r"root is .*\. Give another root\.$"):
         train.run(cfg)
     (outcome,) = sweep.run_all([cfg], jobs=1)
     assert outcome.by_user
@@ -288,3 +288,21 @@ def test_configuration_that_is_a_folder_is_told(tiny: Tiny) -> None:
     (run_dir(cfg) / record.CONFIG).mkdir(parents=True)
     with pytest.raises(UserError, match=r"config\.yaml cannot be read \(it is not a plain file\)"):
         train.run(cfg)
+
+
+@pytest.mark.parametrize("at", [1, 7, 10, 20])
+def test_folder_that_is_removed_meanwhile_is_written_again(tiny: Tiny, at: int) -> None:
+    cfg = tiny("epochs=2", "eval_every=4")
+    whole = Run(train.run(replace(cfg, root=f"{cfg.root}-whole")))
+    steps = whole.summary["steps"]
+
+    def remove(progress: train.Progress) -> None:
+        if progress.step >= min(at, steps) and not removed:
+            removed.append(progress.step)
+            shutil.rmtree(cfg.root)
+
+    removed: list[int] = []
+    run = Run(train.run(cfg, report=remove))
+    assert removed and run.finished and run.config == train.resolve(cfg)
+    assert [row["val_loss"] for row in run.metrics] == [row["val_loss"] for row in whole.metrics]
+    assert removed[0] == steps or inference.evaluate(run)["test"][1] == whole.summary["test_accuracy"]
