@@ -86,7 +86,7 @@ def recipe(overrides: Sequence[str], repeats: int) -> Table:
     """One epoch of each recipe for CIFAR-10 and the test set, beside plain PyTorch."""
     rows = []
     for name in ("cifar_fast", "cifar_resnet20"):
-        shared = (f"recipe={name}", "epochs=1", "schedule.warmup_epochs=0", "device=cpu", *overrides)
+        shared = (f"recipe={name}", "epochs=1", "schedule.warmup_epochs=0.2", "device=cpu", *overrides)
         times: dict[str, list[float]] = {}
         for _ in range(repeats):
             times.setdefault(PLAIN, []).append(alone(_plain, load_config([*shared, "variant=bn"])))

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from io import StringIO
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
@@ -23,7 +23,9 @@ from bnrepro.errors import UserError
 from bnrepro.launch import parallel, sweep
 from bnrepro.report import compare
 from bnrepro.runs.record import Run
-from tests.conftest import Call
+
+if TYPE_CHECKING:  # workers import this module, and not the tests' settings with it
+    from tests.conftest import Call
 
 Tiny = Callable[..., Config]
 

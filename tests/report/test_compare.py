@@ -278,7 +278,8 @@ def test_records_come_from_the_runs_and_name_no_folder(trained: Comparison, digi
     assert len(trained.provenance["versions"]) == len(trained.provenance["machines"]) == 1
     assert trained.settings["epochs"] == 1
     assert trained.provenance["command"] == (
-        "bnrepro compare --variants=nobn,convbn --seeds=2 epochs=1 batch_size=60 device=cpu data.name=digits "
+        "bnrepro compare --variants=nobn,convbn --seeds=2 epochs=1 batch_size=60 device=cpu channels_last=false "
+        "data.name=digits "
         "data.source=npz data.path=digits.npz model.name=lenet"
     )
     spent = sum(run["seconds"] for run in trained.runs)
