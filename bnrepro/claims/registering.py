@@ -84,6 +84,15 @@ def registration(paper: Paper[Any]) -> Registration | None:
     return known
 
 
+def registered_on(name: str, but: str) -> str | None:
+    """The day on which the package's paper ``name`` was registered with another design than that of hash ``but``."""
+    try:
+        found = yaml.safe_load(stored.read_yaml(configs_dir() / "registered" / f"{name}.yaml"))
+        return str(found["registered"]) if found["hash"] != but else None
+    except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError):  # there is none: what only displays ends no work
+        return None
+
+
 def register(paper: Paper[Any], held: dict[str, Any], reason: str = "") -> tuple[Path, Registration]:
     """Write the registration of ``paper``, as it is designed now.
 

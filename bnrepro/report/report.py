@@ -20,6 +20,7 @@ from urllib.parse import quote
 from bnrepro.claims.conclusion import CLAIMS, KINDS, SCALES, Conclusion, as_json, open_conclusion
 from bnrepro.claims.evidence import ALPHA, Rule, Verdict
 from bnrepro.claims.records import find, provenance_of
+from bnrepro.claims.registering import registered_on
 from bnrepro.claims.words import numbers
 from bnrepro.errors import UserError
 from bnrepro.experiments import NAMES
@@ -382,7 +383,9 @@ def _registered(row: dict[str, Any]) -> str:
     if row["preset"] != "full":
         return f"preset {row['preset']}, which is no evidence and is never registered"
     if not known.get("registered"):
-        return f"{row['design_hash']}, not registered"
+        day = registered_on(row["paper"], but=row["design_hash"])
+        later = f"; the one registered on {day} has not been run yet" if day else ""
+        return f"{row['design_hash']}, not registered{later}"
     day = known["committed"] or known["registered"]
     commit = f", commit {known['commit'][:10]}" if known["commit"] else ", not committed"
     text = f"{row['design_hash']}, registered {day}{commit}"

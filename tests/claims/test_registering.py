@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from bnrepro import experiments
-from bnrepro.claims import Design, Evidence, Gate, Paper, Results, greater
+from bnrepro.claims import Design, Evidence, Gate, Paper, Results, greater, registering
 from bnrepro.claims.conclusion import open_conclusion
 from bnrepro.claims.registering import described, differences, file_of, hash_of, register, registration
 from bnrepro.errors import UserError
@@ -252,3 +252,16 @@ def test_day_of_the_commit_is_that_of_git(tmp_path: Path) -> None:
     assert found and re.fullmatch(r"[0-9a-f]{40}", found[0]) and re.fullmatch(r"\d{4}-\d\d-\d\d", found[1])
     file.write_text("b")
     assert committed(file) is None
+
+
+def test_a_design_that_is_registered_and_not_run_is_told_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(registering, "configs_dir", lambda: tmp_path)
+    (tmp_path / "registered").mkdir()
+    file = tmp_path / "registered" / "a_paper.yaml"
+    assert registering.registered_on("a_paper", but="0" * 16) is None
+    file.write_text(f"hash: '{'1' * 16}'\nregistered: '2026-11-26'\n")
+    assert registering.registered_on("a_paper", but="0" * 16) == "2026-11-26"
+    assert registering.registered_on("a_paper", but="1" * 16) is None
+    for damaged in ("[", "- a", "hash: 1"):
+        file.write_text(damaged)
+        assert registering.registered_on("a_paper", but="0" * 16) is None
