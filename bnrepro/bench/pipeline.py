@@ -158,8 +158,8 @@ def startup(repeats: int) -> Table:
         path = train.run(load_config(["epochs=10", "variant=convbn", f"root={root / 'board'}"]))
         events = sum(file.stat().st_size for file in path.rglob("events.out.*"))
         commands = {
-            "bnrepro --help, s": ([sys.executable, "-m", "bnrepro", "--help"], 0.4),
-            "to the first training step on mnist5k, s": (first, 4.0),
+            "bnrepro --help, s": ([sys.executable, "-m", "bnrepro", "--help"], 0.15),
+            "to the first training step on mnist5k, s": (first, 3.0),
             "figures over 200 runs, s": (draw, 10.0),
         }
         rows = [
