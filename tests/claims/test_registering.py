@@ -265,3 +265,15 @@ def test_a_design_that_is_registered_and_not_run_is_told_of(tmp_path: Path, monk
     for damaged in ("[", "- a", "hash: 1"):
         file.write_text(damaged)
         assert registering.registered_on("a_paper", but="0" * 16) is None
+
+
+REGISTERED = Path(__file__).parents[2] / "configs" / "registered"
+
+
+@pytest.mark.parametrize("file", sorted(REGISTERED.glob("*.yaml")), ids=lambda file: file.stem)
+def test_committed_registrations_are_those_of_the_papers(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Otherwise: `bnrepro register NAME --amend "REASON"`; a change of code that is not one of the design is a fault."""
+    monkeypatch.setattr(registering, "configs_dir", lambda: REGISTERED.parent)
+    paper = experiments.experiment(file.stem)
+    known = registration(paper)
+    assert known and differences(known.design, described(paper, paper.settings("full"))) == []
