@@ -272,7 +272,7 @@ REGISTERED = Path(__file__).parents[2] / "configs" / "registered"
 
 @pytest.mark.parametrize("file", sorted(REGISTERED.glob("*.yaml")), ids=lambda file: file.stem)
 def test_committed_registrations_are_those_of_the_papers(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Otherwise: `bnrepro register NAME --amend "REASON"`; a change of code that is not one of the design is a fault."""
+    """Otherwise: `bnrepro register NAME --amend "REASON"`; a change of code that is none of the design is a fault."""
     monkeypatch.setattr(registering, "configs_dir", lambda: REGISTERED.parent)
     paper = experiments.experiment(file.stem)
     known = registration(paper)
