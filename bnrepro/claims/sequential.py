@@ -32,7 +32,9 @@ class Target:
     """Those that are asked for."""
     make: Make
     records: Records | None = None
-    """What is stored already."""
+    """What is stored of its design."""
+    timed: Records | None = None
+    """What is stored, of whichever design: for how long it takes."""
     found: dict[str, Judged] = field(default_factory=dict)
     """By claim."""
     stuck: set[str] = field(default_factory=set)
@@ -148,5 +150,5 @@ def steps(target: Target, most: int) -> list[Step]:
     for seeds, claims in looks.values():
         design = target.design(claims, seeds)
         plan = target.make(seeds, design, True)
-        found.append(Step(target, claims, seeds, design, plan, Costs.of(plan, target.records).estimate(plan)))
+        found.append(Step(target, claims, seeds, design, plan, Costs.of(plan, target.timed).estimate(plan)))
     return found
