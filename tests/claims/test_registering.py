@@ -235,17 +235,17 @@ def test_results_of_before_there_were_registrations_are_no_evidence_for_a_regist
     del about["design"], about["first_run"]
     file.write_text(json.dumps(about))
 
-    def half(s: Settings) -> Design:
+    def other(s: Settings) -> Design:
         design = toys(s)
-        design.probes = [replace(probe, part="half", arguments={"points": [0.1]}) for probe in design.probes]
+        design.probes = [replace(probe, factors={"window": 5}) for probe in design.probes]
         return design
 
     presets.write_text("full: {looks: [2, 4]}\n")
-    listed(varied(half))
+    listed(varied(other))
     assert call("register", "made_up").code == 0
     told = call("reproduce", "made_up", "--until-decided", "--jobs=1")
     assert told.code == 0 and "what is stored is of an earlier design, and does not count" in told.err, told.err
-    assert {row["part"] for row in read(file.parent).measurements} == {"half"}
+    assert {row["window"] for row in read(file.parent).measurements} == {5}
     assert "does not count" not in call("reproduce", "made_up", "--until-decided", "--jobs=1").err
 
 
