@@ -143,14 +143,18 @@ class Plan:
         return registering.standing(self.paper, settings, held, folder, unregistered=unregistered)
 
     def kept(self, out: Path) -> Records | None:
-        """What is stored under the same settings, and stays where only a part of the design is asked for."""
-        if self.asked is None or (held := there(self.folder(out))) is None:
+        """What is stored of the same design, and stays where only a part of it is asked for."""
+        held = there(self.folder(out)) if self.asked is not None else None
+        if held is None or (held.provenance["experiment"], held.preset) != (self.paper.name, self.preset):
             return None
-        if (held.provenance["experiment"], held.preset) != (self.paper.name, self.preset):
-            return None
+        same = not self.supersedes(held) and _are_alike(held.settings, self.settings)
         before = (held.provenance.get("design") or self.design).get("hash")
-        same = before == self.design.get("hash") and _are_alike(held.settings, self.settings)
-        return held if same else None
+        return held if same and before == self.design.get("hash") else None
+
+    def supersedes(self, held: Records) -> bool:
+        """Whether the design is registered, and what is stored is of one before it, which may be replaced."""
+        before = (held.provenance.get("design") or {}).get("hash")
+        return bool(self.design.get("as_registered")) and before != self.design["hash"]
 
     def _is_asked(self, each: Arm | Probe) -> bool:
         return self.asked is None or key_of(each) in self.asked
@@ -338,12 +342,12 @@ def _compare_worth(plan: Plan, folder: Path, worth: dict[str, int]) -> None:
 
     Raises:
         UserError: the records in ``folder`` are of a larger preset, or of as large a one and in something more; or of
-            a comparison or another experiment.
+            a comparison or another experiment. Those of a design before a registered one are worth nothing to it.
     """
     held = there(folder)
     if held and held.provenance["experiment"] != plan.paper.name:
         raise UserError(f"{folder} holds results of `{held.provenance['command']}`, which stay. Give another --out.")
-    if held is None or held.preset not in plan.paper.presets:
+    if held is None or held.preset not in plan.paper.presets or plan.supersedes(held):
         return
     rank = plan.paper.presets.index
     more = [f"{n} {what} for {worth[what]}" for what, n in _worth(held).items() if n > worth.get(what, n)]

@@ -32,7 +32,9 @@ class Target:
     """Those that are asked for."""
     make: Make
     records: Records | None = None
-    """What is stored already."""
+    """What is stored of its design."""
+    timed: Records | None = None
+    """What is stored, of whichever design: for how long it takes."""
     found: dict[str, Judged] = field(default_factory=dict)
     """By claim."""
     stuck: set[str] = field(default_factory=set)
@@ -60,9 +62,13 @@ class Target:
         return next((seeds for seeds in self.looks if seen < seeds <= most), None)
 
     def design(self, claims: list[Claim], seeds: int) -> Design:
-        """What ``claims`` read, with so many seeds."""
+        """What ``claims`` read, with so many seeds; for all of the paper's, what its tables and figures show too."""
         whole = self.paper.designed(with_seeds(self.settings, seeds))
-        return read_by(whole, asked_by(self.paper, claims, self.settings))
+        return (
+            whole
+            if len(claims) == len(self.paper.claims)
+            else read_by(whole, asked_by(self.paper, claims, self.settings))
+        )
 
     def take(self, step: Step, found: list[Judged], failed: list[str]) -> None:
         """What a step came to."""
@@ -148,5 +154,5 @@ def steps(target: Target, most: int) -> list[Step]:
     for seeds, claims in looks.values():
         design = target.design(claims, seeds)
         plan = target.make(seeds, design, True)
-        found.append(Step(target, claims, seeds, design, plan, Costs.of(plan, target.records).estimate(plan)))
+        found.append(Step(target, claims, seeds, design, plan, Costs.of(plan, target.timed).estimate(plan)))
     return found

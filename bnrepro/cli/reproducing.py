@@ -154,6 +154,7 @@ class Work:
         Raises:
             UserError: an archive is for none of them, a design is not the registered one, what is stored is worth more.
         """
+        from bnrepro.claims.records import there
         from bnrepro.errors import UserError
 
         for name in self.places.archives:
@@ -165,6 +166,9 @@ class Work:
         if not self.force:
             for plan in plans:
                 plan.check_room(self.out)
+        for plan in plans:
+            if (held := there(plan.folder(self.out))) and plan.supersedes(held):
+                typer.echo(f"{plan.paper.name}: what is stored is of an earlier design, and does not count.", err=True)
         if not self.dry:
             make_room(self.root)
             make_room(self.out)
@@ -246,7 +250,7 @@ class Work:
             if target.found and not self.dry:
                 self.failures += len(target.failed)
                 self.show(target.paper, "full", list(target.found.values()), target.claims)
-            for text in left_open(target, most, jobs):
+            for text in left_open(target, most, jobs) if not self.dry else []:
                 typer.echo(text)
 
     def target(self, checked: Plan, claims: list[Claim] | None) -> Target:
@@ -260,7 +264,8 @@ class Work:
             plan = self.plan(paper, "full", seeds=seeds, asked=design, alone=alone)
             return replace(plan, design=checked.design)
 
-        return Target(paper, claims or paper.claims, make, there(checked.folder(self.out)))
+        held = there(checked.folder(self.out))
+        return Target(paper, claims or paper.claims, make, checked.kept(self.out), held)
 
     def show(
         self,

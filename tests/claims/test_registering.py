@@ -14,6 +14,7 @@ import yaml
 from bnrepro import experiments
 from bnrepro.claims import Design, Evidence, Gate, Paper, Results, greater, registering
 from bnrepro.claims.conclusion import open_conclusion
+from bnrepro.claims.records import read
 from bnrepro.claims.registering import described, differences, file_of, hash_of, register, registration
 from bnrepro.errors import UserError
 from bnrepro.system.reading import read_yaml
@@ -222,6 +223,32 @@ def test_results_of_another_design_are_not_replaced_unasked(listed: Listed, call
     assert call(*reproduce, "--unregistered").code == 0
 
 
+def test_results_of_before_there_were_registrations_are_no_evidence_for_a_registered_design(
+    listed: Listed, call: Call, presets: Path
+) -> None:
+    """Neither are they put together with its own, nor do they stand in its way, whatever there is more of in them."""
+    reproduce = ("reproduce", "made_up", "--preset=full", "--jobs=1")
+    listed(varied(toys))
+    assert call(*reproduce).code == 0
+    file = Path("results/experiments/made_up/provenance.json")
+    about = json.loads(file.read_text())
+    del about["design"], about["first_run"]
+    file.write_text(json.dumps(about))
+
+    def other(s: Settings) -> Design:
+        design = toys(s)
+        design.probes = [replace(probe, factors={"window": 5}) for probe in design.probes]
+        return design
+
+    presets.write_text("full: {looks: [2, 4]}\n")
+    listed(varied(other))
+    assert call("register", "made_up").code == 0
+    told = call("reproduce", "made_up", "--until-decided", "--jobs=1")
+    assert told.code == 0 and "what is stored is of an earlier design, and does not count" in told.err, told.err
+    assert {row["window"] for row in read(file.parent).measurements} == {5}
+    assert "does not count" not in call("reproduce", "made_up", "--until-decided", "--jobs=1").err
+
+
 def test_registration_of_a_paper_in_a_file_lies_beside_it(call: Call, tmp_path: Path) -> None:
     from tests.experiments.test_own_paper import example
 
@@ -272,7 +299,7 @@ REGISTERED = Path(__file__).parents[2] / "configs" / "registered"
 
 @pytest.mark.parametrize("file", sorted(REGISTERED.glob("*.yaml")), ids=lambda file: file.stem)
 def test_committed_registrations_are_those_of_the_papers(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Otherwise: `bnrepro register NAME --amend "REASON"`; a change of code that is none of the design is a fault."""
+    """Otherwise: `bnrepro register NAME --amend "REASON"`, or mend what changed the hash of the same design."""
     monkeypatch.setattr(registering, "configs_dir", lambda: REGISTERED.parent)
     paper = experiments.experiment(file.stem)
     known = registration(paper)

@@ -206,6 +206,19 @@ def test_measurement_that_fails_stops_its_claim_alone(looks: None, listed: Liste
     assert failed == "near, seed 7, made_up/effect: ZeroDivisionError: by purpose"
 
 
+def test_first_look_at_all_claims_makes_what_only_figures_show(looks: None, listed: Listed, call: Call) -> None:
+    def more(s: Settings) -> Design:
+        new = design(s)
+        new.measure("shown", {}, effect, spread=0.5)
+        return new
+
+    listed(paper(more))
+    assert call("reproduce", "made_up", "--until-decided", "--jobs=1").code == 0
+    assert sum(row["part"] == "shown" for row in read(PLACE).measurements) == 5
+    assert call("reproduce", "made_up/clear", "--until-decided", "--jobs=1", "--out=other").code == 0
+    assert {row["part"] for row in read(Path("other/made_up")).measurements} >= {"clear"}
+
+
 def test_fixed_design_is_run_once(listed: Listed, call: Call) -> None:
     listed(paper())
     for line in ("made_up: 1 seed for clear, near, never: 0 runs, 3 measurements", "made_up: 1 seed for"):
