@@ -10,7 +10,9 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from bnrepro.claims import judging
+from bnrepro.claims.evidence import Name as RuleName
 from bnrepro.claims.evidence import Verdict
+from bnrepro.claims.gates import Gate
 from bnrepro.claims.judging import Judged
 from bnrepro.claims.paper import Kind, Paper, Scale
 from bnrepro.claims.records import CAPTIONS, Records, drawn_by, read
@@ -51,11 +53,15 @@ class EffectRow:
     confidence: float
     seeds: dict[str, float | None]
     unit: str
-    rule: str
+    rule: RuleName
     bar: float | None
     margin: float | None
     ratio: bool
     shown: str
+
+    def __post_init__(self) -> None:
+        if not 0 < self.confidence < 1:
+            raise ValueError(f"an interval with the confidence {self.confidence}")
 
 
 @dataclass
@@ -78,6 +84,15 @@ class Registered:
 
 
 @dataclass
+class Looked:
+    """At which look a claim was judged. See `bnrepro.stats.Look`."""
+
+    number: stored.Count
+    of: stored.Count
+    seeds: stored.Count
+
+
+@dataclass
 class ClaimRow:
     """A claim in claims.json."""
 
@@ -91,7 +106,7 @@ class ClaimRow:
     kind: Kind
     scale: Scale
     scale_note: str
-    gate: dict[str, Any] | None
+    gate: Gate | None
     verdict: Verdict
     withdrawn: str | None
     answer: str
@@ -104,7 +119,7 @@ class ClaimRow:
     effects: list[Judging]
     beside: list[EffectRow]
     deciding: stored.Count | None
-    look: dict[str, int] | None
+    look: Looked | None
     needed: stored.Count | None
     flips_at: list[float]
     judged_in: str
@@ -116,6 +131,10 @@ class ClaimRow:
     registration: Registered | None = None
     first_run: str | None = None
     """The day on which the first run of its design began."""
+
+    def __post_init__(self) -> None:
+        if self.deciding is not None and self.deciding >= len(self.effects):
+            raise ValueError(f"effect {self.deciding} of {len(self.effects)} decides")
 
 
 KINDS, SCALES = get_args(Kind), get_args(Scale)

@@ -91,7 +91,7 @@ USAGE = [
     ("compare --variants=", "--variants is empty."),
     ("compare --variants=bn,", "a name is missing beside a comma."),
     ("bench --norms=bn,bn,bn layers", "--norms names bn 3 times."),
-    ("bench layer", "Did you mean layers? There are: layers, memory"),
+    ("bench layer", "Did you mean layers? There are: layers, grid, memory"),
     ("sweep jobs=2", "Write --jobs=2."),
     ("sweep 'optimizer.lr=logspace(0,1)'", "Error: optimizer.lr=logspace(0,1) is not understood. A sweep's values"),
     ("sweep 'seed=range(3'", "Error: seed=range(3 is not understood. A closing bracket is missing."),

@@ -46,7 +46,7 @@ from bnrepro.errors import UserError
 GROUPS = sorted(
     f"{file.parent.name}={file.stem}"
     for file in configs_dir().glob("*/*.yaml")
-    if file.parent.name not in ("launcher", "experiment", "recipe")  # test_slurm.py, experiments/, below
+    if file.parent.name not in ("launcher", "experiment", "registered", "recipe")  # test_slurm.py, papers, below
 )  # every other file in configs/, as an override
 
 

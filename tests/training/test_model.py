@@ -223,7 +223,7 @@ UNBUILDABLE = {
     ("variant=instancenorm", "model=lenet"): "instancenorm needs maps of more than one location",
     ("variant=convbn", "model=resnet20", "batch_size=1"): "Use batch_size=2 or more",
     ("variant=bn", "model=paper_mlp", "batch_size=1"): "Use batch_size=2 or more",
-    ("variant=ghostbn", "model=paper_mlp", "norm.ghost_size=1"): "needs more than 1 value per channel",
+    ("variant=ghostbn", "model=paper_mlp", "norm.ghost_size=1"): "has 1 value per channel in each part of the batch",
     ("variant=nosuch",): "there is no 'nosuch'",
     ("model=lenet", "model.name=nosuch"): "there is no 'nosuch'",
     ("model=lenet", "data.name=digits", "data.source=npz", "data.path=missing.npz"): "missing.npz",
