@@ -95,6 +95,7 @@ def work_of_two(rank: int, folder: Path, digits: Path) -> None:
     again = train.run(load_config(overrides(digits, folder / "bn", *VARIANTS["bn"])), report=pytest.fail)
     (folder / f"again{rank}").write_text(str(again))
     dist.destroy_process_group()
+    os._exit(0)  # a thread of gloo that still holds a tensor would abort the end of the interpreter
 
 
 def work_of_three(rank: int, folder: Path, digits: Path) -> None:
@@ -109,6 +110,7 @@ def work_of_three(rank: int, folder: Path, digits: Path) -> None:
             refused.append([type(error).__name__, str(error)])
     (folder / f"refused{rank}").write_text(json.dumps(refused))
     dist.destroy_process_group()
+    os._exit(0)  # a thread of gloo that still holds a tensor would abort the end of the interpreter
 
 
 @pytest.fixture(scope="module")
