@@ -112,7 +112,7 @@ def throughput(runs: int = 8) -> Table:
     for jobs in dict.fromkeys((1, sweep.default_jobs(load_config(["device=cpu"])))):
         with tempfile.TemporaryDirectory() as scratch:
             configs = [load_config([*_SHORT, f"seed={seed}", f"root={scratch}"]) for seed in range(runs)]
-            taken = seconds(lambda: sweep.run_all(configs, jobs))  # noqa: B023  called at once
+            taken = seconds(partial(sweep.run_all, configs, jobs))
         rows.append({"what": f"{jobs} at a time", "runs_an_hour": round(3600 * runs / taken), "seconds": taken / runs})
     parts = alone(_parts)
     rows += [{"what": what, "runs_an_hour": None, "seconds": taken} for what, taken in parts.items()]
@@ -134,7 +134,7 @@ def comparison(overrides: Sequence[str], repeats: int) -> Table:
             continue
         with tempfile.TemporaryDirectory() as scratch:
             cfg = load_config([*_LABML, *overrides, *own, f"root={scratch}"])
-            taken = seconds(lambda: _compare(cfg))  # noqa: B023  called at once
+            taken = seconds(partial(_compare, cfg))
         name = what.replace("bnrepro", "bnrepro compare")
         rows.append({"what": name, "seconds": round(taken, 1), "over_plain": round(taken / 20 / plain, 3)})
     return Table(

@@ -20,7 +20,7 @@ from bnrepro.claims.records import Records
 from bnrepro.claims.tracing import asked_by, read_by
 
 Make = Callable[[int, Design, bool], Plan]
-"""Plans a part of a design, for so many seeds; alone, or with what is there of the rest."""
+"""Makes the plan for a subset of a design and a number of seeds, optionally merged with the stored results."""
 
 
 @dataclass
@@ -93,7 +93,7 @@ class Step:
     estimate: Estimate
 
     def whole(self) -> Plan:
-        """Its plan, with what is there already, which is recorded too."""
+        """The plan, merged with the results that are already stored, so that they are recorded too."""
         return self.target.make(self.seeds, self.design, False)
 
     @property

@@ -106,7 +106,7 @@ class CrowdedCores:
 
     Threads of one computation wait for each other many times a step, and each time for the one whose core another
     process has: on two cores, beside a busy loop, a step with two threads took 3 times as long, and with one thread
-    1.6 times; beside another torch process with two threads, 5 to 20 times.
+    1.6 times; beside another torch process with two threads, 4 times and more.
     """
 
     def __init__(self, root: Path = Path("/")) -> None:

@@ -94,7 +94,7 @@ def test_only_what_is_open_is_extended(looks: None, listed: Listed, call: Call, 
     again = call("reproduce", "made_up", "--until-decided", "--jobs=1")
     assert again.code == 0 and "seeds for" not in again.out
     assert {file: file.read_bytes() for file in PLACE.rglob("*.*")} == before
-    # An ordinary call asks for the first seeds alone, and keeps what is there of the others.
+    # An ordinary call requests only the first seeds, and keeps the stored results of the others.
     assert call("reproduce", "made_up", "--preset=full", "--jobs=1").code == 0
     assert seeds() == {"clear": 5, "near": 10, "never": 20} and made(tmp_path) == 35
 
@@ -153,7 +153,7 @@ def test_number_of_seeds(listed: Listed, call: Call) -> None:
     records = read(PLACE)
     assert records.settings["seeds"] == 3
     assert records.provenance["command"] == "bnrepro reproduce made_up --preset full --seeds 3"
-    assert call("reproduce", "made_up", "--preset=full", "--seeds=2", "--jobs=1").code == 2  # what is there is more
+    assert call("reproduce", "made_up", "--preset=full", "--seeds=2", "--jobs=1").code == 2  # more is stored
 
 
 def test_dry_run_says_how_long_it_takes(looks: None, listed: Listed, call: Call, tmp_path: Path) -> None:
