@@ -98,6 +98,8 @@ def differences(stored_values: dict[str, Any], cfg: Config) -> list[str]:
         ValueError: it has not the shape of a configuration.
     """
     there = {**_defaults(), **dict(leaves(stored_values))}
+    if there["channels_last"] is None:  # a run that failed before anything in it was resolved
+        there["channels_last"] = in_channels_last(replace(cfg, channels_last=None))
     wanted = [(key, value) for key, value in leaves(_settled(cfg)) if key not in WHERE_NOT_WHAT]
     return [f"{key} is {there[key]} there and {value} here" for key, value in wanted if there[key] != value]
 

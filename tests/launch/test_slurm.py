@@ -31,7 +31,7 @@ from tests.launch import cluster
 Tiny = Callable[..., Config]
 Act = Callable[[str], object]
 
-LONG = "epochs=30"  # long enough to be met while it trains
+LONG = "epochs=150"  # some seconds, so that it is met while it trains on a busy machine as well
 
 
 @pytest.fixture(scope="module")
