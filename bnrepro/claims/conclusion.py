@@ -7,7 +7,7 @@ import math
 from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 from bnrepro.claims import judging
 from bnrepro.claims.evidence import Name as RuleName
@@ -15,7 +15,7 @@ from bnrepro.claims.evidence import Verdict
 from bnrepro.claims.gates import Gate
 from bnrepro.claims.judging import Judged
 from bnrepro.claims.paper import Kind, Paper, Scale
-from bnrepro.claims.records import CAPTIONS, Records, drawn_by, read
+from bnrepro.claims.records import CAPTIONS, Preset, Records, drawn_by, read
 from bnrepro.claims.results import Row
 from bnrepro.config import digits_of, unreadable
 from bnrepro.errors import UserError, in_brackets
@@ -123,7 +123,7 @@ class ClaimRow:
     needed: stored.Count | None
     flips_at: list[float]
     judged_in: str
-    preset: Literal["smoke", "quick", "full"]
+    preset: Preset
     design_hash: str
     seconds: float
     machine: str

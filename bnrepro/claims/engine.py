@@ -17,7 +17,7 @@ from bnrepro.claims import registering
 from bnrepro.claims.conclusion import conclude
 from bnrepro.claims.judging import Judged
 from bnrepro.claims.measuring import Measurement, file_of, measure_all, missing, stored
-from bnrepro.claims.paper import Arm, Design, Factors, Paper, Preset, Probe
+from bnrepro.claims.paper import FULL, Arm, Design, Factors, Paper, Preset, Probe
 from bnrepro.claims.records import (
     COPY,
     PROVENANCE,
@@ -136,7 +136,7 @@ class Plan:
 
     def standing(self, out: Path, unregistered: bool = False) -> dict[str, Any]:
         """See `registering.standing`; nothing of presets other than full, which are never registered."""
-        if self.preset != registering.FULL:
+        if self.preset != FULL:
             return {}
         folder, settings = self.folder(out), self.paper.validated(self.settings, "The settings")
         held = provenance_of(folder) if (folder / PROVENANCE).exists() else {}
@@ -203,7 +203,7 @@ def make_plan(
     """
     places = places or DatasetLocations()
     found = paper.settings(preset) if seeds is None else with_seeds(paper.settings(preset), seeds)
-    sequential = bool(found.looks) and preset == registering.FULL
+    sequential = bool(found.looks) and preset == FULL
     design = paper.designed(with_seeds(found, max(found.seeds, found.looks[-1])) if sequential else found)
     keys = None
     if asked or sequential:

@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, replace
+from functools import cache
 from statistics import median
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from bnrepro.claims.engine import Plan
 from bnrepro.claims.measuring import stored
 from bnrepro.claims.paper import Arm, Probe
 from bnrepro.claims.records import Records
 from bnrepro.config import run_dir
-from bnrepro.config.schema import Config
+from bnrepro.config.schema import Config, Model
+from bnrepro.data.sources import DATASETS
 from bnrepro.runs.record import run_of
+from bnrepro.training.model import build, norm_of
 
 Kind = tuple[str, ...]
 
@@ -25,6 +32,8 @@ class Estimate:
     """Of one process, as far as they are known."""
     unknown: int
     """Runs and measurements of which nothing is known."""
+    operations: float = 0.0
+    """Floating-point operations of runs like which nothing was made (`operations`)."""
 
 
 @dataclass
@@ -52,9 +61,12 @@ class Costs:
         runs, probes = plan.missing()
         wanted = {run_dir(cfg) for cfg in runs}
         once = {run_dir(arm.config): arm for arm in _arms(plan)}
-        each = [self._seconds(arm) for place, arm in once.items() if place in wanted]
-        each += [self._seconds(probe) for probe in probes]
-        return Estimate(sum(filter(None, each)), sum(seconds is None for seconds in each))
+        arms = [arm for place, arm in once.items() if place in wanted]
+        each = [(self._seconds(arm), operations(arm.config)) for arm in arms]
+        each += [(self._seconds(probe), None) for probe in probes]
+        new = [count for seconds, count in each if seconds is None]
+        counts = [count for count in new if count is not None]
+        return Estimate(sum(seconds or 0.0 for seconds, _ in each), len(new) - len(counts), sum(counts))
 
     def _add(self, each: Arm | Probe, seconds: float | None) -> None:
         if seconds is not None:
@@ -99,3 +111,25 @@ def _kinds(each: Arm | Probe) -> Iterable[tuple[Kind, float]]:
     yield ("run", each.part, str(each.factors)), 1.0
     yield ("run", each.part, cfg.data.name, cfg.model.name), epochs
     yield ("run", cfg.data.name, cfg.model.name, str(cfg.model.width)), epochs
+
+
+def operations(cfg: Config) -> float | None:
+    """Floating-point operations of a run: three times those of the forward, a multiplication and an addition as two.
+
+    None where the shape of its data is not known by their name, or its network is of a user's own.
+    """
+    known = DATASETS.get(cfg.data.name)
+    if known is None or cfg.model.file:
+        return None
+    count = _of_an_image(json.dumps(asdict(cfg.model)), cfg.data.name)
+    return 3 * count * cfg.epochs * known.images * (1 - cfg.data.val_fraction)
+
+
+@cache
+def _of_an_image(model: str, data: str) -> float:
+    """Of one image's forward. No norm counts: convolutions and matrix products are what takes long."""
+    known, cfg = DATASETS[data], replace(Config(), model=Model(**json.loads(model)), variant="nobn")
+    network = build(cfg.model, norm_of(cfg), known.shape[0], known.shape[1:], known.classes, torch.Generator())
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        network.eval()(torch.zeros(1, *known.shape))
+    return float(counter.get_total_flops())

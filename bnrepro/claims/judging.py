@@ -160,6 +160,8 @@ def _judged(claim: Claim, results: Results, settings: Preset) -> Judged:
     Further seeds change nothing where a look has decided, so that it does not matter how many there are. Presets other
     than full are no evidence, and are judged by the seeds that they have.
     """
+    if results.preset == "paper" and claim.scale != "exact":
+        claim = replace(claim, scale="paper", scale_note="the source's setting")
     evidence = _evidence(claim, results, settings)
     if claim.withdrawn:
         return Judged(claim, _aside(evidence, f"under revision: {claim.withdrawn}"), Judgement(Verdict.not_testable))

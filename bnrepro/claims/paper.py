@@ -29,7 +29,8 @@ come the settings, the design, and the claims::
 ``gate`` of a claim says whether the networks have trained enough for it to be judged (`bnrepro.claims.gates`).
 
 The defaults in ``Settings`` are the preset ``full``, unless ``full`` in ``configs/experiment/<name>.yaml`` replaces
-them; ``smoke`` and ``quick`` there say what they change of ``full``.
+them; ``smoke`` and ``quick`` there say what they change of ``full``, and ``paper``, where there is one, what makes it
+the source's own setting, for a GPU or a cluster.
 """
 
 from __future__ import annotations
@@ -62,7 +63,8 @@ Kind = Literal["identity", "empirical", "prediction"]
 Scale = Literal["exact", "paper", "reduced", "toy"]
 """exact: no training. paper: the source's setting. reduced: the same kind of network and data, less of it. toy: an
 analogue."""
-PRESETS = ("smoke", "quick", "full")
+FULL = "full"  # the preset that is evidence, and is registered
+PRESETS = ("smoke", "quick", FULL, "paper")
 Factors = dict[str, Any]
 
 
@@ -391,7 +393,7 @@ class Paper(Generic[S]):
 
     @property
     def presets(self) -> tuple[str, ...]:
-        """Their names, from the smallest to full."""
+        """Their names, from the smallest on."""
         return tuple(name for name in PRESETS if name in self._changes or name == "full")
 
     def settings(self, preset: str) -> S:

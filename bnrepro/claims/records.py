@@ -28,8 +28,7 @@ COPY = "paper.py"
 
 Spent = dict[tuple[str, str, str], list[float]]
 """Seconds by part, kind ("runs" or "measurements") and cell, one a seed."""
-Preset = Literal["smoke", "quick", "full"]
-PRESETS: tuple[str, ...] = get_args(Preset)
+Preset = Literal["smoke", "quick", "full", "paper"]
 
 
 @dataclass(frozen=True)
@@ -107,8 +106,8 @@ def drawn_by(folder: Path) -> str:
 
 def _home(folder: Path) -> tuple[Path, str, str]:
     """The experiment's folder, its preset, and what a command calls it: of a paper of a user's own, its file."""
-    small = folder.name in PRESETS[:-1]
-    place, preset = (folder.parent, folder.name) if small else (folder, PRESETS[-1])
+    beside = folder.name in get_args(Preset) and folder.name != "full"  # see `Paper.directory`
+    place, preset = (folder.parent, folder.name) if beside else (folder, "full")
     return place, preset, f"{place.name}.py" if stored.is_file(folder / COPY) else place.name
 
 

@@ -19,7 +19,7 @@ from typing import Any
 import yaml
 
 from bnrepro.claims.evidence import Evidence, Rule
-from bnrepro.claims.paper import Arm, Claim, Paper, Preset, Probe
+from bnrepro.claims.paper import FULL, Arm, Claim, Paper, Preset, Probe
 from bnrepro.claims.results import Results, Row
 from bnrepro.claims.tracing import questions
 from bnrepro.config import configs_dir, digits_of, identity_of
@@ -28,7 +28,6 @@ from bnrepro.errors import UserError, first_line
 from bnrepro.runs import provenance, record
 from bnrepro.system import reading as stored
 
-FULL = "full"
 STYLE: dict[str, Any] = {"sort_keys": False, "width": 118, "allow_unicode": True, "default_flow_style": None}
 PROSE = ("sentence", "scale_note")
 """Of a claim, what does not count."""

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from bnrepro.claims.sequential import Step, Target
     from bnrepro.cli.launch import Launcher
 
+GPU = 10e12  # operations a second, in small convolutions: a fifth to a hundredth of what data sheets say
 SECONDS = {"h": 3600, "m": 60, "min": 60, "s": 1}
 
 
@@ -73,13 +74,19 @@ def said(plan: Plan, force: bool = False) -> str:
 
 
 def time_of(estimate: Estimate, jobs: int = 1) -> str:
-    """How long it takes, as far as that is known."""
-    known = f"about {duration(estimate.seconds / jobs)}" if estimate.seconds else ""
-    if not estimate.unknown:
-        return known or "no time"
-    if not known:
+    """How long it takes, as far as that is known: what is like something that was run, and else by arithmetic."""
+    parts = [f"about {duration(estimate.seconds / jobs)}"] if estimate.seconds else []
+    if estimate.operations:
+        hours = duration(estimate.operations / GPU)
+        parts.append(
+            f"{estimate.operations:.1e} operations of runs unlike any that was made, about {hours} of a GPU that does "
+            f"{GPU / 1e12:.0f} TFLOP/s"
+        )
+    if estimate.unknown and parts:
+        parts.append(f"without {estimate.unknown} of which nothing is known")
+    if estimate.unknown and not parts:
         return "how long is not known, as nothing like it has been run"
-    return f"{known}, without {estimate.unknown} of which nothing is known"
+    return ", ".join(parts) or "no time"
 
 
 def duration(seconds: float) -> str:
@@ -220,7 +227,7 @@ class Work:
             from bnrepro.claims.records import there
 
             estimate = Costs.of(plan, there(plan.folder(self.out))).estimate(plan)
-            if estimate.seconds or estimate.unknown:
+            if estimate.seconds or estimate.unknown or estimate.operations:
                 typer.echo(f"{plan.paper.name}: {time_of(estimate, self.processes(plan))}.")
             return
         if made := self.make(plan):

@@ -56,7 +56,10 @@ def reproduce(
     names: Annotated[list[str] | None, typer.Argument(metavar="[EXPERIMENT[/CLAIM]]...", help=EXPERIMENTS_HELP)] = None,
     preset: Annotated[
         str | None,
-        typer.Option(help="smoke (seconds), quick (minutes, the default) or full (up to an hour each)."),
+        typer.Option(
+            help="smoke (seconds), quick (minutes, the default), full (the evidence: hours), or paper (the source's "
+            "own setting, where it has one; for a GPU)."
+        ),
     ] = None,
     root: Root = Path("runs"),
     out: Out = EXPERIMENTS,

@@ -179,7 +179,7 @@ class Model:
     """``model``: a network; the group `model=` sets the name."""
 
     name: str = "???"
-    """paper_mlp, lenet, labml_cnn, vgg_small, resnet20, airbench, or one of your own: model=FILE.py:NAME."""
+    """paper_mlp, lenet, labml_cnn, vgg_small, vgg16, resnet20, airbench, or one of your own: model=FILE.py:NAME."""
     width: float = 1.0
     """Factor on the number of channels and units of every hidden layer."""
     depth: int | None = None
@@ -259,7 +259,7 @@ class Config:
     """Where runs go."""
 
 
-IN_CHANNELS_LAST = ("labml_cnn", "vgg_small", "resnet20", "airbench")
+IN_CHANNELS_LAST = ("labml_cnn", "vgg_small", "vgg16", "resnet20", "airbench")
 """Networks that are faster so: a step takes 0.7 to 0.95 of the time. lenet's convolutions are too small
 to gain, and a network of a user's own may view its tensors as only the other layout can be viewed."""
 

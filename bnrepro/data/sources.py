@@ -53,6 +53,11 @@ class Known:
     """Whether the files are in the folder, unread."""
     fingerprint: str | None
     """`fingerprint` of the official data, where it is known."""
+    shape: tuple[int, int, int]
+    """(channels, height, width) of an image."""
+    classes: int
+    images: int
+    """In the training set."""
 
 
 def read(cfg: Data) -> Pair:
@@ -406,12 +411,18 @@ _FASHION = Idx(
 )
 _CIFAR10, _CIFAR100 = Cifar("CIFAR10", b"labels"), Cifar("CIFAR100", b"fine_labels")
 
+GREY, COLOURED = (1, 28, 28), (3, 32, 32)
 DATASETS: dict[str, Known] = {
-    "mnist5k": Known("MNIST-5k (5,000 MNIST training digits)", _read_mnist5k, None, _mnist5k_there, "88010b9073aeb376"),
-    "mnist": Known("MNIST", _MNIST.read, _MNIST.fetch, _MNIST.there, "e0130f111822ed58"),
-    "fashion_mnist": Known("Fashion-MNIST", _FASHION.read, _FASHION.fetch, _FASHION.there, "a06d3266794aa014"),
-    "cifar10": Known("CIFAR-10", _CIFAR10.read, _CIFAR10.fetch, _CIFAR10.there, None),
-    "cifar100": Known("CIFAR-100", _CIFAR100.read, _CIFAR100.fetch, _CIFAR100.there, None),
+    "mnist5k": Known(
+        *("MNIST-5k (5,000 MNIST training digits)", _read_mnist5k, None, _mnist5k_there, "88010b9073aeb376"),
+        *(GREY, 10, 4000),
+    ),
+    "mnist": Known("MNIST", _MNIST.read, _MNIST.fetch, _MNIST.there, "e0130f111822ed58", GREY, 10, 60_000),
+    "fashion_mnist": Known(
+        *("Fashion-MNIST", _FASHION.read, _FASHION.fetch, _FASHION.there, "a06d3266794aa014", GREY, 10, 60_000)
+    ),
+    "cifar10": Known("CIFAR-10", _CIFAR10.read, _CIFAR10.fetch, _CIFAR10.there, None, COLOURED, 10, 50_000),
+    "cifar100": Known("CIFAR-100", _CIFAR100.read, _CIFAR100.fetch, _CIFAR100.there, None, COLOURED, 100, 50_000),
 }
 
 STAND_INS = {"93d97ded419e48da": "CIFAR-10 (97 of 60,000 images JPEG stand-ins)"}

@@ -189,15 +189,30 @@ def labml_cnn(blocks: Blocks, channels: int, image: Shape, classes: int) -> list
 
 def vgg_small(blocks: Blocks, channels: int, image: Shape, classes: int) -> list[nn.Module]:
     """Three pairs of 3 x 3 convolutions (32, 64, 128) with max pooling, then fc 256: VGG's pattern, small."""
+    layers, inputs = _vgg(blocks, channels, image, ((32, 2), (64, 2), (128, 2)))
+    return [*layers, *_fully_connected(blocks, inputs, (256,), classes)]
+
+
+def vgg16(blocks: Blocks, channels: int, image: Shape, classes: int) -> list[nn.Module]:
+    """VGG-16 (Simonyan & Zisserman 2015, configuration D) as CIFAR-10 has it: 13 convolutions and the logits."""
+    layers, inputs = _vgg(blocks, channels, image, ((64, 2), (128, 2), (256, 3), (512, 3), (512, 3)))
+    return [*layers, *_fully_connected(blocks, inputs, (), classes)]
+
+
+def _vgg(
+    blocks: Blocks, channels: int, image: Shape, stages: tuple[tuple[int, int], ...]
+) -> tuple[list[nn.Module], int]:
+    """Stages (channels, number) of 3 x 3 convolutions, each with max pooling, flattened; and its features."""
     layers: list[nn.Module] = []
     inputs, shape = channels, image
-    for features in map(blocks.width, (32, 64, 128)):
-        for _ in range(2):
+    for full, number in stages:
+        features = blocks.width(full)
+        for _ in range(number):
             layers.append(blocks.unit(partial(nn.Conv2d, inputs, features, 3, padding=1), features, shape))
             inputs = features
         layers.append(nn.MaxPool2d(2))
         shape = _smaller(shape, pool=2)
-    return [*layers, nn.Flatten(), *_fully_connected(blocks, inputs * shape[0] * shape[1], (256,), classes)]
+    return [*layers, nn.Flatten()], inputs * shape[0] * shape[1]
 
 
 def resnet20(blocks: Blocks, channels: int, image: Shape, classes: int) -> list[nn.Module]:
@@ -249,6 +264,7 @@ MODELS: dict[str, Callable[[Blocks, int, Shape, int], list[nn.Module]]] = {
     "lenet": lenet,
     "labml_cnn": labml_cnn,
     "vgg_small": vgg_small,
+    "vgg16": vgg16,
     "resnet20": resnet20,
     "airbench": airbench,
 }

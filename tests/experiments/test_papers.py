@@ -63,7 +63,7 @@ def test_it_says_what_it_is(name: str) -> None:
 @papers
 def test_its_presets_fit_and_its_design_has_each_arm_once(name: str) -> None:
     paper = PAPERS[name]
-    assert paper.presets == ("smoke", "quick", "full")
+    assert paper.presets[:3] == ("smoke", "quick", "full") and set(paper.presets[3:]) <= {"paper"}
     seeds = []
     for preset in paper.presets:
         settings = paper.settings(preset)
@@ -75,6 +75,7 @@ def test_its_presets_fit_and_its_design_has_each_arm_once(name: str) -> None:
         arms = [(arm.part, str(sorted(arm.factors.items())), arm.config.seed) for arm in design.arms]
         assert len(set(arms)) == len(arms)
         assert all(probe.measure.name.startswith(f"{name}/") for probe in design.probes)
+    seeds = seeds[:3]
     assert seeds == sorted(seeds) and (seeds[-1] >= 5 or seeds[0] == seeds[-1])
 
 
