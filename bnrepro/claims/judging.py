@@ -160,8 +160,8 @@ def _judged(claim: Claim, results: Results, settings: Preset) -> Judged:
     Further seeds change nothing where a look has decided, so that it does not matter how many there are. Presets other
     than full are no evidence, and are judged by the seeds that they have.
     """
-    if results.preset == "paper" and claim.scale != "exact":
-        claim = replace(claim, scale="paper", scale_note="the source's setting")
+    if settings.scale and claim.scale != "exact":
+        claim = replace(claim, scale=settings.scale, scale_note=settings.scale_note)
     evidence = _evidence(claim, results, settings)
     if claim.withdrawn:
         return Judged(claim, _aside(evidence, f"under revision: {claim.withdrawn}"), Judgement(Verdict.not_testable))

@@ -82,6 +82,12 @@ class Preset(BaseModel):
     looks: list[int] = []
     """Numbers of seeds after which ``full`` is looked at; ``seeds`` is then the first. None: one look, at all seeds."""
 
+    scale: Scale | None = None
+    """Of the claims that are not exact, where a preset has another than the paper's claims say: "paper"."""
+
+    scale_note: str = ""
+    """Beside ``scale``."""
+
     @field_validator("looks")
     @classmethod
     def _growing(cls, looks: list[int]) -> list[int]:

@@ -195,7 +195,7 @@ def called(paper: Paper[Any]) -> str:
 def described(paper: Paper[Any], settings: Preset) -> dict[str, Any]:
     """The design of ``paper``: seeds or looks, settings, runs, measurements, claims."""
     looks = settings.looks
-    values = settings.model_dump(mode="json")
+    values = settings.model_dump(mode="json", exclude=set() if settings.scale else {"scale", "scale_note"})
     count = {"looks": values.pop("looks")} if looks else {"seeds": settings.seeds}
     values.pop("seeds")
     values.pop("looks", None)

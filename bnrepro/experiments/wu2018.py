@@ -18,6 +18,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from functools import partial
+from itertools import product
 from typing import Any
 
 import torch
@@ -28,12 +29,16 @@ from bnrepro.claims import Design, Evidence, Gate, Paper, Preset, Results, Row, 
 from bnrepro.claims.evidence import equal, greater, less, not_testable
 from bnrepro.claims.gates import reaches
 from bnrepro.config import load_config
-from bnrepro.data.dataset import Dataset, derive_seed
+from bnrepro.config.schema import Config
+from bnrepro.data.dataset import Dataset, Split, derive_seed, epoch_plan, train_batch
 from bnrepro.norm import NORMS, NormOptions
+from bnrepro.norm.statistics import batch_statistics
 from bnrepro.norm.variants import BatchRenorm
 from bnrepro.plots.panels import legend, lines, looks, panels, ticks
-from bnrepro.training.model import MakeNorm, build
+from bnrepro.training.model import MakeNorm, build, norm_of
+from bnrepro.training.optimizer import lr_factor
 from bnrepro.training.train import Trainer
+from bnrepro.training.train import measure as measure_split
 
 GROUP = "Wu & He, Group Normalization (2018), https://arxiv.org/abs/1803.08494"
 RENORM = "Ioffe, Batch Renormalization (2017), https://arxiv.org/abs/1702.03275"
@@ -63,6 +68,7 @@ NAMES = {
     "lrn": "LRN",
 }
 WHOLE = {"bn": "bn", "group": "groupnorm", "none": "nobn", "lrn": "lrn"}  # variants: over the batch, or each image
+FEW = {"bn": "bn", "renorm": "renorm", "group": "groupnorm"}  # trained on batches of few classes
 WORKERS = 8
 POINTS = "percentage points of test accuracy"
 AIRBENCH = "airbench's network at a quarter of its width, 8 epochs of CIFAR-10"
@@ -85,6 +91,8 @@ class Settings(Preset):
     trained: float = 80.0  # % test accuracy of BN at the usual batch
     margin_points: float = 1.0  # what counts as no difference: the sources call half a point to one and a half one
     ghost_margin: float = 0.25  # T1
+    few_classes: list[str] = []  # R1.3 to R1.5: of runs on batches of few classes; none: they are not testable
+    classes: int = 16  # R1.3 to R1.5: in a batch
 
     @property
     def usual(self) -> int:
@@ -129,6 +137,11 @@ def runs(s: Settings) -> Design:
         design.measure("workers", of, trained, [o for o in s.common if o.startswith("data")], **asked)
     for norm, variant in WHOLE.items():
         design.train("whole", {"norm": norm}, run(variant, s.usual))
+    for norm, classes in product(FEW, (0, s.classes)) if s.few_classes else ():
+        asked = {"overrides": [*s.few_classes, f"variant={FEW[norm]}"], "classes": classes}
+        data = [o for o in s.few_classes if o.startswith("data")]
+        of = {"norm": norm, "classes": classes}
+        design.measure("classes", of, on_few_classes, data, **asked, renorm_shares=s.renorm_shares)
     for part in s.ghosts:
         design.train("ghosts", {"images": part}, ghosts(part, s.usual))
     return design
@@ -152,17 +165,64 @@ def trained(data: Dataset, seed: int, overrides: list[str], images: int, renorm_
     """
     cfg = load_config([*overrides, f"seed={seed}", "device=cpu"])
     norm = over_parts("renorm", images, momentum_of_part(cfg.norm.momentum or 0.1, images, cfg.batch_size))
-    weights = torch.Generator().manual_seed(derive_seed(seed, "weights"))
-    network = build(cfg.model, norm, data.channels, data.image_size, data.num_classes, weights)
-    trainer = Trainer(cfg, data, network)
-    parts = trainer.steps * (cfg.batch_size // images)
-    for layer in trainer.network.modules():
-        if isinstance(layer, BatchRenorm):
-            layer.start, layer.r_steps, layer.d_steps = (round(share * parts) for share in renorm_shares)
+    trainer = trainer_of(cfg, data, norm, cfg.batch_size // images, renorm_shares)
     for batch in trainer.batches():
         if not trainer.update(batch.x, batch.y, batch.lr)[0].isfinite():
             return [row("diverged", batch.step)]
     return [row("test_accuracy", 100 * trainer.measure(trainer.data.test)[1])]
+
+
+def trainer_of(cfg: Config, data: Dataset, norm: MakeNorm, parts: int, renorm_shares: list[float]) -> Trainer:
+    """A run's trainer with another norm; renorm's schedule goes over all ``parts`` of all batches."""
+    weights = torch.Generator().manual_seed(derive_seed(cfg.seed, "weights"))
+    network = build(cfg.model, norm, data.channels, data.image_size, data.num_classes, weights)
+    trainer = Trainer(cfg, data, network)
+    for layer in trainer.network.modules():
+        if isinstance(layer, BatchRenorm):
+            steps = trainer.steps * parts
+            layer.start, layer.r_steps, layer.d_steps = (round(share * steps) for share in renorm_shares)
+    return trainer
+
+
+@measure("wu2018/few_classes")
+def on_few_classes(
+    data: Dataset, seed: int, overrides: list[str], classes: int, renorm_shares: list[float]
+) -> list[Row]:
+    """Train as a run of ``overrides`` would, on batches of ``classes`` runs of images of one class; 0: on its own.
+
+    Rows: ``test_accuracy`` in %, and for BN with ``classes`` ``batch_accuracy``: of test batches so composed, by their
+    own statistics; or ``diverged`` (the step) where the loss is no number.
+    """
+    cfg = load_config([*overrides, f"seed={seed}", "device=cpu"])
+    trainer, size = trainer_of(cfg, data, norm_of(cfg), 1, renorm_shares), cfg.batch_size
+    for step in range(trainer.steps):
+        epoch, position = divmod(step, trainer.steps_per_epoch)
+        if position == 0:
+            plan = epoch_plan(len(data.train.labels), cfg.data, seed, epoch)
+            if classes:
+                order = in_runs(data.train.labels, size // classes, derive_seed(seed, "order", epoch))
+                plan = replace(plan, order=order)
+        x, y = train_batch(data, plan, cfg.data, position * size, size)
+        rate = cfg.optimizer.lr * lr_factor(cfg.schedule, step, trainer.steps, trainer.steps_per_epoch)
+        if not trainer.update(x, y, rate)[0].isfinite():
+            return [row("diverged", step)]
+    rows = [row("test_accuracy", 100 * trainer.measure(data.test)[1])]
+    if classes and cfg.variant == "bn":
+        order = in_runs(data.test.labels, size // classes, derive_seed(0, "evaluation"))
+        test = Split(data.test.images[order], data.test.labels[order])
+        with batch_statistics(trainer.network):
+            rows.append(row("batch_accuracy", 100 * measure_split(trainer.network, data, test, cfg, size)[1]))
+    return rows
+
+
+def in_runs(labels: Tensor, size: int, seed: int) -> Tensor:
+    """An order in which ``size`` images of one class follow one another; what is left of the classes comes last."""
+    generator = torch.Generator().manual_seed(seed)
+    order = torch.randperm(len(labels), generator=generator)
+    pieces = [piece for label in labels.unique() for piece in order[labels[order] == label].split(size)]
+    runs = [piece for piece in pieces if len(piece) == size]
+    shuffled = [runs[i] for i in torch.randperm(len(runs), generator=generator).tolist()]
+    return torch.cat([*shuffled, *(piece for piece in pieces if len(piece) < size)])
 
 
 def momentum_of_part(momentum: float, images: int, batch: int) -> float:
@@ -282,26 +342,49 @@ def renorm_is_as_good_at_a_large_batch(r: Results, s: Settings) -> Evidence:
 # --- claims: batches of few classes ---
 
 
-few_classes = partial(paper.claim, source=RENORM)
+few_classes = partial(paper.claim, source=RENORM, scale_note="ResNet-20 on CIFAR-100")
 UNHAD = "The source's batches hold 2 images of each of 16 classes: CIFAR-100 could do that, and cannot be had here"
+
+
+def composed(r: Results, s: Settings) -> Values:
+    """Test accuracy by norm and composition of the training's batches, by running statistics or the test batch's."""
+    accuracy, by_batch = (r.measured(f"{kind}_accuracy", part="classes") for kind in ("test", "batch"))
+    few = {"few": accuracy.at(classes=s.classes), "few, by the batch": by_batch.at(classes=s.classes)}
+    return accuracy.at(classes=0).join("batches", "shuffled", **few)
 
 
 @few_classes("R1.3", reported="16 classes x 2 images: 67, against 78.3 with shuffled batches")
 def few_classes_harm_bn(r: Results, s: Settings) -> Evidence:
     """BN fails where batches are of few classes."""
-    return not_testable(UNHAD)
+    if not s.few_classes:
+        return not_testable(UNHAD)
+    found = composed(r, s)
+    lost = found.at(batches="shuffled") - found.at(batches="few")
+    estimand = "test accuracy, BN trained on shuffled batches minus on few classes"
+    evidence = greater(lost.at(norm="bn"), estimand, POINTS, margin=s.margin_points)
+    return evidence.showing({NAMES[norm]: lost.at(norm=norm) for norm in ("group", "renorm")})
 
 
 @few_classes("R1.4", reported="BN 67, renorm 78.5")
 def renorm_is_better_with_few_classes(r: Results, s: Settings) -> Evidence:
     """Batch renormalization does not: it is better than BN there."""
-    return not_testable(UNHAD)
+    if not s.few_classes:
+        return not_testable(UNHAD)
+    few = composed(r, s).at(batches="few")
+    estimand = "test accuracy after batches of few classes, renorm minus BN"
+    return greater(few.at(norm="renorm") - few.at(norm="bn"), estimand, POINTS, margin=s.margin_points)
 
 
 @few_classes("R1.5", reported="67 by the moving average, 76.5 by the batch")
 def the_moving_average_fails(r: Results, s: Settings) -> Evidence:
     """What fails is the moving average: by the statistics of test batches so composed, the same BN is accurate."""
-    return not_testable(UNHAD)
+    if not s.few_classes:
+        return not_testable(UNHAD)
+    bn = composed(r, s).at(norm="bn")
+    estimand = "test accuracy, by the statistics of test batches minus by running statistics"
+    difference = bn.at(batches="few, by the batch") - bn.at(batches="few")
+    evidence = greater(difference, estimand, POINTS, margin=s.margin_points)
+    return replace(evidence, remark="The composition of such a batch reveals its classes.")
 
 
 # --- claims of others ---

@@ -7,16 +7,20 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from bnrepro.claims.estimating import operations
 from bnrepro.claims.judging import judged
 from bnrepro.claims.results import Results
 from bnrepro.config import check, load_config
 from bnrepro.config.schema import Config, Data, Source
+from bnrepro.data.dataset import load
 from bnrepro.data.sources import DATASETS
+from bnrepro.experiments.wu2018 import in_runs
 from bnrepro.runs.record import Run
 from bnrepro.training import train
-from tests.experiments.test_papers import PAPERS, committed, is_awaited
+from tests.conftest import changed
+from tests.experiments.test_papers import PAPERS
 
 WITH = [name for name, paper in PAPERS.items() if "paper" in paper.presets]
 
@@ -44,7 +48,7 @@ def made_up(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_there_are_some() -> None:
-    assert {"bjorck2018", "santurkar2018"} <= set(WITH)
+    assert {"bjorck2018", "santurkar2018", "wu2018"} <= set(WITH)
 
 
 @pytest.mark.slow
@@ -56,18 +60,38 @@ def test_each_network_takes_its_first_steps(name: str, made_up: Path, tmp_path: 
         assert Run(train.run(check(short))).finished
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("norm", ["bn", "renorm"])
+def test_batches_of_few_classes(norm: str, made_up: Path) -> None:
+    design = PAPERS["wu2018"].designed(PAPERS["wu2018"].settings("paper"))
+    of = {"norm": norm, "classes": 16}
+    probe = next(probe for probe in design.probes if probe.part == "classes" and probe.factors == of)
+    assert probe.data
+    data = load(replace(probe.data, source=Source.npz, path=str(made_up / "cifar100.npz")), torch.device("cpu"))
+    arguments = probe.arguments | {"overrides": changed(probe.arguments["overrides"], "epochs=1")}
+    found = {each["quantity"] for each in probe.measure.function(data=data, seed=0, **arguments)}
+    assert found == {"test_accuracy"} | ({"batch_accuracy"} if norm == "bn" else set())
+
+
+def test_runs_of_one_class() -> None:
+    labels = torch.arange(70) % 7
+    order = in_runs(labels, 4, 0)
+    runs = labels[order][: 7 * 8].view(-1, 4)
+    assert sorted(order.tolist()) == list(range(70)) and (runs == runs[:, :1]).all()
+    assert not torch.equal(order, in_runs(labels, 4, 1))
+
+
 @pytest.mark.parametrize("name", WITH)
 def test_cost_of_what_was_never_run_is_known(name: str) -> None:
     for cfg in networks(name):
         assert (operations(cfg) or 0) > 1e12
 
 
-@pytest.mark.parametrize("name", [name for name in WITH if not is_awaited(name)])
-def test_verdicts_are_of_the_sources_scale(name: str) -> None:
-    results, settings = committed(name)
-    for preset, scales in (("paper", {"exact", "paper"}), ("full", {"exact", "paper", "reduced", "toy"})):
-        of = Results(preset, results.runs, results.curves, results.measurements)
-        assert {each.claim.scale for each in judged(PAPERS[name], of, settings)} <= scales
+def test_verdicts_are_of_the_scale_that_a_preset_says() -> None:
+    paper, nothing = PAPERS["bjorck2018"], Results("paper", [], [], [])
+    for preset, scales in (("paper", {"paper"}), ("full", {claim.scale for claim in paper.claims})):
+        found = [each.claim for each in judged(paper, nothing, paper.settings(preset))]
+        assert {claim.scale for claim in found if claim.scale != "exact"} == scales - {"exact"}
 
 
 @pytest.mark.parametrize(
