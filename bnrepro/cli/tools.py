@@ -1,4 +1,4 @@
-"""Commands beside the runs: `config`, `tensorboard`, `bench`."""
+"""Commands beside the runs: `config`, `norms`, `tensorboard`, `bench`."""
 
 from __future__ import annotations
 
@@ -11,7 +11,9 @@ from typing import Annotated
 import typer
 
 from bnrepro.cli.options import (
+    DataRoot,
     Overrides,
+    RunsRoot,
     Seed,
     Variant,
     check_separate,
@@ -23,12 +25,20 @@ from bnrepro.cli.options import (
     path,
     shown,
 )
+from bnrepro.cli.saying import Json, answer, say
 
 
-def config(overrides: Overrides = None, variant: Variant = None, seed: Seed = None) -> None:
+def config(
+    overrides: Overrides = None,
+    variant: Variant = None,
+    seed: Seed = None,
+    root: RunsRoot = None,
+    data_root: DataRoot = None,
+    as_json: Json = False,
+) -> None:
     """Print the resolved configuration; run nothing."""
-    cfg = configure(overrides, variant=variant, seed=seed)
-    from bnrepro.config import to_yaml
+    cfg = configure(overrides, variant=variant, seed=seed, root=root, data_root=data_root)
+    from bnrepro.config import to_dict, to_yaml
     from bnrepro.config.schema import Source
     from bnrepro.data.sources import lookup
     from bnrepro.training.model import check_names, check_options
@@ -37,7 +47,22 @@ def config(overrides: Overrides = None, variant: Variant = None, seed: Seed = No
     check_options([cfg])
     if cfg.data.source is not Source.npz:
         lookup(cfg.data.name)
-    typer.echo(to_yaml(cfg), nl=False)
+    say(to_yaml(cfg), nl=False)
+    answer(to_dict(cfg))
+
+
+def norms(as_json: Json = False) -> None:
+    """List the norms: formula, axes of the statistics, parameters, whether train and eval differ, source."""
+    from bnrepro.cli.norms import NORMS
+    from bnrepro.system.text import fitted
+
+    answer([{"variant": name, **norm._asdict()} for name, norm in NORMS.items()])
+    head = ["variant", "formula", "statistics over", "gamma, beta per", "train is eval", "source"]
+    lines = [
+        [name, norm.formula, norm.statistics, norm.parameters, "no" if norm.differs else "yes", norm.source]
+        for name, norm in NORMS.items()
+    ]
+    say(fitted([head, *lines], left=range(6)))
 
 
 def tensorboard(
@@ -123,7 +148,7 @@ def bench(
             "default: layers and memory.",
         ),
     ] = None,
-    norms: Annotated[str, typer.Option(help="Names separated by commas.")] = "bn,custombn,convbn",
+    variants: Annotated[str, typer.Option(help="Names separated by commas.")] = "bn,custombn,convbn",
     repeats: Annotated[int, typer.Option(min=1, help="Rounds; what takes long is repeated a tenth as often.")] = 30,
     threads: Annotated[int | None, typer.Option(min=1, max=1024, help="Threads (default: one per core).")] = None,
     out: Annotated[
@@ -149,12 +174,12 @@ def bench(
     wanted = [part for part in parts or [] if "=" not in part] or ["layers", "memory"]
     check_separate("bench", wanted, "parts")
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    tables = output.run(wanted, names_in("--norms", norms), overrides, repeats, device)
+    tables = output.run(wanted, names_in("--variants", variants), overrides, repeats, device)
     if out:
         make_room(out)
     for table in tables:
-        typer.echo(output.text(table) + "\n")
+        say(output.text(table) + "\n")
         if out:
             output.write(table, out)
     if out:
-        typer.echo(f"Tables and figures: {shown(out)}")
+        say(f"Tables and figures: {shown(out)}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from copy import deepcopy
 from dataclasses import dataclass, replace
 from inspect import unwrap
@@ -226,6 +226,9 @@ def _train(trainer: Trainer, directory: Path, state: dict[str, Any] | None) -> N
                 record.write_summary(directory, trainer.summary(status, error))
     if first:
         (directory / record.PREVIOUS).unlink(missing_ok=True)
+        if status is Status.diverged and not trainer.cfg.keep_optimizer and (directory / record.CHECKPOINT).exists():
+            with suppress(OSError, UserError):  # what has been found stands without it
+                checkpoint.drop_optimizer(directory / record.CHECKPOINT)
 
 
 class Trainer:
@@ -522,11 +525,15 @@ class Trainer:
         checkpoint.save(directory / record.CHECKPOINT, state, directory / record.PREVIOUS)
 
     def state(self, since: MetricAccumulator) -> dict[str, Any]:
-        """All that the rest of the run depends on, as tensors and primitives."""
+        """All that the rest of the run depends on, as tensors and primitives.
+
+        After the last step that is no longer the optimiser's state, two thirds of the file.
+        """
+        kept = self.step < self.steps or self.cfg.keep_optimizer
         return {
             "config": to_yaml(self.cfg),
             **state_of(self.network),
-            "optimizer": self.optimizer.state_dict(),
+            **({"optimizer": self.optimizer.state_dict()} if kept else {}),
             "step": self.step,
             "rows": self.rows,
             "seconds": self.seconds,
@@ -543,7 +550,8 @@ class Trainer:
         check_yaml(state.get("config"), self.cfg)
         try:
             load_state(self.network, state)
-            self.optimizer.load_state_dict(state["optimizer"])
+            if "optimizer" in state or state["step"] != self.steps:
+                self.optimizer.load_state_dict(state["optimizer"])
             self.step, self.rows, self.seconds = int(state["step"]), list(state["rows"]), float(state["seconds"])
             since.restore(state["since"])
             generators.restore(state, self.device)
