@@ -246,7 +246,7 @@ def _experiments(current: str) -> list[str]:
         id
         for file in files
         if file.is_file()
-        for id in re.findall(r'^@paper\.claim\(\s*"([^"]+)"', file.read_text(encoding="utf-8"), re.MULTILINE)
+        for id in re.findall(r'^@[\w.]+\(\s*"([A-Z]\w*(?:\.\w+)*)"', file.read_text(encoding="utf-8"), re.MULTILINE)
     ]
     return [f"{name}/{id}" for id in ids if id.startswith(claim)]
 

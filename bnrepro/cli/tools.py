@@ -13,6 +13,7 @@ import typer
 from bnrepro.cli.options import (
     DataRoot,
     Overrides,
+    Root,
     RunsRoot,
     Seed,
     Variant,
@@ -26,6 +27,8 @@ from bnrepro.cli.options import (
     shown,
 )
 from bnrepro.cli.saying import Json, answer, say
+
+RUNS = Path("runs")
 
 
 def config(
@@ -66,28 +69,86 @@ def norms(as_json: Json = False) -> None:
 
 
 def tensorboard(
-    root: Annotated[
-        Path, typer.Argument(metavar="[FOLDER]", parser=path("FOLDER"), help="Folder of the runs, or a part of it.")
-    ] = Path("runs"),
+    folder: Annotated[
+        Path,
+        typer.Argument(
+            metavar="[COMPARISON or FOLDER]",
+            parser=path("FOLDER"),
+            help="A comparison, by its folder or the beginning of its hash, or a folder of runs; default: all runs.",
+        ),
+    ] = RUNS,
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port on localhost; 0 for any that is free.")] = 6006,
+    root: Root = RUNS,
 ) -> None:
-    """Start TensorBoard on the stored runs."""
-    folder_of_runs(root)
+    """Start TensorBoard on the stored runs.
+
+    Example: bnrepro tensorboard compare-3f2a
+    """
+    from bnrepro.runs import hparams
+    from bnrepro.runs.board import SHOWN
+    from bnrepro.system.output import only_shown
+
+    comparison = _comparison(folder, root)
+    logs = comparison.parent if comparison else root if folder == RUNS else folder
+    folder_of_runs(logs)
     port = _free(port)
-    about = (
-        "TensorBoard is starting. Every run is listed; intervals over seeds are under CUSTOM SCALARS.\n"
-        "The means that `compare` made, alone:\n"
-        f"http://localhost:{port}/?runFilter=compare&smoothing=0#timeseries"
-    )
+    with only_shown(SHOWN):
+        hparams.write(logs)
+    comparisons = sorted(each for each in logs.rglob("compare-*") if each.is_dir())
+    about = [
+        "TensorBoard is starting. Intervals over seeds are under CUSTOM SCALARS; HPARAMS has one row a configuration, "
+        "with the mean of its seeds.",
+        *(["The means of the comparison alone:", _address(port, f"{comparison.name}/")] if comparison else []),
+        *(
+            ["The means that `compare` made, alone:", _address(port, "compare-")]
+            if comparisons and not comparison
+            else []
+        ),
+        "Every run, one colour a variant:",
+        _address(port, "[^.]"),  # all but the one that has the columns of HPARAMS
+    ]
     # -P: else Python would look for modules in the folder that it is called from
-    command = [sys.executable, "-P", "-c", _SERVE, about]
-    command += ["--logdir", str(root), "--host", "localhost", "--port", str(port)]
+    command = [sys.executable, "-P", "-c", _SERVE, "\n".join(about)]
+    command += ["--logdir", str(logs), "--host", "localhost", "--port", str(port)]
     sys.stdout.flush()
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # it waits until there is something that takes it
     try:
         os.execv(sys.executable, command)
     finally:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+
+
+VARIANT = "([^/]+)(?:/seed[0-9]+-[^/]*)?$"
+"""In the name of a run or of a mean, the variant: runs of one have one colour."""
+
+
+def _address(port: int, runs: str) -> str:
+    """TensorBoard's page of the ``runs`` whose names match, without the scalars that are for CUSTOM SCALARS alone."""
+    from urllib.parse import urlencode
+
+    asked = {"runFilter": runs, "tagFilter": "^[^~]", "runColorGroup": f"regex:{VARIANT}", "smoothing": "0"}
+    return f"http://localhost:{port}/?{urlencode(asked)}#timeseries"
+
+
+def _comparison(folder: Path, root: Path) -> Path | None:
+    """The comparison that ``folder`` is or begins the name or hash of; None where it is a folder of runs.
+
+    Raises:
+        UserError: it begins several.
+    """
+    from bnrepro.errors import UserError, known_are
+
+    if folder.is_dir():
+        return folder if folder.name.startswith("compare-") else None
+    if len(folder.parts) != 1 or folder == RUNS:
+        return None
+    there = {place.name: place for place in sorted(root.glob("*/*/compare-*"))}
+    found = [place for name, place in there.items() if f"compare-{folder.name.removeprefix('compare-')}" in name]
+    if len(found) > 1:
+        raise UserError(f"{folder} is the beginning of {len(found)} comparisons: {', '.join(map(shown, found))}.")
+    if not found and there and folder.name.startswith("compare-"):
+        raise UserError(f"There is no comparison {folder} under {root}.{known_are(folder.name, there)}")
+    return found[0] if found else None
 
 
 _SERVE = """

@@ -360,6 +360,8 @@ class Trainer:
                 self.write_metrics(directory)
         wanted = self.cfg.tensorboard and first
         board = TensorBoardWriter(directory, self.step + 1 if self.step else 0) if wanted else None
+        if board and self.step == 0:
+            board.batch(next(self.batches(0, 1)).x)
         started = time.perf_counter() - self.seconds
         try:
             status = self.loop(directory, board, since, started, stop)
@@ -367,7 +369,7 @@ class Trainer:
             self.seconds = time.perf_counter() - started
             if board:
                 if self.rows:
-                    board.hyperparameters(_flat(self.cfg), self.rows[-1]["test_accuracy"])
+                    board.hyperparameters(_flat(self.cfg), config_hash(self.cfg, ("seed",)))
                 board.close()
         return status
 
@@ -468,6 +470,8 @@ class Trainer:
         if board:
             board.row(row)
             board.norm_inputs(self.norm_inputs(), self.step)
+            if len(self.rows) == 1 or self.step == self.steps:
+                board.layers(self.network, self.step)
         if self.report:
             self.report(Progress(self.step, self.steps, train_loss, train_accuracy, row))
         return True
