@@ -56,7 +56,10 @@ def config(
 
 
 def norms(as_json: Json = False) -> None:
-    """List the norms: formula, axes of the statistics, parameters, whether train and eval differ, source."""
+    """List the norms, each in a line.
+
+    Formula, axes of the statistics, parameters, whether train and eval differ, source.
+    """
     from bnrepro.cli.norms import NORMS
     from bnrepro.system.text import fitted
 
