@@ -125,7 +125,8 @@ def watch(
 ) -> None:
     """Follow running runs from another terminal.
 
-    Until none is running. It reads what they write, and does not disturb them: a run's line says how far its last evaluation was.
+    Until none is running. It reads what they write and does not disturb them: a run's line says how far its last
+    evaluation was.
     """
     from bnrepro.cli.progress import WatchBar
     from bnrepro.runs import index, record
@@ -160,9 +161,7 @@ def prune(
 ) -> None:
     """Drop the optimiser's state of finished runs, or whole runs.
 
-    It only says what it would do; --yes does it.
-
-    Runs that are running are left alone; weights, metrics and summaries stay unless --runs is given.
+    It only says what it would do; --yes does it. Runs that are running are left alone; weights, metrics and summaries stay unless --runs is given.
     Example: bnrepro prune --runs --where status=failed
     """
     from bnrepro.errors import UserError
