@@ -78,10 +78,10 @@ class Settings(Preset):
     settled: int = 44  # the first of them: the step after which 0.9 ^ 44 = 1% of the initial statistics is left
     images: int = 5000  # test images at those points; at the end, all
     samples: list[int] = [100, 1000, 10_000]  # images in the population's statistics, beside all
-    enough: list[int] = [1000, 10_000]  # W1.3: those that are held against all; the first is used at the points
+    suffice: list[int] = [1000, 10_000]  # W1.3: those that are held against all; the first is used at the points
 
     # At frozen statistics networks train as without a norm: the rate must be low by then (here 15% of 0.2).
-    ghost: list[str] = ["batch_size=256", "optimizer.lr=0.2", "schedule=cosine", "variant=ghostbn"]
+    on_parts: list[str] = ["batch_size=256", "optimizer.lr=0.2", "schedule=cosine", "variant=ghostbn"]
     sizes: list[int] = [2, 4]  # W1.4, W1.5: images per ghost batch that the source calls small
     ghost_epochs: int = 5  # including those with frozen statistics
     frozen_epochs: int = 1  # the source: 20 of 100
@@ -101,13 +101,13 @@ def runs(s: Settings) -> Design:
     """Trainings under every kind of statistics, and on ghost batches."""
     design = Design(s.seeds)
     measured = partial(design.measure, data=[o for o in s.common if o.startswith("data")])
-    asked = s.model_dump(include={"momenta", "points", "settled", "images", "samples"}) | {"used": s.enough[0]}
+    asked = s.model_dump(include={"momenta", "points", "settled", "images", "samples"}) | {"used": s.suffice[0]}
     for name, batch in s.batches.items():
         overrides = [*s.common, *batch, f"epochs={s.epochs}"]
         measured("path", {"batch": name}, along_training, overrides=overrides, **asked)
-    asked = {"frozen_epochs": s.frozen_epochs, "images": s.ghost_images, "samples": s.enough[0]}
+    asked = {"frozen_epochs": s.frozen_epochs, "images": s.ghost_images, "samples": s.suffice[0]}
     for size in s.sizes:
-        overrides = [*s.common, *s.ghost, f"norm.ghost_size={size}", f"epochs={s.ghost_epochs}"]
+        overrides = [*s.common, *s.on_parts, f"norm.ghost_size={size}", f"epochs={s.ghost_epochs}"]
         measured("ghost", {"size": size}, ghost_batches, overrides=overrides, **asked)
     return design
 
@@ -335,7 +335,7 @@ def in_first_fifth(values: Values) -> Values:
 @about_statistics("W1.3", reported="10^3 to 10^4 samples (ResNet-50, ImageNet)")
 def a_thousand_samples_are_enough(r: Results, s: Settings) -> Evidence:
     """1,000 to 10,000 samples are enough for the population's statistics."""
-    difference = r.measured("samples", part="path", x=s.enough) - at_end(r, POPULATION)
+    difference = r.measured("samples", part="path", x=s.suffice) - at_end(r, POPULATION)
     return equal(difference, "statistics of some training images minus all", POINTS, margin=s.margin_points)
 
 
@@ -434,7 +434,7 @@ def ghost(r: Results, s: Settings) -> list[Row]:
 @paper.figure
 def along(r: Results, s: Settings) -> Figure | None:
     """Test error of one network by what stands for mean and variance at test, along its training; {s.images:,} test
-    images. The population's statistics are of {s.enough[0]:,} training images.
+    images. The population's statistics are of {s.suffice[0]:,} training images.
     """
     kinds = (USUAL, CUMULATIVE, POPULATION, BATCH)
     error = 100 - Values.stacked("kind", {kind: r.measured(f"accuracy_{kind}", part="path") for kind in kinds})

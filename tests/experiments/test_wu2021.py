@@ -38,7 +38,7 @@ FULL, SMOKE = paper.settings("full"), paper.settings("smoke")
 
 def test_presets_have_what_claims_are_about() -> None:
     for settings in map(paper.settings, paper.presets):
-        assert set(settings.enough) <= set(settings.samples) and {0.1, 1.0} <= set(settings.momenta)
+        assert set(settings.suffice) <= set(settings.samples) and {0.1, 1.0} <= set(settings.momenta)
         assert settings.sizes == [2, 4] and settings.frozen_epochs < settings.ghost_epochs
     assert FULL.frozen_epochs / FULL.ghost_epochs == 20 / 100  # the source's share
 
@@ -113,7 +113,7 @@ def test_places_are_dense_in_the_first_fifth() -> None:
 
 
 def test_frozen_statistics_stay_and_only_what_is_after_the_fork_differs() -> None:
-    overrides = [*SMOKE.common, *SMOKE.ghost, "norm.ghost_size=4", "epochs=1"]
+    overrides = [*SMOKE.common, *SMOKE.on_parts, "norm.ghost_size=4", "epochs=1"]
     data = load(load_config(overrides).data, torch.device("cpu"))
     wanted = {"data": data, "seed": 0, "overrides": overrides, "images": 50, "samples": 40}
     rows = ghost_batches.function(frozen_epochs=1, **wanted)
