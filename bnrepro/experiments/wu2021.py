@@ -80,8 +80,8 @@ class Settings(Preset):
     samples: list[int] = [100, 1000, 10_000]  # images in the population's statistics, beside all
     suffice: list[int] = [1000, 10_000]  # W1.3: those that are held against all; the first is used at the points
 
-    # With frozen statistics a network trains as one without a norm: in a pilot (seed 1000) at a rate of 0.03, and no more
-    # at 0.06 and 0.1. Here they are frozen at 15% of 0.2.
+    # With frozen statistics a network trains as one without a norm: in a pilot (seed 1000) at a rate of 0.03, but not
+    # at 0.06 or 0.1. Here they are frozen at 15% of 0.2.
     on_parts: list[str] = ["batch_size=256", "optimizer.lr=0.2", "schedule=cosine", "variant=ghostbn"]
     sizes: list[int] = [2, 4]  # W1.4, W1.5: images per ghost batch that the source calls small
     ghost_epochs: int = 5  # including those with frozen statistics
