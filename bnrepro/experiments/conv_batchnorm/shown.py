@@ -283,7 +283,8 @@ def scene(r: Results, s: Settings) -> Figure | None:
     """What the seed means, in one picture. A photograph from {s.first[scene]} as it is, and with its lower half at
     {s.horizon.shade:g} of its light; then the dark one's pixels normalised, and set to 0 below threshold (black). Where
     statistics are taken over the whole picture, nothing is left below the horizon (dashed); where each location has its
-    own, the lower half stays. Batches of 128 in training, without gamma and beta; colours averaged.
+    own, the lower half stays. A car of the test set, chosen by eye from ten. Batches of 128 in training, without gamma
+    and beta; colours averaged.
     """
     width = r.measured("width", part="scene").max().only()
     names = {
@@ -320,17 +321,18 @@ def below_threshold(r: Results, s: Settings) -> Figure | None:
     figure, (*left, right) = panels(len(datasets) + 1, height=2.5)
     for axes, dataset in zip(left, datasets, strict=True):
         for variant in ("convbn", "bn"):
-            filters = 100 * measured(r, "start", "filter static", dataset=dataset, variant=variant)
+            filters = 100 * measured(r, "start", "filter static").at(dataset=dataset, variant=variant)
             found = {answer: interval.mean for answer, interval in filters.intervals("x").items()}
             look = LOOK[variant]
             about: dict[str, Any] = {"color": look.color, "marker": look.marker, "label": look.label}
             axes.plot(list(found), list(found.values()), linestyle="none", markersize=2.5, alpha=0.6, **about)
+        ticks(axes, (-1, -0.5, 0, 0.5, 1))
         axes.set(xlim=(-1, 1), ylim=(-3, 103), xlabel="answer of the filter to light", title=dataset)
     left[0].set_ylabel("active in the dark half, %")
     zero(right)
     dots(right, silenced, "dataset", "variant", {variant: LOOK[variant] for variant in s.horizon.variants})
     right.set_ylabel("units silenced, points")
-    legend(figure, 5)
+    legend(figure, 3, of=right)
     return figure
 
 
@@ -359,9 +361,10 @@ def sunrise(r: Results, s: Settings) -> Figure | None:
         for each in (left, middle, right):
             _within_percent(each)
         left.set_ylabel(f"{dataset}: test accuracy, %")
+        left.tick_params(axis="x", labelsize=6.5)
         middle.set_ylabel("silent units below, %")
         right.set(xlabel="light of the lower half at test", ylabel="test accuracy, %")
-    legend(figure, len(look), of=axes[0])
+    legend(figure, 3, of=axes[0])
     return figure
 
 
