@@ -17,7 +17,8 @@ Differences from the paper
   norm has groups of at least 8 channels, or one. Both are trained on plain images and on frames.
 - The adaptive norm takes the statistics of the present batch, in eval in batches of at most 500 images.
 - Fashion-MNIST is not at hand on the machine of the runs, and an earlier design had it: MNIST and CIFAR-10 are left.
-- Seeds 0 to 4 of that design (LeNet, two epochs, momentum 0.1) were seen before this one was made.
+- Seeds 0 to 4 of that design (LeNet, two epochs, momentum 0.1) were seen before this one was made. The prediction of 9
+  to 12 times (L-gap) did not hold there at batches of 32 and 128, with 13.5 and 16.1 times.
 """
 
 from __future__ import annotations
@@ -538,7 +539,7 @@ def local_statistics_differ_nine_to_twelve_times(r: Results, s: Settings) -> Evi
     found = {name: values / middle for name, values in ratios.items()}
     estimand = f"{apart}, over {middle:.3g}"
     evidence = equal(found, estimand, "times", margin=math.sqrt(high / low), ratio=True)
-    remark = "In an earlier design it was so at batches of 8, and more at 32 and 128: see the differences."
+    remark = "In an earlier design it held at batches of 8, and not at 32 and 128, where it was more."
     return replace(evidence.showing({f"itself, {name}": v for name, v in ratios.items()}, ratio=True), remark=remark)
 
 
@@ -589,10 +590,10 @@ def a_batch_of_one_must_be_refused(r: Results, s: Settings) -> Evidence:
     return evidence & so(checked(r, "L-one", "refused"), estimand, "our layer refuses it")
 
 
-by_seed = (shown.cells, shown.effects, shown.threshold, shown.horizon, shown.other_light)
-by_seed += (shown.window, shown.eps, shown.batch_size)
-for table in (*by_seed, shown.sizes, shown.bessel):
-    paper.table(table, over_seeds=table in by_seed)  # the others: counts and factors
+counted = (shown.sizes, shown.bessel)  # counts and factors
+judged = (shown.cells, shown.effects, shown.threshold, shown.horizon, shown.other_light)
+for table in (*judged, shown.window, shown.eps, shown.batch_size, *counted):
+    paper.table(table, over_seeds=table not in counted)
 drawn = (shown.scene, shown.below_threshold, shown.sunrise, shown.two_by_two)
 for figure in (*drawn, shown.window_sweep, shown.eps_sweep, shown.batch_sweep):
     paper.figure(figure, over_seeds=figure is not shown.scene)
