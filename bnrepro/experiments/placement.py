@@ -93,12 +93,12 @@ class Settings(Preset):
     epochs: int = 5
     rates: list[float] = [0.1, 0.4, 1.6]  # the sweep of each order; the middle one elsewhere
     plain_rate: float = 0.05  # without BN
-    trained_plain: float = 70.0  # P7: % test accuracy without BN, of each activation
+    trained_plain: float = 60.0  # P7: % test accuracy without BN, of each activation
     # P2, P3: few images and many epochs, so that there is something to regularize
     regularized: list[str] = [
         *("model=airbench", "model.width=0.25", "data.val_fraction=0.8", "data.flip=false", "data.crop=0", "epochs=16")
     ]
-    learned: float = 95.0  # P2, P3: % training accuracy in eval mode without dropout, from which on it has learned them
+    learned: float = 90.0  # P2, P3: % training accuracy in eval mode without dropout, from which on it has learned them
     dropout_amounts: list[float] = [0.1, 0.5]  # P2: the source's "very low", and the usual amount
     ghost_sizes: list[int] = [
         16,
