@@ -183,7 +183,7 @@ def learned(r: Results, s: Settings) -> Gate:
     quote="Dropout shifts the variance of a specific neural unit when we transfer the state of that network from "
     "training to test.",
     where="abstract",
-    reported="Figure 1: DenseNet on CIFAR-100, ratios of up to about 3",
+    reported="Figure 1 (DenseNet on CIFAR-100), no number read in the text",
     gate=trained,
 )
 def dropout_shifts_the_variance(r: Results, s: Settings) -> Evidence:
@@ -284,8 +284,8 @@ def shift_of_the_variance(r: Results, s: Settings) -> Figure | None:
     lines(left, layers.at(amount=[0.0, s.much]).max("amount"), "x", "position", looks(PLACES), log=True)
     left.set(xlabel="BN layer", ylabel="shift of the variance", title=f"dropout {s.much:g}", yscale="log")
     log_ticks(left)
-    cells = {"none": ("none", 0.0), f"in blocks, {s.little:g}": ("in_blocks", s.little)}
-    cells |= {f"in blocks, {s.much:g}": ("in_blocks", s.much), f"last, {s.much:g}": ("last", s.much)}
+    cells = {"none": ("none", 0.0), f"blocks {s.little:g}": ("in_blocks", s.little)}
+    cells |= {f"blocks {s.much:g}": ("in_blocks", s.much), f"last {s.much:g}": ("last", s.much)}
     names = {"accuracy": "moving statistics", "accuracy_mended": "re-estimated"}
     found = {
         quantity: Values.stacked("dropout", {text: accuracy(r, *at, s.width, quantity) for text, at in cells.items()})

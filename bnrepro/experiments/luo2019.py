@@ -270,11 +270,9 @@ def gamma_decay_is_what_bn_adds(r: Results, s: Settings) -> Evidence:
     """Batch normalization can be decomposed into population normalization and gamma decay: trained so, a network
     generalizes as with batch normalization, and without gamma decay it does not.
     """
-    c, estimand = chosen(r), "test loss, population normalization over BN"
-    if c is None:
-        return Evidence(estimand)
-    loss, accuracy = ratio_of_losses(r), difference(r, "test_accuracy")
-    margin, decayed = s.margin_loss, f"gamma decay {c:g} / M, size"
+    c, loss, accuracy = chosen(r), ratio_of_losses(r), difference(r, "test_accuracy")
+    estimand = "test loss, population normalization over BN" + (f", c = {c:g}" if c is not None else "")
+    margin, decayed = s.margin_loss, "gamma decay c / M, size"
     evidence = equal(loss.at(decay=c), estimand, "times", margin=margin, ratio=True, condition=decayed)
     # Where population statistics alone do as well, there is nothing that gamma decay could explain.
     alone = "no gamma decay, size"
@@ -334,7 +332,7 @@ def regularization(r: Results, s: Settings) -> Figure | None:
         left.plot(sizes, [end * sizes[-1] / size for size in sizes], color=figures.GREY, linestyle="--", zorder=1)
     left.set(yscale="log", title="penalty")
     left.legend()
-    names = {BN: figures.label(BN), PN: "population", "decayed": f"population, gamma decay {c:g} / M"}
+    names = {BN: "batch", PN: "population", "decayed": f"population, gamma decay {c:g} / M"}
     for axes, quantity, title in ((middle, "test_loss", "test loss"), (right, "gamma_squared", "mean gamma²")):
         values = r.measured(quantity, part=TRAINING)
         batch, population = values.at(kind=BN, decay=0.0), values.at(kind=PN)

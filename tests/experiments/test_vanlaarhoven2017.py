@@ -36,7 +36,7 @@ def test_all_trainings_are_sgd_with_momentum_and_leave_decay_to_the_measurement(
     probes = [probe for probe in paper.designed(SETTINGS).probes if probe.seed == 0 and probe.config]
     assert len(probes) == 4 * 3 + 1
     for probe in probes:
-        optimizer = probe.config.optimizer  # type: ignore[union-attr]
+        optimizer = probe.config.optimizer
         assert (optimizer.name, optimizer.momentum, optimizer.weight_decay) == ("sgd", 0.9, 0)
         factors = probe.factors or {"rate": 0.1, "decay": 5e-4}  # Hoffer et al.'s
         assert (optimizer.lr, probe.arguments["decay"]) == (factors["rate"], factors["decay"])

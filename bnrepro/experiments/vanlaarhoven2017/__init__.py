@@ -215,7 +215,7 @@ def decay_adds_nothing(r: Results, s: Settings) -> Evidence:
     what = "test accuracy, weight decay minus none, each tuned"
     tuned, without = best(r, [decay for decay in s.grid.decays if decay > 0]), best(r, [0.0])
     if not (tuned and without):
-        return Evidence(what)
+        return equal(Values(), what, POINTS, margin=s.margin_points)
     with_it, none = (accuracy(r, "test").at(rate=rate, decay=decay) for rate, decay in (tuned, without))
     cells = f"rate {tuned[0]:g} and decay {tuned[1]:g} against rate {without[0]:g} and none"
     return equal(with_it - none, what, POINTS, margin=s.margin_points, condition=cells)
