@@ -156,7 +156,10 @@ def test_dropout_in_blocks_stands_before_their_last_convolution() -> None:
         net = layers(network(f"model={model}", *asked, channels=3, image=(32, 32)))
         places = [place for place, layer in enumerate(net) if layer == "Dropout"]
         assert len(places) == blocks
-        assert all(net[place - 1 : place + 3] == ["ReLU", "Dropout", "Conv2d", "BatchNorm2d"] for place in places)
+        assert all(net[place - 1 : place + 2] == ["ReLU", "Dropout", "Conv2d"] for place in places)
+    lenet = load_config(["model=lenet", "model.dropout=0.5", "model.dropout_position=in_blocks"])
+    with pytest.raises(UserError, match=r"model\.dropout_position=in_blocks is not used by model=lenet"):
+        check_options([lenet])
 
 
 def test_no_dropout_layer_without_dropout() -> None:
