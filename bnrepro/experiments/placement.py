@@ -91,7 +91,7 @@ class Settings(Preset):
         ),
     }
     epochs: int = 5
-    rates: list[float] = [0.1, 0.4, 1.6]  # the sweep of each order; the middle one elsewhere
+    rates: list[float] = [0.1, 0.4, 1.6, 6.4]  # the sweep of each order; the second one elsewhere
     plain_rate: float = 0.05  # without BN
     trained_plain: float = 60.0  # P7: % test accuracy without BN, of each activation
     # P2, P3: few images and many epochs, so that there is something to regularize
@@ -112,8 +112,8 @@ class Settings(Preset):
 
     @property
     def rate(self) -> float:
-        """The sweep's middle."""
-        return self.rates[len(self.rates) // 2]
+        """The middle of the sweep, or the lower of two."""
+        return self.rates[(len(self.rates) - 1) // 2]
 
     @property
     def first(self) -> str:
