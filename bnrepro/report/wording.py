@@ -238,3 +238,8 @@ def _spread(value: Any, digits: int) -> str:
         return number(value)
     ends = "" if math.isnan(value.low) else f" [{value.low:z,.{digits}f}, {value.high:z,.{digits}f}]"
     return f"{value.mean:z,.{digits}f}{ends} (n={value.n})"
+
+
+def counts_of(names: Iterable[str]) -> str:
+    """``3 completed, 1 diverged``."""
+    return ", ".join(f"{count} {name}" for name, count in Counter(names).items())
