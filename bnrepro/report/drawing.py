@@ -22,7 +22,8 @@ KEPT = {
 SAFE_CALLS = {"url", "rgb", "rgba", "hsl", "hsla", "matrix", "translate", "scale", "rotate", "skewX", "skewY", "calc"}
 STYLED = {
     *("fill", "fill-opacity", "stroke", "stroke-width", "stroke-opacity", "stroke-dasharray", "stroke-dashoffset"),
-    *("stroke-linecap", "opacity", "font-size", "font-weight", "font-style", "text-anchor", "stroke-miterlimit"),
+    *("clip-path", "stroke-linecap", "stroke-miterlimit", "opacity", "font-size", "font-weight", "font-style"),
+    "text-anchor",
 }
 """Properties that a style attribute may set, and that are attributes of their own: the page allows no styles but its
 own, which sets the font and how lines join."""
