@@ -254,7 +254,9 @@ def test_details_say_all_that_is_known_of_a_claim(page: str, results: Path) -> N
         row = re.search(rf'<tbody class="claim" id="made_up-Z{number}".*?(?=<tbody class|</section>)', page, re.DOTALL)
         assert row
         pairs = re.findall(r"<dt>(.*?)</dt><dd>(.*?)</dd>", row.group(), re.DOTALL)
-        return unescape(re.sub("<[^>]*>", "", row.group())), {Reader(what).text: Reader(text).text for what, text in pairs}
+        return unescape(re.sub("<[^>]*>", "", row.group())), {
+            Reader(what).text: Reader(text).text for what, text in pairs
+        }
 
     (words, first), (_, second), (shown, third), (_, fourth), (_, fifth) = map(details, range(1, 6))
     always = ["Why this verdict", "What would change it", "Design", "Cost", "Machine", "In words", "Judged in"]
