@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import base64
+import fcntl
 import json
 import os
+import select
 import shutil
 import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 BROWSER = next((p for name in ("chromium", "google-chrome", "chromium-browser") if (p := shutil.which(name))), None)
+
+
+PATIENCE = 60  # seconds
 
 
 class Page:
@@ -94,22 +100,35 @@ class Page:
             while b"\0" in self._left:
                 first, _, self._left = self._left.partition(b"\0")
                 yield json.loads(first)
+            if not select.select([self._out], [], [], PATIENCE)[0]:
+                raise AssertionError(f"the browser has not answered for {PATIENCE} seconds")
             more = os.read(self._out, 1 << 20)
             if not more:
                 return
             self._left += more
 
 
+def _pipe() -> list[int]:
+    """The ends of a pipe, none of which is a descriptor that the browser is to get."""
+    low = os.pipe()
+    high = [fcntl.fcntl(end, fcntl.F_DUPFD_CLOEXEC, 20) for end in low]
+    for end in low:
+        os.close(end)
+    return high
+
+
 @contextmanager
 def browser(profile: Path) -> Iterator[Page]:
     """A page of a new browser, which ends with it."""
     assert BROWSER
-    theirs_in, ours_out = os.pipe()
-    ours_in, theirs_out = os.pipe()
+    theirs_in, ours_out = _pipe()
+    ours_in, theirs_out = _pipe()
     options = ["--headless=new", "--no-sandbox", "--disable-gpu", f"--user-data-dir={profile}", "--no-first-run"]
     options += ["--remote-debugging-pipe", "--disable-background-networking", "--disable-dev-shm-usage"]
-    quoted = " ".join(f"'{each}'" for each in (BROWSER, *options))
-    command = ["sh", "-c", f"exec {quoted} 3<&{theirs_in} 4>&{theirs_out}"]
+    moved = (
+        f"import os; os.dup2({theirs_in}, 3); os.dup2({theirs_out}, 4); os.execv({BROWSER!r}, {[BROWSER, *options]})"
+    )
+    command = [sys.executable, "-S", "-c", moved]  # the browser reads from 3 and writes to 4
     process = subprocess.Popen(command, pass_fds=(theirs_in, theirs_out), stderr=subprocess.DEVNULL)
     os.close(theirs_in)
     os.close(theirs_out)
