@@ -252,6 +252,32 @@ def report(
         typer.echo(f"Report: {shown(file)}")
 
 
+def export(
+    paths: Annotated[
+        list[Path] | None,
+        typer.Argument(
+            metavar="[PATH]...",
+            parser=path("PATH"),
+            help="Runs, comparisons or experiments, or folders of them (default: results).",
+        ),
+    ] = None,
+    out: Annotated[
+        Path, typer.Option(metavar="FOLDER", parser=folder("--out"), help="Folder that it is written into.")
+    ] = Path("export"),
+) -> None:
+    """Write results for other programs.
+
+    runs.csv: all runs and their curves as one table, with factors and configuration; claims/: a page of Markdown each.
+    Example: bnrepro export runs/mnist5k
+    """
+    from bnrepro.report import export as exporting
+    from bnrepro.report import own
+
+    with own.gathered(paths or [Path("results")], lambda why: typer.echo(f"Left out: {why}", err=True)) as found:
+        files = exporting.write(found, out)
+    typer.echo(f"Exported: {len(files):,} files into {shown(out)}")
+
+
 def runs(
     root: Root = Path("runs"),
     dataset: Annotated[str | None, typer.Option(help="Only this dataset.")] = None,

@@ -17,6 +17,7 @@ from bnrepro.report.wording import NONE, Row, duration, history, listed, plural,
 HOME = Path(__file__).parents[2]
 """Where the package lies: of a clone, its root."""
 STATES = {State.holds: "holds", State.slight: "is there and negligible", State.fails: "fails", State.open: "is open"}
+COUNTED = {State.holds: "hold", State.slight: "are negligible", State.fails: "fail", State.open: "are open"}
 
 
 def why(row: Row) -> str:
@@ -46,12 +47,12 @@ def _decided(row: Row) -> str:
     counts = Counter(effect["state"] for effect in row["effects"])
     if len(row["effects"]) == 1:
         return "There is one condition, which decides"
-    each = listed(f"{count} {STATES[State(state)].removeprefix('is ')}" for state, count in counts.items())
+    each = listed(f"{counts[state]} {words}" for state, words in COUNTED.items() if counts[state])
     last = {
         Verdict.reproduced: "all hold, and the weakest decides",
-        Verdict.partly: f"some hold ({each}), and what stands against the rest decides",
-        Verdict.not_reproduced: f"none holds ({each}), and the clearest failure decides",
-    }.get(row["verdict"], f"nothing is decided ({each}), and the least certain is shown")
+        Verdict.partly: f"{each}, and what stands against the rest decides",
+        Verdict.not_reproduced: f"{each}, and the clearest failure decides",
+    }.get(row["verdict"], f"{each}, and the least certain is shown")
     return f"Of {len(row['effects'])} conditions, {last}"
 
 

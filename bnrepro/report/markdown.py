@@ -9,6 +9,7 @@ from typing import Any
 from urllib.parse import quote
 
 from bnrepro.report.model import Report, Section
+from bnrepro.report.questions import answers
 from bnrepro.report.wording import (
     COLUMNS,
     LONG,
@@ -17,6 +18,7 @@ from bnrepro.report.wording import (
     TITLE,
     Q,
     anchor,
+    column,
     counted,
     flat,
     history,
@@ -34,23 +36,27 @@ def markdown(report: Report, out: Path) -> str:
     judged = [section for section in report.sections if section.claims]
     if judged:
         kinds = report.by_kind()
-        lines += _table(list(kinds[0]), [[_text(number(row[key])) for key in row] for row in kinds])
-        lines += [_text(report.sensitive()), ""]
-    lines += [f"* [{_text(s.title)}](#{s.name}){_text(_counts(s))}" for s in report.sections] + [""]
+        lines += table(list(kinds[0]), [[escaped(number(row[key])) for key in row] for row in kinds])
+        lines += [escaped(report.sensitive()), ""]
+        for each in answers(report.claims):
+            ids = ", ".join(map(escaped, [*(row["id"] for row in each.rows), *each.awaited]))
+            lines.append(f"* **{escaped(each.question)}** {escaped(f'{each.short}: {each.text}')} ({ids})")
+        lines.append("")
+    lines += [f"* [{escaped(s.title)}](#{s.name}){escaped(_counts(s))}" for s in report.sections] + [""]
     if judged:
-        lines += ["## Verdicts", "", *(f"* **{v}**: {_text(meaning)}." for v, meaning in MEANINGS.items()), ""]
-        lines += [_text(f"{Q}."), ""]
+        lines += ["## Verdicts", "", *(f"* **{v}**: {escaped(meaning)}." for v, meaning in MEANINGS.items()), ""]
+        lines += [escaped(f"{Q}."), ""]
         cells = [
             [
-                f'<a id="{anchor(section.name, row)}"></a>{_text(number_of(row))}',
-                *(_text(row[key] or NONE) for key in ("sentence", "reported", "answer", "kind")),
+                f'<a id="{anchor(section.name, row)}"></a>{escaped(number_of(row))}',
+                *(escaped(row[key] or NONE) for key in ("sentence", "reported", "answer", "kind")),
                 q_of(report.q.get(row["id"])),
-                f"**{row['verdict']}**{_text(size(row))}",
+                f"**{row['verdict']}**{escaped(size(row))}",
             ]
             for section in judged
             for row in section.claims
         ]
-        lines += _table(list(COLUMNS), cells)
+        lines += table(list(COLUMNS), cells)
     for section in report.sections:
         lines += _section(section, out)
     return "\n".join(lines).rstrip() + "\n"
@@ -62,33 +68,33 @@ def _counts(section: Section) -> str:
 
 
 def _section(section: Section, out: Path) -> list[str]:
-    lines = [f'<a id="{section.name}"></a>', "", f"## {_text(section.title)}", ""]
+    lines = [f'<a id="{section.name}"></a>', "", f"## {escaped(section.title)}", ""]
     if section.source:
-        lines += [f"Source: {_text(section.source)}", ""]
-    facts = [f"* {what}: {_code(text) if what == 'Made by' else _text(text)}" for what, text in section.facts]
+        lines += [f"Source: {escaped(section.source)}", ""]
+    facts = [f"* {what}: {code(text) if what == 'Made by' else escaped(text)}" for what, text in section.facts]
     lines += [*facts, ""]
     if section.deviations:
         lines += ["What is done otherwise than in the source:", ""]
-        lines += [*(f"* {_text(sentence)}" for sentence in section.deviations), ""]
+        lines += [*(f"* {escaped(sentence)}" for sentence in section.deviations), ""]
     lines += [
-        f"* [{_text(number_of(row))}](#{anchor(section.name, row)}) {_text(_told(row, section))}"
+        f"* [{escaped(number_of(row))}](#{anchor(section.name, row)}) {escaped(_told(row, section))}"
         for row in section.claims
     ]
     lines += [""] * bool(section.claims)
     for image in section.images:
         file = quote(Path(os.path.relpath(image.stem, out)).as_posix() + ".png")
-        lines += [f"![{_text(image.stem.name)}]({file})", "", f"*{_text(image.caption)}*", ""]
+        lines += [f"![{escaped(image.stem.name)}]({file})", "", f"*{escaped(image.caption)}*", ""]
     for title, rows in section.tables:
         names = list(rows[0]) if rows else []
-        body = _table(
-            [_text(name.replace("_", " ")) for name in names], [[_text(number(row[n])) for n in names] for row in rows]
-        )
+        shown = [column([row[name] for row in rows]) for name in names]
+        head = [escaped(name.replace("_", " ")) for name in names]
+        body = table(head, [list(map(escaped, cells)) for cells in zip(*shown, strict=True)])
         folded = len(rows) >= LONG
-        lines += [f"<details><summary>{_text(title)}</summary>", ""] if folded else [_text(title), ""]
+        lines += [f"<details><summary>{escaped(title)}</summary>", ""] if folded else [escaped(title), ""]
         lines += [*body, *(["</details>", ""] if folded else [])]
     if section.settings:
         lines += ["<details><summary>Settings</summary>", ""]
-        lines += [*(f"* {_code(key)}: {_text(text)}" for key, text in flat(section.settings)), "", "</details>", ""]
+        lines += [*(f"* {code(key)}: {escaped(text)}" for key, text in flat(section.settings)), "", "</details>", ""]
     return lines
 
 
@@ -102,16 +108,17 @@ def _told(row: dict[str, Any], section: Section) -> str:
     return f"{row['verdict']}{size(row)}: {row['sentence']}{quote}{where} {row['found']}{more}{source}"
 
 
-def _table(head: list[str], body: list[list[str]]) -> list[str]:
+def table(head: list[str], body: list[list[str]]) -> list[str]:
+    """A table of texts that are escaped."""
     if not head:
         return ["(no rows)", ""]
     rows = [head, ["---"] * len(head), *body]
     return [*(f"| {' | '.join(row)} |" for row in rows), ""]
 
 
-def _text(text: Any) -> str:
+def escaped(text: Any) -> str:
     """``text`` so that Markdown shows it as it is, on one line; addresses become links."""
-    return marked_up(_line(text), _escape, lambda address: f"<{address}>", _code)
+    return marked_up(_line(text), _escape, lambda address: f"<{address}>", code)
 
 
 def _escape(text: str) -> str:
@@ -119,7 +126,8 @@ def _escape(text: str) -> str:
     return re.sub(r"([\\`*_\[\]|~$#])", r"\\\1", text)
 
 
-def _code(text: str) -> str:
+def code(text: str) -> str:
+    """``text`` as code."""
     return "`" + _line(text).replace("`", "'").replace("|", r"\|") + "`"
 
 

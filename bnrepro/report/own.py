@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -108,7 +108,9 @@ def _section(runs: list[Run], folder: Path) -> Section:
     style.save(figures.overview(comparison), overview)
     section = side_by_side(comparison, name="runs", title=_named(runs), facts=facts, overview=overview)
     section.tables.extend(tables)
-    return section
+    ended = [run for run in runs if run.status in (Status.completed, Status.diverged)]
+    known = [{f"config.{key}": value for key, value in _keys(run).items()} for run in ended]
+    return replace(section, runs=[row | more for row, more in zip(section.runs, known, strict=True)])
 
 
 def _told(runs: list[Run]) -> list[str]:

@@ -87,15 +87,15 @@ def lead(report: Report) -> list[str]:
     judged = sum(bool(section.claims) for section in report.sections)
     revised = sum(row["withdrawn"] is not None for row in claims)
     old = sum(questions.stale(row) is not None for row in claims if row["verdict"] in questions.SIDES)
-    told = ((revised, f"{revised} are under revision"), (old, f"{old} rest on an earlier design"))
-    waits = " and ".join(words for count, words in told if count)
+    told = ((revised, "claim", "under revision"), (old, "verdict", "from an earlier design"))
+    waits = wording.listed(f"{plural(count, what)} {why}" for count, what, why in told if count)
     return [
         f"{plural(len(claims), 'claim')} about batch normalization from {plural(judged, 'source')}, each put to the "
         "test by code that anyone can run again.",
         f"{wording.up(counted(claims))}.",
         "A verdict comes from one rule on intervals over seeds; reduced and toy say that it was tried at a smaller "
         "scale than the source's.",
-        f"Of these verdicts {waits}, whose next runs are awaited." if waits else "None of them awaits other runs.",
+        f"Next runs are awaited by {waits}." if waits else "No claim awaits other runs.",
     ]
 
 

@@ -10,6 +10,7 @@ import select
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -44,8 +45,9 @@ class Page:
         self._send("Emulation.setEmulatedMedia", {"media": "", "features": features})
         self._send("Page.navigate", {"url": "about:blank"})
         self._send("Page.navigate", {"url": address})
-        self.run("new Promise(done => document.readyState == 'complete' ? done() : addEventListener('load', done))")
-        self.run("new Promise(done => setTimeout(done, 150))")
+        while self.run("document.readyState + location.protocol") != "completefile:":
+            time.sleep(0.05)  # not by a timer of the page, which has none without scripts
+        time.sleep(0.15)
 
     def run(self, script: str) -> Any:
         """What ``script`` comes to; a promise is waited for."""

@@ -223,7 +223,7 @@ def test_page_says_what_was_found_and_how(page: str) -> None:
     counts += "reduced or toy: 1 reproduced, 1 inconclusive, 2 not testable here"
     assert "5 claims about batch normalization from 1 source" in text
     assert f"E{counts[1:]}." in text
-    assert "Of these verdicts 1 are under revision, whose next runs are awaited." in text
+    assert "Next runs are awaited by 1 claim under revision." in text
     assert f"Preset smoke. E{counts[1:]}." in text
     assert "<code>code</code>" in page
     assert "Yes: test accuracy, BN minus none: 1.00 [0.75, 1.25] percentage points (n=3, bar 0, margin 0.001)." in text
