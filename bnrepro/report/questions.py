@@ -107,8 +107,13 @@ def outcome(sides: Sequence[Outcome]) -> Outcome:
 
 
 def stale(row: dict[str, Any]) -> str | None:
-    """The day on which another design of a claim that is not algebra was registered, which has not been run yet."""
-    return registered_on(row["paper"], but=row["design_hash"]) if row["kind"] != "identity" else None
+    """The day on which another design of a claim was registered that has not been run yet.
+
+    None of algebra, which is the same in any design, and of a claim whose verdict is withdrawn anyway.
+    """
+    if row["kind"] == "identity" or row["withdrawn"] is not None:
+        return None
+    return registered_on(row["paper"], but=row["design_hash"])
 
 
 def _question(found: dict[str, Any]) -> Question:

@@ -157,7 +157,8 @@
         const one = { stroke: color, dash, spanGaps: true, points: { show: this.now.xs.length < 2 } };
         if (this.mode.value === "mean") {
           const place = series.length;
-          series.push({ ...one, width: 2 }, { spanGaps: true, points: { show: false } }, { spanGaps: true, points: { show: false } });
+          const end = { spanGaps: true, points: { show: false }, auto: false }; // few seeds have wide ends, which would flatten the lines
+          series.push({ ...one, width: 2 }, end, { ...end });
           bands.push({ series: [place + 2, place + 1], fill: `${color}26` });
           data.push(...ends);
         } else {
