@@ -45,7 +45,7 @@ def _about(
 
 for command in (
     *(run.train, run.compare, run.sweep),
-    *(results.register, results.reproduce, results.figures, results.report, results.runs, results.show),
+    *(results.register, results.reproduce, results.figures, results.report, results.export, results.runs, results.show),
     *(tools.config, run.evaluate, tools.tensorboard, tools.bench),
 ):
     app.command("eval" if command is run.evaluate else None)(command)

@@ -174,4 +174,8 @@ def _first(error: ValidationError) -> str:
 
 def printable(text: str) -> str:
     """``text`` for a terminal, which would take control characters in it for commands."""
+    if (
+        text.replace("\n", "").replace("\t", "").isprintable()
+    ):  # as nearly all of it is; a page has millions of characters
+        return text
     return "".join(c if c.isprintable() or c in "\n\t" else "\N{REPLACEMENT CHARACTER}" for c in text)

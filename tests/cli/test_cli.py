@@ -77,6 +77,7 @@ COMMANDS = [
     "reproduce",
     "figures",
     "report",
+    "export",
     "runs",
     "show",
     "config",
