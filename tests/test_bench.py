@@ -10,11 +10,10 @@ import torch
 from torch import nn
 
 from bnrepro.bench import layers, output, pipeline, seeds, timing
-from bnrepro.cli import listing
 from bnrepro.errors import UserError
 from bnrepro.norm import NORMS
 from bnrepro.report import compare, report
-from bnrepro.runs import record
+from bnrepro.runs import index, record
 
 
 def test_steps_take_turns_and_the_median_is_of_those_after_the_warm_up():
@@ -113,7 +112,7 @@ def test_an_epoch_is_measured_beside_the_plain_loop(digits, monkeypatch):
 
 def test_made_up_runs_can_be_listed_compared_and_reported(tmp_path: Path):
     pipeline.made_up(tmp_path, 10)
-    assert len(listing.rows(tmp_path, {"status": "completed"})) == 10
+    assert len(index.select(tmp_path, [index.condition("status=completed")])) == 10
     runs = [record.Run(path.parent) for path in tmp_path.rglob(record.SUMMARY)]
     assert len(compare.table(compare.collect(runs))) == 4
     compare.save(compare.collect(runs), tmp_path / "results" / "made_up")

@@ -8,7 +8,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from bnrepro import errors
-from bnrepro.cli import data, ending, mistakes, results, run, tools
+from bnrepro.cli import completion, data, doctor, ending, mistakes, results, run, saying, stored, tools
 from bnrepro.system import signals
 
 app = typer.Typer(
@@ -45,8 +45,9 @@ def _about(
 
 for command in (
     *(run.train, run.compare, run.sweep),
-    *(results.register, results.reproduce, results.figures, results.report, results.export, results.runs, results.show),
-    *(tools.config, run.evaluate, tools.tensorboard, tools.bench),
+    *(results.register, results.reproduce, results.figures, results.report, results.export),
+    *(stored.runs, stored.show, stored.diff, stored.watch, stored.prune),
+    *(tools.config, tools.norms, run.evaluate, tools.tensorboard, tools.bench, doctor.doctor, completion.completion),
 ):
     app.command("eval" if command is run.evaluate else None)(command)
 app.add_typer(data.app, name="data")
@@ -61,11 +62,16 @@ def main() -> None:
 
 
 def _run() -> None:
+    saying.reset()
     parser = typer.main.get_command(app)
+    if completion.answer(parser):
+        return
     if errors.folder_is_gone():  # told here, since libraries crash over it where they are imported
         _fail(errors.FOLDER_GONE)
     if message := errors.closed_umask():
         _fail(message)
+    for old, new in mistakes.take_old_names(parser):
+        saying.note(f"{old} is called {new} now.")
     try:
         if message := mistakes.said_twice(parser) or mistakes.misplaced(parser):
             _fail(message)

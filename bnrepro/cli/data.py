@@ -8,13 +8,17 @@ from typing import Annotated
 import typer
 
 from bnrepro.cli.options import folder
+from bnrepro.cli.saying import say
 
 app = typer.Typer(help="List, download and check datasets.")
 
 DataName = Annotated[str | None, typer.Argument(metavar="[NAME]", help="A dataset; default: all.")]
 ROOT = Path("data")
 DataRoot = Annotated[
-    Path, typer.Option(metavar="FOLDER", parser=folder("--root"), help="Folder of the datasets (data.root).")
+    Path,
+    typer.Option(
+        "--data-root", metavar="FOLDER", parser=folder("--data-root"), help="Folder of the datasets (data.root)."
+    ),
 ]
 
 
@@ -26,7 +30,7 @@ def list_data(root: DataRoot = ROOT) -> None:
 
     need_folder(root)
     for name, known in sources.DATASETS.items():
-        typer.echo(f"{name:<15}{known.title:<42}{'there' if known.there(root) else f'not in {root}'}")
+        say(f"{name:<15}{known.title:<42}{'there' if known.there(root) else f'not in {root}'}")
 
 
 @app.command()
@@ -43,7 +47,7 @@ def fetch(
     if known.fetch:
         known.fetch(root)
     known.read(root)
-    typer.echo(f"{name}: {known.title}, complete and checked.")
+    say(f"{name}: {known.title}, complete and checked.")
 
 
 @app.command()
@@ -60,7 +64,7 @@ def verify(name: DataName = None, root: DataRoot = ROOT) -> None:
     bad = []
     for each in [name] if name else [n for n, known in sources.DATASETS.items() if known.there(root)]:
         state = sources.state(each, root)
-        typer.echo(f"{each}: {state}")
+        say(f"{each}: {state}")
         bad += [each] if state != sources.PRESENT else []
     if bad:
         raise UserError(f"{', '.join(bad)}: not complete in {root}, see above.")

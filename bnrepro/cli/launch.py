@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import typer
-
 from bnrepro.cli.options import make_room
 from bnrepro.cli.progress import SweepBar
+from bnrepro.cli.saying import note
 from bnrepro.config import run_dir
 from bnrepro.config.schema import Config, Source
 from bnrepro.data import sources
@@ -19,7 +17,7 @@ from bnrepro.launch import slurm, sweep
 from bnrepro.launch.options import Options, load_options
 from bnrepro.launch.parallel import Report
 from bnrepro.runs.record import run_of
-from bnrepro.system.output import counted, shown
+from bnrepro.system.output import counted, shown, tell
 from bnrepro.training import train
 
 if TYPE_CHECKING:
@@ -51,8 +49,7 @@ class Launcher:
     ) -> list[sweep.Outcome]:
         """As `sweep.run_all`; a job has as many threads as CPUs."""
         if self.options:
-            say = partial(typer.echo, err=True)
-            return slurm.run_all(configs, self.options, force=force, report=report, ended=ended, say=say)
+            return slurm.run_all(configs, self.options, force=force, report=report, ended=ended, say=note)
         jobs = self.jobs or (sweep.default_jobs(configs[0]) if configs else 1)
         return sweep.run_all(configs, jobs, force=force, report=report, ended=ended, threads=threads)
 
@@ -90,10 +87,10 @@ class Launcher:
         lost = len({outcome.path for outcome in outcomes if outcome.error})
         counts = {"found": len(configs) - len(missing), "made now": len(missing) - lost, "failed": lost}
         came = ", ".join(f"{n} {what}" for what, n in counts.items() if n)
-        typer.echo(f"{counted(len(configs), 'run')}: {came}.", err=True)
+        note(f"{counted(len(configs), 'run')}: {came}.")
         for outcome in outcomes:
             if outcome.error:
-                typer.echo(f"{shown(outcome.path)}: {outcome.error}", err=True)
+                tell(f"{shown(outcome.path)}: {outcome.error}")
         return outcomes
 
 

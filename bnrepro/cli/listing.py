@@ -11,51 +11,21 @@ import textwrap
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from bnrepro.claims.evidence import Verdict
 from bnrepro.claims.judging import Judged
 from bnrepro.config import to_yaml
-from bnrepro.errors import UserError, known_are
 from bnrepro.report.compare import Comparison, table
+from bnrepro.report.sweeping import Cell, best
 from bnrepro.runs import record
-from bnrepro.runs.record import Status
-from bnrepro.stats import Interval, t_interval
+from bnrepro.runs.index import Stored
+from bnrepro.stats import Interval
 from bnrepro.system.output import counted, shown
 from bnrepro.system.reading import printable
 from bnrepro.system.text import aligned, fitted, terminal_width
 
-if TYPE_CHECKING:
-    from bnrepro.launch.sweep import Outcome
-
-COLUMNS = ("dataset", "model", "variant", "seed", "status", "test_accuracy", "val_accuracy", "seconds", "path")
-STATUSES = (*(status.value for status in Status), record.RUNNING, record.UNKNOWN, "damaged")
-SORTS = ("path", "seed", "status", "test_accuracy", "val_accuracy", "seconds")
-
 Row = dict[str, Any]
-
-
-def rows(root: Path, wanted: dict[str, str], sort: str = "path") -> list[Row]:
-    """The runs under ``root`` whose columns are as ``wanted``, sorted; accuracies from the best down.
-
-    A run whose files are damaged is listed with that status.
-
-    Raises:
-        UserError: no such column to sort by, no such status; a dataset, network or variant that no run has.
-    """
-    if sort not in SORTS:
-        raise UserError(f"--sort: there is no {sort!r}.{known_are(sort, SORTS)}")
-    if wanted.get("status", STATUSES[0]) not in STATUSES:
-        raise UserError(f"--status: there is no {wanted['status']!r}.{known_are(wanted['status'], STATUSES)}")
-    found = [_row(run) for run in record.find_runs(root)]
-    for key, value in wanted.items():
-        there = sorted({row[key] for row in found})
-        if found and key != "status" and value not in there:
-            raise UserError(f"There is no run under {root} with --{key}={value}.{known_are(value, there)}")
-    found = [row for row in found if all(row[key] == value for key, value in wanted.items())]
-    known = [row for row in found if row[sort] is not None]
-    known.sort(key=lambda row: row[sort], reverse=sort.endswith("accuracy"))
-    return known + [row for row in found if row[sort] is None]
 
 
 def root_near(root: Path) -> Path | None:
@@ -75,44 +45,61 @@ def misplaced(root: Path) -> list[Path]:
     return sorted(file.parent for above in ("*/*", "*", ".") for file in root.glob(f"{above}/seed*-*/{record.CONFIG}"))
 
 
-def _row(run: record.Run) -> Row:
-    dataset, model, variant, _ = run.path.parts[-4:]
-    row: Row = dict.fromkeys(COLUMNS) | {"dataset": dataset, "model": model, "variant": variant, "path": str(run.path)}
-    # A run that was killed has no summary; its folder's name is read a hundred times as fast as its configuration.
-    named = re.match(r"seed([0-9]{1,19})-", run.path.name)
-    row["seed"] = int(named[1]) if named else -1
-    try:
-        summary = record.open_run(run.path).summary
-        said = {key: summary.get(key) for key in ("dataset", "model", "variant", "seed")}
-        row |= {key: value for key, value in said.items() if value is not None}
-    except UserError:
-        return row | {"status": "damaged"}
-    return row | {key: summary.get(key) for key in ("status", "test_accuracy", "val_accuracy", "seconds")}
-
-
-def as_csv(found: list[Row]) -> str:
-    """The rows as CSV."""
+def as_csv(found: Sequence[Stored], columns: Sequence[str]) -> str:
+    """The runs as CSV, with some columns."""
     text = io.StringIO()
-    writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
+    writer = csv.DictWriter(text, columns, lineterminator="\n")
     writer.writeheader()
-    writer.writerows(found)
+    writer.writerows(run.row(columns) for run in found)
     return text.getvalue()
 
 
-def as_text(found: list[Row]) -> str:
-    """The rows as aligned text; the path comes last, on a narrow terminal on a line of its own, and is never cut."""
-    lines = [["variant", "seed", "status", "test acc", "val acc", "seconds", "run"]]
-    for row in found:
-        numbers = [
-            _number(row[key], digits) for key, digits in (("test_accuracy", 4), ("val_accuracy", 4), ("seconds", 1))
-        ]
-        lines.append([row["variant"], str(row["seed"]), row["status"], *numbers, shown(row["path"])])
-    text = aligned(lines, left=(0, 2, 6))
+SHORT = {"test_accuracy": "test acc", "val_accuracy": "val acc", "path": "run"}
+
+
+def as_text(found: Sequence[Stored], columns: Sequence[str] = (), extra: Sequence[str] = ()) -> str:
+    """The runs as aligned text; the path comes last, on a narrow terminal on a line of its own, and is never cut.
+
+    Args:
+        found: the runs.
+        columns: to show; none: those that every run has.
+        extra: columns beside those.
+    """
+    names = [*(columns or ("variant", "seed", "status", "test_accuracy", "val_accuracy", "seconds")), *extra]
+    names = [*dict.fromkeys(name for name in names if name != "path"), "path"]
+    lines = [[SHORT.get(name, name) for name in names]]
+    lines += [[_shown_cell(name, run.value(name)) for name in names] for run in found]
+    texts = [i for i, name in enumerate(names) if any(isinstance(run.value(name), str) for run in found)]
+    text = aligned(lines, left=texts)
     width = terminal_width()
     if width is None or max(map(len, text.splitlines())) <= width:
         return text
-    numbers = aligned([line[:-1] for line in lines], left=(0, 2)).splitlines()
+    numbers = fitted([line[:-1] for line in lines], left=texts).splitlines()
+    if len(numbers) != len(lines):  # too many columns for one table
+        return "\n".join([*numbers, "", *(printable(line[-1]) for line in lines)])
     return "\n".join(f"{first}\n  {printable(line[-1])}" for first, line in zip(numbers, lines, strict=True))
+
+
+def _shown_cell(name: str, value: Any) -> str:
+    if name == "path":
+        return shown(value)
+    if value is None:
+        return "-"
+    if name.endswith("accuracy") or name == "seconds":
+        return _number(value, 1 if name == "seconds" else 4)
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def difference(first: Path, second: Path, found: dict[str, dict[str, tuple[Any, Any]]]) -> str:
+    """What differs between two runs, by kind; of numbers by how much, too."""
+    parts = [f"A  {printable(shown(first))}", f"B  {printable(shown(second))}"]
+    for kind, keys in found.items():
+        lines = [[kind, "A", "B", "B - A"]]
+        for key, (one, other) in keys.items():
+            numbers = all(isinstance(each, int | float) and not isinstance(each, bool) for each in (one, other))
+            lines.append([key, _cell(key, one), _cell(key, other), f"{other - one:+.4g}" if numbers else ""])
+        parts += ["", fitted(lines)]
+    return "\n".join(parts if found else [*parts, "", "Nothing differs."])
 
 
 def _number(value: float | None, digits: int) -> str:
@@ -139,9 +126,11 @@ def describe(path: Path) -> str:
     return "\n".join([*parts, "", to_yaml(run.config).rstrip()])
 
 
-def _cell(key: str, value: float | None) -> str:
+def _cell(key: str, value: Any) -> str:
     if value is None:
         return "-"
+    if not isinstance(value, float):
+        return str(value)
     return f"{value:.0f}" if key == "step" else f"{value:.5g}"
 
 
@@ -183,28 +172,21 @@ def _between(row: Row, name: str, scale: float, digits: int) -> str:
     return f"{mean * scale:.{digits}f}{ends}"
 
 
-def sweep_table(runs: Sequence[tuple[list[str], Outcome]]) -> str:
+def sweep_table(cells: Sequence[Cell]) -> str:
     """One line a combination of the swept values, over its seeds: n and accuracies with 95% intervals (Student's t).
 
-    Args:
-        runs: the overrides of each run, and what came of it.
+    The best by validation accuracy is marked, and named under the table.
     """
-    varied = {text for overrides, _ in runs for text in overrides if not all(text in each for each, _ in runs)}
-    cells: dict[str, list[Outcome]] = {}
-    for overrides, outcome in runs:
-        name = " ".join(text for text in overrides if text in varied and not text.startswith("seed="))
-        cells.setdefault(name or "all", []).append(outcome)
+    first = best(cells)
     lines = [["runs", "n", "validation accuracy, %", "test accuracy, %", "diverged", "failed"]]
-    for name, outcomes in cells.items():
-        summaries = [record.Run(outcome.path).summary for outcome in outcomes if outcome.state == Status.completed]
-        accuracies = [
-            _percent(t_interval([float(summary[key]) for summary in summaries if summary.get(key) is not None]))
-            for key in ("val_accuracy", "test_accuracy")
-        ]
-        states = Counter(outcome.state for outcome in outcomes)
-        ends = [str(states[Status.diverged] or "-"), str(states[Status.failed] or "-")]
-        lines.append([name, str(len(summaries)), *accuracies, *ends])
-    return fitted(lines)
+    for cell in cells:
+        name = f"{'*' if cell is first and len(cells) > 1 else ' '} {cell.name}"
+        accuracies = [_percent(interval) for interval in cell.accuracies.values()]
+        lines.append([name, str(cell.n), *accuracies, str(cell.diverged or "-"), str(cell.failed or "-")])
+    if first is None or len(cells) == 1:
+        return fitted(lines)
+    note = f"* {first.name} has the best validation accuracy; its test accuracy was not looked at for that."
+    return "\n".join([fitted(lines), "", *_wrapped([note])])
 
 
 def _wrapped(notes: Sequence[str]) -> list[str]:

@@ -28,14 +28,14 @@ def sentence(error: Any, command: Any) -> str | None:
     """
     root = command
     path, command, words = _reached(root)
-    options = _options(command)
+    options = options_of(command)
     asked, parameter = getattr(error, "option_name", None), getattr(error, "param", None)
     if asked in options:
-        about = "takes no value" if _is_flag(options[asked]) else "needs a value"
+        about = "takes no value" if is_flag(options[asked]) else "needs a value"
         return f"{asked} {about}. {options[asked].help}"
     if asked:
         others = getattr(command, "commands", root.commands)
-        elsewhere = [name for name, each in others.items() if asked in _options(each)]
+        elsewhere = [name for name, each in others.items() if asked in options_of(each)]
         return _unknown(asked, words, options, path, _takes_keys(command), elsewhere)
     if commands := getattr(command, "commands", None):
         if not words:
@@ -50,14 +50,34 @@ def sentence(error: Any, command: Any) -> str | None:
     return f"{path}: too many arguments: {shown}. `{path} --help` says which it takes."
 
 
+OLD_NAMES = {
+    "bnrepro bench": {"--norms": "--variants"},
+    **{f"bnrepro data {name}": {"--root": "--data-root"} for name in ("list", "fetch", "verify")},
+}
+"""Options by the names that they had, which are taken still."""
+
+
+def take_old_names(command: Any) -> list[tuple[str, str]]:
+    """Put today's names in place of `OLD_NAMES` in ``sys.argv``, and return the pairs that were replaced."""
+    path, _, words = _reached(command)
+    renamed, first, found = OLD_NAMES.get(path, {}), len(sys.argv) - len(words), []
+    end = words.index("--") if "--" in words else len(words)
+    for place, word in enumerate(words[:end], first):
+        name, equals, value = word.partition("=")
+        if name in renamed:
+            sys.argv[place] = f"{renamed[name]}{equals}{value}"
+            found.append((name, renamed[name]))
+    return found
+
+
 def said_twice(command: Any) -> str | None:
     """The message for an option given twice with different values, of which the parser would silently use the last."""
     _, command, words = _reached(command)
-    options = _options(command)
+    options = options_of(command)
     given: dict[str, str] = {}
     for place, word in enumerate(words[: words.index("--")] if "--" in words else words):
         name, equals, value = word.partition("=")
-        if name in options and not _is_flag(options[name]) and not getattr(options[name], "multiple", False):
+        if name in options and not is_flag(options[name]) and not getattr(options[name], "multiple", False):
             value, first = value if equals else "".join(words[place + 1 : place + 2]), options[name].opts[0]
             if given.setdefault(first, value) != value:
                 return f"{name} is given twice: {given[first]!r} and {value!r}. Leave one of them out."
@@ -67,10 +87,11 @@ def said_twice(command: Any) -> str | None:
 def misplaced(command: Any) -> str | None:
     """The message for an option written like a configuration key (``preset=smoke``)."""
     path, command, words = _reached(command)
-    options, before = _options(command), ""
+    options, before = options_of(command), ""
     for word in words[: words.index("--")] if "--" in words else words:
         key, equals, value = word.partition("=")
-        option, before_has_value = f"--{key.replace('_', '-')}", before in options and not _is_flag(options[before])
+        key = {"root": "data_root", "norms": "variants"}.get(key, key) if path in OLD_NAMES else key
+        option, before_has_value = f"--{key.replace('_', '-')}", before in options and not is_flag(options[before])
         before = word
         if not equals or option not in options or before_has_value:
             continue
@@ -79,7 +100,7 @@ def misplaced(command: Any) -> str | None:
 
             if key in keys() or key in groups():
                 continue
-        right = option if _is_flag(options[option]) else quote(f"{option}={value}")
+        right = option if is_flag(options[option]) else quote(f"{option}={value}")
         return f"{word}: {path} has an option of this name, and no key. Write {right}."
     return None
 
@@ -93,11 +114,18 @@ def _reached(command: Any) -> tuple[str, Any, list[str]]:
     return path, command, words
 
 
-def _options(command: Any) -> dict[str, Any]:
+def options_of(command: Any) -> dict[str, Any]:
+    """The options of a command, by all of their names."""
     return {name: each for each in command.params for name in each.opts if name.startswith("-")}
 
 
-def _is_flag(option: Any) -> bool:
+def arguments_of(command: Any) -> list[Any]:
+    """The arguments of a command, in their order."""
+    return [each for each in command.params if not each.opts[0].startswith("-")]
+
+
+def is_flag(option: Any) -> bool:
+    """Whether an option takes no value."""
     return bool(getattr(option, "is_flag", False))
 
 

@@ -63,15 +63,25 @@ Overrides = Annotated[
 Variant = Annotated[str | None, typer.Option(help="The norm: nobn, bn, custombn, convbn, ..., or FILE.py:NAME.")]
 Seed = Annotated[int | None, typer.Option(help="Seed of weights, batches, augmentation and dropout.")]
 Force = Annotated[bool, typer.Option("--force", help="Start over, even where a finished run is there.")]
-RunPath = Annotated[
+RunName = Annotated[
     Path,
     typer.Argument(
         metavar="RUN",
         parser=path("RUN", "Write a run's directory; `bnrepro runs` lists them."),
-        help="A run's directory; `bnrepro runs` lists them.",
+        help="A run's directory, or what begins its hash or name; `bnrepro runs` lists them.",
     ),
 ]
 Root = Annotated[Path, typer.Option(metavar="FOLDER", parser=folder("--root"), help="Folder of the runs.")]
+RunsRoot = Annotated[
+    Path | None,
+    typer.Option("--root", metavar="FOLDER", parser=folder("--root"), help="Folder of the runs (key root)."),
+]
+DataRoot = Annotated[
+    Path | None,
+    typer.Option(
+        "--data-root", metavar="FOLDER", parser=folder("--data-root"), help="Folder of the datasets (key data.root)."
+    ),
+]
 Out = Annotated[
     Path, typer.Option(metavar="FOLDER", parser=folder("--out"), help="Folder of the experiments' results.")
 ]
@@ -90,7 +100,7 @@ def configure(overrides: list[str] | None, instead: Mapping[str, str] | None = N
     Args:
         overrides: as the user wrote them.
         instead: keys that the command does not use, and the sentence that says what is used instead.
-        flags: by key; None for those that were not given.
+        flags: by key, with underscores for dots; None for those that were not given.
 
     Raises:
         UserError: a key is given twice with different values; one that the command does not use.
@@ -98,7 +108,11 @@ def configure(overrides: list[str] | None, instead: Mapping[str, str] | None = N
     from bnrepro.config import load_config
     from bnrepro.errors import UserError
 
-    flagged = {f"{key}={value}": f"--{key}={value}" for key, value in flags.items() if value is not None}
+    flagged = {
+        f"{key.replace('_', '.')}={value}": f"--{key.replace('_', '-')}={value}"
+        for key, value in flags.items()
+        if value is not None
+    }
     given: dict[str, tuple[str, str]] = {}
     for text in [*(overrides or []), *flagged]:
         key, _, value = (part.strip() for part in text.partition("="))

@@ -8,7 +8,7 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from datetime import timedelta
-from typing import Any, Protocol, Self
+from typing import TYPE_CHECKING, Any, Protocol, Self
 
 from rich.console import Console, Group
 from rich.live import Live
@@ -16,10 +16,14 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from bnrepro.cli.saying import note, quiet
 from bnrepro.config.schema import Config
 from bnrepro.system.output import counted, only_shown, tell
 from bnrepro.system.reading import printable
-from bnrepro.training.train import Progress
+
+if TYPE_CHECKING:
+    from bnrepro.runs.index import Row, Stored
+    from bnrepro.training.train import Progress
 
 PROGRESS = "Progress"
 BAR = 15  # columns
@@ -29,7 +33,7 @@ class Display:
     """Standard error as a live display; where that cannot work, for plain lines.
 
     It works on a terminal that moves its cursor: not in a file or a pipe, whatever FORCE_COLOR and the like say, nor
-    under TERM=dumb. Nothing that goes wrong with it is more than told.
+    under TERM=dumb. With ``--quiet`` there is none. Nothing that goes wrong with it is more than told.
     """
 
     def __init__(self, shown: Callable[[], Any]) -> None:
@@ -37,6 +41,8 @@ class Display:
         with only_shown(PROGRESS):
             console = Console(stderr=True, width=_width())
             at_terminal = sys.stderr is not None and sys.stderr.isatty()
+            if quiet():
+                return
             if at_terminal and console.is_interactive and os.environ.get("TERM", "dumb") not in ("", "dumb", "unknown"):
                 self.live = Live(console=console, get_renderable=shown, refresh_per_second=4, redirect_stdout=False)
 
@@ -51,13 +57,13 @@ class Display:
             with only_shown(PROGRESS):
                 self.live.stop()
 
-    def line(self, text: str) -> None:
-        """A line that stays."""
+    def line(self, text: str, wrong: bool = False) -> None:
+        """A line that stays; with ``--quiet``, only where something is ``wrong``."""
         if self.live:
             with only_shown(PROGRESS):
                 self.live.console.print(text, markup=False, highlight=False)
         else:
-            tell(text)
+            (tell if wrong else note)(text)
 
 
 def _width() -> int | None:
@@ -91,7 +97,7 @@ class TrainBar:
             accuracy = progress.row["val_accuracy"]
             self.validation = "" if accuracy is None else f", validation accuracy {accuracy:.4f}"
             if not self.display.live:
-                tell(f"epoch {progress.row['epoch']:g}: {self.numbers()}")
+                note(f"epoch {progress.row['epoch']:g}: {self.numbers()}")
 
     def numbers(self) -> str:
         """The last losses and accuracies."""
@@ -166,7 +172,7 @@ class SweepBar:
         self.shares[index], self.states[index] = 1.0, outcome.state
         text = f"{self.names[index]}: {outcome.state}" + (f" ({outcome.error})" if outcome.error else "")
         if not self.display.live:
-            self.display.line(f"[{len(self.states)}/{len(self.names)}] {printable(text)}")
+            self.display.line(f"[{len(self.states)}/{len(self.names)}] {printable(text)}", bool(outcome.error))
         elif outcome.error:
             self.display.line(printable(text))
 
@@ -198,6 +204,64 @@ class SweepBar:
                 f"{share:4.0%}",
             )
         return Group(Text(self.summary()), table)
+
+
+class WatchBar:
+    """Runs of other processes, by what they have written: a line for each on a terminal; elsewhere one an evaluation.
+
+    Use it as `TrainBar`.
+    """
+
+    def __init__(self) -> None:
+        self.lines: dict[str, tuple[float, str]] = {}
+        self.seen = 0
+        self.display = Display(self.shown)
+
+    def __enter__(self) -> Self:
+        self.display.__enter__()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.display.__exit__(*error)
+
+    def at(self, name: str, run: Stored) -> None:
+        """Show where ``run`` stood at its last evaluation."""
+        share, said = _stands(run)
+        new = self.lines.get(name) != (share, said)
+        self.seen += name not in self.lines
+        self.lines[name] = share, said
+        if new and not self.display.live:
+            note(f"{printable(name)}: {said}")
+
+    def ended(self, name: str, row: Row) -> None:
+        """Show how a run ended that was followed."""
+        self.lines.pop(name, None)
+        accuracy = row["test_accuracy"]
+        self.display.line(
+            printable(f"{name}: {row['status']}{'' if accuracy is None else f', test accuracy {accuracy:.4f}'}")
+        )
+
+    def shown(self) -> Table:
+        """A line a run."""
+        table = Table.grid(padding=(0, 1))
+        table.add_column(no_wrap=True, overflow="ellipsis")
+        for name, (share, said) in self.lines.items():
+            table.add_row(Text(printable(name)), ProgressBar(total=1, completed=share, width=BAR), Text(said))
+        return table
+
+
+def _stands(run: Stored) -> tuple[float, str]:
+    """The share that is done and the numbers of the last evaluation of a run; what cannot be read is not there."""
+    from bnrepro.errors import UserError
+
+    try:
+        last = run.run.metrics[-1]
+    except (UserError, IndexError):
+        return 0.0, "before its first evaluation"
+    epochs, numbers = run.config.get("epochs"), [f"loss {last['train_loss']:.4f}"]
+    numbers += [f"validation accuracy {last['val_accuracy']:.4f}"] if last["val_accuracy"] is not None else []
+    share = (last["epoch"] or 0.0) / epochs if epochs else 0.0
+    return share, f"epoch {last['epoch']:g} of {epochs}, {', '.join(numbers)}"
 
 
 def _clock(seconds: float) -> str:

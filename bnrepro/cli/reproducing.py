@@ -7,9 +7,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import typer
-
 from bnrepro.cli.options import make_room, shown
+from bnrepro.cli.saying import say
+from bnrepro.system.output import tell
 
 if TYPE_CHECKING:
     from bnrepro.claims import Design
@@ -147,6 +147,8 @@ class Work:
     unregistered: bool = False
     problems: list[Exception] = field(default_factory=list)
     """Of papers of which nothing could be made."""
+    found: list[dict[str, Any]] = field(default_factory=list)
+    """What `--json` prints: the claims that were judged, as in claims.json, or of a dry run what there is to do."""
     failures: int = 0
 
     def plan(self, paper: Paper[Any], preset: str, **more: Any) -> Plan:
@@ -175,7 +177,7 @@ class Work:
                 plan.check_room(self.out)
         for plan in plans:
             if (held := there(plan.folder(self.out))) and plan.supersedes(held):
-                typer.echo(f"{plan.paper.name}: what is stored is of an earlier design, and does not count.", err=True)
+                tell(f"{plan.paper.name}: what is stored is of an earlier design, and does not count.")
         if not self.dry:
             make_room(self.root)
             make_room(self.out)
@@ -193,11 +195,11 @@ class Work:
         try:
             judged, failed = execute(plan, self.out, self.jobs, bar, force=self.force, run_all=self.making.run_all)
         except Exception as error:
-            typer.echo(f"{plan.paper.name}: {reason(error)}", err=True)
+            tell(f"{plan.paper.name}: {reason(error)}")
             self.problems.append(error)
             return None
         for text in failed:
-            typer.echo(f"{plan.paper.name}: {text}", err=True)
+            tell(f"{plan.paper.name}: {text}")
         return judged, failed
 
     def all_at_once(
@@ -221,14 +223,17 @@ class Work:
 
     def fixed(self, plan: Plan, claims: list[Claim] | None) -> None:
         """A plan as it is; the verdicts of ``claims`` are shown."""
-        typer.echo(f"{plan.paper.name} (preset {plan.preset}): {said(plan, self.force)}")
+        say(f"{plan.paper.name} (preset {plan.preset}): {said(plan, self.force)}")
         if self.dry:
+            runs, measurements = plan.missing(self.force)
+            left = {"runs": len(plan.configs), "to_run": len(runs), "to_measure": len(measurements)}
+            self.found.append({"paper": plan.paper.name, "preset": plan.preset, **left})
             from bnrepro.claims.estimating import Costs
             from bnrepro.claims.records import there
 
             estimate = Costs.of(plan, there(plan.folder(self.out))).estimate(plan)
             if estimate.seconds or estimate.unknown or estimate.operations:
-                typer.echo(f"{plan.paper.name}: {time_of(estimate, self.processes(plan))}.")
+                say(f"{plan.paper.name}: {time_of(estimate, self.processes(plan))}.")
             return
         if made := self.make(plan):
             self.failures += len(made[1])
@@ -245,11 +250,13 @@ class Work:
         if self.dry:
             for target in targets:
                 for step in sorted(steps(target, most), key=lambda step: step.expected):
-                    typer.echo(announced(step, jobs))
+                    say(announced(step, jobs))
+                    claims = [claim.id for claim in step.claims]
+                    self.found.append({"paper": target.paper.name, "claims": claims, "seeds": step.seeds})
         else:
 
             def make(step: Step) -> tuple[list[Judged], list[str]] | None:
-                typer.echo(announced(step, jobs))
+                say(announced(step, jobs))
                 return self.make(step.whole())
 
             until_decided(targets, make, most=most, budget=seconds, jobs=jobs)
@@ -258,7 +265,7 @@ class Work:
                 self.failures += len(target.failed)
                 self.show(target.paper, "full", list(target.found.values()), target.claims)
             for text in left_open(target, most, jobs) if not self.dry else []:
-                typer.echo(text)
+                say(text)
 
     def target(self, checked: Plan, claims: list[Claim] | None) -> Target:
         """The claims of a paper that are to be decided."""
@@ -288,13 +295,14 @@ class Work:
         ids = {claim.id for claim in claims or paper.claims}
         judged = [each for each in judged if each.claim.id in ids]
         tell_unmeasured(judged)
+        self.found += [{"preset": preset, **each.as_row(paper.name)} for each in judged]
         if preset == "smoke":
             larger = "quick" if "quick" in paper.presets else "full"
             begin = "Everything ran through. " if through else ""
-            typer.echo(f"{begin}This preset is too small for verdicts; use --preset={larger}.")
+            say(f"{begin}This preset is too small for verdicts; use --preset={larger}.")
         else:
-            typer.echo(listing.verdict_table(judged))
-        typer.echo(f"Records, tables and figures: {shown(paper.directory(self.out, preset))}\n")
+            say(listing.verdict_table(judged))
+        say(f"Records, tables and figures: {shown(paper.directory(self.out, preset))}\n")
 
     def processes(self, plan: Plan) -> int:
         """How many runs are made at a time."""
@@ -330,8 +338,7 @@ def tell_unmeasured(judged: list[Judged]) -> None:
     for one in judged:
         if one.unmeasured:
             which = f" for {', '.join(filter(None, one.unmeasured))}" if any(one.unmeasured) else ""
-            typer.echo(
+            tell(
                 f"Claim {one.claim.id} found nothing that was measured{which}. Is a part, a level of a factor or a "
-                "quantity misspelt?",
-                err=True,
+                "quantity misspelt?"
             )

@@ -1,4 +1,4 @@
-"""Commands about results: `register`, `reproduce`, `figures`, `report`, `runs`, `show`."""
+"""Commands about results: `register`, `reproduce`, `figures`, `report`."""
 
 from __future__ import annotations
 
@@ -15,16 +15,15 @@ from bnrepro.cli.options import (
     LauncherName,
     Out,
     Root,
-    RunPath,
-    Variant,
     check_separate,
     draw,
     folder,
-    folder_of_runs,
     path,
     shown,
 )
+from bnrepro.cli.saying import Json, Quiet, answer, say
 from bnrepro.experiments import NAMES
+from bnrepro.system.output import tell
 
 EXPERIMENTS_HELP = f"{', '.join(NAMES)}; default: all of them. Or claims of theirs, as in placement/P1."
 
@@ -50,7 +49,7 @@ def register(
     check_separate("register", names, "experiments")
     for paper in [experiments.experiment(name) for name in dict.fromkeys(names)]:
         file, written = registering.register(paper, provenance_of(paper.directory(out)), amend)
-        typer.echo(f"{registering.called(paper)}: {written.hash}, registered {written.registered}: {shown(file)}")
+        say(f"{registering.called(paper)}: {written.hash}, registered {written.registered}: {shown(file)}")
 
 
 def reproduce(
@@ -97,6 +96,8 @@ def reproduce(
     unregistered: Annotated[
         bool, typer.Option("--unregistered", help="Judge a design that is not the registered one; the report says so.")
     ] = False,
+    as_json: Json = False,
+    quiet: Quiet = False,
 ) -> None:
     """Put claims to the test: the sources', or your own.
 
@@ -128,6 +129,7 @@ def reproduce(
             if max_seeds is not None or budget is not None:
                 raise UserError("--max-seeds and --budget belong to --until-decided. Add it, or leave them out.")
             work.all_at_once(chosen, preset, seeds)
+    answer(work.found)
     work.end(len(chosen))
 
 
@@ -201,14 +203,14 @@ def figures(
         try:
             if place in comparisons:
                 draw(place)
-                typer.echo(f"Table and figures: {shown(place)}")
+                say(f"Table and figures: {shown(place)}")
             else:
                 _conclude(place, next((paper for home, paper in own.items() if place.is_relative_to(home)), None))
-                typer.echo(f"Figures, tables and verdicts: {shown(place)}")
+                say(f"Figures, tables and verdicts: {shown(place)}")
         except UserError as error:  # one that cannot be drawn does not cost the others
             problems.append(error)
     for problem in problems[:-1]:
-        typer.echo(str(problem), err=True)
+        tell(str(problem))
     if problems:
         raise problems[-1]
 
@@ -231,12 +233,12 @@ def report(
             "that the page is written into (default: the current one).",
         ),
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print claims.json; write nothing.")] = False,
+    as_json: Json = False,
 ) -> None:
     """Write one report over all stored results, or a page on runs of your own.
 
     claims.json, REPORT.md, and report.html as a single file; of PATHs, report.html alone, to be sent to somebody. What
-    cannot be read is told and left out.
+    cannot be read is told and left out. With --json, claims.json is printed, and nothing is written.
     Example: bnrepro report runs/mnist5k
     """
     from bnrepro.claims import conclusion
@@ -244,7 +246,7 @@ def report(
     from bnrepro.report import report as reporting
 
     def left_out(why: str) -> None:
-        typer.echo(f"Left out: {why}", err=True)
+        tell(f"Left out: {why}")
 
     results = out or Path("results")
     if as_json:
@@ -252,7 +254,7 @@ def report(
             typer.echo(conclusion.as_json(found.claims), nl=False)
         return
     for file in [own.write(paths, out or Path(), left_out)] if paths else reporting.write(results, left_out):
-        typer.echo(f"Report: {shown(file)}")
+        say(f"Report: {shown(file)}")
 
 
 def export(
@@ -276,53 +278,9 @@ def export(
     from bnrepro.report import export as exporting
     from bnrepro.report import own
 
-    with own.gathered(paths or [Path("results")], lambda why: typer.echo(f"Left out: {why}", err=True)) as found:
+    with own.gathered(paths or [Path("results")], lambda why: tell(f"Left out: {why}")) as found:
         files = exporting.write(found, out)
-    typer.echo(f"Exported: {len(files):,} files into {shown(out)}")
-
-
-def runs(
-    root: Root = Path("runs"),
-    dataset: Annotated[str | None, typer.Option(help="Only this dataset.")] = None,
-    model: Annotated[str | None, typer.Option(help="Only this network.")] = None,
-    variant: Variant = None,
-    status: Annotated[
-        str | None,
-        typer.Option(
-            help="Only completed, diverged, interrupted, failed, running, 'running or interrupted' or damaged."
-        ),
-    ] = None,
-    sort: Annotated[str, typer.Option(help="path, seed, status, test_accuracy, val_accuracy or seconds.")] = "path",
-    csv: Annotated[bool, typer.Option("--csv", help="As CSV, for other programs.")] = False,
-) -> None:
-    """List the stored runs."""
-    from bnrepro.cli import listing
-    from bnrepro.errors import UserError
-
-    wanted = {"dataset": dataset, "model": model, "variant": variant, "status": status}
-    rows = listing.rows(root, {key: value for key, value in wanted.items() if value is not None}, sort)
-    folder_of_runs(root)
-    if not rows and (other := listing.root_near(root)):
-        raise UserError(
-            f"{root} is not the root of its runs. --root is the folder that holds <dataset>/<model>/<variant>/<run>: "
-            f"--root={shown(other)}."
-        )
-    for place in listing.misplaced(root):
-        typer.echo(f"{shown(place)} is not listed: move it into {shown(root)}/<dataset>/<model>/<variant>.", err=True)
-    if csv:
-        typer.echo(listing.as_csv(rows), nl=False)
-    elif rows:
-        typer.echo(listing.as_text(rows))
-    else:
-        which = " ".join(f"--{key}={value}" for key, value in wanted.items() if value is not None)
-        typer.echo(f"There is no run under {root}{f' with {which}' if which else ''}.")
-
-
-def show(run: RunPath) -> None:
-    """Show one run in full."""
-    from bnrepro.cli import listing
-
-    typer.echo(listing.describe(run))
+    say(f"Exported: {len(files):,} files into {shown(out)}")
 
 
 def _conclude(folder: Path, own: Any = None) -> None:
@@ -345,10 +303,9 @@ def _conclude(folder: Path, own: Any = None) -> None:
     settings = found.validated(known, f"The settings in {folder}")
     check_as_judged(found, settings, {**records.provenance, "preset": records.preset})
     if own and (folder / COPY).is_file() and content(folder / COPY) != content(own.file):
-        typer.echo(
+        tell(
             f"{shown(own.file)} was changed after these records were made: they are judged and drawn as it says now. "
-            f"`bnrepro reproduce {shown(own.file)}` runs and measures as it says now, too.",
-            err=True,
+            f"`bnrepro reproduce {shown(own.file)}` runs and measures as it says now, too."
         )
     try:
         tell_unmeasured(conclude(found, records, folder))

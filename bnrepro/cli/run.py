@@ -13,11 +13,14 @@ import typer
 
 from bnrepro.cli import ending
 from bnrepro.cli.options import (
+    DataRoot,
     Force,
     Jobs,
     LauncherName,
     Overrides,
-    RunPath,
+    Root,
+    RunName,
+    RunsRoot,
     Seed,
     Variant,
     configure,
@@ -28,12 +31,23 @@ from bnrepro.cli.options import (
     root_flag,
     shown,
 )
+from bnrepro.cli.saying import Json, Quiet, answer, hint, note, say
 
 if TYPE_CHECKING:
     from bnrepro.config.schema import Config
+    from bnrepro.launch.sweep import Outcome
 
 
-def train(overrides: Overrides = None, variant: Variant = None, seed: Seed = None, force: Force = False) -> None:
+def train(
+    overrides: Overrides = None,
+    variant: Variant = None,
+    seed: Seed = None,
+    force: Force = False,
+    root: RunsRoot = None,
+    data_root: DataRoot = None,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
     """Train one network.
 
     Example: bnrepro train --variant=convbn --seed=1 epochs=5 optimizer.lr=0.01
@@ -41,7 +55,7 @@ def train(overrides: Overrides = None, variant: Variant = None, seed: Seed = Non
     On several GPUs or machines: torchrun --nproc-per-node=2 -m bnrepro train batch_size=128
     """
     with _one_of_several() as first:
-        cfg = configure(overrides, variant=variant, seed=seed)
+        cfg = configure(overrides, variant=variant, seed=seed, root=root, data_root=data_root)
         from bnrepro.cli.progress import TrainBar
         from bnrepro.runs.record import Run, run_of
         from bnrepro.system.memory import raise_malloc_thresholds
@@ -56,19 +70,20 @@ def train(overrides: Overrides = None, variant: Variant = None, seed: Seed = Non
             training.run(cfg, force=force)
             return
         if not force and run_of(cfg).finished:
-            typer.echo("This run is there already; --force runs it again.")
+            hint("This run is there already; --force runs it again.")
         with TrainBar(cfg) as bar:
             path = training.run(cfg, force=force, report=bar.update)
         summary = Run(path).summary
         what = f"{cfg.variant}, seed {cfg.seed}, on {summary['data']}"
         if summary["status"] == "diverged":
             where = f"diverged at step {summary['diverged_at_step']}"
-            typer.echo(f"{what}: {where} (a loss, a weight or a statistic was not finite).")
+            say(f"{what}: {where} (a loss, a weight or a statistic was not finite).")
         else:
             took = f"{counted(summary['epochs'], 'epoch')}, {summary['seconds']:.1f} s on {summary['device']}"
-            typer.echo(f"{what}: test accuracy {summary['test_accuracy']:.4f} ({took})")
-        typer.echo(f"Run: {shown(path)}")
-        typer.echo(f"Curves: bnrepro tensorboard{root_flag(cfg.root)}")
+            say(f"{what}: test accuracy {summary['test_accuracy']:.4f} ({took})")
+        say(f"Run: {shown(path)}")
+        hint(f"Curves: bnrepro tensorboard{root_flag(cfg.root)}")
+        answer({"path": path, **summary})
 
 
 @contextmanager
@@ -106,6 +121,10 @@ def compare(
         ),
     ] = None,
     force: Force = False,
+    root: RunsRoot = None,
+    data_root: DataRoot = None,
+    as_json: Json = False,
+    quiet: Quiet = False,
 ) -> None:
     """Train variants side by side over seeds.
 
@@ -125,7 +144,7 @@ def compare(
         "seed": "--seeds=N compares the seeds 0 to N - 1.",
         "variant": "--variants=bn,convbn says which variants are compared.",
     }
-    cfg = configure(overrides, instead)
+    cfg = configure(overrides, instead, root=root, data_root=data_root)
     for name in names:
         configure(overrides, variant=name)
     if threshold is not None and cfg.data.val_fraction == 0:
@@ -162,9 +181,10 @@ def compare(
             comparing.write_board(comparison, beside)
         with only_shown("Figures"):
             draw(place)
-    typer.echo(listing.comparison_table(comparison))
-    typer.echo(f"Table, records and figures: {shown(place)}")
-    typer.echo(f"Curves: bnrepro tensorboard{root_flag(cfg.root)}")
+    say(listing.comparison_table(comparison))
+    say(f"Table, records and figures: {shown(place)}")
+    hint(f"Curves: bnrepro tensorboard {shown(beside)}")
+    answer({"path": place, "table": comparing.table(comparison), "goal": comparison.goal, **_failed(outcomes)})
     if failed:
         raise UserError(
             f"{len(failed)} of {counted(len(grid), 'run')} failed, left out of the table; the reasons are above."
@@ -182,6 +202,10 @@ def sweep(
     launcher: LauncherName = "local",
     dry_run: Annotated[bool, typer.Option("--dry-run", help="List the runs and their status; train nothing.")] = False,
     force: Force = False,
+    root: RunsRoot = None,
+    data_root: DataRoot = None,
+    as_json: Json = False,
+    quiet: Quiet = False,
 ) -> None:
     """Train every combination of some values.
 
@@ -193,6 +217,7 @@ def sweep(
     from bnrepro.config import run_dir
     from bnrepro.errors import UserError
     from bnrepro.launch.sweep import expand
+    from bnrepro.report import sweeping
     from bnrepro.runs.record import run_of
     from bnrepro.system.memory import raise_malloc_thresholds
     from bnrepro.system.output import counted
@@ -205,10 +230,10 @@ def sweep(
     combinations: list[list[str]] = []
     runs: dict[Path, Config] = {}
     for each in expand(overrides):
-        cfg = chosen.resolve(configure(each))
+        cfg = chosen.resolve(configure(each, root=root, data_root=data_root))
         norm_of(cfg)  # a name that is no norm's is told before anything runs
         if run_dir(cfg) in runs:
-            typer.echo(f"{' '.join(each)}: the same run as one before, and counted once.", err=True)
+            note(f"{' '.join(each)}: the same run as one before, and counted once.")
             continue
         combinations.append(each)
         runs[run_dir(cfg)] = cfg
@@ -219,34 +244,51 @@ def sweep(
         there = [run_of(cfg) for cfg in grid]
         left = sum(not run.finished for run in there)  # first: it says what is damaged
         for run in there:
-            typer.echo(f"{run.status if run.started else 'to run':<12} {shown(run.path)}")
-        typer.echo(f"{counted(len(grid), 'run')}, {left} still to run.")
+            say(f"{run.status if run.started else 'to run':<12} {shown(run.path)}")
+        say(f"{counted(len(grid), 'run')}, {left} still to run.")
+        answer([{"path": run.path, "status": run.status if run.started else "to run"} for run in there])
         return
     outcomes = chosen.show_all(grid, force)
-    typer.echo(listing.sweep_table(list(zip(combinations, outcomes, strict=True))))
-    typer.echo(f"Runs: bnrepro runs --root={shown(grid[0].root)}")
+    swept = sweeping.collect(list(zip(combinations, outcomes, strict=True)))
+    place = sweeping.directory(grid)
+    sweeping.save(swept, place)
+    say(listing.sweep_table(swept))
+    say(f"Table and figure: {shown(place)}")
+    hint(f"Runs: bnrepro runs --root={shown(grid[0].root)}")
+    answer({"path": place, "table": sweeping.table(swept), **_failed(outcomes)})
     if failed := sum(outcome.error is not None for outcome in outcomes):
         raise UserError(
             f"{failed} of {counted(len(grid), 'run')} failed; the reasons are above, and in `bnrepro show RUN`."
         )
 
 
+def _failed(outcomes: list[Outcome]) -> dict[str, list[dict[str, str]]]:
+    """What failed, for ``--json``."""
+    return {"failed": [{"path": str(o.path), "error": o.error} for o in outcomes if o.error]}
+
+
 def evaluate(
-    run: RunPath,
+    run: RunName,
     statistics: Annotated[
         str,
         typer.Option(help="ema (the running average), population (of the training set) or batch (the batch's own)."),
     ] = "ema",
     size: Annotated[int | None, typer.Option(min=1, max=65535, help="Resize the images to SIZE x SIZE first.")] = None,
+    root: Root = Path("runs"),
+    as_json: Json = False,
 ) -> None:
     """Evaluate a run under other statistics."""
+    from bnrepro.runs.index import find_run
     from bnrepro.runs.record import open_run
+    from bnrepro.system.output import tell
     from bnrepro.training.evaluation import differs
     from bnrepro.training.evaluation import evaluate as measure
 
-    stored = open_run(run)
+    stored = open_run(find_run(run, root))
     found = measure(stored, statistics, size)
+    measured = {split: {"accuracy": accuracy, "loss": loss} for split, (loss, accuracy) in found.items()}
+    answer({"path": stored.path, "statistics": statistics, "size": size, **measured})
     for split, (loss, accuracy) in found.items():
-        typer.echo(f"{split:<10} accuracy {accuracy:.4f}   loss {loss:.4f}   ({statistics} statistics)")
+        say(f"{split:<10} accuracy {accuracy:.4f}   loss {loss:.4f}   ({statistics} statistics)")
     if statistics == "ema" and size is None and (said := differs(stored, found["test"][1])):
-        typer.echo(said, err=True)
+        tell(said)

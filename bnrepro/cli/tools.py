@@ -1,4 +1,4 @@
-"""Commands beside the runs: `config`, `tensorboard`, `bench`."""
+"""Commands beside the runs: `config`, `norms`, `tensorboard`, `bench`."""
 
 from __future__ import annotations
 
@@ -11,7 +11,10 @@ from typing import Annotated
 import typer
 
 from bnrepro.cli.options import (
+    DataRoot,
     Overrides,
+    Root,
+    RunsRoot,
     Seed,
     Variant,
     check_separate,
@@ -23,12 +26,22 @@ from bnrepro.cli.options import (
     path,
     shown,
 )
+from bnrepro.cli.saying import Json, answer, say
+
+RUNS = Path("runs")
 
 
-def config(overrides: Overrides = None, variant: Variant = None, seed: Seed = None) -> None:
+def config(
+    overrides: Overrides = None,
+    variant: Variant = None,
+    seed: Seed = None,
+    root: RunsRoot = None,
+    data_root: DataRoot = None,
+    as_json: Json = False,
+) -> None:
     """Print the resolved configuration; run nothing."""
-    cfg = configure(overrides, variant=variant, seed=seed)
-    from bnrepro.config import to_yaml
+    cfg = configure(overrides, variant=variant, seed=seed, root=root, data_root=data_root)
+    from bnrepro.config import to_dict, to_yaml
     from bnrepro.config.schema import Source
     from bnrepro.data.sources import lookup
     from bnrepro.training.model import check_names, check_options
@@ -37,32 +50,105 @@ def config(overrides: Overrides = None, variant: Variant = None, seed: Seed = No
     check_options([cfg])
     if cfg.data.source is not Source.npz:
         lookup(cfg.data.name)
-    typer.echo(to_yaml(cfg), nl=False)
+    say(to_yaml(cfg), nl=False)
+    answer(to_dict(cfg))
+
+
+def norms(as_json: Json = False) -> None:
+    """List the norms: formula, axes of the statistics, parameters, whether train and eval differ, source."""
+    from bnrepro.cli.norms import NORMS
+    from bnrepro.system.text import fitted
+
+    answer([{"variant": name, **norm._asdict()} for name, norm in NORMS.items()])
+    head = ["variant", "formula", "statistics over", "gamma, beta per", "train is eval", "source"]
+    lines = [
+        [name, norm.formula, norm.statistics, norm.parameters, "no" if norm.differs else "yes", norm.source]
+        for name, norm in NORMS.items()
+    ]
+    say(fitted([head, *lines], left=range(6)))
 
 
 def tensorboard(
-    root: Annotated[
-        Path, typer.Argument(metavar="[FOLDER]", parser=path("FOLDER"), help="Folder of the runs, or a part of it.")
-    ] = Path("runs"),
+    folder: Annotated[
+        Path,
+        typer.Argument(
+            metavar="[COMPARISON or FOLDER]",
+            parser=path("FOLDER"),
+            help="A comparison, by its folder or the beginning of its hash, or a folder of runs; default: all runs.",
+        ),
+    ] = RUNS,
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port on localhost; 0 for any that is free.")] = 6006,
+    root: Root = RUNS,
 ) -> None:
-    """Start TensorBoard on the stored runs."""
-    folder_of_runs(root)
+    """Start TensorBoard on the stored runs.
+
+    Example: bnrepro tensorboard compare-3f2a
+    """
+    from bnrepro.runs import hparams
+    from bnrepro.runs.board import SHOWN
+    from bnrepro.system.output import only_shown
+
+    comparison = _comparison(folder, root)
+    logs = comparison.parent if comparison else root if folder == RUNS else folder
+    folder_of_runs(logs)
     port = _free(port)
-    about = (
-        "TensorBoard is starting. Every run is listed; intervals over seeds are under CUSTOM SCALARS.\n"
-        "The means that `compare` made, alone:\n"
-        f"http://localhost:{port}/?runFilter=compare&smoothing=0#timeseries"
-    )
+    with only_shown(SHOWN):
+        hparams.write(logs)
+    comparisons = sorted(each for each in logs.rglob("compare-*") if each.is_dir())
+    about = [
+        "TensorBoard is starting. Intervals over seeds are under CUSTOM SCALARS; HPARAMS has one row a configuration, "
+        "with the mean of its seeds.",
+        *(["The means of the comparison alone:", _address(port, f"{comparison.name}/")] if comparison else []),
+        *(
+            ["The means that `compare` made, alone:", _address(port, "compare-")]
+            if comparisons and not comparison
+            else []
+        ),
+        "Every run, one colour a variant:",
+        _address(port, "[^.]"),  # all but the one that has the columns of HPARAMS
+    ]
     # -P: else Python would look for modules in the folder that it is called from
-    command = [sys.executable, "-P", "-c", _SERVE, about]
-    command += ["--logdir", str(root), "--host", "localhost", "--port", str(port)]
+    command = [sys.executable, "-P", "-c", _SERVE, "\n".join(about)]
+    command += ["--logdir", str(logs), "--host", "localhost", "--port", str(port)]
     sys.stdout.flush()
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # it waits until there is something that takes it
     try:
         os.execv(sys.executable, command)
     finally:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+
+
+VARIANT = "([^/]+)(?:/seed[0-9]+-[^/]*)?$"
+"""In the name of a run or of a mean, the variant: runs of one have one colour."""
+
+
+def _address(port: int, runs: str) -> str:
+    """TensorBoard's page of the ``runs`` whose names match, without the scalars that are for CUSTOM SCALARS alone."""
+    from urllib.parse import urlencode
+
+    asked = {"runFilter": runs, "tagFilter": "^[^~]", "runColorGroup": f"regex:{VARIANT}", "smoothing": "0"}
+    return f"http://localhost:{port}/?{urlencode(asked)}#timeseries"
+
+
+def _comparison(folder: Path, root: Path) -> Path | None:
+    """The comparison that ``folder`` is or begins the name or hash of; None where it is a folder of runs.
+
+    Raises:
+        UserError: it begins several.
+    """
+    from bnrepro.errors import UserError, known_are
+
+    if folder.is_dir():
+        return folder if folder.name.startswith("compare-") else None
+    if len(folder.parts) != 1 or folder == RUNS:
+        return None
+    there = {place.name: place for place in sorted(root.glob("*/*/compare-*"))}
+    found = [place for name, place in there.items() if f"compare-{folder.name.removeprefix('compare-')}" in name]
+    if len(found) > 1:
+        raise UserError(f"{folder} is the beginning of {len(found)} comparisons: {', '.join(map(shown, found))}.")
+    if not found and there and folder.name.startswith("compare-"):
+        raise UserError(f"There is no comparison {folder} under {root}.{known_are(folder.name, there)}")
+    return found[0] if found else None
 
 
 _SERVE = """
@@ -123,7 +209,7 @@ def bench(
             "default: layers and memory.",
         ),
     ] = None,
-    norms: Annotated[str, typer.Option(help="Names separated by commas.")] = "bn,custombn,convbn",
+    variants: Annotated[str, typer.Option(help="Names separated by commas.")] = "bn,custombn,convbn",
     repeats: Annotated[int, typer.Option(min=1, help="Rounds; what takes long is repeated a tenth as often.")] = 30,
     threads: Annotated[int | None, typer.Option(min=1, max=1024, help="Threads (default: one per core).")] = None,
     out: Annotated[
@@ -149,12 +235,12 @@ def bench(
     wanted = [part for part in parts or [] if "=" not in part] or ["layers", "memory"]
     check_separate("bench", wanted, "parts")
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    tables = output.run(wanted, names_in("--norms", norms), overrides, repeats, device)
+    tables = output.run(wanted, names_in("--variants", variants), overrides, repeats, device)
     if out:
         make_room(out)
     for table in tables:
-        typer.echo(output.text(table) + "\n")
+        say(output.text(table) + "\n")
         if out:
             output.write(table, out)
     if out:
-        typer.echo(f"Tables and figures: {shown(out)}")
+        say(f"Tables and figures: {shown(out)}")

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from bnrepro.config.identity import identity_of as identity_of
     from bnrepro.config.identity import no_archive as no_archive
     from bnrepro.config.identity import run_dir as run_dir
+    from bnrepro.config.identity import stored_values as stored_values
     from bnrepro.config.identity import what as what
     from bnrepro.config.identity import with_variant as with_variant
     from bnrepro.config.identity import yaml_differences as yaml_differences
@@ -48,6 +49,7 @@ _HOMES = {
         "identity_of",
         "no_archive",
         "run_dir",
+        "stored_values",
         "what",
         "with_variant",
         "yaml_differences",

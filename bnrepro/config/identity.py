@@ -156,6 +156,16 @@ def yaml_differences(text: Any, cfg: Config) -> list[str]:
         return ["it has no configuration"]
 
 
+def stored_values(file: Path) -> dict[str, Any]:
+    """The values in a stored ``config.yaml`` by dotted key; of those that it lacks, the defaults.
+
+    Raises:
+        OSError: it cannot be read.
+        ValueError: it is not a configuration.
+    """
+    return {**_defaults(), **dict(leaves(_stored_values(file)))}
+
+
 def _stored_values(file: Path) -> dict[str, Any]:
     return _values(stored.read_yaml(file))
 

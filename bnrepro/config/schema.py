@@ -259,6 +259,9 @@ class Config:
     schedule: Schedule = field(default_factory=Schedule)
     tensorboard: bool = True
     """Whether TensorBoard events are written."""
+    keep_optimizer: bool = False
+    """Whether a finished run keeps the optimiser's state, two thirds of its checkpoint. An unfinished one always does:
+    it goes on from it."""
     root: str = "runs"
     """Where runs go."""
 

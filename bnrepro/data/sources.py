@@ -140,9 +140,9 @@ def state(name: str, root: Path) -> str:
 
 def _remedy(name: str, root: Path) -> str:
     return (
-        f"`bnrepro data fetch {name} --root={output.shown(root)}` downloads what is missing; or copy the published "
-        f"files into {root}, at most {DEEPEST} folders deep, as they are or in .gz, .zip, .tar or .tgz: they are known "
-        "by their content."
+        f"`bnrepro data fetch {name} --data-root={output.shown(root)}` downloads what is missing; or copy the "
+        f"published files into {root}, at most {DEEPEST} folders deep, as they are or in .gz, .zip, .tar or .tgz: they "
+        "are known by their content."
     )
 
 

@@ -8,7 +8,6 @@ from pathlib import Path
 from pkgutil import iter_modules
 from typing import TYPE_CHECKING, Any
 
-from bnrepro.config import user_files
 from bnrepro.errors import UserError, known_are
 
 if TYPE_CHECKING:
@@ -43,6 +42,7 @@ def experiment(name: str) -> Paper[Any]:
 
 def _in_file(file: Path) -> Paper[Any]:
     from bnrepro.claims import Paper
+    from bnrepro.config import user_files
 
     module = user_files.load_module(file)
     papers = [value for value in vars(module).values() if isinstance(value, Paper)]

@@ -71,7 +71,7 @@ def _found_or_built(dtypes: tuple[str, ...]) -> dict[tuple[str, str, str], Kerne
         raise Unavailable("there is no g++ or c++")
     identity = (SOURCE.read_text(), compiler, FLAGS, _output([*compiler, "--version"], VERSION_SECONDS), _processor())
     name = f"kernels-{_digest(repr(identity).encode())}"
-    folders = list(_folders())
+    folders = list(cache_folders())
     for folder in folders:
         for file in sorted(folder.glob(f"{name}-*.so")):
             if content := _verified(file):
@@ -100,7 +100,7 @@ def _found_or_built(dtypes: tuple[str, ...]) -> dict[tuple[str, str, str], Kerne
 # --- where libraries are kept ---
 
 
-def _folders() -> Iterator[Path]:
+def cache_folders() -> Iterator[Path]:
     """The folders that libraries may be loaded from, the user's cache first; made where they are missing."""
     if os.name != "posix":
         return
@@ -252,7 +252,7 @@ def _processor() -> object:
 
 def _say(message: str, reason: str) -> None:
     """Warn, unless a process of this user has for this ``reason`` within the hour: workers come in dozens."""
-    for folder in _folders():
+    for folder in cache_folders():
         marker = folder / f"said-{_digest(os.fsencode(reason))}"
         with suppress(OSError):
             if time.time() - marker.stat().st_mtime < SAID_FOR:

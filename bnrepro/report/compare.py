@@ -31,6 +31,8 @@ from bnrepro.system import reading as stored
 
 VARIANTS = ("nobn", "bn", "custombn", "convbn")
 PART, TABLE = "comparison", "table.csv"
+INTERVAL, ENDS = "~interval", ("mean", "low", "high")
+"""What TensorBoard's scalars begin with that are for CUSTOM SCALARS alone: they come last in the ordinary list."""
 WITHOUT = ("variant", "seed")  # what differs between the runs of a comparison
 REMEDY = "Move it away, and `bnrepro compare` with the same arguments makes it again from the stored runs in seconds."
 
@@ -298,7 +300,8 @@ def write_board(comparison: Comparison, folder: Path) -> None:
     from bnrepro.runs.record import SPLITS
 
     tags = {f"{split}_{metric}": f"{metric}/{split}" for metric in ("accuracy", "loss") for split in SPLITS}
-    margins = {tag: ["Margin", [tag, f"interval/{tag}/low", f"interval/{tag}/high"]] for tag in tags.values()}
+    # A mean of its own: a run that has one of a margin's three tags, and not the others, is told of as incomplete.
+    margins = {tag: ["Margin", [f"{INTERVAL}/{tag}/{end}" for end in ENDS]] for tag in tags.values()}
     for variant in comparison.variants:
         own = folder / variant
         shutil.rmtree(own, ignore_errors=True)
@@ -309,5 +312,5 @@ def write_board(comparison: Comparison, folder: Path) -> None:
                     interval = t_interval(values)
                     events.scalar(tag, interval.mean, int(step))
                     if interval.n > 1:
-                        events.scalar(f"interval/{tag}/low", interval.low, int(step))
-                        events.scalar(f"interval/{tag}/high", interval.high, int(step))
+                        for end in ENDS:
+                            events.scalar(f"{INTERVAL}/{tag}/{end}", getattr(interval, end), int(step))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import socket
 import time
@@ -10,17 +11,17 @@ from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, Self
 
-import torch
-from torch import Tensor
-
 from bnrepro.runs.record import SPLITS, Row
 from bnrepro.system.output import only_shown
 
 if TYPE_CHECKING:
     from tensorboard.compat.proto.event_pb2 import Event
     from tensorboard.compat.proto.summary_pb2 import Summary
+    from torch import Tensor, nn
 
 SHOWN = "TensorBoard's curves"
+PICTURES = 64  # images, filters or channels in one picture
+SMALLEST = 200  # pixels of a picture's side, at least: filters of 5 x 5 are enlarged
 
 _numbers = count()
 
@@ -103,9 +104,21 @@ class TensorBoardWriter:
         """
         self._show(self._norm_inputs, inputs, step)
 
-    def hyperparameters(self, values: dict[str, Any], result: float | None) -> None:
-        """For the HPARAMS page, in this run: the library's own `add_hparams` would make a second one."""
-        self._show(self._hyperparameters, values, result)
+    def batch(self, images: Tensor, step: int = 0) -> None:
+        """A batch (N, C, H, W) as the network sees it: augmented and normalised."""
+        self._show(self._picture, "batch", images, step)
+
+    def layers(self, network: nn.Module, step: int) -> None:
+        """The first convolution's filters, and of each norm with statistics per location the maps of these."""
+        self._show(self._layers, network, step)
+
+    def hyperparameters(self, values: dict[str, Any], group: str) -> None:
+        """For the HPARAMS page, in this run: the library's own `add_hparams` would make a second one.
+
+        Runs of one ``group``, as the seeds of one configuration, are one row there, with the mean of their metrics.
+        Which columns there are is not said by a run, as it cannot know what varies: see `bnrepro.runs.hparams`.
+        """
+        self._show(self._hyperparameters, values, group)
 
     def close(self) -> None:
         """Flush and close the event file, if there is one."""
@@ -139,6 +152,7 @@ class TensorBoardWriter:
 
     @staticmethod
     def _norm_inputs(events: EventFile, inputs: dict[str, Tensor], step: int) -> None:
+        import torch
         from torch.utils.tensorboard.summary import histogram
 
         for name, values in inputs.items():
@@ -154,8 +168,56 @@ class TensorBoardWriter:
             events.summary(histogram(f"{name}/input", some.cpu().numpy(), bins=64), step)
 
     @staticmethod
-    def _hyperparameters(events: EventFile, values: dict[str, Any], result: float | None) -> None:
+    def _picture(events: EventFile, tag: str, images: Tensor, step: int) -> None:
+        from torch.utils.tensorboard.summary import image
+
+        picture = tiled(images.detach().float().cpu())
+        events.summary(image(tag, picture.numpy(), dataformats="CHW"), step)
+
+    @staticmethod
+    def _layers(events: EventFile, network: nn.Module, step: int) -> None:
+        from torch import nn
+
+        kernels = next((each.weight for each in network.modules() if isinstance(each, nn.Conv2d)), None)
+        if kernels is not None:
+            seen = kernels if kernels.shape[1] in (1, 3) else kernels.mean(1, keepdim=True)
+            TensorBoardWriter._picture(events, "filters/first", seen, step)
+        norms = [each for each in network.modules() if getattr(each, "running_mean", None) is not None]
+        for number, norm in enumerate(norms, 1):
+            for name in ("running_mean", "running_var"):
+                maps = getattr(norm, name)
+                if maps.dim() >= 3 and maps.shape[-1] * maps.shape[-2] > 1:  # per location
+                    flat = maps.reshape(-1, 1, *maps.shape[-2:])
+                    TensorBoardWriter._picture(events, f"statistics/norm{number}/{name}", flat, step)
+
+    @staticmethod
+    def _hyperparameters(events: EventFile, values: dict[str, Any], group: str) -> None:
+        from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
         from torch.utils.tensorboard.summary import hparams
 
-        for summary in hparams(values, {} if result is None else {"accuracy/test": result}):
+        _, start, end = hparams(values, {})
+        about = start.value[0].metadata.plugin_data
+        found = HParamsPluginData.FromString(about.content)
+        found.session_start_info.group_name = group
+        about.content = found.SerializeToString()
+        for summary in (start, end):
             events.summary(summary)
+
+
+def tiled(images: Tensor) -> Tensor:
+    """Images (N, C, H, W) side by side as one (C, H', W') from 0 to 1: darkest to brightest of all of them.
+
+    Other channels than 1 and 3 are averaged; lines of 1 pixel lie between images.
+    """
+    images = images[:PICTURES] if images.shape[1] in (1, 3) else images[:PICTURES].mean(1, keepdim=True)
+    low, high = images.min(), images.max()
+    images = (images - low) / (high - low if high > low else 1)
+    columns = max(1, math.ceil(math.sqrt(len(images))))
+    rows = -(-len(images) // columns)
+    _, channels, height, width = images.shape
+    grid = images.new_ones(channels, rows * (height + 1) - 1, columns * (width + 1) - 1)
+    for place, each in enumerate(images):
+        top, left = place // columns * (height + 1), place % columns * (width + 1)
+        grid[:, top : top + height, left : left + width] = each
+    factor = -(-SMALLEST // max(grid.shape[1:]))
+    return grid.repeat_interleave(factor, 1).repeat_interleave(factor, 2)

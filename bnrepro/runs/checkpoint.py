@@ -32,6 +32,23 @@ def save(file: Path, payload: dict[str, Any], previous: Path | None = None) -> N
     record.write_whole(file, buffer.getvalue(), previous)
 
 
+def drop_optimizer(file: Path, do_it: bool = True) -> int:
+    """Rewrite a checkpoint without the optimiser's state, and return the bytes that this saves; 0: it has none.
+
+    Raises:
+        UserError: as `load`.
+    """
+    state = load(file)
+    if "optimizer" not in state:
+        return 0
+    buffer = io.BytesIO()
+    torch.save({key: value for key, value in state.items() if key != "optimizer"}, buffer)
+    saved = file.stat().st_size - len(buffer.getvalue())
+    if do_it:
+        record.write_whole(file, buffer.getvalue())
+    return saved
+
+
 def check(state: Any) -> Any:
     """``state`` as a checkpoint gives it back.
 

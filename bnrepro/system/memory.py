@@ -33,8 +33,13 @@ def workers_that_fit(root: Path = Path("/")) -> int | None:
     Args:
         root: where ``proc`` and ``sys`` are.
     """
-    free = [*_available(root), *_left(root)]
-    return max(1, min(free) // WORKER) if free else None
+    available = free(root)
+    return None if available is None else max(1, available // WORKER)
+
+
+def free(root: Path = Path("/")) -> int | None:
+    """Bytes that this process can still have; None where the system does not say."""
+    return min([*_available(root), *_left(root)], default=None)
 
 
 def _available(root: Path) -> Iterator[int]:

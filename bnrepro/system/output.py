@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import errno
 import io
+import logging
 import os
 import select
 import sys
@@ -154,16 +155,31 @@ def finish(stored: bool = False) -> bool:
     return error is None
 
 
-def tell(text: str) -> None:
-    """A line on standard error, which never raises, in a program that does not `protect` its streams either."""
-    stream = sys.stderr
-    if stream is None:  # print() would take standard output
-        return
-    with suppress(OSError, ValueError):
-        try:
-            print(text, file=stream, flush=True)
-        except UnicodeError:
-            print(text.encode("ascii", "backslashreplace").decode(), file=stream, flush=True)
+class _Line(logging.Handler):
+    """A plain line on standard error, which never raises, in a program that does not `protect` its streams either."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """See the class."""
+        stream, text = sys.stderr, record.getMessage()
+        if stream is None:  # print() would take standard output
+            return
+        with suppress(OSError, ValueError):
+            try:
+                print(text, file=stream, flush=True)
+            except UnicodeError:
+                print(text.encode("ascii", "backslashreplace").decode(), file=stream, flush=True)
+
+
+logger = logging.getLogger("bnrepro")
+"""All that the library tells goes through it. A program sets its level, or replaces its handler by its own."""
+if not logger.handlers:
+    logger.addHandler(_Line())
+    logger.propagate = False
+
+
+def tell(text: str, level: int = logging.WARNING) -> None:
+    """A log record of ``bnrepro``: by default, a line on standard error."""
+    logger.log(level, "%s", text)
 
 
 @contextmanager

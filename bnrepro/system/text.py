@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import sys
+import textwrap
 from collections.abc import Sequence
 
 from bnrepro.system.reading import printable
@@ -16,6 +17,14 @@ def terminal_width() -> int | None:
     if not (columns.isdecimal() and int(columns)) and not (sys.stdout and sys.stdout.isatty()):
         return None
     return max(40, shutil.get_terminal_size().columns)
+
+
+def wrapped(text: str, width: int | None, indent: int) -> str:
+    """``text`` folded to ``width`` columns, later lines indented; as it is where there is no width."""
+    text = printable(text).replace("\n", " ")
+    if width is None:
+        return text
+    return "\n".join(textwrap.wrap(text, width, subsequent_indent=" " * indent, drop_whitespace=True))
 
 
 def fitted(lines: Sequence[Sequence[str]], left: Sequence[int] = (0,)) -> str:

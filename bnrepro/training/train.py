@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from copy import deepcopy
 from dataclasses import dataclass, replace
 from inspect import unwrap
@@ -226,6 +226,9 @@ def _train(trainer: Trainer, directory: Path, state: dict[str, Any] | None) -> N
                 record.write_summary(directory, trainer.summary(status, error))
     if first:
         (directory / record.PREVIOUS).unlink(missing_ok=True)
+        if status is Status.diverged and not trainer.cfg.keep_optimizer and (directory / record.CHECKPOINT).exists():
+            with suppress(OSError, UserError):  # what has been found stands without it
+                checkpoint.drop_optimizer(directory / record.CHECKPOINT)
 
 
 class Trainer:
@@ -357,6 +360,8 @@ class Trainer:
                 self.write_metrics(directory)
         wanted = self.cfg.tensorboard and first
         board = TensorBoardWriter(directory, self.step + 1 if self.step else 0) if wanted else None
+        if board and self.step == 0:
+            board.batch(next(self.batches(0, 1)).x)
         started = time.perf_counter() - self.seconds
         try:
             status = self.loop(directory, board, since, started, stop)
@@ -364,7 +369,7 @@ class Trainer:
             self.seconds = time.perf_counter() - started
             if board:
                 if self.rows:
-                    board.hyperparameters(_flat(self.cfg), self.rows[-1]["test_accuracy"])
+                    board.hyperparameters(_flat(self.cfg), config_hash(self.cfg, ("seed",)))
                 board.close()
         return status
 
@@ -465,6 +470,8 @@ class Trainer:
         if board:
             board.row(row)
             board.norm_inputs(self.norm_inputs(), self.step)
+            if len(self.rows) == 1 or self.step == self.steps:
+                board.layers(self.network, self.step)
         if self.report:
             self.report(Progress(self.step, self.steps, train_loss, train_accuracy, row))
         return True
@@ -522,11 +529,15 @@ class Trainer:
         checkpoint.save(directory / record.CHECKPOINT, state, directory / record.PREVIOUS)
 
     def state(self, since: MetricAccumulator) -> dict[str, Any]:
-        """All that the rest of the run depends on, as tensors and primitives."""
+        """All that the rest of the run depends on, as tensors and primitives.
+
+        After the last step that is no longer the optimiser's state, two thirds of the file.
+        """
+        kept = self.step < self.steps or self.cfg.keep_optimizer
         return {
             "config": to_yaml(self.cfg),
             **state_of(self.network),
-            "optimizer": self.optimizer.state_dict(),
+            **({"optimizer": self.optimizer.state_dict()} if kept else {}),
             "step": self.step,
             "rows": self.rows,
             "seconds": self.seconds,
@@ -543,7 +554,8 @@ class Trainer:
         check_yaml(state.get("config"), self.cfg)
         try:
             load_state(self.network, state)
-            self.optimizer.load_state_dict(state["optimizer"])
+            if "optimizer" in state or state["step"] != self.steps:
+                self.optimizer.load_state_dict(state["optimizer"])
             self.step, self.rows, self.seconds = int(state["step"]), list(state["rows"]), float(state["seconds"])
             since.restore(state["since"])
             generators.restore(state, self.device)

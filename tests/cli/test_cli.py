@@ -80,10 +80,16 @@ COMMANDS = [
     "export",
     "runs",
     "show",
+    "diff",
+    "watch",
+    "prune",
     "config",
+    "norms",
     "eval",
     "tensorboard",
     "bench",
+    "doctor",
+    "completion",
     "data",
 ]
 
@@ -194,10 +200,10 @@ WRONG = [
     (["config", "data.name=nosuch"], "cifar100; any other can be read with data.source=npz data.path=FILE."),
     (["figures", "Labml"], "There is no folder Labml, and no experiment of that name. Did you mean labml?"),
     (["data", "verify", "mnist"], "train-images-idx3-ubyte"),
-    (["data", "verify", "--root=nope"], "There is no folder nope"),
-    (["data", "verify", "--root=/dev/null"], "--root=/dev/null is not a folder"),
-    (["data", "list", "--root=/dev/null"], "--root=/dev/null is not a folder"),
-    (["data", "fetch", "mnist5k", "--root=/dev/null/x"], "--root=/dev/null/x: /dev/null is not a folder"),
+    (["data", "verify", "--data-root=nope"], "There is no folder nope"),
+    (["data", "verify", "--data-root=/dev/null"], "--data-root=/dev/null is not a folder"),
+    (["data", "list", "--root=/dev/null"], "--data-root=/dev/null is not a folder"),
+    (["data", "fetch", "mnist5k", "--data-root=/dev/null/x"], "--data-root=/dev/null/x: /dev/null is not a folder"),
     (["nosuch"], "nosuch"),
 ]
 
@@ -384,8 +390,14 @@ def test_sweep_runs_every_combination_and_goes_on_with_what_is_missing(call: Cal
     assert "4 runs, 3 still to run." in again
     done = call(*arguments)
     assert done.code == 0
-    assert [line.split()[:2] for line in done.out.splitlines()[1:3]] == [["variant=bn", "2"], ["variant=nobn", "2"]]
+    assert [line.replace("*", "").split()[:2] for line in done.out.splitlines()[1:3]] == [
+        ["variant=bn", "2"],
+        ["variant=nobn", "2"],
+    ]
     assert done.err.count(": completed") == 4
+    assert sum(line.startswith("* ") for line in done.out.splitlines()) == 2  # the best, and what the mark means
+    folder = Path(next(line for line in done.out.splitlines() if line.startswith("Table and")).partition(": ")[2])
+    assert {file.name for file in folder.iterdir()} == {"table.csv", "accuracy.svg", "accuracy.png"}
     assert call("runs", "--csv").out.count("completed") == 4
 
 

@@ -19,7 +19,8 @@ import pytest
 from bnrepro.cli import listing
 from bnrepro.cli.progress import SweepBar, TrainBar
 from bnrepro.config.schema import Config
-from bnrepro.runs.record import COLUMNS
+from bnrepro.runs import index
+from bnrepro.runs.record import COLUMNS, Run
 from bnrepro.system import output
 from bnrepro.training.train import Progress
 
@@ -173,8 +174,14 @@ def test_tables_in_a_file_are_never_cut(monkeypatch: pytest.MonkeyPatch) -> None
 
 def test_paths_of_runs_are_whole_on_a_narrow_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     path = "runs/mnist5k/lenet/bn/seed0-0123456789abcdef"
-    row = dict.fromkeys(listing.COLUMNS) | {"variant": "bn", "seed": 0, "status": "completed", "path": path}
+    stored = index.Stored(Run(Path(path)))
+    vars(stored)["first"] = dict.fromkeys(index.FIRST) | {
+        "variant": "bn",
+        "seed": 0,
+        "status": "completed",
+        "path": path,
+    }
     monkeypatch.setenv("COLUMNS", "60")
-    text = listing.as_text([row])
+    text = listing.as_text([stored])
     assert f"  {path}" in text.splitlines()
     assert max(map(len, text.splitlines())) <= 60

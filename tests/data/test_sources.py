@@ -338,7 +338,9 @@ def test_remedy_of_a_damaged_file_works_when_followed(published: Idx, tmp_path: 
         lambda: (tmp_path / "copied").write_bytes((served[0] / file.name).read_bytes()),
     ):
         cut(file)
-        with pytest.raises(UserError, match=r"Delete it\. `bnrepro data fetch mnist --root=.*` downloads .* or copy"):
+        with pytest.raises(
+            UserError, match=r"Delete it\. `bnrepro data fetch mnist --data-root=.*` downloads .* or copy"
+        ):
             published.read(tmp_path)
         file.unlink()
         follow()

@@ -233,7 +233,7 @@ def test_without_a_home_there_is_one_folder_per_user(home: str, place: Path, mon
 @needs_compiler
 def test_with_nowhere_to_keep_them_kernels_are_compiled_and_used(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CXX", compiler(place, WORKS))
-    monkeypatch.setattr(library, "_folders", lambda: iter(()))
+    monkeypatch.setattr(library, "cache_folders", lambda: iter(()))
     with said(None):
         assert library.kernels(DTYPES)
     assert list((place / "temporary").iterdir()) == []

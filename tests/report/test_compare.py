@@ -21,7 +21,7 @@ from bnrepro.errors import UserError
 from bnrepro.experiments import COMPARISON, experiment
 from bnrepro.report import compare, report
 from bnrepro.report.compare import Comparison
-from bnrepro.runs import record
+from bnrepro.runs import index, record
 from bnrepro.runs.record import Run
 from bnrepro.training import train
 
@@ -308,15 +308,18 @@ def test_listing_sorts_filters_and_survives_a_damaged_run(tiny: Callable[..., Co
     runs = [train.run(each) for each in compare.grid(cfg, ["nobn", "bn"], 2)]
     root = Path(cfg.root)
     (runs[0] / record.SUMMARY).write_text("{")
-    rows = listing.rows(root, {}, "test_accuracy")
-    accuracies = [row["test_accuracy"] for row in rows[:3]]
-    assert accuracies == sorted(accuracies, reverse=True)
-    assert (rows[3]["status"], rows[3]["path"]) == ("damaged", str(runs[0]))
-    assert {row["variant"] for row in listing.rows(root, {"variant": "bn"})} == {"bn"}
-    assert listing.as_csv(rows).splitlines()[0] == ",".join(listing.COLUMNS)
+    rows = index.select(root, sort="test_accuracy")
+    accuracies = [run.value("test_accuracy") for run in rows]
+    assert accuracies[:3] == sorted(accuracies[:3], reverse=True)
+    assert [run.value("test_accuracy") for run in index.select(root, sort="-test_accuracy")[:3]] == sorted(
+        accuracies[:3]
+    )
+    assert rows[3].row(["status", "path"]) == {"status": "damaged", "path": str(runs[0])}
+    assert {run.value("variant") for run in index.select(root, [index.condition("variant=bn")])} == {"bn"}
+    assert listing.as_csv(rows, index.columns()).splitlines()[0] == ",".join(index.columns())
     assert str(runs[1]) in listing.as_text(rows)
-    with pytest.raises(UserError, match="There are: path"):
-        listing.rows(root, {}, "colour")
+    with pytest.raises(UserError, match="First there are: dataset"):
+        index.select(root, sort="colour")
 
 
 def test_paper_of_ones_own_cannot_be_taken_for_a_comparison(tmp_path: Path) -> None:

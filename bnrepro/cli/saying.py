@@ -1,0 +1,86 @@
+"""What commands say: sentences for people, or with ``--json`` one document for programs; with ``--quiet`` less.
+
+Standard output has the results alone. Notes and progress go to standard error, as log records of ``bnrepro`` at the
+level INFO; warnings keep their level, and are told even with ``--quiet``.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from typing import Annotated, Any
+
+import typer
+
+_as_json = False
+
+
+def reset() -> None:
+    """As at the start of a process: sentences, and all of them."""
+    global _as_json
+    _as_json = False
+    logging.getLogger("bnrepro").setLevel(logging.INFO)
+
+
+def _json(asked: bool) -> bool:
+    global _as_json
+    _as_json = _as_json or asked
+    return asked
+
+
+def _quiet(asked: bool) -> bool:
+    if asked:
+        logging.getLogger("bnrepro").setLevel(logging.WARNING)
+    return asked
+
+
+Json = Annotated[bool, typer.Option("--json", callback=_json, help="Print one JSON document, for programs.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", callback=_quiet, help="No progress and no hints.")]
+
+
+def quiet() -> bool:
+    """Whether ``--quiet`` was given."""
+    return not logging.getLogger("bnrepro").isEnabledFor(logging.INFO)
+
+
+def say(text: str, nl: bool = True) -> None:
+    """A result, on standard output; nothing with ``--json``."""
+    if not _as_json:
+        typer.echo(text, nl=nl)
+
+
+def hint(text: str) -> None:
+    """What to do next, on standard output; nothing with ``--json`` or ``--quiet``."""
+    if not (_as_json or quiet()):
+        typer.echo(text)
+
+
+def note(text: str) -> None:
+    """What happened on the way, on standard error; nothing with ``--quiet``."""
+    from bnrepro.system.output import tell
+
+    tell(text, logging.INFO)
+
+
+def answer(value: Any) -> None:
+    """The document of ``--json``; nothing without. Numbers that are not finite are null, paths are texts."""
+    if _as_json:
+        import json
+
+        typer.echo(json.dumps(_plain(value), indent=1, ensure_ascii=False))
+
+
+def _plain(value: Any) -> Any:
+    from pathlib import Path
+
+    from bnrepro.system.reading import printable
+
+    if isinstance(value, Mapping):
+        return {str(key): _plain(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(each) for each in value]
+    if isinstance(value, str | Path):
+        return printable(str(value))
+    if isinstance(value, float) and not abs(value) <= 1.8e308:
+        return None
+    return value

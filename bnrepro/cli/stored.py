@@ -1,0 +1,178 @@
+"""Commands about stored runs: `runs`, `show`, `diff`, `watch`, `prune`."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from bnrepro.cli.options import Root, RunName, Variant, folder_of_runs, names_in, shown
+from bnrepro.cli.saying import Json, answer, hint, note, say
+
+if TYPE_CHECKING:
+    from bnrepro.runs.index import Condition
+
+RUNS = Path("runs")
+Where = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="KEY=VALUE",
+        help="Only runs with this value, of any key of configuration or summary; or with !=, >, >=, <, <=. Repeatable.",
+    ),
+]
+
+
+def conditions(where: list[str] | None, **flags: str | None) -> list[Condition]:
+    """What ``--where`` and the flags that stand for columns ask for."""
+    from dataclasses import replace
+
+    from bnrepro.runs.index import condition
+
+    asked = [replace(each, text=f"--where={each.text}") for each in map(condition, where or [])]
+    for key, value in flags.items():
+        if value is not None:
+            asked.append(replace(condition(f"{key}={value}", f"--{key}"), text=f"--{key}={value}"))
+    return asked
+
+
+def runs(
+    root: Root = RUNS,
+    dataset: Annotated[str | None, typer.Option(help="Only this dataset.")] = None,
+    model: Annotated[str | None, typer.Option(help="Only this network.")] = None,
+    variant: Variant = None,
+    status: Annotated[
+        str | None,
+        typer.Option(
+            help="Only completed, diverged, interrupted, failed, running, 'running or interrupted' or damaged."
+        ),
+    ] = None,
+    where: Where = None,
+    columns: Annotated[
+        str | None, typer.Option(metavar="KEYS", help="Columns to show, any keys, separated by commas.")
+    ] = None,
+    sort: Annotated[
+        str, typer.Option(metavar="KEY", help="Any key; accuracies from the best down. -KEY: the other way round.")
+    ] = "path",
+    csv: Annotated[bool, typer.Option("--csv", help="As CSV, for other programs, with every column.")] = False,
+    as_json: Json = False,
+) -> None:
+    """List the stored runs.
+
+    Example: bnrepro runs --where optimizer.lr=0.1 --where 'test_accuracy>0.9' --sort val_accuracy
+    """
+    from bnrepro.cli import listing
+    from bnrepro.errors import UserError
+    from bnrepro.runs import index
+
+    asked = conditions(where, dataset=dataset, model=model, variant=variant, status=status)
+    wanted = [index.column(name, "--columns") for name in names_in("--columns", columns)] if columns is not None else []
+    index.column(sort.removeprefix("-"), "--sort")
+    folder_of_runs(root)
+    found = index.select(root, asked, sort)
+    if not found and (other := listing.root_near(root)):
+        raise UserError(
+            f"{root} is not the root of its runs. --root is the folder that holds <dataset>/<model>/<variant>/<run>: "
+            f"--root={shown(other)}."
+        )
+    for place in listing.misplaced(root):
+        note(f"{shown(place)} is not listed: move it into {shown(root)}/<dataset>/<model>/<variant>.")
+    extra = dict.fromkeys([*(each.column for each in asked if each.text.startswith("--where")), sort.removeprefix("-")])
+    if as_json:
+        answer([run.row(wanted or index.columns()) for run in found])
+    elif csv:
+        say(listing.as_csv(found, wanted or index.columns()), nl=False)
+    elif found:
+        say(listing.as_text(found, wanted, [name for name in extra if name not in index.FIRST]))
+    else:
+        which = " ".join(each.text for each in asked)
+        say(f"There is no run under {root}{f' with {which}' if which else ''}.")
+
+
+def show(run: RunName, root: Root = RUNS, as_json: Json = False) -> None:
+    """Show one run in full."""
+    from bnrepro.cli import listing
+    from bnrepro.config import to_dict
+    from bnrepro.runs import index, record
+
+    path = index.find_run(run, root)
+    say(listing.describe(path))
+    if as_json:
+        found = record.open_run(path)
+        metrics = found.metrics if record.is_there(path / record.METRICS) else []
+        answer({"path": path, "summary": found.summary, "config": to_dict(found.config), "metrics": metrics})
+
+
+def diff(run: RunName, other: RunName, root: Root = RUNS, as_json: Json = False) -> None:
+    """Show what differs between two runs, and nothing else: configuration, versions, machine, metrics."""
+    from bnrepro.cli import listing
+    from bnrepro.runs import index, record
+
+    first, second = (record.open_run(index.find_run(each, root)) for each in (run, other))
+    found = index.diff(first, second)
+    answer({"runs": [first.path, second.path], "differences": found})
+    say(listing.difference(first.path, second.path, found))
+
+
+def watch(
+    root: Root = RUNS,
+    where: Where = None,
+    every: Annotated[float, typer.Option(min=0.1, max=3600, help="Seconds between looks.")] = 1.0,
+) -> None:
+    """Follow runs that are running, from another terminal, until none is.
+
+    It reads what they write, and does not disturb them: a run's line says how far its last evaluation was.
+    """
+    from bnrepro.cli.progress import WatchBar
+    from bnrepro.runs import index, record
+
+    folder_of_runs(root)
+    asked = conditions(where)
+    followed: dict[Path, str] = {}
+    with WatchBar() as bar:
+        while True:
+            rows = [run for run in index.select(root, asked) if run.first["status"] in (record.RUNNING, record.UNKNOWN)]
+            live = {run.run.path: run for run in rows}
+            for path in [path for path in followed if path not in live]:
+                bar.ended(followed.pop(path), index.Stored(record.Run(path)).first)
+            for path, run in live.items():
+                followed.setdefault(path, str(path.relative_to(root)))
+                bar.at(followed[path], run)
+            if not followed:
+                break
+            time.sleep(every)
+    if not bar.seen:
+        hint(f"No run under {shown(root)} is running.")
+
+
+def prune(
+    root: Root = RUNS,
+    where: Where = None,
+    whole: Annotated[
+        bool, typer.Option("--runs", help="Delete the runs themselves, and not their optimiser's state alone.")
+    ] = False,
+    do_it: Annotated[bool, typer.Option("--yes", help="Do it; without, it is only said what would be done.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Drop the optimiser's state of finished runs, or whole runs. Says first what it would do; --yes does it.
+
+    Runs that are running are left alone; weights, metrics and summaries stay unless --runs is given.
+    Example: bnrepro prune --runs --where status=failed
+    """
+    from bnrepro.errors import UserError
+    from bnrepro.runs import pruning
+    from bnrepro.system.output import counted
+
+    folder_of_runs(root)
+    if whole and not where:
+        raise UserError("--runs deletes runs. Say which, as in --where=status=failed, or --where='seed>=0' for all.")
+    found = pruning.delete(root, conditions(where), do_it) if whole else pruning.lighten(root, conditions(where), do_it)
+    answer({"done": do_it, "runs": [{"path": path, "bytes": size} for path, size in found.items()]})
+    for path, size in found.items():
+        say(f"{size / 1e6:8.1f} MB  {shown(path)}")
+    what = "" if whole else "the optimiser's state of "
+    total = f"{what}{counted(len(found), 'run')}, {sum(found.values()) / 1e6:.1f} MB"
+    say(f"Deleted: {total}." if do_it else f"Would delete {total}.")
+    if found and not do_it:
+        hint("Nothing has been deleted. The same command with --yes does it.")
