@@ -146,7 +146,7 @@ def _cpp_comment(text: str) -> str:
     found: list[str] = []
     for line in text.splitlines():
         wide = len(line) - len(line.lstrip())
-        if wide >= 4 and formula(line.replace("^", "**").partition("   ")[0].strip()) and line.strip():
+        if wide >= 4 and lines_of_formulas(line.strip()):
             found += ([] if found and found[-1].startswith("    ") else ["", "::", ""]) + [line]
         elif wide in (2, 3):
             found += ["", f"- {line.strip()}"]
@@ -164,22 +164,24 @@ def _joined(lines: list[str], starts: dict[int, Row], ends: set[int], gone: set[
         if number in gone:
             continue
         stripped = line.strip()
-        if stripped.startswith(mark) and "noqa" not in stripped and not stripped.startswith("#include"):
-            comment.append(stripped.removeprefix(mark).removeprefix(" "))
+        if (stripped.startswith(mark) and "noqa" not in stripped) or not stripped:
+            if stripped:
+                comment.append(re.sub(r"^-+ (.*?) -+$", r"**\1**\n", stripped.removeprefix(mark).removeprefix(" ")))
+            elif row.code:
+                row.code.append((number, line))
             if number in starts:
-                starts[number + 1] = starts.pop(number)
+                starts.setdefault(number + 1, starts.pop(number))
             if number in ends:
                 ends.add(number + 1)
             continue
-        if number in starts or number in ends or (comment and stripped):
+        if number in starts or number in ends or comment:
             if row.code or row.note:
                 yield row
             row = starts.get(number, Row())
-            if comment and stripped:
+            if comment:
                 text = _cpp_comment("\n".join(comment)) if mark == "//" else "\n".join(comment)
                 row.note, comment = [*row.note, "", *text.splitlines()], []
-        if row.code or stripped:
-            row.code.append((number, line))
+        row.code.append((number, line))
     if row.code:
         yield row
 
@@ -204,10 +206,13 @@ class Annotated(SphinxDirective):
         titles = {row.title for row in rows if row.title}
         for name in self.about.keys() - titles - {"module"}:
             self.warn(f"{self.file} has no {name}")
+        self.symbols: dict[str, str] = {}
         intro = nodes.container("", *self.prose(head), *self.links("module"), classes=["annotated-head"])
         made: list[nodes.Node] = [intro, self.contents([row for row in rows if row.title and row.level == 1])]
         section: nodes.Element | None = None
         for row in rows:
+            if row.title:
+                self.symbols = symbols.get(row.title.partition(".")[0], {}) | symbols.get(row.title, {})
             if row.title and row.level == 1:
                 section = nodes.section("", nodes.title(row.title, "", nodes.literal("", row.title)))
                 section["ids"].append(self.anchor(row.title))
@@ -267,10 +272,10 @@ class Annotated(SphinxDirective):
         box = nodes.container()
         self.state.nested_parse(StringList(rst.splitlines(), source=self.file), 0, box)
         for block in list(box.findall(nodes.literal_block)):
-            if found := lines_of_formulas(block.astext()):
+            if found := lines_of_formulas(block.astext(), self.symbols):
                 block.replace_self([_formula_with_remark(tex, remark) for tex, remark in found])
         for literal in list(box.findall(nodes.literal)):
-            if tex := formula(literal.astext().replace("^", "**")):
+            if tex := formula(literal.astext().replace("^", "**"), self.symbols):
                 literal.replace_self(nodes.math(tex, tex))
         return list(box.children)
 

@@ -153,6 +153,11 @@ class _Writer:
                 self.computes = True
                 sign, own = ARITHMETIC[type(op)]
                 return self.bracketed(f"{self.of(left, own)} {sign} {self.of(right, own + 1)}", own, level)
+            case ast.IfExp(body=body, orelse=other):  # two ways to compute the same
+                self.of(body)
+                return self.of(other, level)
+            case ast.Tuple(elts=values):
+                return r", \quad ".join(self.of(value) for value in values)
             case ast.Subscript(value=value, slice=ast.Name(id=index)):
                 return f"{{{self.of(value)}}}_{{{index}}}"
             case ast.Call(func=ast.Name(id=name), args=args):
@@ -228,7 +233,7 @@ CALLS: dict[str, Callable[[_Writer, list[ast.expr], int], str]] = {
 }
 
 
-def lines_of_formulas(block: str) -> list[tuple[str, str]] | None:
+def lines_of_formulas(block: str, symbols: dict[str, str] | None = None) -> list[tuple[str, str]] | None:
     """(TeX, remark) of each line of a literal block that holds formulas alone; None where it holds anything else.
 
     A line that begins more than ten columns further right than the first goes on with the remark before it.
@@ -242,10 +247,9 @@ def lines_of_formulas(block: str) -> list[tuple[str, str]] | None:
             tex, remark = found[-1]
             found[-1] = (tex, f"{remark} {line.strip()}".strip())
             continue
-        text, _, remark = line.strip().partition("   ")
-        text, _, aside = text.partition(",    ")
-        tex = formula(re.sub(r"\^", "**", text.rstrip(",")))
-        if tex is None:
+        parts = re.match(r"(\w+)\s*=\s*(.*?)(?:\s{3,}(.*))?$", line.strip())
+        tex = formula(f"{parts[1]} = {parts[2].replace('^', '**')}", symbols) if parts else None
+        if parts is None or tex is None:
             return None
-        found.append((tex, " ".join(filter(None, (aside.strip(), remark.strip())))))
+        found.append((tex, parts[3] or ""))
     return found or None

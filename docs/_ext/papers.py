@@ -112,10 +112,15 @@ def write_pages(app: Sphinx) -> None:
     write_if_changed(folder / "index.md", index())
 
 
+def given() -> list[Verdict]:
+    """The verdicts that occur, in their order."""
+    return [verdict for verdict in Verdict if any(row["verdict"] == verdict for row in verdicts().values())]
+
+
 def counts(rows: list[dict[str, Any]]) -> list[str]:
-    """The numbers of claims with each verdict, in the order of `Verdict`; empty for none."""
+    """The numbers of claims with each verdict that occurs; empty for none."""
     found = Counter(row["verdict"] for row in rows)
-    return [str(found[verdict] or "") for verdict in Verdict]
+    return [str(found[verdict] or "") for verdict in given()]
 
 
 def table(head: list[str], rows: list[list[str]]) -> str:
@@ -129,7 +134,7 @@ def index() -> str:
     rows = []
     for name, paper in papers().items():
         mine = [row for row in verdicts().values() if row["paper"] == name]
-        rows.append([f"[{plain(paper.title)}]({name}.md)", str(len(paper.claims)), *counts(mine)])
+        rows.append([f"[{name}]({name}.md): {plain(paper.title)}", str(len(paper.claims)), *counts(mine)])
     everything = list(verdicts().values())
     rows.append(["all", str(sum(len(paper.claims) for paper in papers().values())), *counts(everything)])
     kinds = sorted({(row["kind"], row["scale"]) for row in everything})
@@ -137,7 +142,7 @@ def index() -> str:
         [kind, scale, *counts([row for row in everything if (row["kind"], row["scale"]) == (kind, scale)])]
         for kind, scale in kinds
     ]
-    words = [verdict.value for verdict in Verdict]
+    words = [verdict.value for verdict in given()]
     return f"""# Papers and their claims
 
 Each source is one file of the package: what is run, what is measured, and its claims. These pages are made from those

@@ -247,7 +247,14 @@ def _part(found: re.Match[str]) -> str:
     return PARTS[found[1]]() if found[1] in PARTS else found[0]
 
 
+def _without_backlinks(app: Sphinx, pagename: str, template: str, context: dict[str, Any], doctree: Any) -> None:
+    """Viewcode's links back to the reference miss what a package exports from several modules."""
+    if pagename.startswith("_modules/"):
+        context["body"] = re.sub(r'<a class="viewcode-back".*?</a>', "", context["body"])
+
+
 def setup(app: Sphinx) -> dict[str, Any]:
     """Fill pages in when they are read."""
     app.connect("source-read", _filled)
+    app.connect("html-page-context", _without_backlinks)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

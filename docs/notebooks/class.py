@@ -66,9 +66,9 @@ for axes, (name, title) in zip(
 panels[0].legend(frameon=False)
 
 # %% [markdown]
-# The exact gradient is orthogonal to a shift of the layer's output, so the bias stays where it is. The detached one
-# pushes
-# it further with each step, and the loss does not answer. The derivation is in
+# The exact gradient is orthogonal to a shift and to a scaling of the layer's output: the bias stays where it is, the
+# weights hardly grow, and the loss settles. The detached one pushes the bias further with each step. The loss does not
+# answer, and as the weights are thrown about too, it never settles. The derivation is in
 # [Why statistics belong inside the gradient](../explanation/gradient.md); the verdicts on the claim are
 # {claim}`labml/A1` and {claim}`labml/A1.3`.
 #
