@@ -218,6 +218,15 @@ class _HandDerived(_BatchNorm):
     def _update_running(
         self, running_mean: Tensor | None, running_var: Tensor | None, mean: Tensor, var: Tensor, count: int
     ) -> None:
+        """Move the running statistics to the batch's, the variance to the unbiased one.
+
+        With m for ``count``, and a momentum of None for one over the number of batches that were seen::
+
+            running_mean = (1 - momentum) * running_mean + momentum * mean
+            running_var  = (1 - momentum) * running_var + momentum * var * m / (m - 1)
+
+        An empty batch moves nothing.
+        """
         if not self.track_running_stats:
             return
         if (running_mean is None) != (running_var is None):
