@@ -27,6 +27,7 @@ from bnrepro.experiments import NAMES
 from bnrepro.report import compare
 from bnrepro.runs import record
 from bnrepro.stats import Interval, false_discovery_rates
+from bnrepro.system.output import counted as number
 from bnrepro.system.reading import printable
 
 MARKDOWN, HTML = "REPORT.md", "report.html"
@@ -96,11 +97,11 @@ class Report:
         judged = [section for section in self.sections if section.claims]
         if not judged:
             return "No claim was judged."
-        where = "1 experiment" if len(judged) == 1 else f"{len(judged)} experiments"
+        where = number(len(judged), "experiment")
         rows = [row for section in judged for row in section.claims]
         revised = sum(row["withdrawn"] is not None for row in rows)
         note = f" ({revised} under revision)" if revised else ""
-        return f"{len(rows)} claims in {where}{note}. {_up(counted(rows))}."
+        return f"{number(len(rows), 'claim')} in {where}{note}. {_up(counted(rows))}."
 
     @property
     def claims(self) -> Rows:
@@ -368,7 +369,9 @@ def history(row: dict[str, Any]) -> list[tuple[str, str]]:
         facts.append(("Gate", f"{gate['what']}: {value}, {gate['needed']} needed: {ended}"))
     if look := row["look"]:
         first = (
-            f"look {look['number']} of {look['of']}" if look["number"] else f"before the first of {look['of']} looks"
+            f"look {look['number']} of {look['of']}"
+            if look["number"]
+            else f"before the first of {number(look['of'], 'look')}"
         )
         facts.append(("Look", f"{first}, with {look['seeds']} seeds"))
     facts.append(("Design", _registered(row)))
