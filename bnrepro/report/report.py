@@ -27,7 +27,7 @@ from bnrepro.experiments import NAMES
 from bnrepro.report import compare
 from bnrepro.runs import record
 from bnrepro.stats import Interval, false_discovery_rates
-from bnrepro.system.output import counted as number
+from bnrepro.system import output
 from bnrepro.system.reading import printable
 
 MARKDOWN, HTML = "REPORT.md", "report.html"
@@ -97,11 +97,11 @@ class Report:
         judged = [section for section in self.sections if section.claims]
         if not judged:
             return "No claim was judged."
-        where = number(len(judged), "experiment")
+        where = output.counted(len(judged), "experiment")
         rows = [row for section in judged for row in section.claims]
         revised = sum(row["withdrawn"] is not None for row in rows)
         note = f" ({revised} under revision)" if revised else ""
-        return f"{number(len(rows), 'claim')} in {where}{note}. {_up(counted(rows))}."
+        return f"{output.counted(len(rows), 'claim')} in {where}{note}. {_up(counted(rows))}."
 
     @property
     def claims(self) -> Rows:
@@ -371,7 +371,7 @@ def history(row: dict[str, Any]) -> list[tuple[str, str]]:
         first = (
             f"look {look['number']} of {look['of']}"
             if look["number"]
-            else f"before the first of {number(look['of'], 'look')}"
+            else f"before the first of {output.counted(look['of'], 'look')}"
         )
         facts.append(("Look", f"{first}, with {look['seeds']} seeds"))
     facts.append(("Design", _registered(row)))

@@ -96,8 +96,8 @@ class Processes:
         here, gpus = int(os.environ.get("LOCAL_WORLD_SIZE") or self.size), torch.cuda.device_count()
         if any(p.is_cuda for p in network.parameters()) and here > gpus:
             raise UserError(
-                f"{here} processes on a machine with {counted(gpus, 'GPU')}: each needs its own. Use --nproc-per-node={gpus}, or "
-                "device=cpu."
+                f"{here} processes on a machine with {counted(gpus, 'GPU')}: each needs its own. Use "
+                f"--nproc-per-node={gpus}, or device=cpu."
             )
         synchronize(network, self.group)
         for parent in list(network.modules()):

@@ -256,12 +256,12 @@ class Trainer:
         self.steps_per_epoch = len(data.train.labels) // cfg.batch_size
         if self.steps_per_epoch == 0:
             raise UserError(
-                f"batch_size={cfg.batch_size} is more than the {output.counted(len(data.train.labels), 'training image')} of "
+                f"batch_size={cfg.batch_size} is more than the {len(data.train.labels)} training images of "
                 f"{data.name}. Use a smaller batch."
             )
         if cfg.data.together > len(data.train.labels):
             raise UserError(
-                f"data.together={cfg.data.together} is more than the {counted(len(data.train.labels), 'training image')} of "
+                f"data.together={cfg.data.together} is more than the {len(data.train.labels)} training images of "
                 f"{data.name}, which cannot stay together more than all of them. Use a smaller number."
             )
         self.steps = cfg.epochs * self.steps_per_epoch
