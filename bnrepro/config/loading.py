@@ -133,7 +133,8 @@ def check(cfg: Config) -> Config:
     for key in NAMES:
         # These become folder names: nothing that could climb out of the root.
         name = values[key]
-        if not re.fullmatch(r"[A-Za-z0-9_]{1,100}", name):
+        of_code = key in FILES and values[FILES[key]] is not None and name.isidentifier()  # as Python has names
+        if not (re.fullmatch(r"[A-Za-z0-9_]+", name) or of_code) or len(name.encode(errors="replace")) > 100:
             raise UserError(f"{key} must be a name of at most 100 letters, digits and underscores; got {name[:200]!r}.")
     for key in PATHS:
         check_path(key, values[key], "Write the path of an .npz archive." if key == "data.path" else "")

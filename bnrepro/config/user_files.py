@@ -10,6 +10,7 @@ import hashlib
 import importlib.util
 import re
 import sys
+import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -35,11 +36,17 @@ def parse(text: str) -> Named | None:
     Raises:
         UserError: a file without a name.
     """
-    if match := re.fullmatch(r"(.+\.py):([A-Za-z_]\w{0,99})", text, flags=re.DOTALL):
-        return Named(Path(match[1]).expanduser().absolute(), match[2])
+    match = re.fullmatch(r"(.+\.py):([^:]+)", text, flags=re.DOTALL)
+    if match and _normal(match[2]).isidentifier():
+        return Named(Path(match[1]).expanduser().absolute(), _normal(match[2]))
     if re.search(r"\.py(:.*)?$", text, flags=re.DOTALL):
         raise UserError(f"{text[:200]} does not say which class or function is meant. Write FILE.py:NAME.")
     return None
+
+
+def _normal(name: str) -> str:
+    """``name`` as Python keeps it."""
+    return unicodedata.normalize("NFKC", name)
 
 
 def load(file: Path, name: str) -> Any:
@@ -149,12 +156,14 @@ def blame(error: BaseException, files: Sequence[Path]) -> str:
 
 def where(error: BaseException, file: Path) -> str:
     """The error in one line, with the last line of ``file`` that led to it."""
-    line = getattr(error, "lineno", None) if isinstance(error, SyntaxError) else None
+    line, words = None, str(error)
+    if isinstance(error, SyntaxError) and error.filename == str(file):
+        line, words = error.lineno, error.msg  # its text names both too
     trace = error.__traceback__
     while trace is not None:
         if trace.tb_frame.f_code.co_filename == str(file):
             line = trace.tb_lineno
         trace = trace.tb_next
-    text = (str(error).splitlines() or [""])[0][:300]
+    text = (words.splitlines() or [""])[0][:300]
     said = f"{type(error).__name__}: {text}" if text else type(error).__name__
     return f"{said} (line {line})" if line else said

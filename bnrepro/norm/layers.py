@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch import distributed as dist
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.utils.parametrize import is_parametrized
 
 from bnrepro.norm.function import affine, against, batch_norm, by_kernels, dense_both_ways, moments, widen
 
@@ -77,7 +78,9 @@ def copied_in_its_group(layer: Any, memo: dict[int, Any]) -> Any:
     """``__deepcopy__`` of a layer that works in the same process group, which cannot be copied."""
     memo[id(layer.process_group)] = layer.process_group
     memo[id(layer)] = new = object.__new__(type(layer))
-    new.__setstate__(copy.deepcopy(layer.__getstate__(), memo))
+    # Of a parametrized layer torch lets the state be copied, but not be asked for.
+    state = vars(layer) if is_parametrized(layer) else layer.__getstate__()
+    new.__setstate__(copy.deepcopy(state, memo))
     return new
 
 

@@ -28,6 +28,7 @@ from bnrepro.runs import record
 from bnrepro.runs.record import Run, Status
 from bnrepro.stats import Interval, t_interval
 from bnrepro.system import reading as stored
+from bnrepro.system.output import counted
 
 VARIANTS = ("nobn", "bn", "custombn", "convbn")
 PART, TABLE = "comparison", "table.csv"
@@ -76,8 +77,8 @@ def check_room(folder: Path, configs: Sequence[Config], threshold: float | None 
     same = all(there.get(key) == value for key, value in leaves(what(configs[0], WITHOUT)))
     if not (kept and same and held.variants[0] == configs[0].variant and held.threshold == threshold):
         raise UserError(
-            f"--out={folder} holds another comparison ({', '.join(held.variants)}; {len(held.runs)} runs), which this "
-            "one would replace. Give another folder, or delete that one."
+            f"--out={folder} holds another comparison ({', '.join(held.variants)}; {counted(len(held.runs), 'run')}), "
+            "which this one would replace. Give another folder, or delete that one."
         )
 
 

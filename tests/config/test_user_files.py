@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from pathlib import Path
 
 import pytest
@@ -23,7 +24,9 @@ def test_a_name_in_a_file_is_told_from_other_names(tmp_path: Path, monkeypatch: 
     monkeypatch.chdir(tmp_path)
     assert user_files.parse("bn") is None and user_files.parse("bn:x") is None and user_files.parse("x.pyc:A") is None
     assert user_files.parse("a b/c,d.py:My_Norm2") == (tmp_path / "a b/c,d.py", "My_Norm2")
-    for text in ("my_norm.py", "my_norm.py:", "my_norm.py:2a", "my_norm.py:a.b"):
+    for name in ("Ümlaut", "U\u0308mlaut", "Ü" * 50):
+        assert user_files.parse(f"c.py:{name}") == (tmp_path / "c.py", unicodedata.normalize("NFC", name))
+    for text in ("my_norm.py", "my_norm.py:", "my_norm.py:2a", "my_norm.py:a.b", "my_norm.py:a-b", "c.py:²"):
         with pytest.raises(UserError, match=r"does not say which class or function is meant. Write FILE.py:NAME"):
             user_files.parse(text)
 
@@ -42,7 +45,9 @@ def test_a_file_is_run_once_and_again_when_it_has_changed(file: Path) -> None:
         ("MyNrom", None, r"my norm.py has no MyNrom. Did you mean MyNorm\? It defines: MyNorm, fail."),
         ("SIZE", None, "SIZE is no class or function, but int"),
         ("MyNorm", "import nothing_of_that_name", r"ModuleNotFoundError: No module named .* \(line 1\)"),
-        ("MyNorm", "\n\nclass MyNorm(:", r"cannot be imported: SyntaxError: .* \(line 3\)"),
+        ("MyNorm", "\n\nclass MyNorm(:", r"cannot be imported: SyntaxError: [^(]* \(line 3\)\.$"),
+        ("MyNorm", "x = 1\n  y = 2", r"cannot be imported: IndentationError: [^(]* \(line 2\)\.$"),
+        ("MyNorm", "\neval('1 +')", r"SyntaxError: .*\(<string>, line 1\) \(line 2\)\.$"),
         ("MyNorm", "x = 1\nraise SystemExit(3)", r"cannot be imported: SystemExit: 3 \(line 2\)"),
         ("MyNorm", "\x00", "cannot be imported: .*null bytes"),
     ],
