@@ -29,7 +29,8 @@ def why(row: Row) -> str:
         return f"{up(row['found'].rstrip('.'))}."
     where = f" under “{effect['condition']}”" if effect["condition"] else ""
     what = " ".join(filter(None, (effect["shown"], effect["unit"])))
-    return f"An effect {_rule(effect)}. {_decided(row)}{where}: {what}, which {STATES[effect['state']]}."
+    state = STATES.get(effect["state"], effect["state"])
+    return f"An effect {_rule(effect)}. {_decided(row)}{where}: {what}, which {state}."
 
 
 def _rule(effect: Row) -> str:
@@ -37,6 +38,8 @@ def _rule(effect: Row) -> str:
     rule = Rule(effect["rule"], effect["bar"], effect["margin"], effect["ratio"])
     if rule.name == "exact":
         return f"{asked(rule)}: nothing is random"
+    if (rule.margin if rule.name == "equal" else rule.bar) is None:  # a file can hold anything
+        return f"must be {rule.name}"
     unit = f" {effect['unit']}" if effect["unit"] else ""
     mean = ", geometric mean" if effect["ratio"] else ""
     return f"{asked(rule)}{unit}, by the whole {100 * effect['confidence']:.3g}% interval{mean}"

@@ -256,6 +256,7 @@ COMMANDS = {
     "reproduce numpynet": "bnrepro.claims.engine.make_plan",
     "figures": "bnrepro.report.compare.find",
     "report": "bnrepro.report.report.write",
+    "export": "bnrepro.report.own.gathered",
     "runs": "bnrepro.cli.listing.rows",
     "show x": "bnrepro.cli.listing.describe",
     "config": "bnrepro.config.to_yaml",
