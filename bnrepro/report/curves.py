@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 from bnrepro.claims.results import OF_CURVES
 from bnrepro.report.model import Section
@@ -30,7 +31,7 @@ def quantiles(most: int = 64) -> list[float]:
 
 
 def _chart(part: str, rows: Rows, completed: set[str]) -> Row | None:
-    columns = [column for column in COLUMNS if any(row[column] is not None for row in rows)]
+    columns = [column for column in COLUMNS if any(row.get(column) is not None for row in rows)]
     factors = [key for key in rows[0] if key not in OF_CURVES | {"part", "seed"}]
     told = [key for key in factors if len({row[key] for row in rows}) > 1]
     lines: dict[str, Rows] = {}
@@ -82,8 +83,9 @@ def _thinned(steps: list[float]) -> list[float]:
     return [steps[round(i * (len(steps) - 1) / (POINTS - 1))] for i in range(POINTS)]
 
 
-def _short(value: float | None) -> float | None:
-    return None if value is None or not math.isfinite(value) else float(f"{value:.4g}")
+def _short(value: Any) -> float | None:
+    """Four digits; None of what is no number, as a file can hold."""
+    return float(f"{value:.4g}") if isinstance(value, int | float) and math.isfinite(value) else None
 
 
 def _whole(value: float) -> float:

@@ -29,7 +29,8 @@ def why(row: Row) -> str:
         return f"{up(row['found'].rstrip('.'))}."
     where = f" under “{effect['condition']}”" if effect["condition"] else ""
     what = " ".join(filter(None, (effect["shown"], effect["unit"])))
-    return f"An effect {_rule(effect)}. {_decided(row)}{where}: {what}, which {STATES[effect['state']]}."
+    state = STATES.get(effect["state"], effect["state"])
+    return f"An effect {_rule(effect)}. {_decided(row)}{where}: {what}, which {state}."
 
 
 def _rule(effect: Row) -> str:
@@ -37,6 +38,8 @@ def _rule(effect: Row) -> str:
     rule = Rule(effect["rule"], effect["bar"], effect["margin"], effect["ratio"])
     if rule.name == "exact":
         return f"{asked(rule)}: nothing is random"
+    if not rule.margin if rule.name == "equal" else rule.bar is None:  # a file can hold anything
+        return f"must be {rule.name}"
     unit = f" {effect['unit']}" if effect["unit"] else ""
     mean = ", geometric mean" if effect["ratio"] else ""
     return f"{asked(rule)}{unit}, by the whole {100 * effect['confidence']:.3g}% interval{mean}"
@@ -100,9 +103,9 @@ def judged_at(row: Row) -> tuple[str, str]:
 def link(row: Row, out: Path | None) -> str | None:
     """The address of that file beside the page in ``out``: a page in a clone leads there, one that is sent does not."""
     file, place = judged_at(row)
-    if out is None or not (HOME / "pyproject.toml").is_file() or not (HOME / file).is_file():
+    if out is None or not (HOME / "pyproject.toml").is_file() or not _lines(HOME / file):
         return None
-    if not out.resolve().is_relative_to(HOME):
+    if not (out.resolve().is_relative_to(HOME) and (HOME / file).resolve().is_relative_to(HOME / "bnrepro")):
         return None
     anchor = place.replace("line ", "#L") if place.startswith("line ") else ""
     return quote(Path(os.path.relpath(HOME / file, out.resolve())).as_posix()) + anchor

@@ -161,8 +161,10 @@ def _panel(unit: str, ratio: bool, effects: list[Row], decides: bool, reported: 
     if not values or effects[0]["rule"] == "exact":
         return Panel(unit, ratio, [(effect, None) for effect in effects], [])
     low, high = min(values), max(values)
-    if high == low:
+    if high - low <= 1e-9 * max(abs(low), abs(high)):  # one value, for all that could be seen
         low, high = low - (abs(low) or 1) * 0.5, high + (abs(high) or 1) * 0.5
+    if not 1e-300 < high - low < 1e300 or (ratio and max(abs(low), abs(high)) > 700):  # no axis has room for it
+        return Panel(unit, ratio, [(effect, None) for effect in effects], [])
     scale = (WIDTH - 2 * EDGE) / (high - low)
 
     def place(value: float) -> float:
@@ -202,7 +204,7 @@ def _strip(effect: Row, place: Place, decides: bool, reported: float | None) -> 
 
     bar, margin = effect["bar"], effect["margin"]
     ends = [at(bar), at(bar if margin is None else margin)]
-    if effect["rule"] == "equal":
+    if effect["rule"] == "equal" and margin:
         ends, bar = [at(1 / margin if effect["ratio"] else -margin), at(margin)], None
     shade = sorted(end for end in ends if end is not None)
     mean = at(effect["mean"])

@@ -12,7 +12,7 @@ from bnrepro.claims.conclusion import CLAIMS, as_json
 from bnrepro.report.gathering import LeftOut
 from bnrepro.report.gathering import gather as gather
 from bnrepro.report.markdown import markdown
-from bnrepro.report.page import page
+from bnrepro.report.page import page as page
 from bnrepro.runs import record
 from bnrepro.system.reading import printable
 

@@ -119,6 +119,18 @@ def test_strips_stay_on_their_axis(
     assert all(-1e-6 <= place <= forest.WIDTH + 1e-6 for place, _ in panel.ticks)
 
 
+@pytest.mark.parametrize("ratio", [False, True])
+@pytest.mark.parametrize("rule", ["greater", "less", "equal"])
+@pytest.mark.parametrize("values", [(-1e308, 1e308), (5e-324, 1e-323), (1e15, 1e15 + 1), (0.0, 0.0), (1e300, 1e308)])
+def test_numbers_that_a_file_can_hold_end_no_page(rule: str, ratio: bool, values: tuple[float, float]) -> None:
+    for bar, margin in ((0.0, None), (None, None), (1.0, 2.0), (1e-320, 1e308)):
+        one = effect(rule, values[0], *values, bar, margin, ratio=ratio)
+        forest.overview({"effects": [one], "deciding": 0}, 1e308)
+        (panel,) = forest.panels([one])
+        assert len(panel.ticks) <= 2 * forest.MOST_TICKS
+        assert explaining.why(claim(effects=[one], deciding=0))
+
+
 def test_what_was_not_measured_or_is_exact_is_not_drawn() -> None:
     for one in (effect("exact", 0.0, 0.0, 0.0, 0.0, None), effect("greater", None, 0.0, 0.0, 0.0, 1.0)):
         assert forest.overview({"effects": [one], "deciding": 0}) is None

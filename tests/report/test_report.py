@@ -585,3 +585,13 @@ def test_experiments_stand_in_the_order_of_the_list(results: Path) -> None:
         conclude(other, RECORDS, folder)
     names = [section.name for section in report.gather(results).sections]
     assert names == ["conv_batchnorm", "labml", "made_up", "zeta"]
+
+
+@pytest.mark.slow
+def test_page_on_all_results_is_under_5_megabytes_and_whole() -> None:
+    results = Path(__file__).parents[2] / "results"
+    made = report.page(report.gather(results), results)
+    read = Reader(made)
+    assert len(made.encode()) < 5_000_000
+    assert read.open == []
+    assert all(link[1:] in read.ids for link in read.links if link.startswith("#"))
