@@ -12,10 +12,19 @@ from typing import Any
 from bnrepro.cli.options import DataRoot, Root
 from bnrepro.cli.saying import Json, answer, say
 
-NEEDED = (
-    *("torch", "torchvision", "numpy", "scipy", "matplotlib", "hydra-core", "typer", "rich", "pydantic", "pyyaml"),
-    *("tensorboard", "mlxtend", "submitit"),
+NEEDED: tuple[str, ...] = (
+    "torch",
+    "torchvision",
+    "numpy",
+    "scipy",
+    "matplotlib",
+    "hydra-core",
+    "typer",
+    "rich",
+    "pydantic",
+    "pyyaml",
 )
+NEEDED += ("tensorboard", "mlxtend", "submitit")
 LOADED_AS = {"hydra-core": "hydra", "pyyaml": "yaml"}
 INSTRUCTIONS = ("avx2", "fma", "avx512f", "avx512_bf16", "avx512_vnni", "amx_tile", "amx_bf16", "asimd", "bf16", "sve")
 

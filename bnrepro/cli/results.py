@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -18,12 +18,17 @@ from bnrepro.cli.options import (
     check_separate,
     draw,
     folder,
+    make_room,
+    names_in,
     path,
     shown,
 )
 from bnrepro.cli.saying import Json, Quiet, answer, say
 from bnrepro.experiments import NAMES
 from bnrepro.system.output import tell
+
+if TYPE_CHECKING:
+    from bnrepro.report.figures import Slide
 
 EXPERIMENTS_HELP = f"{', '.join(NAMES)}; default: all of them. Or claims of theirs, as in placement/P1."
 
@@ -156,16 +161,37 @@ def figures(
         Path | None, typer.Option(metavar="FOLDER", parser=folder("--root"), help="Folder of the runs (default: runs).")
     ] = None,
     out: Out = EXPERIMENTS,
+    format: Annotated[
+        str | None, typer.Option(help="For slides and papers: pdf, svg or png, or several by commas.")
+    ] = None,
+    size: Annotated[str | None, typer.Option(metavar="WxH", help="Width and height in inches, as in 3.3x2.")] = None,
+    variants: Annotated[str | None, typer.Option(help="Only these variants, in this order; by commas.")] = None,
+    labels: Annotated[
+        list[str] | None, typer.Option(metavar="VARIANT=TEXT", help="What the legend calls a variant. Repeatable.")
+    ] = None,
+    xlim: Annotated[str | None, typer.Option(metavar="FROM,TO", help="Only these epochs.")] = None,
+    to: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FOLDER", parser=folder("--to"), help="Where slides go (default: slides, beside the figures)."
+        ),
+    ] = None,
 ) -> None:
     """Draw the figures again, from records alone.
 
-    Tables and an experiment's verdicts are made again too. Its name will do for its folder.
+    Tables and an experiment's verdicts are made again too. Its name will do for its folder. --format, --size,
+    --variants, --labels and --xlim draw a comparison's figures for a slide or a paper instead, with what they show as
+    CSV beside them, and change nothing that was drawn before.
+    Example: bnrepro figures results/mnist5k --format=pdf --size=3.3x2 --variants=bn,convbn --labels bn="Batch norm"
     """
     from bnrepro import experiments
     from bnrepro.claims import records
     from bnrepro.errors import UserError, did_you_mean, no_folder
     from bnrepro.report import compare as comparing
 
+    slide = _slide(format, size, variants, labels, xlim)
+    if to and slide is None:
+        raise UserError("--to is for slides. Say how they look, as in --format=pdf, or leave it out.")
     if folders and root:
         raise UserError(f"--root={root} is not used where folders are named. Leave one of the two out.")
     root = root or Path("runs")
@@ -198,6 +224,19 @@ def figures(
             )
             raise UserError(f"There is no folder {place}, and no experiment of that name.{near}")
         comparing.open_comparison(place)  # says what is missing
+    if slide is not None:
+        if concluded and folders:
+            raise UserError(f"{concluded[0]} is an experiment; --format and the like are for comparisons.")
+        if to and len(comparisons) > 1:
+            raise UserError(f"--to={to} takes one comparison, and these are {len(comparisons)}. Name one.")
+        from bnrepro.report import figures as drawing
+
+        for place in comparisons:
+            home = to or place / "slides"
+            make_room(home)
+            drawing.draw_slides(comparing.open_comparison(place), home, slide)
+            say(f"Figures, and what they show as CSV: {shown(home)}")
+        return
     problems: list[UserError] = []
     for place in comparisons + concluded:
         try:
@@ -213,6 +252,48 @@ def figures(
         tell(str(problem))
     if problems:
         raise problems[-1]
+
+
+def _slide(
+    format: str | None, size: str | None, variants: str | None, labels: list[str] | None, xlim: str | None
+) -> Slide | None:
+    """What the options say of slides; None where none is given.
+
+    Raises:
+        UserError: one of them is not understood.
+    """
+    import re
+
+    from bnrepro.errors import UserError, known_are
+    from bnrepro.plots.style import METADATA
+    from bnrepro.report.figures import Slide
+
+    if all(each is None for each in (format, size, variants, labels, xlim)):
+        return None
+    formats = names_in("--format", format) if format is not None else ["pdf"]
+    for name in formats:
+        if name not in METADATA:
+            raise UserError(f"--format: there is no {name!r}.{known_are(name, METADATA)}")
+    number = r"(\d+(?:\.\d+)?)"
+    inches = re.fullmatch(rf"{number}x{number}", size or "")
+    if size is not None and not (inches and all(0.5 <= float(each) <= 100 for each in inches.groups())):
+        raise UserError(f"--size={size} is no size. Write width and height in inches, 0.5 to 100, as in --size=3.3x2.")
+    ends = re.fullmatch(rf"{number},{number}", xlim or "")
+    if xlim is not None and not (ends and float(ends[1]) < float(ends[2])):
+        raise UserError(f"--xlim={xlim} is no range. Write the first and the last epoch, as in --xlim=0,5.")
+    said = {}
+    for text in labels or []:
+        name, equals, label = text.partition("=")
+        if not (name and equals and label):
+            raise UserError(f"--labels={text} is not of the form VARIANT=TEXT, as in --labels bn='Batch norm'.")
+        said[name] = label
+    return Slide(
+        tuple(formats),
+        (float(inches[1]), float(inches[2])) if inches else None,
+        tuple(names_in("--variants", variants)) if variants is not None else None,
+        said,
+        (float(ends[1]), float(ends[2])) if ends else None,
+    )
 
 
 def report(

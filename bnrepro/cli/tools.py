@@ -94,16 +94,13 @@ def tensorboard(
     port = _free(port)
     with only_shown(SHOWN):
         hparams.write(logs)
-    comparisons = sorted(each for each in logs.rglob("compare-*") if each.is_dir())
+    which, means = "The comparison's means", comparison.name if comparison else ""
+    if not comparison and any(logs.glob("**/compare-*/")):
+        which, means = "The means that `compare` made", "compare-[^/]*"
     about = [
         "TensorBoard is starting. Intervals over seeds are under CUSTOM SCALARS; HPARAMS has one row a configuration, "
         "with the mean of its seeds.",
-        *(["The means of the comparison alone:", _address(port, f"{comparison.name}/")] if comparison else []),
-        *(
-            ["The means that `compare` made, alone:", _address(port, "compare-")]
-            if comparisons and not comparison
-            else []
-        ),
+        *([f"{which}, alone:", _address(port, f"{means}/")] if means else []),
         "Every run, one colour a variant:",
         _address(port, "[^.]"),  # all but the one that has the columns of HPARAMS
     ]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from io import BytesIO
 from itertools import count
@@ -105,9 +105,25 @@ def _dashes() -> Iterator[Any]:
         yield (0, (6, 1.5, *(1, 1.5) * dots))
 
 
+_labels: dict[str, str] = {}
+
+
+@contextmanager
+def labelled(labels: Mapping[str, str]) -> Iterator[None]:
+    """Within it, variants have these labels."""
+    before = dict(_labels)
+    _labels.update(labels)
+    try:
+        yield
+    finally:
+        _labels.clear()
+        _labels.update(before)
+
+
 def label(variant: str) -> str:
     """Legend label of a variant, on one line."""
-    return LABELS.get(variant) or plain(variant)
+    given = _labels.get(variant)
+    return plain(given) if given else LABELS.get(variant) or plain(variant)
 
 
 def plain(name: str) -> str:
@@ -147,13 +163,17 @@ def log_ticks(axes: Axes) -> None:
     axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
 
 
-def save(figure: Figure, stem: Path) -> Path:
-    """``stem``.svg and ``stem``.png, whole; the same figure gives the same files."""
+METADATA: dict[str, dict[str, Any]] = {"svg": {"Date": None}, "png": {"Software": None}, "pdf": {"CreationDate": None}}
+"""The formats of figures, and what is left out of their files, so that the same figure gives the same file."""
+
+
+def save(figure: Figure, stem: Path, formats: Sequence[str] = ("svg", "png")) -> Path:
+    """``figure`` as ``stem``.svg, ``stem``.png and so on, whole; the last is returned."""
     FigureCanvasAgg(figure)
     with style(), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph ")  # a name in letters that the font lacks is drawn as boxes
-        for kind, metadata in (("svg", {"Date": None}), ("png", {"Software": None})):
+        for kind in formats:
             content = BytesIO()
-            figure.savefig(content, format=kind, dpi=DPI, metadata=metadata)
-            write_whole(stem.with_suffix(f".{kind}"), content.getvalue())
-    return stem.with_suffix(".png")
+            figure.savefig(content, format=kind, dpi=DPI, metadata=METADATA[kind])
+            write_whole(stem.with_name(f"{stem.name}.{kind}"), content.getvalue())
+    return stem.with_name(f"{stem.name}.{formats[-1]}")

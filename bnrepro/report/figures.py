@@ -1,8 +1,22 @@
-"""One style, and pure functions from records to matplotlib figures. Nothing here trains or reads a trainer."""
+"""One style, and pure functions from records to matplotlib figures. Nothing here trains or reads a trainer.
+
+In a notebook::
+
+    from bnrepro.report import figures
+    from bnrepro.report.compare import open_comparison
+
+    comparison = figures.only(open_comparison(Path("results/mnist5k")), ["bn", "convbn"])
+    figures.curve(comparison, "val_accuracy")      # a matplotlib figure
+    figures.data(comparison, "val_accuracy")       # what it shows, as rows: pandas.DataFrame(...)
+    figures.draw_curve(axes, comparison, "val_loss")  # into axes of your own
+"""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -14,9 +28,11 @@ from matplotlib.ticker import (
     NullLocator,
 )
 
-from bnrepro.plots.style import COLUMN, CURVES, WIDE, label, legend, log_scale, look, save, style
+from bnrepro.errors import UserError, known_are
+from bnrepro.plots.style import COLUMN, CURVES, WIDE, label, labelled, legend, log_scale, look, save, style
 from bnrepro.report.compare import Comparison
-from bnrepro.stats import t_interval
+from bnrepro.runs.tables import write_rows
+from bnrepro.stats import Interval, t_interval
 
 
 def curve(comparison: Comparison, column: str) -> Figure:
@@ -49,16 +65,12 @@ def draw_curve(axes: Axes, comparison: Comparison, column: str) -> None:
     if logarithmic:
         log_scale(axes)
     for variant, (color, dashes) in look(comparison.variants).items():
-        points = comparison.over_seeds(variant, column)
+        points = intervals(comparison, variant, column)
         if not points:
             axes.plot([], [], color=color, linestyle=dashes, label=_with_count(comparison, variant))
             continue
         epochs = [epoch for epoch, _ in points]
-        values = [np.log(v) if logarithmic else np.asarray(v) for _, v in points]
-        intervals = [t_interval(v.tolist()) for v in values]
-        mean, low, high = (np.array([getattr(i, end) for i in intervals]) for end in ("mean", "low", "high"))
-        if logarithmic:
-            mean, low, high = np.exp(mean), np.exp(low), np.exp(high)
+        mean, low, high = (np.array([getattr(i, end) for _, i in points]) for end in ("mean", "low", "high"))
         marker = "o" if len(points) == 1 else None
         axes.plot(epochs, mean, color=color, linestyle=dashes, marker=marker, label=_with_count(comparison, variant))
         axes.fill_between(epochs, low, high, color=color, alpha=0.15, linewidth=0)
@@ -71,6 +83,41 @@ def draw_curve(axes: Axes, comparison: Comparison, column: str) -> None:
         axes.text(0.5, 0.5, "not measured", ha="center", va="center", transform=axes.transAxes)
         axes.set(xticks=[], yticks=[])
         axes.minorticks_off()
+
+
+def intervals(comparison: Comparison, variant: str, column: str) -> list[tuple[float, Interval]]:
+    """(epoch, mean over the seeds with its 95% interval) of a variant; of losses, those of the logarithm, as losses."""
+    found = []
+    for epoch, values in comparison.over_seeds(variant, column):
+        if column.endswith("loss"):
+            of = t_interval(np.log(values).tolist())
+            found.append((epoch, Interval(*np.exp([of.mean, of.low, of.high]).tolist(), n=of.n)))
+        else:
+            found.append((epoch, t_interval(values)))
+    return found
+
+
+def data(comparison: Comparison, column: str) -> list[dict[str, Any]]:
+    """What `curve` shows, as a table: a row for each variant and epoch, with n, mean and ends of the interval."""
+    return [
+        {"variant": variant, "epoch": epoch, "n": of.n, "mean": of.mean}
+        | {end: None if np.isnan(value := getattr(of, end)) else value for end in ("low", "high")}
+        for variant in comparison.variants
+        for epoch, of in intervals(comparison, variant, column)
+    ]
+
+
+def only(comparison: Comparison, variants: Sequence[str]) -> Comparison:
+    """``comparison`` with some of its variants, in this order.
+
+    Raises:
+        UserError: it has no such variant.
+    """
+    for name in variants:
+        if name not in comparison.variants:
+            raise UserError(f"--variants: this comparison has no {name!r}.{known_are(name, comparison.variants)}")
+    runs = [run for name in variants for run in comparison.of(name)]
+    return replace(comparison, runs=runs, curves=[row for row in comparison.curves if row["variant"] in variants])
 
 
 def _with_count(comparison: Comparison, variant: str) -> str:
@@ -117,3 +164,58 @@ def draw(comparison: Comparison, folder: Path) -> list[Path]:
     figures = {column: curve(comparison, column) for column in CURVES}
     figures |= {"overview": overview(comparison), "test_accuracy": test_accuracy(comparison)}
     return [save(figure, folder / name) for name, figure in figures.items()]
+
+
+@dataclass(frozen=True)
+class Slide:
+    """How figures for a slide or a paper differ from those that are drawn by default."""
+
+    formats: tuple[str, ...] = ("pdf",)
+    size: tuple[float, float] | None = None
+    """Width and height in inches."""
+    variants: tuple[str, ...] | None = None
+    labels: Mapping[str, str] = field(default_factory=dict)
+    """By variant."""
+    xlim: tuple[float, float] | None = None
+    """Of the epochs."""
+
+
+def draw_slides(comparison: Comparison, folder: Path, slide: Slide) -> list[Path]:
+    """Each figure of a comparison into ``folder`` as ``slide`` says, and what the curves show as CSV.
+
+    Raises:
+        UserError: no such variant.
+    """
+    shown = only(comparison, slide.variants) if slide.variants else comparison
+    for name in slide.labels:
+        if name not in shown.variants:
+            raise UserError(f"--labels: no variant {name!r} is shown.{known_are(name, shown.variants)}")
+    made = []
+    with labelled(slide.labels):
+        drawn = {column: curve(shown, column) for column in CURVES}
+        if slide.xlim:
+            for figure in drawn.values():
+                zoom(figure.axes[0], *slide.xlim)
+        drawn |= {"test_accuracy": test_accuracy(shown)}
+        for name, figure in drawn.items():
+            if slide.size:
+                figure.set_size_inches(*slide.size)
+            made.append(save(figure, folder / name, slide.formats))
+    for column in CURVES:
+        write_rows(folder / f"{column}.csv", data(shown, column), ["variant", "epoch", "n", "mean", "low", "high"])
+    return made
+
+
+def zoom(axes: Axes, left: float, right: float) -> None:
+    """Show the epochs from ``left`` to ``right`` alone, and of y what is drawn there."""
+    seen = [
+        y
+        for line in axes.get_lines()
+        for x, y in zip(np.asarray(line.get_xdata()), np.asarray(line.get_ydata()), strict=True)
+        if left <= x <= right and np.isfinite(y)
+    ]
+    axes.set_xlim(left, right)
+    if seen and min(seen) < max(seen):
+        room = 0.08 * (max(seen) - min(seen))
+        low = min(seen) - room
+        axes.set_ylim(low if low > 0 else 0.9 * min(seen), max(seen) + room)  # losses have a logarithmic axis

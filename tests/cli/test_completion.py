@@ -84,7 +84,6 @@ def test_bash_takes_it(tmp_path: Path, line: str, found: str) -> None:
     split = line.replace("=", " = ").split()
     words = " ".join(f"'{word}'" for word in split)
     script = f"{SCRIPTS['bash']}\nCOMP_LINE='{line}'; COMP_POINT={len(line)}; COMP_WORDS=({words})\n"
-    script += f"COMP_CWORD={len(split) - 1}\n"
     script += "compopt() { :; }\n_bnrepro; printf '%s\\n' \"${COMPREPLY[@]}\"\n"
     environment = {
         **os.environ,

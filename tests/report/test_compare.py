@@ -24,6 +24,7 @@ from bnrepro.report.compare import Comparison
 from bnrepro.runs import index, record
 from bnrepro.runs.record import Run
 from bnrepro.training import train
+from tests.conftest import Call
 
 ORIGIN: dict[str, Any] = {
     "experiment": COMPARISON,
@@ -302,7 +303,7 @@ def test_tensorboard_gets_each_variants_mean_and_interval(trained: Comparison, t
         assert len(list(folder.iterdir())) == 1
         events = EventAccumulator(str(folder)).Reload()
         values = [run["val_accuracy"] for run in trained.completed(variant)]
-        tags = ("accuracy/val", "interval/accuracy/val/low", "interval/accuracy/val/high")
+        tags = ("accuracy/val", "~interval/accuracy/val/low", "~interval/accuracy/val/high")
         (mean,), (low,), (high,) = map(events.Scalars, tags)
         assert mean.value == pytest.approx(sum(values) / 2)
         assert low.value <= mean.value <= high.value
@@ -334,3 +335,45 @@ def test_paper_of_ones_own_cannot_be_taken_for_a_comparison(tmp_path: Path) -> N
     file.write_text(f'"""Mine."""\nfrom bnrepro.claims import Paper, Preset\n{made}')
     with pytest.raises(UserError, match="not 'compare' or the name of one"):
         experiment(str(file))
+
+
+SLIDES = [
+    (["--size=big"], "is no size. Write width and height in inches"),
+    (["--xlim=5,1"], "is no range. Write the first and the last epoch"),
+    (["--labels=bn"], "is not of the form VARIANT=TEXT"),
+    (["--format=jpg"], "there is no 'jpg'. There are: svg, png, pdf."),
+    (["--variants=bn,convbm"], "this comparison has no 'convbm'. There are: nobn, bn, wild."),
+    (["--labels=convbn=x"], "no variant 'convbn' is shown. There are: nobn, bn, wild."),
+    (["--to=there"], "--to is for slides"),
+]
+
+
+@pytest.mark.parametrize(("options", "words"), SLIDES)
+def test_wrong_slide_is_told_and_nothing_is_drawn(
+    known: Comparison, tmp_path: Path, call: Call, options: list[str], words: str
+) -> None:
+    compare.save(known, tmp_path / "c")
+    before = sorted(tmp_path.rglob("*"))
+    result = call("figures", "c", *options)
+    assert (result.code, words in result.err) == (2, True), result.err
+    assert [file for file in sorted(tmp_path.rglob("*")) if file.is_file()] == [f for f in before if f.is_file()]
+
+
+def test_slide_shows_the_variants_labels_and_epochs_asked_for_and_its_data(
+    known: Comparison, tmp_path: Path, call: Call
+) -> None:
+    compare.save(known, tmp_path / "c")
+    options = ["--format=svg,pdf", "--size=3.3x2", "--variants=bn", "--labels=bn=Batch norm", "--xlim=0,1"]
+    result = call("figures", "c", *options)
+    assert result.code == 0, result.err
+    text = (tmp_path / "c" / "slides" / "val_accuracy.svg").read_text()
+    assert "Batch norm (n=" in text
+    assert "no BN" not in text
+    assert 'width="237.6pt" height="144pt"' in text
+    assert (tmp_path / "c" / "slides" / "val_accuracy.pdf").read_bytes().startswith(b"%PDF")
+    rows = (tmp_path / "c" / "slides" / "val_accuracy.csv").read_text().splitlines()
+    assert rows[0] == "variant,epoch,n,mean,low,high"
+    assert {row.partition(",")[0] for row in rows[1:]} == {"bn"}
+    again = {file.name: file.read_bytes() for file in (tmp_path / "c" / "slides").iterdir()}
+    call("figures", "c", *options)
+    assert {file.name: file.read_bytes() for file in (tmp_path / "c" / "slides").iterdir()} == again
