@@ -66,7 +66,8 @@ def python_rows(text: str, symbols: dict[str, dict[str, str]]) -> tuple[str, lis
             if isinstance(node, ast.FunctionDef | ast.ClassDef):
                 name = f"{outer}.{node.name}" if outer else node.name
                 first = min([node.lineno, *(each.lineno for each in node.decorator_list)])
-                row = starts[first] = Row(title=name if level < 3 else "", level=level)
+                overload = any(isinstance(each, ast.Name) and each.id == "overload" for each in node.decorator_list)
+                row = starts[first] = Row(title=name if level < 3 and not overload else "", level=level)
                 if ast.get_docstring(node):
                     row.note = (ast.get_docstring(node) or "").splitlines()
                     gone.update(range(node.body[0].lineno, (node.body[0].end_lineno or 0) + 1))
