@@ -27,7 +27,7 @@ extensions = [
 ]
 myst_enable_extensions = ["colon_fence", "deflist", "dollarmath", "attrs_inline"]
 myst_heading_anchors = 3
-exclude_patterns = ["_ext", "_generated", "notebooks/*.py"]
+exclude_patterns = ["_ext", "_templates", "_generated", "notebooks/*.py"]
 default_role = "py:obj"
 highlight_language = "text"
 pygments_style = "a11y-high-contrast-light"
@@ -43,6 +43,7 @@ PARTS = ("howto", "explanation", "papers", "notebooks", "reference", "architectu
 html_theme = "pydata_sphinx_theme"
 html_title = "bnrepro"
 html_static_path = ["_static"]
+templates_path = ["_templates"]
 html_css_files = ["site.css"]
 html_math_renderer = "mathml"
 html_show_sourcelink = False

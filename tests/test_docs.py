@@ -107,6 +107,12 @@ FORMULAS = [
     ("least = strides[axis] * sizes[axis]", None),
     ("y = [x + 1]", None),
     ("if x:", None),
+    ("xhat = cache.xhat - total.mean", r"\hat{x} = \hat{x} - {\mu}_{\mathrm{total}}"),
+    ("dx = dy if weight is None else dy * weight", r"\bar{x} = \bar{y} \, \gamma"),
+    (
+        "running_mean.lerp_(mean, momentum)",
+        r"\mu_{\mathrm{run}} \leftarrow \left(1 - \alpha\right) \mu_{\mathrm{run}} + \alpha \, \mu",
+    ),
 ]
 
 

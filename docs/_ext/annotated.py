@@ -66,15 +66,16 @@ def python_rows(text: str, symbols: dict[str, dict[str, str]]) -> tuple[str, lis
             if isinstance(node, ast.FunctionDef | ast.ClassDef):
                 name = f"{outer}.{node.name}" if outer else node.name
                 first = min([node.lineno, *(each.lineno for each in node.decorator_list)])
-                row = starts[first] = Row(title=name if level < 3 else "", level=level)
+                overload = any(isinstance(each, ast.Name) and each.id == "overload" for each in node.decorator_list)
+                row = starts[first] = Row(title=name if level < 3 and not overload else "", level=level)
                 if ast.get_docstring(node):
                     row.note = (ast.get_docstring(node) or "").splitlines()
                     gone.update(range(node.body[0].lineno, (node.body[0].end_lineno or 0) + 1))
                 visit(node.body, name, level + 1)
                 ends.add((node.end_lineno or 0) + 1)
                 continue
-            of = symbols.get(outer, {}) | symbols.get(outer.partition(".")[0], {})
-            if isinstance(node, ast.Assign | ast.AugAssign | ast.Return) and (
+            of = symbols.get("module", {}) | symbols.get(outer.partition(".")[0], {}) | symbols.get(outer, {})
+            if isinstance(node, ast.Assign | ast.AugAssign | ast.Return | ast.Expr) and (
                 tex := formula(ast.get_source_segment(text, node) or "", of)
             ):
                 starts[node.lineno] = Row(formulas=[tex])
@@ -106,7 +107,9 @@ def cpp_rows(text: str, symbols: dict[str, dict[str, str]]) -> tuple[str, list[R
             if name and name not in names:
                 names.add(name)
                 starts[number] = Row(title=name, level=1)
-        found = [tex for each in _cpp_statements(line) if (tex := formula(each, symbols.get(outer, {})))]
+        found = [
+            tex for each in _cpp_statements(line) if (tex := formula(each, symbols.get(outer) or symbols.get("module")))
+        ]
         if found:
             row = starts.setdefault(number, Row())
             row.formulas = found
@@ -131,13 +134,15 @@ def _cpp_statements(line: str) -> Iterator[str]:
     text = re.sub(r"//.*", "", line).strip()
     text = re.sub(r"^(?:const )?(?:A|V|T|double|float|auto) (?=\w+ = )", "", text)
     text = re.sub(r"\b(?:A|V|T)\((\d)\)", r"\1", re.sub(r"static_cast<\w+>|std::", "", text))
-    if not text.endswith(";"):
+    if not text.endswith(";") or re.match(r"(const )?int64_t|for ", text):
         return
     depth, start = 0, 0
     for i, letter in enumerate(text):
         depth += {"(": 1, "[": 1, ")": -1, "]": -1}.get(letter, 0)
         if depth == 0 and letter in ",;":
-            yield text[start:i].strip()
+            statement = text[start:i].strip()
+            if "=" in statement or statement.startswith("return "):
+                yield statement
             start = i + 1
 
 
@@ -198,7 +203,8 @@ class Annotated(SphinxDirective):
         source = ROOT / self.file
         self.env.note_dependency(str(source))
         self.about: dict[str, dict[str, Any]] = yaml.safe_load("\n".join(self.content)) or {}
-        symbols = {name: about.get("symbols", {}) for name, about in self.about.items()}
+        everywhere = self.about.get("module", {}).get("symbols", {})
+        symbols = {name: everywhere | about.get("symbols", {}) for name, about in self.about.items()}
         text, cpp = source.read_text(encoding="utf-8"), source.suffix == ".cpp"
         head, rows = (cpp_rows if cpp else python_rows)(text, symbols)
         self.lexer = CppLexer(stripnl=False) if cpp else PythonLexer(stripnl=False)
@@ -212,7 +218,7 @@ class Annotated(SphinxDirective):
         section: nodes.Element | None = None
         for row in rows:
             if row.title:
-                self.symbols = symbols.get(row.title.partition(".")[0], {}) | symbols.get(row.title, {})
+                self.symbols = everywhere | symbols.get(row.title.partition(".")[0], {}) | symbols.get(row.title, {})
             if row.title and row.level == 1:
                 section = nodes.section("", nodes.title(row.title, "", nodes.literal("", row.title)))
                 section["ids"].append(self.anchor(row.title))

@@ -71,6 +71,10 @@ TRANSPARENT |= {"max", "static_cast", "finite_or_zero", "load", "_in_format", "o
 """Calls that change how a value is stored, and not which value it is."""
 
 
+OWNERS = {"self", "ctx", "cache", "call", "tile", "own"}
+"""Objects whose attributes are written without them: ``cache.rstd`` is r."""
+
+
 class NoFormula(ValueError):
     """The expression is code, and no mathematics."""
 
@@ -137,8 +141,8 @@ class _Writer:
         match node:
             case ast.Name(id=name):
                 return self.name(name)
-            case ast.Attribute(value=ast.Name(), attr=name):  # cache.rstd, ctx.eps, self.eps
-                return self.name(name)
+            case ast.Attribute(value=ast.Name(id=owner), attr=name):
+                return self.name(name) if owner in OWNERS else rf"{{{self.name(name)}}}_{{\mathrm{{{owner}}}}}"
             case ast.Constant(value=int() | float() as value) if not isinstance(value, bool):
                 return f"{value:g}"
             case ast.UnaryOp(op=ast.USub(), operand=operand):
@@ -153,9 +157,8 @@ class _Writer:
                 self.computes = True
                 sign, own = ARITHMETIC[type(op)]
                 return self.bracketed(f"{self.of(left, own)} {sign} {self.of(right, own + 1)}", own, level)
-            case ast.IfExp(body=body, orelse=other):  # two ways to compute the same
-                self.of(body)
-                return self.of(other, level)
+            case ast.IfExp(body=body, orelse=other):  # two ways to compute the same, or a case in which less is to do
+                return max(self.of(body, level), self.of(other, level), key=len)
             case ast.Tuple(elts=values):
                 return r", \quad ".join(self.of(value) for value in values)
             case ast.Subscript(value=value, slice=ast.Name(id=index)):
@@ -199,7 +202,7 @@ def _affine(writer: _Writer, args: list[ast.expr], level: int) -> str:
     """``affine(xhat, weight, bias)``, either of them None."""
     xhat, weight, bias = args
     none = [isinstance(each, ast.Constant) and each.value is None for each in (weight, bias)]
-    scaled = writer.of(xhat, 3) if none[0] else rf"{writer.of(weight, 3)} \, {writer.of(xhat, 3)}"
+    scaled = writer.of(xhat, 1) if none[0] else rf"{writer.of(weight, 3)} \, {writer.of(xhat, 3)}"
     return scaled if none[1] else writer.bracketed(f"{scaled} + {writer.of(bias, 1)}", 1, level)
 
 

@@ -214,6 +214,7 @@ def one(name: str, claim: Any) -> str:
         ("Gate", gate(row.get("gate"))),
         ("Rule", rule(row)),
         ("Look", look(row.get("look"))),
+        ("Registered", registered(row)),
         ("Would change", flips(row)),
         ("Seeds to decide", str(row.get("needed") or "")),
         ("Under revision", plain(claim.withdrawn or "")),
@@ -256,6 +257,17 @@ def rule(row: dict[str, Any]) -> str:
     parts = [f"`{row['rule']}`"]
     parts += [f"{what} {number(row[what])}" for what in ("bar", "margin") if row.get(what) is not None]
     return f"{', '.join(parts)} {plain(row.get('unit') or '')}"
+
+
+def registered(row: dict[str, Any]) -> str:
+    """When the design was registered, and when its first run was made."""
+    found = row.get("registration") or {}
+    if not found.get("registered"):
+        return ""
+    kept = "" if found.get("as_registered") else ", and not kept"
+    amended = f", amended {len(found['amended'])} times" if found.get("amended") else ""
+    first = f"; first run {row['first_run']}" if row.get("first_run") else ""
+    return plain(f"on {found['registered']}{amended}{kept}{first}")
 
 
 def look(found: dict[str, Any] | None) -> str:
