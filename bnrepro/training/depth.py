@@ -84,8 +84,8 @@ def by_depth(
     for (name, features), gradient in zip(found.items(), gradients, strict=True):
         squares = squared_singular_values(features.detach())
         above = int((squares >= SHARE**2 * squares.max()).sum()) if squares.max() > 0 else 0
-        sizes = (float(each.detach().double().square().mean()) for each in (features, gradient))
-        layers.append(Layer(name, *sizes, participation(squares), above))
+        activation, size = (float(each.detach().double().square().mean()) for each in (features, gradient))
+        layers.append(Layer(name, activation, size, participation(squares), above))
     return layers
 
 
