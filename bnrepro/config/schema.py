@@ -255,6 +255,9 @@ class Config:
     schedule: Schedule = field(default_factory=Schedule)
     tensorboard: bool = True
     """Whether TensorBoard events are written."""
+    angles: bool = False
+    """Whether they show at each evaluation by which angle the last step turned each layer's weights, their norm and the
+    effective learning rate. Changes no result."""
     root: str = "runs"
     """Where runs go."""
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import socket
 import time
+from collections.abc import Mapping
 from contextlib import suppress
 from itertools import count
 from pathlib import Path
@@ -103,6 +104,10 @@ class TensorBoardWriter:
         """
         self._show(self._norm_inputs, inputs, step)
 
+    def turns(self, turns: Mapping[str, Mapping[str, float]], step: int) -> None:
+        """What the step did to the weights of each layer: their angle, norm and effective rate."""
+        self._show(self._turns, turns, step)
+
     def hyperparameters(self, values: dict[str, Any], result: float | None) -> None:
         """For the HPARAMS page, in this run: the library's own `add_hparams` would make a second one."""
         self._show(self._hyperparameters, values, result)
@@ -152,6 +157,12 @@ class TensorBoardWriter:
             for key, value in numbers.items():
                 events.scalar(f"{name}/{key}", float(value), step)
             events.summary(histogram(f"{name}/input", some.cpu().numpy(), bins=64), step)
+
+    @staticmethod
+    def _turns(events: EventFile, turns: Mapping[str, Mapping[str, float]], step: int) -> None:
+        for layer, turn in turns.items():
+            for key, value in turn.items():
+                events.scalar(f"{layer}/{key}", value, step)
 
     @staticmethod
     def _hyperparameters(events: EventFile, values: dict[str, Any], result: float | None) -> None:
