@@ -28,7 +28,9 @@ from bnrepro.errors import UserError as UserError
 from bnrepro.errors import first_line
 from bnrepro.system import reading as stored
 
-WHERE_NOT_WHAT = ("root", "tensorboard", "keep_optimizer", "data.root", "data.path", "norm.file", "model.file")
+WHERE_NOT_WHAT = (
+    *("root", "tensorboard", "keep_optimizer", "angles", "data.root", "data.path", "norm.file", "model.file"),
+)
 """Keys that change where things lie, and no number. Archives and files of code count by their content instead."""
 
 

@@ -259,6 +259,9 @@ class Config:
     schedule: Schedule = field(default_factory=Schedule)
     tensorboard: bool = True
     """Whether TensorBoard events are written."""
+    angles: bool = False
+    """Whether they show at each evaluation by which angle the last step turned each layer's weights, their norm and the
+    effective learning rate. Changes no result."""
     keep_optimizer: bool = False
     """Whether a finished run keeps the optimiser's state, two thirds of its checkpoint. An unfinished one always does:
     it goes on from it."""

@@ -156,7 +156,7 @@ def _command(runs: list[Run], threshold: float | None) -> str:
     files = {variant: run.config.norm.file for variant, run in firsts.items()}
     names = [f"{Path(file).name}:{variant}" if file else variant for variant, file in files.items()]
     seeds = 1 + max(run.summary["seed"] for run in runs)
-    left_out = {*WITHOUT, "norm.file", "root", "tensorboard"}
+    left_out = {*WITHOUT, "norm.file", "root", "tensorboard", "angles"}
     values = {key: value for key, value in differing(runs[0].config).items() if key not in left_out}
     values |= {key: Path(values[key]).name for key in ("data.path", "model.file") if key in values}
     values |= {"data.root": "DIR"} if "data.root" in values else {}

@@ -91,7 +91,8 @@ def intervals(comparison: Comparison, variant: str, column: str) -> list[tuple[f
     for epoch, values in comparison.over_seeds(variant, column):
         if column.endswith("loss"):
             of = t_interval(np.log(values).tolist())
-            found.append((epoch, Interval(*np.exp([of.mean, of.low, of.high]).tolist(), n=of.n)))
+            mean, low, high = np.exp([of.mean, of.low, of.high]).tolist()
+            found.append((epoch, Interval(mean, low, high, of.n)))
         else:
             found.append((epoch, t_interval(values)))
     return found
