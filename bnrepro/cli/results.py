@@ -316,7 +316,7 @@ def report(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Write one report over all stored results, or a page on runs of your own.
+    """Write one report over all stored results, or PATHs.
 
     claims.json, REPORT.md, and report.html as a single file; of PATHs, report.html alone, to be sent to somebody. What
     cannot be read is told and left out. With --json, claims.json is printed, and nothing is written.
