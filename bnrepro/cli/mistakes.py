@@ -149,7 +149,7 @@ def _unknown(
     if overrides:
         from bnrepro.config.overrides import groups, keys
 
-        longer = next((option for option in options if option.startswith(name)), None)
+        longer = next((option for option in options if option.startswith(name) and key not in groups()), None)
         if longer:  # --seed: --seeds, of which the key of that name is another thing
             return f"There is no option {name}. Did you mean {longer}? {options[longer].help}"
         if not equals and typed in words[:-1] and not words[words.index(typed) + 1].startswith("--"):

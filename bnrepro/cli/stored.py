@@ -69,8 +69,8 @@ def runs(
     asked = conditions(where, dataset=dataset, model=model, variant=variant, status=status)
     wanted = [index.column(name, "--columns") for name in names_in("--columns", columns)] if columns is not None else []
     index.column(sort.removeprefix("-"), "--sort")
-    folder_of_runs(root)
     found = index.select(root, asked, sort)
+    folder_of_runs(root)
     if not found and (other := listing.root_near(root)):
         raise UserError(
             f"{root} is not the root of its runs. --root is the folder that holds <dataset>/<model>/<variant>/<run>: "

@@ -89,7 +89,9 @@ def tensorboard(
     from bnrepro.system.output import only_shown
 
     comparison = _comparison(folder, root)
-    logs = comparison.parent if comparison else root if folder == RUNS else folder
+    logs = root if folder == RUNS else folder
+    if comparison:  # <root>/<dataset>/<model>/<comparison>
+        logs = root if comparison.is_relative_to(root) else comparison.absolute().parents[2]
     folder_of_runs(logs)
     port = _free(port)
     with only_shown(SHOWN):

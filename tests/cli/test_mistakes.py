@@ -208,7 +208,7 @@ def test_nothing_at_all_and_a_group_alone_show_the_help(call: Call) -> None:
 
 
 def test_help_names_every_status_that_runs_can_be_chosen_by() -> None:
-    from bnrepro.cli.listing import STATUSES
+    from bnrepro.runs.index import STATUSES
 
     text = " ".join(helps()["bnrepro runs"].split())
     assert all(status in text for status in STATUSES)
