@@ -115,8 +115,9 @@ class Schedule:
         self, network: nn.Module, rates: list[float], momentum: float, decay: float, arm: str, corrected: bool = True
     ) -> None:
         self.normed, others = groups(network)
-        own = {"params": self.normed, "weight_decay": decay if arm == DECAY else 0.0}
-        self.optimizer = torch.optim.SGD([own, {"params": others}], lr=1.0, momentum=momentum)
+        own: Row = {"params": self.normed, "weight_decay": decay if arm == DECAY else 0.0}
+        both: list[Row] = [own, {"params": others}]
+        self.optimizer = torch.optim.SGD(both, lr=1.0, momentum=momentum)
         pairs = without_decay(rates, decay, momentum) if arm == GROWING else ((rate, 0.0) for rate in rates)
         self.steps = zip(rates, pairs, strict=True)
         self.corrected, self.rate = corrected, 0.0
