@@ -74,6 +74,11 @@ class Settings(Preset):
         """Layers of the random networks."""
         return max(self.marks)
 
+    @property
+    def widest(self) -> int:
+        """Units of the widest of them."""
+        return max(self.widths)
+
 
 paper = Paper(__name__, Settings, scale="paper", scale_note="random networks of 16 to 128 units and 400 layers")
 
@@ -255,7 +260,7 @@ def trained(r: Results, s: Settings) -> list[Row]:
 
 @paper.figure
 def collapse(r: Results, s: Settings) -> Figure | None:
-    """Left: effective rank by layer of random networks of {s.widths[-1]} units. Right: that of layer {s.marks[-1]} by
+    """Left: effective rank by layer of random networks of {s.widest} units. Right: that of layer {s.depth} by
     the width; dashed: the root of the width.
     """
     found = r.measured("rank", part="random")
@@ -264,7 +269,7 @@ def collapse(r: Results, s: Settings) -> Figure | None:
     figure, (left, right) = panels(2, height=2.5)
     arms = {f"{NAMES[a]}, {name}": found.at(activation=a, norm=n) for n, name in NORMS.items() for a in VARIANCES}
     look = looks({name: name for name in arms})
-    lines(left, Values.stacked("arm", {a: v.at(width=max(s.widths)) for a, v in arms.items()}), "x", "arm", look)
+    lines(left, Values.stacked("arm", {a: v.at(width=s.widest) for a, v in arms.items()}), "x", "arm", look)
     lines(right, Values.stacked("arm", {a: v.at(x=s.depth) for a, v in arms.items()}), "width", "arm", look)
     right.plot(s.widths, np.sqrt(s.widths), color=GREY, linestyle=(0, (4, 2)), label="root of the width")
     for axes, places, name in ((left, s.marks, "layer"), (right, s.widths, "units in a layer")):

@@ -61,7 +61,7 @@ class Settings(Preset):
     depth: int = 24
     skipped: int = 4  # layers at either end that the growth leaves out
     batches: list[int] = [8, 32, 128, 256]  # Y2: ReLU
-    batch: int = 64  # Y3
+    batch: int = 32  # Y3
     variances: list[float] = [0.5, 2.0, 8.0]  # Y3: of the weights, times their number of inputs; 2 is He's
     depths: list[int] = [8, 64]  # Y4
     common: list[str] = [

@@ -113,6 +113,37 @@ class ResidualBlock(nn.Module):
         return self.after_sum(self.before_sum(self.conv(self.inner(x))) + shortcut)
 
 
+class LearnedScale(nn.Module):
+    """y = alpha x, with one learned number alpha. It normalises nothing, and so is no row of the table of norms."""
+
+    def __init__(self, start: float = 0.0) -> None:
+        super().__init__()
+        self.alpha = nn.Parameter(torch.tensor(float(start)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Any shape, in and out."""
+        return self.alpha * x
+
+
+def add_skip_init(network: nn.Module, start: float = 0.0) -> list[LearnedScale]:
+    """Put a `LearnedScale` at the end of each residual branch of ``network``, before the sum; return them in order.
+
+    With ``start`` = 0 the network begins with its shortcuts alone. Done before an optimiser is made, and with norms or
+    without. Source: De & Smith, "Batch Normalization Biases Residual Blocks Towards the Identity Function in Deep
+    Networks" (2020): SkipInit.
+
+    Raises:
+        ValueError: ``network`` has no residual block of this module with its norms before the sum.
+    """
+    blocks = [module for module in network.modules() if isinstance(module, ResidualBlock)]
+    if not blocks or any(len(block.before_sum) == 0 for block in blocks):
+        raise ValueError("SkipInit needs residual blocks, with placement=before: model=resnet20 has them")
+    scales = [LearnedScale(start) for _ in blocks]
+    for block, scale in zip(blocks, scales, strict=True):
+        block.before_sum.append(scale)
+    return scales
+
+
 class Network(nn.Module):
     """Images (N, C, H, W) to logits (N, classes)."""
 
