@@ -37,11 +37,11 @@ def fold(model: nn.Module, example_input: Any = None) -> nn.Module:
     A norm with statistics and parameters per channel goes into the convolution or linear layer directly before it,
     where that is known to be the same: the layer is torch's own class, without hooks, methods of its own,
     parametrization or pruning, of the norm's dtype and device; each of the two is called once, nothing else takes the
-    layer's output or weight, and no hook of a container sees what is between them. Any other norm becomes `LocationAffine`, one multiplication and one addition a value:
-    one with statistics or parameters per location (a convolution has one weight for all locations), one that follows
-    something else, and all of a network that `torch.fx` cannot trace. Outputs change by rounding alone. A norm that the
-    forward never calls stays. What has taken a norm's place keeps its settings (``num_features``, ``eps``) as
-    attributes, for forwards that read them.
+    layer's output or weight, and no hook of a container sees what is between them. Any other norm becomes
+    `LocationAffine`, one multiplication and one addition a value: one with statistics or parameters per location (a
+    convolution has one weight for all locations), one that follows something else, and all of a network that `torch.fx`
+    cannot trace. Outputs change by rounding alone. A norm that the forward never calls stays. What has taken a norm's
+    place keeps its settings (``num_features``, ``eps``) as attributes, for forwards that read them.
 
     A linear layer, or a `Conv1d`, before a norm that takes inputs of 2 and 3 dimensions is folded into only with an
     example, which shows which of the axes its channels are.
