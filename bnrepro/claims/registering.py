@@ -23,7 +23,7 @@ from bnrepro.claims.evidence import Evidence, Rule
 from bnrepro.claims.paper import FULL, Arm, Claim, Paper, Preset, Probe
 from bnrepro.claims.results import Results, Row
 from bnrepro.claims.tracing import questions
-from bnrepro.config import configs_dir, digits_of, identity_of
+from bnrepro.config import configs_dir, digits_of, identity_of, user_files
 from bnrepro.config.schema import Config
 from bnrepro.errors import UserError, first_line
 from bnrepro.runs import provenance, record
@@ -297,7 +297,7 @@ def _claim(paper: Paper[Any], claim: Claim, settings: Preset) -> Row:
         gate = claim.gate(nothing, settings) if claim.gate else None
         if not isinstance(evidence, Evidence):
             raise TypeError
-    except Exception:  # a paper's own code: what is wrong with it is told where the claim is judged
+    except user_files.FAILS:  # a paper's own code: what is wrong with it is told where the claim is judged
         return said | {"effects": "not known without results"}
     asked = questions(paper, claim, settings)
     if claim.withdrawn or evidence.reason:

@@ -355,7 +355,7 @@ def options_of(variant: str, own: bool = False) -> set[str]:
             looked_at |= {"gamma"} if isinstance(weights, Tensor) else set()
         except NormError:  # it is not made for this shape
             pass
-        except Exception:  # a user's own, which may need other sizes: nobody knows
+        except user_files.FAILS:  # a user's own, which may need other sizes: nobody knows
             return known
     return looked_at & known
 

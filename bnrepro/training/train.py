@@ -288,7 +288,7 @@ class Trainer:
         own = own_files(self.cfg)
         try:
             copy = deepcopy(self.network).train()
-        except Exception:  # a layer of a user's own that cannot be copied: what is wrong in a step is told in training
+        except user_files.FAILS:  # a layer that cannot be copied: what is wrong in a step is told in training
             if not own:
                 return
             copy = None
@@ -301,7 +301,7 @@ class Trainer:
                 else:
                     with torch.no_grad(), self.autocast():
                         copy(images)
-        except (Exception, SystemExit) as error:
+        except user_files.FAILS as error:
             if own and not isinstance(error, NormError | MemoryError) and not out_of_memory(error):
                 said = user_files.blame(error, own)
                 raise UserError(f"A batch of shape {tuple(images.shape)} cannot be trained on. {said}") from error

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+import sys
 import unicodedata
 from pathlib import Path
 
@@ -69,3 +71,37 @@ def test_what_is_no_plain_file_is_refused(tmp_path: Path) -> None:
     (tmp_path / "long.py").write_text("#" * (2**20 + 1))
     with pytest.raises(UserError, match=r"has more than 1,048,576 bytes"):
         user_files.load(tmp_path / "long.py", "A")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "import {name}",
+        "from {name} import A",
+        "import importlib\nA = importlib.import_module('{name}').A",
+        "import sys\nsys.path.insert(0, {folder!r})\nimport {name}",
+        "def MyNorm():\n    import {name}\nMyNorm()",
+        "import {name}_folder.inner",
+    ],
+)
+def test_modules_that_are_not_installed_are_refused(
+    text: str, file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name, folder = f"hlp_{abs(hash(text))}", tmp_path / "lib"
+    (folder / f"{name}_folder").mkdir(parents=True)
+    for helper in (folder / f"{name}.py", folder / f"{name}_folder" / "inner.py"):
+        helper.write_text("A = 1\n")
+    if "sys.path" in text:
+        monkeypatch.setattr("sys.path", sys.path[:])
+    else:
+        monkeypatch.syspath_prepend(folder)
+    file.write_text(text.format(name=name, folder=str(folder)))
+    with pytest.raises(UserError, match=rf"ImportError: {name}\w* is not installed but lies in {folder}.*\(line \d\)"):
+        user_files.load_module(file)
+    if "sys.path" not in text:
+        assert importlib.import_module(name).A == 1  # by others
+
+
+def test_what_is_installed_is_imported(file: Path) -> None:
+    file.write_text("import bnrepro.norm.adaptive, colorsys, numpy.polynomial.laguerre, torch, yaml, _json\nA = dict\n")
+    assert user_files.load(file, "A") is dict

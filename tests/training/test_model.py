@@ -238,7 +238,7 @@ UNBUILDABLE = {
     ("variant=bn", "model=paper_mlp", "batch_size=1"): "Use batch_size=2 or more",
     ("variant=ghostbn", "model=paper_mlp", "norm.ghost_size=1"): "has 1 value per channel in each part of the batch",
     ("variant=nosuch",): "there is no 'nosuch'",
-    ("model=lenet", "model.name=nosuch"): "there is no 'nosuch'",
+    ("model.name=nosuch",): "there is no 'nosuch'",
     ("model=lenet", "data.name=digits", "data.source=npz", "data.path=missing.npz"): "missing.npz",
 }
 
