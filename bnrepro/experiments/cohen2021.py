@@ -286,7 +286,7 @@ def along(r: Results, s: Settings) -> Figure | None:
     """
     if not r.measured("sharpness", part="descent"):
         return None
-    figure, axes = panels(len(NORMS), 2, height=2.0, sharex=True)
+    figure, axes = panels(len(NORMS), 2, height=2.0, sharex="col")
     rates = sorted({rate for of in s.rates.values() for rate in of})
     look: dict[float, Look] = looks({rate: f"rate {rate:g}" for rate in rates})
     for column, norm in enumerate(NORMS):
@@ -297,5 +297,5 @@ def along(r: Results, s: Settings) -> Figure | None:
             above.axhline(2 / rate, color=look[rate].color, linewidth=0.8)
         above.set(title=NAMES[norm], yscale="log", ylabel="" if column else "sharpness")
         below.set(yscale="log", xlabel="rate x step", ylabel="" if column else "loss")
-    legend(figure, of=axes[0])
+    legend(figure)
     return figure

@@ -42,7 +42,7 @@ def check_tensors(layer: Any, x: Tensor, *own_tensors: Tensor | None) -> None:
             f"shape {tuple(x.shape)} is {what}. Convert it first, for example with "
             f"{'.float()' if x.layout is _DENSE else '.to_dense()'}."
         )
-    if layer.eps < 0:
+    if getattr(layer, "eps", 0.0) < 0:
         raise NormError(f"{type(layer).__name__}: eps must be non-negative, got {layer.eps}.")
     channels = x.shape[1]
     for tensor in own_tensors:
