@@ -61,6 +61,16 @@ def sizes_table() -> str:
     return "\n".join(lines)
 
 
+def figure1_table() -> str:
+    """What Figure 1 of Ioffe & Szegedy stands for, from results/claims.json."""
+    claims = {claim["id"]: claim for claim in json.loads((ROOT / "results/claims.json").read_text(encoding="utf-8"))}
+    lines = ["| claim | found | verdict |", "| --- | --- | --- |"]
+    for id in ("I1", "I1.2", "I2"):
+        claim = claims[f"ioffe2015/{id}"]
+        lines.append(f"| {claim['sentence']} | {claim['answer']} | {claim['verdict']} |")
+    return "\n".join(lines)
+
+
 def verdicts_table() -> str:
     """Verdicts by paper, from results/claims.json."""
     claims = json.loads((ROOT / "results/claims.json").read_text(encoding="utf-8"))
@@ -121,6 +131,7 @@ def _between(row: dict[str, str], column: str) -> str:
 TABLES = {
     "results": results_table,
     "other sizes": sizes_table,
+    "figure 1": figure1_table,
     "kinds": kinds_table,
     "verdicts": verdicts_table,
     "speed": speed_table,

@@ -20,15 +20,23 @@ ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
-def blocks(language: str) -> list[str]:
-    return re.findall(rf"^```{language}\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
+def blocks(language: str, text: str = README) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
 
 
-COMMANDS = re.findall(r"\bbnrepro [^&\n]*", "".join(blocks("sh")))
+def commands(text: str) -> list[str]:
+    return re.findall(r"\bbnrepro [^&\n]*", "".join(blocks("sh", text)))
+
+
+COMMANDS = commands(README)
 
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_command_and_its_overrides_are_understood(command: str) -> None:
+    understand(command)
+
+
+def understand(command: str) -> None:
     words = shlex.split(command)[1:]
     current = typer.main.get_command(cli.app)
     while hasattr(current, "commands"):
@@ -50,10 +58,16 @@ def test_every_command_has_an_example() -> None:
 @pytest.mark.parametrize("block", [b for b in blocks("python") if "Paper(" not in b])  # experiments/test_own_paper.py
 def test_python_runs(block: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
+    run_python([block])
+
+
+def run_python(parts: list[str]) -> None:
+    """One after the other, with the same names; the table of norms is then as it was."""
     torch.manual_seed(0)
-    before = dict(NORMS)
+    before, names = dict(NORMS), {"__name__": "__main__"}
     try:
-        exec(compile(block, "README.md", "exec"), {})
+        for part in parts:
+            exec(compile(part, "block", "exec"), names)
     finally:
         NORMS.clear()
         NORMS.update(before)

@@ -14,7 +14,7 @@ import torch
 
 from bnrepro.claims.paper import Probe
 from bnrepro.claims.records import Data
-from bnrepro.config import config_hash, digits_of, unreadable
+from bnrepro.config import config_hash, digits_of, unreadable, user_files
 from bnrepro.config.schema import Config
 from bnrepro.data.dataset import load
 from bnrepro.errors import UserError, reason
@@ -126,7 +126,7 @@ def _attempt(probe: Probe, share: Callable[[float], None], *, folder: Path, revi
         return Measurement(probe, result)
     except UserError as error:
         return Measurement(probe, error=str(error))
-    except Exception as error:  # whatever it is, the others go on, and it is told at the end
+    except user_files.FAILS as error:  # whatever it is, the others go on, and it is told at the end
         return Measurement(probe, error=reason(error))
 
 

@@ -43,16 +43,16 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from importlib import import_module
-from itertools import pairwise
+from itertools import islice, pairwise
 from pathlib import Path
-from typing import Any, Generic, Literal, SupportsFloat, TypeVar
+from typing import Any, Generic, Literal, SupportsFloat, TypeVar, get_args
 
-from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError, field_validator
 
 from bnrepro.claims.evidence import Evidence
 from bnrepro.claims.gates import Gate
 from bnrepro.claims.results import Results, Row
-from bnrepro.config import configs_dir, load_config, user_files
+from bnrepro.config import MOST_RUNS, configs_dir, load_config, user_files
 from bnrepro.config.overrides import parse
 from bnrepro.config.schema import Config, Data
 from bnrepro.errors import UserError, first_line, known_are
@@ -74,7 +74,7 @@ class Preset(BaseModel):
     Lists and mappings are replaced as wholes by what another preset says.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True, arbitrary_types_allowed=False)
+    model_config = ConfigDict(extra="forbid", frozen=True, arbitrary_types_allowed=False, validate_default=True)
 
     seeds: int = 5
     """Seeds 0, 1, ..., of everything that is random."""
@@ -87,6 +87,12 @@ class Preset(BaseModel):
 
     scale_note: str = ""
     """Beside ``scale``."""
+
+    @classmethod
+    def __pydantic_init_subclass__(cls, **_: Any) -> None:
+        for name, ours in Preset.model_fields.items():
+            if (theirs := cls.model_fields[name].annotation) != ours.annotation:
+                raise TypeError(f"{cls.__name__}.{name} must be {_type(ours.annotation)}, and is {_type(theirs)}")
 
     @field_validator("looks")
     @classmethod
@@ -104,6 +110,26 @@ class Preset(BaseModel):
 
 
 S = TypeVar("S", bound=Preset)
+
+
+def _type(annotation: Any) -> str:
+    """A type as it is written."""
+    return getattr(annotation, "__name__", "?") if type(annotation) is type else str(annotation)
+
+
+def _hold(kind: Any, /, **given: Any) -> None:
+    """Check that arguments are of a type.
+
+    Raises:
+        TypeError: naming the first that is not, and what it can be.
+    """
+    for name, value in given.items():
+        try:
+            TypeAdapter(kind).validate_python(value, strict=True)
+        except ValidationError as error:
+            known = {str(v): None for each in (kind, *get_args(kind)) for v in get_args(each) if isinstance(v, str)}
+            wanted = known_are(str(value), known) if known else f" {error.errors()[0]['msg']}."
+            raise TypeError(f"{name} cannot be {value!r}.{wanted.rstrip('.')}") from error
 
 
 @dataclass(frozen=True)
@@ -177,6 +203,12 @@ class Probe:
     """The dataset that is measured on, without a run."""
 
 
+def check_number(runs: int, name: str = "The design") -> None:
+    """Raise UserError for more runs than one command makes."""
+    if runs > MOST_RUNS:
+        raise UserError(f"{name}: these are more than {MOST_RUNS:,} runs. Ask for fewer seeds.")
+
+
 class Design:
     """What is run and measured under a preset."""
 
@@ -184,7 +216,8 @@ class Design:
     """Names that no factor can have: they are columns of records with a meaning of their own."""
 
     def __init__(self, seeds: int | Iterable[int]) -> None:
-        self.seeds = range(seeds) if isinstance(seeds, int) else tuple(seeds)
+        self.seeds = range(seeds) if isinstance(seeds, int) else tuple(islice(seeds, MOST_RUNS + 1))
+        check_number(len(self.seeds))
         self.arms: list[Arm] = []
         self.probes: list[Probe] = []
 
@@ -216,6 +249,7 @@ class Design:
         cfg = load_config(["channels_last=false", *overrides])
         for seed in self.seeds if seeds is None else seeds:
             own = replace(cfg, seed=seed)
+            check_number(1 + max(len(self.arms), len(self.probes)))
             if record:
                 self.arms.append(Arm(part, factors, own))
             for each in measures:
@@ -234,6 +268,7 @@ class Design:
         """Measure without a training run; ``data`` are the overrides that name a dataset, handed over as ``data``."""
         dataset = load_config(list(data)).data if data is not None else None
         for seed in self.seeds if seeds is None else seeds:
+            check_number(1 + len(self.probes))
             self.probes.append(Probe(part, factors, seed, what, arguments, None, dataset))
 
 
@@ -292,6 +327,11 @@ class Paper(Generic[S]):
     def __init__(
         self, module: str, settings: type[S], scale: Scale = "reduced", scale_note: str = "", source: str | None = None
     ) -> None:
+        _hold(Scale, scale=scale)
+        _hold(str, scale_note=scale_note)
+        _hold(str | None, source=source)
+        if not (isinstance(settings, type) and issubclass(settings, Preset)):
+            raise TypeError(f"settings must be a class, as in `class Settings(Preset)`; got {settings!r}"[:300])
         self.module, self.settings_type = module, settings
         self.file = user_files.file_of(module)
         self.name = self.file.stem if self.file else module.rpartition(".")[2]
@@ -336,6 +376,10 @@ class Paper(Generic[S]):
             withdrawn: why its verdict is withdrawn until it has another design.
             gate: ``gate(results, settings)`` says whether the networks have trained enough, see `bnrepro.claims.gates`.
         """
+        _hold(str, id=id, reported=reported)
+        _hold(str | None, quote=quote, where=where, source=source, scale_note=scale_note, withdrawn=withdrawn)
+        _hold(Kind, kind=kind)
+        _hold(Scale | None, scale=scale)
 
         def add(function: Callable[[Results, S], Evidence]) -> Callable[[Results, S], Evidence]:
             own = scale or ("exact" if kind == "identity" else self.scale)
@@ -420,13 +464,18 @@ class Paper(Generic[S]):
         Raises:
             UserError: they do not fit.
         """
+        fields = self.settings_type.model_fields
         try:
-            return self.settings_type.model_validate(values)
+            with self.told("the check of the settings"):
+                return self.settings_type.model_validate(values)
         except ValidationError as error:
             first = error.errors()[0]
-            key = ".".join(map(str, first["loc"]))
-            others = known_are(key, self.settings_type.model_fields) if first["type"] == "extra_forbidden" else ""
-            raise UserError(f"{what}: {key}: {first['msg']}.{others}") from error
+            head, key = str(first["loc"][0]) if first["loc"] else "", ".".join(map(str, first["loc"]))
+            others = known_are(key, fields) if first["type"] == "extra_forbidden" else ""
+            if head in fields and head not in values and not fields[head].is_required():
+                what = f"{self.file or self.module}, {self.settings_type.__name__}"
+            of = f" of type {_type(fields[head].annotation)}" if head in fields else ""
+            raise UserError(f"{what}: {key}{of}: {first['msg']}.{others}") from error
 
     # --- what the engine asks ---
 
@@ -436,6 +485,7 @@ class Paper(Generic[S]):
         Raises:
             ValueError: a factor has a name that is not free, or two runs are not told apart by their factors.
         """
+        check_number(max([settings.seeds, *settings.looks]), self.name)
         with self.told("the design"):
             design, cells = self._design(settings), dict[str, Config]()
             for factors in (each.factors for part in (design.arms, design.probes) for each in part):
@@ -452,9 +502,9 @@ class Paper(Generic[S]):
         """Within it, an error of a paper in a file of a user's own is told as theirs, with the line."""
         try:
             yield
-        except (UserError, MemoryError):
+        except (UserError, MemoryError, ValidationError):
             raise
-        except (Exception, SystemExit) as error:
+        except user_files.FAILS as error:
             if self.file is None:
                 raise
             raise UserError(f"{self.file}: {what} fails: {user_files.where(error, self.file)}") from error

@@ -12,6 +12,7 @@ import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
+from functools import cache
 from pathlib import Path
 from shlex import quote
 from typing import Any
@@ -22,7 +23,7 @@ from bnrepro.claims.evidence import Evidence, Rule
 from bnrepro.claims.paper import FULL, Arm, Claim, Paper, Preset, Probe
 from bnrepro.claims.results import Results, Row
 from bnrepro.claims.tracing import questions
-from bnrepro.config import configs_dir, digits_of, identity_of
+from bnrepro.config import configs_dir, digits_of, identity_of, user_files
 from bnrepro.config.schema import Config
 from bnrepro.errors import UserError, first_line
 from bnrepro.runs import provenance, record
@@ -85,11 +86,19 @@ def registration(paper: Paper[Any]) -> Registration | None:
 
 def registered_on(name: str, but: str) -> str | None:
     """The day on which the package's paper ``name`` was registered with another design than that of hash ``but``."""
+    file = configs_dir() / "registered" / f"{name}.yaml"
     try:
-        found = yaml.safe_load(stored.read_yaml(configs_dir() / "registered" / f"{name}.yaml"))
+        found = _registered(file, file.stat().st_mtime_ns, file.stat().st_size)
         return str(found["registered"]) if found["hash"] != but else None
     except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError):  # there is none: what only displays ends no work
         return None
+
+
+@cache
+def _registered(file: Path, mtime_ns: int, size: int) -> dict[str, str]:
+    """Hash and day of a registration; a report asks of each claim, and reading one takes a third of a second."""
+    found = yaml.safe_load(stored.read_yaml(file))
+    return {key: found[key] for key in ("registered", "hash")}
 
 
 def register(paper: Paper[Any], held: dict[str, Any], reason: str = "") -> tuple[Path, Registration]:
@@ -288,7 +297,7 @@ def _claim(paper: Paper[Any], claim: Claim, settings: Preset) -> Row:
         gate = claim.gate(nothing, settings) if claim.gate else None
         if not isinstance(evidence, Evidence):
             raise TypeError
-    except Exception:  # a paper's own code: what is wrong with it is told where the claim is judged
+    except user_files.FAILS:  # a paper's own code: what is wrong with it is told where the claim is judged
         return said | {"effects": "not known without results"}
     asked = questions(paper, claim, settings)
     if claim.withdrawn or evidence.reason:

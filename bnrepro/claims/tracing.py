@@ -13,6 +13,7 @@ from typing import Any
 
 from bnrepro.claims.paper import Arm, Claim, Design, Factors, Paper, Preset, Probe
 from bnrepro.claims.results import RUN_COLUMNS, Results, Row
+from bnrepro.config import user_files
 from bnrepro.runs.record import COLUMNS
 
 
@@ -53,7 +54,7 @@ def questions(paper: Paper[Any], claim: Claim, settings: Preset) -> list[Questio
         for function in filter(None, (claim.evidence, claim.gate)):
             try:
                 function(results, settings)
-            except Exception:  # made-up numbers may be none that it can take; then all of the paper is run
+            except user_files.FAILS:  # made-up numbers may be none that it can take; then all of the paper is run
                 return None
     return [question for place, question in enumerate(noted) if question not in noted[:place]]
 

@@ -45,7 +45,7 @@ def _about(
 
 for command in (
     *(run.train, run.compare, run.sweep),
-    *(results.register, results.reproduce, results.figures, results.report),
+    *(results.register, results.reproduce, results.figures, results.report, results.export),
     *(stored.runs, stored.show, stored.diff, stored.watch, stored.prune),
     *(tools.config, tools.norms, run.evaluate, tools.tensorboard, tools.bench, doctor.doctor, completion.completion),
 ):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -299,31 +300,71 @@ def _slide(
 
 
 def report(
-    out: Annotated[
-        Path,
-        typer.Option(
-            metavar="FOLDER", parser=folder("--out"), help="Folder of the results; the report is written into it."
+    paths: Annotated[
+        list[Path] | None,
+        typer.Argument(
+            metavar="[PATH]...",
+            parser=path("PATH"),
+            help="Runs, comparisons or experiments of your own, or folders of them; default: all results.",
         ),
-    ] = Path("results"),
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FOLDER",
+            parser=folder("--out"),
+            help="Folder of the results, into which the report is written (default: results); with PATHs, the folder "
+            "that the page is written into (default: the current one).",
+        ),
+    ] = None,
     as_json: Json = False,
 ) -> None:
-    """Write one report over all stored results.
+    """Write one report over all stored results, or PATHs.
 
-    claims.json, REPORT.md, and report.html as a single file. What cannot be read is told and left out. With --json,
-    claims.json is printed, and nothing is written.
+    claims.json, REPORT.md, and report.html as a single file; of PATHs, report.html alone, to be sent to somebody. What
+    cannot be read is told and left out. With --json, claims.json is printed, and nothing is written.
+    Example: bnrepro report runs/mnist5k
     """
+    from bnrepro.claims import conclusion
+    from bnrepro.report import own
     from bnrepro.report import report as reporting
 
     def left_out(why: str) -> None:
         tell(f"Left out: {why}")
 
+    results = out or Path("results")
     if as_json:
-        from bnrepro.claims import conclusion
-
-        typer.echo(conclusion.as_json(reporting.gather(out, left_out).claims), nl=False)
+        with own.gathered(paths, left_out) if paths else nullcontext(reporting.gather(results, left_out)) as found:
+            typer.echo(conclusion.as_json(found.claims), nl=False)
         return
-    for file in reporting.write(out, left_out):
+    for file in [own.write(paths, out or Path(), left_out)] if paths else reporting.write(results, left_out):
         say(f"Report: {shown(file)}")
+
+
+def export(
+    paths: Annotated[
+        list[Path] | None,
+        typer.Argument(
+            metavar="[PATH]...",
+            parser=path("PATH"),
+            help="Runs, comparisons or experiments, or folders of them (default: results).",
+        ),
+    ] = None,
+    out: Annotated[
+        Path, typer.Option(metavar="FOLDER", parser=folder("--out"), help="Folder that it is written into.")
+    ] = Path("export"),
+) -> None:
+    """Write results for other programs.
+
+    runs.csv: all runs and their curves as one table, with factors and configuration; claims/: a page of Markdown each.
+    Example: bnrepro export runs/mnist5k
+    """
+    from bnrepro.report import export as exporting
+    from bnrepro.report import own
+
+    with own.gathered(paths or [Path("results")], lambda why: tell(f"Left out: {why}")) as found:
+        files = exporting.write(found, out)
+    say(f"Exported: {len(files):,} files into {shown(out)}")
 
 
 def _conclude(folder: Path, own: Any = None) -> None:

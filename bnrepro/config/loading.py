@@ -28,10 +28,13 @@ from bnrepro.errors import UserError as UserError
 from bnrepro.errors import first_line
 from bnrepro.system import reading as stored
 
-WHERE_NOT_WHAT = ("root", "tensorboard", "keep_optimizer", "data.root", "data.path", "norm.file", "model.file")
+WHERE_NOT_WHAT = (
+    *("root", "tensorboard", "keep_optimizer", "angles", "data.root", "data.path", "norm.file", "model.file"),
+)
 """Keys that change where things lie, and no number. Archives and files of code count by their content instead."""
 
 
+LEAVE_ONE = "Leave one of them out."
 MOST_RUNS = 10_000
 """Runs of one sweep or comparison."""
 
@@ -45,15 +48,27 @@ def load_config(overrides: list[str] | None = None) -> Config:
         UserError: an unknown key or group, a wrong type, a value out of range, an archive without a name.
     """
     given = dict(map(parse, overrides or []))
+    said = set(given)
     if recipe := given.pop(RECIPE, None):
         # A group that is chosen beside it replaces all that the recipe says of that group.
         apart = {key for key in given if key in groups()}
         given = {key: v for key, v in _recipe(recipe) if key.partition(".")[0] not in apart} | given
     for key, file in FILES.items():
         if named := user_files.parse(given.get(key, "")):
+            if given.get(file, str(named.file)) != str(named.file):
+                raise UserError(
+                    f"{file} is given twice: {file}={given[file]} and {key}={named.file}:{named.name}. {LEAVE_ONE}"
+                )
             given |= {key: named.name, file: str(named.file)}
     chosen = {key: name for key, name in given.items() if key in groups()}
     cfg = deepcopy(_composed(tuple(sorted(chosen.items()))))
+    # An archive has a name of its own, whichever dataset it is treated like.
+    of_archive = given.get("data.source") is Source.npz or "data.path" in given
+    for group in sorted(said & chosen.keys() - ({"data"} if of_archive else set())):
+        name, there = f"{group}.name", getattr(cfg, group).name
+        if name in said and given[name] != there:
+            other = getattr(given[name], "name", given[name])
+            raise UserError(f"{name} is given twice: {group}={chosen[group]} and {name}={other}. {LEAVE_ONE}")
     for key, value in given.items():
         if key not in chosen:
             *path, last = key.split(".")
@@ -133,7 +148,8 @@ def check(cfg: Config) -> Config:
     for key in NAMES:
         # These become folder names: nothing that could climb out of the root.
         name = values[key]
-        if not re.fullmatch(r"[A-Za-z0-9_]{1,100}", name):
+        of_code = key in FILES and values[FILES[key]] is not None and name.isidentifier()  # as Python has names
+        if not (re.fullmatch(r"[A-Za-z0-9_]+", name) or of_code) or len(name.encode(errors="replace")) > 100:
             raise UserError(f"{key} must be a name of at most 100 letters, digits and underscores; got {name[:200]!r}.")
     for key in PATHS:
         check_path(key, values[key], "Write the path of an .npz archive." if key == "data.path" else "")

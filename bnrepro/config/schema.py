@@ -41,10 +41,13 @@ class Placement(StrEnum):
 
 
 class DropoutPosition(StrEnum):
-    """Where dropout stands: directly before each norm, after each norm and its activation, or before the last layer."""
+    """Where dropout stands: directly before each norm, after each norm and its activation, before the last convolution
+    of each block, or before the last layer.
+    """
 
     before_norm = "before_norm"
     after_norm = "after_norm"
+    in_blocks = "in_blocks"
     last = "last"
 
 
@@ -192,7 +195,8 @@ class Model:
     dropout: float = 0.0
     """Probability of dropping a value; 0 for no dropout."""
     dropout_position: DropoutPosition = DropoutPosition.last
-    """before_norm, after_norm or last."""
+    """before_norm, after_norm, in_blocks (before the last convolution of each pair; vgg_small, resnet20, airbench) or
+    last."""
     init: Initialization = Initialization.he
     """Initial weights: he, glorot or gaussian."""
     init_std: float = 0.01
@@ -255,6 +259,9 @@ class Config:
     schedule: Schedule = field(default_factory=Schedule)
     tensorboard: bool = True
     """Whether TensorBoard events are written."""
+    angles: bool = False
+    """Whether they show at each evaluation by which angle the last step turned each layer's weights, their norm and the
+    effective learning rate. Changes no result."""
     keep_optimizer: bool = False
     """Whether a finished run keeps the optimiser's state, two thirds of its checkpoint. An unfinished one always does:
     it goes on from it."""

@@ -1,7 +1,8 @@
 """Files of a user's own: ``my_norm.py:MyNorm`` stands wherever the name of a norm or a network can stand.
 
 The file that the user named is imported, and no other: it must be complete in itself or import what is installed. Its
-content is part of the identity of what is made with it (`bnrepro.config.identity`).
+content is part of the identity of what is made with it (`bnrepro.config.identity`), and that of a module which it finds
+elsewhere, by PYTHONPATH or ``sys.path``, would not be: such a module is refused, whenever it is imported.
 """
 
 from __future__ import annotations
@@ -10,16 +11,22 @@ import hashlib
 import importlib.util
 import re
 import sys
+import sysconfig
+import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import cache
+from importlib.machinery import ModuleSpec
 from pathlib import Path
-from types import ModuleType
+from types import FrameType, ModuleType
 from typing import Any, NamedTuple
 
 from bnrepro.errors import UserError, did_you_mean
 from bnrepro.system.reading import read_bytes
 
 LARGEST = 2**20  # bytes of a file of code
+FAILS = (Exception, SystemExit)
+"""What code of a user's own can fail with: its ``sys.exit()`` must not end the command, as if all had gone well."""
 
 
 class Named(NamedTuple):
@@ -35,11 +42,17 @@ def parse(text: str) -> Named | None:
     Raises:
         UserError: a file without a name.
     """
-    if match := re.fullmatch(r"(.+\.py):([A-Za-z_]\w{0,99})", text, flags=re.DOTALL):
-        return Named(Path(match[1]).expanduser().absolute(), match[2])
+    match = re.fullmatch(r"(.+\.py):([^:]+)", text, flags=re.DOTALL)
+    if match and _normal(match[2]).isidentifier():
+        return Named(Path(match[1]).expanduser().absolute(), _normal(match[2]))
     if re.search(r"\.py(:.*)?$", text, flags=re.DOTALL):
         raise UserError(f"{text[:200]} does not say which class or function is meant. Write FILE.py:NAME.")
     return None
+
+
+def _normal(name: str) -> str:
+    """``name`` as Python keeps it."""
+    return unicodedata.normalize("NFKC", name)
 
 
 def load(file: Path, name: str) -> Any:
@@ -75,6 +88,8 @@ def load_module(file: Path) -> ModuleType:
         raise UserError(f"{file} is not a Python file: its name must end with .py.")
     module = importlib.util.module_from_spec(spec)
     sys.modules[name], _files[name] = module, file
+    if not any(isinstance(finder, _Installed) for finder in sys.meta_path):
+        sys.meta_path.insert(0, _Installed())
     try:
         with _only_installed(file):
             exec(compile(raw, str(file), "exec"), vars(module))
@@ -96,6 +111,53 @@ def _only_installed(file: Path) -> Iterator[None]:
         yield
     finally:
         sys.path[:] = before
+
+
+class _Installed:
+    """Refuses the modules that a file of a user's own imports from anywhere but the installation."""
+
+    def find_spec(self, name: str, path: Sequence[str] | None = None, target: ModuleType | None = None) -> None:
+        """None: whatever it is, others find it.
+
+        Raises:
+            ImportError: it is none of what is installed.
+        """
+        if not _is_asked_by_a_file():
+            return
+        others = [finder for finder in sys.meta_path if finder is not self and hasattr(finder, "find_spec")]
+        spec = next(filter(None, (finder.find_spec(name, path, target) for finder in others)), None)
+        if spec and (place := _outside(spec)):
+            raise ImportError(f"{name} is not installed but lies in {place}, where a change would not be noticed")
+
+
+def _is_asked_by_a_file() -> bool:
+    """Whether the import that is under way stands in a file that `load_module` loaded."""
+    frame: FrameType | None = sys._getframe(2)
+    while frame and (frame.f_globals.get("__name__") or "").partition(".")[0] in ("importlib", "_frozen_importlib"):
+        frame = frame.f_back
+    return frame is not None and frame.f_globals.get("__name__") in _files
+
+
+def _outside(spec: ModuleSpec) -> str | None:
+    """Where the module lies; None if it is part of the installation."""
+    places = [spec.origin] if spec.has_location and spec.origin else list(spec.submodule_search_locations or ())
+    if not places or any(_is_installed(Path(place)) for place in places):
+        return None
+    return places[0]
+
+
+def _is_installed(place: Path) -> bool:
+    return bool({"site-packages", "dist-packages"} & set(place.parts)) or any(
+        each.is_relative_to(folder) for each in (place, place.resolve()) for folder in _installation()
+    )
+
+
+@cache
+def _installation() -> tuple[Path, ...]:
+    """The folders of Python's own library, of what is installed into it, and of this package."""
+    paths = sysconfig.get_paths()
+    library = (Path(paths[name]) for name in ("stdlib", "platstdlib", "purelib", "platlib"))
+    return (Path(__file__).parents[1], *library)
 
 
 def load_any(file: Path, name: str) -> Any:
@@ -149,12 +211,14 @@ def blame(error: BaseException, files: Sequence[Path]) -> str:
 
 def where(error: BaseException, file: Path) -> str:
     """The error in one line, with the last line of ``file`` that led to it."""
-    line = getattr(error, "lineno", None) if isinstance(error, SyntaxError) else None
+    line, words = None, str(error)
+    if isinstance(error, SyntaxError) and error.filename == str(file):
+        line, words = error.lineno, error.msg  # its text names both too
     trace = error.__traceback__
     while trace is not None:
         if trace.tb_frame.f_code.co_filename == str(file):
             line = trace.tb_lineno
         trace = trace.tb_next
-    text = (str(error).splitlines() or [""])[0][:300]
+    text = (words.splitlines() or [""])[0][:300]
     said = f"{type(error).__name__}: {text}" if text else type(error).__name__
     return f"{said} (line {line})" if line else said

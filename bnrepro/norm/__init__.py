@@ -10,7 +10,7 @@ from bnrepro.norm.convert import convert, freeze, resize, synchronize
 from bnrepro.norm.folding import fold
 from bnrepro.norm.fused import FusedSequential
 from bnrepro.norm.layers import BatchNorm1d, BatchNorm2d, BatchNorm3d, ConvBatchNorm2d, NormError
-from bnrepro.norm.statistics import batch_statistics, reestimate_statistics
+from bnrepro.norm.statistics import batch_statistics, mixed_statistics, reestimate_statistics
 from bnrepro.norm.table import NORMS, NormFactory, NormOptions
 
 __all__ = [
@@ -28,6 +28,7 @@ __all__ = [
     "convert",
     "fold",
     "freeze",
+    "mixed_statistics",
     "reestimate_statistics",
     "resize",
     "synchronize",

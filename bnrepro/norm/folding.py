@@ -36,12 +36,12 @@ def fold(model: nn.Module, example_input: Any = None) -> nn.Module:
 
     A norm with statistics and parameters per channel goes into the convolution or linear layer directly before it,
     where that is known to be the same: the layer is torch's own class, without hooks, methods of its own,
-    parametrization or pruning, of the norm's dtype and device; each of the two is called once and nothing else takes
-    the layer's output or weight. Any other norm becomes `LocationAffine`, one multiplication and one addition a value:
-    one with statistics or parameters per location (a convolution has one weight for all locations), one that follows
-    something else, and all of a network that `torch.fx` cannot trace. Outputs change by rounding alone. A norm that the
-    forward never calls stays. What has taken a norm's place keeps its settings (``num_features``, ``eps``) as
-    attributes, for forwards that read them.
+    parametrization or pruning, of the norm's dtype and device; each of the two is called once, nothing else takes the
+    layer's output or weight, and no hook of a container sees what is between them. Any other norm becomes
+    `LocationAffine`, one multiplication and one addition a value: one with statistics or parameters per location (a
+    convolution has one weight for all locations), one that follows something else, and all of a network that `torch.fx`
+    cannot trace. Outputs change by rounding alone. A norm that the forward never calls stays. What has taken a norm's
+    place keeps its settings (``num_features``, ``eps``) as attributes, for forwards that read them.
 
     A linear layer, or a `Conv1d`, before a norm that takes inputs of 2 and 3 dimensions is folded into only with an
     example, which shows which of the axes its channels are.
@@ -239,6 +239,7 @@ def _pairs(model: nn.Module, tracer: _Tracer) -> tuple[dict[_BatchNorm, nn.Modul
     """For each norm the module whose output it alone takes, if both are called once; the modules that are called."""
     calls = {node: model.get_submodule(str(node.target)) for node in tracer.graph.nodes if node.op == "call_module"}
     uses = list(calls.values())
+    watched = [set(part.modules()) for part in model.modules() if _hooked(part)]
     before = {}
     for node, module in calls.items():
         inputs = [*node.args, *node.kwargs.values()]
@@ -247,7 +248,9 @@ def _pairs(model: nn.Module, tracer: _Tracer) -> tuple[dict[_BatchNorm, nn.Modul
             continue
         layer = calls[source]
         alone = len(source.users) == 1 and uses.count(layer) == uses.count(module) == 1
-        if alone and not tracer.has_read(layer):
+        # What is between the two leaves or enters a container that holds one of them, whose hooks see it.
+        seen = any((layer in inside) != (module in inside) for inside in watched)
+        if alone and not seen and not tracer.has_read(layer):
             before[module] = layer
     return before, set(uses)
 

@@ -220,6 +220,11 @@ def moments(x: Tensor, axes: tuple[int, ...], group: dist.ProcessGroup | None = 
 def centred_moments(centred: Tensor, axes: tuple[int, ...], group: dist.ProcessGroup | None) -> tuple[Tensor, Tensor]:
     """What is left of the mean, which was rounded before it was subtracted, and the biased variance, never negative.
 
+    With c for what is ``centred``, the formulas are::
+
+        rest = mean_S(c)
+        var  = mean_S(c^2) - rest^2
+
     Of a constant 1e7 in float32 the mean is off by units: squared, they are no variance.
     """
     rest, square = _pooled_means(axes, group, centred, centred.square())
@@ -385,7 +390,9 @@ def _gradients(
     """The module's formula: dx, and what summed to the shapes of weight and bias gives their gradients.
 
     The factors that are constant along S are taken out of the means: each pass over a tensor of x's size that is
-    saved is time saved.
+    saved is time saved. Where weight is one of them::
+
+        dx = rstd * weight * (dy - mean_S(dy) - (x - mean) * rstd^2 * mean_S(dy * (x - mean)))
     """
     dtype = dy.dtype
     if x.numel() == 0 and group is None:  # sums over nothing are zero, and means over nothing are not

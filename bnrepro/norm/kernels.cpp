@@ -160,7 +160,10 @@ inline A activated(A v) {
     return RELU && v < 0 ? A(0) : v;
 }
 
-// Whether the guess that moments were taken about is so far from the mean that their difference loses digits, or range.
+// Whether the guess that moments were taken about is so far from the mean that their difference loses digits, or range:
+// whether off^2 is more than 32 times the variance.
+//     off = first / count
+//     var = second / count - off^2
 template <class A>
 inline bool far(A first, A second, A inverse) {
     const A off = first * inverse;
@@ -196,7 +199,8 @@ struct Running {
           weight(static_cast<A>(call.momentum)),
           unbiased(static_cast<A>(values / (values - 1.0))) {}
 
-    // `to` moves to `factor` times the batch's, as torch.lerp does it.
+    // `to` moves to `factor` times the batch's, as torch.lerp does it:
+    //     running = running + momentum * (batch - running)
     void move(const A* __restrict from, A* __restrict to, int64_t count, A factor) const {
 #pragma omp simd
         for (int64_t j = 0; j < count; ++j) {
@@ -246,7 +250,9 @@ void spread(const Call& call, const A* from, int64_t q0, int64_t count, A* to) {
 }
 
 // Statistics of a tile, of which the first is number q0: what is kept of them and what normalises by them.
-// mean + lost is the mean before its rounding, which goes into the output through its shift.
+// mean + lost is the mean before its rounding, which goes into the output through its shift:
+//     scale = weight / sqrt(var + eps)
+//     shift = bias - lost * scale
 template <class A>
 void finish(const Call& call, int64_t q0, int64_t count, int64_t values, A* __restrict mean, const A* __restrict lost,
             A* __restrict var, A* __restrict scale, A* __restrict shift) {
@@ -274,6 +280,9 @@ void finish(const Call& call, int64_t q0, int64_t count, int64_t values, A* __re
 }
 
 // dx = a * dy + b * (x - mean) + c, the factors being those of function.py that are constant along the statistic.
+//     a = weight * rstd
+//     b = -a * rstd^2 * mean_S(dy * (x - mean))
+//     c = -a * mean_S(dy)
 // On entry a is the weight, b the sum of dy * (x - mean) and c that of dy; b leaves in `product` as that of dy * xhat.
 template <class A>
 inline void factors(A rstd, double values, A& a, A& b, A& c, A& product) {
@@ -286,11 +295,17 @@ inline void factors(A rstd, double values, A& a, A& b, A& c, A& product) {
 
 // --- rows ---
 
+// Of a row, with what `finish` made:
+//     y = (x - mean) * scale + shift
 template <class T, bool RELU, class S, class A>
 void normalise(const S* __restrict x, T* y, int64_t count, bool past_cache, A mean, A scale, A shift) {
     put(y, count, past_cache, [=](int64_t i) { return activated<RELU>((load(x[i]) - mean) * scale + shift); });
 }
 
+// Adds the deviations of a row from a guess of its mean, and their squares; copies the row, if there is where. Of `count`
+// values the moments are then
+//     mean = guess + first / count
+//     var = second / count - (first / count)^2
 template <class T, class A>
 void add_deviations(const T* __restrict x, int64_t count, A guess, A* __restrict copy, A& first, A& second) {
     A a = 0, b = 0;
@@ -362,7 +377,9 @@ void rows_forward(const Call& call) {
     }
 }
 
-// Adds to the sums of dy and of dy * (x - mean), which are copied if there is where.
+// Adds to the sums of dy and of dy * (x - mean), which are copied if there is where:
+//     gradient = sum(dy)
+//     product = sum(dy * (x - mean))
 template <bool RELU, class T, class A>
 void add_products(const T* __restrict x, const T* __restrict dy, int64_t count, A mean, A scale, A shift,
                   A* __restrict xs, A* __restrict gs, double& gradient, double& product) {

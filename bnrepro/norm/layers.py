@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch import distributed as dist
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.utils.parametrize import is_parametrized
 
 from bnrepro.norm.function import affine, against, batch_norm, by_kernels, dense_both_ways, moments, widen
 
@@ -41,7 +42,7 @@ def check_tensors(layer: Any, x: Tensor, *own_tensors: Tensor | None) -> None:
             f"shape {tuple(x.shape)} is {what}. Convert it first, for example with "
             f"{'.float()' if x.layout is _DENSE else '.to_dense()'}."
         )
-    if layer.eps < 0:
+    if getattr(layer, "eps", 0.0) < 0:
         raise NormError(f"{type(layer).__name__}: eps must be non-negative, got {layer.eps}.")
     channels = x.shape[1]
     for tensor in own_tensors:
@@ -77,7 +78,9 @@ def copied_in_its_group(layer: Any, memo: dict[int, Any]) -> Any:
     """``__deepcopy__`` of a layer that works in the same process group, which cannot be copied."""
     memo[id(layer.process_group)] = layer.process_group
     memo[id(layer)] = new = object.__new__(type(layer))
-    new.__setstate__(copy.deepcopy(layer.__getstate__(), memo))
+    # Of a parametrized layer torch lets the state be copied, but not be asked for.
+    state = vars(layer) if is_parametrized(layer) else layer.__getstate__()
+    new.__setstate__(copy.deepcopy(state, memo))
     return new
 
 
@@ -218,6 +221,15 @@ class _HandDerived(_BatchNorm):
     def _update_running(
         self, running_mean: Tensor | None, running_var: Tensor | None, mean: Tensor, var: Tensor, count: int
     ) -> None:
+        """Move the running statistics to the batch's, the variance to the unbiased one.
+
+        With m for ``count``, and a momentum of None for one over the number of batches that were seen::
+
+            running_mean = (1 - momentum) * running_mean + momentum * mean
+            running_var  = (1 - momentum) * running_var + momentum * var * m / (m - 1)
+
+        An empty batch moves nothing.
+        """
         if not self.track_running_stats:
             return
         if (running_mean is None) != (running_var is None):

@@ -13,7 +13,7 @@ from torch import distributed as dist
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from bnrepro.norm.convert import check_open, copied, few, first_line, uses_statistics_itself
-from bnrepro.norm.function import centred_moments, pooled_mean, widen
+from bnrepro.norm.function import against, centred_moments, pooled_mean, widen
 from bnrepro.norm.layers import NormError, _HandDerived
 
 
@@ -224,3 +224,53 @@ def batch_statistics(model: nn.Module) -> Iterator[None]:
     finally:
         for layer, (mean, var, batches) in zip(layers, kept, strict=True):
             layer.running_mean, layer.running_var, layer.num_batches_tracked = mean, var, batches
+
+
+@contextmanager
+def mixed_statistics(model: nn.Module, prior: float, images: int) -> Iterator[None]:
+    """Within it, norms of ``model`` normalise in eval mode by a mixture of their running statistics and the batch's.
+
+    A batch is cut along N into parts of ``images`` (an incomplete last part stands alone), each of which is adapted to
+    by itself: with n images in a part, both mean and variance are ``(prior * running + n * part's) / (prior + n)``.
+    With ``prior=0`` a part is normalised by itself (`batch_statistics`), with a very large one as ever. Buffers are not
+    touched.
+
+    Raises:
+        NormError: a negative ``prior``, no ``images``, or a layer that divides by another measure than the deviation.
+
+    Source: Schneider et al., "Improving robustness against common corruptions by covariate shift adaptation" (2020),
+    where ``prior`` is the number of pseudo samples N.
+    """
+    if not prior >= 0 or images < 1:
+        raise NormError(f"mixed_statistics needs prior >= 0 and images >= 1; got {prior} and {images}.")
+    check_open(model)
+    layers = tracking_layers(model)
+    if other := [name or "the model" for name, layer in layers.items() if not _takes_the_variance(layer)]:
+        raise NormError(f"mixed_statistics mixes variances, by which {few(other)} does not normalise.")
+
+    def forward(layer: Any, inputs: tuple[Tensor, ...], _output: Tensor) -> Tensor:
+        x, axes = inputs[0], getattr(layer, "statistics_axes", _channel_axes)(inputs[0])
+        whole = len(x) // images * images
+        parts = [x[:whole].unflatten(0, (-1, images)), x[None, whole:]]  # (parts, images, C, ...)
+        y = torch.cat([_mixed(layer, part, axes, prior).flatten(0, 1) for part in parts if part.numel()])
+        scale, shift = (None if each is None else against(each, x) for each in (layer.weight, layer.bias))
+        return y if scale is None else y * scale + shift if shift is not None else y * scale
+
+    handles = [layer.register_forward_hook(forward) for layer in layers.values()]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _mixed(layer: Any, parts: Tensor, axes: tuple[int, ...], prior: float) -> Tensor:
+    """``parts`` (parts, images, C, ...) with each part normalised along ``axes`` of it."""
+    over = tuple(axis + 1 for axis in axes)
+    found = torch.var_mean(parts, over, correction=0, keepdim=True)
+    share = prior / (prior + parts.shape[1])
+    var, mean = (
+        torch.lerp(own, kept.reshape(own.shape[1:]).to(own.dtype), share)
+        for own, kept in zip(found, (layer.running_var, layer.running_mean), strict=True)
+    )
+    return (parts - mean) * (var + layer.eps).rsqrt()

@@ -14,6 +14,7 @@ from bnrepro.norm.layers import BatchNorm1d, BatchNorm2d, BatchNorm3d, ConvBatch
 from bnrepro.norm.variants import (
     BatchRenorm,
     DetachedBatchNorm,
+    DynamicTanh,
     GhostBatchNorm,
     LpBatchNorm,
     LpNorm,
@@ -134,6 +135,11 @@ def _layer(num_features: int, spatial_shape: tuple[int, ...], options: NormOptio
     return nn.LayerNorm((num_features, *spatial_shape), elementwise_affine=options.affine, **given)
 
 
+def _tanh(num_features: int, spatial_shape: tuple[int, ...], options: NormOptions = NormOptions()) -> nn.Module:
+    """A learned tanh in a norm's place (Zhu et al. 2025)."""
+    return DynamicTanh(num_features, **options.given("affine"))
+
+
 def _instance(num_features: int, spatial_shape: tuple[int, ...], options: NormOptions = NormOptions()) -> nn.Module:
     """`torch.nn.InstanceNorm2d`. After a linear layer there is one value an instance, and nothing to normalise by."""
     if math.prod(spatial_shape) == 1:
@@ -178,6 +184,7 @@ NORMS: dict[str, NormFactory] = {
     "layernorm": _layer,
     "instancenorm": _instance,
     "lrn": _local_response,
+    "dyt": _tanh,
 }
 
 SHIPPED = dict(NORMS)

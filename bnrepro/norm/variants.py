@@ -341,3 +341,62 @@ class LpNorm(_Differentiated):
                 largest = of_all_processes(largest, group).amax(0)
             var = largest.square()
         return mean, var
+
+
+class DynamicTanh(nn.Module):
+    r"""DyT, which stands where a norm stands and takes no statistics: a tanh, with gamma and beta per channel.
+
+    .. math:: y = \gamma_c \tanh(\alpha x) + \beta_c
+
+    with one learned :math:`\alpha`, 0.5 at the start, for all channels. Shapes: (N, C) or (N, C, ...) in and out; the
+    same in train and eval. Each output depends on its own input alone. A bias of the layer before it would be inside
+    the tanh, where beta does not make up for it; the package's networks leave it out all the same, as before a norm.
+
+    Raises:
+        NormError: (a ValueError) another number of channels; inputs that are not dense floats, or not of the
+            parameters' dtype (16-bit ones may meet float32).
+
+    Source: Zhu et al., "Transformers without Normalization" (2025), section 4 and Algorithm 1.
+    """
+
+    start = 0.5
+    weight: nn.Parameter | None
+    bias: nn.Parameter | None
+
+    def __init__(
+        self,
+        num_features: int,
+        affine: bool = True,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        self.num_features, self.affine = num_features, affine
+        self.alpha = nn.Parameter(torch.empty(1, device=device, dtype=dtype))
+        for name in ("weight", "bias"):
+            values = nn.Parameter(torch.empty(num_features, device=device, dtype=dtype)) if affine else None
+            self.register_parameter(name, values)
+        self.reset_parameters()
+        self.__dict__["__module__"] = "torch.nn"  # whole in graphs of torch.fx: see `bnrepro.norm.layers`
+
+    def reset_parameters(self) -> None:
+        """Alpha 0.5, gamma 1 and beta 0."""
+        nn.init.constant_(self.alpha, self.start)
+        for values, value in ((self.weight, 1.0), (self.bias, 0.0)):
+            if values is not None:
+                nn.init.constant_(values, value)
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Shapes: (N, C, ...) in and out."""
+        x, weight, bias = input, self.weight, self.bias
+        if x.dim() < 2 or x.shape[1] != self.num_features:
+            wanted = f"(N, {self.num_features}) or (N, {self.num_features}, ...)"
+            raise NormError(f"DynamicTanh takes an input of shape {wanted}, got {tuple(x.shape)}")
+        check_tensors(self, x, weight, bias)
+        x = dense_both_ways(x)
+        squashed = torch.tanh(self.alpha * widen(x))
+        return affine(squashed, against(weight, x), against(bias, x)).to(x.dtype)
+
+    def extra_repr(self) -> str:
+        """The arguments, as torch's layers show theirs."""
+        return f"{self.num_features}, affine={self.affine}"

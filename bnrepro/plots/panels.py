@@ -6,6 +6,7 @@ by whoever calls the function.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Hashable, Mapping, Sequence
 from itertools import cycle
 from typing import Any, NamedTuple
@@ -76,6 +77,7 @@ def lines(
     apart: float = 0.0,
     log: bool = False,
     marks: bool = True,
+    seeds: bool = False,
 ) -> None:
     """Means over seeds against ``x``, with 95% intervals as bands or ``bars``; a line for each level of ``by``.
 
@@ -89,6 +91,7 @@ def lines(
         apart: how far levels are moved apart along x, so that bars do not hide one another.
         log: mean and interval are those of the logarithm.
         marks: whether points have markers.
+        seeds: a thin line for each seed in place of the interval.
     """
     groups = values.by(by) if by else {None: values}
     if isinstance(look, Look):
@@ -99,7 +102,19 @@ def lines(
         found = (groups[level].log() if log else groups[level]).intervals(x)
         if all(isinstance(at, int | float) for at in found):
             found = dict(sorted(found.items()))  # a level that the first seed lacks is the last of the records
-        curve(axes, found, look[level], bars=bars, shift=apart * (place - (len(drawn) - 1) / 2), log=log, marks=marks)
+        shift = apart * (place - (len(drawn) - 1) / 2)
+        if seeds:
+            found = {at: Interval(each.mean, math.nan, math.nan, each.n) for at, each in found.items()}
+            _thin(axes, groups[level], list(found), look[level], shift)
+        curve(axes, found, look[level], bars=bars, shift=shift, log=log, marks=marks)
+
+
+def _thin(axes: Axes, values: Values, at: list[Any], look: Look, shift: float) -> None:
+    """A thin line for each seed of values with one factor."""
+    for seed in sorted({seed for _, seed in values.data}):
+        path = {x: values.data[(x,), seed] for x in at if ((x,), seed) in values.data}
+        how: dict[str, Any] = {"color": look.color, "linewidth": 0.5, "alpha": 0.45, "zorder": 1.5}
+        axes.plot([x + shift for x in path] if shift else list(path), list(path.values()), **how)
 
 
 def curve(

@@ -28,6 +28,7 @@ from bnrepro.runs import record
 from bnrepro.runs.record import Run, Status
 from bnrepro.stats import Interval, t_interval
 from bnrepro.system import reading as stored
+from bnrepro.system.output import counted
 
 VARIANTS = ("nobn", "bn", "custombn", "convbn")
 PART, TABLE = "comparison", "table.csv"
@@ -76,8 +77,8 @@ def check_room(folder: Path, configs: Sequence[Config], threshold: float | None 
     same = all(there.get(key) == value for key, value in leaves(what(configs[0], WITHOUT)))
     if not (kept and same and held.variants[0] == configs[0].variant and held.threshold == threshold):
         raise UserError(
-            f"--out={folder} holds another comparison ({', '.join(held.variants)}; {len(held.runs)} runs), which this "
-            "one would replace. Give another folder, or delete that one."
+            f"--out={folder} holds another comparison ({', '.join(held.variants)}; {counted(len(held.runs), 'run')}), "
+            "which this one would replace. Give another folder, or delete that one."
         )
 
 
@@ -155,7 +156,7 @@ def _command(runs: list[Run], threshold: float | None) -> str:
     files = {variant: run.config.norm.file for variant, run in firsts.items()}
     names = [f"{Path(file).name}:{variant}" if file else variant for variant, file in files.items()]
     seeds = 1 + max(run.summary["seed"] for run in runs)
-    left_out = {*WITHOUT, "norm.file", "root", "tensorboard"}
+    left_out = {*WITHOUT, "norm.file", "root", "tensorboard", "angles"}
     values = {key: value for key, value in differing(runs[0].config).items() if key not in left_out}
     values |= {key: Path(values[key]).name for key in ("data.path", "model.file") if key in values}
     values |= {"data.root": "DIR"} if "data.root" in values else {}

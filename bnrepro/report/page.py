@@ -1,241 +1,278 @@
-"""The report as one HTML file: no scripts, no requests, figures as SVG in the page. All texts are escaped."""
+"""The report as one HTML file: no requests, and nothing runs but its own scripts, which the policy names by their hash.
+
+Templates, style and scripts are files in `atlas/`. Jinja escapes every text; what is marked as HTML here is made of
+escaped parts.
+"""
 
 from __future__ import annotations
 
 import base64
+import hashlib
+import json
+import math
 import re
-from html import escape
-from itertools import count
+from collections.abc import Callable
+from functools import cache, partial
 from pathlib import Path
-from string import Template
-from typing import Any
-from xml.etree import ElementTree
+from typing import Any, NamedTuple
 
-from bnrepro.errors import UserError, in_brackets
-from bnrepro.report.report import (
-    COLUMNS,
-    LONG,
-    MEANINGS,
-    NONE,
-    TITLE,
-    Image,
-    Q,
-    Report,
-    Section,
-    anchor,
-    flat,
-    history,
-    marked_up,
-    number,
-    number_of,
-    q_of,
-    size,
-    told,
-)
-from bnrepro.system import reading as stored
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup, escape
 
-SVG, XLINK = "http://www.w3.org/2000/svg", "http://www.w3.org/1999/xlink"
-HEAVY = 600_000  # bytes from which a figure's PNG is lighter for a browser than its SVG
+from bnrepro import __version__
+from bnrepro.claims.conclusion import KINDS, SCALES
+from bnrepro.claims.evidence import Verdict
+from bnrepro.report import curves, explaining, forest, questions, wording
+from bnrepro.report.drawing import inline
+from bnrepro.report.model import Image, Report, Section
+from bnrepro.report.wording import LONG, MEANINGS, TITLE, Q, Row, Rows, anchor, counted, flat, number_of, plural
+from bnrepro.stats import Interval
+from bnrepro.system.reading import printable
+
+ATLAS = Path(__file__).with_name("atlas")
+STYLES, SCRIPTS = ("uplot.css", "style.css"), ("atlas.js",)
+CHARTS = ("uplot.js", "chart.js")
+"""Scripts that only a page with curves needs."""
 SHORT = 30  # characters that a table's cell keeps on one line
-KEPT = {
-    *("svg", "g", "defs", "use", "symbol", "marker", "clipPath", "mask", "pattern", "linearGradient", "radialGradient"),
-    *("stop", "path", "rect", "circle", "ellipse", "line", "polyline", "polygon", "image", "text", "tspan", "filter"),
-    *("feColorMatrix", "feGaussianBlur", "feOffset", "feBlend", "feComposite"),
-}
-"""Elements of a drawing: nothing that runs, loads, links or changes other elements."""
-SAFE_CALLS = {"url", "rgb", "rgba", "hsl", "hsla", "matrix", "translate", "scale", "rotate", "skewX", "skewY", "calc"}
-LEAST = 560  # CSS pixels: a wide figure is not drawn smaller, but moves sideways on a phone
-ZOOM = 1.2 * 4 / 3  # CSS pixels a point: figures are made for print, and are read from further away on a screen
+SMALL, WIDE = 300, 420  # points up to which a figure is half a page wide, and from which it is a whole one
+TENS = ("No", "One", "Two", "Three", "Four", "Five", "Six", "Seven", "Eight", "Nine", "Ten")
 
 
-def page(report: Report) -> str:
-    """``report`` as HTML."""
-    template = Template(Path(__file__).with_suffix(".html").read_text(encoding="utf-8"))
+def page(report: Report, out: Path | None = None, title: str = TITLE) -> str:
+    """``report`` as HTML.
+
+    Args:
+        report: what it shows.
+        out: the folder that it will lie in, for links to the code beside it; None: it goes to somebody else.
+        title: its heading.
+    """
     judged = [section for section in report.sections if section.claims]
-    numbering = count(1)
-    return template.substitute(
-        title=escape(TITLE),
-        summary=escape(report.summary()),
-        contents="".join(map(_entry, report.sections)),
-        meanings="".join(f"<dt>{_verdict(v)}</dt><dd>{escape(text)}.</dd>" for v, text in MEANINGS.items()),
-        kinds=_table("Verdicts by kind and scale", report.by_kind()) if judged else "",
-        sensitive=escape(report.sensitive()) if judged else "",
-        head="".join(f"<th scope=col>{escape(name)}</th>" for name in COLUMNS),
-        q=escape(Q),
-        verdicts="".join(_claim(report, section, row) for section in judged for row in section.claims),
-        sections="".join(_section(section, numbering) for section in report.sections),
+    charts = {section.name: found for section in report.sections if (found := curves.charts(section))}
+    style = "\n".join(map(_asset, STYLES))
+    scripts = [_asset(name) for name in (*SCRIPTS, *(CHARTS if charts else ()))]
+    text = (
+        _environment(out)
+        .get_template("page.html")
+        .render(
+            report=report,
+            title=title,
+            version=__version__,
+            policy=policy([style], scripts),
+            style=Markup(style),
+            scripts=list(map(Markup, scripts)),
+            lead=lead(report),
+            answers=questions.answers(report.claims),
+            claims=report.claims,
+            judged=judged,
+            filters=_filters(report.claims),
+            ticks=forest.common_ticks(),
+            meanings=MEANINGS,
+            q=Q,
+            charts={name: _json({"t": curves.quantiles(), "charts": each}) for name, each in charts.items()},
+            numbering=Numbering(),
+        )
     )
+    return printable(text)
 
 
-def _entry(section: Section) -> str:
-    return f'<li><a href="#{section.name}">{escape(section.title)}</a>{escape(told(section))}</li>'
-
-
-def _claim(report: Report, section: Section, row: dict[str, Any]) -> str:
-    here = anchor(section, row)
-    said = _details(row)
-    texts = [_text(row["sentence"]), _text(row["reported"] or NONE), said, escape(row["kind"]), q_of(report, row)]
-    verdict = f"{_verdict(row['verdict'])}<small>{_text(size(row))}</small>"
-    cells = [f'<a href="#{here}">{escape(number_of(row))}</a>', *texts, verdict]
-    told = "".join(
-        f'<td data-label="{escape(name)}"><div>{cell}</div></td>' for name, cell in zip(COLUMNS, cells, strict=True)
-    )
-    return f'<tr id="{here}">{told}</tr>\n'
-
-
-def _details(row: dict[str, Any]) -> str:
-    """The answer; unfolded, all that is known of it."""
-    facts = {
-        "Found": row["found"],
-        "Source": " ".join(filter(None, (row["source"], row["where"] and f"({row['where']})"))),
-        "Its words": row["quote"],
-        "Seeds to decide": row["needed"],
-        "Changes with the margin": " and ".join(f"times {factor:g}" for factor in row["flips_at"]),
-        **dict(history(row)),
-        "Judged in": row["judged_in"],
-        "Made by": row["command"],
-    }
-    pairs = "".join(f"<dt>{escape(what)}</dt><dd>{_text(text)}</dd>" for what, text in facts.items() if text)
-    return f"<details><summary>{_text(row['answer'])}</summary><dl>{pairs}</dl></details>"
-
-
-def _section(section: Section, numbering: count[int]) -> str:
-    parts = [f'<section id="{section.name}"><h2>{escape(section.title)}</h2>']
-    if section.source:
-        parts.append(f"<p>Source: {_text(section.source)}</p>")
-    facts = [
-        f"<dt>{escape(what)}</dt><dd>{f'<code>{escape(text)}</code>' if what == 'Made by' else _text(text)}</dd>"
-        for what, text in section.facts
-    ]
-    parts.append(f"<dl>{''.join(facts)}</dl>")
-    if section.deviations:
-        items = "".join(f"<li>{_text(sentence)}</li>" for sentence in section.deviations)
-        parts.append(f"<h3>What is done otherwise than in the source</h3><ul>{items}</ul>")
-    if section.claims:
-        verdicts = [
-            f'<li><a href="#{anchor(section, row)}">{escape(number_of(row))}</a> {_verdict(row["verdict"])}'
-            + ("" if row["scale"] == "exact" else f" <small>({row['scale']})</small>")
-            + "</li>"
-            for row in section.claims
+def lead(report: Report) -> list[str]:
+    """What is here, in four sentences; of a page without claims, in one or two."""
+    claims = report.claims
+    if not claims:
+        runs = sum(len(section.runs) for section in report.sections)
+        return [
+            f"{plural(runs, 'run')} of this project's networks, with curves, tables and settings.",
+            "It loads nothing.",
         ]
-        parts.append(f'<h3>Claims</h3><ul class="claims">{"".join(verdicts)}</ul>')
-    if section.images:
-        parts.append(f'<div class="figures">{"".join(_figure(image, numbering) for image in section.images)}</div>')
-    parts += [_table(title, rows) for title, rows in section.tables]
-    if section.settings:
-        pairs = "".join(f"<dt><code>{escape(k)}</code></dt><dd>{escape(v)}</dd>" for k, v in flat(section.settings))
-        parts.append(f"<details><summary>Settings</summary><dl>{pairs}</dl></details>")
-    return "\n".join([*parts, "</section>\n"])
+    judged = sum(bool(section.claims) for section in report.sections)
+    revised = sum(row["withdrawn"] is not None for row in claims)
+    old = sum(questions.stale(row) is not None for row in claims if row["verdict"] in questions.SIDES)
+    told = ((revised, "claim", "under revision"), (old, "verdict", "from an earlier design"))
+    waits = wording.listed(f"{plural(count, what)} {why}" for count, what, why in told if count)
+    return [
+        f"{plural(len(claims), 'claim')} about batch normalization from {plural(judged, 'source')}, each put to the "
+        "test by code that anyone can run again.",
+        f"{wording.up(counted(claims))}.",
+        "A verdict comes from one rule on intervals over seeds; reduced and toy say that it was tried at a smaller "
+        "scale than the source's.",
+        f"Next runs are awaited by {waits}." if waits else "No claim awaits other runs.",
+    ]
 
 
-def _table(title: str, rows: list[dict[str, Any]]) -> str:
+def policy(styles: list[str], scripts: list[str]) -> str:
+    """The content security policy: these styles and scripts by their hashes, pictures in the page, and nothing else."""
+
+    def hashes(texts: list[str]) -> str:
+        each = (base64.b64encode(hashlib.sha256(text.encode()).digest()).decode() for text in texts)
+        return " ".join(f"'sha256-{digest}'" for digest in each)
+
+    allowed = {"default-src": "'none'", "script-src": hashes(scripts), "style-src": hashes(styles), "img-src": "data:"}
+    allowed |= {"base-uri": "'none'", "form-action": "'none'"}
+    return "; ".join(f"{what} {where}" for what, where in allowed.items())
+
+
+class Numbering:
+    """The numbers of figures and tables."""
+
+    def __init__(self) -> None:
+        self._figures = self._tables = 0
+
+    def figure(self) -> int:
+        """The next figure's."""
+        self._figures += 1
+        return self._figures
+
+    def table(self) -> int:
+        """The next table's."""
+        self._tables += 1
+        return self._tables
+
+
+# --- what templates call ------------------------------------------------------------------------------------------
+
+
+def _environment(out: Path | None) -> Environment:
+    made = Environment(
+        loader=FileSystemLoader(ATLAS), autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=StrictUndefined
+    )
+    made.filters |= {
+        "text": text,
+        "breakable": _breakable,
+        "parted": wording.parted,
+        "short": _short,
+        "in_words": lambda count: TENS[count] if count < len(TENS) else str(count),
+        "plural": plural,
+        "blank": lambda value: "" if value is None else f"{value:.4g}",
+        "flat": flat,
+        "drawing": _drawing,
+        "columns": columns,
+        "counts": _counts,
+        "contents": _contents,
+        **_of_claims(out),
+    }
+    return made
+
+
+def _of_claims(out: Path | None) -> dict[str, Callable[..., Any]]:
+    """What templates ask of a claim's row."""
+    return {
+        "anchored": lambda row: anchor(row["paper"], row),
+        "number_of": number_of,
+        "scale": wording.scale,
+        "stale": questions.stale,
+        "deciding": forest.deciding,
+        "in_margins": forest.in_margins,
+        "overview": lambda row: forest.overview(row, questions.reported(row)),
+        "panels": lambda row: forest.panels(row["effects"], reported=questions.reported(row)),
+        "panels_beside": lambda row: forest.panels(row["beside"], decides=False),
+        "valued": _valued,
+        "by_seed": by_seed,
+        "facts": explaining.facts,
+        "judged_at": explaining.judged_at,
+        "link": partial(explaining.link, out=out),
+        "q_of": wording.q_of,
+    }
+
+
+def text(value: Any) -> Markup:
+    """A text with its addresses as links and what stands between backticks as code."""
+    return Markup(
+        wording.marked_up(
+            str(value),
+            _breakable,
+            lambda address: Markup('<a href="{}">{}</a>').format(address, _breakable(address.split("//", 1)[1])),
+            lambda code: Markup("<code>{}</code>").format(code),
+        )
+    )
+
+
+def _breakable(value: Any) -> Markup:
+    """A text escaped; a long word may break after a slash or an underscore, rather than anywhere."""
+    told = str(escape(str(value)))
+    return Markup(re.sub(r"\S{15,}", lambda word: re.sub(r"([/_])(?=\w)", r"\1<wbr>", word.group()), told))
+
+
+def _short(title: str) -> str:
+    return title if len(title) <= 72 else f"{title[:70].rstrip(' ,')}…"
+
+
+def _drawing(image: Image, number: int) -> tuple[Markup, str]:
+    """A figure's element, and how much of the page's width it takes."""
+    drawn, width = inline(image.stem.with_suffix(".svg"), f"f{number}-", image.caption)
+    return Markup(drawn), "small" if width <= SMALL else "wide" if width > WIDE else "middle"
+
+
+class Grid(NamedTuple):
+    """A table's cells as they are shown."""
+
+    names: list[tuple[str, bool]]
+    """(heading, whether its cells are numbers)."""
+    rows: list[list[tuple[str, str]]]
+    """(cell, class)."""
+    folded: bool
+
+
+def columns(rows: Rows) -> Grid:
+    """``rows`` as a table shows them: digits are equal within a column."""
     names = list(rows[0]) if rows else []
     texts = {name for name in names if any(isinstance(row[name], str) for row in rows)}
-    kinds = {name: "" if name in texts else " class=number" for name in names}
-    head = "".join(f"<th scope=col{kinds[name]}>{escape(name.replace('_', ' '))}</th>" for name in names)
-    body = "".join(f"<tr>{''.join(_cell(row[name], name in texts) for name in names)}</tr>\n" for row in rows)
-    table = f'<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>\n{body}</tbody></table></div>'
-    if len(rows) >= LONG:
-        return f"<details><summary>{_text(title)}</summary>{table}</details>"
-    return f"<h3 class=caption>{_text(title)}</h3>{table}"
+    shown = {name: wording.column([row[name] for row in rows]) for name in names}
+    body = [
+        [(shown[n][i], ("short" if len(shown[n][i]) <= SHORT else "") if n in texts else "number") for n in names]
+        for i in range(len(rows))
+    ]
+    return Grid([(name.replace("_", " "), name not in texts) for name in names], body, len(rows) >= LONG)
 
 
-def _cell(value: Any, text: bool) -> str:
-    shown = value if isinstance(value, str) else number(value)
-    kind = "" if text else "number"
-    return f'<td class="{"short" if text and len(shown) <= SHORT else kind}">{_text(shown)}</td>'
+def _valued(panel: forest.Panel) -> list[tuple[Row, forest.Strip | None, str]]:
+    """(effect, strip, mean and interval) of a panel's rows; digits are equal within it."""
+    values = wording.column([_interval(effect) for effect, _ in panel.rows])
+    found = zip(panel.rows, values, strict=True)
+    return [
+        (effect, drawn, value.partition(" (n=")[0] if drawn else effect["shown"]) for (effect, drawn), value in found
+    ]
 
 
-def _verdict(verdict: str) -> str:
-    return f'<strong class="verdict {escape(verdict.replace(" ", "-"))}">{escape(verdict)}</strong>'
+def _interval(effect: Row) -> Interval:
+    mean, low, high = (math.nan if effect[end] is None else effect[end] for end in ("mean", "low", "high"))
+    return Interval(mean, low, high, effect["n"])
 
 
-def _text(text: Any) -> str:
-    return marked_up(
-        str(text),
-        _breakable,
-        lambda address: f'<a href="{escape(address)}">{_breakable(address.split("//", 1)[1])}</a>',
-        lambda code: f"<code>{escape(code)}</code>",
-    )
+def by_seed(row: Row) -> tuple[list[str], list[tuple[str, list[str]]]] | None:
+    """(conditions, (seed, values)) of a claim's effects that are random; None where none is."""
+    effects = [effect for effect in row["effects"] if effect["rule"] != "exact" and effect["seeds"]]
+    if not effects:
+        return None
+    seeds = sorted({seed for effect in effects for seed in effect["seeds"]}, key=lambda seed: (len(seed), seed))
+    cells = [wording.column([effect["seeds"].get(seed) for seed in seeds]) for effect in effects]
+    names = [effect["condition"] or row["estimand"] for effect in effects]
+    return names, [(seed, [column[i] for column in cells]) for i, seed in enumerate(seeds)]
 
 
-def _breakable(text: str) -> str:
-    """``text`` escaped; a long word may break after a slash or an underscore, rather than anywhere."""
-    return re.sub(r"\S{15,}", lambda word: re.sub(r"([/_])(?=\w)", r"\1<wbr>", word.group()), escape(text))
+def _filters(claims: Rows) -> dict[str, list[str]]:
+    """The levels that claims can be filtered by, in the order in which they are known."""
+    orders: dict[str, tuple[str, ...]] = {"paper": (), "verdict": tuple(Verdict), "kind": KINDS, "scale": SCALES}
+    there = {key: dict.fromkeys(str(row[key]) for row in claims) for key in orders}
+    return {key: [level for level in order or there[key] if level in there[key]] for key, order in orders.items()}
 
 
-# --- figures ------------------------------------------------------------------------------------------------------
+def _counts(section: Section) -> str:
+    return f"Preset {section.preset}. {wording.up(counted(section.claims))}."
 
 
-def _figure(image: Image, numbering: count[int]) -> str:
-    number = next(numbering)
-    file = image.stem.with_suffix(".svg")
-    drawn, width = inline(file, f"f{number}-", image.caption)
-    if file.stat().st_size > HEAVY:
-        try:
-            data = base64.b64encode(stored.read_bytes(image.stem.with_suffix(".png"))).decode()
-        except (OSError, ValueError) as error:
-            raise UserError(
-                f"{file} has no PNG beside it ({in_brackets(error)}). `bnrepro figures` draws it again."
-            ) from error
-        drawn = f'<img alt="{escape(image.caption)}" src="data:image/png;base64,{data}">'
-    style = f"--width:{width * ZOOM:.0f}px;--least:{min(width * 4 / 3, LEAST):.0f}px"
-    caption = f"<b>Figure {number}.</b> {_text(image.caption)}"
-    return (
-        f'<figure id="figure-{number}" style="{style}"><div class="wide">{drawn}</div>'
-        f"<figcaption>{caption}</figcaption></figure>\n"
-    )
+def _contents(section: Section) -> str:
+    """What unfolds in a section."""
+    counts = ((len(section.images), "figure"), (len(section.tables), "table"))
+    parts = [plural(count, what) for count, what in counts if count]
+    return f"{wording.listed(['How it was made', *parts])}"
 
 
-def inline(file: Path, prefix: str, label: str) -> tuple[str, float]:
-    """An SVG file as an element of an HTML page, and its width in points.
-
-    Its ids get ``prefix``, since a page's must differ; what could run or load something is left out, and so are its
-    style sheet (the page's own says the same) and its size, so that it fits the screen.
-    """
-    try:
-        root = ElementTree.fromstring(stored.read_bytes(file))
-        if root.tag != f"{{{SVG}}}svg":
-            raise ValueError("it is no SVG")
-        width = float(root.attrib["viewBox"].split()[2])
-        if not 0 < width < 1e5:
-            raise ValueError(f"it is {width} wide")
-        _clean(root, prefix)
-    except (ElementTree.ParseError, OSError, KeyError, ValueError, IndexError, LookupError, RecursionError) as error:
-        raise UserError(f"{file} is not a figure ({in_brackets(error)}). `bnrepro figures` draws it again.") from error
-    for key in ("width", "height"):
-        root.attrib.pop(key, None)
-    root.attrib |= {"role": "img", "aria-label": label}
-    ElementTree.register_namespace("", SVG)
-    ElementTree.register_namespace("xlink", XLINK)
-    text = ElementTree.tostring(root, encoding="unicode")
-    return re.sub(r' xmlns(:xlink)?="[^"]*"', "", text, count=2), width  # HTML knows both
+def _json(value: Any) -> Markup:
+    """JSON that can stand in a script element."""
+    told = json.dumps(value, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+    return Markup(told.replace("<", "\\u003c").replace("\u2028", "\\u2028").replace("\u2029", "\\u2029"))
 
 
-def _clean(node: ElementTree.Element, prefix: str) -> None:
-    for child in list(node):
-        space, _, tag = str(child.tag).rpartition("}")
-        if space != f"{{{SVG}" or tag not in KEPT:
-            node.remove(child)
-        else:
-            _clean(child, prefix)
-    for key, value in list(node.attrib.items()):
-        name = key.rpartition("}")[2]
-        if (
-            name.lower().startswith("on")
-            or (name == "href" and not value.startswith(("#", "data:image/png")))
-            or (not _harmless(value) and name != "href")
-        ):
-            del node.attrib[key]
-        elif name == "id":
-            node.attrib[key] = prefix + value
-        elif name == "href" and value.startswith("#"):
-            node.attrib[key] = f"#{prefix}{value[1:]}"
-        else:
-            node.attrib[key] = value.replace("url(#", f"url(#{prefix}")
-
-
-def _harmless(value: str) -> bool:
-    """Whether an attribute, a style for one, loads nothing: it calls nothing that could, by no hidden name."""
-    calls = set(re.findall(r"([\w-]*)\s*\(", value))
-    return calls <= SAFE_CALLS and value.count("url(") == value.count("url(#") and not set("\\@") & set(value)
+@cache
+def _asset(name: str) -> str:
+    return (ATLAS / name).read_text(encoding="utf-8").strip()

@@ -6,6 +6,7 @@ import math
 import os
 import socket
 import time
+from collections.abc import Mapping
 from contextlib import suppress
 from itertools import count
 from pathlib import Path
@@ -104,6 +105,10 @@ class TensorBoardWriter:
         """
         self._show(self._norm_inputs, inputs, step)
 
+    def turns(self, turns: Mapping[str, Mapping[str, float]], step: int) -> None:
+        """What the step did to the weights of each layer: their angle, norm and effective rate."""
+        self._show(self._turns, turns, step)
+
     def batch(self, images: Tensor, step: int = 0) -> None:
         """A batch (N, C, H, W) as the network sees it: augmented and normalised."""
         self._show(self._picture, "batch", images, step)
@@ -166,6 +171,12 @@ class TensorBoardWriter:
             for key, value in numbers.items():
                 events.scalar(f"{name}/{key}", float(value), step)
             events.summary(histogram(f"{name}/input", some.cpu().numpy(), bins=64), step)
+
+    @staticmethod
+    def _turns(events: EventFile, turns: Mapping[str, Mapping[str, float]], step: int) -> None:
+        for layer, turn in turns.items():
+            for key, value in turn.items():
+                events.scalar(f"{layer}/{key}", value, step)
 
     @staticmethod
     def _picture(events: EventFile, tag: str, images: Tensor, step: int) -> None:

@@ -36,7 +36,7 @@ def _loss(value: float) -> float:
     return _moderate(value)
 
 
-Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]*$", max_length=100)]
+Name = Annotated[str, StringConstraints(pattern=r"^\w[\w.-]*$", max_length=100)]
 """What can become the name of a file or an anchor: it leads nowhere else and needs no escaping."""
 Count = Annotated[int, Field(ge=0, lt=2**63)]
 Finite = Annotated[float, Field(allow_inf_nan=False, strict=True), AfterValidator(_moderate)]
@@ -174,4 +174,8 @@ def _first(error: ValidationError) -> str:
 
 def printable(text: str) -> str:
     """``text`` for a terminal, which would take control characters in it for commands."""
+    if (
+        text.replace("\n", "").replace("\t", "").isprintable()
+    ):  # as nearly all of it is; a page has millions of characters
+        return text
     return "".join(c if c.isprintable() or c in "\n\t" else "\N{REPLACEMENT CHARACTER}" for c in text)

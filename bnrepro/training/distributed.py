@@ -37,6 +37,7 @@ from torch.nn.parallel import DistributedDataParallel
 from bnrepro.errors import UserError, in_brackets
 from bnrepro.norm import synchronize
 from bnrepro.norm.function import joint_batch
+from bnrepro.system.output import counted
 
 if TYPE_CHECKING:
     from torch._C._distributed_c10d import Store
@@ -95,8 +96,8 @@ class Processes:
         here, gpus = int(os.environ.get("LOCAL_WORLD_SIZE") or self.size), torch.cuda.device_count()
         if any(p.is_cuda for p in network.parameters()) and here > gpus:
             raise UserError(
-                f"{here} processes on a machine with {gpus} GPUs: each needs its own. Use --nproc-per-node={gpus}, or "
-                "device=cpu."
+                f"{here} processes on a machine with {counted(gpus, 'GPU')}: each needs its own. Use "
+                f"--nproc-per-node={gpus}, or device=cpu."
             )
         synchronize(network, self.group)
         for parent in list(network.modules()):

@@ -61,7 +61,9 @@ class Blocks:
         wanted = self.dropout > 0 and position is self.dropout_position
         return [nn.Dropout(self.dropout)] if wanted else []
 
-    def unit(self, layer: Callable[..., nn.Module], features: int, shape: Shape) -> nn.Sequential:
+    def unit(
+        self, layer: Callable[..., nn.Module], features: int, shape: Shape, begins_block: bool = False
+    ) -> nn.Sequential:
         """``layer`` with its norm, activation and dropout; ``layer(bias=...)`` makes a convolution or a linear layer.
 
         placement=before: layer, norm, activation. placement=after: layer, activation, norm. A bias directly before
@@ -72,6 +74,7 @@ class Blocks:
         first = layer(bias=self.keeps_bias(norm))
         before = self.placement is Placement.before
         inner = [*normed, self.activation()] if before else [self.activation(), *normed]
+        inner += self.drop(DropoutPosition.in_blocks) if begins_block else []
         return FusedSequential(first, *inner, *self.drop(DropoutPosition.after_norm))
 
     def keeps_bias(self, norm: nn.Module) -> bool:
@@ -90,7 +93,8 @@ class ResidualBlock(nn.Module):
 
     def __init__(self, blocks: Blocks, inputs: int, features: int, stride: int, shape: Shape) -> None:
         super().__init__()
-        self.inner = blocks.unit(partial(nn.Conv2d, inputs, features, 3, stride=stride, padding=1), features, shape)
+        first = partial(nn.Conv2d, inputs, features, 3, stride=stride, padding=1)
+        self.inner = blocks.unit(first, features, shape, begins_block=True)
         norm = blocks.make_norm(features, shape)
         self.conv = nn.Conv2d(features, features, 3, padding=1, bias=blocks.keeps_bias(norm))
         normed = nn.Sequential(*blocks.drop(DropoutPosition.before_norm), norm)
@@ -107,6 +111,37 @@ class ResidualBlock(nn.Module):
         if self.extra:
             shortcut = nn.functional.pad(shortcut, (0, 0, 0, 0, self.extra // 2, self.extra - self.extra // 2))
         return self.after_sum(self.before_sum(self.conv(self.inner(x))) + shortcut)
+
+
+class LearnedScale(nn.Module):
+    """y = alpha x, with one learned number alpha. It normalises nothing, and so is no row of the table of norms."""
+
+    def __init__(self, start: float = 0.0) -> None:
+        super().__init__()
+        self.alpha = nn.Parameter(torch.tensor(float(start)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Any shape, in and out."""
+        return self.alpha * x
+
+
+def add_skip_init(network: nn.Module, start: float = 0.0) -> list[LearnedScale]:
+    """Put a `LearnedScale` at the end of each residual branch of ``network``, before the sum; return them in order.
+
+    With ``start`` = 0 the network begins with its shortcuts alone. Done before an optimiser is made, and with norms or
+    without. Source: De & Smith, "Batch Normalization Biases Residual Blocks Towards the Identity Function in Deep
+    Networks" (2020): SkipInit.
+
+    Raises:
+        ValueError: ``network`` has no residual block of this module with its norms before the sum.
+    """
+    blocks = [module for module in network.modules() if isinstance(module, ResidualBlock)]
+    if not blocks or any(len(block.before_sum) == 0 for block in blocks):
+        raise ValueError("SkipInit needs residual blocks, with placement=before: model=resnet20 has them")
+    scales = [LearnedScale(start) for _ in blocks]
+    for block, scale in zip(blocks, scales, strict=True):
+        block.before_sum.append(scale)
+    return scales
 
 
 class Network(nn.Module):
@@ -207,8 +242,9 @@ def _vgg(
     inputs, shape = channels, image
     for full, number in stages:
         features = blocks.width(full)
-        for _ in range(number):
-            layers.append(blocks.unit(partial(nn.Conv2d, inputs, features, 3, padding=1), features, shape))
+        for place in range(number):
+            layer = partial(nn.Conv2d, inputs, features, 3, padding=1)
+            layers.append(blocks.unit(layer, features, shape, begins_block=place == number - 2))
             inputs = features
         layers.append(nn.MaxPool2d(2))
         shape = _smaller(shape, pool=2)
@@ -244,7 +280,7 @@ def airbench(blocks: Blocks, channels: int, image: Shape, classes: int) -> list[
     layers: list[nn.Module] = [blocks.unit(partial(nn.Conv2d, channels, inputs, 2), inputs, shape)]
     for features in map(blocks.width, (64, 256, 256)):
         shape = _smaller(shape, pool=2)
-        layers.append(blocks.unit(partial(pooled, inputs, features), features, shape))
+        layers.append(blocks.unit(partial(pooled, inputs, features), features, shape, begins_block=True))
         layers.append(blocks.unit(partial(nn.Conv2d, features, features, 3, padding=1), features, shape))
         inputs = features
     return [*layers, nn.AdaptiveMaxPool2d(1), nn.Flatten(), *_fully_connected(blocks, inputs, (), classes)]
@@ -319,7 +355,7 @@ def options_of(variant: str, own: bool = False) -> set[str]:
             looked_at |= {"gamma"} if isinstance(weights, Tensor) else set()
         except NormError:  # it is not made for this shape
             pass
-        except Exception:  # a user's own, which may need other sizes: nobody knows
+        except user_files.FAILS:  # a user's own, which may need other sizes: nobody knows
             return known
     return looked_at & known
 
@@ -335,6 +371,12 @@ USED_WITH: Sequence[tuple[tuple[str, ...], str, Callable[[Config], Any], str]] =
     (("schedule.milestones", "schedule.gamma"), "schedule.name", lambda c: c.schedule.name == "step", "step"),
     (("model.init_std",), "model.init", lambda c: c.model.init == "gaussian", "gaussian"),
     (("model.dropout_position",), "model.dropout", lambda c: c.model.dropout > 0, "0.2"),
+    (
+        ("model.dropout_position",),
+        "model.name",
+        lambda c: c.model.dropout_position != "in_blocks" or c.model.name in ("vgg_small", "resnet20", "airbench"),
+        "resnet20",
+    ),
     (("model.keep_bias",), "model.placement", lambda c: c.model.placement == "before", "before"),
     (("norm.gamma",), "norm.affine", lambda c: c.norm.affine, "true"),
     (("channels_last",), "model.name", lambda c: not c.channels_last or c.model.name != "paper_mlp", "resnet20"),

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from itertools import groupby
 
 import torch
 from torch import nn
@@ -59,3 +60,45 @@ def lr_factor(schedule: Schedule, step: int, steps: int, steps_per_epoch: int) -
     if schedule.name is ScheduleName.step:
         return math.prod(schedule.gamma for milestone in schedule.milestones if step >= milestone * steps)
     return 1.0
+
+
+def without_decay(rates: Sequence[float], decay: float, momentum: float = 0.0) -> Iterator[tuple[float, float]]:
+    r"""Learning rates that grow, which do to weights before a norm what ``rates`` do together with weight decay.
+
+    SGD with momentum and weight decay moves weights :math:`w` as :math:`w_{t+1} = (1 + \gamma - \eta \lambda) w_t -
+    \gamma w_{t-1} - \eta g_t`. Let :math:`\alpha` be the larger root of :math:`\alpha^2 - (1 + \gamma - \eta \lambda)
+    \alpha + \gamma = 0` (without momentum, :math:`1 - \eta \lambda`). Where the loss does not depend on the weights'
+    scale, :math:`\tilde w_t = w_t / \alpha^t` moves as SGD without decay moves it, with the same momentum and the rates
+    :math:`\eta \alpha^{-2t-1}`. Where the rate changes (and at the first step) the momentum buffer is moved along the
+    weights once, since :math:`\alpha` is another.
+
+    Args:
+        rates: learning rate of each step.
+        decay: weight decay, as torch's SGD has it (added to the gradient).
+        momentum: torch's, without dampening or Nesterov.
+
+    Yields:
+        for each step the learning rate without weight decay, and what the weights are to be multiplied by and added to
+        their momentum buffer before it: 0 except where the rate changes.
+
+    Raises:
+        ValueError: a rate is so large that the root is not real, or not above 0.
+
+    Source: Li & Arora, "An Exponential Learning Rate Schedule for Deep Learning" (2020); the corrections are derived
+    here for torch's SGD.
+    """
+    scale, before = 1.0, 0.0  # the weights without decay over those with it; what the buffer has of the weights
+    for rate, steps in groupby(rates):
+        middle = (1 + momentum - rate * decay) / 2
+        if middle <= 0 or middle**2 < momentum:
+            raise ValueError(f"a rate of {rate:g} with a weight decay of {decay:g} does not shrink weights steadily")
+        root = middle + math.sqrt(middle**2 - momentum)
+        if momentum:
+            now = (1 - 1 / root) / rate
+            kick = (now - before) / scale**2
+            before = now
+        else:
+            kick = 0.0  # there is no buffer
+        for _ in steps:
+            yield rate * scale**2 / root, kick
+            scale, kick = scale / root, 0.0

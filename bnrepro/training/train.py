@@ -29,7 +29,7 @@ from bnrepro.system import output, signals
 from bnrepro.system.cores import CrowdedCores, crowded, use_threads
 from bnrepro.system.reading import leads_out
 from bnrepro.system.signals import Stop, stop_between_steps, terminate_as_interrupt
-from bnrepro.training import distributed, generators
+from bnrepro.training import distributed, generators, rotation
 from bnrepro.training.distributed import Processes
 from bnrepro.training.freezing import prepare
 from bnrepro.training.metrics import MetricAccumulator
@@ -288,7 +288,7 @@ class Trainer:
         own = own_files(self.cfg)
         try:
             copy = deepcopy(self.network).train()
-        except Exception:  # a layer of a user's own that cannot be copied: what is wrong in a step is told in training
+        except user_files.FAILS:  # a layer that cannot be copied: what is wrong in a step is told in training
             if not own:
                 return
             copy = None
@@ -301,7 +301,7 @@ class Trainer:
                 else:
                     with torch.no_grad(), self.autocast():
                         copy(images)
-        except (Exception, SystemExit) as error:
+        except user_files.FAILS as error:
             if own and not isinstance(error, NormError | MemoryError) and not out_of_memory(error):
                 said = user_files.blame(error, own)
                 raise UserError(f"A batch of shape {tuple(images.shape)} cannot be trained on. {said}") from error
@@ -380,6 +380,8 @@ class Trainer:
         others = CrowdedCores() if self.report and self.device.type == "cpu" else None
         look_at_others = time.perf_counter() + CROWDED_SECONDS
         for batch in self.batches(self.step):
+            watched = board is not None and self.cfg.angles and self.evaluation_due(self.step + 1)
+            before = rotation.weights(self.network) if watched else {}
             since.add(*self.update(batch.x, batch.y, batch.lr), self.cfg.batch_size)
             self.step += 1
             due = self.evaluation_due()
@@ -400,6 +402,9 @@ class Trainer:
                 if not self.evaluate(directory, board, since, batch.lr):
                     self.diverged_at = self.step
                     return Status.diverged
+                if board and before:
+                    turns = rotation.turns(before, self.network, batch.lr)
+                    board.turns({layer: turn._asdict() for layer, turn in turns.items()}, self.step)
             # Several processes have to end at the same step: they agree on it where they wait for each other anyway.
             asked = stop.asked if self.processes.size == 1 else look and self.processes.any(stop.asked, self.device)
             if asked and self.step < self.steps:
@@ -440,10 +445,10 @@ class Trainer:
         enabled = self.cfg.precision is Precision.bf16
         return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=enabled)
 
-    def evaluation_due(self) -> bool:
-        """After every ``eval_every`` steps, or each epoch; always after the last step."""
-        every = self.cfg.eval_every or self.steps_per_epoch
-        return self.step % every == 0 or self.step == self.steps
+    def evaluation_due(self, step: int | None = None) -> bool:
+        """After every ``eval_every`` steps, or each epoch; always after the last step. None: after those made."""
+        every, step = self.cfg.eval_every or self.steps_per_epoch, self.step if step is None else step
+        return step % every == 0 or step == self.steps
 
     def evaluate(self, directory: Path, board: TensorBoardWriter | None, since: MetricAccumulator, lr: float) -> bool:
         """Evaluate and record the results. If a value is not finite, write nothing and return False."""

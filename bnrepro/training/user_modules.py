@@ -65,7 +65,7 @@ def _called(file: Path, name: str, make: Callable[..., Any], *arguments: Any) ->
         made = make(*arguments)
     except (NormError, UserError, MemoryError):
         raise
-    except (Exception, SystemExit) as error:
+    except user_files.FAILS as error:
         raise UserError(f"{file}:{name} cannot be made: {user_files.where(error, file)}") from error
     if not isinstance(made, nn.Module):
         raise UserError(f"{file}:{name} gives {type(made).__name__}, where a torch.nn.Module is needed.")

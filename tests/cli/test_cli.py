@@ -77,6 +77,7 @@ COMMANDS = [
     "reproduce",
     "figures",
     "report",
+    "export",
     "runs",
     "show",
     "diff",
@@ -121,6 +122,24 @@ def test_config_prints_what_would_run(call: Call) -> None:
         (["train", "--variant=bn", "variant=convbn"], "variant is given twice: variant=convbn and --variant=bn"),
         (["config", "epochs=2", "optimizer.lr=0.1", "epochs=3"], "epochs is given twice: epochs=2 and epochs=3"),
         (["config", "model=lenet", "model=resnet20"], "model is given twice"),
+        (
+            ["config", "model=lenet", "model.name=vgg_small"],
+            "model.name is given twice: model=lenet and model.name=vgg",
+        ),
+        (["config", "model=n.py:A", "model=n.py:B"], "model.name is given twice: model=n.py:A and model=n.py:B"),
+        (["config", "model=n.py:A", "model.name=n.py:B"], "model.name is given twice"),
+        (["config", "model=lenet", "model=n.py:B"], "model.name is given twice"),
+        (["config", "variant=n.py:A", "norm.file=m.py"], "norm.file is given twice: norm.file=m.py and variant="),
+        (
+            ["train", "optimizer.name=sgd", "optimizer=adam"],
+            "optimizer.name is given twice: optimizer=adam and optimiz",
+        ),
+        (
+            ["config", "schedule=cosine", "schedule.name=step"],
+            "schedule.name is given twice: schedule=cosine and sched",
+        ),
+        (["compare", "data=mnist", "data.name=cifar10"], "data.name is given twice: data=mnist and data.name=cifar10"),
+        (["sweep", "optimizer=adam,sgd", "optimizer.name=sgd"], "optimizer.name is given twice"),
         (["sweep", "seed=0,1", "seed=2", "--dry-run"], "seed is given twice"),
         (["compare", "seed=3", "--seeds=1"], "seed=3 is not used here. --seeds=N compares the seeds 0 to N - 1"),
         (["compare", "variant=bn"], "variant=bn is not used here. --variants=bn,convbn"),
@@ -132,7 +151,15 @@ def test_what_is_said_twice_or_not_used_is_an_error(call: Call, arguments: list[
 
 
 @pytest.mark.parametrize(
-    "arguments", [["--seed=5", "seed=5"], ["optimizer.lr=0.1", "optimizer.lr=1e-1"], ["epochs=2", "epochs=2"]]
+    "arguments",
+    [
+        ["--seed=5", "seed=5"],
+        ["optimizer.lr=0.1", "optimizer.lr=1e-1"],
+        ["epochs=2", "epochs=2"],
+        ["optimizer=adam", "optimizer.name=adam"],
+        ["recipe=cifar_fast", "optimizer.name=adam", "optimizer.nesterov=false"],  # a recipe is there to be changed
+        ["data=mnist", "data.name=mine", "data.source=npz", "data.path=x.npz"],  # treated like MNIST
+    ],
 )
 def test_what_is_said_twice_and_the_same_is_none(call: Call, arguments: list[str]) -> None:
     assert call("config", *arguments).code == 0

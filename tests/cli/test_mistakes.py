@@ -257,6 +257,7 @@ COMMANDS = {
     "reproduce numpynet": "bnrepro.claims.engine.make_plan",
     "figures": "bnrepro.report.compare.find",
     "report": "bnrepro.report.report.write",
+    "export": "bnrepro.report.own.gathered",
     "runs": "bnrepro.runs.index.select",
     "show x": "bnrepro.cli.listing.describe",
     "config": "bnrepro.config.to_yaml",

@@ -16,7 +16,8 @@ from bnrepro.claims.evidence import Verdict
 from bnrepro.claims.judging import judged
 from bnrepro.config import config_hash, load_config
 from bnrepro.config.schema import Config
-from bnrepro.experiments.conv_batchnorm import CELLS, LIGHTS, checks, networks, paper
+from bnrepro.data.dataset import Dataset, Split
+from bnrepro.experiments.conv_batchnorm import CELLS, checks, networks, paper, start
 from bnrepro.norm import NORMS
 from bnrepro.runs.record import Run
 from bnrepro.training.model import build, norm_of
@@ -122,8 +123,8 @@ def test_window_must_have_its_ends_and_lead_from_one_to_the_other(
 def test_below_threshold_means_all_of_them() -> None:
     def of(left: float) -> Verdict:
         rows = [
-            {"dataset": data, "variant": "bn", "light": light, "seed": seed, "part": "horizon"}
-            | checks.row("active below 1", share + seed / 1000, "own")
+            {"dataset": data, "variant": "bn", "seed": seed, "part": "start"}
+            | checks.row("active below all", share + seed / 1000, light)
             for data in ("mnist", "cifar10")
             for light, share in (("plain", 0.5), ("static", left))
             for seed in range(5)
@@ -134,17 +135,98 @@ def test_below_threshold_means_all_of_them() -> None:
     assert [of(left) for left in (0.01, 0.3, 0.7)] == [Verdict.reproduced, Verdict.partly, Verdict.not_reproduced]
 
 
+def test_predicted_gap_has_both_ends() -> None:
+    def of(*ratios: float) -> tuple[Verdict, ...]:
+        rows = [
+            {"part": "table", "dataset": "mnist", "variant": variant, "seed": seed}
+            | checks.row("gap", (1 + seed / 1000) * (ratio if variant == "convbn" else 1), size)
+            for size, ratio in zip((8, 32, 128), ratios, strict=True)
+            for variant in ("bn", "convbn")
+            for seed in range(5)
+        ]
+        for row in rows:
+            row["value"] *= 1 + row["seed"] / 1000 * (row["variant"] == "bn")
+        runs = [
+            {"part": "table", "dataset": data, "variant": "bn", "seed": seed, "status": "completed"}
+            | {"test_accuracy": 0.99}
+            for data in ("mnist", "cifar10")
+            for seed in range(5)
+        ]
+        found = judged(paper, Results("full", runs, [], rows), paper.settings("full"))
+        return tuple(each.verdict for each in found if each.claim.id in ("L-gap", "L-gap.1"))
+
+    assert of(9.5, 10.5, 11.5) == (Verdict.reproduced, Verdict.reproduced)
+    assert of(9.4, 13.5, 16.1) == (Verdict.partly, Verdict.reproduced)
+    assert of(5.0, 13.5, 16.1) == (Verdict.not_reproduced, Verdict.reproduced)
+
+
+# --- the layer as it is initialised ---
+
+
+@pytest.fixture(scope="module")
+def scenes() -> Dataset:
+    """Noise about a grey: every pixel has light, as in photographs."""
+    images = torch.randint(100, 200, (120, 1, 16, 16), generator=torch.Generator().manual_seed(0)).to(torch.uint8)
+    split = Split(images, torch.arange(120) % 10)
+    return Dataset("scenes", "scenes", False, "0", split, split, split, 10)
+
+
+def started(data: Dataset, variant: str) -> dict[tuple[str, Any], float]:
+    overrides = ["data=mnist5k", "model=vgg_small", "norm.eps=1e-3", "batch_size=40", f"variant={variant}"]
+    return values(start.at_start.function(data, 0, overrides=overrides, shade=0.25, images=120))
+
+
+def test_pooling_over_space_silences_what_answers_to_light(scenes: Dataset) -> None:
+    found = {variant: started(scenes, variant) for variant in ("bn", "groupnorm", "convbn")}
+    for variant in ("bn", "groupnorm"):
+        of = found[variant]
+        assert of["active below pixels", "static"] == 0 < 0.3 < of["active below pixels", "plain"]
+        assert of["active below light", "static"] < 0.2 and of["active below dark", "static"] > 0.8
+    of = found["convbn"]
+    assert of["active below light", "static"] == pytest.approx(of["active below light", "plain"], abs=0.03)
+    assert of["silent below all", "static"] == 0 == of["change above", "static"]
+    assert found["bn"]["change above", "static"] > 0.1 > of["change below", "static"]
+
+
+def test_running_statistics_do_not_adapt(scenes: Dataset) -> None:
+    of = started(scenes, "convbn")
+    assert of["active below pixels", start.CHANGED] == 0 < 0.3 < of["active below pixels", "static"]
+    assert of["change below", start.CHANGED] > 1 > of["change below", "static"]
+    assert all(of[f"change {side}", "plain"] == 0 for side in ("above", "below"))
+
+
+def test_answers_to_light_are_cosines(scenes: Dataset) -> None:
+    layer = start.Layer(load_config(["data=mnist5k", "model=vgg_small"]), scenes)
+    with torch.no_grad():
+        layer.convolution.weight[0], layer.convolution.weight[1] = 1.0, -2.0
+        layer.convolution.weight[2] = torch.arange(9.0).view(1, 3, 3) - 4
+        assert layer.answers()[:3].tolist() == pytest.approx([1, -1, 0], abs=1e-6)
+
+
+def test_scene_is_black_below_the_horizon_where_statistics_are_pooled_over_it(scenes: Dataset) -> None:
+    asked = {"norms": ["bn", "convbn"], "shade": 0.25, "place": 1, "batch": 64, "eps": 1e-3}
+    rows = start.scene.function(scenes, 0, **asked)
+
+    def picture(what: str) -> torch.Tensor:
+        return torch.tensor([row["value"] for row in rows if row["quantity"] == f"scene {what}"]).view(16, 16)
+
+    assert picture("plain") == pytest.approx(scenes.test.images[11, 0] / 255)
+    assert torch.equal(picture("dark")[:8], picture("plain")[:8])
+    assert not picture("bn")[8:].any() and picture("bn")[:8].all()
+    assert 0.3 < (picture("convbn")[8:] > 0).float().mean() < 0.7
+
+
 # --- networks ---
 
 
-@pytest.mark.parametrize("model", ["lenet", "vgg_small"])
+@pytest.mark.parametrize("model", ["lenet", "vgg_small", "airbench"])
 def test_rows_that_see_one_half_are_those_that_the_other_does_not_change(
     tiny: Callable[..., Config], model: str
 ) -> None:
     cfg = tiny(f"model={model}", "model.width=0.3", "variant=nobn")
     network = build(cfg.model, norm_of(cfg), 1, (28, 28), 10, torch.Generator().manual_seed(0))
     halves = networks.sides(network.layers, 28)
-    assert len(halves) == {"lenet": 2, "vgg_small": 6}[model]
+    assert len(halves) == {"lenet": 2, "vgg_small": 6, "airbench": 7}[model]
     x = torch.randn(4, 1, 28, 28, generator=torch.Generator().manual_seed(1))
     changed = {}
     for name, part in (("upper", slice(0, 14)), ("lower", slice(14, 28))):
@@ -213,27 +295,26 @@ def test_positions_without_variance_are_the_black_ones(trained: dict[str, Run]) 
 
 
 def test_horizon_measures_each_light(trained: dict[str, Run]) -> None:
-    found = values(networks.horizon.function(trained["bn"], 0, [0.1, 1.0]))
-    own = {key[0]: value for key, value in found.items() if key[1] == "own"}
-    same = {key[0]: value for key, value in found.items() if key[1] == 1.0}
-    dark = {key[0]: value for key, value in found.items() if key[1] == 0.1}
-    assert own == same
-    assert own["accuracy"] == trained["bn"].summary["test_accuracy"]
-    for layer in "12":
-        assert dark[f"active above {layer}"] == own[f"active above {layer}"]  # they do not see the dark
-        assert dark[f"active below {layer}"] != own[f"active below {layer}"]
-        assert own[f"silent below {layer}"] + own[f"switching below {layer}"] <= 1
+    found = values(networks.horizon.function(trained["bn"], 0, 2, [0.1, 1.0]))
+    own = found["accuracy", "own"]
+    assert own == found["accuracy", 1.0] == trained["bn"].summary["test_accuracy"]
+    assert own > found["accuracy", 0.1] and own != found["accuracy", "batch"] > 0.1
+    for side in ("above", "below"):
+        assert found[f"silent {side}", None] + found[f"switching {side}", None] <= 1
+        assert 0.1 < found[f"active {side}", None] < 0.9
 
 
-def test_maps_have_a_value_for_each_location(trained: dict[str, Run]) -> None:
-    rows = networks.maps.function(trained["convbn"], 0)
-    deviation = [row["value"] for row in rows if row["quantity"] == "deviation map"]
-    assert [row["x"] for row in rows if row["quantity"] == "mean map"] == list(range(26 * 26))
-    expected = networks.Opened(trained["convbn"]).network.norms["norm1"].running_var.sqrt().mean(0)
-    assert deviation == pytest.approx(expected.flatten().tolist())
-    found = values(networks.halves.function(trained["convbn"], 0))
-    assert found["deviation", "above"] == pytest.approx(float(expected[:12].mean()))  # row 11 sees rows 11 to 13
-    assert found["deviation", "below"] == pytest.approx(float(expected[14:].mean()))
+def test_shares_are_means_over_units_and_then_over_layers(trained: dict[str, Run]) -> None:
+    of = [values(networks.horizon.function(trained["bn"], 0, layers, [])) for layers in (1, 2)]
+    it = networks.Opened(trained["bn"])
+    with torch.no_grad():
+        x = it.images(len(it.data.test.labels))
+        first = it.network.layers[0](x)
+        second = it.network.layers[2](it.network.layers[1](first))
+    rows = [networks.sides(it.network.layers, 28)[layer][2] for layer in (0, 1)]
+    shares = [float((y[:, :, below] > 0).float().mean()) for y, below in zip((first, second), rows, strict=True)]
+    assert of[0]["active below", None] == pytest.approx(shares[0], abs=1e-4)
+    assert of[1]["active below", None] == pytest.approx(sum(shares) / 2, abs=1e-4)
 
 
 def test_window_leads_from_local_to_channel_statistics(trained: dict[str, Run]) -> None:
@@ -247,7 +328,8 @@ def test_window_leads_from_local_to_channel_statistics(trained: dict[str, Run]) 
 
 @pytest.mark.parametrize("preset", paper.presets)
 def test_arms_are_as_the_parts_say(preset: str) -> None:
-    grid = paper.designed(paper.settings(preset)).arms
+    settings = paper.settings(preset)
+    grid = paper.designed(settings).arms
     shades = {"plain": (1, False), "static": (0.25, False), "frames": (0.25, True)}
     for arm in grid:
         norm, data = arm.config.norm, arm.config.data
@@ -258,7 +340,14 @@ def test_arms_are_as_the_parts_say(preset: str) -> None:
         assert (data.shade, data.shade_batches) == shades[arm.factors.get("light", "plain")]
     parts = {arm.part for arm in grid}
     assert parts == {"table", "horizon", "window", "eps", "batch"}
-    assert {arm.factors["light"] for arm in grid if arm.part == "horizon"} == set(LIGHTS)
     # Plain images are trained on once for all the parts.
     shared = {p: {config_hash(a.config) for a in grid if a.part == p and a.config.seed == 0} for p in parts}
-    assert all(shared["table"] & shared[part] for part in ("horizon", "window", "eps")) or preset == "full"
+    assert all(len(shared["table"] & shared[part]) >= 2 for part in parts)
+
+
+def test_rates_grow_with_the_batch_and_parts_of_one_weigh_what_it_weighs() -> None:
+    settings = paper.settings("full")
+    assert len({rate / size for size, rate in settings.batches.items()}) == 1
+    ghosts = next(arm.config for arm in paper.designed(settings).arms if arm.config.variant == "ghostbn")
+    parts = ghosts.batch_size // (ghosts.norm.ghost_size or 1)
+    assert 1 - (1 - (ghosts.norm.momentum or 0)) ** parts == pytest.approx(0.01, rel=0.01)

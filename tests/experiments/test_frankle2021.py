@@ -5,29 +5,41 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+import torch
 
-from bnrepro.experiments.frankle2021 import TRAINED, gammas_of, paper
+from bnrepro.config import load_config
+from bnrepro.config.schema import TrainOnly
+from bnrepro.experiments.frankle2021 import gammas_of, paper
+from bnrepro.norm import NORMS
 from bnrepro.runs.record import Run
 from bnrepro.training import train
+from bnrepro.training.freezing import freeze_parameters
+from bnrepro.training.model import build
 
-SMOKE = paper.settings("smoke")
+FULL = paper.settings("full")
+GENERATOR = torch.Generator()
 
 
 def test_arms_are_as_in_the_sources_code() -> None:
-    settings = SMOKE.model_copy(update={"common": ["data=mnist5k"], "depths": [2], "seeds": 1})
-    arms = paper.designed(settings).arms
-    assert [(a.part, a.factors["trained"]) for a in arms] == [(p, t) for p in ("depth", "width") for t in TRAINED]
+    arms = [arm for arm in paper.designed(FULL).arms if arm.config.seed == 0 and arm.part == "depth"]
+    assert [(a.factors["trained"], a.factors["depth"]) for a in arms] == [
+        ("norm", 1), ("norm", 2), ("norm", 4), ("random", 1), ("random", 4), ("all", 4)
+    ]  # fmt: skip
     for arm in arms:
         cfg = arm.config
         assert cfg.optimizer.train_only == arm.factors["trained"] and cfg.norm.gamma == "uniform"
         assert (cfg.optimizer.name, cfg.optimizer.lr, cfg.optimizer.momentum) == ("sgd", 0.1, 0.9)
-        assert (cfg.batch_size, cfg.optimizer.weight_decay, cfg.schedule.milestones) == (128, 0.0, [0.5, 0.75])
-        assert getattr(cfg.model, arm.part) == arm.factors["size"]
+        assert (cfg.batch_size, cfg.schedule.milestones, cfg.data.crop) == (128, [0.5, 0.75], 4)
+        assert cfg.model.depth == arm.factors["depth"] and cfg.data.flip
+        # The source's 1e-4 for 160 epochs; frozen weights must not decay.
+        decayed = 0.0 if arm.factors["trained"] == "random" else 160 * 1e-4
+        assert cfg.optimizer.weight_decay * cfg.epochs == pytest.approx(decayed)
 
 
-def test_a_network_that_both_parts_have_is_one() -> None:
-    assert list(SMOKE.networks) == ["ResNet-8, width 0.125", "ResNet-14, width 0.125"]
-    assert len(paper.settings("full").networks) == 5
+def test_as_many_other_weights_are_trained() -> None:
+    network = build(load_config(["model=resnet20", "model.width=0.5"]).model, NORMS["bn"], 3, (32, 32), 10, GENERATOR)
+    counts = {which: freeze_parameters(network, TrainOnly(which), GENERATOR) for which in ("norm", "random")}
+    assert counts["norm"] == counts["random"] > 0
 
 
 def test_gammas_of_a_run(tiny: Any) -> None:
@@ -35,7 +47,7 @@ def test_gammas_of_a_run(tiny: Any) -> None:
     run = Run(train.run(cfg))
     rows = gammas_of.function(run, seed=0, threshold=0.5)
     found = {row["quantity"]: row["value"] for row in rows if row["x"] is None}
-    assert found["disabled"] == found["disabled_at_start"] == pytest.approx(50, abs=10)  # of U(0, 1)
+    assert found["disabled"] == pytest.approx(50, abs=10)  # of U(0, 1)
     assert found["trained"] == 2 * (6 + 16 + 120 + 84)  # lenet's channels and units
     density = {row["x"]: row["value"] for row in rows if row["quantity"] == "density"}
     assert sum(density.values()) * 0.1 == pytest.approx(1)

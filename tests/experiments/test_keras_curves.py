@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
 from bnrepro.claims import Results
-from bnrepro.claims.judging import judged
 from bnrepro.config import load_config
 from bnrepro.config.schema import Config, DropoutPosition, Initialization, OptimizerName, Placement
 from bnrepro.data.dataset import load
@@ -18,22 +18,28 @@ from bnrepro.experiments.keras_curves import (
     ARMS,
     PAIRS,
     SETUP,
-    at_epoch,
+    Plateau,
+    Stopping,
+    at_end,
     curves,
+    ended,
+    epochs_to,
     in_lockstep,
     operations,
     paper,
-    saved_steps,
-    steps_to,
+    ratio,
+    trained,
 )
 from bnrepro.norm import NORMS
+from bnrepro.runs.record import Run
+from bnrepro.training import train
 from bnrepro.training.model import build, norm_of
 
 SETTINGS = paper.settings("full")
-CONFIGS: dict[tuple[str, str], Config] = {
-    (arm.factors["arm"], arm.factors["flips"]): arm.config
-    for arm in paper.designed(SETTINGS).arms
-    if arm.config.seed == 0
+CONFIGS: dict[str, Config] = {
+    probe.factors["arm"]: load_config(probe.arguments["overrides"])
+    for probe in paper.designed(SETTINGS).probes
+    if probe.part == "curves" and probe.seed == 0
 }
 
 
@@ -42,7 +48,7 @@ CONFIGS: dict[tuple[str, str], Config] = {
 
 @pytest.mark.parametrize("arm", ARMS)
 def test_network_is_the_sources(arm: str) -> None:
-    cfg = CONFIGS[arm, "with"]
+    cfg = CONFIGS[arm]
     net = build(cfg.model, norm_of(cfg), 1, (28, 28), 10, torch.Generator())
     leaves = [m for m in net.modules() if not list(m.children()) and not isinstance(m, torch.nn.Identity)]
     kinds = [type(m).__name__ for m in leaves if "Norm" not in type(m).__name__]
@@ -55,22 +61,52 @@ def test_network_is_the_sources(arm: str) -> None:
 
 
 def test_settings_are_the_sources() -> None:
-    assert len(CONFIGS) == 10
-    for (_, flips), cfg in CONFIGS.items():
+    assert CONFIGS.keys() == {"nobn", "bn", "custombn_own"}
+    for cfg in CONFIGS.values():
         adam = cfg.optimizer
         assert (adam.name, adam.lr, adam.beta1, adam.beta2, adam.eps) == (OptimizerName.adam, 1e-3, 0.9, 0.999, 1e-7)
         assert (cfg.batch_size, cfg.model.init, cfg.model.placement) == (256, Initialization.glorot, Placement.before)
-        assert (cfg.data.rotate, cfg.data.brightness, cfg.data.samplewise) == (20, 0.5, True)
-        assert (cfg.data.flip, cfg.data.val_fraction) == (flips == "with", 0.1)
-    framework, own = CONFIGS["bn", "with"], CONFIGS["custombn_own", "with"]
+        assert (cfg.data.name, cfg.data.rotate, cfg.data.brightness, cfg.data.samplewise) == ("mnist", 20, 0.5, True)
+        assert (cfg.data.flip, cfg.data.val_fraction, cfg.schedule.name) == (True, 0.1, "constant")
+    framework, own = CONFIGS["bn"], CONFIGS["custombn_own"]
     assert (framework.norm.eps, framework.norm.momentum) == (1e-3, pytest.approx(1 - 0.99))
     assert (own.variant, own.norm.eps, own.norm.momentum) == ("custombn", 1e-6, pytest.approx(1 - 0.9))
     assert own.model.dropout_position is DropoutPosition.last and own.model.dropout == 0
-    # K3 compares these two: nothing but the implementation may differ.
-    assert replace(CONFIGS["custombn", "with"], variant="bn") == framework
+    # K3 compares these two: nothing but the implementation and its two constants may differ.
+    assert replace(own, variant="bn", norm=framework.norm) == framework
 
 
 # --- measurements ---
+
+
+def test_rule_halves_the_rate_after_three_epochs_and_stops_after_ten() -> None:
+    plateau = Plateau(Stopping(), 1.0)
+    assert plateau.after(0.5) and plateau.after(0.6) and plateau.after(0.6)
+    assert plateau.rate == 1.0
+    assert plateau.after(0.5 - 5e-5)  # lower, by less than counts for the rate: the third epoch that does not
+    assert plateau.rate == 0.5
+    goes_on = [plateau.after(0.7) for _ in range(10)]
+    assert goes_on == [True] * 9 + [False]  # ten after the lowest
+    assert plateau.rate == 0.5**4
+
+
+def test_training_is_a_runs_own_until_it_stops(tmp_path: Path) -> None:
+    overrides = [*SETUP, "data=mnist5k", "data.val_fraction=0.9", "model.width=0.25", "batch_size=64", "device=cpu"]
+    cfg = load_config([*overrides, "epochs=2", "tensorboard=false", f"root={tmp_path}"])
+    run = Run(train.run(cfg))
+    data = load(cfg.data, torch.device("cpu"))
+
+    def found(**rule: Any) -> dict[tuple[str, Any], float]:
+        rows = trained.function(data, 0, overrides, Stopping(**rule).model_dump())
+        return {(row["quantity"], row["x"]): row["value"] for row in rows}
+
+    whole = found(epochs=2)
+    assert whole["epochs", None] == 2 and whole["rate", 2] == pytest.approx(1e-3)
+    for quantity in ("train_loss", "train_accuracy", "val_loss", "val_accuracy"):
+        assert whole[quantity, 2] == pytest.approx(run.summary[quantity], rel=1e-5)
+    assert whole["test_accuracy", None] == pytest.approx(run.summary["test_accuracy"])
+    # The second epoch does not lower the loss by so much, so that the third has half the rate.
+    assert found(epochs=3, rate_patience=1, least=100.0)["rate", 3] == pytest.approx(5e-4)
 
 
 def test_lockstep_tells_equal_layers_from_layers_with_other_settings() -> None:
@@ -107,53 +143,47 @@ def test_operations_are_those_of_the_text_and_a_wrong_layer_is_found(monkeypatch
 # --- curves ---
 
 
-def made_up(values: dict[str, Sequence[float]], diverged: tuple[str, int] | None = None) -> Results:
-    """Two seeds of each arm with these points of all four columns, two an epoch; the second seed's are 0.01 more."""
-    runs, points = [], []
+def made_up(values: dict[str, Sequence[float]]) -> Results:
+    """Two seeds of each arm with these values of all columns, one an epoch; the second seed's are 0.01 more."""
+    rows = []
     for arm, course in values.items():
         for seed in (0, 1):
-            who = {"part": "curves", "arm": arm, "flips": "with", "seed": seed}
-            status = "diverged" if (arm, seed) == diverged else "completed"
-            runs.append({**who, "status": status, "steps": 5 * len(course), "test_accuracy": 0.9})
-            for place, value in enumerate(course, 1):
-                at = {"step": 5 * place, "epoch": place / 2}
+            who = {"part": "curves", "arm": arm, "seed": seed}
+            ends = {"epochs": len(course), "test_accuracy": course[-1], "test_loss": course[-1]}
+            rows += [{**who, "quantity": quantity, "x": None, "value": value} for quantity, value in ends.items()]
+            for x, value in enumerate(course, 1):
                 columns = ("train_accuracy", "val_accuracy", "train_loss", "val_loss")
-                points.append({**who, **at, **dict.fromkeys(columns, value + 0.01 * seed)})
-    return Results("full", runs, points, [])
+                rows += [{**who, "quantity": each, "x": x, "value": value + 0.01 * seed} for each in columns]
+    return Results("full", [], [], rows)
 
 
-def test_threshold_never_reached_counts_all_steps() -> None:
-    found = curves(made_up({"bn": [0.1, 0.3, 0.2]}), "val_accuracy").at(arm="bn", flips="with")
-    for column, threshold, first in (
-        ("val_accuracy", 0.1, 5),
-        ("val_accuracy", 0.25, 10),
-        ("val_accuracy", 0.9, 15),
-        ("train_loss", 0.15, 5),
-        ("train_loss", 0.05, 15),
-    ):
-        assert steps_to(found, column, threshold).seeds == {0: first, 1: first}
+def test_threshold_never_reached_counts_all_epochs() -> None:
+    found = curves(made_up({"bn": [0.9, 0.3, 0.2]}), "train_loss").at(arm="bn")
+    for threshold, first in ((1.0, 1), (0.35, 2), (0.05, 3)):
+        assert epochs_to(found, threshold).seeds == {0: first, 1: first}
 
 
-def test_epochs_are_means_of_training_and_ends_of_validation() -> None:
-    results = made_up({"bn": [1.0, 2.0, 3.0, 4.0]})
-    of_bn = {"arm": "bn", "flips": "with"}
-    assert [at_epoch(results, "train_loss", e, **of_bn).seeds[0] for e in (1, 2)] == [1.5, 3.5]
-    assert [at_epoch(results, "val_loss", e, **of_bn).seeds[0] for e in (1, 2)] == [2, 4]
-    assert not at_epoch(results, "val_loss", 3, **of_bn)
+def test_ratios_are_geometric_over_the_epochs_in_common_and_ends_each_arms_own() -> None:
+    results = made_up({"nobn": [0.8, 0.2, 0.1], "bn": [0.4, 0.4]})
+    losses = curves(results, "train_loss")
+    assert ratio(losses, "nobn", "bn").seeds[0] == pytest.approx(1.0)  # of 2 and 1/2
+    ends = at_end(results, "val_accuracy")
+    assert (ends.at(arm="nobn").seeds[0], ends.at(arm="bn").seeds[0]) == (pytest.approx(10), pytest.approx(40))
+    assert at_end(results, "epochs").at(arm="nobn").seeds == {0: 3, 1: 3}
 
 
-def test_steps_are_saved_against_no_bn_and_diverged_runs_are_left_out() -> None:
-    slow, fast = [0.9, 0.92, 0.98, 0.98], [0.97, 0.98, 0.98, 0.98]
-    results = made_up({"nobn": slow, "bn": fast, "custombn_own": slow}, diverged=("bn", 1))
-    saved = saved_steps(results, SETTINGS, "with")
-    assert saved["framework BN, validation accuracy 0.97"].seeds == {0: 10}
-    assert saved["custom BN, source's settings, validation accuracy 0.97"].seeds == {0: 0, 1: 0}
+def test_nothing_is_judged_of_arms_that_have_not_stopped() -> None:
+    assert ended(made_up({arm: [0.99] * 20 for arm in ARMS}), SETTINGS).passed
+    assert ended(made_up({arm: [0.99] * 100 for arm in ARMS}), SETTINGS).passed is False
+    assert ended(made_up({arm: [0.5] * 20 for arm in ARMS}), SETTINGS).passed is False
 
 
 def test_all_four_curves_of_both_layers_count() -> None:
-    results = made_up({"nobn": [0.5] * 8, "bn": [0.6] * 8, "custombn_own": [0.7] * 8})
-    (k5,) = (each for each in judged(paper, results, SETTINGS) if each.claim.id == "K5")
-    found = {effect.condition: effect.interval.mean for effect in k5.evidence.effects}
+    results = made_up({"nobn": [0.5] * 8, "bn": [0.6] * 8, "custombn_own": [0.7] * 9})
+    (k5,) = (each for each in paper.claims if each.id == "K5")
+    found = {effect.condition: effect.interval.mean for effect in k5.evidence(results, SETTINGS).effects}
     assert len(found) == 8
-    assert found["framework BN, validation accuracy"] == pytest.approx(0.1)
-    assert found["custom BN, source's settings, training loss"] == pytest.approx(-0.2)  # a higher loss is worse
+    assert found["framework BN, validation accuracy"] == pytest.approx(10)
+    assert found["custom BN, source's settings, training loss, no BN over it"] == pytest.approx(
+        (50 / 70 * 51 / 71) ** 0.5
+    )  # a higher loss is worse

@@ -9,8 +9,16 @@ from typing import Any
 
 import pytest
 
+from bnrepro.claims import Results
 from bnrepro.config.schema import Config
-from bnrepro.experiments.labml import GAUSSIAN_SHARE, exponent, paper
+from bnrepro.experiments.labml import (
+    GAUSSIAN_SHARE,
+    exponent,
+    have_trained,
+    it_improves_generalization,
+    it_regularizes,
+    paper,
+)
 from bnrepro.experiments.labml.measurements import (
     cancellation,
     cancelled_bias,
@@ -22,6 +30,8 @@ from bnrepro.experiments.labml.measurements import (
 )
 from bnrepro.runs.record import Run
 from bnrepro.training import train
+
+SETTINGS = paper.settings("full")
 
 
 def values(rows: list[dict[str, Any]], quantity: str) -> dict[Any, float]:
@@ -89,7 +99,7 @@ def test_share_of_a_normal_distribution() -> None:
     assert pytest.approx(68.27, abs=1e-2) == GAUSSIAN_SHARE
 
 
-# --- runs and their networks ---
+# --- runs ---
 
 
 @pytest.mark.parametrize("preset", paper.presets)
@@ -100,16 +110,69 @@ def test_runs_are_the_sources(preset: str) -> None:
         cfg = arm.config
         assert (cfg.optimizer.name, cfg.batch_size, cfg.variant) == ("adam", 64, arm.factors["variant"])
         assert cfg.model.keep_bias == arm.factors.get("keep_bias", False)
-        of_cifar = arm.factors.get("network") == "cifar"
-        expected = (2.5e-4, 4, True) if of_cifar else (1e-3, 0, False)
-        assert (cfg.optimizer.lr, cfg.data.crop, cfg.data.flip) == expected
+        of_cifar = cfg.data.name == "cifar10"
+        assert (cfg.data.crop, cfg.data.flip) == ((4, True) if of_cifar else (0, False))
+        assert cfg.optimizer.lr == arm.factors.get("rate", 1e-3)
     runs = [arm.config for arm in arms]
     assert all(probe.config in runs for probe in paper.designed(chosen).probes if probe.config)
 
 
-def test_full_is_the_sources_mnist_network() -> None:
-    mnist = [arm.config for arm in paper.designed(paper.settings("full")).arms if arm.factors.get("network") == "mnist"]
-    assert {(c.data.name, c.model.name, c.model.width) for c in mnist} == {("mnist", "labml_cnn", 1.0)}
+def test_full_is_the_sources_mnist_network_and_its_rate_is_in_the_sweep_of_the_other() -> None:
+    configs: dict[str, list[Config]] = {}
+    for arm in paper.designed(SETTINGS).arms:
+        configs.setdefault(arm.factors.get("network", arm.part), []).append(arm.config)
+    kinds = {(c.data.name, c.model.name, c.model.width, c.epochs, c.optimizer.lr) for c in configs["MNIST"]}
+    assert kinds == {("mnist", "labml_cnn", 1.0, 10, 1e-3)}
+    assert {c.data.val_fraction for c in configs["6,000 digits"]} == {0.9}
+    assert min(c.optimizer.lr for c in configs["CIFAR-10"]) == 2.5e-4
+    few = [c for c in configs["6,000 digits"] if c.variant == "bn"]
+    assert all(each in configs["outside"] for each in few)  # and so are trained once
+
+
+# --- what is read from the records ---
+
+
+def swept(plain: tuple[float, ...], normed: tuple[float, ...]) -> Results:
+    """Runs of each network without and with BN, with these validation accuracies at CIFAR-10's rates."""
+    rows = []
+    for variant, of_cifar in (("nobn", plain), ("bn", normed)):
+        for network, part in SETTINGS.networks.items():
+            for place, rate in enumerate(part.rates):
+                value = of_cifar[place] if len(part.rates) > 1 else 0.9
+                who = {"part": "networks", "network": network, "variant": variant, "rate": rate}
+                accuracies = {"val_accuracy": value, "test_accuracy": value - 0.1}
+                rows += [{**who, "seed": seed, "status": "completed", **accuracies} for seed in range(2)]
+    return Results("full", rows, [], [])
+
+
+def test_each_arm_has_its_best_rate_of_the_validation_data() -> None:
+    found = it_improves_generalization(swept((0.3, 0.7, 0.2, 0.1), (0.3, 0.7, 0.8, 0.1)), SETTINGS)
+    means = {effect.condition: (effect.interval.mean, effect.rule.margin) for effect in found.effects}
+    assert means["CIFAR-10"] == (pytest.approx(10.0), 0.5) and means["MNIST"] == (pytest.approx(0.0), 0.2)
+    at_edge = it_improves_generalization(swept((0.8, 0.7, 0.2, 0.1), (0.3, 0.7, 0.8, 0.1)), SETTINGS)
+    assert not at_edge.effects and "CIFAR-10, no BN" in at_edge.reason
+    gate = have_trained("nobn", "bn")(swept((0.3, 0.7, 0.2, 0.1), (0.3, 0.7, 0.8, 0.1)), SETTINGS)
+    assert gate.passed is False  # 80% of MNIST
+
+
+def test_regularization_asks_for_the_gap_and_for_the_test_accuracy() -> None:
+    results = swept((0.3, 0.7, 0.2, 0.1), (0.3, 0.7, 0.8, 0.1))
+    fitted = [
+        {"part": "networks", "network": row["network"], "variant": row["variant"], "rate": row["rate"]}
+        | {"seed": row["seed"], "quantity": "train_accuracy", "value": 0.9 if row["variant"] == "bn" else 1.0}
+        for row in results.runs
+    ]
+    found = it_regularizes(Results("full", results.runs, [], fitted), SETTINGS).effects
+    means = {effect.condition: effect.interval.mean for effect in found}
+    assert means == {
+        "MNIST": pytest.approx(10.0),
+        "MNIST, test accuracy": pytest.approx(0.0),
+        "6,000 digits": pytest.approx(10.0),
+        "6,000 digits, test accuracy": pytest.approx(0.0),
+    }
+
+
+# --- runs and their networks ---
 
 
 def trained(tiny: Callable[..., Config], *overrides: str) -> Run:

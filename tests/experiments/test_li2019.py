@@ -19,7 +19,7 @@ SETTINGS, SMOKE = paper.settings("full"), paper.settings("smoke")
 
 def test_dropout_stands_where_the_factor_says() -> None:
     made = [arm for arm in paper.designed(SETTINGS).arms if arm.config.seed == 0]
-    assert len(made) == 1 + 3 * 3 + 2
+    assert len(made) == 2 + 2 + 2
     for arm in made:
         cfg = arm.config
         network = build(cfg.model, norm_of(cfg), 3, (32, 32), 10, torch.Generator())
@@ -32,15 +32,26 @@ def test_dropout_stands_where_the_factor_says() -> None:
             assert not drops
         elif arm.factors["position"] == "last":
             assert len(drops) == 1 and drops[0] > norms[-1]
-        elif arm.factors["position"] == "before_norm":
-            assert [i + 1 for i in drops] == norms
         else:
-            assert [i + 2 for i in norms] == drops  # after the norm and its activation
-    wide = [(a.factors["position"], a.factors["amount"]) for a in made if a.factors["width"] == 0.25]
-    assert wide == [("none", 0.0), ("before_norm", 0.5)]
+            assert [i + 2 for i in drops] == norms[2::2]  # before the last convolution of each pair
+    narrow = [(a.factors["position"], a.factors["amount"]) for a in made if a.factors["width"] == SETTINGS.narrow]
+    assert narrow == [("none", 0.0), ("in_blocks", 0.5)]
 
 
 # --- the shift ---
+
+
+class Called(nn.Module):
+    """Layers as a network whose norms are known."""
+
+    def __init__(self, layers: nn.Module) -> None:
+        super().__init__()
+        self.layers = layers
+        found = [m for m in layers.modules() if isinstance(m, nn.BatchNorm1d)]
+        self.norms = {f"norm{i}": norm for i, norm in enumerate(found, 1)}
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.layers(x)
 
 
 def test_ratio_is_one_where_nothing_shifts_and_symmetric() -> None:
@@ -57,31 +68,27 @@ def test_dropout_before_a_norm_shifts_by_its_closed_form() -> None:
     torch.manual_seed(0)
     layers.train()(z)
 
-    class Called(nn.Module):
-        """The layers as a network whose norms are known."""
-
-        def __init__(self) -> None:
-            super().__init__()
-            self.layers = layers
-            self.norms = {"norm1": layers[1]}
-
-        def forward(self, x: torch.Tensor) -> torch.Tensor:
-            return layers(x)
-
     expected = ((var + mean**2) / (1 - p) - mean**2) / var
-    (found,) = by_layer(Called(), [z[:30_000], z[30_000:]])
+    (found,) = by_layer(Called(layers), [z[:30_000], z[30_000:]])
     assert found == pytest.approx(expected, rel=0.03)
     layers[1].get_buffer("running_var").copy_(z.var(0, correction=0))
-    assert by_layer(Called(), [z])[0] == pytest.approx(1.0, abs=1e-5)
+    assert by_layer(Called(layers), [z])[0] == pytest.approx(1.0, abs=1e-5)
+
+
+def test_a_layer_s_shift_is_the_geometric_mean_of_its_channels() -> None:
+    x = torch.randn(1000, 2, generator=torch.Generator().manual_seed(0))
+    norm = nn.BatchNorm1d(2)
+    norm.get_buffer("running_var").copy_(x.var(0, correction=0) * torch.tensor([100.0, 1.0]))
+    assert by_layer(Called(norm), [x])[0] == pytest.approx(10, rel=1e-3)
 
 
 def test_reestimated_statistics_end_the_shift_of_a_run(tmp_path: Path) -> None:
-    dropout = ["model.dropout=0.5", "model.dropout_position=before_norm"]
+    dropout = ["model.dropout=0.5", "model.dropout_position=in_blocks"]
     cfg = load_config([*SMOKE.common, *dropout, "tensorboard=false", f"root={tmp_path}"])
     run = record.Run(train.run(cfg))
     rows = {(row["quantity"], row["x"]): row["value"] for row in variance_shift.function(run=run, seed=0)}
     assert rows["accuracy", None] == pytest.approx(100 * run.summary["test_accuracy"], abs=1e-6)
     layers = [x for quantity, x in rows if quantity == "shift"]
-    assert layers == [1, 2, 3, 4]
-    before, after = (sum(rows[name, x] for x in layers) / 4 for name in ("shift", "shift_mended"))
+    assert layers == [1, 2, 3, 4, 5, 6, 7]
+    before, after = (sum(rows[name, x] for x in layers) / 7 for name in ("shift", "shift_mended"))
     assert after < 1.02 < 1.1 < before  # taken in one pass by the batches' own statistics, so not 1 exactly

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from bnrepro.claims import Results
 from bnrepro.experiments.luo2019 import (
     BN,
+    NOISE,
     PN,
     TRAINING,
     chosen,
@@ -19,6 +20,7 @@ from bnrepro.experiments.luo2019 import (
     gammas,
     paper,
     penalties,
+    penalty_by_size,
     slope,
     step,
 )  # fmt: skip
@@ -28,11 +30,13 @@ from bnrepro.training import evaluation as inference
 from bnrepro.training import train
 from bnrepro.training.train import trainer_of
 
+SETTINGS = paper.settings("full")
+
 
 def test_each_size_has_batch_and_population_normalization_on_one_configuration() -> None:
     probes = [p for p in paper.designed(paper.settings("smoke")).probes if p.part == TRAINING and p.seed == 0]
     kinds = {(p.factors["kind"], p.factors["size"], p.factors["decay"]): p for p in probes}
-    assert set(kinds) == {(BN, m, 0.0) for m in (10, 40)} | {(PN, m, c) for m in (10, 40) for c in (0.0, 0.01)}
+    assert set(kinds) == {(BN, m, 0.0) for m in (10, 40)} | {(PN, m, c) for m in (10, 40) for c in (0.0, 0.1)}
     for (kind, size, decay), probe in kinds.items():
         assert probe.config is not None and probe.config.batch_size == size
         assert (probe.arguments["pool"] > 0) == (kind == PN) and probe.arguments["decay"] == decay
@@ -67,16 +71,28 @@ def test_gamma_decay_pulls_gamma_by_its_gradient(tiny: Any) -> None:
 
 def test_the_penalty_is_the_loss_with_batch_statistics_minus_that_with_all(tiny: Any) -> None:
     run = Run(train.run(tiny("variant=bn", "epochs=2", "model=paper_mlp", "model.activation=relu")))
-    found = {row["x"]: row["value"] for row in penalties.function(run=run, seed=0, sizes=[4, 60], repeats=2)}
-    assert found[4] > found[60] > 0
+    asked = {"images": 60, "sizes": [4, 30, 60], "repeats": 2}
+    found = {(row["quantity"], row["x"]): row["value"] for row in penalties.function(run=run, seed=0, **asked)}
+    assert found["penalty", 4] > found["penalty", 30] > abs(found["penalty", 60])  # one batch is the population
     _, data, network = inference.restore(run)
-    reestimate_statistics(network, [data.normalize(data.train.images)])
+    images, labels = data.normalize(data.train.images[:60]), data.train.labels[:60]
+    reestimate_statistics(network, [images])
     with torch.no_grad():
-        base = float(F.cross_entropy(network.eval()(data.normalize(data.train.images)), data.train.labels))
-    assert found[None] == pytest.approx(base, rel=1e-4)
+        logits = network.eval()(images)
+    assert found["loss", None] == pytest.approx(float(F.cross_entropy(logits, labels)), rel=1e-4)
+    assert found["accuracy", None] == pytest.approx(100 * float((logits.argmax(1) == labels).float().mean()))
 
 
 # --- quantities ---
+
+
+def test_the_power_is_fitted_to_the_larger_batches_alone() -> None:
+    sizes = SETTINGS.noise.sizes
+    values = {4: 9.0, 8: 9.0} | {m: 1 / m for m in sizes if m >= SETTINGS.noise.fitted}
+    who = {"part": NOISE, "network": "MLP", "seed": 0, "quantity": "penalty"}
+    results = Results("full", [], [], [{**who, "x": m, "value": values[m]} for m in sizes])
+    (power,) = penalty_by_size(results, SETTINGS).along("x", slope)
+    assert power == pytest.approx(-1)
 
 
 def test_slope_of_a_power() -> None:

@@ -32,6 +32,7 @@ MISTAKES = [
     (('part="main"', 'prat="main"'), 2, "claim 1 fails: ValueError: there is no prat 'main'."),
     (('part="main"', 'part="mian"'), 2, "there is no part 'mian'. Did you mean main? There are: main."),
     (('norm="nobn"', 'norm="none"'), 2, "there is no norm 'none'. Did you mean nobn? There are: nobn, bn."),
+    (("    return greater(", "    raise SystemExit\n    greater("), 2, "claim 1 fails: SystemExit (line 2"),
     (('r.test_accuracy(part="main")', 'r.measured("shift")'), 0, "Claim 1 found nothing that was measured. Is a part"),
 ]
 """In a claim, told by `bnrepro figures`."""
@@ -91,9 +92,40 @@ def test_the_readmes_example_is_judged_drawn_and_reported(call: Call, paper: Pat
     [
         (("paper = Paper(__name__, Settings,", "paper = dict("), "has no attribute"),
         (("@paper.claim", "@paper.clam"), "'Paper' object has no attribute 'clam' (line"),
-        (("seeds: int = 3", "seeds: int = 3\n    epochs: int"), "epochs: Field required"),
+        (("seeds: int = 3", "seeds: int = 3\n    epochs: int"), "epochs of type int: Field required"),
         (('{"norm": variant}', '{"step": variant}'), "no factor can be called step"),
         (('{"norm": variant}', "{}"), "two different runs have part 'main', factors {}, seed 0"),
+        (
+            ("seeds: int = 3", 'seeds: int = "two"'),
+            "my_paper.py, Settings: seeds of type int: Input should be a valid int",
+        ),
+        (
+            ("margin: float = 1.0", 'margin: float = "x"'),
+            "my_paper.py, Settings: margin of type float: Input should be",
+        ),
+        (("seeds: int = 3", "seeds: float = 2.5"), "TypeError: Settings.seeds must be int, and is float (line"),
+        (("seeds: int = 3", 'looks: str = "5,10"'), "TypeError: Settings.looks must be list[int], and is str (line"),
+        (
+            ("seeds: int = 3", 'looks: list[int] = "5,10"'),
+            "Settings: looks of type list[int]: Input should be a valid l",
+        ),
+        (("seeds: int = 3", "seeds: int = 10**9"), "my_paper: these are more than 10,000 runs. Ask for fewer seeds."),
+        (("seeds: int = 3", "looks: list[int] = [2, 10**9]"), "my_paper: these are more than 10,000 runs."),
+        (("Design(s.seeds)", "Design(range(10**9))"), "The design: these are more than 10,000 runs."),
+        (('epochs=1"])', 'epochs=1"], seeds=range(10**9))'), "The design: these are more than 10,000 runs."),
+        (
+            ('scale="toy"', 'scale="toys"'),
+            "scale cannot be 'toys'. Did you mean toy? There are: exact, paper, reduced, toy",
+        ),
+        (
+            ('"1", reported="no number"', '"1", kind="nope"'),
+            "kind cannot be 'nope'. There are: identity, empirical, pr",
+        ),
+        (('"1", reported="no number"', '"1", scale="nope"'), "scale cannot be 'nope'. There are: exact, paper"),
+        (('"1", reported="no number"', '"1", reported=0.3'), "reported cannot be 0.3. Input should be a valid string"),
+        (('"1", reported', "1, reported"), "id cannot be 1. Input should be a valid string (line"),
+        (("Paper(__name__, Settings,", "Paper(__name__, dict,"), "settings must be a class, as in `class Settings(Pr"),
+        (("return design", "raise SystemExit"), "the design fails: SystemExit (line"),
         (("@paper.design", "@measure"), 'a measure needs a name of its own, as in @measure("my_paper/shift") (line'),
         (("epochs=1", 'seed=3", "epochs=1'), "the design fails: ValueError: a design's seeds are those of Design(...)"),
         (("model=lenet", "model=lenett"), "There is no model 'lenett'. Did you mean lenet?"),
@@ -107,3 +139,44 @@ def test_what_is_wrong_with_a_paper_is_one_sentence(
     code, _, err = call("reproduce", "my_paper.py", "--dry-run")
     assert code == 2 and message in err, err
     assert err.count("\n") == 1
+
+
+ENDS = """
+from bnrepro.claims import measure, row
+
+@measure("my_paper/ends")
+def ends(seed):
+    raise SystemExit
+
+@paper.table
+def shown(r, s):
+    \"\"\"Shown.\"\"\"
+    return []
+
+@paper.figure
+def drawn(r, s):
+    \"\"\"Drawn.\"\"\"
+    return None
+"""
+EXITS = {
+    "claim": ("return greater(", "raise SystemExit\n    greater(", "claim 1 fails: SystemExit (line"),
+    "table": ("    return []", "    raise SystemExit", "table shown fails: SystemExit (line"),
+    "figure": ("    return None", "    raise SystemExit", "Figure drawn cannot be shown (UserError: "),
+    "measurement": ("    return design", '    design.measure("main", {}, ends)\n    return design', ": SystemExit"),
+}
+
+
+@pytest.mark.parametrize("where", EXITS)
+def test_a_paper_that_calls_exit_costs_no_other(where: str, call: Call, paper: Path, tmp_path: Path) -> None:
+    old, new, said = EXITS[where]
+    text = (example() + ENDS).replace('["model=', '["data.val_fraction=0.95", "model=')
+    paper.write_text(text.replace(old, new))
+    (tmp_path / "other.py").write_text(text.replace("my_paper/", "other/"))
+    code, out, err = call("reproduce", "my_paper.py", "other.py", "--seeds=2", "--jobs=1")
+    assert said in err and "results/experiments/other" in out, err
+    assert code == (0 if where == "figure" else 2), err
+
+
+def test_more_seeds_than_a_command_makes_are_refused_at_once(call: Call) -> None:
+    code, _, err = call("reproduce", "wu2018", "--seeds=1000000000", "--dry-run")
+    assert (code, err) == (2, "Error: wu2018: these are more than 10,000 runs. Ask for fewer seeds.\n")

@@ -18,10 +18,14 @@ from bnrepro.experiments.placement import (
     POSITIONS,
     REPORTED,
     SHAPE,
+    Network,
+    after_is_better,
     beside_the_source,
+    best_rate,
     example,
     fit,
     identity,
+    noise_regularizes,
     paper,
     per_channel,
     spread,
@@ -32,7 +36,10 @@ from bnrepro.runs import record
 from bnrepro.training import train
 from bnrepro.training.model import build, norm_of
 
-LENET: Any = {"networks": {"LeNet": ["model=lenet"]}, "regularized": ["model=lenet"]}
+LENET: Any = {
+    "networks": {"LeNet": Network(overrides=["model=lenet"], trained=50.0)},
+    "regularized": ["model=lenet"],
+}
 SETTINGS = paper.settings("smoke").model_copy(update=LENET)
 BN = nn.modules.batchnorm._BatchNorm
 
@@ -52,7 +59,7 @@ def leaves(arm: Arm) -> list[nn.Module]:
 
 def test_each_order_stands_where_its_factor_says(grid: list[Arm]) -> None:
     orders = [arm for arm in grid if arm.part == "order"]
-    assert len(orders) == 3 * 3 + 2
+    assert len(orders) == 2 * 3 + 2 + 2 + 3  # the sweep, gamma and beta, other activations with BN, and without
     activations = {"relu": nn.ReLU, "elu": nn.ELU, "prelu": nn.PReLU}
     for arm in orders:
         modules = leaves(arm)
@@ -83,9 +90,21 @@ def test_dropout_stands_where_its_factor_says(grid: list[Arm]) -> None:
             assert len(drops) == 4 and not any(followed_by_norm)
         else:
             assert not drops
-        cells.add((arm.factors["norm"], position, amount))
-    without = {("bn", "none", 0.0), ("nobn", "none", 0.0), ("nobn", "after_norm", 0.5)}
-    assert cells == {("bn", position, amount) for position in POSITIONS for amount in (0.1, 0.5)} | without
+        cells.add((position, amount))
+    assert cells == {(position, amount) for position in POSITIONS for amount in (0.1, 0.5)} | {("none", 0.0)}
+
+
+def test_rates_are_the_sweeps_and_the_middle_elsewhere(grid: list[Arm]) -> None:
+    rates: dict[tuple[str, str, str], list[float]] = {}
+    for arm in (arm for arm in grid if arm.part == "order"):
+        assert arm.config.optimizer.lr == arm.factors["rate"]
+        rates.setdefault((arm.factors["order"], arm.factors["activation"], arm.factors["affine"]), []).append(
+            arm.factors["rate"]
+        )
+    middle = SETTINGS.rates[1]
+    for (order, activation, affine), found in rates.items():
+        swept = order != "none" and activation == "relu" and affine == "on"
+        assert found == (SETTINGS.rates if swept else [SETTINGS.plain_rate if order == "none" else middle])
 
 
 def test_ghost_batches_are_those_of_their_factor_and_all_are_measured(grid: list[Arm]) -> None:
@@ -96,8 +115,6 @@ def test_ghost_batches_are_those_of_their_factor_and_all_are_measured(grid: list
         assert sizes == ({arm.factors["size"]} if arm.factors["size"] < arm.config.batch_size else set())
     measured = [probe.config for probe in paper.designed(SETTINGS).probes if probe.part == "ghost" and probe.seed == 0]
     assert measured == [arm.config for arm in ghosts]
-    for preset in paper.presets:
-        assert paper.settings(preset).ghost_decides in paper.settings(preset).ghost_sizes
 
 
 # --- measurements ---
@@ -151,6 +168,46 @@ def test_fit_is_that_of_the_run_in_eval_mode(tmp_path: Path) -> None:
 
 
 # --- what is read from the records ---
+
+
+def swept(by_order: dict[str, tuple[float, float, float]]) -> Results:
+    """Runs of the sweep with these validation accuracies at its rates; test accuracies are 0.1 less."""
+    rows = [
+        {"part": "order", "network": "LeNet", "activation": "relu", "affine": "on", "order": order, "rate": rate}
+        | {"variant": "bn", "seed": seed, "status": "completed", "val_accuracy": value, "test_accuracy": value - 0.1}
+        for order, found in by_order.items()
+        for rate, value in zip(SETTINGS.rates, found, strict=True)
+        for seed in range(2)
+    ]
+    return Results("full", rows, [], [])
+
+
+def test_orders_are_compared_at_their_best_rates_of_the_validation_data() -> None:
+    low, middle, high = SETTINGS.rates
+    results = swept({"before": (0.5, 0.8, 0.6), "after": (0.5, 0.9, 0.7)})
+    assert best_rate(results, SETTINGS, "LeNet", "after") == middle
+    (effect,) = after_is_better(results, SETTINGS).effects
+    assert effect.interval.mean == pytest.approx(10.0)
+    at_edge = swept({"before": (0.5, 0.8, 0.6), "after": (0.5, 0.8, 0.9)})
+    assert best_rate(at_edge, SETTINGS, "LeNet", "after") == high != low
+    evidence = after_is_better(at_edge, SETTINGS)
+    assert not evidence.effects and "LeNet, BN after" in evidence.reason
+    diverged = swept({"before": (0.5, 0.8, 0.6), "after": (0.5, 0.9, 0.7)})
+    for row in diverged.runs:
+        if row["rate"] == middle and row["seed"] == 0:
+            row.update(status="diverged", val_accuracy=None, test_accuracy=None)
+    assert best_rate(diverged, SETTINGS, "LeNet", "after") == high  # it counts as chance
+
+
+def test_ghost_batches_are_chosen_on_validation_data() -> None:
+    sizes = {SETTINGS.whole: (0.5, 0.7), 4: (0.6, 0.9), 8: (0.8, 0.71)}  # validation, test
+    who = {"part": "ghost", "variant": "bn", "status": "completed"}
+    pairs = [(size, each, seed) for size, each in sizes.items() for seed in range(2)]
+    runs = [{**who, "size": size, "seed": seed, "val_accuracy": val} for size, (val, _), seed in pairs]
+    measured = {"part": "ghost", "quantity": "test_accuracy"}
+    rows = [{**measured, "size": size, "seed": seed, "value": test} for size, (_, test), seed in pairs]
+    (effect,) = noise_regularizes(Results("full", runs, [], rows), SETTINGS).effects
+    assert effect.interval.mean == pytest.approx(1.0)
 
 
 def test_spread_is_best_minus_worst_where_all_three_are_there() -> None:

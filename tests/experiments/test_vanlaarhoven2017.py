@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 
 from bnrepro.claims import Results
 from bnrepro.config import load_config
-from bnrepro.experiments.vanlaarhoven2017 import best, paper
+from bnrepro.experiments.vanlaarhoven2017 import SGD, best, paper
 from bnrepro.experiments.vanlaarhoven2017.measurements import (
     CORRECTED,
     OFF,
@@ -21,26 +22,24 @@ from bnrepro.experiments.vanlaarhoven2017.measurements import (
     invariance,
     layerwise,
     normed_weights,
-    norms,
     squares,
+    tuned,
     update,
 )
 from bnrepro.norm import NORMS
-from bnrepro.runs.record import Run
-from bnrepro.training import train
 from bnrepro.training.train import trainer_of
 
 SETTINGS, SMOKE = paper.settings("full"), paper.settings("smoke")
 
 
-def test_runs_spare_gamma_and_beta_and_the_arms_are_as_hoffer_et_al() -> None:
-    for arm in paper.designed(SETTINGS).arms:
-        optimizer = arm.config.optimizer
-        assert not optimizer.decay_norm and optimizer.momentum == 0.9
-        if arm.part == "grid":
-            assert (optimizer.lr, optimizer.weight_decay) == (arm.factors["rate"], arm.factors["decay"])
-        else:
-            assert (optimizer.lr, SETTINGS.arms.decay) == (0.1, 5e-4)
+def test_all_trainings_are_sgd_with_momentum_and_leave_decay_to_the_measurement() -> None:
+    probes = [probe for probe in paper.designed(SETTINGS).probes if probe.seed == 0 and probe.config]
+    assert len(probes) == 4 * 3 + 1
+    for probe in probes:
+        optimizer = probe.config.optimizer
+        assert (optimizer.name, optimizer.momentum, optimizer.weight_decay) == ("sgd", 0.9, 0)
+        factors = probe.factors or {"rate": 0.1, "decay": 5e-4}  # Hoffer et al.'s
+        assert (optimizer.lr, probe.arguments["decay"]) == (factors["rate"], factors["decay"])
 
 
 # --- the identities ---
@@ -70,7 +69,7 @@ def test_identities_fail_without_normalization(monkeypatch: pytest.MonkeyPatch) 
 
 
 def run_of(*overrides: str) -> Any:
-    cfg = load_config(["optimizer=sgd", *SMOKE.arms.overrides, "epochs=1", *overrides])
+    cfg = load_config([*SGD, *SMOKE.common, "optimizer.lr=0.1", *overrides])
     return type("Run", (), {"config": cfg})()
 
 
@@ -86,7 +85,7 @@ def test_only_weights_that_a_norm_follows_are_decayed() -> None:
 
 
 def test_a_step_takes_each_layers_rate() -> None:
-    trainer = trainer_of(run_of("optimizer.momentum=0").config)
+    trainer = trainer_of(run_of("optimizer.momentum=0", "schedule.warmup_epochs=0").config)
     trainer.optimizer = layerwise(trainer, 0.0)
     batch = next(trainer.batches())
     weights = normed_weights(trainer.network)
@@ -109,27 +108,41 @@ def test_corrected_arms_have_the_effective_rates_of_those_that_they_follow() -> 
     assert len({row["value"] for row in nothing if row["quantity"].endswith(": test")}) == 1  # four times the same
 
 
-def test_norms_at_the_end_of_a_run_are_over_those_at_its_start(tiny: Any) -> None:
-    run = Run(train.run(tiny("epochs=1", "optimizer=sgd", "optimizer.lr=1e-9")))
-    found = {row["quantity"]: row["value"] for row in norms.function(run=run, seed=0)}
-    assert found["growth"] == pytest.approx(1, abs=1e-6)
-    logs = [math.log(square) for square in squares(trainer_of(run.config).network)]
-    mean = math.exp(sum(logs) / len(logs))
-    assert found["effective_rate"] == pytest.approx(1e-9 / mean)
+# --- the grid ---
 
 
-# --- cells ---
+def tuned_at(*overrides: str, decay: float = 0.0) -> dict[str, float]:
+    rows = tuned.function(run=run_of(*overrides), seed=0, epochs=2, decay=decay)
+    return {row["quantity"]: row["value"] for row in rows}
 
 
-def test_cells_are_chosen_on_validation_data_and_a_run_that_diverged_is_at_chance() -> None:
-    accuracies = {(0.1, 0.0): 0.9, (0.3, 0.0): 0.8, (0.1, 0.01): 0.7, (0.3, 0.01): 0.95}
-    runs = [
-        {"part": "grid", "rate": rate, "decay": decay, "seed": seed, "variant": "bn", "status": "completed"}
-        | {"val_accuracy": accuracy, "test_accuracy": 1 - accuracy}
+def test_norms_and_effective_rates_of_a_training() -> None:
+    still = tuned_at("optimizer.lr=1e-9", "schedule=constant", "schedule.warmup_epochs=0")
+    assert still["growth"] == pytest.approx(1, abs=1e-6)
+    logs = [math.log(square) for square in squares(trainer_of(run_of().config).network)]
+    assert still["effective_rate"] == pytest.approx(1e-9 / math.exp(sum(logs) / len(logs)), rel=1e-5)
+    without, decayed = tuned_at(), tuned_at(decay=0.05)
+    assert decayed["growth"] < without["growth"]
+    assert decayed["effective_rate"] > without["effective_rate"]
+
+
+def test_a_training_of_the_grid_without_decay_is_that_of_the_trainer() -> None:
+    trainer = trainer_of(replace(run_of().config, epochs=2))
+    for batch in trainer.batches():
+        trainer.update(batch.x, batch.y, batch.lr)
+    assert tuned_at()["test"] == pytest.approx(100 * trainer.measure(trainer.data.test)[1])
+
+
+def test_cells_are_chosen_on_validation_data_and_what_diverged_is_at_chance() -> None:
+    accuracies = {(0.1, 0.0): 90.0, (0.3, 0.0): 80.0, (0.1, 0.01): 70.0, (0.3, 0.01): 95.0}
+    rows = [
+        {"part": "grid", "rate": rate, "decay": decay, "seed": seed, "quantity": quantity, "x": None, "value": value}
         for (rate, decay), accuracy in accuracies.items()
+        for quantity, value in (("val", accuracy), ("test", 100 - accuracy))
         for seed in range(2)
     ]
-    results = Results("full", runs, [], [])
+    results = Results("full", [], [], rows)
     assert [best(results, [decay]) for decay in (0.0, 0.01)] == [(0.1, 0.0), (0.3, 0.01)]
-    runs[-1] |= {"status": "diverged", "val_accuracy": None}
-    assert best(results, [0.01]) == (0.1, 0.01)
+    kept = [row for row in rows if not (row["seed"] == 1 and row["rate"] == 0.3 and row["decay"] == 0.01)]
+    lost = {"part": "grid", "rate": 0.3, "decay": 0.01, "seed": 1, "quantity": "diverged", "x": None, "value": 7.0}
+    assert best(Results("full", [], [], [*kept, lost]), [0.01]) == (0.1, 0.01)

@@ -26,6 +26,7 @@ from bnrepro.launch.sweep import Outcome
 from bnrepro.runs import record
 from bnrepro.runs.record import Run
 from bnrepro.training import train
+from tests.conftest import Call
 from tests.launch import cluster
 
 Tiny = Callable[..., Config]
@@ -252,6 +253,50 @@ def test_what_slurm_refuses_is_told_and_leaves_no_ticket(node: None, tiny: Tiny,
     with pytest.raises(UserError, match=r"Slurm refuses the jobs: .*nowhere.*launcher"):
         slurm.run_all([tiny(), tiny("seed=1")], options("partition=nowhere"))
     assert list(tmp_path.rglob("*.job")) == []
+
+
+PAPER = '''"""Me, A claim of no difference that two seeds leave open (2026)."""
+
+from bnrepro.claims import Design, Evidence, Paper, Preset, Results, equal
+
+
+class Settings(Preset):
+    looks: list[int] = [2, 3]
+
+
+paper = Paper(__name__, Settings, scale="toy", scale_note="LeNet, an epoch on 500 digits")
+
+
+@paper.design
+def runs(s: Settings) -> Design:
+    design = Design(s.seeds)
+    for variant in ("bn", "custombn"):
+        own = [f"variant={variant}", "model=lenet", "data.val_fraction=0.9", "epochs=1", "device=cpu"]
+        design.train("main", {"norm": variant}, own)
+    return design
+
+
+@paper.claim("1")
+def alike(r: Results, s: Settings) -> Evidence:
+    """After an epoch half of the images are right, to a thousandth of a point, which no two seeds can tell."""
+    return equal(r.test_accuracy(part="main") - 50, "accuracy minus 50", "points", margin=1e-3)
+'''
+
+
+@pytest.mark.slow
+def test_seeds_are_added_on_a_cluster_until_it_is_decided(
+    node: None, call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Options, "poll", 0.3)
+    (tmp_path / "mine.py").write_text(PAPER)
+    told = call("reproduce", "mine.py", "--until-decided", "--launcher=slurm", "--unregistered")
+    assert told.code == 0, told.err
+    runs = [Run(file.parent) for file in (tmp_path / "runs").rglob(record.SUMMARY)]
+    assert sorted(run.config.seed for run in runs) == [0, 0, 1, 1, 2, 2]
+    assert [line.split(" as ")[0] for line in told.err.splitlines() if line.startswith("Submitted")] == [
+        "Submitted 4 runs",
+        "Submitted 2 runs",
+    ]
 
 
 # --- a Slurm that is made up of four scripts ----------------------------------------------------------------------

@@ -15,6 +15,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, fx, nn
+from torch.nn.utils import parametrizations, parametrize
 from torch.optim import swa_utils
 
 from bnrepro.norm import (
@@ -230,6 +231,13 @@ def replica(model: nn.Module) -> nn.Module:
     return nn.Sequential(*copies)
 
 
+def parametrized(model: nn.Module) -> nn.Module:
+    """With weights that are computed from others, and are the same."""
+    parametrizations.weight_norm(model[1], dim=None)
+    parametrize.register_parametrization(model[1], "bias", nn.Identity())
+    return model
+
+
 WAYS: dict[str, Callable[[nn.Module], Tensor]] = {
     "keyword": lambda m: m[1](input=m[0](IMAGES)).relu(),
     "deepcopy": lambda m: copy.deepcopy(m)(IMAGES),
@@ -239,6 +247,8 @@ WAYS: dict[str, Callable[[nn.Module], Tensor]] = {
     "data parallel": lambda m: nn.DataParallel(m)(IMAGES),
     "functional": lambda m: torch.func.functional_call(m, {k: v.clone() for k, v in m.state_dict().items()}, IMAGES),
     "averaged": lambda m: swa_utils.AveragedModel(m).module.train(m.training)(IMAGES),
+    "deepcopy, parametrized": lambda m: copy.deepcopy(parametrized(m))(IMAGES),
+    "averaged, parametrized": lambda m: swa_utils.AveragedModel(parametrized(m)).module.train(m.training)(IMAGES),
     "symbolic trace": lambda m: fx.symbolic_trace(m)(IMAGES),
     "trace of a copy": lambda m: fx.symbolic_trace(copy.deepcopy(m))(IMAGES),
     "interpreter": lambda m: fx.Interpreter(fx.symbolic_trace(m)).run(IMAGES),

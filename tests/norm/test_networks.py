@@ -475,6 +475,31 @@ def hooked(where: str) -> nn.Module:
     return trained(conv, norm)
 
 
+def watched(where: str) -> tuple[nn.Module, list[Tensor]]:
+    """A network with a hook on a container, and what the hook notes."""
+    first, second = nn.Sequential(nn.ReLU(), nn.Conv2d(3, 4, 3)), nn.Sequential(nn.BatchNorm2d(4), nn.ReLU())
+    model = trained(nn.Sequential(first), nn.Sequential(second))
+    seen: list[Tensor] = []
+    container = {"output": model[0], "inner output": first, "input": model[1], "inner input": second, "all": model}
+    hook = lambda module, inputs, *y: seen.append((*inputs, *y)[-1])  # noqa: E731
+    if "input" in where:
+        container[where].register_forward_pre_hook(hook)
+    else:
+        container[where].register_forward_hook(hook)
+    return model, seen
+
+
+@pytest.mark.parametrize("where", ["output", "inner output", "input", "inner input", "all"])
+@pytest.mark.parametrize("example", [None, IMAGES.double()], ids=["alone", "with an example"])
+def test_a_hook_of_a_container_sees_what_it_saw(where: str, example: Tensor | None) -> None:
+    model, seen = watched(where)
+    model(IMAGES.double())
+    want, folded = seen[-1], fold(model, example)
+    folded(IMAGES.double())
+    torch.testing.assert_close(seen[-1], want)
+    assert any(isinstance(module, LocationAffine) for module in folded.modules()) is (where != "all")
+
+
 def normed(kind: str) -> nn.Module:
     conv = nn.Conv2d(3, 4, 3)
     with warnings.catch_warnings():

@@ -18,6 +18,7 @@ from bnrepro.norm import (
     ConvBatchNorm2d,
     NormError,
     batch_statistics,
+    mixed_statistics,
     reestimate_statistics,
 )
 from bnrepro.norm.statistics import tracking_layers
@@ -327,3 +328,50 @@ def quantized(trained):
 def test_norms_that_cannot_do_without_statistics_are_refused_by_name(made, words):
     with pytest.raises(NormError, match=words):
         reestimate_statistics(made(), [x.float() for x in maps(4)])
+
+
+@over_norms
+@pytest.mark.parametrize("affine", [True, False])
+@pytest.mark.parametrize("prior", [0.0, 3.0])
+def test_mixed_statistics_are_those_of_brute_force(make, axes, affine, prior):
+    model = nn.Sequential(make(dtype=torch.float64, affine=affine)).eval()
+    layer = model[0]
+    nn.init.uniform_(layer.running_mean, -1, 1), nn.init.uniform_(layer.running_var, 1, 2)
+    if affine:
+        nn.init.uniform_(layer.weight), nn.init.uniform_(layer.bias)
+    (x,) = maps(7)
+    wanted = []
+    for part in x.split(3):  # 3, 3 and 1
+        share, shape = prior / (prior + len(part)), part.mean(axes, keepdim=True).shape[1:]
+        mean = share * layer.running_mean.view(shape) + (1 - share) * part.mean(axes, keepdim=True)
+        var = share * layer.running_var.view(shape) + (1 - share) * part.var(axes, correction=0, keepdim=True)
+        y = (part - mean) / (var + layer.eps).sqrt()
+        wide = (-1, 1, 1) if not affine or layer.weight.dim() == 1 else layer.weight.shape
+        wanted.append(y * layer.weight.view(wide) + layer.bias.view(wide) if affine else y)
+    before = state(model)
+    with mixed_statistics(model, prior, 3):
+        torch.testing.assert_close(model(x), torch.cat(wanted))
+    assert_unchanged(model, before)
+
+
+@over_norms
+def test_mixed_statistics_lie_between_the_batchs_and_those_that_are_kept(make, axes):
+    model = nn.Sequential(make(dtype=torch.float64)).eval()
+    (x,) = maps(4)
+    kept = model(x)
+    with batch_statistics(model):
+        own = model(x)
+    for prior, expected in ((0, own), (1e15, kept)):
+        with mixed_statistics(model, prior, 4):
+            torch.testing.assert_close(model(x), expected)
+    torch.testing.assert_close(model(x), kept)  # the block is over
+
+
+def test_mixed_statistics_say_what_they_are_not_for():
+    from bnrepro.norm import NORMS as TABLE
+
+    for prior, images in ((-1, 4), (math.nan, 4), (1, 0)):
+        with pytest.raises(NormError, match="prior >= 0 and images >= 1"), mixed_statistics(two_deep(), prior, images):
+            pass
+    with pytest.raises(NormError, match="does not normalise"), mixed_statistics(TABLE["l1bn"](3, (4, 5)), 1, 2):
+        pass

@@ -401,7 +401,7 @@ def test_compiles_without_a_graph_break_and_changes_no_number(
         torch.testing.assert_close(ours, want)
 
 
-@pytest.mark.parametrize("name", ["renorm", "ghostbn", "noisybn", "detached", "linfbn"])
+@pytest.mark.parametrize("name", ["renorm", "ghostbn", "noisybn", "detached", "linfbn", "dyt"])
 def test_a_compiled_norm_trains_as_it_does_uncompiled(name: str) -> None:
     """Renorm at its widest bounds, where its corrections depend on the buffers, which move before the backward."""
     torch._dynamo.reset()

@@ -10,9 +10,16 @@ import torch
 from torch import Tensor, nn
 from torch.autograd import gradcheck
 
-from bnrepro.norm import NORMS, BatchNorm2d, NormError, batch_statistics, reestimate_statistics
+from bnrepro.norm import NORMS, BatchNorm2d, NormError, NormOptions, batch_statistics, reestimate_statistics
 from bnrepro.norm.statistics import tracking_layers
-from bnrepro.norm.variants import BatchRenorm, DetachedBatchNorm, GhostBatchNorm, LpBatchNorm, NoisyBatchNorm
+from bnrepro.norm.variants import (
+    BatchRenorm,
+    DetachedBatchNorm,
+    DynamicTanh,
+    GhostBatchNorm,
+    LpBatchNorm,
+    NoisyBatchNorm,
+)
 
 C = 4
 LP = ["l1bn", "linfbn", "l1norm", "l2norm", "linfnorm"]
@@ -363,3 +370,40 @@ def test_layer_instance_and_response_norms_are_torchs() -> None:
         torch.testing.assert_close(layer(x), theirs.double()(x))
     with pytest.raises(NormError, match="instancenorm needs maps"):
         NORMS["instancenorm"](C, ())
+
+
+@pytest.mark.parametrize("shape", [(), (5,), (5, 6), (2, 3, 4)], ids=str)
+def test_dyt_is_a_tanh_with_gamma_and_beta_in_both_modes(shape: tuple[int, ...]) -> None:
+    layer, x = made("dyt", shape), normal(6, C, *shape)
+    assert isinstance(layer, DynamicTanh) and [p.numel() for p in layer.parameters()] == [1, C, C]
+    weight, bias = (p.detach().numpy().reshape(1, C, *(1 for _ in shape)) for p in (layer.weight, layer.bias))
+    want = weight * np.tanh(float(layer.alpha.detach()) * x.numpy()) + bias
+    for training in (True, False):
+        torch.testing.assert_close(layer.train(training)(x).detach().numpy(), want, rtol=1e-12, atol=1e-12)
+    assert not list(layer.buffers())
+
+
+def test_dyts_derivatives_are_those_of_differences_and_it_starts_as_the_source_has_it() -> None:
+    layer = made("dyt")
+    parameters = dict(layer.named_parameters())
+
+    def call(x: Tensor, *values: Tensor) -> Tensor:
+        return torch.func.functional_call(layer, dict(zip(parameters, values, strict=True)), (x,))
+
+    x = normal(3, C, 2, 2).requires_grad_()
+    assert gradcheck(call, (x, *(p.detach().clone().requires_grad_() for p in parameters.values())))
+    fresh = NORMS["dyt"](C, (5, 6))
+    assert [float(p.detach().unique()) for p in fresh.parameters()] == [0.5, 1.0, 0.0]
+    bare = NORMS["dyt"](C, (5, 6), options=NormOptions(affine=False))
+    assert [name for name, _ in bare.named_parameters()] == ["alpha"]
+    torch.testing.assert_close(bare(x.float()), torch.tanh(0.5 * x.float()))
+
+
+def test_dyt_takes_16_bits_as_the_others_do_and_refuses_another_number_of_channels() -> None:
+    layer, x = NORMS["dyt"](C, (5, 6)), normal(6, C, 5, 6).float()
+    half = layer(x.bfloat16())
+    assert half.dtype is torch.bfloat16
+    torch.testing.assert_close(half.float(), layer(x.bfloat16().float()), rtol=1e-2, atol=1e-2)
+    for wrong in (x[:, :3], x[0, :, 0, 0]):
+        with pytest.raises(NormError, match=f"takes an input of shape \\(N, {C}\\)"):
+            layer(wrong)

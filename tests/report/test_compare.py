@@ -255,6 +255,12 @@ def test_folder_with_another_comparison_is_refused(
             compare.check_room(tmp_path, grid, threshold)
 
 
+def test_one_run_is_not_called_runs(tmp_path: Path) -> None:
+    compare.save(Comparison([ended("bn", 0, 0.5)], [point("bn", 0, 1, 0.5)], ORIGIN, {}), tmp_path)
+    with pytest.raises(UserError, match=r"another comparison \(bn; 1 run\)"):
+        compare.check_room(tmp_path, compare.grid(load_config([]), ["nobn"], 1))
+
+
 def test_place_of_a_comparison_that_is_no_folder_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match="not a folder"):

@@ -151,6 +151,18 @@ def test_dropout_stands_where_it_is_asked_for(position: str, expected: list[str]
     assert position != "last" or net[-2:] == ["Dropout", "Linear"]
 
 
+def test_dropout_in_blocks_stands_before_their_last_convolution() -> None:
+    for model, blocks in (("vgg_small", 3), ("resnet20", 9), ("airbench", 3)):
+        asked = ("variant=bn", "model.dropout=0.5", "model.dropout_position=in_blocks")
+        net = layers(network(f"model={model}", *asked, channels=3, image=(32, 32)))
+        places = [place for place, layer in enumerate(net) if layer == "Dropout"]
+        assert len(places) == blocks
+        assert all(net[place - 1 : place + 2] == ["ReLU", "Dropout", "Conv2d"] for place in places)
+    lenet = load_config(["model=lenet", "model.dropout=0.5", "model.dropout_position=in_blocks"])
+    with pytest.raises(UserError, match=r"model\.dropout_position=in_blocks is not used by model=lenet"):
+        check_options([lenet])
+
+
 def test_no_dropout_layer_without_dropout() -> None:
     assert "Dropout" not in layers(network("model=vgg_small"))
 
@@ -226,7 +238,7 @@ UNBUILDABLE = {
     ("variant=bn", "model=paper_mlp", "batch_size=1"): "Use batch_size=2 or more",
     ("variant=ghostbn", "model=paper_mlp", "norm.ghost_size=1"): "has 1 value per channel in each part of the batch",
     ("variant=nosuch",): "there is no 'nosuch'",
-    ("model=lenet", "model.name=nosuch"): "there is no 'nosuch'",
+    ("model.name=nosuch",): "there is no 'nosuch'",
     ("model=lenet", "data.name=digits", "data.source=npz", "data.path=missing.npz"): "missing.npz",
 }
 

@@ -114,10 +114,14 @@ def test_a_sweep_in_worker_processes(tiny: Tiny, norm: Path) -> None:
 
 def test_from_the_command_line(call: Call, norm: Path, net: Path, tmp_path: Path) -> None:
     small = ("model=lenet", "epochs=1", "data.val_fraction=0.9", "tensorboard=false", f"root={tmp_path / 'r'}")
-    asked = ("compare", f"--variants=bn,{norm.name}:MyNorm", "--seeds=2", "--jobs=1", *small)
+    norm.write_text(f"{NORM}\nclass Größe(MyNorm): pass\n", encoding="utf-8")
+    asked = ("compare", f"--variants={norm.name}:Größe,{norm.name}:MyNorm", "--seeds=2", "--jobs=1", *small)
     code, out, err = call(*asked)
     assert code == 0, err
-    assert "MyNorm" in out and "4 runs: 4 made now." in out + err
+    assert (
+        "MyNorm" in out and "Größe" in out and call("figures", *map(str, (tmp_path / "r").rglob("compare-*"))).code == 0
+    )
+    assert "4 runs: 4 made now." in out + err
     code, out, err = call("sweep", f"variant={norm.name}:MyNorm,bn", f"model={net.name}:MyNet", *small[1:])
     assert code == 0, err
     code, out, _ = call("runs", f"--root={tmp_path / 'r'}", "--variant=MyNorm")

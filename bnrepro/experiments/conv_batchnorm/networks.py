@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import Any
 
@@ -23,6 +23,12 @@ from bnrepro.training import train
 IMAGES = 1024  # of the test set, where not all of them are needed
 TRIM = 3  # pixels at each border where a shifted map is not compared: no padding reaches further
 RARELY = 0.01  # of the images: less often a ReLU is as good as silent, and more often than 0.99 as good as always on
+SIDES = {1: "above", 2: "below"}  # the horizon: places in what `sides` returns
+WHAT: dict[str, Callable[[Tensor], Tensor]] = {  # of the share of images that activate each unit
+    "active": lambda share: share,
+    "silent": lambda share: share <= RARELY,
+    "switching": lambda share: (share > RARELY) & (share < 1 - RARELY),
+}
 CONSTANT = 1e-5  # of the map's standard deviation: what varies less over a batch is constant but for rounding
 
 
@@ -134,83 +140,60 @@ def sides(units: Iterable[Any], height: int) -> list[tuple[nn.Module, Tensor, Te
     """The convolutional units, each with the rows of its map that see only the upper, and only the lower half.
 
     Args:
-        units: of a network that goes straight on: convolutions, poolings, and sequences that begin with one.
+        units: of a network that goes straight on: convolutions, poolings, and sequences that begin with them.
         height: of the images. The horizon is at height // 2.
     """
     horizon = height // 2
     first = last = torch.arange(height)  # rows of the image that each row of the map sees
     found = []
     for unit in units:
-        layer = unit[0] if isinstance(unit, nn.Sequential) else unit
-        if not isinstance(layer, nn.Conv2d | nn.MaxPool2d | nn.AvgPool2d):
+        layers: list[Any] = [m for m in unit.modules() if isinstance(m, nn.Conv2d | nn.MaxPool2d | nn.AvgPool2d)]
+        if not layers:
             break
-        sizes: Any = (layer.kernel_size, layer.stride, layer.padding)
-        kernel, stride, padding = (size if isinstance(size, int) else size[0] for size in sizes)
-        top = torch.arange((len(first) + 2 * padding - kernel) // stride + 1) * stride - padding
-        first, last = first[top.clamp(min=0)], last[(top + kernel - 1).clamp(max=len(last) - 1)]
-        if isinstance(layer, nn.Conv2d):
+        for layer in layers:
+            sizes: Any = (layer.kernel_size, layer.stride, layer.padding)
+            kernel, stride, padding = (size if isinstance(size, int) else size[0] for size in sizes)
+            top = torch.arange((len(first) + 2 * padding - kernel) // stride + 1) * stride - padding
+            first, last = first[top.clamp(min=0)], last[(top + kernel - 1).clamp(max=len(last) - 1)]
+        if isinstance(layers[0], nn.Conv2d):
             found.append((unit, last < horizon, first >= horizon))
     return found
 
 
-@measure("conv_batchnorm/horizon")
+@measure("conv_batchnorm/horizon", version=2)
 @torch.inference_mode()
-def horizon(run: Run, seed: int, shades: list[float]) -> list[Row]:
-    """Accuracy on the test set and what the ReLUs do above and below the horizon, by the test images' shade.
+def horizon(run: Run, seed: int, layers: int, shades: list[float]) -> list[Row]:
+    """Accuracy on the test set, and what the ReLUs of the first ``layers`` do above and below the horizon.
 
-    For each convolutional layer, counted from 1: the share of ``active`` values; the share of ``silent`` units
-    (channels at locations), which almost no image activates; and of ``switching`` ones, which some images activate
-    and some do not: in the others the ReLU is no more than a constant or the identity. "own" is the shade that the
-    run itself is tested with.
+    ``accuracy`` by the shade of the test images: "own" is that which the run itself is tested with, and "batch" the
+    same where each batch (of the training's size) is normalised by its own statistics. In the own light, over the units
+    (channels at locations) of a layer and then over layers: the share of ``active`` values; of ``silent`` units, which
+    almost no image activates; and of ``switching`` ones, which some images activate and some do not: in the others the
+    ReLU is no more than a constant or the identity.
     """
     it = Opened(run)
-    test, found = it.data.test, sides(it.network.layers, it.data.image_size[0])
-    active: list[Any] = []
+    test = it.data.test
+    found = sides(it.network.layers, it.data.image_size[0])[:layers]
+    active: list[Any] = [0] * len(found)
 
     def count(layer: int, y: Tensor) -> None:
         active[layer] += (y > 0).sum(0).double()
 
-    for layer, (unit, _, _) in enumerate(found):
+    hooks = [
         unit.register_forward_hook(lambda _unit, _x, y, layer=layer: count(layer, y))
-    lights: dict[float | str, Data] = {"own": it.cfg.data}
-    lights |= {shade: replace(it.cfg.data, shade_test=shade) for shade in shades}
-    rows = []
-    for shade, data in lights.items():
-        active[:] = [0] * len(found)
-        rows.append(row("accuracy", it.accuracy(test, data=data), shade))
-        for layer, (_, above, below) in enumerate(found):
-            for side, places in (("above", above), ("below", below)):
-                share = active[layer][:, places.to(test.labels.device)] / len(test.labels)
-                switching = (share > RARELY) & (share < 1 - RARELY)
-                for what, value in (("active", share), ("silent", share <= RARELY), ("switching", switching)):
-                    rows.append(row(f"{what} {side} {layer + 1}", value.double().mean(), shade))
-    return rows
-
-
-@measure("conv_batchnorm/halves")
-@torch.inference_mode()
-def halves(run: Run, seed: int) -> list[Row]:
-    """``deviation``: the first norm's running standard deviation, mean over locations above and below the horizon."""
-    it = Opened(run)
-    _, above, below = sides(it.network.layers, it.data.image_size[0])[0]
-    deviation = it.first_norm.running_var.sqrt().mean(0)
-    return [row("deviation", deviation[part].mean(), side) for side, part in (("above", above), ("below", below))]
-
-
-@measure("conv_batchnorm/maps")
-@torch.inference_mode()
-def maps(run: Run, seed: int) -> list[Row]:
-    """Local running statistics of the first norm by location, counted row by row; and the ``width`` of a row.
-
-    ``deviation map``: running standard deviation, mean over channels; ``mean map``: root mean square over channels of
-    the running mean minus the channel's average.
-    """
-    norm = Opened(run).first_norm
-    deviation = norm.running_var.sqrt().mean(0)
-    apart = (norm.running_mean - norm.running_mean.mean((1, 2), keepdim=True)).square().mean(0).sqrt()
-    rows = [row("width", deviation.shape[1])]
-    for quantity, values in (("deviation map", deviation), ("mean map", apart)):
-        rows += [row(quantity, value, place) for place, value in enumerate(values.flatten().tolist())]
+        for layer, (unit, _, _) in enumerate(found)
+    ]
+    rows = [row("accuracy", it.accuracy(test), "own")]
+    for hook in hooks:
+        hook.remove()
+    rows += [row("accuracy", it.accuracy(test, data=replace(it.cfg.data, shade_test=s)), s) for s in shades]
+    with batch_statistics(it.network):
+        rows.append(row("accuracy", it.accuracy(it.some(test, len(test.labels)), it.cfg.batch_size), "batch"))
+    for side in (1, 2):
+        shares = [each[:, of[side].to(each.device)] / len(test.labels) for each, of in zip(active, found, strict=True)]
+        for what, share_of in WHAT.items():
+            value = sum(share_of(share).double().mean() for share in shares) / len(shares)
+            rows.append(row(f"{what} {SIDES[side]}", value))
     return rows
 
 

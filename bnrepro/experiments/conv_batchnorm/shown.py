@@ -19,21 +19,34 @@ from bnrepro.stats import holm, p_value
 if TYPE_CHECKING:
     from bnrepro.experiments.conv_batchnorm import Settings
 
-NAMES = {"mnist": "MNIST", "mnist5k": "MNIST-5k", "fashion_mnist": "Fashion-MNIST", "cifar10": "CIFAR-10"}
+DATA = {"mnist": "MNIST", "mnist5k": "MNIST-5k", "fashion_mnist": "Fashion-MNIST", "cifar10": "CIFAR-10"}
 WHERE = {
-    "nobn": {"statistics": "none", "gamma and beta": "none"},
     "bn": {"statistics": "channel", "gamma and beta": "channel"},
     "convbn": {"statistics": "location", "gamma and beta": "channel"},
     "adaptive": {"statistics": "window", "gamma and beta": "channel"},
+    "ghostbn": {"statistics": "channel, of a part of the batch", "gamma and beta": "channel"},
+    "groupnorm": {"statistics": "group of channels, of an image", "gamma and beta": "channel"},
     "peractivationbn": {"statistics": "location", "gamma and beta": "location"},
     "locationaffinebn": {"statistics": "channel", "gamma and beta": "location"},
 }
 """Of each variant: what the numbers are kept by."""
-LOOK = looks(list(WHERE))
+NAMES = {
+    "bn": "BN (channel)",
+    "convbn": "local-gain BN (location)",
+    "adaptive": "adaptive (window)",
+    "ghostbn": "ghost batches",
+    "groupnorm": "group norm",
+    "peractivationbn": "per-activation BN",
+    "locationaffinebn": "BN, affine per location",
+}
+LOOK = looks(NAMES)
 CELLS = ["bn", "convbn", "peractivationbn", "locationaffinebn"]  # of the 2 x 2 table
-LIGHTS = ("plain", "static", "frames")
-"""No shade; the same shade in training and test; each batch a shade of its own."""
-LAYER = "1"  # the convolutional layer whose ReLUs are judged: the one that sees the image
+UNITS = {
+    "all": "all units",
+    "light": "filters that light raises",
+    "dark": "filters that light lowers",
+    "pixels": "pixels",
+}
 
 
 # --- what is read ---
@@ -41,7 +54,7 @@ LAYER = "1"  # the convolutional layer whose ReLUs are judged: the one that sees
 
 def named(values: Values) -> Values:
     """With datasets called as they are written: no other level has such a name."""
-    data = {(tuple(NAMES.get(of, of) for of in label), seed): value for (label, seed), value in values.data.items()}
+    data = {(tuple(DATA.get(of, of) for of in label), seed): value for (label, seed), value in values.data.items()}
     return Values(values.factors, data)
 
 
@@ -78,7 +91,7 @@ def arms(r: Results, part: str, factors: Sequence[str], columns: Mapping[str, Va
 
 
 def cells(r: Results, s: Settings) -> list[Row]:
-    """The 2 x 2 table and no BN: test accuracy in percent; in points, its difference from BN, training minus test
+    """The 2 x 2 table: test accuracy in percent; in points, its difference from BN, training minus test
     accuracy, and accuracy with each batch's own statistics minus that with the running ones; the relative error of the
     first norm's output when images move by a pixel. Differences are paired by seed; eps is the same in all.
     """
@@ -123,15 +136,34 @@ def effects(r: Results, s: Settings) -> list[Row]:
     return [row | {"significant": "yes" if rejected[str(place)] else "no"} for place, row in enumerate(rows)]
 
 
+def threshold(r: Results, s: Settings) -> list[Row]:
+    """A first layer as it is initialised, below the horizon. In percent: values above 0, of all its units, of filters
+    that light raises and lowers, and of the pixels where these are what is normalised; units that almost no image
+    activates, and that almost every one does. And how far values are from those on plain images, relative to these. In
+    the last light, running statistics of plain images meet dark ones.
+    """
+    columns = {f"active, {name}": 100 * measured(r, "start", f"active below {kind}") for kind, name in UNITS.items()}
+    for name in ("silent", "always"):
+        columns[f"{name}, all units"] = 100 * measured(r, "start", f"{name} below all")
+    columns["change"] = measured(r, "start", "change below")
+    return [
+        {"dataset": dataset, "light": light, "variant": variant}
+        | {name: values.at(dataset=dataset, x=light, variant=variant).interval() for name, values in columns.items()}
+        for dataset, light, variant in columns["change"].by("dataset", "x", "variant")
+    ]
+
+
 def horizon(r: Results, s: Settings) -> list[Row]:
-    """The horizon: lower half of each image at {s.horizon.shade:g} of its light in training and test (static), at a
-    factor between {s.horizon.shade:g} and 1 that differs from batch to batch (frames), or as it is (plain). Test
-    accuracy in percent; shares in percent of active ReLUs, and of units that some images switch on and others off,
-    above and below the horizon, in the first and second convolutional layer.
+    """The horizon after training: lower half of each image at {s.horizon.shade:g} of its light in training and test
+    (static), at a factor between {s.horizon.shade:g} and 1 that differs from batch to batch (frames), or as it is
+    (plain). Test accuracy in percent with running statistics and with each test batch's own; shares in percent of
+    active ReLUs above and below the horizon, and below it of units that almost no image switches on, and that some
+    images switch on and others off, in the first {s.horizon.layers} convolutions.
     """
     columns = {"test accuracy": accuracy(r, "horizon")}
-    for what, layer, side in product(("active", "switching"), "12", ("above", "below")):
-        columns[f"{what} {side}, layer {layer}"] = 100 * measured(r, "horizon", f"{what} {side} {layer}", x="own")
+    columns["by the batch"] = 100 * measured(r, "horizon", "accuracy", x="batch")
+    for what in ("active above", "active below", "silent below", "switching below"):
+        columns[what] = 100 * measured(r, "horizon", what)
     return arms(r, "horizon", ("dataset", "light", "variant"), columns)
 
 
@@ -152,7 +184,7 @@ def window(r: Results, s: Settings) -> list[Row]:
         {"variant": variant, "window": kernel and ("whole map" if kernel > 100 else f"{kernel} x {kernel}")}
         | {"test accuracy": accuracy(r, "window", variant=variant, kernel=kernel).interval()}
         | {f"distance to {end}": intervals.get(kernel) for end, intervals in distances.items()}
-        for variant, kernel in [("convbn", None), *(("adaptive", each) for each in s.window.kernels), ("bn", None)]
+        for variant, kernel in [("convbn", None), *(("adaptive", each) for each in s.kernels), ("bn", None)]
         if distances["local"]
     ]
 
@@ -161,7 +193,7 @@ def eps(r: Results, s: Settings) -> list[Row]:
     """eps as a hyperparameter: test accuracy in percent, largest normalised value on test images after the first layer,
     and share in percent of positions that do not vary over a batch there.
     """
-    names = {size: f"constant, batch of {size}" for size in s.gap["batches"]}
+    names = {size: f"constant, batch of {size}" for size in list(s.batches)}
     constant, pixels = 100 * measured(r, "eps", "constant"), measured(r, "eps", "constant pixels", variant="bn")
     columns = {"test accuracy": accuracy(r, "eps"), "largest value": measured(r, "eps", "largest")}
     columns |= {name: constant.at(x=size) for size, name in names.items()}
@@ -239,7 +271,7 @@ def two_by_two(r: Results, s: Settings) -> Figure | None:
     look |= {variant: LOOK[variant]._replace(dashes="none") for variant in ("peractivationbn", "locationaffinebn")}
     lines(middle, gap, "x", "variant", look, bars=True, log=True)
     figures.log_scale(middle)
-    _log(middle, s.gap["batches"])
+    _log(middle, list(s.batches))
     middle.set(xlabel="batch size", ylabel="training minus eval, rms")
     dots(right, error, "x", "variant", LOOK)
     right.set(ylim=(0, None), ylabel="relative error when shifted")
@@ -247,74 +279,104 @@ def two_by_two(r: Results, s: Settings) -> Figure | None:
     return figure
 
 
-def sunrise(r: Results, s: Settings) -> Figure | None:
-    """The horizon. Left: test accuracy on plain images, with the lower half always at {s.horizon.shade:g} of its light
-    (static), and with a factor of its own for each batch (frames), in training and test alike. Middle: share of active
-    ReLUs in the first layer above and below the horizon with the lower half always dark; pale: the same on plain
-    images. Right: networks trained on plain images, by the light of the lower half at test.
+def scene(r: Results, s: Settings) -> Figure | None:
+    """What the seed means, in one picture. A photograph from {s.first[scene]} as it is, and with its lower half at
+    {s.horizon.shade:g} of its light; then the dark one's pixels normalised, and set to 0 below threshold (black). Where
+    statistics are taken over the whole picture, nothing is left below the horizon (dashed); where each location has its
+    own, the lower half stays. A car of the test set, chosen by eye from ten. Batches of 128 in training, without gamma
+    and beta; colours averaged.
     """
-    own = accuracy(r, "horizon")
-    other = 100 * measured(r, "horizon", "accuracy", light="plain", x=s.horizon.test_shades)
-    above, below = (100 * measured(r, "horizon", f"active {side} {LAYER}", x="own") for side in ("above", "below"))
-    active = above.join("side", "above", below=below)
-    if not own or not other or not active:
+    width = r.measured("width", part="scene").max().only()
+    names = {
+        "plain": "the scene",
+        "dark": "at sunrise",
+        **{v: NAMES[v].replace(" (", "\n(") for v in s.horizon.variants},
+    }
+    pictures = {what: r.measured(f"scene {what}", part="scene") for what in names}
+    if not width or not all(pictures.values()):
         return None
-    datasets = own.levels("dataset")
-    look = {variant: each for variant, each in LOOK.items() if variant in own.levels("variant")}
-    pale = {variant: each._replace(color=f"{each.color}59", label="") for variant, each in look.items()}
+    brightest = max(max(pictures[variant]) for variant in s.horizon.variants)
+    figure, axes = panels(len(names), height=1.4)
+    for each, (what, name) in zip(axes, names.items(), strict=True):
+        places = np.reshape(list(pictures[what]), (-1, int(width)))
+        each.imshow(places, cmap="gray", vmin=0, vmax=1 if what in ("plain", "dark") else brightest)
+        each.axhline(len(places) / 2 - 0.5, color=figures.ORANGE, linewidth=0.8, linestyle=(0, (4, 3)))
+        each.set(xticks=[], yticks=[])
+        each.set_title(name, fontsize=7)
+        each.grid(visible=False)
+    return figure
+
+
+def below_threshold(r: Results, s: Settings) -> Figure | None:
+    """Where it is right, in a first layer as it is initialised, the lower half of all images being dark. Left and
+    middle: how often each filter (one dot; of all seeds) is active below the horizon, by how light changes its answer:
+    -1 for one that answers to darkness alone, 1 for one that adds up the light. Right: by how many points the dark
+    raises the share of units below the horizon that almost no image activates.
+    """
+    silent = 100 * measured(r, "start", "silent below all")
+    silenced = silent.at(x="static") - silent.at(x="plain")
+    if not silenced:
+        return None
+    datasets = silenced.levels("dataset")[::-1][:2]
+    figure, (*left, right) = panels(len(datasets) + 1, height=2.5)
+    for axes, dataset in zip(left, datasets, strict=True):
+        for variant in ("convbn", "bn"):
+            filters = 100 * measured(r, "start", "filter static").at(dataset=dataset, variant=variant)
+            found = {answer: interval.mean for answer, interval in filters.intervals("x").items()}
+            look = LOOK[variant]
+            about: dict[str, Any] = {"color": look.color, "marker": look.marker, "label": look.label}
+            axes.plot(list(found), list(found.values()), linestyle="none", markersize=2.5, alpha=0.6, **about)
+        ticks(axes, (-1, -0.5, 0, 0.5, 1))
+        axes.set(xlim=(-1, 1), ylim=(-3, 103), xlabel="answer of the filter to light", title=dataset)
+    left[0].set_ylabel("active in the dark half, %")
+    zero(right)
+    dots(right, silenced, "dataset", "variant", {variant: LOOK[variant] for variant in s.horizon.variants})
+    right.set_ylabel("units silenced, points")
+    legend(figure, 3, of=right)
+    return figure
+
+
+def sunrise(r: Results, s: Settings) -> Figure | None:
+    """The horizon after training. Left: test accuracy on plain images, with the lower half always at
+    {s.horizon.shade:g} of its light (static), and with a factor of its own for each batch (frames), in training and
+    test alike; at the end, on frames with each test batch's own statistics. Middle: share of units of the first
+    {s.horizon.layers} convolutions, below the horizon, that almost no image activates. Right: networks trained on plain
+    images, by the light of the lower half at test.
+    """
+    measures = 100 * measured(r, "horizon", "accuracy")
+    silent = 100 * measured(r, "horizon", "silent below")
+    if not measures or not silent:
+        return None
+    own, batch = measures.at(x="own"), measures.at(x="batch", light="frames")
+    by_light = {light: own.at(light=light) for light in own.levels("light")} | {"frames,\nby batch": batch}
+    lit, other = Values.stacked("light", by_light), measures.at(light="plain", x=s.horizon.test_shades)
+    datasets, look = own.levels("dataset"), {variant: LOOK[variant] for variant in s.horizon.variants}
     figure, axes = panels(3, len(datasets), height=2.3)
     for row, dataset in enumerate(datasets):
         left, middle, right = axes[3 * row : 3 * row + 3]
-        dots(left, own.at(dataset=dataset), "light", "variant", look)
-        here = active.at(dataset=dataset)
-        dots(middle, here.at(light="plain"), "side", "variant", pale, shift=-0.04)
-        dots(middle, here.at(light="static"), "side", "variant", look, shift=0.04)
+        dots(left, lit.at(dataset=dataset), "light", "variant", look)
+        dots(middle, silent.at(dataset=dataset), "light", "variant", look)
         lines(right, other.at(dataset=dataset), "x", "variant", look, bars=True, apart=0.012)
         ticks(right, s.horizon.test_shades)
         for each in (left, middle, right):
             _within_percent(each)
         left.set_ylabel(f"{dataset}: test accuracy, %")
-        middle.set(xlabel="side of the horizon", ylabel="active ReLUs, %")
+        left.tick_params(axis="x", labelsize=6.5)
+        middle.set_ylabel("silent units below, %")
         right.set(xlabel="light of the lower half at test", ylabel="test accuracy, %")
-    legend(figure, len(look), of=axes[0])
-    return figure
-
-
-def maps(r: Results, s: Settings) -> Figure | None:
-    """What the first local-gain norm of seed 0 keeps on {s.first[horizon]}. Above: running standard deviation at each
-    location, mean over channels. Below: root mean square over channels of the running mean minus the channel's average.
-    Trained on plain images, with the lower half always dark (static), and with another light in each batch (frames).
-    Channel-wise BN keeps one number per channel.
-    """
-    names = {"deviation map": "running standard deviation", "mean map": "spread of the running mean"}
-    about = {"part": "horizon", "dataset": s.horizon.data[0], "variant": "convbn"}
-    width = r.measured("width", **about).max().only()
-    found = {quantity: r.measured(quantity, **about) for quantity in names}
-    if not width or any(set(values.levels("light")) < set(LIGHTS) for values in found.values()):
-        return None
-    figure = Figure(figsize=(2 * figures.COLUMN, 4.3), layout="compressed")
-    for row, (quantity, name) in zip(figure.subplots(2, len(LIGHTS), squeeze=False), names.items(), strict=True):
-        values = found[quantity]
-        for axes, light in zip(row, LIGHTS, strict=True):
-            places = np.reshape(list(values.at(light=light)), (-1, int(width)))
-            image = axes.imshow(places, cmap="cividis", vmin=0, vmax=max(values), interpolation="nearest")
-            axes.axhline(len(places) / 2 - 0.5, color="white", linewidth=0.8, linestyle=(0, (4, 3)))
-            axes.set(xticks=[], yticks=[], title=light if quantity == "deviation map" else "")
-            axes.grid(visible=False)
-        row[0].set_ylabel(name)
-        figure.colorbar(image, ax=list(row), shrink=0.85)
+    legend(figure, 3, of=axes[0])
     return figure
 
 
 def window_sweep(r: Results, s: Settings) -> Figure | None:
-    """The adaptive norm's window ({s.first[window]}). Left: test accuracy, beside BN and local-gain BN with their
+    """The adaptive norm's window ({s.first[swept]}). Left: test accuracy, beside BN and local-gain BN with their
     running statistics (bands). Right: distance of its output after the first layer from that of local and of channel
     statistics.
     """
     adaptive = accuracy(r, "window", variant="adaptive")
     if not adaptive:
         return None
-    kernels = s.window.kernels
+    kernels = s.kernels
     last = max((kernel for kernel in kernels if kernel <= 100), default=1)
     place = {kernel: float(min(kernel, 2 * last)) for kernel in kernels}
 
@@ -361,15 +423,15 @@ def _sweep(panel: dict[str, Values], factor: str, levels: Sequence[float]) -> Fi
 
 
 def eps_sweep(r: Results, s: Settings) -> Figure | None:
-    """eps with channel and with local statistics ({s.first[eps]}): test accuracy, and the largest normalised value on
+    """eps with channel and with local statistics ({s.first[swept]}): test accuracy, and the largest normalised value on
     test images after the first layer.
     """
     panel = {"test accuracy, %": accuracy(r, "eps"), "largest normalised value": measured(r, "eps", "largest")}
-    return _sweep(panel, "eps", s.eps.values)
+    return _sweep(panel, "eps", s.eps)
 
 
 def batch_sweep(r: Results, s: Settings) -> Figure | None:
-    """Batch size with channel and with local statistics ({s.first[batch]}): test accuracy with running statistics; the
+    """Batch size with channel and with local statistics ({s.first[swept]}): test accuracy with running statistics; the
     same minus accuracy with the batch's own; and the root mean square of the normalised value in training minus that in
     eval after the first layer.
     """
@@ -379,4 +441,4 @@ def batch_sweep(r: Results, s: Settings) -> Figure | None:
         "running minus batch, points": shares.at(x="running") - shares.at(x="batch"),
         "training minus eval, rms": measured(r, "batch", "gap").mean("x"),  # each is measured at its own size
     }
-    return _sweep(panel, "batch_size", s.batch.sizes)
+    return _sweep(panel, "batch_size", list(s.batches))

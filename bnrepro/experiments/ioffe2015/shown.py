@@ -282,27 +282,28 @@ def figure1(r: Results, s: Settings) -> Figure | None:
 
 
 def figure1_rates(r: Results, s: Settings) -> Figure | None:
-    """Figure 1's networks at other learning rates. Left: test accuracy after {s.figure1.steps} steps; a network that
-    diverged counts as chance. Right: steps to the accuracies, at most {s.figure1.steps}. Dotted: the rate of Figure 1.
+    """Figure 1's networks at other learning rates: a thin line for each seed, and geometric means. Left: test error
+    after {s.figure1.steps} steps; a network that diverged counts as chance (grey). Then the steps to test accuracies,
+    {s.figure1.steps} at most. Dotted: the rate of Figure 1.
     """
     end, lost = (r.measured(quantity, part="figure1") for quantity in ("test_accuracy", "diverged"))
     if not end:
         return None
-    figure, (left, right) = panels(2, height=2.6)
     accuracy = filled(end.at(x=s.figure1.steps), lost, CHANCE)
-    lines(left, accuracy, "rate", "variant", LOOKS)
-    left.set(ylabel="test accuracy, %", ylim=(0, 101))
-    shades = dict(zip(s.figure1.levels, ("-", DASHED, (0, (1, 1))), strict=False))
-    for level, dashes in shades.items():
-        for variant, look in LOOKS.items():
-            own = look._replace(dashes=dashes, label=f"{look.label}, {level:g}%")
-            lines(right, figure1_steps(r, s, level).at(variant=variant), "rate", look=own, log=True)
-    right.set(ylabel="steps to a test accuracy", yscale="log")
-    right.legend(loc="upper right", handlelength=2.4, fontsize=5)
-    for axes in (left, right):
-        axes.set(xscale="log", xlabel="learning rate")
-        axes.axvline(s.figure1.rate, color="#999999", linewidth=0.7, linestyle=(0, (1, 1)), zorder=0)
-    left.legend(loc="lower left", handlelength=2.4)
+    least, most = s.figure1.levels[0], s.figure1.levels[-1]
+    shown = {"test error, %": 100 - accuracy} | {
+        f"steps to {level:g}% test accuracy": figure1_steps(r, s, level) for level in dict.fromkeys((least, most))
+    }
+    figure, axes = panels(len(shown), height=2.6)
+    for panel, (what, values) in zip(axes, shown.items(), strict=True):
+        lines(panel, values, "rate", "variant", LOOKS, log=True, seeds=True)
+        panel.set(xscale="log", yscale="log", xlabel="learning rate", ylabel=what)
+        panel.axvline(s.figure1.rate, color="#999999", linewidth=0.7, linestyle=(0, (1, 1)), zorder=0)
+    zero(axes[0], at=100 - CHANCE)
+    axes[0].yaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:g}"))
+    axes[0].yaxis.set_minor_formatter(FuncFormatter(lambda v, _: f"{v:g}" if v in (2, 3, 5, 20, 50) else ""))
+    same_limits(axes[1:])
+    legend(figure)
     return figure
 
 

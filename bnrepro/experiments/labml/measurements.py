@@ -99,6 +99,14 @@ def cancellation(seed: int, mean: float, std: float, draws: int) -> list[Row]:
 # --- networks ---
 
 
+@measure("labml/fit")
+def fit(run: Run, seed: int) -> list[Row]:
+    """Loss and accuracy on the training images, in eval mode and without augmentation."""
+    cfg, data, network = inference.restore(run)
+    loss, accuracy = train.measure(network, data, data.train, cfg)
+    return [row("train_loss", loss), row("train_accuracy", accuracy)]
+
+
 @measure("labml/statistics")
 def statistics(run: Run, seed: int, parts: list[int]) -> list[Row]:
     """Test accuracy (%) and loss with the moving average, the batch's own, and the population's statistics.

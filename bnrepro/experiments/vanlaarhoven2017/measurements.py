@@ -1,12 +1,14 @@
-"""Norms of weights and effective rates: Hoffer et al.'s arms side by side, and what the scale of the weights before a
-norm changes, exactly.
+"""Norms of weights and effective rates: trainings with weight decay on the weights that a norm follows, Hoffer et al.'s
+arms side by side, and what the scale of these weights changes, exactly.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
+from itertools import chain, repeat
 from statistics import fmean, geometric_mean
 from typing import Any
 
@@ -18,7 +20,6 @@ from bnrepro.claims import Row, measure, row
 from bnrepro.config.schema import Initialization, Model
 from bnrepro.data.dataset import derive_seed
 from bnrepro.norm import NORMS, NormOptions
-from bnrepro.runs import checkpoint, record
 from bnrepro.runs.record import Run
 from bnrepro.training.model import build, weighted_layers
 from bnrepro.training.train import Batch, Trainer, trainer_of
@@ -45,17 +46,28 @@ def squares(network: nn.Module) -> list[float]:
 # --- networks ---
 
 
-@measure("vanlaarhoven2017/norms")
-def norms(run: Run, seed: int) -> list[Row]:
-    """At the end of a run: the mean of |w|² over that at its start, and the mean effective rate lr / |w|²."""
-    network = trainer_of(run.config).network
-    start = geometric_mean(squares(network))
-    network.load_state_dict(checkpoint.load(run.path / record.CHECKPOINT)["network"])
-    end = geometric_mean(squares(network))
-    return [row("growth", end / start), row("effective_rate", run.config.optimizer.lr / end)]
+@measure("vanlaarhoven2017/tuned")
+def tuned(run: Run, seed: int, epochs: int, decay: float) -> list[Row]:
+    """A training with weight decay on the weights that a norm follows, and on no others.
+
+    Rows, at the end: ``val`` and ``test`` (accuracy, %), ``growth`` (mean of |w|² over that at the start) and
+    ``effective_rate``, lr / |w|², averaged over the layers and over the steps after the warm-up. Of a training whose
+    loss is no number, ``diverged`` (the step) alone. Means of squares and rates are geometric.
+    """
+    trainer = trainer_of(replace(run.config, epochs=epochs))
+    trainer.optimizer = layerwise(trainer, decay)
+    start, rates = geometric_mean(squares(trainer.network)), []
+    for batch in trainer.batches():
+        if batch.step >= trainer.steps_per_epoch * run.config.schedule.warmup_epochs:
+            rates.append(batch.lr / geometric_mean(squares(trainer.network)))
+        if not math.isfinite(update(trainer, batch)):
+            return [row("diverged", batch.step)]
+    found = {"growth": geometric_mean(squares(trainer.network)) / start, "effective_rate": geometric_mean(rates)}
+    found |= {"val": 100 * trainer.measure(trainer.data.val)[1], "test": 100 * trainer.measure(trainer.data.test)[1]}
+    return [row(name, value) for name, value in found.items()]
 
 
-@measure("vanlaarhoven2017/four_arms")
+@measure("vanlaarhoven2017/four_arms", version=2)
 def four_arms(run: Run, seed: int, epochs: int, decay: float) -> list[Row]:
     """Weight decay on; off; off at the effective rates of on; on at the effective rates of off.
 
@@ -97,9 +109,9 @@ def layerwise(trainer: Trainer, decay: float) -> torch.optim.Optimizer:
     return torch.optim.SGD(groups, lr=0.0, momentum=trainer.cfg.optimizer.momentum)
 
 
-def update(trainer: Trainer, batch: Batch, factors: list[float]) -> float:
-    """A step with the batch's rate times each layer's factor; the loss."""
-    for group, factor in zip(trainer.optimizer.param_groups, [*factors, 1.0], strict=True):
+def update(trainer: Trainer, batch: Batch, factors: Sequence[float] = ()) -> float:
+    """A step with the batch's rate, times each layer's factor where there are factors; the loss."""
+    for group, factor in zip(trainer.optimizer.param_groups, chain(factors, repeat(1.0)), strict=False):
         group["lr"] = batch.lr * factor
     return step(trainer.network.train(), trainer.optimizer, batch.x, batch.y)
 

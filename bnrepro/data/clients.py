@@ -1,0 +1,57 @@
+"""Clients with skewed labels: a training set divided among them, and steps to which each brings a batch of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from bnrepro.data.dataset import derive_seed
+
+
+def label_skewed(labels: Tensor, clients: int, skew: float, seed: int = 0) -> list[Tensor]:
+    """Indices of the images of each client, equally many for each.
+
+    A share ``skew`` of the images, drawn at random, is sorted by label and cut into ``clients`` consecutive parts; the
+    others are dealt out at random. With ``skew=1``, ten classes of one size and five clients, each client has two
+    classes of its own; with classes of different sizes a cut may fall into one. At most ``clients`` images of each of
+    the two shares are left out, so that parts are of one size.
+
+    As in Hsieh et al., "The Non-IID Data Quagmire of Decentralized Machine Learning" (ICML 2020).
+
+    Raises:
+        ValueError: ``skew`` is not between 0 and 1; fewer images than clients.
+    """
+    if not 0 <= skew <= 1:
+        raise ValueError(f"skew must be from 0 (alike) to 1 (by label); got {skew}")
+    if not 1 <= clients <= len(labels):
+        raise ValueError(f"{len(labels)} images cannot be divided among {clients} clients")
+    order = torch.randperm(len(labels), generator=_generator(seed, "clients"))
+    count = round(skew * len(labels))
+    by_label = order[:count][labels[order[:count]].cpu().argsort(stable=True)]
+    shares = [_cut(each, clients) for each in (by_label, order[count:])]
+    return [torch.cat(own) for own in zip(*shares, strict=True)]
+
+
+def _cut(indices: Tensor, parts: int) -> list[Tensor]:
+    """Consecutive parts of one size; what is left at the end is left out."""
+    size = len(indices) // parts
+    return list(indices[: size * parts].view(parts, size))
+
+
+def client_batches(parts: Sequence[Tensor], size: int, seed: int = 0, epoch: int = 0) -> Iterator[Tensor]:
+    """Of each step of an epoch the indices of its joint batch: ``size`` images of each client, client after client.
+
+    Each client goes through its images in an order of its own; an incomplete last batch is left out.
+    """
+    orders = [
+        part[torch.randperm(len(part), generator=_generator(seed, f"client {client}", epoch))]
+        for client, part in enumerate(parts)
+    ]
+    for start in range(0, min(map(len, orders)) - size + 1, size):
+        yield torch.cat([order[start : start + size] for order in orders])
+
+
+def _generator(seed: int, purpose: str, epoch: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(derive_seed(seed, purpose, epoch))

@@ -1,0 +1,411 @@
+"""A page for each paper, made from its file and from results/claims.json; and the role ``claim``.
+
+Nothing of a paper or of a verdict is written down here: what a page says is what the package says when the site is
+built. A claim without a verdict yet is shown without one.
+"""
+
+from __future__ import annotations
+
+import csv
+import inspect
+import json
+import re
+from collections import Counter
+from functools import cache
+from html import escape
+from pathlib import Path
+from typing import Any
+
+from docutils import nodes
+from executed import write_if_changed
+from sphinx import addnodes
+from sphinx.application import Sphinx
+from sphinx.util.docutils import SphinxRole
+
+from bnrepro.claims import Paper
+from bnrepro.claims.evidence import Verdict
+from bnrepro.experiments import NAMES, experiment
+
+ROOT = Path(__file__).parents[2]
+RESULTS = ROOT / "results"
+EXPERIMENTS = RESULTS / "experiments"
+LONGEST = 25  # rows of a table that are shown
+TOO_WIDE = 8  # columns
+LARGE = 400_000  # bytes of an SVG from which on the PNG is shown
+NO_VERDICT = "no verdict yet"
+
+
+@cache
+def verdicts() -> dict[str, dict[str, Any]]:
+    """The objects of claims.json by id."""
+    file = RESULTS / "claims.json"
+    rows = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else []
+    return {row["id"]: row for row in rows}
+
+
+@cache
+def papers() -> dict[str, Paper[Any]]:
+    """The package's papers by name, in the package's order."""
+    return {name: experiment(name) for name in NAMES}
+
+
+@cache
+def sentences() -> dict[str, str]:
+    """The sentence of each claim of the package, by id."""
+    return {f"{name}/{claim.id}": claim.sentence for name, paper in papers().items() for claim in paper.claims}
+
+
+def label(claim: str) -> str:
+    """The anchor of a claim."""
+    return "claim-" + re.sub(r"[^a-z0-9]+", "-", claim.lower())
+
+
+def plain(text: str) -> str:
+    """``text`` as Markdown that says just this."""
+    return plain_part(" ".join(str(text).split()))
+
+
+def plain_part(text: str) -> str:
+    """`plain`, with the blanks at the ends of ``text``."""
+    return re.sub(r"([\\`*_{}\[\]<>#$|~^])", r"\\\1", text)
+
+
+def said(text: str) -> str:
+    """`plain`, and what stands between backticks in ``text`` as code."""
+    parts = re.split(r"`([^`]+)`", " ".join(str(text).split()))
+    return "".join(f"`{part}`" if place % 2 else plain_part(part) for place, part in enumerate(parts))
+
+
+def badge(verdict: str) -> str:
+    """A verdict as a coloured label; the word stands in it."""
+    return f'<span class="verdict {verdict.replace(" ", "-")}">{escape(verdict)}</span>'
+
+
+class ClaimRole(SphinxRole):
+    """``{claim}`paper/id```: a link to the claim, and its verdict as it is now."""
+
+    def run(self) -> tuple[list[nodes.Node], list[nodes.system_message]]:
+        """Of a claim that is not there, a warning."""
+        if self.text not in sentences():
+            message = self.inliner.reporter.warning(f"there is no claim {self.text}", line=self.lineno)
+            return [nodes.literal("", self.text)], [message]
+        verdict = verdicts().get(self.text, {}).get("verdict", NO_VERDICT)
+        link = addnodes.pending_xref(
+            "", refdomain="std", reftype="ref", reftarget=label(self.text), refexplicit=True, refwarn=True
+        )
+        link += nodes.inline("", self.text, classes=["xref"])
+        html = nodes.raw("", f" {badge(verdict)}", format="html")
+        return [link, html], []
+
+
+# --- pages ---
+
+
+def write_pages(app: Sphinx) -> None:
+    """The index of the papers, and a page for each."""
+    folder = Path(app.srcdir) / "papers"
+    for old in folder.glob("*.md"):
+        if old.stem not in (*papers(), "index"):
+            old.unlink()
+    for name, paper in papers().items():
+        write_if_changed(folder / f"{name}.md", page(name, paper))
+    write_if_changed(folder / "index.md", index())
+
+
+def given() -> list[Verdict]:
+    """The verdicts that occur, in their order."""
+    return [verdict for verdict in Verdict if any(row["verdict"] == verdict for row in verdicts().values())]
+
+
+def counts(rows: list[dict[str, Any]]) -> list[str]:
+    """The numbers of claims with each verdict that occurs; empty for none."""
+    found = Counter(row["verdict"] for row in rows)
+    return [str(found[verdict] or "") for verdict in given()]
+
+
+def table(head: list[str], rows: list[list[str]]) -> str:
+    """A Markdown table."""
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+
+
+def index() -> str:
+    """All papers, with the verdicts on their claims."""
+    rows = []
+    for name, paper in papers().items():
+        mine = [row for row in verdicts().values() if row["paper"] == name]
+        rows.append([f"[{name}]({name}.md): {plain(paper.title)}", str(len(paper.claims)), *counts(mine)])
+    everything = list(verdicts().values())
+    rows.append(["all", str(sum(len(paper.claims) for paper in papers().values())), *counts(everything)])
+    kinds = sorted({(row["kind"], row["scale"]) for row in everything})
+    by_kind = [
+        [kind, scale, *counts([row for row in everything if (row["kind"], row["scale"]) == (kind, scale)])]
+        for kind, scale in kinds
+    ]
+    words = [verdict.value for verdict in given()]
+    return f"""# Papers and their claims
+
+Each source is one file of the package: what is run, what is measured, and its claims. These pages are made from those
+files and from `results/claims.json` when the site is built. How a verdict comes about is explained in
+[How verdicts are made](../explanation/verdicts.md).
+
+{table(["source", "claims", *words], rows)}
+
+The same by kind and scale. A verdict at a reduced scale, or from a toy, is not one on the source itself.
+
+{table(["kind", "scale", *words], by_kind)}
+
+```{{toctree}}
+:hidden:
+
+{chr(10).join(papers())}
+```
+"""
+
+
+def page(name: str, paper: Paper[Any]) -> str:
+    """One paper: source, differences, claims, tables and figures, settings."""
+    address = re.search(r"https?://\S+", paper.source)
+    parts = [
+        "---\ntocdepth: 2\n---",
+        f"# {plain(paper.title)}",
+        f"Source: <{address[0].rstrip('.,)')}>" if address else plain(paper.source),
+    ]
+    parts.append(f"Design, measurements and claims: {code_of(paper)}. Run it with:")
+    command = f"bnrepro reproduce {name} --preset=quick"
+    parts.append(f"```sh\n{command}\n```")
+    overview = [
+        [
+            f"[{plain(claim.id)}](#{label(f'{name}/{claim.id}')})",
+            said(claim.sentence),
+            claim.kind,
+            claim.scale,
+            badge(verdicts().get(f"{name}/{claim.id}", {}).get("verdict", NO_VERDICT)),
+        ]
+        for claim in paper.claims
+    ]
+    parts += ["## Claims", table(["claim", "what it says", "kind", "scale", "verdict"], overview)]
+    parts += [one(name, claim) for claim in paper.claims]
+    if paper.differences:
+        parts += ["## Differences from the paper", "\n".join(f"- {said(text)}" for text in paper.differences)]
+    parts += shown(name)
+    parts += settings(paper)
+    return "\n\n".join(parts) + "\n"
+
+
+def code_of(paper: Paper[Any]) -> str:
+    """The file of a paper, by its place in the checkout."""
+    file = Path(inspect.getfile(__import__(paper.module, fromlist=["paper"])))
+    return f"`{file.relative_to(ROOT).as_posix()}`"
+
+
+def one(name: str, claim: Any) -> str:
+    """A claim: the sentence, its source, the verdict and why, every effect, and the function that judges it."""
+    row = verdicts().get(f"{name}/{claim.id}", {})
+    verdict = row.get("verdict", NO_VERDICT)
+    parts = [f"({label(f'{name}/{claim.id}')})=\n### {plain(claim.id)}: {said(claim.sentence)}"]
+    parts.append(f"{badge(verdict)} {said(row.get('answer', ''))}")
+    facts = [
+        ("Quote", f"“{plain(claim.quote)}”" if claim.quote else ""),
+        ("Where", plain(claim.where or "")),
+        ("The source reports", said(claim.reported)),
+        ("Kind and scale", plain(", ".join(filter(None, (claim.kind, claim.scale, claim.scale_note))))),
+        ("Found here", said(row.get("found") or "")),
+        ("Gate", gate(row.get("gate"))),
+        ("Rule", rule(row)),
+        ("Look", look(row.get("look"))),
+        ("Registered", registered(row)),
+        ("Would change", flips(row)),
+        ("Seeds to decide", str(row.get("needed") or "")),
+        ("Under revision", plain(claim.withdrawn or "")),
+        ("Made by", f"`{row['command']}`" if row.get("command") else ""),
+        ("Machine", plain(row.get("machine") or "")),
+    ]
+    parts.append("\n".join(f"{what}\n: {text}\n" for what, text in facts if text))
+    if effects := row.get("effects"):
+        parts.append(forest(row))
+        parts.append(effects_table(effects, row.get("deciding")))
+    if beside := row.get("beside"):
+        parts.append(folded("Shown beside, and deciding nothing", effects_table(beside, None)))
+    code = inspect.getsource(inspect.unwrap(claim.evidence))
+    parts.append(folded(f"The function that judges it: {claim.judged_in}", f"```python\n{code}\n```"))
+    return "\n\n".join(parts)
+
+
+def folded(summary: str, text: str) -> str:
+    """``text`` below a line that unfolds it."""
+    return f"<details><summary>{escape(summary)}</summary>\n\n{text}\n\n</details>"
+
+
+def number(value: Any) -> str:
+    """A number as it is shown; nothing for none."""
+    return "" if value is None else f"{value:.3g}" if isinstance(value, float) else str(value)
+
+
+def gate(found: dict[str, Any] | None) -> str:
+    """Whether the networks have trained enough."""
+    if not found:
+        return ""
+    passed = {True: "passed", False: "failed", None: "open"}[found.get("passed")]
+    return plain(f"{found['what']}: {number(found['value'])}, {found['needed']} is needed ({passed})")
+
+
+def rule(row: dict[str, Any]) -> str:
+    """What the deciding effect is held to."""
+    if not row.get("rule"):
+        return ""
+    parts = [f"`{row['rule']}`"]
+    parts += [f"{what} {number(row[what])}" for what in ("bar", "margin") if row.get(what) is not None]
+    return f"{', '.join(parts)} {plain(row.get('unit') or '')}"
+
+
+def registered(row: dict[str, Any]) -> str:
+    """When the design was registered, and when its first run was made."""
+    found = row.get("registration") or {}
+    if not found.get("registered"):
+        return ""
+    kept = "" if found.get("as_registered") else ", and not kept"
+    amended = f", amended {len(found['amended'])} times" if found.get("amended") else ""
+    first = f"; first run {row['first_run']}" if row.get("first_run") else ""
+    return plain(f"on {found['registered']}{amended}{kept}{first}")
+
+
+def look(found: dict[str, Any] | None) -> str:
+    """Which of the planned looks this is."""
+    return f"{found['number']} of {found['of']}, after {found['seeds']} seeds" if found else ""
+
+
+def flips(row: dict[str, Any]) -> str:
+    """The factors on the margin at which the verdict would be another."""
+    if not row or row.get("kind") == "identity" or not row.get("rule"):
+        return ""
+    factors = row.get("flips_at") or []
+    return (
+        f"at {' and '.join(f'{f:g} times' for f in factors)} the margin"
+        if factors
+        else "not at half or double the margin"
+    )
+
+
+def effects_table(effects: list[dict[str, Any]], deciding: int | None) -> str:
+    """Each effect with its interval."""
+    rows = []
+    for place, effect in enumerate(effects):
+        low, high = effect.get("low"), effect.get("high")
+        interval = f"[{number(low)}, {number(high)}]" if low is not None else ""
+        state = effect.get("state", "") + (" (decides)" if place == deciding else "")
+        value = plain(effect["shown"]) if interval == "" and effect.get("shown") else number(effect.get("mean"))
+        rows.append(
+            [
+                plain(effect["condition"]) or "all",
+                value,
+                plain(interval),
+                plain(effect.get("unit") or ""),
+                str(effect.get("n", "")),
+                state,
+            ]
+        )
+    head = ["condition", "mean", "interval", "unit", "n", "state"]
+    if not any(row[-1] for row in rows):
+        head, rows = head[:-1], [row[:-1] for row in rows]
+    return table(head, rows)
+
+
+def forest(row: dict[str, Any]) -> str:
+    """A forest plot of the effects that decide, where they have intervals in one unit; a table stands below it."""
+    effects = [e for e in row["effects"] if e.get("low") is not None and e.get("high") is not None]
+    if (
+        not effects
+        or len({(e.get("unit"), e.get("ratio"), e.get("bar"), e.get("margin"), e.get("rule")) for e in effects}) > 1
+    ):
+        return ""
+    bar, margin, kind = effects[0].get("bar"), effects[0].get("margin"), effects[0].get("rule")
+    marks = [
+        m
+        for m in (bar, margin, *([-margin] if kind == "equal" and margin and not effects[0]["ratio"] else []))
+        if m is not None
+    ]
+    values = [v for e in effects for v in (e["low"], e["high"], *e.get("seeds", {}).values())] + marks
+    low, high = min(values), max(values)
+    if not high > low or high - low > 1e9:
+        return ""
+    left, width, height, step = 8, 560, 22 * len(effects) + 26, 22
+
+    def at(value: float) -> float:
+        return round(left + (value - low) / (high - low) * width, 1)
+
+    shapes = []
+    for mark in dict.fromkeys(marks):
+        style = "bar" if mark == bar else "margin"
+        shapes.append(f'<line class="{style}" x1="{at(mark)}" x2="{at(mark)}" y1="0" y2="{height - 18}"/>')
+        shapes.append(f'<text class="axis" x="{at(mark)}" y="{height - 4}" text-anchor="middle">{mark:g}</text>')
+    for place, effect in enumerate(effects):
+        y = step * place + 11
+        shapes += [f'<circle class="seed" cx="{at(v)}" cy="{y}" r="2.5"/>' for v in effect.get("seeds", {}).values()]
+        shapes.append(f'<line class="interval" x1="{at(effect["low"])}" x2="{at(effect["high"])}" y1="{y}" y2="{y}"/>')
+        shapes.append(f'<rect class="mean" x="{at(effect["mean"]) - 4}" y="{y - 4}" width="8" height="8"/>')
+    title = f"Means, intervals and seeds of {len(effects)} effects, in the order of the table below"
+    box = f'viewBox="0 0 {width + 2 * left} {height}" role="img" aria-label="{title}"'
+    svg = f'<svg class="forest" {box}>{"".join(shapes)}</svg>'
+    return f"```{{raw}} html\n{svg}\n```"
+
+
+def shown(name: str) -> list[str]:
+    """Figures and tables as they are stored."""
+    folder = EXPERIMENTS / name
+    captions_file = folder / "captions.json"
+    if not captions_file.is_file():
+        return []
+    captions = json.loads(captions_file.read_text(encoding="utf-8"))
+    parts = []
+    for stem, caption in captions.get("figures", {}).items():
+        svg, png = folder / "figures" / f"{stem}.svg", folder / "figures" / f"{stem}.png"
+        file = svg if svg.is_file() and svg.stat().st_size < LARGE else png
+        if file.is_file():
+            place = Path("..", "..", file.relative_to(ROOT)).as_posix()
+            parts.append(f"```{{figure}} {place}\n:alt: {' '.join(caption.split())}\n\n{said(caption)}\n```")
+    parts = ["## Figures", *parts] if parts else []
+    tables = []
+    for stem, title in captions.get("tables", {}).items():
+        file = folder / "tables" / f"{stem}.csv"
+        if file.is_file():
+            tables.append(stored_table(file, title))
+    return parts + (["## Tables", *tables] if tables else [])
+
+
+def stored_table(file: Path, title: str) -> str:
+    """A CSV file below its title; a wide or long one is folded, and named where it is cut."""
+    with file.open(newline="", encoding="utf-8") as stream:
+        head, *rows = list(csv.reader(stream)) or [[]]
+    cut = [[plain(_short(cell)) for cell in row] for row in rows[:LONGEST]]
+    text = table([plain(cell.replace("_", " ")) for cell in head], cut)
+    if len(rows) > LONGEST:
+        text += f"\n\nThe first {LONGEST} of {len(rows)} rows; all are in `{file.relative_to(ROOT).as_posix()}`."
+    return folded(title, text) if len(rows) > TOO_WIDE or len(head) > TOO_WIDE else f"{said(title)}\n\n{text}"
+
+
+def _short(cell: str) -> str:
+    try:
+        return f"{float(cell):.4g}"
+    except ValueError:
+        return cell
+
+
+def settings(paper: Paper[Any]) -> list[str]:
+    """What each preset sets."""
+    names = paper.presets
+    each = {preset: paper.settings(preset).model_dump() for preset in names}
+    rows = [[f"`{key}`", *(f"`{_brief(each[preset][key])}`" for preset in names)] for key in each[names[-1]]]
+    return ["## Settings", folded("Settings of the presets", table(["setting", *names], rows))]
+
+
+def _brief(value: Any) -> str:
+    text = json.dumps(value, default=str).replace("|", "/").replace("`", "'")
+    return text if len(text) < 120 else f"{text[:117]}..."
+
+
+def setup(app: Sphinx) -> dict[str, Any]:
+    """Register the role and the pages."""
+    app.add_role("claim", ClaimRole())
+    app.connect("builder-inited", write_pages)
+    return {"parallel_read_safe": True, "parallel_write_safe": True}

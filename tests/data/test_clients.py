@@ -1,0 +1,61 @@
+"""Clients: what each has at each skew, and what a step's batch holds."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from bnrepro.data.clients import client_batches, label_skewed
+
+LABELS = torch.arange(10).repeat(60)[torch.randperm(600, generator=torch.Generator().manual_seed(3))]
+
+
+@pytest.mark.parametrize("skew", [0.0, 0.35, 0.8, 1.0])
+def test_parts_are_of_one_size_and_share_no_image(skew: float) -> None:
+    parts = label_skewed(LABELS, 5, skew)
+    assert len({len(part) for part in parts}) == 1 and len(parts) == 5
+    whole = torch.cat(parts)
+    assert len(whole) == len(whole.unique()) >= len(LABELS) - 2 * 5
+
+
+def test_each_client_has_two_classes_of_its_own() -> None:
+    found = [set(LABELS[part].tolist()) for part in label_skewed(LABELS, 5, 1.0)]
+    assert found == [{0, 1}, {2, 3}, {4, 5}, {6, 7}, {8, 9}]
+
+
+def test_without_skew_all_have_all_classes_about_equally() -> None:
+    for part in label_skewed(LABELS, 5, 0.0):
+        counts = LABELS[part].bincount(minlength=10)
+        assert counts.min() >= 4 and counts.max() <= 22  # 12 on average
+
+
+def test_skew_is_the_share_that_is_sorted() -> None:
+    own = {}
+    for skew in (0.0, 0.5, 1.0):
+        parts = label_skewed(LABELS, 5, skew, seed=1)
+        own[skew] = sum(int((LABELS[part] // 2 == client).sum()) for client, part in enumerate(parts)) / 600
+    assert own[1.0] == 1 and own[0.5] == pytest.approx(0.6, abs=0.05) and own[0.0] == pytest.approx(0.2, abs=0.05)
+
+
+def test_the_seed_draws() -> None:
+    one, same, other = (label_skewed(LABELS, 5, 0.5, seed=seed) for seed in (1, 1, 2))
+    assert all(map(torch.equal, one, same)) and not any(map(torch.equal, one, other))
+
+
+def test_a_step_has_so_many_of_each_client_in_their_order() -> None:
+    parts = label_skewed(LABELS, 5, 1.0)
+    steps = list(client_batches(parts, 25, seed=1))
+    assert len(steps) == 120 // 25
+    for step in steps:
+        assert [set((LABELS[own] // 2).tolist()) for own in step.split(25)] == [{client} for client in range(5)]
+    whole = torch.cat(steps)
+    assert len(whole) == len(whole.unique())
+    assert all(map(torch.equal, steps, client_batches(parts, 25, seed=1)))
+    assert not torch.equal(steps[0], next(client_batches(parts, 25, seed=1, epoch=1)))
+
+
+def test_what_cannot_be_divided_is_told() -> None:
+    with pytest.raises(ValueError, match="from 0"):
+        label_skewed(LABELS, 5, 1.5)
+    with pytest.raises(ValueError, match="600 images cannot be divided among 601"):
+        label_skewed(LABELS, 601, 0.0)
