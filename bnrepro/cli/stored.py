@@ -161,7 +161,8 @@ def prune(
 ) -> None:
     """Drop the optimiser's state of finished runs, or whole runs.
 
-    It only says what it would do; --yes does it. Runs that are running are left alone; weights, metrics and summaries stay unless --runs is given.
+    It only says what it would do; --yes does it. Runs that are running are left alone; weights, metrics and summaries
+    stay unless --runs is given.
     Example: bnrepro prune --runs --where status=failed
     """
     from bnrepro.errors import UserError
