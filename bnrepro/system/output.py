@@ -174,6 +174,7 @@ logger = logging.getLogger("bnrepro")
 """All that the library tells goes through it. A program sets its level, or replaces its handler by its own."""
 if not logger.handlers:
     logger.addHandler(_Line())
+    logger.setLevel(logging.INFO)
     logger.propagate = False
 
 
