@@ -181,7 +181,8 @@ def trained(data: Dataset, seed: int, overrides: list[str], skip_init: bool) -> 
         if not trainer.update(batch.x, batch.y, batch.lr)[0].isfinite():
             return [row("diverged", batch.step), *(row(name, CHANCE) for name in splits)]
     rows = [row(name, 100 * trainer.measure(split)[1]) for name, split in splits.items()]
-    return rows + [row("alpha", sum(float(s.alpha.detach().abs()) for s in scales) / len(scales))] * bool(scales)
+    sizes = [float(scale.alpha.detach().abs()) for scale in scales]
+    return [*rows, row("alpha", sum(sizes) / len(sizes))] if sizes else rows
 
 
 # --- claims ---
@@ -266,7 +267,7 @@ def skip_init_trains(r: Results, s: Settings) -> Evidence:
 
 @paper.claim(
     "D4",
-    where="the summary named above",
+    where="dl.reviews/2020/03/07/bn-shallow-paths, results",
     reported="similar performance to networks with batch normalization",
     gate=with_bn_it_trains,
 )
