@@ -182,11 +182,11 @@ def make(norm: str, shape: Shape) -> nn.Module:
         UserError: there is none of that name, or it does not fit.
     """
     if norm not in NORMS:
-        raise UserError(f"--norms: there is no {norm!r}.{known_are(norm, NORMS)}")
+        raise UserError(f"--variants: there is no {norm!r}.{known_are(norm, NORMS)}")
     try:
         return NORMS[norm](shape[1], shape[2:])
     except ValueError as error:
-        raise UserError(f"--norms: {error}") from error
+        raise UserError(f"--variants: {error}") from error
 
 
 def step(layer: nn.Module, x: Tensor, upstream: Tensor) -> None:

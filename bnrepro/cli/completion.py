@@ -52,7 +52,9 @@ compdef _bnrepro bnrepro
 
 
 def completion(shell: Annotated[str, typer.Argument(metavar="SHELL", help="bash, zsh or fish.")]) -> None:
-    """Print what makes a shell complete bnrepro's commands, keys, runs and claims.
+    """Print what makes a shell complete names and keys.
+
+    Commands, options, keys and their values, norms, runs, experiments and claims.
 
     Example, in ~/.bashrc: eval "$(bnrepro completion bash)"
     """

@@ -32,7 +32,10 @@ Facts = dict[str, dict[str, Any]]
 
 
 def doctor(root: Root = Path("runs"), data_root: DataRoot = None, as_json: Json = False) -> None:
-    """Say what this installation runs on, what is wrong with it, and what would make it faster."""
+    """Say what this installation runs on, and what is wrong.
+
+    And what would make it faster.
+    """
     from bnrepro.system.text import terminal_width
     from bnrepro.system.text import wrapped as folded
 

@@ -12,7 +12,7 @@ class Norm(NamedTuple):
     statistics: str
     """The axes that they are taken over; a comma parts those of several."""
     parameters: str
-    """gamma and beta: per C, per CHW, or none."""
+    """gamma and beta: per channel (C), per channel and location (C H W), or none (-)."""
     differs: bool
     """Whether training and evaluation differ."""
     source: str
@@ -44,4 +44,5 @@ NORMS: dict[str, Norm] = {
     "layernorm": Norm(XHAT, "C H W", "C H W", False, "Ba, Kiros & Hinton 2016; torch's own layer"),
     "instancenorm": Norm(XHAT, "H W", "C", False, "Ulyanov et al. 2016; torch's own layer"),
     "lrn": Norm("x / (k + alpha/n sum x^2)^beta", "5 of C", "-", False, "Krizhevsky et al. 2012; torch's own layer"),
+    "dyt": Norm("tanh(alpha x), alpha learned", "-", "C, alpha", False, "Zhu et al. 2025"),
 }

@@ -184,6 +184,27 @@ def folder_of_runs(root: Path) -> None:
     raise UserError(f"There is no folder {root}. `bnrepro train {how}` makes it, with a run in it.")
 
 
+def comparison_named(folder: Path, root: Path) -> Path | None:
+    """The comparison that ``folder`` is or begins the name or hash of; None where it is a folder of runs.
+
+    Raises:
+        UserError: it begins several.
+    """
+    from bnrepro.errors import known_are
+
+    if folder.is_dir():
+        return folder if folder.name.startswith("compare-") else None
+    if len(folder.parts) != 1:
+        return None
+    there = {place.name: place for place in sorted(root.glob("*/*/compare-*"))}
+    found = [place for name, place in there.items() if f"compare-{folder.name.removeprefix('compare-')}" in name]
+    if len(found) > 1:
+        raise UserError(f"{folder} is the beginning of {len(found)} comparisons: {', '.join(map(shown, found))}.")
+    if not found and there and folder.name.startswith("compare-"):
+        raise UserError(f"There is no comparison {folder} under {root}.{known_are(folder.name, there)}")
+    return found[0] if found else None
+
+
 def draw(folder: Path) -> None:
     """The table and the figures of the comparison in ``folder``."""
     from bnrepro.errors import UserError

@@ -16,6 +16,7 @@ from bnrepro.cli.options import (
     Out,
     Root,
     check_separate,
+    comparison_named,
     draw,
     folder,
     make_room,
@@ -201,7 +202,9 @@ def figures(
         """The folder that is meant by ``each``: itself, or that of the experiment of this name under ``out``."""
         if str(each) in experiments.NAMES or each.suffix == ".py":
             return out / each.stem
-        return out / each if not os.path.lexists(each) and (out / each).is_dir() else each
+        if os.path.lexists(each):
+            return each
+        return out / each if (out / each).is_dir() else comparison_named(each, root) or each
 
     given = list(map(named, folders or [root, out]))
     comparisons = [place for each in given for place in comparing.find(each)]

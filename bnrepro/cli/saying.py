@@ -71,6 +71,7 @@ def answer(value: Any) -> None:
 
 
 def _plain(value: Any) -> Any:
+    import math
     from pathlib import Path
 
     from bnrepro.system.reading import printable
@@ -81,6 +82,6 @@ def _plain(value: Any) -> Any:
         return [_plain(each) for each in value]
     if isinstance(value, str | Path):
         return printable(str(value))
-    if isinstance(value, float) and not abs(value) <= 1.8e308:
+    if isinstance(value, float) and not math.isfinite(value):
         return None
     return value

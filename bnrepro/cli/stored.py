@@ -105,7 +105,10 @@ def show(run: RunName, root: Root = RUNS, as_json: Json = False) -> None:
 
 
 def diff(run: RunName, other: RunName, root: Root = RUNS, as_json: Json = False) -> None:
-    """Show what differs between two runs, and nothing else: configuration, versions, machine, metrics."""
+    """Show what differs between two runs.
+
+    Of configuration, versions, machine and metrics, and nothing else.
+    """
     from bnrepro.cli import listing
     from bnrepro.runs import index, record
 
@@ -120,9 +123,10 @@ def watch(
     where: Where = None,
     every: Annotated[float, typer.Option(min=0.1, max=3600, help="Seconds between looks.")] = 1.0,
 ) -> None:
-    """Follow runs that are running, from another terminal, until none is.
+    """Follow running runs from another terminal.
 
-    It reads what they write, and does not disturb them: a run's line says how far its last evaluation was.
+    Until none is running. It reads what they write and does not disturb them: a run's line says how far its last
+    evaluation was.
     """
     from bnrepro.cli.progress import WatchBar
     from bnrepro.runs import index, record
@@ -155,9 +159,10 @@ def prune(
     do_it: Annotated[bool, typer.Option("--yes", help="Do it; without, it is only said what would be done.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Drop the optimiser's state of finished runs, or whole runs. Says first what it would do; --yes does it.
+    """Drop the optimiser's state of finished runs, or whole runs.
 
-    Runs that are running are left alone; weights, metrics and summaries stay unless --runs is given.
+    It only says what it would do; --yes does it. Runs that are running are left alone; weights, metrics and summaries
+    stay unless --runs is given.
     Example: bnrepro prune --runs --where status=failed
     """
     from bnrepro.errors import UserError

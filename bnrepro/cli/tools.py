@@ -18,6 +18,7 @@ from bnrepro.cli.options import (
     Seed,
     Variant,
     check_separate,
+    comparison_named,
     configure,
     folder,
     folder_of_runs,
@@ -55,7 +56,10 @@ def config(
 
 
 def norms(as_json: Json = False) -> None:
-    """List the norms: formula, axes of the statistics, parameters, whether train and eval differ, source."""
+    """List the norms, each in a line.
+
+    Formula, axes of the statistics, parameters, whether train and eval differ, source.
+    """
     from bnrepro.cli.norms import NORMS
     from bnrepro.system.text import fitted
 
@@ -85,16 +89,15 @@ def tensorboard(
     Example: bnrepro tensorboard compare-3f2a
     """
     from bnrepro.runs import hparams
-    from bnrepro.runs.board import SHOWN
     from bnrepro.system.output import only_shown
 
-    comparison = _comparison(folder, root)
+    comparison = comparison_named(folder, root)
     logs = root if folder == RUNS else folder
     if comparison:  # <root>/<dataset>/<model>/<comparison>
         logs = root if comparison.is_relative_to(root) else comparison.absolute().parents[2]
     folder_of_runs(logs)
     port = _free(port)
-    with only_shown(SHOWN):
+    with only_shown("What varies, for HPARAMS,"):
         hparams.write(logs)
     which, means = "The comparison's means", comparison.name if comparison else ""
     if not comparison and any(logs.glob("**/compare-*/")):
@@ -127,27 +130,6 @@ def _address(port: int, runs: str) -> str:
 
     asked = {"runFilter": runs, "tagFilter": "^[^~]", "runColorGroup": f"regex:{VARIANT}", "smoothing": "0"}
     return f"http://localhost:{port}/?{urlencode(asked)}#timeseries"
-
-
-def _comparison(folder: Path, root: Path) -> Path | None:
-    """The comparison that ``folder`` is or begins the name or hash of; None where it is a folder of runs.
-
-    Raises:
-        UserError: it begins several.
-    """
-    from bnrepro.errors import UserError, known_are
-
-    if folder.is_dir():
-        return folder if folder.name.startswith("compare-") else None
-    if len(folder.parts) != 1 or folder == RUNS:
-        return None
-    there = {place.name: place for place in sorted(root.glob("*/*/compare-*"))}
-    found = [place for name, place in there.items() if f"compare-{folder.name.removeprefix('compare-')}" in name]
-    if len(found) > 1:
-        raise UserError(f"{folder} is the beginning of {len(found)} comparisons: {', '.join(map(shown, found))}.")
-    if not found and there and folder.name.startswith("compare-"):
-        raise UserError(f"There is no comparison {folder} under {root}.{known_are(folder.name, there)}")
-    return found[0] if found else None
 
 
 _SERVE = """

@@ -132,10 +132,11 @@ def figure(cells: Sequence[Cell]) -> Figure:
         for cell in cells:
             others = {key: value for key, value in cell.values.items() if key != x}
             line = " ".join(f"{key}={_text(value)}" for key, value in others.items()) if x else ""
+            line = str(others["variant"]) if x and set(others) == {"variant"} else line  # which has a look of its own
             at = cell.values[x] if x else cell.name
             if cell.accuracies[what].n:
                 lines.setdefault(line, {})[at] = cell.accuracies[what]
-        about = looks({line: line.removeprefix("variant=") for line in lines})
+        about = looks(list(lines))
         for line, found in lines.items():
             look: Look = about[line] if x else about[line]._replace(dashes="none")
             curve(axes, dict(sorted(found.items())) if x else found, look, bars=True)

@@ -9,8 +9,8 @@ from pathlib import Path
 
 from bnrepro.errors import UserError
 from bnrepro.runs import record
-from bnrepro.runs.index import Condition, select
-from bnrepro.runs.record import RUNNING, UNKNOWN
+from bnrepro.runs.index import Condition, Stored, select
+from bnrepro.runs.record import RUNNING, UNKNOWN, Run
 from bnrepro.system.output import tell
 from bnrepro.system.reading import leads_out
 
@@ -45,6 +45,11 @@ def delete(root: Path, conditions: Sequence[Condition], do_it: bool) -> dict[Pat
         found[path] = sum(file.stat().st_size for file in path.rglob("*") if file.is_file() and not file.is_symlink())
         if do_it:
             with record.claim(path):
+                now = Stored(Run(path))  # it may have been run again since it was looked at
+                if not all(each.holds(now.value(each.column)) for each in conditions):
+                    tell(f"{path} is left as it is: it has changed.")
+                    del found[path]
+                    continue
                 record.clear(path)
                 shutil.rmtree(path)
             with suppress(OSError):  # others are in it
@@ -55,7 +60,7 @@ def delete(root: Path, conditions: Sequence[Condition], do_it: bool) -> dict[Pat
 
 def _finished(path: Path) -> bool:
     with suppress(UserError):
-        return record.Run(path).finished
+        return Run(path).finished
     return False
 
 

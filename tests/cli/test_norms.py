@@ -11,7 +11,7 @@ from bnrepro.cli.norms import NORMS as DESCRIBED
 from bnrepro.norm import NORMS
 from tests.conftest import Call
 
-SHAPES = {"-": set(), "C": {(16,)}, "C H W": {(16, 6, 6)}}
+SHAPES = {"-": set(), "C": {(16,)}, "C H W": {(16, 6, 6)}, "C, alpha": {(16,), (1,)}}
 # What one changed value reaches, by the axes of the statistics: another image, channel, location.
 REACH = {
     "-": (False, False, False),
