@@ -70,7 +70,7 @@ class Settings(Preset):
     ]
     rates: list[float] = [0.01, 0.03, 0.1, 0.3]  # D3, D4: with BN, and with SkipInit
     plain_rates: list[float] = [1e-7, 1e-5, 1e-3]  # without either, whose gradients are larger by decades
-    trained: float = 90.0  # D3, D4: % test accuracy with BN at its best rate
+    trained: float = 85.0  # D3, D4: % test accuracy with BN at its best rate; as low as what is not piloted asks for
     margin_exponent: float = 0.1  # D1, D2: a fifth of the root's exponent
     margin_ratio: float = 2.0  # D2: BN's scale over that without, at the deepest
     far_points: float = 20.0  # D3: a network that can be trained, over one that cannot
