@@ -119,11 +119,11 @@ def configure(overrides: list[str] | None, instead: Mapping[str, str] | None = N
         shown = flagged.get(text, text)
         if instead and key in instead:
             raise UserError(f"{shown} is not used here. {instead[key]}")
-        if key == "model" and ".py:" in value:  # a network of one's own is a name, and no member of the group
-            key = "model.name"
-        if key in given and _meant(given[key][0]) != _meant(value):
-            raise UserError(f"{key} is given twice: {given[key][1]} and {shown}. Leave one of them out.")
-        given.setdefault(key, (value, shown))
+        # A network of one's own is a name, and no member of the group.
+        for each in (key, "model.name") if key == "model" and ".py:" in value else (key,):
+            if each in given and _meant(given[each][0]) != _meant(value):
+                raise UserError(f"{each} is given twice: {given[each][1]} and {shown}. Leave one of them out.")
+            given.setdefault(each, (value, shown))
     return load_config([*(overrides or []), *flagged])
 
 

@@ -47,7 +47,12 @@ def load_config(overrides: list[str] | None = None) -> Config:
     Raises:
         UserError: an unknown key or group, a wrong type, a value out of range, an archive without a name.
     """
-    given = dict(map(parse, overrides or []))
+    given: dict[str, Any] = {}
+    for text in overrides or []:
+        key, value = parse(text)
+        if key == "model.name" and text.startswith("model="):  # a network of one's own, in place of the group's
+            given.pop("model", None)
+        given[key] = value
     said = set(given)
     if recipe := given.pop(RECIPE, None):
         # A group that is chosen beside it replaces all that the recipe says of that group.

@@ -52,7 +52,12 @@ def corrupt(images: Tensor, kind: str, severity: int, seed: int = 0) -> Tensor:
     if severity not in SEVERITIES:
         raise UserError(f"A corruption has a severity from 1 to {SEVERITIES[-1]}; got {severity}.")
     generator = torch.Generator().manual_seed(derive_seed(seed, f"corruption {kind} {severity}"))
-    amount, parts = AMOUNTS[kind][severity - 1], []
+    return corrupt_by(images, kind, AMOUNTS[kind][severity - 1], generator)
+
+
+def corrupt_by(images: Tensor, kind: str, amount: float, generator: torch.Generator) -> Tensor:
+    """As `corrupt`, by any amount of what `AMOUNTS` lists; ``generator`` draws the noise."""
+    parts = []
     for part in images.split(AT_ONCE):
         changed = KINDS[kind](part.float() / LEVELS, amount, generator)
         # 1e-4 of a level: what rounding in float32 takes from a whole number.

@@ -70,7 +70,7 @@ class Settings(Preset):
     ]
     rates: list[float] = [0.01, 0.03, 0.1, 0.3]  # D3, D4: with BN, and with SkipInit
     plain_rates: list[float] = [1e-7, 1e-5, 1e-3]  # without either, whose gradients are larger by decades
-    trained: float = 90.0  # D3, D4: % test accuracy with BN at its best rate
+    trained: float = 85.0  # D3, D4: % test accuracy with BN at its best rate; as low as what is not piloted asks for
     margin_exponent: float = 0.1  # D1, D2: a fifth of the root's exponent
     margin_ratio: float = 2.0  # D2: BN's scale over that without, at the deepest
     far_points: float = 20.0  # D3: a network that can be trained, over one that cannot
@@ -181,7 +181,8 @@ def trained(data: Dataset, seed: int, overrides: list[str], skip_init: bool) -> 
         if not trainer.update(batch.x, batch.y, batch.lr)[0].isfinite():
             return [row("diverged", batch.step), *(row(name, CHANCE) for name in splits)]
     rows = [row(name, 100 * trainer.measure(split)[1]) for name, split in splits.items()]
-    return rows + [row("alpha", sum(float(s.alpha.detach().abs()) for s in scales) / len(scales))] * bool(scales)
+    sizes = [float(scale.alpha.detach().abs()) for scale in scales]
+    return [*rows, row("alpha", sum(sizes) / len(sizes))] if sizes else rows
 
 
 # --- claims ---
@@ -266,7 +267,7 @@ def skip_init_trains(r: Results, s: Settings) -> Evidence:
 
 @paper.claim(
     "D4",
-    where="the summary named above",
+    where="dl.reviews/2020/03/07/bn-shallow-paths, results",
     reported="similar performance to networks with batch normalization",
     gate=with_bn_it_trains,
 )

@@ -20,6 +20,7 @@ Differences from the paper
 - 20 images a client and step. Validation and test images have all classes.
 - N5's divergence is the deviation over clients of their means, relative to that of single values; the source has
   another formula.
+- One pilot was seen before (seed 1000, BN, two classes each, rate 0.1): 80% in training, 26% on test images.
 """
 
 from __future__ import annotations
@@ -78,7 +79,7 @@ class Settings(Preset):
     between: list[float] = [0.8]  # skews with BN, for N4
     images: int = 10_000  # at most, of the validation set and of the test set
     momentum: float = 0.1  # of running statistics, for a step
-    trained: float = 60.0  # % test accuracy of both norms without skew
+    trained: dict[str, float] = {"bn": 60.0, "gn": 55.0}  # % test accuracy without skew
     margin_points: float = 3.0  # N1, N2: ours; three standard errors of a difference on 10,000 images, times two
     small_points: float = 1.0  # N3, N4: two standard errors
     margin_ratio: float = 2.0  # N5
@@ -257,8 +258,11 @@ def judged_inside(r: Results, s: Settings, evidence: Evidence, *norms: str) -> E
 
 def trained(r: Results, s: Settings) -> Gate:
     """Both norms, without skew, at their best rates."""
-    found = {name: at_best(r, s, norm, 0.0) for norm, name in NORMS.items()}
-    return reaches(found, s.trained, "test accuracy without skew, %")
+    bn, gn = (
+        reaches(at_best(r, s, norm, 0.0), s.trained[norm], f"test accuracy without skew, {name}, %")
+        for norm, name in NORMS.items()
+    )
+    return bn & gn
 
 
 about = partial(paper.claim, where="abstract", reported=UNREAD, gate=trained)

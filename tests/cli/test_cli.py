@@ -126,9 +126,9 @@ def test_config_prints_what_would_run(call: Call) -> None:
             ["config", "model=lenet", "model.name=vgg_small"],
             "model.name is given twice: model=lenet and model.name=vgg",
         ),
-        (["config", "model=n.py:A", "model=n.py:B"], "model.name is given twice: model=n.py:A and model=n.py:B"),
+        (["config", "model=n.py:A", "model=n.py:B"], "model is given twice: model=n.py:A and model=n.py:B"),
         (["config", "model=n.py:A", "model.name=n.py:B"], "model.name is given twice"),
-        (["config", "model=lenet", "model=n.py:B"], "model.name is given twice"),
+        (["config", "model=lenet", "model=n.py:B"], "model is given twice"),
         (["config", "variant=n.py:A", "norm.file=m.py"], "norm.file is given twice: norm.file=m.py and variant="),
         (
             ["train", "optimizer.name=sgd", "optimizer=adam"],

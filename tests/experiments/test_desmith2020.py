@@ -139,6 +139,8 @@ def test_training_with_skip_init_moves_its_scalars() -> None:
     overrides = [*SMOKE.common, "model.depth=1", f"variant={PLAIN}", "optimizer.lr=0.1"]
     found = values(trained.function(DATA, 1000, overrides, True))
     assert found["alpha", None] > 0 and 0 <= found["test_accuracy", None] <= 100
+    plain = values(trained.function(DATA, 1000, overrides, False))
+    assert ("alpha", None) not in plain and 0 <= plain["test_accuracy", None] <= 100
     diverged = values(trained.function(DATA, 1000, [*overrides[:-1], "optimizer.lr=1e30"], False))
     assert diverged["test_accuracy", None] == diverged["val_accuracy", None] == 10 and ("diverged", None) in diverged
 

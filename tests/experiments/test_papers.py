@@ -28,7 +28,7 @@ papers = pytest.mark.parametrize("name", PAPERS)
 
 
 def is_awaited(name: str) -> bool:
-    """Whether the committed records are of an earlier design than the paper's, whose runs are still to be made."""
+    """Whether there are no committed records, or ones of an earlier design, and the runs are still to be made."""
     known, held = registration(PAPERS[name]), provenance_of(COMMITTED / name)
     if not held:  # its first runs are still to be made
         return True
