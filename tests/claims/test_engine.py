@@ -20,7 +20,7 @@ from bnrepro.claims.evidence import Verdict
 from bnrepro.claims.judging import Judged
 from bnrepro.claims.paper import Shown
 from bnrepro.claims.records import cost, find, read, there
-from bnrepro.config import digits_of, earlier_hash
+from bnrepro.config import digits_of
 from bnrepro.config.schema import Config
 from bnrepro.errors import UserError, known_are
 from bnrepro.runs import record
@@ -290,7 +290,7 @@ def test_settings_of_the_records_that_do_not_fit_are_told(go: Go, folder: Path) 
     go(varied(toys))
     about = json.loads((folder / "provenance.json").read_text())
     (folder / "provenance.json").write_text(json.dumps(about | {"settings": {"margin": "wide"}}))
-    with pytest.raises(UserError, match=r"The settings in .*made_up: margin: Input should be a valid number"):
+    with pytest.raises(UserError, match=r"The settings in .*made_up: margin of type float: Input should be a valid"):
         conclude(varied(toys), read(folder), folder)
 
 
@@ -400,8 +400,8 @@ def test_unknown_names_are_told_with_those_that_there_are(presets: Path) -> None
     ("text", "words"),
     [
         ("smoke: {margn: 1}", "The preset smoke in .*made_up.yaml: margn: Extra inputs .*margin"),
-        ("smoke: {seeds: 0}", "The preset smoke in .*made_up.yaml: seeds: Value error, must be at least 1"),
-        ("smoke: {margin: wide}", "margin: Input should be a valid number, unable to parse string as a number.$"),
+        ("smoke: {seeds: 0}", "The preset smoke in .*made_up.yaml: seeds of type int: .* must be at least 1"),
+        ("smoke: {margin: wide}", "margin of type float: Input should be a valid number, .* as a number.$"),
         ("smoke: 1", "must hold a mapping of settings for each preset"),
         ("[smoke]", "must hold a mapping of settings for each preset"),
         ("smoke: {", "cannot be read"),
@@ -538,14 +538,6 @@ def test_published_results_are_worth_no_more_than_their_preset_makes(name: str, 
     assert not smoke.folder(PUBLISHED).exists()
 
 
-def test_runs_of_published_results_are_known_by_their_earlier_names(tmp_path: Path) -> None:
-    plan = make_plan(experiments.experiment("labml"), "full", tmp_path)
-    published = read(plan.folder(PUBLISHED))
-    here = [row["config_hash"] for row in published.runs if "cifar" not in str(row["network"])]  # that from an archive
-    assert here
-    assert {earlier_hash(cfg) for cfg in plan.configs} >= set(here)
-
-
 @pytest.mark.parametrize("reason", [errno.EACCES, errno.EIO, errno.ESTALE])
 @pytest.mark.parametrize("name", ["runs.csv", "measurements.csv", "provenance.json", "captions.json", "claims.json"])
 def test_unreadable_records_are_no_damaged_ones(
@@ -588,7 +580,8 @@ def test_reproduce_judges_figures_redraws_and_report_tells(
     planned = call(*arguments, "--dry-run")
     assert planned.out == (
         "made_up (preset full): 2 runs, 2 still to run; 3 measurements, 3 still to make.\n"
-        "made_up: how long is not known, as nothing like it has been run.\n"
+        "made_up: 8.6e+09 operations of runs unlike any that was made, about 1 s of a GPU that does 10 TFLOP/s, "
+        "without 3 of which nothing is known.\n"
     )
     assert not (tmp_path / "results").exists()
     result = call(*arguments)

@@ -630,7 +630,7 @@ def test_every_example_is_understood(line: str) -> None:
     [
         (
             ["runs", "--status=complete"],
-            "--status: there is no 'complete'. Did you mean completed? There are:",
+            "--status: there is no status 'complete'. Did you mean completed? There are:",
         ),
         (["runs", "--status=done"], "running, running or interrupted, damaged."),
         (["figures", "labml", "--root=elsewhere"], "--root=elsewhere is not used"),

@@ -29,6 +29,7 @@ from bnrepro.data.dataset import (
 )
 from bnrepro.errors import UserError
 from bnrepro.report import compare, figures
+from bnrepro.runs import index
 from bnrepro.runs.record import Run
 from bnrepro.training import evaluation as inference
 from bnrepro.training import train
@@ -88,7 +89,7 @@ def test_without_validation_every_training_image_is_trained_on(digits: Path, tin
     assert "Epochs: to none (there is no validation set)" in " ".join(listing.comparison_table(stored).split())
     compare.write_board(stored, path / "board")
     assert all(file.is_file() for file in figures.draw(stored, path / "figures"))
-    assert [row["val_accuracy"] for row in listing.rows(Path(cfg.root), {})] == [None]
+    assert [run.value("val_accuracy") for run in index.select(Path(cfg.root))] == [None]
 
 
 def test_normalised_training_set_has_mean_0_and_deviation_1_per_channel() -> None:

@@ -526,7 +526,7 @@ HARMS: list[tuple[str, Callable[[Path], None], str]] = [
     *((name, empty, f"damaged .*{name}: it is empty") for name in ("runs.csv", "curves.csv", "measurements.csv")),
     ("runs.csv", cut_row, r"damaged .*runs\.csv: line 15 has 2 values for \d+ columns"),
     ("provenance.json", empty, r"damaged .*provenance\.json"),
-    ("provenance.json", odd_preset, "preset: Input should be 'smoke', 'quick' or 'full'"),
+    ("provenance.json", odd_preset, "preset: Input should be 'smoke', 'quick', 'full' or 'paper'"),
 ]
 
 
