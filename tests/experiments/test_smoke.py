@@ -36,6 +36,6 @@ def test_every_claim_is_judged_and_reported(name: str, call: Call, tmp_path: Pat
 
     assert call("report").code == 0
     page = (tmp_path / "results" / "report.html").read_text(encoding="utf-8")
-    assert all(f'<tr id="{name}-{claim.id}">' in page for claim in claims)
+    assert all(f'class="claim" id="{name}-{claim.id}"' in page for claim in claims)
     told = call("report", "--json").out
     assert json.loads(told) == json.loads((folder / "claims.json").read_text(encoding="utf-8"))
