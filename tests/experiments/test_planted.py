@@ -84,14 +84,17 @@ def swapped(results: Results, key: str, first: Any, second: Any) -> Results:
 
 
 def swaps(results: Results) -> Iterator[Results]:
-    """``results`` with two labels exchanged: all pairs of levels of each factor, of twenty levels at most."""
+    """``results`` with two labels exchanged: all pairs of a factor's names, and its smallest and largest number."""
     levels: dict[str, set[Any]] = {}
     for row in (*results.runs, *results.measurements):
         for key, level in row.items():
             if key not in NO_LABELS and isinstance(level, str | int | float):
                 levels.setdefault(key, set()).add(level)
     for key, found in levels.items():
-        for first, second in combinations(sorted(found, key=str)[:20], 2):
+        numbers = sorted(level for level in found if not isinstance(level, str))
+        names = sorted(level for level in found if isinstance(level, str))
+        pairs = [*combinations(names[:20], 2), *([(numbers[0], numbers[-1])] if len(numbers) > 1 else [])]
+        for first, second in pairs:
             yield swapped(results, key, first, second)
 
 
@@ -111,5 +114,13 @@ def test_swapped_labels_undo_what_is_reproduced(name: str) -> None:
     results, settings = committed(name)
     for claim in PAPERS[name].claims:
         if compares(claim, results, settings):
-            verdicts = {judge(claim.evidence(other, settings)).verdict for other in swaps(results)}
-            assert verdicts - {Verdict.reproduced, Verdict.inconclusive}, claim.id
+            undone = (Verdict.not_reproduced, Verdict.partly, Verdict.not_testable)
+            assert any(verdict(claim, other, settings) in undone for other in swaps(results)), claim.id
+
+
+def verdict(claim: Claim, results: Results, settings: Any) -> Verdict | None:
+    """None where the claim's function finds labels that there cannot be."""
+    try:
+        return judge(claim.evidence(results, settings)).verdict
+    except (ValueError, KeyError, IndexError, ZeroDivisionError):
+        return None
