@@ -12,19 +12,10 @@ from typing import Any
 from bnrepro.cli.options import DataRoot, Root
 from bnrepro.cli.saying import Json, answer, say
 
-NEEDED: tuple[str, ...] = (
-    "torch",
-    "torchvision",
-    "numpy",
-    "scipy",
-    "matplotlib",
-    "hydra-core",
-    "typer",
-    "rich",
-    "pydantic",
-    "pyyaml",
+NEEDED = (
+    *("torch", "torchvision", "numpy", "scipy", "matplotlib", "hydra-core", "typer", "rich", "pydantic", "pyyaml"),
+    *("tensorboard", "mlxtend", "submitit"),
 )
-NEEDED += ("tensorboard", "mlxtend", "submitit")
 LOADED_AS = {"hydra-core": "hydra", "pyyaml": "yaml"}
 INSTRUCTIONS = ("avx2", "fma", "avx512f", "avx512_bf16", "avx512_vnni", "amx_tile", "amx_bf16", "asimd", "bf16", "sve")
 
@@ -32,9 +23,10 @@ Facts = dict[str, dict[str, Any]]
 
 
 def doctor(root: Root = Path("runs"), data_root: DataRoot = None, as_json: Json = False) -> None:
-    """Say what this installation runs on, and what is wrong.
+    """Diagnose this installation.
 
-    And what would make it faster.
+    Versions, processor, memory, kernels, file locks, data and tools; what is wrong with them, and what would make
+    training faster.
     """
     from bnrepro.system.text import terminal_width
     from bnrepro.system.text import wrapped as folded
@@ -47,7 +39,7 @@ def doctor(root: Root = Path("runs"), data_root: DataRoot = None, as_json: Json 
             text = ", ".join(map(str, value)) if isinstance(value, list) else "-" if value is None else str(value)
             say(folded(f"  {key:<21} {text}", terminal_width(), indent=24))
     say("advice")
-    for line in advice or ["Nothing: this is as good as it gets."]:
+    for line in advice or ["None."]:
         say(folded(f"  - {line}", terminal_width(), indent=4))
 
 
@@ -93,7 +85,7 @@ def _versions(advice: list[str]) -> dict[str, Any]:
         found[name] = installed
         try:
             module = import_module(LOADED_AS.get(name, name))
-        except Exception as error:
+        except Exception as error:  # whatever an import runs into: it is a finding
             found[name] += f", and cannot be loaded ({type(error).__name__}: {error})"
             advice.append(f"{name} cannot be loaded. Install it again: pip install --force-reinstall {name}")
             continue

@@ -53,7 +53,8 @@ def runs(
         str | None, typer.Option(metavar="KEYS", help="Columns to show, any keys, separated by commas.")
     ] = None,
     sort: Annotated[
-        str, typer.Option(metavar="KEY", help="Any key; accuracies from the best down. -KEY: the other way round.")
+        str,
+        typer.Option(metavar="KEY", help="Sort by any key, accuracies in descending order. -KEY reverses the order."),
     ] = "path",
     csv: Annotated[bool, typer.Option("--csv", help="As CSV, for other programs, with every column.")] = False,
     as_json: Json = False,
