@@ -127,7 +127,9 @@ class _Installed:
         others = [finder for finder in sys.meta_path if finder is not self and hasattr(finder, "find_spec")]
         spec = next(filter(None, (finder.find_spec(name, path, target) for finder in others)), None)
         if spec and (place := _outside(spec)):
-            raise ImportError(f"{name} is not installed but lies in {place}, where a change would not be noticed")
+            raise ImportError(
+                f"{name} lies in {place}, outside of Python's installation, where a change would not be noticed"
+            )
 
 
 def _is_asked_by_a_file() -> bool:

@@ -34,7 +34,7 @@ from bnrepro.config import load_config
 from bnrepro.config.schema import Config
 from bnrepro.data.dataset import Dataset, derive_seed
 from bnrepro.plots.panels import legend, lines, looks, panels, ticks
-from bnrepro.training.model import Network, ResidualBlock, add_skip_init, build, norm_of
+from bnrepro.training.model import Network, ResidualBlock, add_skip_init, build, norm_of, resnet_layers
 from bnrepro.training.train import Trainer
 
 ROOT = (
@@ -84,17 +84,12 @@ class Settings(Preset):
     @property
     def name(self) -> str:
         """Of the network that is trained."""
-        return f"ResNet-{layers(self.trained_blocks)}"
+        return f"ResNet-{resnet_layers(self.trained_blocks)}"
 
 
 paper = Paper(
     __name__, Settings, scale="reduced", scale_note="ResNet-56 at a quarter of the width on 4,500 digits, 8 epochs"
 )
-
-
-def layers(blocks: float) -> int:
-    """He et al.'s count for n blocks per stage."""
-    return int(6 * blocks + 2)
 
 
 @paper.design
@@ -211,7 +206,7 @@ def by_the_root_of_depth(r: Results, s: Settings) -> Evidence:
     found = scale(r, s, BN)
     estimand = "exponent of the scale of the last shortcut over its branch in the depth, BN, minus 1/2"
     evidence = equal(exponent(found) - 0.5, estimand, "", margin=s.margin_exponent)
-    each = {f"scale, ResNet-{layers(blocks)}": found.at(blocks=blocks) for blocks in s.blocks}
+    each = {f"scale, ResNet-{resnet_layers(blocks)}": found.at(blocks=blocks) for blocks in s.blocks}
     return evidence.showing(each, "", ratio=True)
 
 
@@ -222,11 +217,11 @@ def normalization_is_the_cause(r: Results, s: Settings) -> Evidence:
     """
     with_bn, plain = scale(r, s, BN), scale(r, s, PLAIN)
     ratio = with_bn.at(blocks=s.deepest) / plain.at(blocks=s.deepest)
-    name = f"ResNet-{layers(s.deepest)}, BN over none"
+    name = f"ResNet-{resnet_layers(s.deepest)}, BN over none"
     estimand = "scale of the last shortcut over its branch"
     evidence = greater({name: ratio}, estimand, "", margin=s.margin_ratio, ratio=True)
     evidence &= equal({"exponent in the depth, no BN": exponent(plain)}, "", "", margin=s.margin_exponent)
-    each = {f"no BN, ResNet-{layers(blocks)}": plain.at(blocks=blocks) for blocks in s.blocks}
+    each = {f"no BN, ResNet-{resnet_layers(blocks)}": plain.at(blocks=blocks) for blocks in s.blocks}
     return evidence.showing(each, "", ratio=True)
 
 
@@ -287,7 +282,7 @@ def scales(r: Results, s: Settings) -> list[Row]:
     """Root mean square of the last shortcut over that of its residual branch, at initialisation."""
     found = {norm: scale(r, s, norm) for norm in (BN, PLAIN)}
     return [
-        {"network": f"ResNet-{layers(blocks)}"}
+        {"network": f"ResNet-{resnet_layers(blocks)}"}
         | {ARMS[norm]: values.at(blocks=blocks).interval() for norm, values in found.items()}
         for blocks in s.blocks
     ]
@@ -321,7 +316,7 @@ def identity(r: Results, s: Settings) -> Figure | None:
     left.set_xscale("log")
     left.set_yscale("log", base=2)
     ticks(left, s.blocks)
-    left.xaxis.set_major_formatter(lambda blocks, _: f"{layers(blocks)}")
+    left.xaxis.set_major_formatter(lambda blocks, _: f"{resnet_layers(blocks)}")
     left.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
     left.set(xlabel="layers", ylabel="shortcut / branch")
     right.set_xscale("log")

@@ -44,6 +44,7 @@ from bnrepro.plots.style import GREY
 from bnrepro.runs import checkpoint, record
 from bnrepro.runs.record import Run
 from bnrepro.training.freezing import freeze_parameters, norms
+from bnrepro.training.model import resnet_layers
 from bnrepro.training.train import trainer_of
 
 TRAINED = {"norm": "gamma and beta", "random": "as many other weights", "all": "everything"}
@@ -91,11 +92,6 @@ class Settings(Preset):
 paper = Paper(
     __name__, Settings, scale="reduced", scale_note="8 of 160 epochs, half the width, 8 to 26 layers of up to 866"
 )
-
-
-def layers(depth: float) -> int:
-    """He et al.'s count: two in each block of three stages, the first, and the last."""
-    return int(6 * depth + 2)
 
 
 @paper.design
@@ -151,13 +147,13 @@ def _gammas(network: nn.Module) -> Tensor:
 
 def named(values: Values, depths: list[int]) -> dict[str, Values]:
     """By the name of the network."""
-    return {f"ResNet-{layers(depth)}": values.at(depth=depth) for depth in depths}
+    return {f"ResNet-{resnet_layers(depth)}": values.at(depth=depth) for depth in depths}
 
 
 def trains(r: Results, s: Settings) -> Gate:
     """The recipe trains the deepest network, and the loss of those whose gamma and beta are trained stands still."""
     whole = r.accuracy(part="depth", trained="all", depth=s.deepest)
-    gate = reaches(whole, s.trained, f"test accuracy of ResNet-{layers(s.deepest)} with everything trained, %")
+    gate = reaches(whole, s.trained, f"test accuracy of ResNet-{resnet_layers(s.deepest)} with everything trained, %")
     what = "fall of the training loss in the last epoch, gamma and beta trained"
     return gate & stays_below(r.fall("train_loss", part="depth", trained="norm"), s.standstill, what)
 
@@ -206,7 +202,9 @@ def features_are_disabled(r: Results, s: Settings) -> Evidence:
     evidence &= equal(share - THIRD, estimand, unit, margin=s.around_points, condition=third)
     shares = named(disabled.at(trained="norm"), s.depths["norm"])
     light = r.measured("disabled", part="source_decay", trained="norm", depth=s.shallowest)
-    return evidence.showing(shares | {f"ResNet-{layers(s.shallowest)}, the source's decay": light}, "% of the gammas")
+    return evidence.showing(
+        shares | {f"ResNet-{resnet_layers(s.shallowest)}, the source's decay": light}, "% of the gammas"
+    )
 
 
 @paper.claim(
@@ -233,7 +231,7 @@ def accuracies(r: Results, s: Settings) -> list[Row]:
     for (part, depth, trained), diverged in r.diverged().by("part", "depth", "trained").items():
         of = {"part": part, "depth": depth, "trained": trained}
         decay = s.source_decay if part == "source_decay" else 0.0 if trained == "random" else s.decay
-        row: Row = {"network": f"ResNet-{layers(depth)}", "trained": TRAINED[trained], "weight decay": decay}
+        row: Row = {"network": f"ResNet-{resnet_layers(depth)}", "trained": TRAINED[trained], "weight decay": decay}
         row["parameters trained"] = int(max(r.measured("trained", **of), default=0))
         row["test accuracy, %"] = r.test_accuracy(**of).interval()
         row["gammas near 0, %"] = r.measured("disabled", **of).interval()
@@ -253,7 +251,7 @@ def depths(r: Results, s: Settings) -> Figure | None:
     lines(axes, accuracy, "depth", "trained", looks(TRAINED), bars=True)
     axes.set_xscale("log", base=2)
     ticks(axes, s.depths["norm"])
-    axes.xaxis.set_major_formatter(lambda depth, _: f"{layers(depth)}")
+    axes.xaxis.set_major_formatter(lambda depth, _: f"{resnet_layers(depth)}")
     axes.set(xlabel="layers", ylabel="test accuracy, %", ylim=(0, 100))
     legend(figure, columns=1)
     return figure

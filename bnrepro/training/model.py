@@ -267,6 +267,11 @@ def resnet20(blocks: Blocks, channels: int, image: Shape, classes: int) -> list[
     return [*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), *_fully_connected(blocks, inputs, (), classes)]
 
 
+def resnet_layers(depth: float) -> int:
+    """He et al.'s count for ``model.depth`` blocks in each of three stages: two each, the first, and the last."""
+    return int(6 * depth + 2)
+
+
 def airbench(blocks: Blocks, channels: int, image: Shape, classes: int) -> list[nn.Module]:
     """The network of airbench94 (Jordan 2024), without its whitening: conv 24 (2 x 2), then three pairs of 3 x 3.
 

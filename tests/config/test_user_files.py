@@ -96,7 +96,9 @@ def test_modules_that_are_not_installed_are_refused(
     else:
         monkeypatch.syspath_prepend(folder)
     file.write_text(text.format(name=name, folder=str(folder)))
-    with pytest.raises(UserError, match=rf"ImportError: {name}\w* is not installed but lies in {folder}.*\(line \d\)"):
+    with pytest.raises(
+        UserError, match=rf"ImportError: {name}\w* lies in {folder}.*, outside of Python's installation, .*\(line \d\)"
+    ):
         user_files.load_module(file)
     if "sys.path" not in text:
         assert importlib.import_module(name).A == 1  # by others
