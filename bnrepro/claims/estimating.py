@@ -107,10 +107,10 @@ def _kinds(each: Arm | Probe) -> Iterable[tuple[Kind, float]]:
         yield ("measurement", each.part), 1.0
         return
     cfg: Config = each.config
-    epochs = float(cfg.epochs) or 1.0
+    epochs, data = float(cfg.epochs) or 1.0, f"{cfg.data.name} {cfg.data.train_images}"
     yield ("run", each.part, str(each.factors)), 1.0
-    yield ("run", each.part, cfg.data.name, cfg.model.name), epochs
-    yield ("run", cfg.data.name, cfg.model.name, str(cfg.model.width)), epochs
+    yield ("run", each.part, data, cfg.model.name), epochs
+    yield ("run", data, cfg.model.name, str(cfg.model.width)), epochs
 
 
 def operations(cfg: Config) -> float | None:
@@ -122,7 +122,7 @@ def operations(cfg: Config) -> float | None:
     if known is None or cfg.model.file:
         return None
     count = _of_an_image(json.dumps(asdict(cfg.model)), cfg.data.name)
-    return 3 * count * cfg.epochs * known.images * (1 - cfg.data.val_fraction)
+    return 3 * count * cfg.epochs * (cfg.data.train_images or known.images * (1 - cfg.data.val_fraction))
 
 
 @cache

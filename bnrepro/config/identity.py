@@ -30,6 +30,7 @@ LATER = (
     "data.shade",
     "data.shade_batches",
     "data.shade_test",
+    "data.train_images",
     "label_smoothing",
     "model.depth",
     "model.keep_bias",

@@ -201,6 +201,12 @@ def check(cfg: Config) -> Config:
             "another than random where there is weight decay, which moves what has no gradient",
         ),
         ("data.val_fraction", cfg.data.val_fraction, 0 <= cfg.data.val_fraction < 1, "in [0, 1)"),
+        (
+            "data.train_images",
+            cfg.data.train_images,
+            cfg.data.train_images is None or cfg.data.train_images >= 2,
+            "2 or more, or null",
+        ),
         ("data.crop", cfg.data.crop, 0 <= cfg.data.crop <= 1000, "0 to 1000 pixels"),
         ("data.rotate", cfg.data.rotate, 0 <= cfg.data.rotate <= 180, "in [0, 180]"),
         ("data.brightness", cfg.data.brightness, 0 <= cfg.data.brightness <= 1, "in [0, 1]"),

@@ -154,6 +154,8 @@ class Data:
     """source=npz: an archive with Keras's keys x_train, y_train, x_test, y_test (or names like them)."""
     val_fraction: float = 0.1
     """Share of the training set held out for validation, by a fixed seed, the same for everyone. 0: no validation."""
+    train_images: int | None = None
+    """Images to train on, of those that validation leaves: so many, the same for everyone. null: all of them."""
     crop: int = 0
     """Augmentation: pad by so many pixels and crop at random, for each image its own offset. 0: off."""
     flip: bool = False

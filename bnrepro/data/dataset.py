@@ -109,7 +109,14 @@ def load(cfg: Data, device: torch.device) -> Dataset:
             f"data.val_fraction={cfg.val_fraction}: {len(y)} training images do not leave two each to train and "
             "to validate on. Use a fraction nearer to 0.1, 0 for no validation, or more images."
         )
+    left = len(y) - held_out
+    if cfg.train_images is not None and not 2 <= cfg.train_images <= left:
+        raise UserError(
+            f"data.train_images={cfg.train_images}: validation leaves {left} of {len(y)} images to train on. Use 2 to "
+            f"{left}, or null for all of them."
+        )
     order = np.random.RandomState(SPLIT_SEED).permutation(len(y))
+    trained_on = order[held_out:][: cfg.train_images]
     if cfg.crop >= min(x.shape[2:]):
         raise UserError(
             f"data.crop={cfg.crop} can leave nothing but padding of images of {x.shape[2]} x {x.shape[3]}. Use less "
@@ -133,7 +140,7 @@ def load(cfg: Data, device: torch.device) -> Dataset:
         description=description,
         official=official,
         fingerprint=fingerprint,
-        train=split(x[order[held_out:]], y[order[held_out:]]),
+        train=split(x[trained_on], y[trained_on]),
         val=split(x[order[:held_out]], y[order[:held_out]]),
         test=split(*test),
         num_classes=int(y.max()) + 1,

@@ -137,6 +137,7 @@ BAD = [
     "data.crop=1000000000000",
     "schedule.milestones=[0.5,2]",
     "data.val_fraction=1",
+    "data.train_images=1",
     "data.path=x.npz",
     "data.source=npz",
     "norm.eps=0",

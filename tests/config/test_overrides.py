@@ -318,6 +318,7 @@ def test_wrong_sweep_says_what_to_write(override: str, words: str) -> None:
             "eval_every=7",
             "model.placement=after",
             "data.shade_test=0.5",
+            "data.train_images=500",
         ],
     ],
 )

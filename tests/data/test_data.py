@@ -69,6 +69,15 @@ def test_split_that_leaves_nothing_is_refused(digits: Path, fraction: float) -> 
         load(Data(name="digits", source=Source.npz, path=str(digits), val_fraction=fraction), CPU)
 
 
+def test_fewer_training_images_are_the_first_of_those_that_validation_leaves(digits: Path) -> None:
+    archive = Data(name="digits", source=Source.npz, path=str(digits), val_fraction=0.25)
+    whole, some = load(archive, CPU), load(replace(archive, train_images=100), CPU)
+    assert torch.equal(some.train.images, whole.train.images[:100])
+    assert torch.equal(some.val.images, whole.val.images) and torch.equal(some.test.images, whole.test.images)
+    with pytest.raises(UserError, match=r"data\.train_images=451: validation leaves 450 of 600 images"):
+        load(replace(archive, train_images=451), CPU)
+
+
 def test_without_validation_every_training_image_is_trained_on(digits: Path, tiny: Callable[..., Config]) -> None:
     whole = load(Data(name="digits", source=Source.npz, path=str(digits), val_fraction=0), CPU)
     assert [len(s.labels) for s in (whole.train, whole.val, whole.test)] == [600, 0, 200]
