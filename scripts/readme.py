@@ -10,7 +10,9 @@ from pathlib import Path
 
 from bnrepro.claims.conclusion import KINDS, SCALES
 from bnrepro.claims.evidence import Verdict
+from bnrepro.report.questions import stale
 
+UNTESTED = (Verdict.not_testable, Verdict.too_short)
 ROOT = Path(__file__).parent.parent
 RESULTS = [
     ("mnist5k", "MNIST-5k, 10 epochs", "`labml_cnn`"),
@@ -68,7 +70,7 @@ def figure1_table() -> str:
 
 def surprises_table() -> str:
     """Three verdicts that few expect, from results/claims.json."""
-    return _answers("yang2019/Y3", "ioffe2015/I1.2", "numpynet/N4.8")
+    return _answers("yang2019/Y3", "ioffe2015/I1.2", "numpynet/N4.5")
 
 
 def _answers(*ids: str) -> str:
@@ -83,13 +85,13 @@ def _answers(*ids: str) -> str:
 def verdicts_table() -> str:
     """Verdicts by paper, from results/claims.json."""
     claims = json.loads((ROOT / "results/claims.json").read_text(encoding="utf-8"))
-    verdicts = [verdict for verdict in Verdict if any(claim["verdict"] == verdict for claim in claims)]
-    columns = [*verdicts, "of these, under revision"]
-    lines = [f"| paper | {' | '.join(columns)} |", "| --- " * (1 + len(columns)) + "|"]
+    columns = {str(verdict): (verdict,) for verdict in Verdict if verdict not in UNTESTED} | {"not testable": UNTESTED}
+    lines = [f"| paper | {' | '.join(columns)} | of an earlier design |", "| --- " * (2 + len(columns)) + "|"]
     for paper in [*dict.fromkeys(claim["paper"] for claim in claims), None]:
         mine = [claim for claim in claims if paper in (claim["paper"], None)]
         counts = Counter(claim["verdict"] for claim in mine)
-        numbers = [*(counts[verdict] for verdict in verdicts), sum(claim["withdrawn"] is not None for claim in mine)]
+        numbers = [sum(counts[verdict] for verdict in verdicts) for verdicts in columns.values()]
+        numbers.append(sum(claim["withdrawn"] is not None or stale(claim) is not None for claim in mine))
         name = f"[`{paper}`](results/REPORT.md#{paper})" if paper else "all"
         lines.append(f"| {name} | {' | '.join(str(number or '') for number in numbers)} |")
     return "\n".join(lines)
