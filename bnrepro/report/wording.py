@@ -72,7 +72,8 @@ def brief(row: Row) -> str:
         return (
             answer if len(words) <= BRIEF else f"{' '.join(words[: BRIEF - 1]).rstrip(',;:.')} \N{HORIZONTAL ELLIPSIS}"
         )
-    said, condition = answer.partition(":")[0], row["effects"][row["deciding"]]["condition"]
+    said = answer.partition(":")[0]
+    condition = row["effects"][row["deciding"]]["condition"] if len(row["effects"]) > 1 else ""
     longer = (f"{said}; deciding: {condition}." if condition else "", f"{said}: {row['estimand']}.", f"{said}.")
     return next(text for text in longer if text and (len(text.split()) <= BRIEF or text == longer[-1]))
 

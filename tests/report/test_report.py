@@ -244,7 +244,7 @@ def test_page_says_what_was_found_and_how(page: str) -> None:
     assert "Yes: test accuracy, BN minus none." in text
     assert "1.00 [0.75, 1.25] percentage points" in text
     assert "(percentage points, 95% interval, n=3; must be above 0, and matters from 0.001)." in text
-    assert "Open: the curve's first value." in text
+    assert "Open: the curve's first value" in text
     assert "No ImageNet here." in text
     assert {"made_up-Z1", "made_up-Z2", "made_up-Z3", "made_up"} <= set(Reader(page).ids)
     for words in (
