@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from itertools import groupby
 
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
@@ -57,7 +58,7 @@ def forest_plot(claims: Rows) -> Figure:
     return figure
 
 
-def _draw(axes: style.Axes, row: Row, strip: forest.Strip, y: float) -> None:
+def _draw(axes: Axes, row: Row, strip: forest.Strip, y: float) -> None:
     color = COLORS.get(Verdict(row["verdict"]), style.GREY)
     inside = "white" if row["scale"] in SMALL else color
     axes.plot([strip.low, strip.high], [y, y], color=color, lw=0.9, solid_capstyle="butt", zorder=2)
