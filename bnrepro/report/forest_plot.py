@@ -61,10 +61,11 @@ def forest_plot(claims: Rows) -> Figure:
 def _draw(axes: Axes, row: Row, strip: forest.Strip, y: float) -> None:
     color = COLORS.get(Verdict(row["verdict"]), style.GREY)
     inside = "white" if row["scale"] in SMALL else color
-    axes.plot([strip.low, strip.high], [y, y], color=color, lw=0.9, solid_capstyle="butt", zorder=2)
+    low, mean, high = (float("nan") if end is None else end for end in (strip.low, strip.mean, strip.high))
+    axes.plot([low, high], [y, y], color=color, lw=0.9, solid_capstyle="butt", zorder=2)
     shape = "s" if _claims_no_difference(strip) else "o"
     marker = shape if not strip.over else ">" if strip.over > 0 else "<"
-    axes.plot([strip.mean], [y], marker, color=color, mfc=inside, ms=3.2, mew=0.9, zorder=3)
+    axes.plot([mean], [y], marker, color=color, mfc=inside, ms=3.2, mew=0.9, zorder=3)
 
 
 def _claims_no_difference(strip: forest.Strip) -> bool:
