@@ -34,7 +34,6 @@ from bnrepro.claims.evidence import equal, exact, greater, less
 from bnrepro.config import load_config
 from bnrepro.data.dataset import Dataset, derive_seed
 from bnrepro.plots.panels import Look, legend, lines, looks, panels
-from bnrepro.plots.style import log_ticks
 from bnrepro.training.model import build, norm_of, weighted_layers
 from bnrepro.training.sharpness import sharpness
 
@@ -298,7 +297,5 @@ def along(r: Results, s: Settings) -> Figure | None:
             above.axhline(2 / rate, color=look[rate].color, linewidth=0.8)
         above.set(title=NAMES[norm], yscale="log", ylabel="" if column else "sharpness")
         below.set(yscale="log", xlabel="rate x step", ylabel="" if column else "loss")
-        for each in (above, below):
-            log_ticks(each)
     legend(figure)
     return figure
