@@ -372,7 +372,7 @@ def _owner(model: nn.Module, name: str) -> str | None:
     return None
 
 
-def drop_and_act(module: Any, inputs: tuple, output: Tensor) -> Tensor:
+def drop_and_act(module: Any, _inputs: tuple[Any, ...], output: Tensor) -> Tensor:
     """Forward hook: the dropout and activation that timm's combined layers apply after the norm."""
     for part in ("drop", "act"):
         if (then := module._modules.get(part)) is not None:

@@ -476,10 +476,12 @@ def test_run_that_has_ended_and_lost_something_is_damaged_wherever_it_is_asked_f
                 result.err,
             ), result.err
         listed = call("runs").out.splitlines()[1]
-        assert listed.endswith(str(run)) and "damaged" in listed, (name, listed)
+        assert listed.endswith(str(run)), (name, listed)
+        assert "damaged" in listed, (name, listed)
         for command in ("show", "eval"):
             code, out, err = call(command, str(run))
-            assert (code, out) == (2, "") and " is damaged (" in err, (name, command, err)
+            assert (code, out) == (2, ""), (name, command, err)
+            assert " is damaged (" in err, (name, command, err)
     assert call(*train, "--force").code == 0
     assert call(*others[0]).code == 0
     cut_lines(run / "metrics.csv")
