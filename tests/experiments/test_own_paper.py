@@ -1,4 +1,4 @@
-"""A paper in a file of a user's own: the README's example, run from a temporary folder as it stands."""
+"""A paper in a file of one's own: the tutorial's example, run from a temporary folder; and the README's."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ import pytest
 
 from tests.conftest import Call
 
-README = Path(__file__).parents[2] / "README.md"
+ROOT = Path(__file__).parents[2]
 
 
-def example() -> str:
-    """The README's Python block that makes a paper."""
-    blocks = re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), flags=re.DOTALL)
+def example(page: str = "docs/tutorial.md") -> str:
+    """The page's Python block that makes a paper."""
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(encoding="utf-8"), flags=re.DOTALL)
     (found,) = (block for block in blocks if "Paper(__name__" in block)
     return found
 
@@ -38,11 +38,14 @@ MISTAKES = [
 """In a claim, told by `bnrepro figures`."""
 
 
-def test_the_readmes_example_is_short() -> None:
-    assert len([line for line in example().splitlines() if line.strip()]) <= 20
+def test_the_readmes_example_is_short_and_a_paper(call: Call, tmp_path: Path) -> None:
+    short = example("README.md")
+    assert len([line for line in short.splitlines() if line.strip()]) <= 20
+    (tmp_path / "my_paper.py").write_text(short)
+    assert " 6 still to run" in call("reproduce", "my_paper.py", "--dry-run").out
 
 
-def test_the_readmes_example_is_judged_drawn_and_reported(call: Call, paper: Path, tmp_path: Path) -> None:
+def test_the_tutorials_example_is_judged_drawn_and_reported(call: Call, paper: Path, tmp_path: Path) -> None:
     code, out, err = call("reproduce", "my_paper.py", "--jobs=2")
     assert code == 0, err
     folder = tmp_path / "results" / "experiments" / "my_paper"

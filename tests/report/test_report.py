@@ -36,8 +36,9 @@ from bnrepro.claims.evidence import Verdict
 from bnrepro.claims.paper import Shown
 from bnrepro.claims.records import Records, save, there
 from bnrepro.errors import UserError
-from bnrepro.report import report, wording
+from bnrepro.report import forest, report, wording
 from bnrepro.report.drawing import inline
+from bnrepro.report.forest_plot import forest_plot
 from bnrepro.report.page import ATLAS, CHARTS, SCRIPTS, STYLES
 from bnrepro.stats import Interval
 from bnrepro.system.reading import printable
@@ -217,6 +218,20 @@ def test_texts_are_shown_as_they_are_and_never_run(page: str) -> None:
     assert "A made-up & tiny paper" in text
 
 
+def test_the_answer_in_a_row_has_at_most_twelve_words() -> None:
+    rows = json.loads((Path(__file__).parents[2] / "results/claims.json").read_text(encoding="utf-8"))
+    assert [row["id"] for row in rows if not 0 < len(wording.brief(row).split()) <= wording.BRIEF] == []
+
+
+def test_forest_plot_has_a_line_for_each_effect_that_is_random(results: Path) -> None:
+    files = report.write(results)
+    rows = json.loads(files[0].read_text(encoding="utf-8"))
+    (axes,) = forest_plot(rows).axes
+    drawn = [line for line in axes.lines if line.get_marker() not in ("None", None)]
+    assert len(drawn) == sum(forest.overview(row) is not None for row in rows) > 0
+    assert (results / "forest.png").stat().st_size > 1000
+
+
 def test_page_says_what_was_found_and_how(page: str) -> None:
     text = Reader(page).text
     counts = "exact or full scale: 1 reproduced; "
@@ -226,9 +241,10 @@ def test_page_says_what_was_found_and_how(page: str) -> None:
     assert "Next runs are awaited by 1 claim under revision." in text
     assert f"Preset smoke. E{counts[1:]}." in text
     assert "<code>code</code>" in page
-    assert "Yes: test accuracy, BN minus none: 1.00 [0.75, 1.25] percentage points (n=3, bar 0, margin 0.001)." in text
+    assert "Yes: test accuracy, BN minus none." in text
+    assert "1.00 [0.75, 1.25] percentage points" in text
     assert "(percentage points, 95% interval, n=3; must be above 0, and matters from 0.001)." in text
-    assert "Open: the curve's first value: 1.20 [0.46, 1.94] (n=4, 90%, margin 1.5)." in text
+    assert "Open: the curve's first value" in text
     assert "No ImageNet here." in text
     assert {"made_up-Z1", "made_up-Z2", "made_up-Z3", "made_up"} <= set(Reader(page).ids)
     for words in (
