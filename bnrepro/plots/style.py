@@ -39,13 +39,13 @@ LONGEST = 40  # characters of a name
 
 # Okabe & Ito's palette, which colour-blind readers can tell apart; line styles say it again for print.
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")
-BLUE, VERMILION, GREEN, PURPLE, SKY, ORANGE = PALETTE
+BLUE, VERMILLION, GREEN, PURPLE, SKY, ORANGE = PALETTE
 BLACK, GREY = "#000000", "#999999"
 STYLES: dict[str, tuple[str, Any]] = {
     "nobn": (BLACK, (0, (1, 1))),
     "bn": (BLUE, "-"),
     "custombn": (ORANGE, (0, (4, 2))),
-    "convbn": (VERMILION, (0, (5, 1, 1, 1))),
+    "convbn": (VERMILLION, (0, (5, 1, 1, 1))),
 }
 
 
