@@ -50,6 +50,8 @@ from torch.autograd import forward_ad
 
 from bnrepro.norm import native
 
+__all__ = ["batch_norm"]
+
 Gradients = tuple[Tensor | None, Tensor | None, Tensor | None, None, None, None]
 
 
