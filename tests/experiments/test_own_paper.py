@@ -50,7 +50,8 @@ def test_the_tutorials_example_is_judged_drawn_and_reported(call: Call, paper: P
     assert code == 0, err
     folder = tmp_path / "results" / "experiments" / "my_paper"
     (claim,) = json.loads((folder / "claims.json").read_text())
-    assert claim["id"] == "my_paper/1" and claim["verdict"] in (
+    assert claim["id"] == "my_paper/1"
+    assert claim["verdict"] in (
         "reproduced",
         "partly",
         "not reproduced",
@@ -65,17 +66,21 @@ def test_the_tutorials_example_is_judged_drawn_and_reported(call: Call, paper: P
     assert (code, err) == (0, "")
     paper.write_text(example().replace('"""', '"""Now: ', 1))
     code, out, err = call("figures", "my_paper.py")
-    assert code == 0 and err.startswith(f"{paper} was changed after these records were made")
+    assert code == 0
+    assert err.startswith(f"{paper} was changed after these records were made")
     for (old, new), expected, message in MISTAKES:
         assert old in example()
         paper.write_text(example().replace(old, new))
         code, _, err = call("figures", "my_paper.py")
-        assert code == expected and message in err, err
+        assert code == expected, err
+        assert message in err, err
     paper.write_text(example())
     assert call("figures", "my_paper.py").code == 0
     for name in (str(folder), "my_paper"):  # a folder's code is not run
         code, _, err = call("figures", name)
-        assert code == 2 and "`bnrepro figures my_paper.py --out=" in err and " draws them" in err
+        assert code == 2
+        assert "`bnrepro figures my_paper.py --out=" in err
+        assert " draws them" in err
     assert call("report").code == 0
     assert claim["sentence"] in (tmp_path / "results" / "REPORT.md").read_text()
 
@@ -84,7 +89,10 @@ def test_the_tutorials_example_is_judged_drawn_and_reported(call: Call, paper: P
     assert call("reproduce", "other_paper.py").code == 2
     code, out, err = call("report")  # one that has no conclusions yet does not cost the others
     remedy = "bnrepro figures other_paper.py --out=results/experiments"
-    assert code == 0 and "Report:" in out and err.startswith("Left out: ") and f"`{remedy}`" in err, err
+    assert code == 0, err
+    assert "Report:" in out, err
+    assert err.startswith("Left out: "), err
+    assert f"`{remedy}`" in err, err
     other.write_text(example())
     assert call(*remedy.split()[1:]).code == 0
     assert call("report").err == ""
@@ -140,7 +148,8 @@ def test_what_is_wrong_with_a_paper_is_one_sentence(
     assert change[0] in example()
     paper.write_text(example().replace("Results, greater", "Results, greater, measure").replace(*change))
     code, _, err = call("reproduce", "my_paper.py", "--dry-run")
-    assert code == 2 and message in err, err
+    assert code == 2, err
+    assert message in err, err
     assert err.count("\n") == 1
 
 
@@ -176,7 +185,8 @@ def test_a_paper_that_calls_exit_costs_no_other(where: str, call: Call, paper: P
     paper.write_text(text.replace(old, new))
     (tmp_path / "other.py").write_text(text.replace("my_paper/", "other/"))
     code, out, err = call("reproduce", "my_paper.py", "other.py", "--seeds=2", "--jobs=1")
-    assert said in err and "results/experiments/other" in out, err
+    assert said in err, err
+    assert "results/experiments/other" in out, err
     assert code == (0 if where == "figure" else 2), err
 
 
