@@ -9,6 +9,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from difflib import get_close_matches
 from pathlib import Path
 
+__all__ = ["UserError"]
+
 _ELSEWHERE = "or choose another folder"
 _REMEDIES = {
     (errno.ENOSPC, errno.EDQUOT): f"Make room there, {_ELSEWHERE}.",

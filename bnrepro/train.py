@@ -1,3 +1,5 @@
 """``run(cfg) -> Path``: one configuration in, one directory out. See `bnrepro.training.train`."""
 
-from bnrepro.training.train import run as run
+from bnrepro.training.train import run
+
+__all__ = ["run"]

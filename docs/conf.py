@@ -61,7 +61,8 @@ html_theme_options = {
         "index": [],
         "annotated/*": [],
         **{f"{part}/*": ["page-toc"] for part in PARTS},
+        "results": ["page-toc"],
         "tutorial": ["page-toc"],
     },
 }
-html_sidebars = {"annotated/*": [], "index": []}
+html_sidebars = {"annotated/*": [], "index": [], "results": [], "tutorial": []}

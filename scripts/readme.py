@@ -1,4 +1,4 @@
-"""Writes the README's tables from results/: ``python scripts/readme.py``."""
+"""Writes the tables of the README and of docs/results.md from results/: ``python scripts/readme.py``."""
 
 from __future__ import annotations
 
@@ -10,7 +10,9 @@ from pathlib import Path
 
 from bnrepro.claims.conclusion import KINDS, SCALES
 from bnrepro.claims.evidence import Verdict
+from bnrepro.report.questions import stale
 
+UNTESTED = (Verdict.not_testable, Verdict.too_short)
 ROOT = Path(__file__).parent.parent
 RESULTS = [
     ("mnist5k", "MNIST-5k, 10 epochs", "`labml_cnn`"),
@@ -19,15 +21,15 @@ RESULTS = [
 ]
 
 
-def with_tables(readme: str) -> str:
-    """``readme`` with each table between ``<!-- name -->`` and ``<!-- end of name -->`` written anew."""
-    for name, table in TABLES.items():
+def with_tables(text: str, page: str) -> str:
+    """``text`` of ``page`` with each table between ``<!-- name -->`` and ``<!-- end of name -->`` written anew."""
+    for name, table in PAGES[page].items():
         start, end = f"<!-- {name} -->\n", f"<!-- end of {name} -->"
-        if not (start in readme and end in readme):
-            raise SystemExit(f"README.md has no lines {start.strip()} and {end}: put them where the table belongs.")
-        before, rest = readme.split(start)
-        readme = f"{before}{start}{table()}\n{rest[rest.index(end) :]}"
-    return readme
+        if not (start in text and end in text):
+            raise SystemExit(f"{page} has no lines {start.strip()} and {end}: put them where the table belongs.")
+        before, rest = text.split(start)
+        text = f"{before}{start}{table()}\n{rest[rest.index(end) :]}"
+    return text
 
 
 def results_table() -> str:
@@ -63,24 +65,33 @@ def sizes_table() -> str:
 
 def figure1_table() -> str:
     """What Figure 1 of Ioffe & Szegedy stands for, from results/claims.json."""
+    return _answers("ioffe2015/I1", "ioffe2015/I1.2", "ioffe2015/I2")
+
+
+def surprises_table() -> str:
+    """Three verdicts that few expect, from results/claims.json."""
+    return _answers("yang2019/Y3", "cohen2021/E4", "numpynet/N4.5")
+
+
+def _answers(*ids: str) -> str:
     claims = {claim["id"]: claim for claim in json.loads((ROOT / "results/claims.json").read_text(encoding="utf-8"))}
     lines = ["| claim | found | verdict |", "| --- | --- | --- |"]
-    for id in ("I1", "I1.2", "I2"):
-        claim = claims[f"ioffe2015/{id}"]
-        lines.append(f"| {claim['sentence']} | {claim['answer']} | {claim['verdict']} |")
+    for claim in (claims[id] for id in ids):
+        verdict = f"{claim['verdict']} ({claim['scale']})"
+        lines.append(f"| {claim['sentence']} | {claim['answer']} | {verdict} |")
     return "\n".join(lines)
 
 
 def verdicts_table() -> str:
     """Verdicts by paper, from results/claims.json."""
     claims = json.loads((ROOT / "results/claims.json").read_text(encoding="utf-8"))
-    verdicts = [verdict for verdict in Verdict if any(claim["verdict"] == verdict for claim in claims)]
-    columns = [*verdicts, "of these, under revision"]
-    lines = [f"| paper | {' | '.join(columns)} |", "| --- " * (1 + len(columns)) + "|"]
+    columns = {str(verdict): (verdict,) for verdict in Verdict if verdict not in UNTESTED} | {"not testable": UNTESTED}
+    lines = [f"| paper | {' | '.join(columns)} | of an earlier design |", "| --- " * (2 + len(columns)) + "|"]
     for paper in [*dict.fromkeys(claim["paper"] for claim in claims), None]:
         mine = [claim for claim in claims if paper in (claim["paper"], None)]
         counts = Counter(claim["verdict"] for claim in mine)
-        numbers = [*(counts[verdict] for verdict in verdicts), sum(claim["withdrawn"] is not None for claim in mine)]
+        numbers = [sum(counts[verdict] for verdict in verdicts) for verdicts in columns.values()]
+        numbers.append(sum(claim["withdrawn"] is not None or stale(claim) is not None for claim in mine))
         name = f"[`{paper}`](results/REPORT.md#{paper})" if paper else "all"
         lines.append(f"| {name} | {' | '.join(str(number or '') for number in numbers)} |")
     return "\n".join(lines)
@@ -128,16 +139,20 @@ def _between(row: dict[str, str], column: str) -> str:
     return f"{mean:.2f} [{low:.2f}, {high:.2f}]"
 
 
-TABLES = {
-    "results": results_table,
-    "other sizes": sizes_table,
-    "figure 1": figure1_table,
-    "kinds": kinds_table,
-    "verdicts": verdicts_table,
-    "speed": speed_table,
+PAGES = {
+    "README.md": {"verdicts": verdicts_table, "surprises": surprises_table},
+    "docs/results.md": {
+        "results": results_table,
+        "other sizes": sizes_table,
+        "figure 1": figure1_table,
+        "kinds": kinds_table,
+        "speed": speed_table,
+    },
 }
+"""The tables of each page, by their names."""
 
 
 if __name__ == "__main__":
-    file = ROOT / "README.md"
-    file.write_text(with_tables(file.read_text(encoding="utf-8")), encoding="utf-8")
+    for page in PAGES:
+        file = ROOT / page
+        file.write_text(with_tables(file.read_text(encoding="utf-8"), page), encoding="utf-8")

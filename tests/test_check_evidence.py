@@ -97,7 +97,8 @@ def test_package_and_script_agree(script: Any, tmp_path: Path, capsys: Any, seed
     assert {row["verdict"] for row in rows} >= {"reproduced", "not testable here", "not testable at this length"}
     out = capsys.readouterr().out
     found = re.search(r"Values of (\d+) of (\d+) effects over seeds", out)
-    assert found and (seeds < 3 or int(found[1]) >= int(found[2]) - 2)  # but those of nothing
+    assert found
+    assert seeds < 3 or int(found[1]) >= int(found[2]) - 2  # but those of nothing
 
 
 def test_before_the_first_look_nothing_is_decided(script: Any, tmp_path: Path, capsys: Any) -> None:

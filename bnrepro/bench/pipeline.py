@@ -291,7 +291,7 @@ def _compare(cfg: Config) -> None:
     figures.draw(compare.open_comparison(folder), folder / "figures")
 
 
-class _Images(Dataset):
+class _Images(Dataset[Any]):
     """Images as torchvision's datasets give them: a PIL image each, through the transforms."""
 
     def __init__(self, images: np.ndarray, labels: np.ndarray, transform: Callable[[Any], torch.Tensor]) -> None:

@@ -37,6 +37,23 @@ from typing import Literal
 
 from bnrepro.stats import Interval, Values, equivalence, holm, log, p_value, t_interval
 
+__all__ = [
+    "Effect",
+    "Evidence",
+    "Judgement",
+    "Rule",
+    "State",
+    "Verdict",
+    "equal",
+    "exact",
+    "flips_at",
+    "greater",
+    "judge",
+    "less",
+    "not_lower",
+    "not_testable",
+]
+
 ALPHA = 0.05
 
 

@@ -119,7 +119,7 @@ def _lost(probe: Probe) -> Measurement:
     return Measurement(probe, error="its process was killed (out of memory?)")
 
 
-def _attempt(probe: Probe, share: Callable[[float], None], *, folder: Path, revision: str | None) -> Measurement:
+def _attempt(probe: Probe, _share: Callable[[float], None], *, folder: Path, revision: str | None) -> Measurement:
     try:
         result = _identity(probe) | _measure(probe) | {"git_revision": revision}
         record.write_whole(file_of(probe, folder), json.dumps(result, indent=1) + "\n")

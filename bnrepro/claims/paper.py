@@ -45,7 +45,7 @@ from functools import cached_property
 from importlib import import_module
 from itertools import islice, pairwise
 from pathlib import Path
-from typing import Any, Generic, Literal, SupportsFloat, TypeVar, get_args
+from typing import Any, Generic, Literal, SupportsFloat, TypeVar, get_args, overload
 
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError, field_validator
 
@@ -110,6 +110,7 @@ class Preset(BaseModel):
 
 
 S = TypeVar("S", bound=Preset)
+F = TypeVar("F", bound=Callable[..., Any])
 
 
 def _type(annotation: Any) -> str:
@@ -395,6 +396,12 @@ class Paper(Generic[S]):
 
         return add
 
+    @overload
+    def table(self, function: F, *, over_seeds: bool = True) -> F: ...
+
+    @overload
+    def table(self, *, over_seeds: bool = True) -> Callable[[F], F]: ...
+
     def table(self, function: Any = None, *, over_seeds: bool = True) -> Any:
         """``function(results, settings)`` returns rows with the same keys; its docstring is the title.
 
@@ -402,6 +409,12 @@ class Paper(Generic[S]):
         preset are added. ``@paper.table(over_seeds=False)``: of counts and the like, which have no intervals.
         """
         return self._shown(self.tables, function, over_seeds)
+
+    @overload
+    def figure(self, function: F, *, over_seeds: bool = True) -> F: ...
+
+    @overload
+    def figure(self, *, over_seeds: bool = True) -> Callable[[F], F]: ...
 
     def figure(self, function: Any = None, *, over_seeds: bool = True) -> Any:
         """``function(results, settings)`` returns a figure, or None without records; its docstring is the caption.

@@ -95,7 +95,7 @@ def registered_on(name: str, but: str) -> str | None:
 
 
 @cache
-def _registered(file: Path, mtime_ns: int, size: int) -> dict[str, str]:
+def _registered(file: Path, _mtime_ns: int, _size: int) -> dict[str, str]:
     """Hash and day of a registration; a report asks of each claim, and reading one takes a third of a second."""
     found = yaml.safe_load(stored.read_yaml(file))
     return {key: found[key] for key in ("registered", "hash")}
@@ -340,7 +340,7 @@ def _grouped(pairs: Iterable[tuple[Row, int]], seeds: int) -> Iterator[Row]:
 class _Plain(yaml.SafeDumper):
     """Without aliases, which `stored.read_yaml` refuses; small mappings and lists on one line."""
 
-    def ignore_aliases(self, data: Any) -> bool:
+    def ignore_aliases(self, _data: Any) -> bool:
         return True
 
 

@@ -60,8 +60,8 @@ def answer(evidence: Evidence, judgement: Judgement) -> str:
     if len(evidence.effects) == 1:
         text = f"{start}: {evidence.estimand}: {said}"
     else:
-        decided = f"{effect.condition}: {said}" if effect.condition else said
-        text = f"{start}, {held} of {len(evidence.effects)} hold: {evidence.estimand}; {decided}"
+        decided = f"; {effect.condition}: {said}" if effect.condition else f": {said}"
+        text = f"{start}, {held} of {len(evidence.effects)} hold: {evidence.estimand}{decided}"
     if effect.rule.name == "exact":
         return f"{text}."
     limits = {"bar": effect.rule.bar, "margin": effect.rule.margin}

@@ -52,7 +52,7 @@ def examined(root: Path, data: Path) -> tuple[Facts, list[str]]:
         "memory": _memory,
         "kernels": _kernels,
         "runs": lambda advice: _runs(root, advice),
-        "data": lambda advice: _data(data),
+        "data": lambda _: _data(data),
         "tools": _tools,
     }
     found = {}

@@ -35,6 +35,8 @@ if TYPE_CHECKING:
     from bnrepro.config.schema import Config as Config
     from bnrepro.config.schema import configs_dir as configs_dir
 
+__all__ = ["Config", "load_config"]
+
 _HOMES = {
     "identity": [
         "LATER",

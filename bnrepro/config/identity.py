@@ -241,7 +241,7 @@ def content_hash(file: Path) -> str:
 
 
 @cache
-def _content_hash(file: Path, size: int, mtime_ns: int) -> str:
+def _content_hash(file: Path, _size: int, _mtime_ns: int) -> str:
     with file.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 

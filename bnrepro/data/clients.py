@@ -9,6 +9,8 @@ from torch import Tensor
 
 from bnrepro.data.dataset import derive_seed
 
+__all__ = ["client_batches", "label_skewed"]
+
 
 def label_skewed(labels: Tensor, clients: int, skew: float, seed: int = 0) -> list[Tensor]:
     """Indices of the images of each client, equally many for each.

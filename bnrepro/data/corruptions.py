@@ -20,6 +20,8 @@ from torch.nn import functional as F
 from bnrepro.data.dataset import Split, derive_seed
 from bnrepro.errors import UserError, known_are
 
+__all__ = ["SEVERITIES", "corrupt", "corrupted"]
+
 LEVELS = 255.0
 AT_ONCE = 1000  # images in float32 at a time
 
@@ -32,6 +34,7 @@ AMOUNTS: dict[str, list[float]] = {
 """What severities 1 to 5 are: standard deviation of the noise, that of the blur in pixels, the factor on what differs
 from an image's mean, and what is added to the brightest channel. Pixels are from 0 to 1."""
 SEVERITIES = (1, 2, 3, 4, 5)
+"""How strong a corruption can be."""
 
 
 def corrupt(images: Tensor, kind: str, severity: int, seed: int = 0) -> Tensor:

@@ -372,7 +372,7 @@ def _owner(model: nn.Module, name: str) -> str | None:
     return None
 
 
-def drop_and_act(module: Any, inputs: tuple, output: Tensor) -> Tensor:
+def drop_and_act(module: Any, _inputs: tuple[Any, ...], output: Tensor) -> Tensor:
     """Forward hook: the dropout and activation that timm's combined layers apply after the norm."""
     for part in ("drop", "act"):
         if (then := module._modules.get(part)) is not None:
@@ -574,7 +574,13 @@ def difference_after(model: nn.Module, example_input: Any, want: Any) -> str | N
 
 
 def _check_was_rounding(
-    model: nn.Module, variant: str, x: Any, want: Any, why: str, names: dict[nn.Module, str], new: dict
+    model: nn.Module,
+    variant: str,
+    x: Any,
+    want: Any,
+    why: str,
+    names: dict[nn.Module, str],
+    new: dict[nn.Module, nn.Module],
 ) -> None:
     """Refuse a conversion whose outputs differ, by the name of the norm that it is due to."""
 
@@ -666,7 +672,7 @@ def run(model: nn.Module, example_input: Any, notes: dict[nn.Module, Callable[[n
     """
     modes = {module: module.training for module in model.modules()}
 
-    def hook(module: nn.Module, inputs: tuple, keywords: dict) -> None:
+    def hook(module: nn.Module, inputs: tuple[Any, ...], keywords: dict[str, Any]) -> None:
         notes[module](module, inputs[0] if inputs else next(iter(keywords.values())))
 
     handles = [module.register_forward_pre_hook(hook, with_kwargs=True) for module in notes]

@@ -328,12 +328,14 @@ def _hooked(module: nn.Module) -> bool:
 
 def _scale_and_shift(norm: _BatchNorm) -> tuple[Tensor, Tensor]:
     """What ``norm`` multiplies by and adds in eval mode: (C,) or (C, H, W), in float64 on the CPU."""
-    assert norm.running_mean is not None and norm.running_var is not None
+    assert norm.running_mean is not None
+    assert norm.running_var is not None
     given = (norm.weight, norm.bias, norm.running_mean, norm.running_var)
     wide = [None if t is None else t.detach().cpu().double() for t in given]  # not every device has float64
     axes = max(t.dim() for t in wide if t is not None)
     weight, bias, mean, var = (None if t is None else t.view(*t.shape, *[1] * (axes - t.dim())) for t in wide)
-    assert mean is not None and var is not None
+    assert mean is not None
+    assert var is not None
     scale = (var + norm.eps).rsqrt()
     if weight is not None:
         scale = scale * weight

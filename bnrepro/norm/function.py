@@ -50,6 +50,8 @@ from torch.autograd import forward_ad
 
 from bnrepro.norm import native
 
+__all__ = ["batch_norm"]
+
 Gradients = tuple[Tensor | None, Tensor | None, Tensor | None, None, None, None]
 
 
@@ -271,7 +273,7 @@ class _SumOverProcesses(torch.autograd.Function):
         return total
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], _output: Tensor) -> None:
         ctx.group = inputs[1]
 
     @staticmethod
@@ -283,7 +285,7 @@ class _SumOverProcesses(torch.autograd.Function):
         return _SumOverProcesses.apply(tangent, ctx.group)
 
     @staticmethod
-    def vmap(_info: Any, in_dims: tuple, x: Tensor, group: dist.ProcessGroup) -> tuple[Tensor, Any]:
+    def vmap(_info: Any, in_dims: tuple[Any, ...], x: Tensor, group: dist.ProcessGroup) -> tuple[Tensor, Any]:
         return _SumOverProcesses.apply(x, group), in_dims[0]
 
 
@@ -322,7 +324,7 @@ class BatchNormFunction(torch.autograd.Function):
         return y.to(x.dtype), mean + rest, var
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple, output: tuple) -> None:
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Any, ...]) -> None:
         x, weight, bias, axes, eps, group = inputs
         _, mean, var = output
         ctx.mark_non_differentiable(mean, var)
@@ -476,7 +478,7 @@ class _WithForwardMode(BatchNormFunction):
     """The same with its forward-mode derivative."""
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple, output: tuple) -> None:
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Any, ...]) -> None:
         BatchNormFunction.setup_context(ctx, inputs, output)
         ctx.save_for_forward(*inputs[:2], *output[1:])
 

@@ -370,7 +370,7 @@ class ConvBatchNorm2d(_HandDerived):
             self.running_mean = torch.zeros(full, device=device, dtype=dtype)
             self.running_var = torch.ones(full, device=device, dtype=dtype)
 
-    def statistics_axes(self, x: Tensor) -> tuple[int, ...]:
+    def statistics_axes(self, x: Tensor) -> tuple[int, ...]:  # noqa: ARG002  as in the class above
         """(0,) for local statistics, (0, 2, 3) for statistics per channel."""
         return (0,) if self.statistics == "location" else (0, 2, 3)
 

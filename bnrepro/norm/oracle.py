@@ -10,6 +10,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+__all__ = ["Cache", "batch_norm_backward", "batch_norm_forward", "seed004_backward"]
+
 Array = NDArray[np.float64]
 
 

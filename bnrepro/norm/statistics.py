@@ -158,7 +158,8 @@ def reestimate_statistics(
     for name, layer in layers.items():
         total = pooled[name]
         if total.count > 1:
-            assert layer.running_mean is not None and layer.running_var is not None
+            assert layer.running_mean is not None
+            assert layer.running_var is not None
             layer.running_mean.copy_(total.mean.reshape(layer.running_mean.shape))
             joined = variance == "pooled" and _takes_the_variance(layer)
             var = total.square / (total.count - 1) if joined else total.within / total.count

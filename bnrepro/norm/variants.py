@@ -32,6 +32,17 @@ from bnrepro.norm.function import (
 )
 from bnrepro.norm.layers import NormError, _HandDerived, check_tensors, copied_in_its_group
 
+__all__ = [
+    "BatchRenorm",
+    "DetachedBatchNorm",
+    "DynamicTanh",
+    "GhostBatchNorm",
+    "LpBatchNorm",
+    "LpNorm",
+    "Noise",
+    "NoisyBatchNorm",
+]
+
 
 class _Variant(_HandDerived):
     """A batch normalization of inputs of any number of dimensions."""

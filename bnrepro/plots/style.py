@@ -15,8 +15,10 @@ import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.scale import LogTransform
 from matplotlib.text import Text
 from matplotlib.ticker import (
+    LogFormatterSciNotation,
     LogLocator,
     MaxNLocator,
     NullFormatter,
@@ -158,9 +160,16 @@ def log_scale(axes: Axes) -> None:
 
 
 def log_ticks(axes: Axes) -> None:
-    """Ticks of a logarithmic y axis that has its limits: powers of ten over many decades, else plain numbers."""
+    """Ticks of a logarithmic y axis that has its limits: powers of ten over many decades, else plain numbers.
+
+    Nothing changes on other axes, and where ticks were chosen already.
+    """
     bottom, top = axes.get_ylim()
-    if top > WIDE * bottom:
+    scale, chosen = (
+        axes.yaxis.get_transform(),
+        not isinstance(axes.yaxis.get_major_formatter(), LogFormatterSciNotation),
+    )
+    if not isinstance(scale, LogTransform) or scale.base != 10 or chosen or top > WIDE * bottom:
         return
     axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)) if top > 10 * bottom else MaxNLocator(5))
     axes.yaxis.set_minor_locator(NullLocator())
@@ -174,6 +183,8 @@ METADATA: dict[str, dict[str, Any]] = {"svg": {"Date": None}, "png": {"Software"
 def save(figure: Figure, stem: Path, formats: Sequence[str] = ("svg", "png")) -> Path:
     """``figure`` as ``stem``.svg, ``stem``.png and so on, whole; the last is returned."""
     FigureCanvasAgg(figure)
+    for axes in figure.axes:
+        log_ticks(axes)
     with style(), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph ")  # a name in letters that the font lacks is drawn as boxes
         for kind in formats:

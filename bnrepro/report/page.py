@@ -159,6 +159,7 @@ def _of_claims(out: Path | None) -> dict[str, Callable[..., Any]]:
         "anchored": lambda row: anchor(row["paper"], row),
         "number_of": number_of,
         "scale": wording.scale,
+        "brief": wording.brief,
         "stale": questions.stale,
         "deciding": forest.deciding,
         "in_margins": forest.in_margins,

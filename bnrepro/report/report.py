@@ -1,4 +1,4 @@
-"""The report over a folder of results: claims.json, REPORT.md, and report.html in a single file.
+"""The report over a folder of results: claims.json, REPORT.md, report.html in a single file, and forest.png.
 
 It reads files only, so that it shows what is stored and nothing else. `gathering` reads them, `model` holds what was
 read, `markdown` and `page` write it.
@@ -9,6 +9,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from bnrepro.claims.conclusion import CLAIMS, as_json
+from bnrepro.plots import style
+from bnrepro.report.forest_plot import forest_plot
 from bnrepro.report.gathering import LeftOut
 from bnrepro.report.gathering import gather as gather
 from bnrepro.report.markdown import markdown
@@ -16,11 +18,12 @@ from bnrepro.report.page import page as page
 from bnrepro.runs import record
 from bnrepro.system.reading import printable
 
-MARKDOWN, HTML = "REPORT.md", "report.html"
+MARKDOWN, HTML, FOREST = "REPORT.md", "report.html", "forest"
 
 
 def write(out: Path, left_out: LeftOut | None = None) -> list[Path]:
-    """Write claims.json, REPORT.md and report.html into ``out``, replacing existing files, and return their paths.
+    """Write claims.json, REPORT.md, report.html and forest.png (`forest_plot`) into ``out``, replacing existing files,
+    and return the paths of the first three.
 
     Args:
         out: the folder of the results.
@@ -33,4 +36,5 @@ def write(out: Path, left_out: LeftOut | None = None) -> list[Path]:
     record.write_whole(out / CLAIMS, as_json(report.claims))
     record.write_whole(out / MARKDOWN, printable(markdown(report, out)))
     record.write_whole(out / HTML, page(report, out))
+    style.save(forest_plot(report.claims), out / FOREST, formats=["png"])
     return [out / CLAIMS, out / MARKDOWN, out / HTML]

@@ -39,6 +39,7 @@ Q = (
 
 Row = dict[str, Any]
 Rows = list[Row]
+BRIEF = 12  # words
 Mark = Callable[[str], str]
 
 
@@ -61,6 +62,20 @@ def scale(row: Row) -> str:
 def size(row: Row) -> str:
     """What stands behind a verdict, so that none reads like one at the source's scale: " (reduced: 8 epochs)"."""
     return "" if row["scale"] == "exact" else f" ({scale(row)})"
+
+
+def brief(row: Row) -> str:
+    """A claim's answer in at most twelve words, for a row that shows the effect beside it."""
+    answer = str(row["answer"])
+    if row["deciding"] is None:
+        words = answer.split()
+        return (
+            answer if len(words) <= BRIEF else f"{' '.join(words[: BRIEF - 1]).rstrip(',;:.')} \N{HORIZONTAL ELLIPSIS}"
+        )
+    said = answer.partition(":")[0]
+    condition = row["effects"][row["deciding"]]["condition"] if len(row["effects"]) > 1 else ""
+    longer = (f"{said}; deciding: {condition}." if condition else "", f"{said}: {row['estimand']}.", f"{said}.")
+    return next(text for text in longer if text and (len(text.split()) <= BRIEF or text == longer[-1]))
 
 
 def counted(claims: Rows) -> str:

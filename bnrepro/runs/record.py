@@ -28,6 +28,8 @@ from bnrepro.system import output
 from bnrepro.system import reading as stored
 from bnrepro.system.writing import write_whole as write_whole
 
+__all__ = ["Run", "Status", "find_runs", "open_run"]
+
 CONFIG, METRICS, SUMMARY, CHECKPOINT = "config.yaml", "metrics.csv", "summary.json", "checkpoint.pt"
 CODE = "code"  # copies of files of a user's own
 PREVIOUS, LOCK = "checkpoint.previous.pt", ".lock"

@@ -11,6 +11,7 @@ from typing import Literal
 RESAMPLES = 10_000  # of the bootstrap: its ends then vary by less than they mean
 
 Alternative = Literal["two-sided", "greater", "less"]
+"""The alternative hypothesis of a test."""
 
 
 @dataclass(frozen=True)
@@ -136,6 +137,7 @@ def false_discovery_rates(p_values: Mapping[str, float]) -> dict[str, float]:
 
 
 def t_quantile(p: float, degrees: int) -> float:
+    """The ``p`` quantile of Student's t with ``degrees`` of freedom."""
     from scipy.special import stdtrit  # scipy.stats takes a second to import, this a tenth
 
     return float(stdtrit(degrees, p))

@@ -12,6 +12,8 @@ from bnrepro.norm.statistics import batch_statistics
 from bnrepro.training.freezing import norms
 from bnrepro.training.optimizer import OPTIMIZERS
 
+__all__ = ["tent"]
+
 
 def tent(network: nn.Module, batches: Iterable[Tensor], lr: float = 1e-3) -> Iterator[Tensor]:
     """The logits of each batch in turn, while gamma and beta move so that predictions get more certain.

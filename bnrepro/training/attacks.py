@@ -7,6 +7,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+__all__ = ["pgd"]
+
 LEVELS = 255.0
 
 

@@ -15,6 +15,8 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
+__all__ = ["Layer", "by_depth", "effective_rank", "growth"]
+
 SHARE = 0.01
 """Singular values below this share of the largest do not count in `Layer.above`."""
 

@@ -24,6 +24,8 @@ from torch import Tensor, nn
 
 from bnrepro.training.model import weighted_layers
 
+__all__ = ["Turn", "angle", "equilibrium_angle", "turns", "weights"]
+
 
 class Turn(NamedTuple):
     """What a step did to a layer's weights."""
@@ -39,7 +41,7 @@ class Turn(NamedTuple):
 def angle(before: Tensor, after: Tensor) -> float:
     """The angle between two tensors as vectors, in radians; nan where one is 0.
 
-    In float64, and as 2 atan2(|u - v|, |u + v|) of the unit vectors: the cosine of a small angle has lost it.
+    In float64, and as ``2 atan2(|u - v|, |u + v|)`` of the unit vectors: the cosine of a small angle has lost it.
     """
     u, v = (t.detach().double().flatten() for t in (before, after))
     u, v = u / u.norm(), v / v.norm()

@@ -19,6 +19,8 @@ from collections.abc import Callable, Iterable
 import torch
 from torch import Tensor
 
+__all__ = ["hessian_product", "largest_eigenvalue", "sharpness"]
+
 Product = Callable[[Tensor], Tensor]
 
 

@@ -97,14 +97,16 @@ def test_one_effect(evidence: Evidence, expected: Verdict) -> None:
 def test_several_effects(means: tuple[float, ...], expected: Verdict, decided: set[int]) -> None:
     spreads = [0.3 if mean else 3.0 for mean in means]
     found = judge(greater(cells(*map(around, means, spreads)), "x", "", margin=0.5))
-    assert found.verdict is expected and found.deciding in decided
+    assert found.verdict is expected
+    assert found.deciding in decided
 
 
 @rules
 def test_nothing_measured_is_inconclusive(make: Make) -> None:
     for nothing in (Values(), {}, {"a": Values()}):
         found = judge(make(nothing))
-        assert found.verdict is Verdict.inconclusive and found.deciding is None
+        assert found.verdict is Verdict.inconclusive
+        assert found.deciding is None
         assert answer(make(nothing), found) == "Open: nothing was measured."
 
 
@@ -122,7 +124,8 @@ def test_a_condition_of_which_nothing_was_measured_stays_open(make: Make, good: 
     for evidence in (make(there | missing), make(there) & make(missing)):
         found = judge(evidence)
         assert (found.verdict, found.states[1], found.deciding) == (Verdict.partly, State.open, 1)
-        assert "missing: not measured" in finding(evidence, found) and "not measured" in answer(evidence, found)
+        assert "missing: not measured" in finding(evidence, found)
+        assert "not measured" in answer(evidence, found)
         assert evidence.showing({"gone": Values()}).beside == ()
 
 
@@ -231,7 +234,8 @@ def test_sensitivity_to_the_margin() -> None:
 def test_seeds_that_are_needed_decide() -> None:
     effect = Effect("", dict(enumerate(around(1.0, 1.0))), Rule("greater", 0.0))
     wanted = needed(effect)
-    assert wanted is not None and 12 <= wanted <= 35  # 80% power for an effect of 0.63 standard deviations
+    assert wanted is not None
+    assert 12 <= wanted <= 35  # 80% power for an effect of 0.63 standard deviations
     assert needed(Effect("", {0: 1.0}, Rule("greater", 0.0))) is None
     assert needed(Effect("", dict(enumerate(around(0.0, 1.0))), Rule("greater", 0.0))) is None
     assert needed(Effect("", {0: 1.0}, Rule("exact", 0.0))) is None

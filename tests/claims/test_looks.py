@@ -123,7 +123,8 @@ def test_answer_names_the_interval_of_the_look() -> None:
 def test_verdict_stands_whatever_further_seeds_there_are() -> None:
     early = alternating(3, 0.5, 5)
     rows = [judged_by(above, results(early + later)).as_row("a") for later in ([], [-99.0] * 5, [-99.0] * 95)]
-    assert rows[0]["verdict"] == "reproduced" and rows[0] == rows[1] == rows[2]
+    assert rows[0]["verdict"] == "reproduced"
+    assert rows[0] == rows[1] == rows[2]
 
 
 def test_look_is_reached_when_every_cell_has_its_seeds() -> None:
@@ -172,7 +173,8 @@ def test_gate_that_passes_changes_nothing() -> None:
     values = results(alternating(3, 0.5, 40))
     plain, gated = judged_by(above, values), judged_by(above, values, gate=accuracy(1))
     assert (gated.judgement, gated.evidence) == (plain.judgement, plain.evidence)
-    assert gated.gate and gated.gate.passed
+    assert gated.gate
+    assert gated.gate.passed
 
 
 def test_gate_without_measurements_leaves_its_claim_open() -> None:
@@ -187,11 +189,13 @@ def test_gate_without_measurements_leaves_its_claim_open() -> None:
 def test_gates_take_the_worst_condition() -> None:
     values = results([80.0, 90.0], [60.0, 70.0]).measured("x")
     assert reaches(values, 70, "a").value == 65
-    assert not reaches(values, 70, "a").passed and reaches(values, 65, "a").passed
+    assert not reaches(values, 70, "a").passed
+    assert reaches(values, 65, "a").passed
     assert stays_below(values, 85, "a") == Gate("a", 85.0, "at most 85", True)
     assert reaches({"a": values, "gone": Values()}, 70, "a").passed is None
     bad = reaches(results([80.0, math.nan]).measured("x"), 70, "a")
-    assert bad.passed is False and math.isnan(bad.value or 0)
+    assert bad.passed is False
+    assert math.isnan(bad.value or 0)
 
 
 def test_of_two_gates_the_one_that_stands_in_the_way_is_shown() -> None:

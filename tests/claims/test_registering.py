@@ -96,7 +96,8 @@ def test_designs_of_all_papers_can_be_written_and_read(name: str, tmp_path: Path
     design = described(paper, paper.settings("full"))
     (tmp_path / "a.yaml").write_text(yaml.dump(design, Dumper=_Plain, **STYLE), encoding="utf-8")
     read = yaml.safe_load(read_yaml(tmp_path / "a.yaml"))
-    assert read == design and hash_of(read) == hash_of(design)
+    assert read == design
+    assert hash_of(read) == hash_of(design)
     assert [claim["id"] for claim in design["claims"]] == [claim.id for claim in paper.claims]
     assert design["runs"] or design["measurements"]
 
@@ -114,7 +115,8 @@ def test_registration_says_what_is_run_and_how_it_is_judged(presets: Path, folde
         {**run, "config": {}} for run in design["runs"]
     ]
     (line,) = (each for each in design["measurements"] if each.get("seeds") == [1])
-    assert line["measure"] == "made_up/curve 1" and line["arguments"] == {"points": [0.1]}
+    assert line["measure"] == "made_up/curve 1"
+    assert line["arguments"] == {"points": [0.1]}
     assert design["claims"][0] == {
         "id": "Z1",
         "sentence": FIRST.sentence,
@@ -175,7 +177,8 @@ def test_reproduce_refuses_to_judge_another_design(listed: Listed, call: Call, p
     reproduce = ("reproduce", "made_up", "--preset=full", "--jobs=1")
     listed(varied(toys))
     told = call("register", "made_up")
-    assert told.code == 0 and re.match(r"made_up: [0-9a-f]{16}, registered \d{4}-", told.out), told.err
+    assert told.code == 0, told.err
+    assert re.match(r"made_up: [0-9a-f]{16}, registered \d{4}-", told.out), told.err
     assert call(*reproduce).code == 0
     place = Path("results/experiments/made_up")
     about = json.loads((place / "provenance.json").read_text())
@@ -192,7 +195,8 @@ def test_reproduce_refuses_to_judge_another_design(listed: Listed, call: Call, p
         refused = call(*arguments)
         assert refused.code == 2
         assert "the design is not the registered one" in refused.err
-        assert "settings.margin is 0.001 there and 2.0 here" in refused.err and refused.err.count("\n") == 1
+        assert "settings.margin is 0.001 there and 2.0 here" in refused.err
+        assert refused.err.count("\n") == 1
     assert call(*reproduce[:2], "--preset=smoke", "--jobs=1").code == 0  # which is no evidence
     assert "there are results under its registered design" in call("register", "made_up").err
     assert call(*reproduce, "--unregistered").code == 0
@@ -218,7 +222,9 @@ def test_results_of_another_design_are_not_replaced_unasked(listed: Listed, call
     listed(varied(toys, [replace(FIRST, scale="reduced")]))
     assert call("register", "made_up").code == 0
     told = call(*reproduce)
-    assert told.code == 2 and "were made under the design" in told.err and "Give another --out" in told.err
+    assert told.code == 2
+    assert "were made under the design" in told.err
+    assert "Give another --out" in told.err
     assert call(*reproduce, "--out=other").code == 0
     assert call(*reproduce, "--unregistered").code == 0
 
@@ -244,7 +250,8 @@ def test_results_of_before_there_were_registrations_are_no_evidence_for_a_regist
     listed(varied(other))
     assert call("register", "made_up").code == 0
     told = call("reproduce", "made_up", "--until-decided", "--jobs=1")
-    assert told.code == 0 and "what is stored is of an earlier design, and does not count" in told.err, told.err
+    assert told.code == 0, told.err
+    assert "what is stored is of an earlier design, and does not count" in told.err, told.err
     assert {row["window"] for row in read(file.parent).measurements} == {5}
     assert "does not count" not in call("reproduce", "made_up", "--until-decided", "--jobs=1").err
 
@@ -256,7 +263,8 @@ def test_registration_of_a_paper_in_a_file_lies_beside_it(call: Call, tmp_path: 
     told = call("register", "my_paper.py")
     assert told.code == 0, told.err
     file = tmp_path / "my_paper.registered.yaml"
-    assert file_of(experiments.experiment("my_paper.py")) == file and file.is_file()
+    assert file_of(experiments.experiment("my_paper.py")) == file
+    assert file.is_file()
 
 
 def test_day_of_the_commit_is_that_of_git(tmp_path: Path) -> None:
@@ -276,7 +284,9 @@ def test_day_of_the_commit_is_that_of_git(tmp_path: Path) -> None:
     git("add", "a.yaml")
     git("commit", "-m", "a", "--date=2020-01-01T00:00:00")
     found = committed(file)
-    assert found and re.fullmatch(r"[0-9a-f]{40}", found[0]) and re.fullmatch(r"\d{4}-\d\d-\d\d", found[1])
+    assert found
+    assert re.fullmatch(r"[0-9a-f]{40}", found[0])
+    assert re.fullmatch(r"\d{4}-\d\d-\d\d", found[1])
     file.write_text("b")
     assert committed(file) is None
 
@@ -303,4 +313,5 @@ def test_committed_registrations_are_those_of_the_papers(file: Path, monkeypatch
     monkeypatch.setattr(registering, "configs_dir", lambda: REGISTERED.parent)
     paper = experiments.experiment(file.stem)
     known = registration(paper)
-    assert known and differences(known.design, described(paper, paper.settings("full"))) == []
+    assert known
+    assert differences(known.design, described(paper, paper.settings("full"))) == []

@@ -92,11 +92,13 @@ def test_only_what_is_open_is_extended(looks: None, listed: Listed, call: Call, 
     assert "made_up/never is open after 20 of 20 seeds; about 2,409 would decide it." in told.out
     before = {file: file.read_bytes() for file in PLACE.rglob("*.*")}
     again = call("reproduce", "made_up", "--until-decided", "--jobs=1")
-    assert again.code == 0 and "seeds for" not in again.out
+    assert again.code == 0
+    assert "seeds for" not in again.out
     assert {file: file.read_bytes() for file in PLACE.rglob("*.*")} == before
     # An ordinary call requests only the first seeds, and keeps the stored results of the others.
     assert call("reproduce", "made_up", "--preset=full", "--jobs=1").code == 0
-    assert seeds() == {"clear": 5, "near": 10, "never": 20} and made(tmp_path) == 35
+    assert seeds() == {"clear": 5, "near": 10, "never": 20}
+    assert made(tmp_path) == 35
 
 
 def test_goes_on_where_it_was_stopped(looks: None, listed: Listed, call: Call, tmp_path: Path) -> None:
@@ -110,14 +112,17 @@ def test_goes_on_where_it_was_stopped(looks: None, listed: Listed, call: Call, t
 def test_one_claim_runs_what_it_reads(looks: None, listed: Listed, call: Call) -> None:
     listed(paper())
     told = call("reproduce", "made_up/near", "made_up/clear", "--until-decided", "--jobs=1")
-    assert told.code == 0 and "2 claims: 2 reproduced" in told.out, told.err
+    assert told.code == 0, told.err
+    assert "2 claims: 2 reproduced" in told.out, told.err
     assert seeds() == {"clear": 5, "near": 10}
     assert verdicts()["never"] == ("inconclusive", 0, 0)
     told = call("reproduce", "made_up/never", "--preset=full", "--jobs=1")
-    assert told.code == 0 and "1 claim: 1 inconclusive" in told.out, told.err
+    assert told.code == 0, told.err
+    assert "1 claim: 1 inconclusive" in told.out, told.err
     assert seeds() == {"clear": 5, "near": 10, "never": 5}
     told = call("reproduce", "made_up/nevr", "--dry-run")
-    assert told.code == 2 and "made_up has no claim 'nevr'. Did you mean never?" in told.err
+    assert told.code == 2
+    assert "made_up has no claim 'nevr'. Did you mean never?" in told.err
 
 
 def test_results_whose_runs_are_elsewhere_stay_beside_one_claim(
@@ -187,7 +192,8 @@ def test_dry_run_says_how_long_it_takes(looks: None, listed: Listed, call: Call,
 def test_options_that_do_not_go_together(arguments: list[str], message: str, listed: Listed, call: Call) -> None:
     listed(paper())
     told = call("reproduce", "made_up", *arguments)
-    assert told.code == 2 and message in told.err
+    assert told.code == 2
+    assert message in told.err
 
 
 def test_measurement_that_fails_stops_its_claim_alone(looks: None, listed: Listed, call: Call) -> None:
@@ -223,7 +229,8 @@ def test_fixed_design_is_run_once(listed: Listed, call: Call) -> None:
     listed(paper())
     for line in ("made_up: 1 seed for clear, near, never: 0 runs, 3 measurements", "made_up: 1 seed for"):
         told = call("reproduce", "made_up", "--until-decided", "--jobs=1")
-        assert told.code == 0 and told.out.startswith(line), told.err
+        assert told.code == 0, told.err
+        assert told.out.startswith(line), told.err
     assert seeds() == {"clear": 1, "near": 1, "never": 1}
     assert "made_up/near is open after 1 of 1 seeds." in told.out
 
@@ -242,7 +249,8 @@ def test_interrupted_search_goes_on(looks: None, listed: Listed, call: Call, tmp
         told = call("reproduce", "made_up", "--until-decided", "--jobs=1")
     finally:
         object.__setattr__(effect, "function", real)
-    assert told.code == 130 and "Run the same command again to continue" in told.err
+    assert told.code == 130
+    assert "Run the same command again to continue" in told.err
     assert (made(tmp_path), verdicts()["clear"]) == (17, ("reproduced", 1, 5))
     assert call("reproduce", "made_up", "--until-decided", "--jobs=1").code == 0
     assert (made(tmp_path), verdicts()["near"]) == (35, ("reproduced", 2, 10))
@@ -308,7 +316,8 @@ def test_paper_of_which_nothing_can_be_made_does_not_cost_the_others(looks: None
     bad, good = target(tmp_path, ["never"]), target(tmp_path, ["clear"])
     bad.paper.name = "bad"
     until_decided([bad, good], lambda step: None if step.target is bad else evidence_of(step), most=20)
-    assert bad.found == {} and good.found["clear"].decided
+    assert bad.found == {}
+    assert good.found["clear"].decided
 
 
 def test_times_are_read_and_written() -> None:

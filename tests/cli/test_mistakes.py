@@ -593,12 +593,12 @@ def helps() -> dict[str, str]:
 
 
 def examples() -> list[str]:
-    """What help, README, docstrings and messages show as something to type."""
+    """What help, README, how-to pages, docstrings and messages show as something to type."""
     shown = [line.strip() for text in helps().values() for line in text.splitlines()]
     shown = [line.removeprefix("Example: ") for line in shown]
-    readme = (PACKAGE.parent / "README.md").read_text(encoding="utf-8")
-    for block in re.findall(r"^```sh\n(.*?)^```$", readme, re.MULTILINE | re.DOTALL):
-        shown += block.splitlines()
+    for page in (PACKAGE.parent / "README.md", *sorted((PACKAGE.parent / "docs/howto").glob("*.md"))):
+        for block in re.findall(r"^```sh\n(.*?)^```$", page.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL):
+            shown += block.splitlines()
     sources = "".join(file.read_text(encoding="utf-8") for file in PACKAGE.rglob("*.py"))
     shown += re.findall(r"`(bnrepro [^`{}\n\"]+)`", sources)
     return sorted({line for line in shown if re.match(r"(bnrepro|torchrun) ", line)} - {"bnrepro runs | head"})

@@ -24,7 +24,9 @@ def file(tmp_path: Path) -> Path:
 
 def test_a_name_in_a_file_is_told_from_other_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    assert user_files.parse("bn") is None and user_files.parse("bn:x") is None and user_files.parse("x.pyc:A") is None
+    assert user_files.parse("bn") is None
+    assert user_files.parse("bn:x") is None
+    assert user_files.parse("x.pyc:A") is None
     assert user_files.parse("a b/c,d.py:My_Norm2") == (tmp_path / "a b/c,d.py", "My_Norm2")
     for name in ("Ümlaut", "U\u0308mlaut", "Ü" * 50):
         assert user_files.parse(f"c.py:{name}") == (tmp_path / "c.py", unicodedata.normalize("NFC", name))
@@ -38,7 +40,8 @@ def test_a_file_is_run_once_and_again_when_it_has_changed(file: Path) -> None:
     assert user_files.load(file, "MyNorm") is first
     before = user_files.digest(file)
     file.write_text(file.read_text() + "# changed\n")
-    assert user_files.load(file, "MyNorm") is not first and user_files.digest(file) != before
+    assert user_files.load(file, "MyNorm") is not first
+    assert user_files.digest(file) != before
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,8 @@ LABELS = torch.arange(10).repeat(60)[torch.randperm(600, generator=torch.Generat
 @pytest.mark.parametrize("skew", [0.0, 0.35, 0.8, 1.0])
 def test_parts_are_of_one_size_and_share_no_image(skew: float) -> None:
     parts = label_skewed(LABELS, 5, skew)
-    assert len({len(part) for part in parts}) == 1 and len(parts) == 5
+    assert len({len(part) for part in parts}) == 1
+    assert len(parts) == 5
     whole = torch.cat(parts)
     assert len(whole) == len(whole.unique()) >= len(LABELS) - 2 * 5
 
@@ -26,7 +27,8 @@ def test_each_client_has_two_classes_of_its_own() -> None:
 def test_without_skew_all_have_all_classes_about_equally() -> None:
     for part in label_skewed(LABELS, 5, 0.0):
         counts = LABELS[part].bincount(minlength=10)
-        assert counts.min() >= 4 and counts.max() <= 22  # 12 on average
+        assert counts.min() >= 4  # 12 on average
+        assert counts.max() <= 22
 
 
 def test_skew_is_the_share_that_is_sorted() -> None:
@@ -34,12 +36,15 @@ def test_skew_is_the_share_that_is_sorted() -> None:
     for skew in (0.0, 0.5, 1.0):
         parts = label_skewed(LABELS, 5, skew, seed=1)
         own[skew] = sum(int((LABELS[part] // 2 == client).sum()) for client, part in enumerate(parts)) / 600
-    assert own[1.0] == 1 and own[0.5] == pytest.approx(0.6, abs=0.05) and own[0.0] == pytest.approx(0.2, abs=0.05)
+    assert own[1.0] == 1
+    assert own[0.5] == pytest.approx(0.6, abs=0.05)
+    assert own[0.0] == pytest.approx(0.2, abs=0.05)
 
 
 def test_the_seed_draws() -> None:
     one, same, other = (label_skewed(LABELS, 5, 0.5, seed=seed) for seed in (1, 1, 2))
-    assert all(map(torch.equal, one, same)) and not any(map(torch.equal, one, other))
+    assert all(map(torch.equal, one, same))
+    assert not any(map(torch.equal, one, other))
 
 
 def test_a_step_has_so_many_of_each_client_in_their_order() -> None:

@@ -33,7 +33,9 @@ def test_shape_type_and_input_stay(kind: str, channels: int) -> None:
     before = x.clone()
     for severity in SEVERITIES:
         y = corrupt(x, kind, severity)
-        assert y.shape == x.shape and y.dtype == torch.uint8 and not torch.equal(y, x)
+        assert y.shape == x.shape
+        assert y.dtype == torch.uint8
+        assert not torch.equal(y, x)
     assert torch.equal(x, before)
 
 
@@ -41,7 +43,8 @@ def test_shape_type_and_input_stay(kind: str, channels: int) -> None:
 def test_severities_grow(kind: str) -> None:
     x = images(count=40, low=60, high=190)
     change = [float((corrupt(x, kind, s).float() - x.float()).square().mean()) for s in SEVERITIES]
-    assert change == sorted(change) and change[0] > 0
+    assert change == sorted(change)
+    assert change[0] > 0
     assert len(set(AMOUNTS[kind])) == 5
 
 
@@ -93,7 +96,8 @@ def test_no_images_are_none(kind: str) -> None:
 def test_a_split_keeps_its_labels() -> None:
     split = Split(images(), torch.arange(8))
     found = corrupted(split, "blur", 2)
-    assert torch.equal(found.labels, split.labels) and torch.equal(found.images, corrupt(split.images, "blur", 2))
+    assert torch.equal(found.labels, split.labels)
+    assert torch.equal(found.images, corrupt(split.images, "blur", 2))
 
 
 def test_what_there_is_not_is_told() -> None:

@@ -73,7 +73,8 @@ def test_fewer_training_images_are_the_first_of_those_that_validation_leaves(dig
     archive = Data(name="digits", source=Source.npz, path=str(digits), val_fraction=0.25)
     whole, some = load(archive, CPU), load(replace(archive, train_images=100), CPU)
     assert torch.equal(some.train.images, whole.train.images[:100])
-    assert torch.equal(some.val.images, whole.val.images) and torch.equal(some.test.images, whole.test.images)
+    assert torch.equal(some.val.images, whole.val.images)
+    assert torch.equal(some.test.images, whole.test.images)
     with pytest.raises(UserError, match=r"data\.train_images=451: validation leaves 450 of 600 images"):
         load(replace(archive, train_images=451), CPU)
 
@@ -86,9 +87,11 @@ def test_without_validation_every_training_image_is_trained_on(digits: Path, tin
     with progress.TrainBar(cfg) as bar:
         path = train.run(cfg, report=lambda p: (said.append(p), bar.update(p))[0])
     run = Run(path)
-    assert said[-1].row is not None and run.metrics[-1]["val_loss"] is run.metrics[-1]["val_accuracy"] is None
+    assert said[-1].row is not None
+    assert run.metrics[-1]["val_loss"] is run.metrics[-1]["val_accuracy"] is None
     assert run.summary["val_accuracy"] is run.summary["val_loss"] is None
-    assert run.summary["test_accuracy"] > 0 and run.metrics[-1]["step"] == 10
+    assert run.summary["test_accuracy"] > 0
+    assert run.metrics[-1]["step"] == 10
     assert list(inference.evaluate(run)) == ["test"]
     comparison = compare.collect([run])
     compare.save(comparison, path / "compare")
@@ -187,7 +190,8 @@ def test_angles_and_factors_fill_their_ranges_and_change_nothing_else() -> None:
     assert plain.angles is plain.factors is None
     for name in ("order", "offsets", "flips"):
         assert torch.equal(getattr(plain, name), getattr(plan, name))
-    assert plan.angles is not None and plan.factors is not None
+    assert plan.angles is not None
+    assert plan.factors is not None
     assert plan.angles.rad2deg().abs().max() == pytest.approx(20, rel=0.01)
     assert plan.angles.rad2deg().mean() == pytest.approx(0, abs=0.6)
     assert (plan.factors.min(), plan.factors.max()) == (pytest.approx(0.5, rel=0.01), pytest.approx(1.5, rel=0.01))
@@ -217,7 +221,8 @@ def test_binary_images_are_0_below_one_half_and_1_from_there_on(digits: Path) ->
     levels = torch.tensor([0, 1, 127, 128, 254, 255], dtype=torch.uint8).view(1, 1, 2, 3)
     assert own.normalize(levels).flatten().tolist() == [0, 0, 0, 1, 1, 1]
     x, _ = next(eval_batches(own, own.test, 20, channels_last=True))
-    assert torch.equal(x, (own.test.images[:20] > 127).float()) and x.dtype == torch.float32
+    assert torch.equal(x, (own.test.images[:20] > 127).float())
+    assert x.dtype == torch.float32
 
 
 @pytest.mark.parametrize("low", [0, 128])
@@ -256,7 +261,8 @@ def test_images_that_stay_together_do_so_in_an_order_of_groups_that_changes(imag
     first, second = (epoch_plan(images, cfg, seed=0, epoch=epoch).order for epoch in (0, 1))
     assert torch.equal(first.sort().values, torch.arange(images))
     groups = [{frozenset(part.tolist()) for part in order.split(12) if len(part) == 12} for order in (first, second)]
-    assert groups[0] == groups[1] and len(groups[0]) == images // 12
+    assert groups[0] == groups[1]
+    assert len(groups[0]) == images // 12
     assert torch.equal(first, second) == (images < 12)
     assert torch.equal(first[images // 12 * 12 :], second[images // 12 * 12 :])
     assert {frozenset(p.tolist()) for p in epoch_plan(60, cfg, seed=1, epoch=0).order.split(12)} != groups[0]
@@ -308,14 +314,17 @@ def test_each_batch_has_a_shade_of_its_own_and_the_order_stays(data: Dataset) ->
     cfg, plain = Data(name="digits", shade=0.2, shade_batches=True), Data(name="digits")
     plan, without = (epoch_plan(540, c, seed=0, epoch=0) for c in (cfg, plain))
     assert torch.equal(plan.order, without.order)
-    assert plan.shades is not None and without.shades is None
-    assert 0.2 <= plan.shades.min() < 0.3 and 0.9 < plan.shades.max() <= 1
+    assert plan.shades is not None
+    assert without.shades is None
+    assert 0.2 <= plan.shades.min() < 0.3
+    assert 0.9 < plan.shades.max() <= 1
     for start in (0, 60):
         x, _ = train_batch(data, plan, cfg, start, 60)
         images = data.train.images[plan.order[start : start + 60]]
         assert torch.equal(x, data.normalize(shaded(images, float(plan.shades[start]))))
     again, other = (epoch_plan(540, cfg, seed=0, epoch=epoch).shades for epoch in (0, 1))
-    assert torch.equal(plan.shades, again) and not torch.equal(plan.shades, other)
+    assert torch.equal(plan.shades, again)
+    assert not torch.equal(plan.shades, other)
     factors = (0.3, 0.5, 0.7, 0.9)  # the middles of four equal parts of [0.2, 1]
     batches = [x for x, _ in eval_batches(data, data.test, 50, cfg)]
     for x, factor, images in zip(batches, factors, data.test.images.split(50), strict=True):
@@ -346,7 +355,8 @@ def test_purposes_have_seeds_of_their_own() -> None:
 
 def test_a_shuffled_split_has_one_order_of_which_fewer_images_are_the_first(data: Dataset) -> None:
     whole, few = inference.shuffled(data.test), inference.shuffled(data.test, 7)
-    assert torch.equal(few.images, whole.images[:7]) and torch.equal(few.labels, whole.labels[:7])
+    assert torch.equal(few.images, whole.images[:7])
+    assert torch.equal(few.labels, whole.labels[:7])
     assert torch.equal(whole.labels.bincount(), data.test.labels.bincount())
     assert not torch.equal(whole.labels, data.test.labels)
 

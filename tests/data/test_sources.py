@@ -210,7 +210,7 @@ def test_broken_download_leaves_nothing_and_says_what_to_do(
 
 
 def test_download_with_a_wrong_checksum_is_thrown_away(
-    published: Idx, tmp_path: Path, served: tuple[Path, str], monkeypatch: pytest.MonkeyPatch
+    published: Idx, tmp_path: Path, served: tuple[Path, str]
 ) -> None:
     not_gzip(served[0] / f"{sources.IDX_FILES[2]}.gz")
     with pytest.raises(UserError, match="checksum"):

@@ -36,7 +36,8 @@ def values(rows: list[dict[str, Any]]) -> dict[tuple[str, Any], float]:
 
 def test_problems_have_their_covariance() -> None:
     x, y, eigenvalues = problem(1000, 50.0)
-    assert float(x.mean(0).abs().max()) < 1e-12 and float(y.mean().abs()) < 1e-12
+    assert float(x.mean(0).abs().max()) < 1e-12
+    assert float(y.mean().abs()) < 1e-12
     found = torch.linalg.eigvalsh(x.T @ x / len(x))
     torch.testing.assert_close(found, eigenvalues)
     assert float(found[-1] / found[0]) == pytest.approx(50)
@@ -56,7 +57,8 @@ def test_direction_converges_within_the_bound() -> None:
     """An identity: held to 1e-9, as in the claim."""
     measured = least_squares.function(1000, conditions=[10.0, 100.0], steps=40)
     found = values(measured)
-    assert found["excess", 10.0] <= 1e-9 and found["excess", 100.0] <= 1e-9
+    assert found["excess", 10.0] <= 1e-9
+    assert found["excess", 100.0] <= 1e-9
     assert found["left", 10.0] < 1e-3 < found["left", 100.0] < 0.5
 
     def verdict(excess: float) -> Verdict:
@@ -79,7 +81,8 @@ def test_rate_is_that_of_weights_before_a_norm_and_tunes_itself_with_bn() -> Non
         return values(descent.function(data, 1000, [*SMOKE.common, f"variant={norm}"], rate=rate, **asked))
 
     usual, large = found("bn", 0.3), found("bn", 1000.0)
-    assert ("diverged", None) not in large and large["accuracy", None] > 20
+    assert ("diverged", None) not in large
+    assert large["accuracy", None] > 20
     assert usual["gradient", 30] < usual["gradient", 1] == pytest.approx(large["gradient", 1])
     gradients = [value for (quantity, _), value in usual.items() if quantity == "gradient"]
     assert gradients == sorted(gradients, reverse=True)

@@ -26,8 +26,10 @@ def test_arms_are_what_their_factors_say_and_differ_in_nothing_else() -> None:
     made = paper.designed(SETTINGS).arms
     assert len(made) == 2 * 10 * 2 * 5
     for arm in made:
-        assert arm.config.variant == arm.factors["variant"] and arm.config.optimizer.lr == arm.factors["rate"]
-        assert arm.config.optimizer.name == "sgd" and arm.config.optimizer.momentum == 0.9
+        assert arm.config.variant == arm.factors["variant"]
+        assert arm.config.optimizer.lr == arm.factors["rate"]
+        assert arm.config.optimizer.name == "sgd"
+        assert arm.config.optimizer.momentum == 0.9
         network = build(arm.config.model, norm_of(arm.config), 1, (28, 28), 10, torch.Generator())
         assert len(network.norms) == arm.factors["layers"]
     same = {
@@ -76,7 +78,8 @@ def test_initial_network_without_bn_has_the_variance_of_its_weights() -> None:
     first = next(m for m in trainer.network.modules() if isinstance(m, torch.nn.Linear))
     expected = float((x @ first.weight.detach().T).var(0, correction=0).mean())
     assert found["variance", 1] == pytest.approx(expected, rel=1e-3)
-    assert ("logit_gradient", 0) not in found and 10 <= found["majority", None] <= 100
+    assert ("logit_gradient", 0) not in found
+    assert 10 <= found["majority", None] <= 100
     rows = at_start.function(DATA, seed=0, overrides=[*TINY, "variant=bn"], images=100)
     gradients = torch.tensor([row["value"] for row in rows if row["quantity"] == "logit_gradient"]).view(50, 10)
     assert float(gradients.sum(1).abs().max()) < 1e-5  # softmax minus one-hot
@@ -91,7 +94,8 @@ def test_diverging_update_lies_between_a_finite_loss_and_one_beyond_the_bound() 
     cfg = load_config([*TINY, "variant=nobn", f"optimizer.lr={rows['rate', None]}"])
     trainer = trainer_of(replace(cfg, epochs=9))
     losses = [float(trainer.update(batch.x, batch.y, cfg.optimizer.lr)[0]) for batch in trainer.batches(0, update + 1)]
-    assert all(loss <= 1000 for loss in losses[:update]) and not losses[update] <= 1000
+    assert all(loss <= 1000 for loss in losses[:update])
+    assert not losses[update] <= 1000
     layers = [x for quantity, x in rows if quantity == "nobn/1/variance"]
     assert layers == [1, 2, 3, 4, 5, 6] == [x for quantity, x in rows if quantity == "bn/0/mean"]
     assert rows["nobn/1/variance", 6] > 100 * rows["nobn/0/variance", 6]

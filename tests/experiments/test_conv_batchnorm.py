@@ -43,8 +43,10 @@ def test_counts_are_those_of_the_source() -> None:
     found = values(checks.counts.function(0, CELLS, 6, 24, 24))
     both = {variant: (found["parameters", variant], found["buffers", variant]) for variant in CELLS}
     channel, location = 12, 6912
-    assert both["bn"] == (channel, channel) and both["convbn"] == (channel, location)
-    assert both["peractivationbn"] == (location, location) and both["locationaffinebn"] == (location, channel)
+    assert both["bn"] == (channel, channel)
+    assert both["convbn"] == (channel, location)
+    assert both["peractivationbn"] == (location, location)
+    assert both["locationaffinebn"] == (location, channel)
 
 
 def test_factor_of_the_source_is_unbiased_for_no_n() -> None:
@@ -181,7 +183,8 @@ def test_pooling_over_space_silences_what_answers_to_light(scenes: Dataset) -> N
     for variant in ("bn", "groupnorm"):
         of = found[variant]
         assert of["active below pixels", "static"] == 0 < 0.3 < of["active below pixels", "plain"]
-        assert of["active below light", "static"] < 0.2 and of["active below dark", "static"] > 0.8
+        assert of["active below light", "static"] < 0.2
+        assert of["active below dark", "static"] > 0.8
     of = found["convbn"]
     assert of["active below light", "static"] == pytest.approx(of["active below light", "plain"], abs=0.03)
     assert of["silent below all", "static"] == 0 == of["change above", "static"]
@@ -212,7 +215,8 @@ def test_scene_is_black_below_the_horizon_where_statistics_are_pooled_over_it(sc
 
     assert picture("plain") == pytest.approx(scenes.test.images[11, 0] / 255)
     assert torch.equal(picture("dark")[:8], picture("plain")[:8])
-    assert not picture("bn")[8:].any() and picture("bn")[:8].all()
+    assert not picture("bn")[8:].any()
+    assert picture("bn")[:8].all()
     assert 0.3 < (picture("convbn")[8:] > 0).float().mean() < 0.7
 
 
@@ -241,8 +245,10 @@ def test_rows_that_see_one_half_are_those_that_the_other_does_not_change(
         changed[name] = [(a != b).any((0, 1, 3)) for a, b in zip(*kept, strict=True)]
     for (_, above, below), by_upper, by_lower in zip(halves, changed["upper"], changed["lower"], strict=True):
         # Zero weights of dead paths aside, a row is changed by the half that it sees.
-        assert not (above & by_lower).any() and not (below & by_upper).any()
-        assert ((~above) >= by_lower).all() and (above | by_lower).float().mean() > 0.9
+        assert not (above & by_lower).any()
+        assert not (below & by_upper).any()
+        assert ((~above) >= by_lower).all()
+        assert (above | by_lower).float().mean() > 0.9
 
 
 @pytest.fixture(scope="module")
@@ -298,7 +304,8 @@ def test_horizon_measures_each_light(trained: dict[str, Run]) -> None:
     found = values(networks.horizon.function(trained["bn"], 0, 2, [0.1, 1.0]))
     own = found["accuracy", "own"]
     assert own == found["accuracy", 1.0] == trained["bn"].summary["test_accuracy"]
-    assert own > found["accuracy", 0.1] and own != found["accuracy", "batch"] > 0.1
+    assert own > found["accuracy", 0.1]
+    assert own != found["accuracy", "batch"] > 0.1
     for side in ("above", "below"):
         assert found[f"silent {side}", None] + found[f"switching {side}", None] <= 1
         assert 0.1 < found[f"active {side}", None] < 0.9

@@ -48,7 +48,8 @@ X = torch.randn(8, 1, 12, 12, generator=torch.Generator().manual_seed(0))
 def test_networks_begin_with_their_shortcuts_alone_and_keep_their_other_weights() -> None:
     plain, skipping = network(PLAIN).eval(), network(PLAIN).eval()
     scales = add_skip_init(skipping)
-    assert len(scales) == 6 and all(float(scale.alpha.detach()) == 0 for scale in scales)
+    assert len(scales) == 6
+    assert all(float(scale.alpha.detach()) == 0 for scale in scales)
     names = dict(skipping.named_parameters())
     assert all(torch.equal(names[name], p) for name, p in plain.named_parameters())
     x = next(iter(skipping.layers))(X)
@@ -68,7 +69,8 @@ def test_scalars_are_trained_and_are_not_decayed_where_gamma_is_not() -> None:
     skipping(X).square().sum().backward()
     assert all(scale.alpha.grad is not None and float(scale.alpha.grad.abs()) > 0 for scale in scales)
     decayed = {id(p) for g in parameter_groups(skipping, 0.1, False) if g["weight_decay"] for p in g["params"]}
-    assert decayed and not decayed & {id(scale.alpha) for scale in scales}
+    assert decayed
+    assert not decayed & {id(scale.alpha) for scale in scales}
 
 
 def test_networks_without_residual_branches_are_refused() -> None:
@@ -94,7 +96,8 @@ def test_sums_are_of_what_is_added() -> None:
 def test_channels_that_are_padded_with_zeros_count() -> None:
     model = network(depth=1)
     wider = [module for module in model.modules() if isinstance(module, ResidualBlock)][1]
-    assert wider.stride == 2 and wider.extra > 0
+    assert wider.stride == 2
+    assert wider.extra > 0
     entered = torch.ones(4, wider.conv.out_channels - wider.extra, 6, 6)
     skip, _ = sums(wider, entered)[0]
     assert skip == pytest.approx(1 - wider.extra / wider.conv.out_channels)
@@ -138,11 +141,14 @@ def test_verdicts_on_networks_of_known_scales() -> None:
 def test_training_with_skip_init_moves_its_scalars() -> None:
     overrides = [*SMOKE.common, "model.depth=1", f"variant={PLAIN}", "optimizer.lr=0.1"]
     found = values(trained.function(DATA, 1000, overrides, True))
-    assert found["alpha", None] > 0 and 0 <= found["test_accuracy", None] <= 100
+    assert found["alpha", None] > 0
+    assert 0 <= found["test_accuracy", None] <= 100
     plain = values(trained.function(DATA, 1000, overrides, False))
-    assert ("alpha", None) not in plain and 0 <= plain["test_accuracy", None] <= 100
+    assert ("alpha", None) not in plain
+    assert 0 <= plain["test_accuracy", None] <= 100
     diverged = values(trained.function(DATA, 1000, [*overrides[:-1], "optimizer.lr=1e30"], False))
-    assert diverged["test_accuracy", None] == diverged["val_accuracy", None] == 10 and ("diverged", None) in diverged
+    assert diverged["test_accuracy", None] == diverged["val_accuracy", None] == 10
+    assert ("diverged", None) in diverged
 
 
 def test_arms_are_compared_at_best_rates_inside_the_sweep() -> None:

@@ -27,10 +27,12 @@ def test_arms_are_as_in_the_sources_code() -> None:
     ]  # fmt: skip
     for arm in arms:
         cfg = arm.config
-        assert cfg.optimizer.train_only == arm.factors["trained"] and cfg.norm.gamma == "uniform"
+        assert cfg.optimizer.train_only == arm.factors["trained"]
+        assert cfg.norm.gamma == "uniform"
         assert (cfg.optimizer.name, cfg.optimizer.lr, cfg.optimizer.momentum) == ("sgd", 0.1, 0.9)
         assert (cfg.batch_size, cfg.schedule.milestones, cfg.data.crop) == (128, [0.5, 0.75], 4)
-        assert cfg.model.depth == arm.factors["depth"] and cfg.data.flip
+        assert cfg.model.depth == arm.factors["depth"]
+        assert cfg.data.flip
         # The source's 1e-4 for 160 epochs; frozen weights must not decay.
         decayed = 0.0 if arm.factors["trained"] == "random" else 160 * 1e-4
         assert cfg.optimizer.weight_decay * cfg.epochs == pytest.approx(decayed)

@@ -43,7 +43,8 @@ def test_arms_differ_in_norm_and_rate_and_the_middle_is_attacked() -> None:
 
 def test_presets_have_what_claims_read() -> None:
     for settings in map(paper.settings, paper.presets):
-        assert settings.noise in settings.deviations and set(settings.attacks) < set(settings.sizes)
+        assert settings.noise in settings.deviations
+        assert set(settings.attacks) < set(settings.sizes)
         assert max(settings.sizes) not in settings.attacks  # which the gate is about
 
 
@@ -63,7 +64,8 @@ def test_attacks_only_lower_the_accuracy_and_are_no_weaker_with_more_steps(run: 
         right = network.eval()(data.normalize(split.images)).argmax(1) == split.labels
     strong = [found["attack", float(size)] for size in (0, *sizes)]
     assert strong[0] == pytest.approx(100 * float(right.double().mean()))
-    assert strong == sorted(strong, reverse=True) and strong[-1] < 5
+    assert strong == sorted(strong, reverse=True)
+    assert strong[-1] < 5
     assert all(found["attack", float(size)] <= found["weak", float(size)] for size in sizes)
 
 

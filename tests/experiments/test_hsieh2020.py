@@ -38,13 +38,15 @@ def data() -> Any:
 def test_arms_differ_in_norm_skew_and_rate_alone() -> None:
     probes = [p for p in paper.designed(FULL).probes if p.seed == 0 and p.part == "clients"]
     cells = {(p.factors["norm"], p.factors["skew"], p.factors["rate"]) for p in probes}
-    assert len(cells) == len(probes) == 2 * 2 * 3 + 1 and ("bn", 0.8, FULL.rate) in cells
+    assert len(cells) == len(probes) == 2 * 2 * 3 + 1
+    assert ("bn", 0.8, FULL.rate) in cells
     for probe in probes:
         cfg = load_config(probe.arguments["overrides"])
         assert (cfg.optimizer.lr, probe.arguments["skew"]) == (probe.factors["rate"], probe.factors["skew"])
         assert cfg.batch_size == FULL.clients * FULL.size == 100
         if probe.factors["norm"] == "bn":  # each client's images are a ghost batch
-            assert (cfg.variant, cfg.norm.ghost_size) == ("ghostbn", FULL.size) and cfg.norm.momentum is not None
+            assert (cfg.variant, cfg.norm.ghost_size) == ("ghostbn", FULL.size)
+            assert cfg.norm.momentum is not None
             assert (1 - cfg.norm.momentum) ** FULL.clients == pytest.approx(1 - FULL.momentum)
         else:
             assert cfg.variant == "groupnorm"
@@ -53,7 +55,8 @@ def test_arms_differ_in_norm_skew_and_rate_alone() -> None:
 def test_averaged_gradients_are_those_of_ghost_batches() -> None:
     for seed in range(2):
         found = {row["x"]: row["value"] for row in averaging.function(seed=seed, clients=5, size=4)}
-        assert found["bn, parts"] < TOLERANCE and found["gn"] < TOLERANCE
+        assert found["bn, parts"] < TOLERANCE
+        assert found["gn"] < TOLERANCE
         assert found["bn, whole"] > 1e-4
 
 
@@ -97,7 +100,7 @@ def made_up(bn: float, gn: float, alike: float = 75.0, best: int = 1, middle: fl
     """Five seeds: accuracies with skew at the rate ``best``, at which all arms do best; 5 points less elsewhere."""
     rows: list[dict[str, Any]] = []
 
-    def add(norm: str, skew: float, rate: float, value: float, **more: Any) -> None:
+    def add(norm: str, skew: float, rate: float, value: float) -> None:
         for seed in range(5):
             about = {"part": "clients", "norm": norm, "skew": skew, "rate": rate, "seed": seed, "x": None}
             noise = 0.1 * (seed * 3 % 5 + (skew == 1.0) * seed)

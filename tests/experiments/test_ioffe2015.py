@@ -45,8 +45,10 @@ def test_what_chooses_is_found_from_a_run_that_does_not_diverge(preset: str) -> 
     assert all(probe.config in runs for probe in probes)
     assert {p.config.optimizer.lr for p in probes if p.config and p.part == "speed"} == {min(s.speed.rates)}
     assert s.figure1.rate in s.figure1.rates
-    assert s.dropout_amounts[0] == 0 and s.dropout_amounts[-1] == 0.4
-    assert 0 in s.scale_eps and s.choosing_seeds <= s.seeds
+    assert s.dropout_amounts[0] == 0
+    assert s.dropout_amounts[-1] == 0.4
+    assert 0 in s.scale_eps
+    assert s.choosing_seeds <= s.seeds
 
 
 def test_figure_1_in_full_is_the_papers() -> None:
@@ -173,7 +175,8 @@ def test_race_has_its_multiple_of_the_rate_and_says_where_it_diverged(tiny: Call
     hot = Run(train.run(at(cfg, (1e4, 0.01), 0)))
     assert hot.status == "diverged"
     rows = race(hot, 0, "no BN, x30", [[1e4, 0.01]], 1, 60, 1)
-    assert not values(rows, "test_accuracy") and 1 <= values(rows, "diverged")[None] < 60
+    assert not values(rows, "test_accuracy")
+    assert 1 <= values(rows, "diverged")[None] < 60
 
 
 # --- singular values ---
@@ -196,7 +199,8 @@ def test_orthogonal_layers_have_singular_values_of_1_between_normalised_vectors(
     rows = spectra(network, x, 5, "start")
     assert list(values(rows, "normalised_start").values()) == pytest.approx([1.0] * 21, rel=0.03)
     assert list(values(rows, "plain_start").values()) == pytest.approx([0.01 / 4] * 21, rel=0.01)
-    assert values(rows, "normalised_near_start")[None] == 100 and values(rows, "plain_near_start")[None] == 0
+    assert values(rows, "normalised_near_start")[None] == 100
+    assert values(rows, "plain_near_start")[None] == 0
     assert values(rows, "plain_far_start")[None] == pytest.approx(math.log2(400), rel=0.01)
 
 
@@ -253,7 +257,8 @@ def test_biases_cancel_and_the_scale_of_weights_does_but_for_eps() -> None:
 
 def test_a_convolution_has_m_p_q_values_and_one_parameter_a_map() -> None:
     batch = {row["quantity"]: row["value"] for row in measurements.effective_batch.function(0, 3, 2, 4, 5)}
-    assert batch["expected"] == 60 and batch["effective"] == pytest.approx(60, rel=1e-10)
+    assert batch["expected"] == 60
+    assert batch["effective"] == pytest.approx(60, rel=1e-10)
     rows = measurements.channels.function(0, 3, 2, 4, 5)
     assert values(rows, "size") == {f"tensor {place}": 2 for place in range(4)}
     assert values(rows, "error")["per channel"] < 1e-12
@@ -261,7 +266,8 @@ def test_a_convolution_has_m_p_q_values_and_one_parameter_a_map() -> None:
 
 def test_algorithm_2_is_exact_over_all_mini_batches() -> None:
     rows = {row["quantity"]: row["value"] for row in measurements.algorithm_2.function(3, 4, 2, 3)}
-    assert rows["biased"] == pytest.approx(0.5, abs=1e-12) and rows["expected"] == 0.5
+    assert rows["biased"] == pytest.approx(0.5, abs=1e-12)
+    assert rows["expected"] == 0.5
     assert max(value for q, value in rows.items() if q not in ("biased", "expected")) < 1e-12
 
 

@@ -71,7 +71,8 @@ def test_settings_are_the_sources() -> None:
     framework, own = CONFIGS["bn"], CONFIGS["custombn_own"]
     assert (framework.norm.eps, framework.norm.momentum) == (1e-3, pytest.approx(1 - 0.99))
     assert (own.variant, own.norm.eps, own.norm.momentum) == ("custombn", 1e-6, pytest.approx(1 - 0.9))
-    assert own.model.dropout_position is DropoutPosition.last and own.model.dropout == 0
+    assert own.model.dropout_position is DropoutPosition.last
+    assert own.model.dropout == 0
     # K3 compares these two: nothing but the implementation and its two constants may differ.
     assert replace(own, variant="bn", norm=framework.norm) == framework
 
@@ -81,7 +82,9 @@ def test_settings_are_the_sources() -> None:
 
 def test_rule_halves_the_rate_after_three_epochs_and_stops_after_ten() -> None:
     plateau = Plateau(Stopping(), 1.0)
-    assert plateau.after(0.5) and plateau.after(0.6) and plateau.after(0.6)
+    assert plateau.after(0.5)
+    assert plateau.after(0.6)
+    assert plateau.after(0.6)
     assert plateau.rate == 1.0
     assert plateau.after(0.5 - 5e-5)  # lower, by less than counts for the rate: the third epoch that does not
     assert plateau.rate == 0.5
@@ -101,7 +104,8 @@ def test_training_is_a_runs_own_until_it_stops(tmp_path: Path) -> None:
         return {(row["quantity"], row["x"]): row["value"] for row in rows}
 
     whole = found(epochs=2)
-    assert whole["epochs", None] == 2 and whole["rate", 2] == pytest.approx(1e-3)
+    assert whole["epochs", None] == 2
+    assert whole["rate", 2] == pytest.approx(1e-3)
     for quantity in ("train_loss", "train_accuracy", "val_loss", "val_accuracy"):
         assert whole[quantity, 2] == pytest.approx(run.summary[quantity], rel=1e-5)
     assert whole["test_accuracy", None] == pytest.approx(run.summary["test_accuracy"])

@@ -31,7 +31,8 @@ def test_dropout_stands_where_the_factor_says() -> None:
         if arm.factors["position"] == "none":
             assert not drops
         elif arm.factors["position"] == "last":
-            assert len(drops) == 1 and drops[0] > norms[-1]
+            assert len(drops) == 1
+            assert drops[0] > norms[-1]
         else:
             assert [i + 2 for i in drops] == norms[2::2]  # before the last convolution of each pair
     narrow = [(a.factors["position"], a.factors["amount"]) for a in made if a.factors["width"] == SETTINGS.narrow]

@@ -93,7 +93,8 @@ def test_only_weights_that_a_norm_follows_are_decayed_or_have_the_growing_rate()
         schedule.step(network(torch.eye(3)).square().sum())
     first, others = schedule.optimizer.param_groups
     assert [id(p) for p in first["params"]] == [id(network[0].weight)]
-    assert len(others["params"]) == 4 and others["lr"] == 0.1 < first["lr"] == schedule.rate
+    assert len(others["params"]) == 4
+    assert others["lr"] == 0.1 < first["lr"] == schedule.rate
     decayed = Schedule(network, [0.1], 0.9, 0.02, DECAY).optimizer.param_groups
     assert [group["weight_decay"] for group in decayed] == [0.02, 0.0]
 

@@ -38,8 +38,10 @@ def test_each_size_has_batch_and_population_normalization_on_one_configuration()
     kinds = {(p.factors["kind"], p.factors["size"], p.factors["decay"]): p for p in probes}
     assert set(kinds) == {(BN, m, 0.0) for m in (10, 40)} | {(PN, m, c) for m in (10, 40) for c in (0.0, 0.1)}
     for (kind, size, decay), probe in kinds.items():
-        assert probe.config is not None and probe.config.batch_size == size
-        assert (probe.arguments["pool"] > 0) == (kind == PN) and probe.arguments["decay"] == decay
+        assert probe.config is not None
+        assert probe.config.batch_size == size
+        assert (probe.arguments["pool"] > 0) == (kind == PN)
+        assert probe.arguments["decay"] == decay
     assert len({repr(p.config) for p in probes}) == 2
 
 
@@ -98,7 +100,8 @@ def test_the_power_is_fitted_to_the_larger_batches_alone() -> None:
 def test_slope_of_a_power() -> None:
     assert slope([4, 8, 32], [3 / m for m in (4, 8, 32)]) == pytest.approx(-1)
     assert slope([4, 8, 32], [m**-0.5 for m in (4, 8, 32)]) == pytest.approx(-0.5)
-    assert math.isnan(slope([4, 8], [0.1, -0.01])) and math.isnan(slope([4], [0.1]))
+    assert math.isnan(slope([4, 8], [0.1, -0.01]))
+    assert math.isnan(slope([4], [0.1]))
 
 
 @pytest.mark.parametrize("best", [0.001, 0.01, 0.1])

@@ -94,7 +94,8 @@ def test_all_gradients_share_forward_and_parameter_gradients() -> None:
         norm.scales.data = torch.tensor(scales)
         y = norm(torch.tensor(x))
         y.backward(torch.tensor(delta))
-        assert norm.scales.grad is not None and norm.shift.grad is not None
+        assert norm.scales.grad is not None
+        assert norm.shift.grad is not None
         outputs.append([t.detach().numpy() for t in (y, norm.scales.grad, norm.shift.grad)])
     for output in outputs[1:]:
         for a, b in zip(outputs[0], output, strict=True):
@@ -107,7 +108,8 @@ def test_all_gradients_share_forward_and_parameter_gradients() -> None:
 def test_finite_differences_of_a_cubic() -> None:
     at = np.array([[1.0, -2.0], [0.5, 3.0]])
     by_a, by_b = measurements._differences(lambda a, b: float((a**3).sum() + 2 * b.sum()), at, at)
-    assert by_a == pytest.approx(3 * at**2, rel=1e-6) and by_b == pytest.approx(2 * np.ones((2, 2)), rel=1e-6)
+    assert by_a == pytest.approx(3 * at**2, rel=1e-6)
+    assert by_b == pytest.approx(2 * np.ones((2, 2)), rel=1e-6)
 
 
 def test_wrong_gradient_is_239_percent_off_on_the_sources_example() -> None:

@@ -1,4 +1,4 @@
-"""A paper in a file of a user's own: the README's example, run from a temporary folder as it stands."""
+"""A paper in a file of one's own: the tutorial's example, run from a temporary folder; and the README's."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ import pytest
 
 from tests.conftest import Call
 
-README = Path(__file__).parents[2] / "README.md"
+ROOT = Path(__file__).parents[2]
 
 
-def example() -> str:
-    """The README's Python block that makes a paper."""
-    blocks = re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), flags=re.DOTALL)
+def example(page: str = "docs/tutorial.md") -> str:
+    """The page's Python block that makes a paper."""
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(encoding="utf-8"), flags=re.DOTALL)
     (found,) = (block for block in blocks if "Paper(__name__" in block)
     return found
 
@@ -38,16 +38,20 @@ MISTAKES = [
 """In a claim, told by `bnrepro figures`."""
 
 
-def test_the_readmes_example_is_short() -> None:
-    assert len([line for line in example().splitlines() if line.strip()]) <= 20
+def test_the_readmes_example_is_short_and_a_paper(call: Call, tmp_path: Path) -> None:
+    short = example("README.md")
+    assert len([line for line in short.splitlines() if line.strip()]) <= 20
+    (tmp_path / "my_paper.py").write_text(short)
+    assert " 6 still to run" in call("reproduce", "my_paper.py", "--dry-run").out
 
 
-def test_the_readmes_example_is_judged_drawn_and_reported(call: Call, paper: Path, tmp_path: Path) -> None:
+def test_the_tutorials_example_is_judged_drawn_and_reported(call: Call, paper: Path, tmp_path: Path) -> None:
     code, out, err = call("reproduce", "my_paper.py", "--jobs=2")
     assert code == 0, err
     folder = tmp_path / "results" / "experiments" / "my_paper"
     (claim,) = json.loads((folder / "claims.json").read_text())
-    assert claim["id"] == "my_paper/1" and claim["verdict"] in (
+    assert claim["id"] == "my_paper/1"
+    assert claim["verdict"] in (
         "reproduced",
         "partly",
         "not reproduced",
@@ -62,17 +66,21 @@ def test_the_readmes_example_is_judged_drawn_and_reported(call: Call, paper: Pat
     assert (code, err) == (0, "")
     paper.write_text(example().replace('"""', '"""Now: ', 1))
     code, out, err = call("figures", "my_paper.py")
-    assert code == 0 and err.startswith(f"{paper} was changed after these records were made")
+    assert code == 0
+    assert err.startswith(f"{paper} was changed after these records were made")
     for (old, new), expected, message in MISTAKES:
         assert old in example()
         paper.write_text(example().replace(old, new))
         code, _, err = call("figures", "my_paper.py")
-        assert code == expected and message in err, err
+        assert code == expected, err
+        assert message in err, err
     paper.write_text(example())
     assert call("figures", "my_paper.py").code == 0
     for name in (str(folder), "my_paper"):  # a folder's code is not run
         code, _, err = call("figures", name)
-        assert code == 2 and "`bnrepro figures my_paper.py --out=" in err and " draws them" in err
+        assert code == 2
+        assert "`bnrepro figures my_paper.py --out=" in err
+        assert " draws them" in err
     assert call("report").code == 0
     assert claim["sentence"] in (tmp_path / "results" / "REPORT.md").read_text()
 
@@ -81,7 +89,10 @@ def test_the_readmes_example_is_judged_drawn_and_reported(call: Call, paper: Pat
     assert call("reproduce", "other_paper.py").code == 2
     code, out, err = call("report")  # one that has no conclusions yet does not cost the others
     remedy = "bnrepro figures other_paper.py --out=results/experiments"
-    assert code == 0 and "Report:" in out and err.startswith("Left out: ") and f"`{remedy}`" in err, err
+    assert code == 0, err
+    assert "Report:" in out, err
+    assert err.startswith("Left out: "), err
+    assert f"`{remedy}`" in err, err
     other.write_text(example())
     assert call(*remedy.split()[1:]).code == 0
     assert call("report").err == ""
@@ -137,7 +148,8 @@ def test_what_is_wrong_with_a_paper_is_one_sentence(
     assert change[0] in example()
     paper.write_text(example().replace("Results, greater", "Results, greater, measure").replace(*change))
     code, _, err = call("reproduce", "my_paper.py", "--dry-run")
-    assert code == 2 and message in err, err
+    assert code == 2, err
+    assert message in err, err
     assert err.count("\n") == 1
 
 
@@ -173,7 +185,8 @@ def test_a_paper_that_calls_exit_costs_no_other(where: str, call: Call, paper: P
     paper.write_text(text.replace(old, new))
     (tmp_path / "other.py").write_text(text.replace("my_paper/", "other/"))
     code, out, err = call("reproduce", "my_paper.py", "other.py", "--seeds=2", "--jobs=1")
-    assert said in err and "results/experiments/other" in out, err
+    assert said in err, err
+    assert "results/experiments/other" in out, err
     assert code == (0 if where == "figure" else 2), err
 
 

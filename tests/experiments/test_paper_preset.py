@@ -77,7 +77,8 @@ def test_runs_of_one_class() -> None:
     labels = torch.arange(70) % 7
     order = in_runs(labels, 4, 0)
     runs = labels[order][: 7 * 8].view(-1, 4)
-    assert sorted(order.tolist()) == list(range(70)) and (runs == runs[:, :1]).all()
+    assert sorted(order.tolist()) == list(range(70))
+    assert (runs == runs[:, :1]).all()
     assert not torch.equal(order, in_runs(labels, 4, 1))
 
 

@@ -83,11 +83,14 @@ def test_dropout_stands_where_its_factor_says(grid: list[Arm]) -> None:
         followed_by_norm = [isinstance(modules[i + 1], BN) for i in drops]
         assert [modules[i].p for i in drops] == [amount] * len(drops)
         if position == "before_norm":
-            assert len(drops) == 4 and all(followed_by_norm)
+            assert len(drops) == 4
+            assert all(followed_by_norm)
         elif position == "last":
-            assert len(drops) == 1 and isinstance(modules[drops[0] + 1], nn.Linear)
+            assert len(drops) == 1
+            assert isinstance(modules[drops[0] + 1], nn.Linear)
         elif position == "after_norm":
-            assert len(drops) == 4 and not any(followed_by_norm)
+            assert len(drops) == 4
+            assert not any(followed_by_norm)
         else:
             assert not drops
         cells.add((position, amount))
@@ -126,7 +129,8 @@ def values(rows: list[dict[str, Any]]) -> dict[tuple[str, Any], float]:
 
 def test_identity_holds_and_misses_by_eps_where_the_formula_has_none() -> None:
     found = values(identity.function(0, **SHAPE))
-    assert found["error", "sqrt(variance + eps)"] < 1e-12 and found["moved", None] < 1e-12
+    assert found["error", "sqrt(variance + eps)"] < 1e-12
+    assert found["moved", None] < 1e-12
     x = example(0, **SHAPE)[0].numpy()
     mean, var = x.mean((0, 2, 3), keepdims=True), x.var((0, 2, 3), keepdims=True)
     by_hand = np.abs(np.sqrt(var) * (x - mean) / np.sqrt(var + 1e-5) + mean - x).max()
@@ -191,7 +195,8 @@ def test_orders_are_compared_at_their_best_rates_of_the_validation_data() -> Non
     at_edge = swept({"before": (0.5, 0.8, 0.6), "after": (0.5, 0.8, 0.9)})
     assert best_rate(at_edge, SETTINGS, "LeNet", "after") == high != low
     evidence = after_is_better(at_edge, SETTINGS)
-    assert not evidence.effects and "LeNet, BN after" in evidence.reason
+    assert not evidence.effects
+    assert "LeNet, BN after" in evidence.reason
     diverged = swept({"before": (0.5, 0.8, 0.6), "after": (0.5, 0.9, 0.7)})
     for row in diverged.runs:
         if row["rate"] == middle and row["seed"] == 0:

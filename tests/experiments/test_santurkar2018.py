@@ -184,7 +184,8 @@ def test_measuring_leaves_the_network_as_it_is() -> None:
     rows = measured(7, objective, 1e-3, [1.0, 2.0], [2])
     assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
     assert all(p.grad is None for p in net.parameters())
-    assert {row["x"] for row in rows} == {7} and all(math.isfinite(row["value"]) for row in rows)
+    assert {row["x"] for row in rows} == {7}
+    assert all(math.isfinite(row["value"]) for row in rows)
 
 
 # --- deep linear networks ---
@@ -213,7 +214,8 @@ def test_norms_share_weights_and_data_and_the_last_layer_has_none() -> None:
     weights = {v: [m.weight for m in net if isinstance(m, Factor)] for v, net in nets.items()}
     for v in nets:
         assert all(torch.equal(a, b) for a, b in zip(weights["nobn"], weights[v], strict=True))
-        assert isinstance(nets[v][-1], Factor) and len(nets[v]) == 7
+        assert isinstance(nets[v][-1], Factor)
+        assert len(nets[v]) == 7
     assert max(float(w.detach().abs().max()) for w in weights["bn"]) <= math.sqrt(6 / 20)
     x, _ = problem(10, 50, 3)
     y = nets["bn"][:2].train()(x)
@@ -228,7 +230,8 @@ def test_a_smaller_network_of_the_same_kind_trains_and_is_deterministic() -> Non
     assert rows["bn"] == deep_linear.function(seed=0, variant="bn", rate=5e-6, **arguments)
     for found in rows.values():
         losses = values(found, "loss")
-        assert len(losses) == 3 and losses[-1] < losses[0]
+        assert len(losses) == 3
+        assert losses[-1] < losses[0]
         assert all(-1 - 1e-6 <= cosine <= 1 + 1e-6 for cosine in values(found, "cosine_4"))
     # What is measured at the small rate is that almost nothing moves, and without a norm most of all.
     assert values(rows["nobn"], "cosine_4")[0] > max(0.9, values(rows["bn"], "cosine_4")[0])
@@ -248,7 +251,8 @@ def test_the_papers_network_reaches_a_lower_loss_with_bn() -> None:
 
 def test_divergence_is_a_row() -> None:
     rows = deep_linear.function(seed=0, variant="nobn", rate=1.0, depth=3, steps=50, every=10, **SMALL)
-    assert rows[-1]["quantity"] == "diverged" and 0 < rows[-1]["value"] < 50
+    assert rows[-1]["quantity"] == "diverged"
+    assert 0 < rows[-1]["value"] < 50
 
 
 # --- trajectories ---
@@ -332,7 +336,8 @@ def test_shorter_runs_are_compared_with_the_others_after_as_many_steps() -> None
     ]
     curves = [{key: value for key, value in point.items() if key != "status"} for point in curves]
     found = after_few_steps(Results("full", runs, curves, []), SETTINGS, "train")
-    assert found.at(variant="bn").seeds == {0: 50, 1: 10} and found.at(variant="noisybn").seeds == {0: 50, 1: 50}
+    assert found.at(variant="bn").seeds == {0: 50, 1: 10}
+    assert found.at(variant="noisybn").seeds == {0: 50, 1: 50}
 
 
 def test_steps_before_both_networks_have_begun_are_told_apart() -> None:
@@ -340,7 +345,8 @@ def test_steps_before_both_networks_have_begun_are_told_apart() -> None:
     rows = [{**of, "x": x, "value": float(x)} for x in range(0, SETTINGS.landscape.steps, SETTINGS.landscape.every)]
     found = Results("full", [], [], rows).measured("beta", part="landscape", variant="bn", rate=0.1)
     first, rest = early(found, SETTINGS), late(found, SETTINGS)
-    assert max(first) < SETTINGS.early_steps <= min(rest) and len(first) + len(rest) == len(found)
+    assert max(first) < SETTINGS.early_steps <= min(rest)
+    assert len(first) + len(rest) == len(found)
     assert SETTINGS.landscape.steps - SETTINGS.early_steps >= 1500
     assert SETTINGS.early_steps % 382 == SETTINGS.few_steps % 382 == 0  # steps at which there is an evaluation
 

@@ -49,7 +49,9 @@ def values(rows: list[dict[str, Any]]) -> dict[tuple[str, Any], float]:
 
 def test_presets_have_what_claims_are_about() -> None:
     for settings in map(paper.settings, paper.presets):
-        assert {1, 32} <= set(settings.sizes) and 0 in settings.priors and max(settings.severities) == 5
+        assert {1, 32} <= set(settings.sizes)
+        assert 0 in settings.priors
+        assert max(settings.severities) == 5
         whole = [TOGETHER // size * size for size in settings.sizes]
         assert all(images % size == 0 for images, size in zip(whole, settings.sizes, strict=True))
 

@@ -23,7 +23,8 @@ def test_each_factor_of_the_formula_changes_in_some_cell() -> None:
     angles = [cell.angle for cell in cells]
     for one, other in ((0, 1), (0, 2), (1, 2)):  # apart by more than the margin allows for one of them
         assert abs(math.log(angles[one] / angles[other])) > 2 * math.log(FULL.margin)
-    assert FULL.cells[NO_DECAY].weight_decay == 0 and NO_DECAY not in FULL.decayed
+    assert FULL.cells[NO_DECAY].weight_decay == 0
+    assert NO_DECAY not in FULL.decayed
     for cell in cells:  # the slowest comes to a hundredth of its distance in half of the training
         assert (1 - cell.momentum) / (4 * cell.lr * cell.weight_decay) * math.log(100) < 0.6 * 1053
 
@@ -50,7 +51,8 @@ def test_the_recursion_is_torchs_sgd_where_gradients_are_orthogonal(momentum: fl
 @pytest.mark.parametrize("steps", FULL.models, ids=str)
 def test_the_models_fixed_point_is_the_closed_form(steps: Steps) -> None:
     found = {r["quantity"]: r["value"] for r in in_the_model.function(seed=0, **steps.model_dump())}
-    assert found["angle"] < 1e-9 and found["norm"] < 1e-9
+    assert found["angle"] < 1e-9
+    assert found["norm"] < 1e-9
     assert -steps.lr * steps.weight_decay < found["formula"] < 0  # arccos(1 - x) is above sqrt(2 x)
     assert equilibrium_norm(steps, 4.0) == pytest.approx(2 * equilibrium_norm(steps, 1.0))
 
@@ -60,7 +62,9 @@ def test_a_training_is_measured_and_its_steps_are_the_runs() -> None:
     data = load(load_config(SMOKE.common).data, torch.device("cpu"))
     rows = along.function(data, 1000, overrides, every=1, points=3, fall=4.0, after=2)
     found = {r["quantity"]: r["value"] for r in rows if r["x"] is None}
-    assert 0 <= found["train_accuracy"] <= 100 and found["drift"] > 0 and found["fallen"] > 0
+    assert 0 <= found["train_accuracy"] <= 100
+    assert found["drift"] > 0
+    assert found["fallen"] > 0
     assert [r["x"] for r in rows if r["quantity"] == "angle"] == [4, 8, 12]
     layers = [r["x"] for r in rows if r["quantity"] == "settled"]
     assert layers == [f"layer{i}" for i in range(1, 8)]  # ResNet-8 without its last

@@ -30,7 +30,8 @@ def normal(*shape: int) -> torch.Tensor:
 @pytest.mark.parametrize("preset", paper.presets)
 def test_presets_ask_for_sizes_that_are_there(preset: str) -> None:
     s = paper.settings(preset)
-    assert (s.fewest, s.usual) == (min(s.images), max(s.images)) and set(s.renorm_images) <= set(s.images)
+    assert (s.fewest, s.usual) == (min(s.images), max(s.images))
+    assert set(s.renorm_images) <= set(s.images)
     assert all(WORKERS * s.usual % part == 0 for part in s.ghosts)
 
 
@@ -45,7 +46,8 @@ def test_workers_share_a_batch_whose_rate_is_proportional_to_it(preset: str) -> 
         assert cfg.optimizer.lr == pytest.approx(s.rate * images / s.usual)
         assert cfg.variant == ("ghostbn" if norm == "bn" else "groupnorm")
         if norm == "bn":
-            assert cfg.norm.ghost_size == images and cfg.norm.momentum is not None
+            assert cfg.norm.ghost_size == images
+            assert cfg.norm.momentum is not None
             assert (1 - cfg.norm.momentum) ** WORKERS == pytest.approx(0.9)  # the parts together weigh 0.1
     others = [arm.config for arm in arms if arm.part != "workers"]
     assert {(c.batch_size, c.optimizer.lr) for c in others} == {(WORKERS * s.usual, s.rate)}
@@ -64,7 +66,8 @@ def test_renorm_over_parts_begins_as_ghost_bn_and_ends_near_the_running_statisti
     x = normal(8, 3, 4, 5)
     layer = over_parts("renorm", 4, 0.1)(3, (4, 5))
     renorm = layer.get_submodule("norm")
-    assert isinstance(renorm, BatchRenorm) and layer.bias is not None
+    assert isinstance(renorm, BatchRenorm)
+    assert layer.bias is not None
     renorm.start, renorm.r_steps, renorm.d_steps = 50, 100, 75
     ghost = NORMS["ghostbn"](3, (4, 5), options=NormOptions(momentum=0.1, ghost_size=4))
     torch.testing.assert_close(layer(x), ghost(x))
@@ -117,11 +120,13 @@ def test_ghost_batches_are_chosen_on_validation_data() -> None:
     for row in rows[-2:]:
         del row["images"]
     (effect,) = ghost_batches_regularize(Results("full", rows, [], []), SETTINGS).effects
-    assert effect.condition == "ghost batches of 16" and effect.interval.mean == pytest.approx(2.0)
+    assert effect.condition == "ghost batches of 16"
+    assert effect.interval.mean == pytest.approx(2.0)
 
 
 @pytest.mark.parametrize(("accuracy", "passed"), [(0.81, True), (0.79, False)])
 def test_nothing_is_judged_of_networks_that_have_not_trained(accuracy: float, passed: bool) -> None:
     rows = runs("workers", {SETTINGS.usual: (accuracy, 0.5), 2: (0.1, 0.1)}, norm="bn")
     gate = usual_has_trained(Results("full", rows, [], []), SETTINGS)
-    assert gate.passed is passed and gate.value == pytest.approx(100 * accuracy)
+    assert gate.passed is passed
+    assert gate.value == pytest.approx(100 * accuracy)

@@ -38,8 +38,10 @@ FULL, SMOKE = paper.settings("full"), paper.settings("smoke")
 
 def test_presets_have_what_claims_are_about() -> None:
     for settings in map(paper.settings, paper.presets):
-        assert set(settings.suffice) <= set(settings.samples) and {0.1, 1.0} <= set(settings.momenta)
-        assert settings.sizes == [2, 4] and settings.frozen_epochs < settings.ghost_epochs
+        assert set(settings.suffice) <= set(settings.samples)
+        assert {0.1, 1.0} <= set(settings.momenta)
+        assert settings.sizes == [2, 4]
+        assert settings.frozen_epochs < settings.ghost_epochs
     assert FULL.frozen_epochs / FULL.ghost_epochs == 20 / 100  # the source's share
 
 
@@ -77,7 +79,8 @@ def test_averages_are_those_of_a_layer_with_that_momentum(momentum: float | None
         layer(x), reference(x)
         averages.update()
     averages.put(CUMULATIVE if momentum is None else ema(momentum))
-    assert layer.running_mean is not None and layer.running_var is not None
+    assert layer.running_mean is not None
+    assert layer.running_var is not None
     torch.testing.assert_close(layer.running_mean, reference.running_mean)
     torch.testing.assert_close(layer.running_var, reference.running_var)
 
@@ -89,7 +92,8 @@ def test_the_population_is_that_of_so_many_images(tiny: Callable[..., Config]) -
     convolution = next(c for c in trainer.network.modules() if isinstance(c, nn.Conv2d))
     with torch.no_grad():
         inputs = convolution(trainer.data.normalize(trainer.data.train.images))
-    assert first.running_mean is not None and first.running_var is not None
+    assert first.running_mean is not None
+    assert first.running_var is not None
     torch.testing.assert_close(first.running_mean, inputs.mean((0, 2, 3)))
     torch.testing.assert_close(first.running_var, inputs.transpose(0, 1).flatten(1).var(1))
     whole = first.running_mean.clone()

@@ -31,7 +31,8 @@ def test_transformers_differ_in_their_norms_alone_and_start_from_the_same_weight
     assert [type(norm) for norm in one.norms.values()] == [torch.nn.LayerNorm] * 3
     assert [type(norm) for norm in other.norms.values()] == [DynamicTanh] * 3
     shared = one.state_dict().keys() & other.state_dict().keys()
-    assert "layers.patches.weight" in shared and len(shared) >= 12
+    assert "layers.patches.weight" in shared
+    assert len(shared) >= 12
     for name in shared:
         torch.testing.assert_close(one.state_dict()[name], other.state_dict()[name])
     x = data.normalize(data.test.images[:4])
@@ -44,7 +45,8 @@ def test_tokens_are_normalised_each_by_itself() -> None:
     network = vision_transformer("layernorm", data, 1000, **SIZES)
     x = data.normalize(data.test.images[:4])
     torch.testing.assert_close(network(x)[:2], network(x[:2]))
-    assert sines(16, 8).shape == (16, 8) and len(torch.unique(sines(16, 8), dim=0)) == 16
+    assert sines(16, 8).shape == (16, 8)
+    assert len(torch.unique(sines(16, 8), dim=0)) == 16
 
 
 def test_a_transformer_is_trained_and_its_alphas_are_read() -> None:
@@ -52,7 +54,8 @@ def test_a_transformer_is_trained_and_its_alphas_are_read() -> None:
     overrides = [*SMOKE.data, "model=resnet20", *SMOKE.transformer]
     rows = transformer.function(data, 1000, overrides, norm="dyt", **SIZES)
     found = {r["quantity"]: r["value"] for r in rows if r["x"] is None}
-    assert 0 <= found["train_accuracy"] <= 100 and 0 <= found["test_accuracy"] <= 100
+    assert 0 <= found["train_accuracy"] <= 100
+    assert 0 <= found["test_accuracy"] <= 100
     assert [r["x"] for r in rows if r["quantity"] == "alpha"] == [1, 2, 3]
     assert all(r["value"] > 0 and r["value"] != 0.5 for r in rows if r["quantity"] in ("alpha", "spread"))
     assert [r["x"] for r in rows if r["quantity"] == "loss"] == [1, 2]

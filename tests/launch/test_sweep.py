@@ -257,5 +257,7 @@ def test_run_that_is_removed_after_it_has_finished_has_failed(
     monkeypatch.setattr(sweep, "run_all", remove)
     code, _, err = call(*asked)
     said = "there is no metrics.csv" if removed else "its folder was removed after it had finished"
-    assert code == 2 and said in err and "failed" in err, err
+    assert code == 2, err
+    assert said in err, err
+    assert "failed" in err, err
     assert len(list((tmp_path / "runs").rglob("metrics.csv"))) == 1

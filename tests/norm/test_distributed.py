@@ -206,7 +206,8 @@ def test_synchronize_reaches_every_norm_that_pools_over_the_batch_and_keeps_the_
     synchronize(torchs, group)
     assert [type(m) for m in (torchs[0], torchs[1][0], torchs[1][1])] == [BatchNorm2d, nn.GroupNorm, BatchNorm2d]
     torch.testing.assert_close(dict(torchs.state_dict()), kept, rtol=0, atol=0)
-    assert torchs[0].process_group is group and torchs[1][1].process_group is group
+    assert torchs[0].process_group is group
+    assert torchs[1][1].process_group is group
     for variant in ("convbn", "adaptive", "ghostbn"):
         assert synchronize(NORMS[variant](3, (6, 6)), group).process_group is group
     without = synchronize(nn.BatchNorm3d(2, momentum=None, eps=0.5, track_running_stats=False), group)

@@ -82,7 +82,8 @@ def test_the_oracles_gradients_are_the_central_differences(shape, axes, paramete
     dx, dweight, dbias = batch_norm_backward(dy, batch_norm_forward(x, weight, bias, axes, EPS)[1])
     np.testing.assert_allclose(dx, central_differences(lambda v: loss(x=v), x), rtol=1e-6, atol=1e-8)
     if parameters is None:
-        assert dweight is None and dbias is None
+        assert dweight is None
+        assert dbias is None
     else:
         np.testing.assert_allclose(dweight, central_differences(lambda v: loss(weight=v), weight), rtol=1e-6, atol=1e-8)
         np.testing.assert_allclose(dbias, central_differences(lambda v: loss(bias=v), bias), rtol=1e-6, atol=1e-8)
@@ -251,7 +252,8 @@ def test_the_statistics_carry_no_gradient():
     x, weight, bias = tensors(*arrays((6, 3), (1, 3))[:3])
     y, mean, var = batch_norm(x, weight, bias, (0,), EPS)
     assert y.requires_grad
-    assert not mean.requires_grad and not var.requires_grad
+    assert not mean.requires_grad
+    assert not var.requires_grad
 
 
 @pytest.mark.parametrize("learned", [w for w in itertools.product((True, False), repeat=3) if any(w)], ids=str)

@@ -66,7 +66,8 @@ def said(expected: str | None) -> Iterator[None]:
     if expected is None:
         assert messages == []
     else:
-        assert len(messages) == 1 and expected in messages[0], messages
+        assert len(messages) == 1, messages
+        assert expected in messages[0], messages
         assert messages[0].count("\n") == 0
 
 

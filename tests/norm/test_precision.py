@@ -71,7 +71,9 @@ def test_a_constant_channel_stays_finite_in_every_layer(name: str, shape: tuple[
         x.requires_grad_()
         y = layer(x)
         y.square().sum().backward()
-        assert y.isfinite().all() and x.grad is not None and x.grad.isfinite().all()
+        assert y.isfinite().all()
+        assert x.grad is not None
+        assert x.grad.isfinite().all()
         for buffer in layer.buffers():
             assert buffer.isfinite().all()
         if getattr(layer, "running_var", None) is not None:
@@ -140,7 +142,8 @@ def test_what_is_not_finite_is_not_hidden(value: float) -> None:
     x = torch.randn((6, 3, 4, 4), generator=torch.Generator().manual_seed(0))
     x[2, 1, 0, 0] = value
     y, _, var = batch_norm(x, None, None, (0, 2, 3), EPS)
-    assert y[:, 1].isnan().any() and var[0, 1].isnan()
+    assert y[:, 1].isnan().any()
+    assert var[0, 1].isnan()
     assert y[:, [0, 2]].isfinite().all()
 
 
@@ -170,4 +173,5 @@ def test_a_batch_of_nothing_moves_no_parameter(shape: tuple[int, ...], make: Cal
     layer, x = make(), torch.zeros(shape, requires_grad=True)
     layer(x).sum().backward()
     assert layer.weight.grad.tolist() == layer.bias.grad.tolist() == [0.0, 0.0, 0.0]
-    assert x.grad is not None and x.grad.shape == shape
+    assert x.grad is not None
+    assert x.grad.shape == shape

@@ -64,7 +64,8 @@ def test_each_norm_is_built_and_runs_forward_and_backward(name, shape):
         assert found["y"].shape == x.shape
         assert found.keys() == {"y", "x", *dict(layer.named_parameters())}
         for tensor in found.values():
-            assert tensor.isfinite().all() and tensor.abs().max() > 1e-3
+            assert tensor.isfinite().all()
+            assert tensor.abs().max() > 1e-3
 
 
 @over_expected

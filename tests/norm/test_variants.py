@@ -270,8 +270,10 @@ def test_noise_has_santurkars_moments_and_is_drawn_anew() -> None:
             residual = ours - scale * plain - shift
         assert np.abs(residual).max() > 0.05  # each image has noise of its own
     shifts, scales = np.array(shifts), np.array(scales)
-    assert -0.52 < shifts.min() < -0.45 and 0.45 < shifts.max() < 0.52
-    assert 0.98 < scales.min() < 1.02 and 1.23 < scales.max() < 1.27
+    assert -0.52 < shifts.min() < -0.45
+    assert 0.45 < shifts.max() < 0.52
+    assert 0.98 < scales.min() < 1.02
+    assert 1.23 < scales.max() < 1.27
     assert shifts.std() == pytest.approx(1 / math.sqrt(12), rel=0.1)
     # Of one image: uniform on +-0.1 and normal of 0.1, times a value of deviation 1.
     assert residual.std() == pytest.approx(math.sqrt(0.2**2 / 12 + 0.1**2), rel=0.1)
@@ -375,7 +377,8 @@ def test_layer_instance_and_response_norms_are_torchs() -> None:
 @pytest.mark.parametrize("shape", [(), (5,), (5, 6), (2, 3, 4)], ids=str)
 def test_dyt_is_a_tanh_with_gamma_and_beta_in_both_modes(shape: tuple[int, ...]) -> None:
     layer, x = made("dyt", shape), normal(6, C, *shape)
-    assert isinstance(layer, DynamicTanh) and [p.numel() for p in layer.parameters()] == [1, C, C]
+    assert isinstance(layer, DynamicTanh)
+    assert [p.numel() for p in layer.parameters()] == [1, C, C]
     weight, bias = (p.detach().numpy().reshape(1, C, *(1 for _ in shape)) for p in (layer.weight, layer.bias))
     want = weight * np.tanh(float(layer.alpha.detach()) * x.numpy()) + bias
     for training in (True, False):

@@ -85,7 +85,8 @@ def test_effects_are_placed_in_units_of_their_margin(
     units = forest.margins(effect(rule, value[0], value[0], value[0], bar, margin, ratio=ratio))
     assert units
     assert [units(each) for each in value] == pytest.approx(places)
-    assert units(None) is None and units(math.inf) is None
+    assert units(None) is None
+    assert units(math.inf) is None
 
 
 @given(st.lists(NUMBERS, min_size=2, unique=True))
@@ -110,7 +111,9 @@ def test_strips_stay_on_their_axis(
     drawn = forest.overview({"effects": [one], "deciding": 0}, reported)
     (panel,) = forest.panels([one], reported=reported)
     for strip in filter(None, (drawn, panel.rows[0][1])):
-        assert strip.low is not None and strip.mean is not None and strip.high is not None
+        assert strip.low is not None
+        assert strip.mean is not None
+        assert strip.high is not None
         places = [strip.low, strip.mean, strip.high, *strip.dots, *(strip.shade or ())]
         assert all(0 <= place <= forest.WIDTH for place in places)
         assert strip.low <= strip.mean <= strip.high
@@ -218,7 +221,8 @@ def test_each_question_asks_for_claims_that_papers_have() -> None:
     for question in asked:
         assert set(question.answers) == {"yes", "mixed", "no"}
         for text in question.answers.values():
-            assert ": " in text and text.endswith(".")
+            assert ": " in text
+            assert text.endswith(".")
             assert not re.search(r"\d", text)  # a number would go out of date
     assert questions.answers([]) == []
 

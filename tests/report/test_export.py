@@ -92,7 +92,8 @@ def test_page_on_a_folder_has_its_comparisons_and_its_runs(runs: list[Path], cal
     (runs[4] / record.METRICS).write_text("")
     told = call("report", str(root), f"--out={tmp_path / 'page'}")
     assert told.code == 0
-    assert "Left out: " in told.err and "metrics.csv is damaged" in told.err
+    assert "Left out: " in told.err
+    assert "metrics.csv is damaged" in told.err
     ids = Reader((tmp_path / "page" / "report.html").read_text("utf-8")).ids
     assert {"comparison-digits-lenet-compare-1", "runs"} <= set(ids)
 
@@ -114,7 +115,7 @@ def test_nothing_to_show_is_told(tmp_path: Path, call: Call) -> None:
         assert call(command, str(tmp_path / "nowhere")).code == 2
 
 
-def test_evil_names_of_runs_are_texts(tiny: Callable[..., Config], tmp_path: Path) -> None:
+def test_evil_names_of_runs_are_texts(tiny: Callable[..., Config]) -> None:
     run = train.run(tiny("epochs=1"))
     with own.gathered([run]) as report:
         section = report.sections[0]

@@ -147,10 +147,13 @@ def test_curves_are_read_by_keyboard(page: Page, file: Path) -> None:
     page.run("document.querySelector('.plotted').focus()")
     page.key("ArrowRight")
     first = page.run("document.querySelector('.plotted').getAttribute('aria-valuetext')")
-    assert first.startswith("epoch 0.1: ") and "nobn: 0.5" in first and EVIL in first
+    assert first.startswith("epoch 0.1: ")
+    assert "nobn: 0.5" in first
+    assert EVIL in first
     page.key("End")
     last = page.run("document.querySelector('.reading').textContent")
-    assert last.startswith("epoch 0.4: ") and "nobn: 0.875" in last
+    assert last.startswith("epoch 0.4: ")
+    assert "nobn: 0.875" in last
     boxes = "[...document.querySelectorAll('.chart fieldset input')]"
     page.run(f"{boxes}.find((box) => box.parentElement.textContent.startsWith('nobn')).click()")
     page.key("Home")
@@ -186,7 +189,8 @@ def test_page_is_accessible(page: Page, file: Path, scheme: str, width: int) -> 
     page.run("new Promise(done => setTimeout(done, 500))")
     found = page.run(LOOK)
     assert (found["faint"], found["nameless"], found["stuck"]) == ([], [], [])
-    assert found["levels"][0] == 1 and found["levels"].count(1) == 1
+    assert found["levels"][0] == 1
+    assert found["levels"].count(1) == 1
     assert all(after - before <= 1 for before, after in pairwise(found["levels"]))
     if AXE:
         page.run(Path(AXE).read_text("utf-8"))
@@ -202,7 +206,9 @@ def test_what_looks_at_accessibility_finds_faults(page: Page, file: Path, tmp_pa
     (tmp_path / "harmed.html").write_text(harmed, "utf-8")
     page.open((tmp_path / "harmed.html").as_uri(), prefers_color_scheme="light")
     found = page.run(LOOK)
-    assert found["faint"] and found["nameless"] and found["levels"][1] == 4
+    assert found["faint"]
+    assert found["nameless"]
+    assert found["levels"][1] == 4
 
 
 def test_theme_can_be_chosen(page: Page, file: Path) -> None:

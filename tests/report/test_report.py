@@ -36,8 +36,9 @@ from bnrepro.claims.evidence import Verdict
 from bnrepro.claims.paper import Shown
 from bnrepro.claims.records import Records, save, there
 from bnrepro.errors import UserError
-from bnrepro.report import report, wording
+from bnrepro.report import forest, report, wording
 from bnrepro.report.drawing import inline
+from bnrepro.report.forest_plot import forest_plot
 from bnrepro.report.page import ATLAS, CHARTS, SCRIPTS, STYLES
 from bnrepro.stats import Interval
 from bnrepro.system.reading import printable
@@ -217,6 +218,20 @@ def test_texts_are_shown_as_they_are_and_never_run(page: str) -> None:
     assert "A made-up & tiny paper" in text
 
 
+def test_the_answer_in_a_row_has_at_most_twelve_words() -> None:
+    rows = json.loads((Path(__file__).parents[2] / "results/claims.json").read_text(encoding="utf-8"))
+    assert [row["id"] for row in rows if not 0 < len(wording.brief(row).split()) <= wording.BRIEF] == []
+
+
+def test_forest_plot_has_a_line_for_each_effect_that_is_random(results: Path) -> None:
+    files = report.write(results)
+    rows = json.loads(files[0].read_text(encoding="utf-8"))
+    (axes,) = forest_plot(rows).axes
+    drawn = [line for line in axes.lines if line.get_marker() not in ("None", None)]
+    assert len(drawn) == sum(forest.overview(row) is not None for row in rows) > 0
+    assert (results / "forest.png").stat().st_size > 1000
+
+
 def test_page_says_what_was_found_and_how(page: str) -> None:
     text = Reader(page).text
     counts = "exact or full scale: 1 reproduced; "
@@ -226,9 +241,10 @@ def test_page_says_what_was_found_and_how(page: str) -> None:
     assert "Next runs are awaited by 1 claim under revision." in text
     assert f"Preset smoke. E{counts[1:]}." in text
     assert "<code>code</code>" in page
-    assert "Yes: test accuracy, BN minus none: 1.00 [0.75, 1.25] percentage points (n=3, bar 0, margin 0.001)." in text
+    assert "Yes: test accuracy, BN minus none." in text
+    assert "1.00 [0.75, 1.25] percentage points" in text
     assert "(percentage points, 95% interval, n=3; must be above 0, and matters from 0.001)." in text
-    assert "Open: the curve's first value: 1.20 [0.46, 1.94] (n=4, 90%, margin 1.5)." in text
+    assert "Open: the curve's first value" in text
     assert "No ImageNet here." in text
     assert {"made_up-Z1", "made_up-Z2", "made_up-Z3", "made_up"} <= set(Reader(page).ids)
     for words in (
@@ -272,7 +288,8 @@ def test_details_say_all_that_is_known_of_a_claim(page: str, results: Path) -> N
     assert first["Why this verdict"].endswith("decides: 1.00 [0.75, 1.25] percentage points, which holds.")
     assert first["What would change it"] == "Half or double the margin does not."
     assert first["Cost"] == "2 min of one process, for all claims of made_up together"
-    assert "Seeds" not in second and "nothing is random" in second["Why this verdict"]
+    assert "Seeds" not in second
+    assert "nothing is random" in second["Why this verdict"]
     rows = json.loads((results / CLAIMS).read_text(encoding="utf-8"))
     assert third["Seeds"] == f"4; {rows[2]['needed']} would decide"
     assert third["What would change it"].endswith("at double the margin the verdict is another.")
@@ -407,7 +424,8 @@ def test_report_shows_gates_and_looks(tmp_path: Path) -> None:
     save(records, tmp_path / "made_up")
     conclude(varied(claims=claims), records, tmp_path / "made_up")
     page = Reader(report.write(tmp_path)[2].read_text("utf-8")).text
-    assert "Look" in page and "look 1 of 2, with 3 seeds" in page
+    assert "Look" in page
+    assert "look 1 of 2, with 3 seeds" in page
     assert "test accuracy without BN, %: 90, at least 95 needed: failed" in page
     assert "The networks have not trained long enough: test accuracy without BN, % is 90" in page
     assert "1 not testable at this length" in page

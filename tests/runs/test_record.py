@@ -124,7 +124,8 @@ def test_run_that_has_not_ended_is_running_only_while_a_process_is_at_it(tmp_pat
     hold = "import sys, pathlib\nfrom bnrepro.runs.record import claim\nwith claim(pathlib.Path(sys.argv[1])):"
     command = [sys.executable, "-c", f"{hold}\n    print('held', flush=True)\n    input()", str(tmp_path)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdout and process.stdout.readline() == "held\n"
+        assert process.stdout
+        assert process.stdout.readline() == "held\n"
         assert run().status == "running"
         assert not run().finished
         process.kill()

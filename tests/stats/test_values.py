@@ -33,7 +33,8 @@ def test_selection() -> None:
     assert VALUES.levels("size") == [8, 32]
     assert VALUES.where(lambda v: v > 20).at(variant="bn").data == {((32,), 1): 21.0, ((32,), 2): 22.0}
     assert VALUES.at(variant="other").data == {}
-    assert list(VALUES.by("size")) == [8, 32] and (8, "bn") in VALUES.by("size", "variant")
+    assert list(VALUES.by("size")) == [8, 32]
+    assert (8, "bn") in VALUES.by("size", "variant")
     with pytest.raises(ValueError, match="there is no factor siez; there are variant, size"):
         VALUES.at(siez=8)
     with pytest.raises(ValueError, match="several values a seed, by variant, size"):
@@ -57,14 +58,16 @@ def test_differences_pair_seeds_and_levels() -> None:
 def test_a_factor_that_others_determine_can_be_left_out() -> None:
     rows = [{"arm": arm, "variant": arm.strip("x"), "seed": 0, "value": 1.0} for arm in ("bn", "bnx", "nobn")]
     values = Values.of_rows(rows, "value")
-    assert values.without("variant", "nothing").factors == ("arm",) and len(values.without("variant")) == 3
+    assert values.without("variant", "nothing").factors == ("arm",)
+    assert len(values.without("variant")) == 3
     with pytest.raises(ValueError, match="several values have the same factors"):
         values.without("arm")
 
 
 def test_what_is_contrasted_is_left_out() -> None:
     one, other = VALUES.at(variant=["bn"], size=8), VALUES.at(variant=["nobn"], size=8)
-    assert (one - other).factors == () and (one - other).seeds == {0: 9.0, 1: 9.0, 2: 9.0}
+    assert (one - other).factors == ()
+    assert (one - other).seeds == {0: 9.0, 1: 9.0, 2: 9.0}
     assert (VALUES.at(size=[8]) - VALUES.at(size=[32])).factors == ("variant",)
     assert len(VALUES.at(variant=["bn"]) - VALUES.at(variant=["bn"])) == 6
 
@@ -74,9 +77,11 @@ def test_arithmetic() -> None:
     assert (2 * one + 1).seeds == {0: 21.0, 1: 23.0, 2: 25.0}
     assert (1 - one).seeds[0] == (-one + 1).seeds[0] == -9.0
     assert (one / one).seeds == {0: 1.0, 1: 1.0, 2: 1.0}
-    assert math.isinf((one / 0.0).seeds[0]) and math.isnan((0 * one / 0.0).seeds[0])
+    assert math.isinf((one / 0.0).seeds[0])
+    assert math.isnan((0 * one / 0.0).seeds[0])
     assert one.log10().seeds[0] == pytest.approx(1.0)
-    assert math.isnan((-one).log().seeds[0]) and (one - one).log().seeds[0] == -math.inf
+    assert math.isnan((-one).log().seeds[0])
+    assert (one - one).log().seeds[0] == -math.inf
     assert abs(-one).seeds == one.seeds
 
 
@@ -88,7 +93,8 @@ def test_averages_over_factors() -> None:
 
 def test_a_function_along_a_factor_sees_the_levels_of_each_seed() -> None:
     slope = VALUES.along("size", lambda sizes, values: (values[1] - values[0]) / (sizes[1] - sizes[0]))
-    assert slope.factors == ("variant",) and slope.at(variant="bn").seeds == dict.fromkeys((0, 1, 2), 10 / 24)
+    assert slope.factors == ("variant",)
+    assert slope.at(variant="bn").seeds == dict.fromkeys((0, 1, 2), 10 / 24)
     fewer = VALUES.where(lambda value: value != 10.0).along("size", lambda sizes, _: len(sizes))
     assert fewer.at(variant="bn").seeds == {0: 1, 1: 2, 2: 2}
     assert len(Values().along("size", lambda sizes, _: len(sizes))) == 0
@@ -103,7 +109,8 @@ def test_cells_are_named_by_what_differs() -> None:
 
 def test_intervals() -> None:
     found = VALUES.at(variant="bn").intervals("size")
-    assert [interval.mean for interval in found.values()] == [11.0, 21.0] and found[8].n == 3
+    assert [interval.mean for interval in found.values()] == [11.0, 21.0]
+    assert found[8].n == 3
 
 
 def test_results_select_by_factors_and_leave_out_what_did_not_complete() -> None:

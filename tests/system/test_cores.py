@@ -123,7 +123,8 @@ def test_threads_stay_within_the_limit_of_openmp(
     counting.use_threads(wanted)
     assert taken == ([] if set_to is None else [set_to])
     told = capsys.readouterr().err
-    assert told.startswith(said) and told.count("\n") == bool(said)
+    assert told.startswith(said)
+    assert told.count("\n") == bool(said)
 
 
 def test_training_under_a_limit_of_threads_does_not_wait_for_those_that_openmp_does_not_start(
@@ -191,6 +192,8 @@ def test_cores_that_others_keep_busy_are_told_with_what_helps(tmp_path: Path, mo
     stat.write_text("")
     assert others.by_others() == counting.CrowdedCores(tmp_path / "nowhere").by_others() == 0
     assert counting.crowded(1.0, 1) is counting.crowded(0.2, 2) is None
-    assert "about 1 of the 2 cores" in counting.crowded(1.0, 2) and "OMP_NUM_THREADS=1 " in counting.crowded(1.0, 2)
+    assert "about 1 of the 2 cores" in counting.crowded(1.0, 2)
+    assert "OMP_NUM_THREADS=1 " in counting.crowded(1.0, 2)
     monkeypatch.setattr(counting, "cores", lambda: 8)
-    assert counting.crowded(3.0, 4) is None and "OMP_NUM_THREADS=5 " in counting.crowded(3.0, 8)
+    assert counting.crowded(3.0, 4) is None
+    assert "OMP_NUM_THREADS=5 " in counting.crowded(3.0, 8)

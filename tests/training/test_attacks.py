@@ -37,7 +37,8 @@ def test_a_linear_classifier_is_fooled_exactly_where_it_can_be(epsilon: float) -
         wanted = gain.scatter(1, labels[:, None], -torch.inf).amax(1) >= 0
     _, fooled = pgd(net, images, labels, epsilon, steps=40, restarts=3)
     assert not (fooled & ~wanted).any()
-    assert (fooled == wanted).float().mean() > 0.97 and wanted.any()
+    assert (fooled == wanted).float().mean() > 0.97
+    assert wanted.any()
 
 
 def test_images_stay_in_the_cube_and_among_the_levels() -> None:
@@ -46,7 +47,8 @@ def test_images_stay_in_the_cube_and_among_the_levels() -> None:
     images[20:30] = 0
     adversarial, fooled = pgd(deep(), images, labels, 6.0, steps=5, restarts=2)
     assert (adversarial - images.float()).abs().max() <= 6.0 + 1e-4
-    assert adversarial.min() >= 0 and adversarial.max() <= 255
+    assert adversarial.min() >= 0
+    assert adversarial.max() <= 255
     with torch.no_grad():
         assert torch.equal(margin(deep()(adversarial), labels) >= 0, fooled)
 
@@ -56,7 +58,8 @@ def test_what_is_wrong_already_is_left_as_it_is() -> None:
     with torch.no_grad():
         wrong = net(images.float()).argmax(1) != labels
     adversarial, fooled = pgd(net, images, labels, 0.0, steps=2, restarts=1)
-    assert torch.equal(fooled, wrong) and torch.equal(adversarial, images.float())
+    assert torch.equal(fooled, wrong)
+    assert torch.equal(adversarial, images.float())
 
 
 def test_more_steps_and_restarts_find_no_fewer_and_the_seed_draws() -> None:
@@ -69,7 +72,8 @@ def test_more_steps_and_restarts_find_no_fewer_and_the_seed_draws() -> None:
 
     assert 0 < found(1, 1) < found(20, 1) <= found(20, 4)
     one, same, other = (pgd(net, images, labels, 3.0, steps=1, restarts=1, seed=s)[0] for s in (0, 0, 1))
-    assert torch.equal(one, same) and not torch.equal(one, other)
+    assert torch.equal(one, same)
+    assert not torch.equal(one, other)
 
 
 def test_gradients_reach_no_parameter() -> None:

@@ -298,7 +298,8 @@ def test_process_that_fails_ends_the_others_and_the_run_goes_on_later(
     if how == "error":
         assert said == "OtherProcessFailed: process 1: ValueError: something of its own"
         assert (tmp_path / "said1").read_text() == "ValueError: something of its own"
-        assert broken.status == "failed" and "process 1: ValueError" in broken.summary["error"]
+        assert broken.status == "failed"
+        assert "process 1: ValueError" in broken.summary["error"]
     elif how == "interrupt":
         assert said == "KeyboardInterrupt: "
         assert broken.status == "interrupted"
@@ -362,7 +363,9 @@ def test_what_is_left_of_torchruns_variables_is_told_and_not_waited_for(
         monkeypatch.setenv(name, value)
     result = call("train")
     assert result.code == 2
-    assert words in result.err and "Traceback" not in result.err and "unset TORCHELASTIC_RUN_ID" in result.err
+    assert words in result.err
+    assert "Traceback" not in result.err
+    assert "unset TORCHELASTIC_RUN_ID" in result.err
 
 
 def test_variables_of_a_group_without_torchrun_are_nothing_to_a_run(
@@ -410,7 +413,7 @@ CURVES = "Curves: bnrepro tensorboard {}"
 
 
 @pytest.mark.slow
-def test_mistake_under_torchrun_is_told_once(digits: Path, tmp_path: Path) -> None:
+def test_mistake_under_torchrun_is_told_once(tmp_path: Path) -> None:
     process = torchrun(tmp_path, "train", "batch_size=1", f"root={tmp_path / 'runs'}", "device=cpu")
     _, err = process.communicate(timeout=300)
     assert process.returncode != 0

@@ -45,7 +45,8 @@ def test_what_is_not_trained_stays(tiny: Tiny, which: str, optimizer: str) -> No
 def test_random_weights_are_two_of_each_channel() -> None:
     generator = torch.Generator().manual_seed(0)
     chosen = drawn(torch.zeros(5, 3, 2, 2), generator)
-    assert chosen.shape == (5, 3, 2, 2) and chosen.flatten(1).sum(1).tolist() == [2] * 5
+    assert chosen.shape == (5, 3, 2, 2)
+    assert chosen.flatten(1).sum(1).tolist() == [2] * 5
     assert drawn(torch.zeros(4, 1), generator).flatten().tolist() == [True] * 4
     assert not torch.equal(chosen, drawn(torch.zeros(5, 3, 2, 2), generator))
 
@@ -56,4 +57,5 @@ def test_gamma_is_drawn_and_nothing_else_is(tiny: Tiny) -> None:
     for (name, a), (_, b) in zip(ones.named_parameters(), drawn_.named_parameters(), strict=True):
         assert torch.equal(a, b) == (name not in gammas)
     values = torch.cat([p.detach() for name, p in drawn_.named_parameters() if name in gammas])
-    assert 0 <= float(values.min()) < 0.1 and 0.9 < float(values.max()) <= 1
+    assert 0 <= float(values.min()) < 0.1
+    assert 0.9 < float(values.max()) <= 1

@@ -122,9 +122,11 @@ def test_depth_is_the_number_of_hidden_layers() -> None:
         depth: size_of(network("model=paper_mlp", "variant=nobn", f"model.depth={depth}"))[0] for depth in (1, 3, 7)
     }
     assert sizes[3] == size_of(network("model=paper_mlp", "variant=nobn"))[0]
-    assert sizes[3] - sizes[1] == 2 * 100 * 101 and sizes[7] - sizes[3] == 4 * 100 * 101
+    assert sizes[3] - sizes[1] == 2 * 100 * 101
+    assert sizes[7] - sizes[3] == 4 * 100 * 101
     assert len(network("model=paper_mlp", "model.depth=7").norms) == 7
-    assert len(network("model=resnet20").norms) == 19 and len(network("model=resnet20", "model.depth=1").norms) == 7
+    assert len(network("model=resnet20").norms) == 19
+    assert len(network("model=resnet20", "model.depth=1").norms) == 7
     with pytest.raises(UserError, match="model=paper_mlp"):
         load_config(["model=lenet", "model.depth=4"])
 

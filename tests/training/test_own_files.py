@@ -118,16 +118,19 @@ def test_from_the_command_line(call: Call, norm: Path, net: Path, tmp_path: Path
     asked = ("compare", f"--variants={norm.name}:Größe,{norm.name}:MyNorm", "--seeds=2", "--jobs=1", *small)
     code, out, err = call(*asked)
     assert code == 0, err
-    assert (
-        "MyNorm" in out and "Größe" in out and call("figures", *map(str, (tmp_path / "r").rglob("compare-*"))).code == 0
-    )
+    assert "MyNorm" in out
+    assert "Größe" in out
+    assert call("figures", *map(str, (tmp_path / "r").rglob("compare-*"))).code == 0
     assert "4 runs: 4 made now." in out + err
     code, out, err = call("sweep", f"variant={norm.name}:MyNorm,bn", f"model={net.name}:MyNet", *small[1:])
     assert code == 0, err
     code, out, _ = call("runs", f"--root={tmp_path / 'r'}", "--variant=MyNorm")
-    assert code == 0 and out.count("completed") == 3
+    assert code == 0
+    assert out.count("completed") == 3
     code, out, _ = call("config", f"--variant={norm.name}:MyNorm")
-    assert code == 0 and f"file: {norm}" in out and "variant: MyNorm" in out
+    assert code == 0
+    assert f"file: {norm}" in out
+    assert "variant: MyNorm" in out
 
 
 WRONG = {
@@ -240,8 +243,10 @@ def test_what_is_wrong_is_told_before_anything_is_trained(
     model = [] if any(word.startswith("model=") for word in words) else ["model=lenet"]
     data = ("data.source=npz", f"data.path={digits}", "data.name=digits", "batch_size=60", "device=cpu")
     code, _, err = call("train", *words, *model, *data)
-    assert code == 2 and WRONG[given].format(bad=bad) in err, err
-    assert err.count("\n") == 1 and not list((tmp_path / "runs").rglob("metrics.csv"))
+    assert code == 2, err
+    assert WRONG[given].format(bad=bad) in err, err
+    assert err.count("\n") == 1
+    assert not list((tmp_path / "runs").rglob("metrics.csv"))
 
 
 LATER = """from torch import nn
@@ -406,4 +411,5 @@ def test_evaluation_that_differs_from_the_record_is_told(call: Call, tiny: Tiny,
     for name, said in (("Hides", "a checkpoint does not hold"), ("Draws", "")):
         path = train.run(tiny(f"variant={file}:{name}"))
         code, _, err = call("eval", str(path))
-        assert code == 0 and (said in err if said else not err), err
+        assert code == 0, err
+        assert said in err if said else not err, err

@@ -40,7 +40,8 @@ def test_turns_are_of_all_layers_but_the_last() -> None:
         network[0].weight.mul_(3)  # no turn
         network[3].weight[0].zero_()
     found = turns(before, network, lr=0.5)
-    assert found["layer1"].angle == pytest.approx(0, abs=1e-7) and found["layer2"].angle > 0.1
+    assert found["layer1"].angle == pytest.approx(0, abs=1e-7)
+    assert found["layer2"].angle > 0.1
     for name, turn in found.items():
         assert turn.norm == pytest.approx(float(before[name].norm()))
         assert turn.effective_lr == pytest.approx(0.5 / turn.norm**2)
@@ -61,5 +62,6 @@ def test_tensorboard_shows_angles_when_asked_for_and_the_run_is_the_same(tiny: C
     events = EventAccumulator(str(again)).Reload()
     for key in ("angle", "norm", "effective_lr"):
         points = events.Scalars(f"layer1/{key}")
-        assert [point.step for point in points] == [9, 18] and all(point.value > 0 for point in points)
+        assert [point.step for point in points] == [9, 18]
+        assert all(point.value > 0 for point in points)
     assert load_config(["angles=true"]).angles

@@ -181,7 +181,8 @@ def test_copy_without_a_checkpoint_is_told_where_training_would_put_one(tiny: Ti
         (copy / record.CHECKPOINT).unlink()
         with pytest.raises(UserError, match="training makes none there") as error:
             inference.evaluate(Run(copy))
-        assert f"root={tmp_path / 'runs'}" in str(error.value) and "--force" not in str(error.value)
+        assert f"root={tmp_path / 'runs'}" in str(error.value)
+        assert "--force" not in str(error.value)
 
 
 @pytest.mark.parametrize(("images", "batch_size"), [(10, 3), (3, 2), (28, 27), (2, 1)])
@@ -303,6 +304,8 @@ def test_folder_that_is_removed_meanwhile_is_written_again(tiny: Tiny, at: int) 
 
     removed: list[int] = []
     run = Run(train.run(cfg, report=remove))
-    assert removed and run.finished and run.config == train.resolve(cfg)
+    assert removed
+    assert run.finished
+    assert run.config == train.resolve(cfg)
     assert [row["val_loss"] for row in run.metrics] == [row["val_loss"] for row in whole.metrics]
     assert removed[0] == steps or inference.evaluate(run)["test"][1] == whole.summary["test_accuracy"]

@@ -52,7 +52,9 @@ def test_it_is_the_largest_and_not_the_largest_in_size(spectrum: list[float]) ->
 def test_more_products_come_nearer_from_below_and_the_same_seed_gives_the_same() -> None:
     eigenvalues = torch.linspace(0, 1, 200).double() ** 4
     values = [largest_eigenvalue(lambda v: eigenvalues * v, 200, iterations=n, tolerance=0.0) for n in (3, 6, 12, 40)]
-    assert values == sorted(values) and values[-1] == pytest.approx(1, rel=1e-6) and values[0] < 0.99
+    assert values == sorted(values)
+    assert values[-1] == pytest.approx(1, rel=1e-6)
+    assert values[0] < 0.99
     assert largest_eigenvalue(lambda v: eigenvalues * v, 200, iterations=6, tolerance=0.0) == values[1]
 
 

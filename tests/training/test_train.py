@@ -346,7 +346,8 @@ def test_networks_are_laid_out_as_the_configuration_says_and_learn_the_same(tiny
     auto, nchw = trainer(), trainer("channels_last=false")
     for each, layout in ((auto, torch.channels_last), (nchw, torch.contiguous_format)):
         weights = [p for p in each.network.parameters() if p.dim() == 4]
-        assert weights and all(p.is_contiguous(memory_format=layout) for p in weights)
+        assert weights
+        assert all(p.is_contiguous(memory_format=layout) for p in weights)
         assert all(batch.x.is_contiguous(memory_format=layout) for batch in each.batches(0, 2))
     for one, other in zip(auto.batches(0, 5), nchw.batches(0, 5), strict=True):
         losses = [t.update(b.x, b.y, b.lr)[0] for t, b in ((auto, one), (nchw, other))]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterable
 from itertools import product, takewhile
 from statistics import fmean, median
@@ -14,7 +15,7 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator
 from bnrepro.claims import Results, Row, Values
 from bnrepro.experiments.ioffe2015.measurements import ARMS, NEAR, PERCENTILES, UNIT
 from bnrepro.plots.panels import curve, dots, legend, lines, looks, panels, same_limits, zero
-from bnrepro.plots.style import COLUMN, label
+from bnrepro.plots.style import label
 from bnrepro.stats import Interval
 
 if TYPE_CHECKING:
@@ -340,19 +341,29 @@ def figure2(r: Results, s: Settings) -> Figure | None:
     curves, diverged = (r.measured(quantity, part="speed") for quantity in ("val_accuracy", "diverged"))
     if not curves:
         return None
-    figure, (axes,) = panels(width=1.5 * COLUMN, height=3.2)
-    without = [arm for arm, (variant, _, _) in ARMS.items() if variant == "nobn"]
-    first = ["BN-x5", "convbn-x5"]  # BN is blue and local-gain BN orange, as elsewhere
-    look = looks([*first, *(arm for arm in ARMS if arm not in (*first, *without)), *without])
-    for arm in ARMS:
-        color = LOOKS["nobn"].color if arm in without else look[arm].color
-        lost, values = len(diverged.at(arm=arm)), curves.at(arm=arm)
-        seeds = f"{lost} diverged" if lost else f"n={len(values.max('x'))}"
-        own = look[arm]._replace(color=color, label=f"{named(arm)} ({seeds})")
-        lines(axes, values, "x", look=own, marks=False)
-    axes.set(xlabel="training steps", ylabel="validation accuracy, %", xlim=(0, s.speed.steps))
-    axes.set_ylim(0, min(100, axes.get_ylim()[1]))
-    figure.legend(loc="outside right upper", handlelength=2.6)
+    sigmoid = {arm for arm, (_, _, activation) in ARMS.items() if activation == "sigmoid"}
+    without = {arm for arm, (variant, _, _) in ARMS.items() if variant == "nobn"}
+    by_rate = [arm for arm in ARMS if arm not in sigmoid and not arm.startswith("convbn")]
+    shown = {
+        "with BN": [arm for arm in by_rate if arm == "Baseline" or arm not in without],
+        "without BN": [arm for arm in by_rate if arm in without],
+        "local gain, sigmoids": ["BN-x5", *(arm for arm in ARMS if arm not in by_rate)],
+    }
+    look = looks(
+        ["BN-x5", "convbn-x5", *(arm for arm in ARMS if arm not in (*without, "BN-x5", "convbn-x5")), *without]
+    )
+    figure, every = panels(3, height=3.0, sharey=True)
+    for axes, (title, arms) in zip(every, shown.items(), strict=True):
+        for arm in arms:
+            color = LOOKS["nobn"].color if arm in without else look[arm].color
+            lost, values = len(diverged.at(arm=arm)), curves.at(arm=arm)
+            seeds = f"{lost} diverged" if lost else f"n={len(values.max('x'))}"
+            own = look[arm]._replace(color=color, label=f"{named(arm)} ({seeds})")
+            lines(axes, values, "x", look=own, marks=False)
+        axes.set(xlabel="training steps", title=title, xlim=(0, s.speed.steps))
+        axes.legend(loc="center right", bbox_to_anchor=(1.02, 0.34), handlelength=2.4, fontsize=6.5)
+    every[0].set_ylabel("validation accuracy, %")
+    every[0].set_ylim(0, min(100, every[0].get_ylim()[1]))
     return figure
 
 
@@ -364,6 +375,7 @@ def rates(r: Results, s: Settings) -> Figure | None:
     if not lost:
         return None
     figure, (axes,) = panels(height=2.7)
+    written: Counter[float] = Counter()
     for place, (variant, look) in enumerate(looks(s.rates.variants).items()):
         apart = 1.06 ** (place - 1)  # side by side: bars would hide one another
         found = accuracy.at(variant=variant).intervals("rate")
@@ -371,9 +383,11 @@ def rates(r: Results, s: Settings) -> Figure | None:
         curve(axes, inside, look, bars=True)
         for rate, seeds in lost.at(variant=variant).by("rate").items():
             if count := int(sum(seeds)):
-                axes.text(rate * apart, -6 - 7 * place, f"{count}x", color=look.color, ha="center", va="center", size=6)
+                axes.text(rate, -7 - 7 * written[rate], f"{count}x", color=look.color, ha="center", va="center", size=6)
+                written[rate] += 1
     axes.set_xscale("log")
-    axes.set(xlabel="learning rate", ylabel="test accuracy, %", ylim=(-10 - 7 * (len(s.rates.variants) - 1), 104))
+    room = 4 + 7 * max(written.values(), default=0)
+    axes.set(xlabel="learning rate", ylabel="test accuracy, %", ylim=(-room, 104))
     axes.set_yticks(range(0, 101, 20))
     axes.xaxis.set_minor_locator(NullLocator())
     legend(figure)

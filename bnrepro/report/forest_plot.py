@@ -1,0 +1,89 @@
+"""All effects on one axis, as a figure: a line for each claim, by paper. `forest` has the geometry."""
+
+from __future__ import annotations
+
+from itertools import groupby
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from bnrepro.claims.evidence import Verdict
+from bnrepro.plots import style
+from bnrepro.report import forest, questions
+from bnrepro.report.wording import Row, Rows
+
+LINE, GAP = 0.075, 0.6  # inches of a claim's line; lines between two papers
+COLORS = {Verdict.reproduced: style.BLUE, Verdict.partly: style.ORANGE, Verdict.not_reproduced: style.VERMILLION}
+OTHERS = "open, or not testable"
+SMALL = ("toy",)  # scales that are drawn hollow
+
+
+def forest_plot(claims: Rows) -> Figure:
+    """The deciding effect of each empirical claim and prediction, in units of its margin, with its interval.
+
+    Claims without an effect that is random (identities, and those that were not measured) have no line.
+
+    Args:
+        claims: rows of claims.json.
+    """
+    drawn = [(row, strip) for row in claims if (strip := forest.overview(row, questions.reported(row)))]
+    papers = {
+        paper: sorted(mine, key=lambda each: _mean(each[1]), reverse=True)
+        for paper, mine in groupby(drawn, key=lambda each: each[0]["paper"])
+    }
+    lines = len(drawn) + GAP * len(papers)
+    with style.style():
+        figure = Figure(figsize=(7.2, 0.9 + LINE * lines), layout="constrained")
+        axes = figure.add_subplot()
+        axes.axvspan(forest.common(-1), forest.common(1), color="#eeeeee", lw=0, zorder=0)
+        axes.axvline(forest.common(0), color=style.GREY, lw=0.8, zorder=1)
+        y, places = 0.0, []
+        for mine in papers.values():
+            places.append(y + (len(mine) - 1) / 2)
+            for row, strip in mine:
+                _draw(axes, row, strip, y)
+                y += 1
+            axes.axhline(y - 0.5 + GAP / 2, color="#dddddd", lw=0.5, zorder=0)
+            y += GAP
+        axes.set_yticks(places, [style.plain(paper) for paper in papers])
+        axes.tick_params(axis="y", length=0)
+        axes.set_ylim(y - 0.5, -1)
+        axes.set_xlim(-4, forest.WIDTH + 4)
+        axes.set_xticks([at for at, _ in forest.common_ticks()], [text for _, text in forest.common_ticks()])
+        axes.grid(visible=False)
+        axes.spines["left"].set_visible(False)
+        axes.set_xlabel("effect in units of its margin (shaded: negligible); right: as claimed")
+        figure.legend(handles=_key(), loc="outside upper center", ncols=3)
+    return figure
+
+
+def _draw(axes: Axes, row: Row, strip: forest.Strip, y: float) -> None:
+    color = COLORS.get(Verdict(row["verdict"]), style.GREY)
+    inside = "white" if row["scale"] in SMALL else color
+    low, mean, high = (float("nan") if end is None else end for end in (strip.low, strip.mean, strip.high))
+    axes.plot([low, high], [y, y], color=color, lw=0.9, solid_capstyle="butt", zorder=2)
+    shape = "s" if _claims_no_difference(strip) else "o"
+    marker = shape if not strip.over else ">" if strip.over > 0 else "<"
+    axes.plot([mean], [y], marker, color=color, mfc=inside, ms=3.2, mew=0.9, zorder=3)
+
+
+def _claims_no_difference(strip: forest.Strip) -> bool:
+    """Equality, or no loss beyond the margin: what is claimed reaches to the left of no effect."""
+    return strip.shade is not None and strip.shade[0] < forest.common(0)
+
+
+def _mean(strip: forest.Strip) -> float:
+    assert strip.mean is not None
+    return strip.mean
+
+
+def _key() -> list[Line2D]:
+    """Colours of verdicts, and what marks say."""
+    colors = {**{verdict.value: color for verdict, color in COLORS.items()}, OTHERS: style.GREY}
+    key = [Line2D([], [], color=color, marker="o", ms=3.2, lw=0.9, label=name) for name, color in colors.items()]
+    shapes = {"toy scale": ("o", "white"), "no difference is claimed": ("s", style.BLACK)}
+    return key + [
+        Line2D([], [], color=style.BLACK, marker=marker, mfc=inside, ms=3.2, lw=0, label=name)
+        for name, (marker, inside) in shapes.items()
+    ]
