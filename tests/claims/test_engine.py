@@ -566,7 +566,7 @@ def test_records_are_not_replaced_by_what_is_worth_less_unasked(go: Go, folder: 
         go(less)
         assert read(folder).preset == "full"
         return
-    with pytest.raises(UserError, match=r"holds more than would replace it .*--out, or --force"):
+    with pytest.raises(UserError, match=r"holds results worth more than the new ones .*--out, or --force"):
         go(less)
     assert files(folder) == before
     go(less, force=True)
@@ -625,8 +625,8 @@ def test_reproduce_judges_figures_redraws_and_report_tells(
     planned = call(*arguments, "--dry-run")
     assert planned.out == (
         "made_up (preset full): 2 runs, 2 still to run; 3 measurements, 3 still to make.\n"
-        "made_up: 8.6e+09 operations of runs unlike any that was made, about 1 s of a GPU that does 10 TFLOP/s, "
-        "without 3 of which nothing is known.\n"
+        "made_up: 8.6e+09 operations in runs unlike any stored one, about 1 s on a GPU at 10 TFLOP/s, "
+        "excluding 3 of unknown duration.\n"
     )
     assert not (tmp_path / "results").exists()
     result = call(*arguments)
@@ -660,7 +660,7 @@ def test_experiment_that_cannot_be_concluded_does_not_cost_the_others(listed: Li
     result = call("reproduce", "--preset=full", "--jobs=1")
     assert result.code == 2
     assert "by purpose" in result.err
-    assert "1 of 2 experiments could not be concluded" in result.err
+    assert "1 of 2 experiments could not be judged" in result.err
     assert "3 claims" in result.out
     listed(with_probes(({}, curve, {"points": [0.1]}), ({}, fails, {})))
     result = call("reproduce", "--preset=full", "--jobs=1", "--out=other")
@@ -700,7 +700,7 @@ def test_smaller_preset_has_a_folder_of_its_own_and_gives_no_verdicts(
     folder = tmp_path / "results" / "experiments" / "made_up"
     small = call("reproduce", "--preset=smoke", "--jobs=1")
     assert small.code == 0, small.err
-    assert "Everything ran through" in small.out
+    assert "Everything ran." in small.out
     assert "REPRODUCED" not in small.out
     assert call("report").code == 0
     assert "smoke" in (tmp_path / "results" / "REPORT.md").read_text()
