@@ -16,7 +16,7 @@ _REMEDIES = {
     (errno.ENOSPC, errno.EDQUOT): f"Make room there, {_ELSEWHERE}.",
     (errno.EACCES, errno.EPERM): f"Give yourself the permission (`ls -ld` shows who has it), {_ELSEWHERE}.",
     (errno.EROFS,): "Choose a folder that can be written to.",
-    (errno.ENOENT, errno.ENODEV, errno.ENXIO): "Check that the path is right and that its file system takes new files; "
+    (errno.ENOENT, errno.ENODEV, errno.ENXIO): "Check the path, and that files can be created there; "
     "else choose another.",
     (errno.ENOTDIR,): "A part of this path is a file, but must be a folder: choose another path.",
     (errno.EISDIR,): "This is a folder, but a file is needed: choose another path.",
@@ -24,11 +24,17 @@ _REMEDIES = {
     (errno.ELOOP,): "Links lead in a circle there: remove them, or choose another path.",
     (errno.ENAMETOOLONG,): "Choose a shorter path.",
     (errno.EFBIG,): "Files may not become this large: raise the limit (`ulimit -f`), or choose another file system.",
-    (errno.EMFILE, errno.ENFILE): "Too many files are open at a time: raise the limit (`ulimit -n`), or run fewer "
-    "processes.",
-    (errno.EAGAIN, errno.ENOMEM): "Too many processes run, or too little memory is left: end some, or run fewer.",
+    (errno.EMFILE, errno.ENFILE): "Too many files are open: raise the limit (`ulimit -n`), or run fewer processes.",
+    (
+        errno.EAGAIN,
+        errno.ENOMEM,
+    ): "Too many processes are running, or too little memory is left: stop some, or run fewer.",
     (errno.EBUSY, errno.ETXTBSY): "Another process is using it: wait until that has ended.",
-    (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS): "This file system cannot do this: choose a folder on another.",
+    (
+        errno.ENOLCK,
+        errno.EOPNOTSUPP,
+        errno.ENOSYS,
+    ): "This file system does not support the operation: choose a folder on another.",
     (errno.EIO, errno.ESTALE, errno.EREMOTEIO, errno.ETIMEDOUT, errno.ENOTCONN): "The disk or the network file system "
     "does not answer as it should: check it, and try again.",
 }
@@ -58,9 +64,9 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
 
 
 def known_are(word: str, known: Iterable[str]) -> str:
-    """`did_you_mean`, and `` There are: ...`` with all of ``known``."""
+    """`did_you_mean`, and `` Available: ...`` with all of ``known``."""
     names = list(known)
-    return f"{did_you_mean(word, names)} There are: {', '.join(names)}."
+    return f"{did_you_mean(word, names)} Available: {', '.join(names)}."
 
 
 def either(words: Sequence[str]) -> str:
@@ -140,19 +146,23 @@ def _system(error: OSError) -> str:
     return f"{where}{what.rstrip('.')}. {remedy}"
 
 
-FOLDER_GONE = "The folder that this was started in has been deleted. Change to another (cd) and try again."
+FOLDER_GONE = "The current folder has been deleted. Change to another one (cd) and try again."
 
 
 def no_folder(path: Path) -> str:
     """What ``path`` is, where a folder was expected."""
-    return "is a link that leads nowhere, or to itself" if path.is_symlink() else "is not a folder"
+    if path.is_symlink():
+        return "is a link that leads nowhere, or to itself"
+    return "is not a folder" if os.path.lexists(path) else "does not exist"
 
 
 def closed_umask() -> str | None:
     """The message for a umask that makes files which their own owner cannot use; None for any other."""
     mask = os.umask(0o077)
     os.umask(mask)
-    wrong = f"The umask {mask:04o} keeps you from files and folders of your own. Set another and try again: umask 022"
+    wrong = (
+        f"The umask {mask:04o} denies you access to your own files and folders. Set another and try again: umask 022"
+    )
     return wrong if mask & 0o700 else None
 
 

@@ -212,7 +212,7 @@ ARCHIVES = {
     "another version": ({"x_train": header("{}", 3) + PLAIN}, "version"),
     "no array": ({"x_train": b"hello"}, "damaged"),
     "nan labels": ({"y_train": npy(np.full(20, np.nan))}, "not whole numbers"),
-    "a class for each image": ({"y_train": npy(np.arange(20) + 1)}, "a label of its own for every image"),
+    "a class for each image": ({"y_train": npy(np.arange(20) + 1)}, "a different label for every training image"),
     "label of 10^18": ({"y_train": npy(np.full(20, 10**18))}, "alone in y_train"),
     "label of 2^64 - 1": ({"y_train": npy(np.full(20, 2**64 - 1, np.uint64))}, "the label 18446744073709551615"),
 }

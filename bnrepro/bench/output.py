@@ -45,11 +45,13 @@ def run(
         if part not in makers:
             raise UserError(f"There is no part {part!r} of the benchmark.{known_are(part, PARTS)}")
     if overrides and not {*CONFIGURED} & {*parts}:
-        raise UserError(f"{overrides[0]} is not used here: only {either(CONFIGURED)} has a configuration.")
+        raise UserError(
+            f"{overrides[0]} is not used: of the parts of the benchmark, only {either(CONFIGURED)} takes keys."
+        )
     for override in overrides:
         if re.match(r"\s*(recipe|variant|model(\.\w+)?|optimizer(\.(?!lr\b)\w+)?|root)\s*=", override):
             raise UserError(
-                f"{override} is not used here: norms, network, recipe, optimizer and root are the benchmark's own."
+                f"{override} is not used: the benchmark sets norms, network, recipe, optimizer and root itself."
             )
     for norm in norms:
         layers.make(norm, (2, 2, 2, 2))

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 from bnrepro.claims import judging
 from bnrepro.claims.evidence import Name as RuleName
@@ -15,15 +15,19 @@ from bnrepro.claims.evidence import Verdict
 from bnrepro.claims.gates import Gate
 from bnrepro.claims.judging import Judged
 from bnrepro.claims.paper import Kind, Paper, Scale
-from bnrepro.claims.records import CAPTIONS, Preset, Records, drawn_by, read
+from bnrepro.claims.records import CAPTIONS, Preset, Records, drawn_by, made_by, read
+from bnrepro.claims.registering import check_as_judged
 from bnrepro.claims.results import Row
 from bnrepro.config import digits_of, unreadable
-from bnrepro.errors import UserError, in_brackets
+from bnrepro.errors import UserError, in_brackets, known_are
 from bnrepro.runs import record
 from bnrepro.runs.tables import plain, read_rows, write_rows
 from bnrepro.stats import Interval
 from bnrepro.system import reading as stored
 from bnrepro.system.output import only_shown, shown
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 CLAIMS = "claims.json"
 ENDS = ("mean", "low", "high", "n")
@@ -169,9 +173,8 @@ def conclude(paper: Paper[Any], records: Records, folder: Path) -> list[Judged]:
 
     for part in ("tables", "figures"):  # files that are not needed any more are deleted there
         if stored.leads_out(folder / part, folder):
-            raise UserError(f"{shown(folder / part)} is a link out of its folder. Put a folder in its place.")
-    known = {key: value for key, value in records.settings.items() if key in paper.settings_type.model_fields}
-    settings = paper.validated(known, f"The settings in {folder}")
+            raise UserError(f"{shown(folder / part)} is a link that leads out of its folder. Replace it with a folder.")
+    settings = settings_of(paper, records, folder)
     judged = judging.judged(paper, records, settings)
     rows = [each.as_row(paper.name) | _origin(records) for each in judged]
     tables = list(judging.tables(paper, records, settings))  # before anything is written: a mistake in one stops here
@@ -194,6 +197,60 @@ def conclude(paper: Paper[Any], records: Records, folder: Path) -> list[Judged]:
     about |= {"deviations": list(paper.differences), "tables": titles, "figures": captions}
     record.write_whole(folder / CAPTIONS, json.dumps(about, indent=2, ensure_ascii=False) + "\n")
     return judged
+
+
+def settings_of(paper: Paper[Any], records: Records, folder: Path) -> Any:
+    """The settings that ``records``, read from ``folder``, were made with.
+
+    Raises:
+        UserError: the paper has other settings now.
+    """
+    known = {key: value for key, value in records.settings.items() if key in paper.settings_type.model_fields}
+    try:
+        return paper.validated(known, "settings")
+    except UserError as error:
+        raise UserError(
+            f"The records in {folder} do not fit this version of {paper.name}, which cannot judge or draw them "
+            f"({str(error).rstrip('.')}). {made_by(folder)} makes new ones."
+        ) from error
+
+
+def figures_of(paper: Paper[Any], folder: Path, only: Sequence[str] | None = None) -> dict[str, Figure]:
+    """The figures of ``paper`` by name, drawn from the records in ``folder``, into which nothing is written.
+
+    In a notebook::
+
+        from bnrepro.claims.conclusion import figures_of
+        from bnrepro.experiments import experiment
+
+        figures_of(experiment("labml"), Path("results/experiments/labml"))["scales"]  # a matplotlib figure
+
+    Args:
+        paper: as `bnrepro.experiments.experiment` returns it.
+        folder: what `bnrepro reproduce` wrote.
+        only: names of the figures to draw; None: all of them.
+
+    Raises:
+        UserError: the records are damaged, or of another version of the paper; a name in ``only`` is no figure's, or
+            the records have nothing for it.
+    """
+    from matplotlib.figure import Figure
+
+    from bnrepro.plots.style import style
+
+    for name in only or ():
+        if name not in (names := [each.name for each in paper.figures]):
+            raise UserError(f"{paper.name} has no figure {name!r}.{known_are(name, names)}")
+    records = read(folder)
+    settings = settings_of(paper, records, folder)
+    check_as_judged(paper, settings, {**records.provenance, "preset": records.preset})
+    with style():
+        found = judging.figures(paper, records, settings, only)
+        drawn = {name: figure for name, _, figure in found if isinstance(figure, Figure)}
+    for name in only or ():
+        if name not in drawn:
+            raise UserError(f"{paper.name}: the figure {name} cannot be drawn from the records in {folder}.")
+    return drawn
 
 
 def _origin(records: Records) -> Row:

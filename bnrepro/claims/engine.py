@@ -346,7 +346,7 @@ def _compare_worth(plan: Plan, folder: Path, worth: dict[str, int]) -> None:
     """
     held = there(folder)
     if held and held.provenance["experiment"] != plan.paper.name:
-        raise UserError(f"{folder} holds results of `{held.provenance['command']}`, which stay. Give another --out.")
+        raise UserError(f"{folder} holds results of `{held.provenance['command']}`, which are kept. Use another --out.")
     if held is None or held.preset not in plan.paper.presets or plan.supersedes(held):
         return
     rank = plan.paper.presets.index
@@ -355,8 +355,8 @@ def _compare_worth(plan: Plan, folder: Path, worth: dict[str, int]) -> None:
         more = [f"preset {held.preset} for {plan.preset}"]
     if more and rank(held.preset) >= rank(plan.preset):
         raise UserError(
-            f"{folder} holds more than would replace it ({', '.join(more)}), and stays as it is. Give another --out, "
-            "or --force to make all of it again."
+            f"{folder} holds results worth more than the new ones ({', '.join(more)}), which are kept. Use another "
+            "--out, or --force to make all of it again."
         )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -182,7 +182,7 @@ def _judged(claim: Claim, results: Results, settings: Preset) -> Judged:
 def _evidence(claim: Claim, results: Results, settings: Preset) -> Evidence:
     evidence = claim.evidence(results, settings)
     if not isinstance(evidence, Evidence):
-        raise TypeError(f"it returns {type(evidence).__name__}, and not Evidence, as `greater` makes it")
+        raise TypeError(f"it returns {type(evidence).__name__}, but must return Evidence, as `greater` does")
     return evidence
 
 
@@ -220,9 +220,14 @@ def tables(paper: Paper[Any], results: Results, settings: Preset) -> Iterator[tu
         yield made
 
 
-def figures(paper: Paper[Any], results: Results, settings: Preset) -> Iterator[tuple[str, str, Figure | None]]:
-    """(name, caption, figure) of each figure; None where there are no records. One that fails is told and left out."""
-    for shown in paper.figures:
+def figures(
+    paper: Paper[Any], results: Results, settings: Preset, only: Sequence[str] | None = None
+) -> Iterator[tuple[str, str, Figure | None]]:
+    """(name, caption, figure) of each figure; None where there are no records. One that fails is told and left out.
+
+    ``only``: names of the figures to draw; None: all of them.
+    """
+    for shown in (each for each in paper.figures if only is None or each.name in only):
         with only_shown(f"Figure {shown.name}"), paper.told(f"figure {shown.name}"):
             made = shown.name, caption(shown, results, settings), shown.make(results, settings)
             yield made

@@ -98,7 +98,7 @@ class Preset(BaseModel):
     @classmethod
     def _growing(cls, looks: list[int]) -> list[int]:
         if looks and (looks[0] < 2 or any(later <= earlier for earlier, later in pairwise(looks))):
-            raise ValueError("must grow, from 2 on")
+            raise ValueError("must increase, starting at 2 or more")
         return looks
 
     @field_validator("seeds")
@@ -207,7 +207,7 @@ class Probe:
 def check_number(runs: int, name: str = "The design") -> None:
     """Raise UserError for more runs than one command makes."""
     if runs > MOST_RUNS:
-        raise UserError(f"{name}: these are more than {MOST_RUNS:,} runs. Ask for fewer seeds.")
+        raise UserError(f"{name}: this would be more than {MOST_RUNS:,} runs. Use fewer seeds.")
 
 
 class Design:
@@ -245,7 +245,7 @@ class Design:
             ValueError: ``overrides`` set the seed.
         """
         if any(parse(text)[0] == "seed" for text in overrides):
-            raise ValueError("a design's seeds are those of Design(...) or seeds=...: leave seed= out of the overrides")
+            raise ValueError("the seeds are set by Design(...) or seeds=...: remove seed= from the overrides")
         # NCHW unless the design says otherwise, as what has been published was computed.
         cfg = load_config(["channels_last=false", *overrides])
         for seed in self.seeds if seeds is None else seeds:
@@ -387,7 +387,7 @@ class Paper(Generic[S]):
             note = scale_note if scale_note is not None else "" if own == "exact" else self.scale_note
             text = inspect.cleandoc(function.__doc__ or "").replace("\n", " ")
             if not text or any(claim.id == id for claim in self.claims):
-                raise ValueError(f"{self.name}: claim {id} needs a sentence as its docstring, and an id of its own")
+                raise ValueError(f"{self.name}: claim {id} needs a sentence as its docstring, and a unique id")
             cited = source or self.source
             self.claims.append(
                 Claim(id, text, function, reported, quote, where, cited, kind, own, note, withdrawn, gate)
@@ -451,7 +451,7 @@ class Paper(Generic[S]):
                 f"{self._file} must hold a mapping of settings for each preset, as in `smoke: {{seeds: 2}}`."
             )
         if other := next((name for name in found if name not in PRESETS), None):
-            raise UserError(f"{self._file}: {other!r} is no preset.{known_are(str(other), PRESETS)}")
+            raise UserError(f"{self._file}: {other!r} is not a preset.{known_are(str(other), PRESETS)}")
         return found
 
     @property
@@ -503,7 +503,9 @@ class Paper(Generic[S]):
             design, cells = self._design(settings), dict[str, Config]()
             for factors in (each.factors for part in (design.arms, design.probes) for each in part):
                 if taken := Design.RESERVED & factors.keys():
-                    raise ValueError(f"no factor can be called {', '.join(sorted(taken))}: records have such a column")
+                    raise ValueError(
+                        f"no factor can be called {', '.join(sorted(taken))}: records have a column of this name"
+                    )
             for arm in design.arms:
                 cell = f"part {arm.part!r}, factors {arm.factors}, seed {arm.config.seed}"
                 if cells.setdefault(cell, arm.config) != arm.config:

@@ -80,7 +80,7 @@ def registration(paper: Paper[Any]) -> Registration | None:
         raise UserError(f"The registration {file} cannot be read ({first_line(error)}). {remedy}") from error
     known = Registration(**found)
     if hash_of(known.design) != known.hash:
-        raise UserError(f"The registration {file} was edited: its hash is that of another design. {remedy}")
+        raise UserError(f"The registration {file} was edited: its hash does not match its content. {remedy}")
     return known
 
 
@@ -155,7 +155,9 @@ def standing(
     about |= {"amended": [], "as_registered": False}
     if known is None:
         return about
-    again = f"register it anew (`bnrepro register {called(paper)}`), or judge it with --unregistered, which is shown"
+    again = (
+        f"register it again (`bnrepro register {called(paper)}`), or judge it with --unregistered (the report says so)"
+    )
     if known.hash != about["hash"] and not unregistered:
         unlike = "; ".join(differences(known.design, design)[:3])
         raise UserError(
@@ -164,8 +166,9 @@ def standing(
     before = (held.get("design") or {}).get("hash")
     if before not in (None, *known.hashes, about["hash"]) and not unregistered:
         raise UserError(
-            f"{called(paper)}: the results in {out} were made under the design {before}, and the registered one is "
-            f"{known.hash}. Give another --out={quote('FOLDER')}, or judge them with --unregistered, which is shown."
+            f"{called(paper)}: the results in {out} were made under the design {before}, but the registered one is "
+            f"{known.hash}. Use another --out={quote('FOLDER')}, or judge them with "
+            "--unregistered (the report says so)."
         )
     commit, date = provenance.committed(file_of(paper)) or (None, None)
     about |= {"registered": known.registered, "commit": commit, "committed": date}
@@ -189,7 +192,7 @@ def check_as_judged(paper: Paper[Any], settings: Preset, about: dict[str, Any]) 
     if (now := hash_of(described(paper, settings))) != design["hash"]:
         raise UserError(
             f"{called(paper)}: these records were made under the registered design {design['hash']}, and the paper's "
-            f"design is now {now}. `bnrepro reproduce {called(paper)}` says what differs, and judges anew."
+            f"design is now {now}. `bnrepro reproduce {called(paper)}` says what differs and judges again."
         )
 
 

@@ -37,7 +37,7 @@ def _show_version(asked: bool) -> None:
 def _about(
     _version: Annotated[
         bool,
-        typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version alone."),
+        typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version."),
     ] = False,
 ) -> None:
     """Claims about batch normalization, run and judged."""
@@ -91,7 +91,9 @@ def _run() -> None:
         if message := errors.sentence(error, LESS_MEMORY.get(command, "Free some, or raise its limit (`ulimit -v`).")):
             kept = command in ending.GOES_ON and not isinstance(error, errors.UserError)
             _fail(f"{message}{' What has finished is kept.' * kept}")
-        typer.echo(f"This is a fault of bnrepro ({type(error).__name__}). Please report it with these lines:", err=True)
+        typer.echo(
+            f"This is a bug in bnrepro ({type(error).__name__}). Please report it with the following lines:", err=True
+        )
         raise
 
 

@@ -52,9 +52,9 @@ compdef _bnrepro bnrepro
 
 
 def completion(shell: Annotated[str, typer.Argument(metavar="SHELL", help="bash, zsh or fish.")]) -> None:
-    """Print what makes a shell complete names and keys.
+    """Print a shell's completion script.
 
-    Commands, options, keys and their values, norms, runs, experiments and claims.
+    It completes commands, options, keys and their values, norms, runs, experiments and claims.
 
     Example, in ~/.bashrc: eval "$(bnrepro completion bash)"
     """

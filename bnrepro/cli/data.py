@@ -12,7 +12,7 @@ from bnrepro.cli.saying import say
 
 app = typer.Typer(help="List, download and check datasets.")
 
-DataName = Annotated[str | None, typer.Argument(metavar="[NAME]", help="A dataset; default: all.")]
+DataName = Annotated[str | None, typer.Argument(metavar="[NAME]", help="A dataset (default: all).")]
 ROOT = Path("data")
 DataRoot = Annotated[
     Path,
@@ -38,7 +38,7 @@ def fetch(
     name: Annotated[str, typer.Argument(metavar="NAME", help="mnist, fashion_mnist, cifar10 or cifar100.")],
     root: DataRoot = ROOT,
 ) -> None:
-    """Download what is missing of a dataset, held to its checksums."""
+    """Download missing files of a dataset and check them."""
     from bnrepro.data import sources
     from bnrepro.data.published import need_folder
 
@@ -52,7 +52,7 @@ def fetch(
 
 @app.command()
 def verify(name: DataName = None, root: DataRoot = ROOT) -> None:
-    """Hold the files to their checksums. Without a name: every dataset that is there."""
+    """Check the files against their checksums. Without a name: every dataset that is there."""
     from bnrepro.data import sources
     from bnrepro.data.published import need_folder
     from bnrepro.errors import UserError
@@ -60,11 +60,11 @@ def verify(name: DataName = None, root: DataRoot = ROOT) -> None:
 
     need_folder(root)
     if root != ROOT and not stored.is_folder(root):  # a dataset that needs no files is there even so
-        raise UserError(f"There is no folder {root}. Give the one that holds the datasets.")
+        raise UserError(f"There is no folder {root}. Name the folder that holds the datasets.")
     bad = []
     for each in [name] if name else [n for n, known in sources.DATASETS.items() if known.there(root)]:
         state = sources.state(each, root)
         say(f"{each}: {state}")
         bad += [each] if state != sources.PRESENT else []
     if bad:
-        raise UserError(f"{', '.join(bad)}: not complete in {root}, see above.")
+        raise UserError(f"{', '.join(bad)}: incomplete in {root}; see above.")

@@ -60,8 +60,8 @@ def examined(root: Path, data: Path) -> tuple[Facts, list[str]]:
         try:
             found[title] = part(advice)
         except Exception as error:  # a doctor whose patient is ill still reports the rest
-            found[title] = {"not to be found out": f"{type(error).__name__}: {error}"}
-            advice.append(f"{title}: {type(error).__name__}: {error}. Please see to this first.")
+            found[title] = {"unknown": f"{type(error).__name__}: {error}"}
+            advice.append(f"{title}: {type(error).__name__}: {error}. Fix this first.")
     return found, advice
 
 
@@ -87,14 +87,12 @@ def _versions(advice: list[str]) -> dict[str, Any]:
             module = import_module(LOADED_AS.get(name, name))
         except Exception as error:  # whatever an import runs into: it is a finding
             found[name] += f", and cannot be loaded ({type(error).__name__}: {error})"
-            advice.append(f"{name} cannot be loaded. Install it again: pip install --force-reinstall {name}")
+            advice.append(f"{name} cannot be loaded. Reinstall it: pip install --force-reinstall {name}")
             continue
         loaded = str(getattr(module, "__version__", installed))
         if loaded.partition("+")[0] != installed.partition("+")[0]:
             found[name] += f", but {loaded} is loaded, from {getattr(module, '__file__', '?')}"
-            advice.append(
-                f"{name} {loaded} hides the installed {installed}: look at PYTHONPATH and the current folder."
-            )
+            advice.append(f"{name} {loaded} hides the installed {installed}: check PYTHONPATH and the current folder.")
     return found
 
 
@@ -114,11 +112,11 @@ def _processor(advice: list[str]) -> dict[str, Any]:
     busy = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
     usable, threads = cores.cores(), torch.get_num_threads()
     if busy > usable + 0.5:
-        advice.append(f"The machine is busy (load {busy:.1f} on {usable} cores): fewer --jobs at a time, or wait.")
+        advice.append(f"The machine is busy (load {busy:.1f} on {usable} cores): use fewer --jobs, or wait.")
     if threads > usable:
         advice.append(f"{threads} threads share {usable} cores: set OMP_NUM_THREADS={usable}.")
     if bf16:
-        advice.append("precision=auto takes bf16 here, which is faster for convolutions.")
+        advice.append("precision=auto selects bf16 here, which is faster for convolutions.")
     return {
         "machine": machine(),
         "instructions": [name for name in INSTRUCTIONS if name in flags] or "unknown",
@@ -171,7 +169,7 @@ def _kernels(advice: list[str]) -> dict[str, Any]:
         "OpenMP in torch": "yes" if torch.backends.openmp.is_available() else "no",
         "MKL, oneDNN": f"{torch.backends.mkl.is_available()}, {torch.backends.mkldnn.is_available()}",
         "arithmetic": arithmetic,
-        "cache": [str(folder) for folder in folders] or "no folder that is safe",
+        "cache": [str(folder) for folder in folders] or "no safe folder",
         "cached libraries": len([file for folder in folders for file in folder.glob("*.so")]),
     }
 
@@ -198,7 +196,7 @@ def _runs(root: Path, advice: list[str]) -> dict[str, Any]:
         advice.append(
             f"{there} cannot be written to: use another --root."
             if unwritable
-            else f"{there} has no file locks: do not start the same command twice at a time there."
+            else f"{there} does not support file locks: do not run the same command twice at once there."
         )
     return {
         "folder": str(root.absolute()) if root.is_dir() else f"{root.absolute()} (not there yet)",

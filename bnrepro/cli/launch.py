@@ -109,10 +109,10 @@ def take_launcher(name: str, arguments: Sequence[str] | None, jobs: int | None) 
     rest = [argument for argument in arguments or [] if not argument.startswith("launcher.")]
     if name == LOCAL:
         if own:
-            raise UserError(f"{own[0]}: runs on this machine have no such option. Put them on Slurm: --launcher=slurm.")
+            raise UserError(f"{own[0]}: this key is for Slurm alone. Add --launcher=slurm, or leave it out.")
         return Launcher(jobs=jobs), rest
     if name != SLURM:
         raise UserError(f"--launcher: there is no {name!r}.{known_are(name, (LOCAL, SLURM))}")
     if jobs is not None:
-        raise UserError("--jobs counts processes on this machine. On Slurm it is launcher.parallelism=N.")
+        raise UserError("--jobs is the number of processes on this machine. On Slurm, use launcher.parallelism=N.")
     return Launcher(load_options(own)), rest

@@ -185,7 +185,7 @@ def sweep_table(cells: Sequence[Cell]) -> str:
         lines.append([name, str(cell.n), *accuracies, str(cell.diverged or "-"), str(cell.failed or "-")])
     if first is None or len(cells) == 1:
         return fitted(lines)
-    note = f"* {first.name} has the best validation accuracy; its test accuracy was not looked at for that."
+    note = f"* {first.name} has the best validation accuracy; test accuracy was not used to choose it."
     return "\n".join([fitted(lines), "", *_wrapped([note])])
 
 

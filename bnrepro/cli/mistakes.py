@@ -40,13 +40,15 @@ def sentence(error: Any, command: Any) -> str | None:
     if commands := getattr(command, "commands", None):
         if not words:
             return None
+        if words[0] == "help":
+            return f"There is no command 'help'. Write: {path} --help"
         return f"There is no command {words[0]!r}.{known_are(words[0], commands)}"
     if parameter and parameter.opts[0].startswith("-"):
         return _bad_value(parameter, words, get_type_hints(command.callback, include_extras=True)[parameter.name])
     shown = " ".join(map(quote, words))
     if parameter:
         about = parameter.help[0].lower() + parameter.help[1:]
-        return f"{path} {shown}".rstrip() + f" needs {parameter.metavar or parameter.name}, {about}"
+        return f"{path} {shown}".rstrip() + f" needs {parameter.metavar or parameter.name}: {about}"
     return f"{path}: too many arguments: {shown}. `{path} --help` says which it takes."
 
 
@@ -101,7 +103,7 @@ def misplaced(command: Any) -> str | None:
             if key in keys() or key in groups():
                 continue
         right = option if is_flag(options[option]) else quote(f"{option}={value}")
-        return f"{word}: {path} has an option of this name, and no key. Write {right}."
+        return f"{word}: {path} has an option of this name but no key. Write {right}."
     return None
 
 
@@ -144,7 +146,7 @@ def _unknown(
     if name in HELP:
         return f"{name} takes no value. It shows the help of {path}."
     if os.path.lexists(typed):
-        return f"There is no option {typed}. For the path of that name write {quote(f'./{typed}')}."
+        return f"There is no option {typed}. To name the path, write {quote(f'./{typed}')}."
     key, near = name.lstrip("-").replace("-", "_"), did_you_mean(name, options)
     if overrides:
         from bnrepro.config.overrides import groups, keys
@@ -161,8 +163,8 @@ def _unknown(
             near += " Keys are written without dashes, as in epochs=5."
     if elsewhere:
         others = ", ".join(elsewhere)
-        return f"{path} has no option {name}, which is one of {others}. `{path} --help` lists its own."
-    return f"There is no option {name}.{near or f' `{path} --help` lists them.'}"
+        return f"{path} has no option {name}, which belongs to {others}. `{path} --help` lists its own."
+    return f"There is no option {name}.{near or f' `{path} --help` lists the options.'}"
 
 
 def _bad_value(parameter: Any, words: list[str], hint: Any) -> str:

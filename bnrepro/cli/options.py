@@ -58,17 +58,17 @@ def make_room(out: Path) -> None:
 
 Overrides = Annotated[
     list[str] | None,
-    typer.Argument(metavar="[KEY=VALUE]...", help="Any key of the configuration, as in epochs=5 data=cifar10."),
+    typer.Argument(metavar="KEY=VALUE", help="Any key of the configuration, as in epochs=5 data=cifar10."),
 ]
 Variant = Annotated[str | None, typer.Option(help="The norm: nobn, bn, custombn, convbn, ..., or FILE.py:NAME.")]
 Seed = Annotated[int | None, typer.Option(help="Seed of weights, batches, augmentation and dropout.")]
-Force = Annotated[bool, typer.Option("--force", help="Start over, even where a finished run is there.")]
+Force = Annotated[bool, typer.Option("--force", help="Start over even if a finished run is stored.")]
 RunName = Annotated[
     Path,
     typer.Argument(
         metavar="RUN",
         parser=path("RUN", "Write a run's directory; `bnrepro runs` lists them."),
-        help="A run's directory, or what begins its hash or name; `bnrepro runs` lists them.",
+        help="A run's directory, or the start of its hash or name; `bnrepro runs` lists them.",
     ),
 ]
 Root = Annotated[Path, typer.Option(metavar="FOLDER", parser=folder("--root"), help="Folder of the runs.")]
@@ -127,18 +127,20 @@ def configure(overrides: list[str] | None, instead: Mapping[str, str] | None = N
     return load_config([*(overrides or []), *flagged])
 
 
-def names_in(option: str, text: str) -> list[str]:
-    """The names in ``text``, separated by commas.
+def names_in(option: str, text: str, example: str = "bn,convbn") -> list[str]:
+    """The names in ``text``, separated by commas, as in ``example``.
 
     Raises:
         UserError: there is none; one is empty, or there twice.
     """
     if not text.strip():
-        raise UserError(f"{option} is empty. Write names, as in {option}=bn,convbn.")
+        raise UserError(f"{option} is empty. Write names, as in {option}={example}.")
     names = [name.strip() for name in text.split(",")]
     for name in names:
         if not name:
-            raise UserError(f"{option}={text}: a name is missing beside a comma. Write names as in {option}=bn,convbn.")
+            raise UserError(
+                f"{option}={text}: a name is missing next to a comma. Write names as in {option}={example}."
+            )
         if names.count(name) > 1:
             raise UserError(f"{option} names {name} {_times(names.count(name))}. Leave one of them out.")
     return names
@@ -178,10 +180,10 @@ def folder_of_runs(root: Path) -> None:
 
     there = next((place for place in (root, *root.parents) if os.path.lexists(place)), Path())
     if not there.is_dir():
-        raise UserError(f"{there} {no_folder(there)}. Name one that holds runs.")
+        raise UserError(f"{there} {no_folder(there)}. Name a folder that holds runs.")
     plain = f"./{root}" if str(root).startswith("~") else str(root)
     how = quote(written("root", plain))
-    raise UserError(f"There is no folder {root}. `bnrepro train {how}` makes it, with a run in it.")
+    raise UserError(f"There is no folder {root}. `bnrepro train {how}` creates it.")
 
 
 def comparison_named(folder: Path, root: Path) -> Path | None:
@@ -199,7 +201,9 @@ def comparison_named(folder: Path, root: Path) -> Path | None:
     there = {place.name: place for place in sorted(root.glob("*/*/compare-*"))}
     found = [place for name, place in there.items() if f"compare-{folder.name.removeprefix('compare-')}" in name]
     if len(found) > 1:
-        raise UserError(f"{folder} is the beginning of {len(found)} comparisons: {', '.join(map(shown, found))}.")
+        raise UserError(
+            f"{folder} is ambiguous: {len(found)} comparisons match. Choose one of {', '.join(map(shown, found))}."
+        )
     if not found and there and folder.name.startswith("compare-"):
         raise UserError(f"There is no comparison {folder} under {root}.{known_are(folder.name, there)}")
     return found[0] if found else None
@@ -213,7 +217,7 @@ def draw(folder: Path) -> None:
     from bnrepro.system.reading import leads_out
 
     if leads_out(folder / "figures", folder):
-        raise UserError(f"{folder / 'figures'} is a link out of its folder. Put a folder in its place.")
+        raise UserError(f"{folder / 'figures'} is a link that leads out of its folder. Replace it with a folder.")
     comparison = open_comparison(folder)
     write_table(comparison, folder)
     figures.draw(comparison, folder / "figures")

@@ -31,7 +31,7 @@ def budget(text: str) -> float:
     parts = re.findall(r"(\d+(?:\.\d+)?)(h|min|m|s)", text.replace(" ", ""))
     seconds = sum(float(number) * SECONDS[unit] for number, unit in parts)
     if "".join(number + unit for number, unit in parts) != text.replace(" ", "") or not seconds > 0:
-        raise UserError(f"--budget={text} is no time. Write it as in --budget=2h, 90m or 1h30m.")
+        raise UserError(f"--budget={text} is not a duration. Write it like --budget=2h, 90m or 1h30m.")
     return seconds
 
 
@@ -79,13 +79,13 @@ def time_of(estimate: Estimate, jobs: int = 1) -> str:
     if estimate.operations:
         hours = duration(estimate.operations / GPU)
         parts.append(
-            f"{estimate.operations:.1e} operations of runs unlike any that was made, about {hours} of a GPU that does "
+            f"{estimate.operations:.1e} operations in runs unlike any stored one, about {hours} on a GPU at "
             f"{GPU / 1e12:.0f} TFLOP/s"
         )
     if estimate.unknown and parts:
-        parts.append(f"without {estimate.unknown} of which nothing is known")
+        parts.append(f"excluding {estimate.unknown} of unknown duration")
     if estimate.unknown and not parts:
-        return "how long is not known, as nothing like it has been run"
+        return "duration unknown, since nothing similar has been run"
     return ", ".join(parts) or "no time"
 
 
@@ -129,7 +129,7 @@ def _open(target: Target, claim: Claim, step: Step | None, jobs: int) -> str:
     text = f"{name} is open after {seeds} of {target.looks[-1]} seeds"
     text += f"; about {one.needed:,} would decide it" if one.needed else ""
     if claim.id in target.stuck:
-        return f"{text}; its next look is not reached, since a run failed or left no value."
+        return f"{text}; its next look cannot be reached, since a run failed or gave no value."
     return f"{text}; the look at {step.seeds} takes {time_of(step.estimate, jobs)}." if step else f"{text}."
 
 
@@ -177,7 +177,7 @@ class Work:
                 plan.check_room(self.out)
         for plan in plans:
             if (held := there(plan.folder(self.out))) and plan.supersedes(held):
-                tell(f"{plan.paper.name}: what is stored is of an earlier design, and does not count.")
+                tell(f"{plan.paper.name}: stored results belong to an earlier design and are not used.")
         if not self.dry:
             make_room(self.root)
             make_room(self.out)
@@ -298,7 +298,7 @@ class Work:
         self.found += [{"preset": preset, **each.as_row(paper.name)} for each in judged]
         if preset == "smoke":
             larger = "quick" if "quick" in paper.presets else "full"
-            begin = "Everything ran through. " if through else ""
+            begin = "Everything ran. " if through else ""
             say(f"{begin}This preset is too small for verdicts; use --preset={larger}.")
         else:
             say(listing.verdict_table(judged))
@@ -324,9 +324,7 @@ class Work:
             if not sentence(problem):
                 raise problem
         if self.problems:
-            raise UserError(
-                f"{len(self.problems)} of {papers} experiments could not be concluded; the reasons are above."
-            )
+            raise UserError(f"{len(self.problems)} of {papers} experiments could not be judged; the reasons are above.")
         if self.failures:
             raise UserError(
                 f"{self.failures} of the runs and measurements failed and were left out; the reasons are above."
@@ -339,6 +337,6 @@ def tell_unmeasured(judged: list[Judged]) -> None:
         if one.unmeasured:
             which = f" for {', '.join(filter(None, one.unmeasured))}" if any(one.unmeasured) else ""
             tell(
-                f"Claim {one.claim.id} found nothing that was measured{which}. Is a part, a level of a factor or a "
-                "quantity misspelt?"
+                f"Claim {one.claim.id} found no measured values{which}. Check the spelling of its parts, factor "
+                "levels and quantities."
             )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -26,19 +27,20 @@ from bnrepro.cli.options import (
 )
 from bnrepro.cli.saying import Json, Quiet, answer, say
 from bnrepro.experiments import NAMES
-from bnrepro.system.output import tell
+from bnrepro.system.output import counted, tell
 
 if TYPE_CHECKING:
-    from bnrepro.report.figures import Slide
+    from bnrepro.claims.paper import Paper
+    from bnrepro.plots.style import Slide
 
 EXPERIMENTS_HELP = f"{', '.join(NAMES)}; default: all of them. Or claims of theirs, as in placement/P1."
 
 
 def register(
-    names: Annotated[list[str], typer.Argument(metavar="EXPERIMENT...", help=f"{', '.join(NAMES)}.")],
+    names: Annotated[list[str], typer.Argument(metavar="EXPERIMENT", help=f"{', '.join(NAMES)}.")],
     out: Out = EXPERIMENTS,
     amend: Annotated[
-        str, typer.Option("--amend", metavar="REASON", help="Why a design under which there are results is replaced.")
+        str, typer.Option("--amend", metavar="REASON", help="Reason for replacing a design that has results.")
     ] = "",
 ) -> None:
     """Write down designs before they are run.
@@ -46,6 +48,7 @@ def register(
     Seeds or looks, arms, gates, rules and margins, into configs/registered, to be committed; of a paper in a file of
     your own, beside it. `reproduce` then refuses to judge another design. Only preset full is registered: smoke and
     quick are no evidence.
+
     Example: bnrepro register placement
     """
     from bnrepro import experiments
@@ -59,7 +62,7 @@ def register(
 
 
 def reproduce(
-    names: Annotated[list[str] | None, typer.Argument(metavar="[EXPERIMENT[/CLAIM]]...", help=EXPERIMENTS_HELP)] = None,
+    names: Annotated[list[str] | None, typer.Argument(metavar="EXPERIMENT[/CLAIM]", help=EXPERIMENTS_HELP)] = None,
     preset: Annotated[
         str | None,
         typer.Option(
@@ -89,26 +92,27 @@ def reproduce(
         ),
     ] = False,
     max_seeds: Annotated[
-        int | None, typer.Option(min=1, help="Seeds of the last look that --until-decided makes (default: 40).")
+        int | None, typer.Option(min=1, help="Largest number of seeds for --until-decided (default: 40).")
     ] = None,
     budget: Annotated[
         str | None,
         typer.Option(metavar="TIME", help="Time for --until-decided, as in 2h or 90m; nearest decisions first."),
     ] = None,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Only say what would be run and measured, and how long that takes.")
+        bool, typer.Option("--dry-run", help="Only print what would be run and measured, and how long it would take.")
     ] = False,
-    force: Annotated[bool, typer.Option("--force", help="Run and measure again what is finished, too.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Repeat finished runs and measurements, too.")] = False,
     unregistered: Annotated[
         bool, typer.Option("--unregistered", help="Judge a design that is not the registered one; the report says so.")
     ] = False,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Put claims to the test: the sources', or your own.
+    """Test claims: those of the sources, or your own.
 
-    Runs and measures what is missing, then analyses, draws and judges. PAPER/CLAIM runs what that claim reads. A file
-    of your own is named in place of an experiment: bnrepro reproduce my_paper.py.
+    Runs and measures what is missing, then analyses, draws and judges. EXPERIMENT/CLAIM runs only what that claim
+    reads. For claims of your own, name a file: bnrepro reproduce my_paper.py
+
     Example: bnrepro reproduce labml --preset=smoke
     """
     from bnrepro import experiments
@@ -123,7 +127,7 @@ def reproduce(
     check_separate("reproduce", names, "experiments")
     for name in names:
         if "=" in name:
-            raise UserError(f"{name}: reproduce takes no keys; what an experiment trains is said by its --preset.")
+            raise UserError(f"{name}: reproduce takes no configuration keys; --preset selects what is trained.")
     chosen = reproducing.chosen(names or list(experiments.NAMES))
     seconds = None if budget is None else reproducing.budget(budget)
     work = reproducing.Work(root, out, jobs, places, making, force, dry_run, unregistered)
@@ -133,7 +137,7 @@ def reproduce(
             work.decide(chosen, 40 if max_seeds is None else max_seeds, seconds)
         else:
             if max_seeds is not None or budget is not None:
-                raise UserError("--max-seeds and --budget belong to --until-decided. Add it, or leave them out.")
+                raise UserError("--max-seeds and --budget need --until-decided. Add it, or leave them out.")
             work.all_at_once(chosen, preset, seeds)
     answer(work.found)
     work.end(len(chosen))
@@ -143,19 +147,19 @@ def _check_until_decided(preset: str | None, seeds: int | None, force: bool) -> 
     from bnrepro.errors import UserError
 
     if preset not in (None, "full"):
-        raise UserError(f"--until-decided: preset {preset} is no evidence, and decides nothing. Leave --preset out.")
+        raise UserError(f"--until-decided: preset {preset} is no evidence and decides nothing. Leave --preset out.")
     for option, given in (("--seeds", seeds is not None), ("--force", force)):
         if given:
-            raise UserError(f"--until-decided: {option} is not used with it. Leave it out.")
+            raise UserError(f"{option} cannot be combined with --until-decided. Leave it out.")
 
 
 def figures(
     folders: Annotated[
         list[Path] | None,
         typer.Argument(
-            metavar="[FOLDER]...",
+            metavar="FOLDER",
             parser=path("FOLDER"),
-            help="What `compare` or `reproduce` wrote; default: all under --root and --out.",
+            help="What `compare` or `reproduce` wrote (default: all under --root and --out).",
         ),
     ] = None,
     root: Annotated[
@@ -166,35 +170,48 @@ def figures(
         str | None, typer.Option(help="For slides and papers: pdf, svg or png, or several by commas.")
     ] = None,
     size: Annotated[str | None, typer.Option(metavar="WxH", help="Width and height in inches, as in 3.3x2.")] = None,
-    variants: Annotated[str | None, typer.Option(help="Only these variants, in this order; by commas.")] = None,
-    labels: Annotated[
-        list[str] | None, typer.Option(metavar="VARIANT=TEXT", help="What the legend calls a variant. Repeatable.")
+    only: Annotated[
+        str | None, typer.Option(metavar="NAMES", help="Only the figures with these names, separated by commas.")
     ] = None,
-    xlim: Annotated[str | None, typer.Option(metavar="FROM,TO", help="Only these epochs.")] = None,
+    variants: Annotated[
+        str | None, typer.Option(help="Of a comparison, only these variants in this order, separated by commas.")
+    ] = None,
+    labels: Annotated[
+        list[str] | None,
+        typer.Option(metavar="VARIANT=TEXT", help="Of a comparison, a variant's label in the legend. Repeatable."),
+    ] = None,
+    xlim: Annotated[str | None, typer.Option(metavar="FROM,TO", help="Of a comparison, only these epochs.")] = None,
     to: Annotated[
         Path | None,
         typer.Option(
-            metavar="FOLDER", parser=folder("--to"), help="Where slides go (default: slides, beside the figures)."
+            metavar="FOLDER", parser=folder("--to"), help="Folder for slides (default: slides, next to the figures)."
         ),
     ] = None,
 ) -> None:
     """Draw the figures again, from records alone.
 
-    Tables and an experiment's verdicts are made again too. Its name will do for its folder. --format, --size,
-    --variants, --labels and --xlim draw a comparison's figures for a slide or a paper instead, with what they show as
-    CSV beside them, and change nothing that was drawn before.
-    Example: bnrepro figures results/mnist5k --format=pdf --size=3.3x2 --variants=bn,convbn --labels bn="Batch norm"
+    Tables and an experiment's verdicts are made again too. An experiment can be named instead of its folder.
+
+    With --format, --size or --only, figures for slides and papers are written into another folder instead, and
+    existing figures stay as they are. Those of a comparison also take --variants, --labels and --xlim, and their data
+    are written next to them as CSV.
+
+    Example: bnrepro figures results/mnist5k --size=3.3x2 --labels bn=BatchNorm
+
+    Example: bnrepro figures labml --only=float32 --format=pdf --size=4.5x3
     """
     from bnrepro import experiments
     from bnrepro.claims import records
     from bnrepro.errors import UserError, did_you_mean, no_folder
     from bnrepro.report import compare as comparing
 
-    slide = _slide(format, size, variants, labels, xlim)
+    slide = _slide(format, size, only, variants, labels, xlim)
     if to and slide is None:
-        raise UserError("--to is for slides. Say how they look, as in --format=pdf, or leave it out.")
+        raise UserError(
+            "--to is the folder of slides. Add --format, --size or another option for slides, or leave it out."
+        )
     if folders and root:
-        raise UserError(f"--root={root} is not used where folders are named. Leave one of the two out.")
+        raise UserError(f"--root={root} is not used when folders are named. Leave one of the two out.")
     root = root or Path("runs")
     own = {out / each.stem: experiments.experiment(str(each)) for each in folders or [] if each.suffix == ".py"}
 
@@ -221,24 +238,21 @@ def figures(
             raise UserError(f"There are no results of {asked} under {out}. `bnrepro reproduce {asked}` makes them.")
         if not place.exists():
             if place.is_symlink():
-                raise UserError(f"{place} {no_folder(place)}. Name what `compare` or `reproduce` wrote.")
+                raise UserError(f"{place} {no_folder(place)}. Name a folder that `compare` or `reproduce` wrote.")
             near = (
                 did_you_mean(str(asked), experiments.NAMES) or " `bnrepro compare` and `bnrepro reproduce` make some."
             )
             raise UserError(f"There is no folder {place}, and no experiment of that name.{near}")
         comparing.open_comparison(place)  # says what is missing
     if slide is not None:
-        if concluded and folders:
-            raise UserError(f"{concluded[0]} is an experiment; --format and the like are for comparisons.")
-        if to and len(comparisons) > 1:
-            raise UserError(f"--to={to} takes one comparison, and these are {len(comparisons)}. Name one.")
-        from bnrepro.report import figures as drawing
-
-        for place in comparisons:
-            home = to or place / "slides"
-            make_room(home)
-            drawing.draw_slides(comparing.open_comparison(place), home, slide)
-            say(f"Figures, and what they show as CSV: {shown(home)}")
+        for_experiments = not (slide.variants or slide.labels or slide.xlim)
+        if concluded and folders and not for_experiments:
+            raise UserError(
+                f"{shown(concluded[0])} is an experiment: --variants, --labels and --xlim are for comparisons alone. "
+                "Leave them out."
+            )
+        papers = {place: _paper_of(place, own) for place in concluded if for_experiments}
+        _draw_slides(comparisons, papers, to, slide)
         return
     problems: list[UserError] = []
     for place in comparisons + concluded:
@@ -247,7 +261,7 @@ def figures(
                 draw(place)
                 say(f"Table and figures: {shown(place)}")
             else:
-                _conclude(place, next((paper for home, paper in own.items() if place.is_relative_to(home)), None))
+                _conclude(place, own)
                 say(f"Figures, tables and verdicts: {shown(place)}")
         except UserError as error:  # one that cannot be drawn does not cost the others
             problems.append(error)
@@ -258,7 +272,12 @@ def figures(
 
 
 def _slide(
-    format: str | None, size: str | None, variants: str | None, labels: list[str] | None, xlim: str | None
+    format: str | None,
+    size: str | None,
+    only: str | None,
+    variants: str | None,
+    labels: list[str] | None,
+    xlim: str | None,
 ) -> Slide | None:
     """What the options say of slides; None where none is given.
 
@@ -268,22 +287,23 @@ def _slide(
     import re
 
     from bnrepro.errors import UserError, known_are
-    from bnrepro.plots.style import METADATA
-    from bnrepro.report.figures import Slide
+    from bnrepro.plots.style import METADATA, Slide
 
-    if all(each is None for each in (format, size, variants, labels, xlim)):
+    if all(each is None for each in (format, size, only, variants, labels, xlim)):
         return None
-    formats = names_in("--format", format) if format is not None else ["pdf"]
+    formats = names_in("--format", format, "pdf,png") if format is not None else ["pdf"]
     for name in formats:
         if name not in METADATA:
             raise UserError(f"--format: there is no {name!r}.{known_are(name, METADATA)}")
     number = r"(\d+(?:\.\d+)?)"
     inches = re.fullmatch(rf"{number}x{number}", size or "")
     if size is not None and not (inches and all(0.5 <= float(each) <= 100 for each in inches.groups())):
-        raise UserError(f"--size={size} is no size. Write width and height in inches, 0.5 to 100, as in --size=3.3x2.")
+        raise UserError(
+            f"--size={size} is not a size. Give width and height in inches (0.5 to 100), as in --size=3.3x2."
+        )
     ends = re.fullmatch(rf"{number},{number}", xlim or "")
     if xlim is not None and not (ends and float(ends[1]) < float(ends[2])):
-        raise UserError(f"--xlim={xlim} is no range. Write the first and the last epoch, as in --xlim=0,5.")
+        raise UserError(f"--xlim={xlim} is not a range. Give the first and the last epoch, as in --xlim=0,5.")
     said = {}
     for text in labels or []:
         name, equals, label = text.partition("=")
@@ -293,6 +313,7 @@ def _slide(
     return Slide(
         tuple(formats),
         (float(inches[1]), float(inches[2])) if inches else None,
+        tuple(names_in("--only", only, "val_accuracy,test_accuracy")) if only is not None else None,
         tuple(names_in("--variants", variants)) if variants is not None else None,
         said,
         (float(ends[1]), float(ends[2])) if ends else None,
@@ -303,9 +324,9 @@ def report(
     paths: Annotated[
         list[Path] | None,
         typer.Argument(
-            metavar="[PATH]...",
+            metavar="PATH",
             parser=path("PATH"),
-            help="Runs, comparisons or experiments of your own, or folders of them; default: all results.",
+            help="Runs, comparisons or experiments, or folders of them (default: all results).",
         ),
     ] = None,
     out: Annotated[
@@ -313,16 +334,17 @@ def report(
         typer.Option(
             metavar="FOLDER",
             parser=folder("--out"),
-            help="Folder of the results, into which the report is written (default: results); with PATHs, the folder "
-            "that the page is written into (default: the current one).",
+            help="Folder of the results, where the report is written (default: results); with PATHs, the folder for "
+            "report.html (default: the current folder).",
         ),
     ] = None,
     as_json: Json = False,
 ) -> None:
     """Write one report over all stored results, or PATHs.
 
-    claims.json, REPORT.md, and report.html as a single file; of PATHs, report.html alone, to be sent to somebody. What
-    cannot be read is told and left out. With --json, claims.json is printed, and nothing is written.
+    claims.json, REPORT.md, and report.html as a single file; for PATHs, only report.html, to send to others. Unreadable
+    results are named and left out. With --json, claims.json is printed, and nothing is written.
+
     Example: bnrepro report runs/mnist5k
     """
     from bnrepro.claims import conclusion
@@ -345,18 +367,20 @@ def export(
     paths: Annotated[
         list[Path] | None,
         typer.Argument(
-            metavar="[PATH]...",
+            metavar="PATH",
             parser=path("PATH"),
             help="Runs, comparisons or experiments, or folders of them (default: results).",
         ),
     ] = None,
-    out: Annotated[
-        Path, typer.Option(metavar="FOLDER", parser=folder("--out"), help="Folder that it is written into.")
-    ] = Path("export"),
+    out: Annotated[Path, typer.Option(metavar="FOLDER", parser=folder("--out"), help="Folder to write into.")] = Path(
+        "export"
+    ),
 ) -> None:
     """Write results for other programs.
 
-    runs.csv: all runs and their curves as one table, with factors and configuration; claims/: a page of Markdown each.
+    runs.csv: all runs and their curves as one table, with factors and configuration; claims/: one page of Markdown per
+    claim.
+
     Example: bnrepro export runs/mnist5k
     """
     from bnrepro.report import export as exporting
@@ -364,39 +388,89 @@ def export(
 
     with own.gathered(paths or [Path("results")], lambda why: tell(f"Left out: {why}")) as found:
         files = exporting.write(found, out)
-    say(f"Exported: {len(files):,} files into {shown(out)}")
+    say(f"Exported: {counted(len(files), 'file')} into {shown(out)}")
 
 
-def _conclude(folder: Path, own: Any = None) -> None:
-    from bnrepro.claims.conclusion import conclude
+def _draw_slides(comparisons: list[Path], papers: dict[Path, Paper[Any]], to: Path | None, slide: Slide) -> None:
+    """Slides of comparisons and of the experiments in the folders of ``papers``."""
+    from bnrepro.claims import conclusion
+    from bnrepro.errors import UserError, known_are
+    from bnrepro.plots.style import save_slides
+    from bnrepro.report import compare as comparing
+    from bnrepro.report import figures as drawing
+
+    have = {place: list(drawing.SLIDES) for place in comparisons}
+    have |= {place: [each.name for each in paper.figures] for place, paper in papers.items()}
+    if to and len(have) > 1:
+        raise UserError(f"--to={to} takes the figures of one folder, and {len(have)} are drawn. Name one of them.")
+    for name in slide.only or ():
+        if not any(name in names for names in have.values()):
+            every = dict.fromkeys(each for names in have.values() for each in names)
+            raise UserError(f"--only: there is no figure {name!r}.{known_are(name, every)}")
+    for place, names in have.items():
+        asked = names if slide.only is None else [name for name in slide.only if name in names]
+        if not asked:  # another folder has them
+            continue
+        home = to or place / "slides"
+        if place in papers:
+            drawn = conclusion.figures_of(papers[place], place, slide.only and asked)
+            if not drawn:
+                tell(f"The records in {place} leave nothing to draw.")
+                continue
+            make_room(home)
+            save_slides(drawn, home, slide)
+            say(f"Figures: {shown(home)}")
+        else:
+            make_room(home)
+            drawing.draw_slides(comparing.open_comparison(place), home, slide)
+            say(f"Figures and their data as CSV: {shown(home)}")
+
+
+def _paper_of(folder: Path, own: Mapping[Path, Paper[Any]]) -> Paper[Any]:
+    """The paper whose records are in ``folder``: one of ``own``, by folder, or of the package.
+
+    Raises:
+        UserError: the records are damaged; there is no such paper.
+    """
     from bnrepro.claims.records import COPY, drawn_by, read
-    from bnrepro.claims.registering import check_as_judged
-    from bnrepro.cli.reproducing import tell_unmeasured
-    from bnrepro.config.user_files import content
     from bnrepro.errors import UserError, known_are
     from bnrepro.experiments import experiment
 
-    records = read(folder)
-    name = records.provenance["experiment"]
-    if own is None and (folder / COPY).is_file() and name not in NAMES:  # code is only run where it is named
+    name = read(folder).provenance["experiment"]
+    for home, paper in own.items():
+        if folder.is_relative_to(home):
+            return paper
+    if (folder / COPY).is_file() and name not in NAMES:  # code is only run where it is named
         raise UserError(f"{folder} holds the results of a paper in a file of your own. {drawn_by(folder)} draws them.")
-    if own is None and name.endswith(".py"):  # which would run it
-        raise UserError(f"{folder} says that it holds the experiment {name!r}, and that is none.{known_are('', NAMES)}")
-    found = own or experiment(name)
-    known = {key: value for key, value in records.settings.items() if key in found.settings_type.model_fields}
-    settings = found.validated(known, f"The settings in {folder}")
+    if name.endswith(".py"):  # which would run it
+        raise UserError(
+            f"{folder} says that it holds the experiment {name!r}, which does not exist.{known_are('', NAMES)}"
+        )
+    return experiment(name)
+
+
+def _conclude(folder: Path, own: Mapping[Path, Paper[Any]]) -> None:
+    from bnrepro.claims.conclusion import conclude, settings_of
+    from bnrepro.claims.records import COPY, read
+    from bnrepro.claims.registering import check_as_judged
+    from bnrepro.cli.reproducing import tell_unmeasured
+    from bnrepro.config.user_files import content
+    from bnrepro.errors import UserError
+
+    found, records = _paper_of(folder, own), read(folder)
+    settings = settings_of(found, records, folder)
     check_as_judged(found, settings, {**records.provenance, "preset": records.preset})
-    if own and (folder / COPY).is_file() and content(folder / COPY) != content(own.file):
+    if found.file and (folder / COPY).is_file() and content(folder / COPY) != content(found.file):
         tell(
-            f"{shown(own.file)} was changed after these records were made: they are judged and drawn as it says now. "
-            f"`bnrepro reproduce {shown(own.file)}` runs and measures as it says now, too."
+            f"{shown(found.file)} has changed since these records were made; they are judged and drawn by its current "
+            f"version. `bnrepro reproduce {shown(found.file)}` runs and measures with it, too."
         )
     try:
         tell_unmeasured(conclude(found, records, folder))
     except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
         # Files can hold any numbers, factors and settings, and only the analysis knows which it needs.
         raise UserError(
-            f"{found.name} can conclude nothing from the records in {folder} ({type(error).__name__}: {error}). "
+            f"{found.name} cannot judge the records in {folder} ({type(error).__name__}: {error}). "
             "`bnrepro reproduce` makes them again."
         ) from error
 

@@ -52,7 +52,7 @@ def train(
 
     Example: bnrepro train --variant=convbn --seed=1 epochs=5 optimizer.lr=0.01
 
-    On several GPUs or machines: torchrun --nproc-per-node=2 -m bnrepro train batch_size=128
+    On several GPUs: torchrun --nproc-per-node=2 -m bnrepro train batch_size=128
     """
     with _one_of_several() as first:
         cfg = configure(overrides, variant=variant, seed=seed, root=root, data_root=data_root)
@@ -70,7 +70,7 @@ def train(
             training.run(cfg, force=force)
             return
         if not force and run_of(cfg).finished:
-            hint("This run is there already; --force runs it again.")
+            hint("This run is already stored; --force repeats it.")
         with TrainBar(cfg) as bar:
             path = training.run(cfg, force=force, report=bar.update)
         summary = Run(path).summary
@@ -102,9 +102,13 @@ def _one_of_several() -> Iterator[bool]:
         yield processes.first
 
 
+VARIANTS = "nobn,bn,custombn,convbn"
+"""That `compare` trains by default."""
+
+
 def compare(
     overrides: Overrides = None,
-    variants: Annotated[str, typer.Option(help="Names separated by commas.")] = "nobn,bn,custombn,convbn",
+    variants: Annotated[str, typer.Option(help="Names separated by commas.")] = VARIANTS,
     seeds: Annotated[int, typer.Option(min=1, help="Number of seeds; 3 means seeds 0, 1, 2.")] = 5,
     jobs: Jobs = None,
     launcher: LauncherName = "local",
@@ -117,7 +121,7 @@ def compare(
     out: Annotated[
         Path | None,
         typer.Option(
-            metavar="FOLDER", parser=folder("--out"), help="Folder for table and figures; default: beside the runs."
+            metavar="FOLDER", parser=folder("--out"), help="Folder for table and figures (default: next to the runs)."
         ),
     ] = None,
     force: Force = False,
@@ -129,20 +133,23 @@ def compare(
     """Train variants side by side over seeds.
 
     Prints and writes a table with 95% intervals, and draws the curves.
+
+    Example: bnrepro compare --variants=bn,convbn --seeds=3 epochs=5
     """
     from bnrepro.cli.launch import take_launcher
     from bnrepro.errors import UserError
 
     if words := [word for word in overrides or [] if re.fullmatch(r"\w+", word)]:
+        given = [] if variants == VARIANTS else variants.split(",")
         raise UserError(
-            f"compare does not know what to do with {' '.join(words)!r}. Separate variants by commas: "
-            f"--variants={','.join([variants, *words])}."
+            f"compare does not understand {' '.join(words)!r}. To choose variants, separate them by commas: "
+            f"--variants={','.join(dict.fromkeys([*given, *words]))}."
         )
     names = names_in("--variants", variants)
     chosen, overrides = take_launcher(launcher, overrides, jobs)
     instead = {
-        "seed": "--seeds=N compares the seeds 0 to N - 1.",
-        "variant": "--variants=bn,convbn says which variants are compared.",
+        "seed": "Use --seeds=N to compare seeds 0 to N - 1.",
+        "variant": "Use --variants=bn,convbn to choose the variants.",
     }
     cfg = configure(overrides, instead, root=root, data_root=data_root)
     for name in names:
@@ -194,9 +201,7 @@ def compare(
 def sweep(
     overrides: Annotated[
         list[str] | None,
-        typer.Argument(
-            metavar="[KEY=VALUE,VALUE...]...", help="As for `train`, with lists, range(...) and glob(...) for values."
-        ),
+        typer.Argument(metavar="KEY=VALUES", help="As for `train`, with lists, range(...) and glob(...) as values."),
     ] = None,
     jobs: Jobs = None,
     launcher: LauncherName = "local",
@@ -209,8 +214,9 @@ def sweep(
 ) -> None:
     """Train every combination of some values.
 
-    Values in Hydra's sweep syntax: lists, range(...), glob(...). Example:
-    bnrepro sweep variant=bn,convbn 'seed=range(3)' optimizer.lr=0.1,0.01
+    Values are lists, range(...) or glob(...), as in Hydra's sweeps.
+
+    Example: bnrepro sweep variant=bn,convbn 'seed=range(3)' optimizer.lr=0.1,0.01
     """
     from bnrepro.cli import listing
     from bnrepro.cli.launch import data_there, take_launcher
@@ -233,7 +239,7 @@ def sweep(
         cfg = chosen.resolve(configure(each, root=root, data_root=data_root))
         norm_of(cfg)  # a name that is no norm's is told before anything runs
         if run_dir(cfg) in runs:
-            note(f"{' '.join(each)}: the same run as one before, and counted once.")
+            note(f"{' '.join(each)}: this run is given more than once and counted once.")
             continue
         combinations.append(each)
         runs[run_dir(cfg)] = cfg
@@ -277,7 +283,10 @@ def evaluate(
     root: Root = Path("runs"),
     as_json: Json = False,
 ) -> None:
-    """Evaluate a run under other statistics."""
+    """Evaluate a run under other statistics.
+
+    Example: bnrepro eval convbn/seed0 --statistics=batch
+    """
     from bnrepro.runs.index import find_run
     from bnrepro.runs.record import open_run
     from bnrepro.system.output import tell

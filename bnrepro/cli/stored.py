@@ -56,26 +56,30 @@ def runs(
         str,
         typer.Option(metavar="KEY", help="Sort by any key, accuracies in descending order. -KEY reverses the order."),
     ] = "path",
-    csv: Annotated[bool, typer.Option("--csv", help="As CSV, for other programs, with every column.")] = False,
+    csv: Annotated[bool, typer.Option("--csv", help="Print CSV with every column, for other programs.")] = False,
     as_json: Json = False,
 ) -> None:
     """List the stored runs.
 
-    Example: bnrepro runs --where optimizer.lr=0.1 --where 'test_accuracy>0.9' --sort val_accuracy
+    Example: bnrepro runs --where 'test_accuracy>0.9' --sort val_accuracy
     """
     from bnrepro.cli import listing
     from bnrepro.errors import UserError
     from bnrepro.runs import index
 
     asked = conditions(where, dataset=dataset, model=model, variant=variant, status=status)
-    wanted = [index.column(name, "--columns") for name in names_in("--columns", columns)] if columns is not None else []
+    wanted = (
+        [index.column(name, "--columns") for name in names_in("--columns", columns, "variant,test_accuracy")]
+        if columns is not None
+        else []
+    )
     index.column(sort.removeprefix("-"), "--sort")
     found = index.select(root, asked, sort)
     folder_of_runs(root)
     if not found and (other := listing.root_near(root)):
         raise UserError(
-            f"{root} is not the root of its runs. --root is the folder that holds <dataset>/<model>/<variant>/<run>: "
-            f"--root={shown(other)}."
+            f"{root} lies inside a folder of runs. --root must name the folder that contains "
+            f"<dataset>/<model>/<variant>/<run>: --root={shown(other)}."
         )
     for place in listing.misplaced(root):
         note(f"{shown(place)} is not listed: move it into {shown(root)}/<dataset>/<model>/<variant>.")
@@ -122,7 +126,7 @@ def diff(run: RunName, other: RunName, root: Root = RUNS, as_json: Json = False)
 def watch(
     root: Root = RUNS,
     where: Where = None,
-    every: Annotated[float, typer.Option(min=0.1, max=3600, help="Seconds between looks.")] = 1.0,
+    every: Annotated[float, typer.Option(min=0.1, max=3600, help="Seconds between updates.")] = 1.0,
 ) -> None:
     """Follow running runs from another terminal.
 
@@ -154,16 +158,15 @@ def watch(
 def prune(
     root: Root = RUNS,
     where: Where = None,
-    whole: Annotated[
-        bool, typer.Option("--runs", help="Delete the runs themselves, and not their optimiser's state alone.")
-    ] = False,
-    do_it: Annotated[bool, typer.Option("--yes", help="Do it; without, it is only said what would be done.")] = False,
+    whole: Annotated[bool, typer.Option("--runs", help="Delete whole runs, not only their optimiser's state.")] = False,
+    do_it: Annotated[bool, typer.Option("--yes", help="Delete; without it, only print what would be deleted.")] = False,
     as_json: Json = False,
 ) -> None:
     """Drop the optimiser's state of finished runs, or whole runs.
 
-    It only says what it would do; --yes does it. Runs that are running are left alone; weights, metrics and summaries
-    stay unless --runs is given.
+    Without --yes, only prints what would be deleted. Active runs are skipped; weights, metrics and summaries are kept
+    unless --runs is given.
+
     Example: bnrepro prune --runs --where status=failed
     """
     from bnrepro.errors import UserError
@@ -172,7 +175,9 @@ def prune(
 
     folder_of_runs(root)
     if whole and not where:
-        raise UserError("--runs deletes runs. Say which, as in --where=status=failed, or --where='seed>=0' for all.")
+        raise UserError(
+            "--runs deletes whole runs. Select them, as in --where=status=failed, or --where='seed>=0' for all."
+        )
     found = pruning.delete(root, conditions(where), do_it) if whole else pruning.lighten(root, conditions(where), do_it)
     answer({"done": do_it, "runs": [{"path": path, "bytes": size} for path, size in found.items()]})
     for path, size in found.items():
@@ -181,4 +186,4 @@ def prune(
     total = f"{what}{counted(len(found), 'run')}, {sum(found.values()) / 1e6:.1f} MB"
     say(f"Deleted: {total}." if do_it else f"Would delete {total}.")
     if found and not do_it:
-        hint("Nothing has been deleted. The same command with --yes does it.")
+        hint("Nothing was deleted. Add --yes to delete.")

@@ -40,7 +40,10 @@ def config(
     data_root: DataRoot = None,
     as_json: Json = False,
 ) -> None:
-    """Print the resolved configuration; run nothing."""
+    """Print the resolved configuration; run nothing.
+
+    Example: bnrepro config recipe=cifar_fast variant=convbn
+    """
     cfg = configure(overrides, variant=variant, seed=seed, root=root, data_root=data_root)
     from bnrepro.config import to_dict, to_yaml
     from bnrepro.config.schema import Source
@@ -56,7 +59,7 @@ def config(
 
 
 def norms(as_json: Json = False) -> None:
-    """List the norms, each in a line.
+    """List the norms, one per line.
 
     Formula, axes of the statistics, parameters, whether train and eval differ, source.
     """
@@ -76,17 +79,17 @@ def tensorboard(
     folder: Annotated[
         Path,
         typer.Argument(
-            metavar="[COMPARISON or FOLDER]",
+            metavar="FOLDER",
             parser=path("FOLDER"),
-            help="A comparison, by its folder or the beginning of its hash, or a folder of runs; default: all runs.",
+            help="A comparison (its folder or the start of its hash), or a folder of runs (default: all runs).",
         ),
     ] = RUNS,
-    port: Annotated[int, typer.Option(min=0, max=65535, help="Port on localhost; 0 for any that is free.")] = 6006,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port on localhost; 0 picks a free one.")] = 6006,
     root: Root = RUNS,
 ) -> None:
     """Start TensorBoard on the stored runs.
 
-    Example: bnrepro tensorboard compare-3f2a
+    Example: bnrepro tensorboard runs/mnist5k
     """
     from bnrepro.runs import hparams
     from bnrepro.system.output import only_shown
@@ -103,10 +106,11 @@ def tensorboard(
     if not comparison and any(logs.glob("**/compare-*/")):
         which, means = "The means that `compare` made", "compare-[^/]*"
     about = [
-        "TensorBoard is starting. Intervals over seeds are under CUSTOM SCALARS; HPARAMS has one row a configuration, "
+        "TensorBoard is starting. 95% intervals are under CUSTOM SCALARS; HPARAMS has one row per configuration, "
         "with the mean of its seeds.",
         *([f"{which}, alone:", _address(port, f"{means}/")] if means else []),
-        "Every run, one colour a variant:",
+        *(["Their 95% intervals:", _intervals(port, f"{means}/")] if means else []),
+        "All runs, one colour per variant:",
         _address(port, "[^.]"),  # all but the one that has the columns of HPARAMS
     ]
     # -P: else Python would look for modules in the folder that it is called from
@@ -132,6 +136,16 @@ def _address(port: int, runs: str) -> str:
     return f"http://localhost:{port}/?{urlencode(asked)}#timeseries"
 
 
+def _intervals(port: int, runs: str) -> str:
+    """CUSTOM SCALARS of the ``runs`` whose names match, without smoothing.
+
+    Its settings stand behind the # in TensorBoard's addresses, unlike those of TIME SERIES. It has no colours by group.
+    """
+    from urllib.parse import quote
+
+    return f"http://localhost:{port}/#custom_scalars&regexInput={quote(runs, safe='/')}&_smoothingWeight=0"
+
+
 _SERVE = """
 import signal, sys
 
@@ -148,7 +162,7 @@ try:
 except Exception as error:
     lines = str(error).splitlines() or [""]
     print(f"Error: TensorBoard cannot be imported ({type(error).__name__}: {lines[0]}). "
-        "Install it again: pip install --force-reinstall tensorboard", file=sys.stderr)
+        "Reinstall it: pip install --force-reinstall tensorboard", file=sys.stderr)
     sys.exit(2)
 print(sys.argv.pop(1), flush=True)
 run_main()
@@ -169,12 +183,14 @@ def _free(port: int) -> int:
                 server.bind((host, port))
                 port = server.getsockname()[1]
         except PermissionError as error:
-            raise UserError(f"--port={port}: this port is the system's. Use one above 1023, or --port=0.") from error
+            raise UserError(
+                f"--port={port}: ports below 1024 are reserved for the system. Use a larger one, or --port=0."
+            ) from error
         except OSError as error:
             if error.errno == errno.EADDRINUSE:
                 raise UserError(
-                    f"--port={port}: something listens there already, perhaps another TensorBoard. "
-                    "`bnrepro tensorboard --port=0` takes a port that is free."
+                    f"--port={port}: this port is in use, perhaps by another TensorBoard. "
+                    "`bnrepro tensorboard --port=0` picks a free one."
                 ) from error
             if family == socket.AF_INET:  # a machine may well have no IPv6
                 raise
@@ -185,18 +201,18 @@ def bench(
     parts: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="[PART]... [KEY=VALUE]...",
-            help="layers, grid, memory, epoch, compare, recipe, throughput, startup, growth, seeds; "
-            "default: layers and memory.",
+            metavar="PART|KEY=VALUE",
+            help="layers, grid, memory, epoch, compare, recipe, throughput, startup, growth, seeds "
+            "(default: layers and memory).",
         ),
     ] = None,
     variants: Annotated[str, typer.Option(help="Names separated by commas.")] = "bn,custombn,convbn",
-    repeats: Annotated[int, typer.Option(min=1, help="Rounds; what takes long is repeated a tenth as often.")] = 30,
+    repeats: Annotated[int, typer.Option(min=1, help="Rounds; slow parts are repeated a tenth as often.")] = 30,
     threads: Annotated[int | None, typer.Option(min=1, max=1024, help="Threads (default: one per core).")] = None,
     out: Annotated[
         Path | None,
         typer.Option(
-            metavar="FOLDER", parser=folder("--out"), help="Folder for CSV and figures; default: none are written."
+            metavar="FOLDER", parser=folder("--out"), help="Folder for CSV and figures (default: none are written)."
         ),
     ] = None,
 ) -> None:

@@ -118,7 +118,7 @@ def check_same(directory: Path, cfg: Config, damaged: bool = False) -> None:
     """
     there = next((parent for parent in directory.parents if os.path.lexists(parent)), Path())
     if not there.is_dir():
-        raise UserError(f"{there} {no_folder(there)}, and {directory} cannot be made. Give another root.")
+        raise UserError(f"{there} {no_folder(there)}, and {directory} cannot be created. Use another root.")
     try:
         unlike = differences(_stored_values(directory / "config.yaml"), cfg)
     except FileNotFoundError:
@@ -146,7 +146,7 @@ def check_yaml(text: Any, cfg: Config) -> None:
         UserError: it describes a different run, or is not a configuration.
     """
     if unlike := yaml_differences(text, cfg):
-        raise UserError(f"The checkpoint is another run's: {', '.join(unlike[:3])}. Start over with --force.")
+        raise UserError(f"The checkpoint belongs to another run: {', '.join(unlike[:3])}. Start over with --force.")
 
 
 def yaml_differences(text: Any, cfg: Config) -> list[str]:

@@ -81,13 +81,13 @@ def load_config(overrides: list[str] | None = None) -> Config:
     check(cfg)
     if cfg.schedule.warmup_epochs > cfg.epochs:  # not in `check`: runs that were stored with it stay readable
         raise UserError(
-            f"schedule.warmup_epochs={cfg.schedule.warmup_epochs:g} is longer than the training, epochs={cfg.epochs}. "
-            "Train longer, or warm up for less."
+            f"schedule.warmup_epochs={cfg.schedule.warmup_epochs:g} exceeds epochs={cfg.epochs}. "
+            "Increase epochs, or reduce schedule.warmup_epochs."
         )
     if cfg.data.path is not None and not given.keys() & {"data", "data.name"}:
         # It would count as the dataset that configs/config.yaml names. What its file is called must not count.
         name = re.sub(r"[^A-Za-z0-9_]", "_", Path(cfg.data.path).stem)[:100] or "flowers"
-        raise UserError(f"data.path={cfg.data.path[:200]}: give the data a name too, as in data.name={name}.")
+        raise UserError(f"data.path={cfg.data.path[:200]}: the dataset needs a name, as in data.name={name}.")
     return cfg
 
 
@@ -98,9 +98,7 @@ def _recipe(name: str) -> list[tuple[str, Any]]:
         found = cast(dict[str, Any], OmegaConf.to_container(OmegaConf.create(stored.read_yaml(file))))
         return [parse(written(key, value)) for key, value in found.items()]
     except (OSError, OmegaConfBaseException, YAMLError, ValueError, AttributeError, UserError) as error:
-        raise UserError(
-            f"{file} does not fit the schema ({first_line(error)}). Undo what was changed in it."
-        ) from error
+        raise UserError(f"{file} does not fit the schema ({first_line(error)}). Undo the changes in it.") from error
 
 
 @cache
@@ -114,7 +112,7 @@ def _composed(chosen: tuple[tuple[str, str], ...]) -> Config:
         return cast(Config, OmegaConf.to_object(composed))
     except (HydraException, OmegaConfBaseException, YAMLError, ValueError, TypeError) as error:
         raise UserError(
-            f"The files in {configs_dir()} do not fit the schema ({first_line(error)}). Undo what was changed in them."
+            f"The files in {configs_dir()} do not fit the schema ({first_line(error)}). Undo the changes in them."
         ) from error
 
 
@@ -155,7 +153,10 @@ def check(cfg: Config) -> Config:
         name = values[key]
         of_code = key in FILES and values[FILES[key]] is not None and name.isidentifier()  # as Python has names
         if not (re.fullmatch(r"[A-Za-z0-9_]+", name) or of_code) or len(name.encode(errors="replace")) > 100:
-            raise UserError(f"{key} must be a name of at most 100 letters, digits and underscores; got {name[:200]!r}.")
+            ours = " A norm of your own is FILE.py:NAME." if key == "variant" and not {*"./:"}.isdisjoint(name) else ""
+            raise UserError(
+                f"{key} must be a name of at most 100 letters, digits and underscores; got {name[:200]!r}.{ours}"
+            )
     for key in PATHS:
         check_path(key, values[key], "Write the path of an .npz archive." if key == "data.path" else "")
     if cfg.model.file is not None:
@@ -165,9 +166,9 @@ def check(cfg: Config) -> Config:
                     f"model.{each.name} is not used by a network of your own ({cfg.model.file}). Leave it out."
                 )
     if cfg.data.path is None and cfg.data.source is Source.npz:
-        raise UserError("data.source=npz needs the archive's file. Write data.path=FILE too.")
+        raise UserError("data.source=npz needs an archive. Add data.path=FILE.npz data.name=NAME.")
     if cfg.data.path is not None and cfg.data.source is not Source.npz:
-        raise UserError(f"data.path={cfg.data.path} is an archive's file. Write data.source=npz too.")
+        raise UserError(f"data.path={cfg.data.path} is read only with data.source=npz. Add data.source=npz.")
     rules = [
         ("seed", cfg.seed, 0 <= cfg.seed < 2**63, "0 or more, and less than 2^63"),
         ("epochs", cfg.epochs, cfg.epochs >= 1, "1 or more"),
@@ -198,7 +199,7 @@ def check(cfg: Config) -> Config:
             "optimizer.train_only",
             cfg.optimizer.train_only.value,
             cfg.optimizer.train_only is not TrainOnly.random or cfg.optimizer.weight_decay == 0,
-            "another than random where there is weight decay, which moves what has no gradient",
+            "something other than random with weight decay, which moves parameters without gradients",
         ),
         ("data.val_fraction", cfg.data.val_fraction, 0 <= cfg.data.val_fraction < 1, "in [0, 1)"),
         (

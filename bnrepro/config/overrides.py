@@ -186,7 +186,7 @@ def _one_value(key: str, text: str) -> None:
     values = bracketed[1] if bracketed else text
     if not all(part.strip() for part in values.split(",")):
         raise UserError(
-            f"{key}={text}: a value is missing beside a comma. {key} takes one value; `bnrepro sweep` runs "
+            f"{key}={text}: a value is missing next to a comma. {key} takes one value; `bnrepro sweep` runs "
             f"several, written without spaces, as in {key}={','.join(two_values(key))}."
         )
     for part in values.split(","):

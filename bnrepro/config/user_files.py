@@ -46,7 +46,7 @@ def parse(text: str) -> Named | None:
     if match and _normal(match[2]).isidentifier():
         return Named(Path(match[1]).expanduser().absolute(), _normal(match[2]))
     if re.search(r"\.py(:.*)?$", text, flags=re.DOTALL):
-        raise UserError(f"{text[:200]} does not say which class or function is meant. Write FILE.py:NAME.")
+        raise UserError(f"{text[:200]} does not name a class or function. Write FILE.py:NAME.")
     return None
 
 
@@ -68,7 +68,7 @@ def load(file: Path, name: str) -> Any:
         raise UserError(f"{file} has no {name}.{did_you_mean(name, own)}{known}")
     found = getattr(module, name)
     if not callable(found):
-        raise UserError(f"{file}:{name} is no class or function, but {type(found).__name__}. Name another.")
+        raise UserError(f"{file}:{name} is neither a class nor a function ({type(found).__name__}). Name another.")
     return found
 
 
@@ -97,7 +97,7 @@ def load_module(file: Path) -> ModuleType:
         del sys.modules[name], _files[name]
         if isinstance(error, KeyboardInterrupt):
             raise
-        alone = " It must be complete in itself, or import what is installed." * isinstance(error, ImportError)
+        alone = " It must be self-contained, or import installed packages alone." * isinstance(error, ImportError)
         raise UserError(f"{file} cannot be imported: {where(error, file)}.{alone}") from error
     return module
 
@@ -128,7 +128,7 @@ class _Installed:
         spec = next(filter(None, (finder.find_spec(name, path, target) for finder in others)), None)
         if spec and (place := _outside(spec)):
             raise ImportError(
-                f"{name} lies in {place}, outside of Python's installation, where a change would not be noticed"
+                f"{name} lies in {place}, outside Python's installation, where changes would go unnoticed"
             )
 
 
@@ -191,7 +191,7 @@ def content(file: Path) -> bytes:
     except FileNotFoundError as error:
         raise UserError(f"There is no file {file}. Give the path of a Python file.") from error
     except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or str(error) or "it is no plain file"
+        reason = getattr(error, "strerror", None) or str(error) or "it is not a regular file"
         raise UserError(f"{file} cannot be read ({reason}). Give the path of a Python file.") from error
 
 

@@ -80,7 +80,7 @@ def _read(file: Path) -> Archive:
                 f"{MANY:,} on at most {DENSEST} for each byte of the file"
             )
         if where[0].shape != where[1].shape:
-            raise WrongError(f"has images of {where[0].shape} to train on and of {where[1].shape} to test on")
+            raise WrongError(f"has training images of {where[0].shape} and test images of {where[1].shape}")
         arrays = {key: _array(archive, member) for key, member in members.items()}
     notes += [f"axes {each.name}" for each in where if each.name not in ("NHW", "NHWC")]
     y_train, y_test, about_labels = classes(arrays["y_train"], arrays["y_test"])
@@ -98,7 +98,7 @@ def _members(archive: zipfile.ZipFile) -> tuple[dict[str, str], list[str]]:
     files = [name for name in archive.namelist() if not name.rpartition("/")[2].startswith("._")]  # macOS's shadows
     arrays = [name for name in files if name.endswith(".npy")]
     if not arrays and (inside := [name for name in files if name.endswith(".npz")]):
-        raise WrongError(f"is a zip file round {inside[0][:100]}. Unpack it, and give the path of what was in it")
+        raise WrongError(f"is a zip file that contains {inside[0][:100]}. Unpack it, and use the path of that file")
     exact = {key: f"{key}.npy" for key in KEYS}
     roles: dict[str, list[str]] = {}
     for name in arrays:
@@ -107,13 +107,11 @@ def _members(archive: zipfile.ZipFile) -> tuple[dict[str, str], list[str]]:
     if missing := [key for key in KEYS if key not in roles]:
         names = ", ".join(name.removesuffix(".npy")[:40] for name in arrays[:10])
         unsplit = any(re.fullmatch(_KINDS["x"], _plain(name)) for name in arrays)
-        advice = ". Split its images into those to train and to test on, and save them under these names"
+        advice = ". Split its images into training and test images, and save them under these names"
         has = names or "no arrays"
         raise WrongError(f"lacks {', '.join(missing)}; it has {has}{advice if unsplit else ''}. {FORM}")
     if twice := [names for names in map(roles.__getitem__, KEYS) if len(names) > 1]:
-        raise WrongError(
-            f"has both {twice[0][0][:100]} and {twice[0][1][:100]}, and only one can be meant. Leave one out"
-        )
+        raise WrongError(f"has both {twice[0][0][:100]} and {twice[0][1][:100]}, which mean the same. Leave one out")
     if set(exact.values()) <= set(arrays):
         return exact, _left_out(arrays)
     members = {key: roles[key][0] for key in KEYS}
@@ -160,7 +158,7 @@ def _header(archive: zipfile.ZipFile, key: str, name: str) -> _Claim:
     if member.flag_bits & 1:
         raise WrongError(f"has {key} locked with a password. Unpack it, and save the arrays with np.savez")
     if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-        raise WrongError(f"has {key} packed in a way that np.savez and np.savez_compressed do not use")
+        raise WrongError(f"has {key} compressed by a method that np.savez and np.savez_compressed do not use")
     with archive.open(member) as stream:
         version = np.lib.format.read_magic(stream)
         read = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}.get(version)

@@ -171,8 +171,8 @@ def pixels(arrays: Sequence[np.ndarray], layouts: Sequence[Layout]) -> tuple[lis
         notes += [note] if note else []
         if one_value(images[-1]):
             raise WrongError(
-                f"has x_{part} in which all pixels come out as the same level, {images[-1].flat[0]}: there is nothing "
-                "to see in these images. Save the images themselves"
+                f"has x_{part} in which all pixels have the same level, {images[-1].flat[0]}: these images show "
+                "nothing. Save the original images"
             )
     bright = [values.high * factor + shift >= HALF for values in about]
     if len(scales) == 1 and len(set(bright)) == 2:
@@ -206,7 +206,7 @@ def _values(array: np.ndarray, where: Layout, part: str) -> Values:
         if array.dtype.kind == "f":
             if not (finite := np.isfinite(some).all((1, 2, 3))).all():
                 raise WrongError(
-                    f"has values in x_{part} that are no numbers (image {start + int(finite.argmin())}). Mend these "
+                    f"has values in x_{part} that are not finite (image {start + int(finite.argmin())}). Fix these "
                     "images or leave them out"
                 )
             whole = whole and bool((some == np.rint(some)).all())
@@ -291,11 +291,9 @@ def classes(y_train: np.ndarray, y_test: np.ndarray) -> tuple[np.ndarray, np.nda
         _check_seen(np.unique(np.concatenate([train, test])).tolist())
     known, numbers = np.unique(train, return_inverse=True)
     if len(known) == 1:
-        raise WrongError(f"has the label {_some(known)} alone in y_train. Two classes or more are needed")
+        raise WrongError(f"has the label {_some(known)} alone in y_train. At least two classes are needed")
     if len(known) == len(train):
-        raise WrongError(
-            "has a label of its own for every image to train on, so no classes. Save the classes as labels"
-        )
+        raise WrongError("has a different label for every training image. Save classes as labels")
     if len(lacking := np.setdiff1d(test, known)):
         what = f"has test labels that the training set lacks ({_some(lacking)})"
         if len(other := np.setdiff1d(known, test)):  # each has what the other lacks: numbers from 0 and from 1
@@ -346,18 +344,18 @@ def _plain(labels: np.ndarray, part: str) -> np.ndarray:
     low, high = int(labels.min()), int(labels.max())
     if low < 0 and not set(np.unique(labels).tolist()) <= {-1, 1}:  # these are how many write two classes
         raise WrongError(
-            f"has labels below 0 in y_{part} ({low}). Where these mark images without a label, leave them out"
+            f"has labels below 0 in y_{part} ({low}). If these mark images without a label, leave the images out"
         )
     if high >= 2**62:
-        raise WrongError(f"has the label {high} in y_{part}, which is no number of a class")
+        raise WrongError(f"has the label {high} in y_{part}, which is not the number of a class")
     return labels.astype(np.int64)
 
 
 def _from_one_hot(labels: np.ndarray, part: str) -> np.ndarray:
     if labels.dtype.kind not in "biuf" or not ((labels == 0) | (labels == 1)).all() or (labels.sum(1) != 1).any():
         raise WrongError(
-            f"has y_{part} of {labels.dtype} {labels.shape}, which are not one-hot: a row may have a single 1. One "
-            "class for each image is needed"
+            f"has y_{part} of {labels.dtype} {labels.shape}, which are not one-hot: each row must have a single "
+            "1. Save one class for each image"
         )
     found: np.ndarray = labels.argmax(1)
     return found
@@ -367,7 +365,7 @@ def _from_texts(labels: np.ndarray, part: str) -> np.ndarray:
     try:
         texts: Any = np.char.decode(labels, "utf-8") if labels.dtype.kind == "S" else labels
     except UnicodeDecodeError as error:
-        raise WrongError(f"has labels in y_{part} that are no texts in UTF-8") from error
+        raise WrongError(f"has labels in y_{part} that are not UTF-8 text") from error
     distinct = np.unique(texts)
     if any(not text.strip() or len(text) > LONGEST or not text.isprintable() for text in distinct.tolist()):
         raise WrongError(f"has labels in y_{part} that are empty, longer than {LONGEST} characters or not printable")
@@ -377,7 +375,7 @@ def _from_texts(labels: np.ndarray, part: str) -> np.ndarray:
             if (other := by_number.setdefault(int(text), text)) != text:
                 raise WrongError(
                     f"has the labels {other!a} and {text!a} in y_{part}, which are the same number and would be one "
-                    "class. Write them in one way"
+                    "class. Use one spelling"
                 )
         return np.asarray(texts).astype(np.int64)  # 2 comes before 10
     return np.asarray(texts)

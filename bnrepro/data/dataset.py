@@ -103,11 +103,11 @@ def load(cfg: Data, device: torch.device) -> Dataset:
     (x, y), test = found.pair
     held_out = round(cfg.val_fraction * len(y))
     if len(test[1]) < 2:
-        raise UserError(f"data: there is {len(test[1])} image to test on, and at least two are needed.")
+        raise UserError(f"data: there is {len(test[1])} test image, but at least two are needed.")
     if min(held_out or (2 if cfg.val_fraction == 0 else 0), len(y) - held_out) < 2:
         raise UserError(
-            f"data.val_fraction={cfg.val_fraction}: {len(y)} training images do not leave two each to train and "
-            "to validate on. Use a fraction nearer to 0.1, 0 for no validation, or more images."
+            f"data.val_fraction={cfg.val_fraction}: {len(y)} images leave fewer than two for training or for "
+            "validation. Use a fraction nearer to 0.1, 0 for no validation, or more images."
         )
     left = len(y) - held_out
     if cfg.train_images is not None and not 2 <= cfg.train_images <= left:
@@ -119,13 +119,13 @@ def load(cfg: Data, device: torch.device) -> Dataset:
     trained_on = order[held_out:][: cfg.train_images]
     if cfg.crop >= min(x.shape[2:]):
         raise UserError(
-            f"data.crop={cfg.crop} can leave nothing but padding of images of {x.shape[2]} x {x.shape[3]}. Use less "
+            f"data.crop={cfg.crop} can leave nothing but padding in images of {x.shape[2]} x {x.shape[3]}. Use less "
             f"than {min(x.shape[2:])}."
         )
-    for part, images in (("train", x), ("test", test[0])) if cfg.binarize else ():
+    for part, images in (("training", x), ("test", test[0])) if cfg.binarize else ():
         if one_value(images, HALF):
             raise UserError(
-                f"data.binarize=true makes all pixels to {part} on the same: their levels go from {images.min()} to "
+                f"data.binarize=true makes all {part} pixels equal: their levels range from {images.min()} to "
                 f"{images.max()}, and {HALF} and above become 1. Leave data.binarize out, or save the images with "
                 "levels from 0 to 255."
             )

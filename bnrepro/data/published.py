@@ -229,7 +229,7 @@ def checked(file: Path, kind: str, digest: str, remedy: str, whose: Whose = lamb
     raw = content(file, remedy)
     if hashlib.new(kind, raw, usedforsecurity=False).hexdigest() != digest:
         if other := whose(raw):
-            raise UserError(f"{file} is sound, but it is {other}. Move it there. {remedy}")
+            raise UserError(f"{file} is intact, but it is {other}. Move it there. {remedy}")
         raise UserError(f"{file} is damaged or not the published file: its checksum is wrong. Delete it. {remedy}")
     return raw
 
@@ -246,7 +246,7 @@ def store(file: Path, raw: bytes) -> None:
         write_whole(file, raw)
     except OSError as error:
         raise UserError(
-            f"{file} cannot be written ({error.strerror}). Set data.root to a folder with room that you may write to."
+            f"{file} cannot be written ({error.strerror}). Set data.root to a writable folder with enough space."
         ) from error
 
 

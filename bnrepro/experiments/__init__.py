@@ -47,7 +47,9 @@ def _in_file(file: Path) -> Paper[Any]:
     module = user_files.load_module(file)
     papers = [value for value in vars(module).values() if isinstance(value, Paper)]
     if len(papers) != 1:
-        raise UserError(f"{file} must hold one paper, as in `paper = Paper(__name__, Settings)`; it has {len(papers)}.")
+        raise UserError(
+            f"{file} must define one paper, as in `paper = Paper(__name__, Settings)`; it defines {len(papers)}."
+        )
     if not re.fullmatch(r"[A-Za-z0-9_]{1,100}", file.stem) or file.stem in (*NAMES, COMPARISON):
         raise UserError(
             f"{file}: results are kept under the file's name. Use letters, digits and underscores, and not "

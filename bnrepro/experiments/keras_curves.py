@@ -550,7 +550,6 @@ def curves_by_epoch(r: Results, s: Settings) -> Figure | None:
             curve(panel, at, look[arm], log=log, marks=len(at) == 1)
         if log:
             panel.set_yscale("log")
-            figures.log_ticks(panel)
         panel.xaxis.set_major_locator(MaxNLocator(integer=True))
         panel.set(xlabel="epoch", ylabel=label)
     legend(figure, 3)

@@ -33,7 +33,6 @@ from bnrepro.config import load_config
 from bnrepro.data.dataset import eval_batches
 from bnrepro.norm import reestimate_statistics
 from bnrepro.plots.panels import dots, legend, lines, looks, panels
-from bnrepro.plots.style import log_ticks
 from bnrepro.runs.record import Run
 from bnrepro.training import evaluation as inference
 from bnrepro.training import train
@@ -283,7 +282,6 @@ def shift_of_the_variance(r: Results, s: Settings) -> Figure | None:
     figure, (left, right) = panels(2, height=2.9)
     lines(left, layers.at(amount=[0.0, s.much]).max("amount"), "x", "position", looks(PLACES), log=True)
     left.set(xlabel="BN layer", ylabel="shift of the variance", title=f"dropout {s.much:g}", yscale="log")
-    log_ticks(left)
     cells = {"none": ("none", 0.0), f"blocks {s.little:g}": ("in_blocks", s.little)}
     cells |= {f"blocks {s.much:g}": ("in_blocks", s.much), f"last {s.much:g}": ("last", s.much)}
     names = {"accuracy": "moving statistics", "accuracy_mended": "re-estimated"}

@@ -133,8 +133,8 @@ class Job:
                     queue_again(number, None)  # does not return
                 except UncompletedJobError as error:
                     raise UserError(
-                        "Its job ran out of time more often than launcher.timeouts allows. Ask for it again, with a "
-                        "longer launcher.time: it goes on where it was."
+                        "Its job ran out of time more often than launcher.timeouts allows. Run the command "
+                        "again with a longer launcher.time; it continues where it stopped."
                     ) from error
         except UserError as error:
             self._note(error=str(error), by_user=True)

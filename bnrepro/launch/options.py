@@ -110,7 +110,7 @@ def _check(options: Options) -> Options:
     ]
     for key, text in (each for each in vars(options).items() if isinstance(each[1], str)):
         # It becomes a line of the batch script, where what follows a line break would be a command.
-        rules.append((key, bool(text.strip()) and text.isprintable(), "a text in one line that is not empty"))
+        rules.append((key, bool(text.strip()) and text.isprintable(), "a non-empty single line"))
     for key, holds, wanted in rules:
         if not holds:
             raise UserError(f"launcher.{key} must be {wanted}; got {getattr(options, key)}.")

@@ -41,8 +41,8 @@ ENDED = {  # Slurm's states of jobs that are over; in every other one a job is q
 }
 RUNNING = {"RUNNING", "COMPLETING", "SUSPENDED"}
 FINAL = {  # ends that another try would not change, or that somebody chose
-    "CANCELLED": "was cancelled; ask for the run again to submit it again",
-    "OUT_OF_MEMORY": "ran out of memory; ask for more with launcher.memory",
+    "CANCELLED": "was cancelled; run the command again to resubmit it",
+    "OUT_OF_MEMORY": "ran out of memory; request more with launcher.memory",
 }
 
 
@@ -150,7 +150,7 @@ def resolve(cfg: Config, options: Options) -> Config:
         raise UserError("device=cuda: the jobs have no GPU. Ask for one with launcher.gpus=1.")
     if cfg.precision is Precision.auto:
         raise UserError(
-            "precision=auto is what a machine multiplies in, and the machines of a cluster may differ. Write "
+            "precision=auto depends on the machine, and those of a cluster may differ. Write "
             "precision=bf16 or precision=fp32."
         )
     device = Device.cuda if options.gpus and cfg.device is not Device.cpu else Device.cpu
@@ -332,7 +332,7 @@ class _Sbatch:
         try:
             done = subprocess.run(self.command, capture_output=True, text=True, errors="replace")
         except OSError as error:
-            raise UserError(f"sbatch cannot be run ({error.strerror}). Look at what `type sbatch` names.") from error
+            raise UserError(f"sbatch cannot be run ({error.strerror}). Check what `type sbatch` names.") from error
         why = " ".join((done.stderr.strip() or done.stdout).split())
         if done.returncode and why:
             kind = _LimitError if _is_limit(why) else UserError
@@ -342,8 +342,8 @@ class _Sbatch:
             )
         if done.returncode:
             raise UserError(
-                f"sbatch failed (exit code {done.returncode}) and gave no reason. See whether `sbatch --wrap=hostname` "
-                "works, and ask those who run the cluster if it does not."
+                f"sbatch failed (exit code {done.returncode}) and gave no reason. Check whether "
+                "`sbatch --wrap=hostname` works; if not, ask the cluster's administrators."
             )
         if not re.search(r"job [0-9]", done.stdout):  # as submitit looks for the number
             said = f"said {' '.join(done.stdout.split())[:200]!r}" if done.stdout.strip() else "said nothing"
@@ -407,10 +407,11 @@ def _states() -> dict[str, str]:
     except (OSError, subprocess.SubprocessError) as error:
         said = (getattr(error, "stderr", None) or b"").decode(errors="replace")
         why = " ".join((said or str(error)).split())
-        raise UserError(f"squeue does not answer: {why}") from error
+        raise UserError(f"squeue failed ({why}). Check that `squeue --me` works on this machine.") from error
     states = dict(line.strip().split("|", 1) for line in answer.splitlines() if "|" in line)
     if answer.strip() and not states:  # an empty queue is an empty answer; this one says of no job that it is gone
-        raise UserError(f"squeue does not answer: {' '.join(answer.split())[:200]}")
+        said = " ".join(answer.split())[:200]
+        raise UserError(f"squeue failed ({said}). Check that `squeue --me` works on this machine.")
     return states
 
 

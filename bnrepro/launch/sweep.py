@@ -64,16 +64,22 @@ def expand(overrides: Sequence[str]) -> list[list[str]]:
             parse(text)  # raises, where it is no value
             choices.append([text])
         if not choices[-1]:
-            raise UserError(f"{text} matches nothing.")
+            from bnrepro.norm import NORMS
+
+            names = list(NORMS) if key == "variant" else groups()[key]
+            raise UserError(f"{text} matches no name. Available: {', '.join(names)}.")
         if prod(map(len, choices)) > MOST_RUNS:
-            raise UserError(f"These are more than {MOST_RUNS:,} runs. Sweep a part of them at a time.")
+            raise UserError(f"This would be more than {MOST_RUNS:,} runs. Sweep fewer values at a time.")
     return [list(each) for each in product(*choices)]
 
 
 def _one_of(key: str, part: str, text: str) -> str:
     """The override that sets ``key`` to one of the values in ``text``."""
     if not part:
-        raise UserError(f"{text[:200]}: a value is missing beside a comma. Write them without spaces, as in {key}=A,B.")
+        raise UserError(
+            f"{text[:200]}: a value is missing next to a comma. Write values without spaces, as in "
+            f"{key}={','.join(two_values(key))}."
+        )
     one = f"{key}={part}"
     _, value = parse(one)
     if isinstance(value, bool | Enum | str) or value is None:
@@ -99,14 +105,14 @@ def _made_by_function(key: str, text: str) -> list[str]:
             if isinstance(glob := override.value(), Glob):
                 if key not in (*groups(), "variant"):
                     raise UserError(
-                        f"{text}: glob is for variant, {either(list(groups()))}, whose names are known. Give values: "
+                        f"{text}: glob is only for variant, {either(list(groups()))}. List the values: "
                         f"{key}={','.join(two_values(key))}."
                     )
                 if key == "variant":
                     return [f"{key}={name}" for name in glob.filter(list(NORMS))]
             if override.is_sweep_override() and not override.is_discrete_sweep():
                 raise UserError(
-                    f"{text}: an interval has no runs to list. Give values: {key}={','.join(two_values(key))}."
+                    f"{text}: a sweep needs a list of values, not an interval, as in {key}={','.join(two_values(key))}."
                 )
             if override.is_discrete_sweep():
                 made = [f"{key}={value}" for value in islice(override.sweep_string_iterator(), MOST_RUNS + 1)]
@@ -129,8 +135,8 @@ def _made_by_function(key: str, text: str) -> list[str]:
 def _not_understood(text: str) -> UserError:
     open_ = " A closing bracket is missing." if text.count("(") > text.count(")") else ""
     return UserError(
-        f"{text[:200]} is not understood.{open_} A sweep's values are written 0,1,2 or 'range(5)'; 'glob(*bn)' chooses "
-        "variants, and members of data, model, optimizer and schedule."
+        f"{text[:200]} is not understood.{open_} Write values as 0,1,2 or 'range(5)'; 'glob(*bn)' selects names of "
+        "variants, data, models, optimizers and schedules."
     )
 
 
@@ -206,7 +212,7 @@ def gone(path: Path) -> str | None:
         there = Run(path).finished
     except UserError as error:
         return str(error)
-    return None if there else "its folder was removed after it had finished. Ask for it again."
+    return None if there else "its folder was removed after it had finished. Run the command again."
 
 
 def failed(cfg: Config, error: str, by_user: bool = False) -> Outcome:

@@ -69,7 +69,7 @@ def convert(model: nn.Module, variant: str, example_input: Any, *, fuse: bool = 
         raise TypeError(f"convert takes a torch.nn.Module, a norm's name and an input, in this order; got {given}")
     if variant not in NORMS:
         near = "".join(f" Did you mean {name}?" for name in get_close_matches(variant, NORMS, 1))
-        raise NormError(f"There is no norm {variant!r}.{near} There are: {', '.join(NORMS)}.")
+        raise NormError(f"There is no norm {variant!r}.{near} Available: {', '.join(NORMS)}.")
     check_open(model)
     names = {norm: name or "the model" for name, norm in _norms(model)}
     want, new = _planned(model, variant, example_input)

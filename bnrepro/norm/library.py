@@ -57,7 +57,7 @@ def kernels(dtypes: tuple[str, ...]) -> dict[tuple[str, str, str], Kernel] | Non
         _say(
             "bnrepro.norm works with tensor operations, several times slower than torch's norms on the CPU, because "
             f"its kernels cannot be compiled here: {error}. Install a C++ compiler with OpenMP (on Debian: apt install "
-            "g++), name it in CXX, or set BNREPRO_NATIVE=0 to do without and not be told.",
+            "g++), name it in CXX, or set BNREPRO_NATIVE=0 to run without them and without this warning.",
             f"{os.environ.get('CXX')}: {error if isinstance(error, Unavailable) else type(error)}",
         )
         return None
@@ -200,7 +200,7 @@ def _compiled(compiler: list[str], made: Path) -> Path:
             reasons.append(str(error))
             continue
         if not made.is_file() or not made.stat().st_size:
-            raise Unavailable(f"{compiler[0]} ended well, but wrote no library")
+            raise Unavailable(f"{compiler[0]} succeeded, but wrote no library")
         if reasons:
             _say(
                 f"The kernels of bnrepro.norm are compiled without threads (OpenMP): {reasons[0]}. On several cores "
@@ -230,7 +230,7 @@ def _output(command: list[str], limit: float, **environment: Path) -> bytes:
             with suppress(OSError):
                 os.killpg(process.pid, signal.SIGKILL)
             if isinstance(error, subprocess.TimeoutExpired):
-                raise TimeoutError(f"{command[0]} did not end within {limit:g} seconds") from error
+                raise TimeoutError(f"{command[0]} did not finish within {limit:g} seconds") from error
             raise
     if process.returncode:
         said = [line.strip() for line in err.decode(errors="replace").splitlines() if line.strip()]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from io import BytesIO
 from itertools import count
 from pathlib import Path
@@ -14,7 +15,10 @@ import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.scale import LogTransform
+from matplotlib.text import Text
 from matplotlib.ticker import (
+    LogFormatterSciNotation,
     LogLocator,
     MaxNLocator,
     NullFormatter,
@@ -22,6 +26,8 @@ from matplotlib.ticker import (
     StrMethodFormatter,
 )
 
+from bnrepro.errors import UserError
+from bnrepro.system.output import tell
 from bnrepro.system.reading import printable
 from bnrepro.system.writing import write_whole
 
@@ -154,9 +160,16 @@ def log_scale(axes: Axes) -> None:
 
 
 def log_ticks(axes: Axes) -> None:
-    """Ticks of a logarithmic y axis that has its limits: powers of ten over many decades, else plain numbers."""
+    """Ticks of a logarithmic y axis that has its limits: powers of ten over many decades, else plain numbers.
+
+    Nothing changes on other axes, and where ticks were chosen already.
+    """
     bottom, top = axes.get_ylim()
-    if top > WIDE * bottom:
+    scale, chosen = (
+        axes.yaxis.get_transform(),
+        not isinstance(axes.yaxis.get_major_formatter(), LogFormatterSciNotation),
+    )
+    if not isinstance(scale, LogTransform) or scale.base != 10 or chosen or top > WIDE * bottom:
         return
     axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)) if top > 10 * bottom else MaxNLocator(5))
     axes.yaxis.set_minor_locator(NullLocator())
@@ -170,6 +183,8 @@ METADATA: dict[str, dict[str, Any]] = {"svg": {"Date": None}, "png": {"Software"
 def save(figure: Figure, stem: Path, formats: Sequence[str] = ("svg", "png")) -> Path:
     """``figure`` as ``stem``.svg, ``stem``.png and so on, whole; the last is returned."""
     FigureCanvasAgg(figure)
+    for axes in figure.axes:
+        log_ticks(axes)
     with style(), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph ")  # a name in letters that the font lacks is drawn as boxes
         for kind in formats:
@@ -177,3 +192,71 @@ def save(figure: Figure, stem: Path, formats: Sequence[str] = ("svg", "png")) ->
             figure.savefig(content, format=kind, dpi=DPI, metadata=METADATA[kind])
             write_whole(stem.with_name(f"{stem.name}.{kind}"), content.getvalue())
     return stem.with_name(f"{stem.name}.{formats[-1]}")
+
+
+@dataclass(frozen=True)
+class Slide:
+    """How figures for a slide or a paper differ from those that are drawn by default."""
+
+    formats: tuple[str, ...] = ("pdf",)
+    size: tuple[float, float] | None = None
+    """Width and height in inches."""
+    only: tuple[str, ...] | None = None
+    """The figures to draw, by name; None: all of them."""
+    variants: tuple[str, ...] | None = None
+    """Of a comparison, like ``labels`` and ``xlim``."""
+    labels: Mapping[str, str] = field(default_factory=dict)
+    """By variant."""
+    xlim: tuple[float, float] | None = None
+    """Of the epochs."""
+
+
+def save_slides(drawn: Mapping[str, Figure], folder: Path, slide: Slide) -> list[Path]:
+    """Save each figure of ``drawn`` in ``folder`` under its name, in the size and the formats of ``slide``.
+
+    Figures whose labels overlap or are cut off in this size are named in a warning.
+
+    Raises:
+        UserError: labels and legend leave a figure no room in this size; then none is saved.
+    """
+    for name, figure in drawn.items():
+        if slide.size:
+            usual, wanted = ("{:g}x{:g}".format(*size) for size in (figure.get_size_inches().round(1), slide.size))
+            figure.set_size_inches(*slide.size)
+            if not _has_room(figure):
+                raise UserError(f"The figure {name} does not fit into --size={wanted}. Its usual size is {usual}.")
+            if _is_crowded(figure):
+                tell(f"The figure {name} is crowded at --size={wanted}. Its usual size is {usual}.")
+    return [save(figure, folder / name, slide.formats) for name, figure in drawn.items()]
+
+
+def _has_room(figure: Figure) -> bool:
+    """Whether labels and legend leave the panels any room."""
+    FigureCanvasAgg(figure)
+    with style(), warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        figure.draw_without_rendering()
+    return not any("constrained_layout not applied" in str(each.message) for each in told)
+
+
+def _is_crowded(figure: Figure) -> bool:
+    """Whether titles, tick labels or legends overlap or are cut off, after `_has_room`."""
+    legends = [*figure.legends, *(axes.get_legend() for axes in figure.axes)]
+    titles = [axes.title for axes in figure.axes if axes.title.get_text()]
+    labels = [axis.label for axes in figure.axes for axis in (axes.xaxis, axes.yaxis) if axis.label.get_text()]
+    frame = figure.bbox.padded(2)
+    boxes = [each.get_window_extent() for each in (*legends, *titles, *labels) if each is not None]
+    cut = any(box.x0 < frame.x0 or box.y0 < frame.y0 or box.x1 > frame.x1 or box.y1 > frame.y1 for box in boxes)
+    return cut or any(map(_overlap, [titles, *(_tick_labels(axes) for axes in figure.axes)]))
+
+
+def _tick_labels(axes: Axes) -> list[Text]:
+    """The labels of the ticks of x that are seen."""
+    low, high = sorted(axes.get_xlim())
+    ticks = axes.xaxis.get_major_ticks() if axes.xaxis.get_visible() else []
+    return [each.label1 for each in ticks if low <= each.get_loc() <= high and each.label1.get_text()]
+
+
+def _overlap(texts: Sequence[Text]) -> bool:
+    boxes = [text.get_window_extent() for text in texts if text.get_visible()]
+    return any(one.overlaps(other) for place, one in enumerate(boxes) for other in boxes[:place])

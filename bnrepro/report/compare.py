@@ -47,7 +47,7 @@ def grid(cfg: Config, variants: Sequence[str], seeds: int) -> list[Config]:
     names = list(dict.fromkeys(variants))
     labels = [with_variant(cfg, name).variant for name in names]
     if twice := [label for label, count in Counter(labels).items() if count > 1]:
-        raise UserError(f"Two of the variants are called {twice[0]}. Give one of them another name.")
+        raise UserError(f"Two of the variants are called {twice[0]}. Rename one of them.")
     if len(names) * seeds > MOST_RUNS:
         raise UserError(f"These are more than {MOST_RUNS:,} runs. Compare fewer variants or seeds.")
     return [replace(with_variant(cfg, name), seed=seed) for seed in range(seeds) for name in names]

@@ -13,8 +13,8 @@ In a notebook::
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,20 @@ from matplotlib.ticker import (
 )
 
 from bnrepro.errors import UserError, known_are
-from bnrepro.plots.style import COLUMN, CURVES, WIDE, label, labelled, legend, log_scale, look, save, style
+from bnrepro.plots.style import (
+    COLUMN,
+    CURVES,
+    WIDE,
+    Slide,
+    label,
+    labelled,
+    legend,
+    log_scale,
+    look,
+    save,
+    save_slides,
+    style,
+)
 from bnrepro.report.compare import Comparison
 from bnrepro.runs.tables import write_rows
 from bnrepro.stats import Interval, t_interval
@@ -167,43 +180,30 @@ def draw(comparison: Comparison, folder: Path) -> list[Path]:
     return [save(figure, folder / name) for name, figure in figures.items()]
 
 
-@dataclass(frozen=True)
-class Slide:
-    """How figures for a slide or a paper differ from those that are drawn by default."""
-
-    formats: tuple[str, ...] = ("pdf",)
-    size: tuple[float, float] | None = None
-    """Width and height in inches."""
-    variants: tuple[str, ...] | None = None
-    labels: Mapping[str, str] = field(default_factory=dict)
-    """By variant."""
-    xlim: tuple[float, float] | None = None
-    """Of the epochs."""
+SLIDES = (*CURVES, "test_accuracy", "overview")
+"""The figures of a comparison that `draw_slides` draws; the last one only where it is asked for."""
 
 
 def draw_slides(comparison: Comparison, folder: Path, slide: Slide) -> list[Path]:
-    """Each figure of a comparison into ``folder`` as ``slide`` says, and what the curves show as CSV.
+    """The figures of a comparison (`SLIDES`) into ``folder`` as ``slide`` says, and what the curves show as CSV.
 
     Raises:
-        UserError: no such variant.
+        UserError: no such variant, or a figure does not fit its size.
     """
     shown = only(comparison, slide.variants) if slide.variants else comparison
     for name in slide.labels:
         if name not in shown.variants:
             raise UserError(f"--labels: no variant {name!r} is shown.{known_are(name, shown.variants)}")
-    made = []
+    names = SLIDES[:-1] if slide.only is None else [name for name in SLIDES if name in slide.only]
+    others = {"test_accuracy": test_accuracy, "overview": overview}
     with labelled(slide.labels):
-        drawn = {column: curve(shown, column) for column in CURVES}
-        if slide.xlim:
-            for figure in drawn.values():
-                zoom(figure.axes[0], *slide.xlim)
-        drawn |= {"test_accuracy": test_accuracy(shown)}
-        for name, figure in drawn.items():
-            if slide.size:
-                figure.set_size_inches(*slide.size)
-            made.append(save(figure, folder / name, slide.formats))
-    for column in CURVES:
-        write_rows(folder / f"{column}.csv", data(shown, column), ["variant", "epoch", "n", "mean", "low", "high"])
+        drawn = {name: curve(shown, name) if name in CURVES else others[name](shown) for name in names}
+        for axes in [axes for name, figure in drawn.items() if name != "test_accuracy" for axes in figure.axes]:
+            if slide.xlim:
+                zoom(axes, *slide.xlim)
+        made = save_slides(drawn, folder, slide)
+    for name in CURVES if "overview" in names else [name for name in names if name in CURVES]:
+        write_rows(folder / f"{name}.csv", data(shown, name), ["variant", "epoch", "n", "mean", "low", "high"])
     return made
 
 

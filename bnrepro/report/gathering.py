@@ -67,7 +67,7 @@ def sections_in(out: Path, left_out: LeftOut | None = None) -> list[Section]:
     twice = [name for name, count in Counter(section.name for section in sections).items() if count > 1]
     if twice:
         where = " and ".join(str(c.folder) for c in conclusions if c.name in twice)
-        raise UserError(f"{', '.join(twice)} is there more than once: {where}. Give one folder with --out.")
+        raise UserError(f"{', '.join(twice)} is stored more than once: {where}. Give one folder with --out.")
     return sections
 
 

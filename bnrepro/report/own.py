@@ -41,7 +41,7 @@ def write(paths: Sequence[Path], out: Path, left_out: LeftOut | None = None) -> 
     """
     file = out / NAME
     if stored.is_file(file) and MARK not in stored.read_bytes(file)[:4096]:
-        raise UserError(f"{file} was not made by bnrepro, and would be replaced. Name another folder with --out.")
+        raise UserError(f"{file} was not written by bnrepro and would be replaced. Use another --out.")
     with gathered(paths, left_out) as report:
         record.write_whole(file, page(report, None, _title(report)))
     return file

@@ -24,6 +24,8 @@ SHOWN = "TensorBoard's curves"
 PICTURES = 64  # images, filters or channels in one picture
 SMALLEST = 200  # pixels of a picture's side, at least: filters of 5 x 5 are enlarged
 
+GAP = 2  # pixels between two images of a picture
+
 _numbers = count()
 
 
@@ -114,7 +116,10 @@ class TensorBoardWriter:
         self._show(self._picture, "batch", images, step)
 
     def layers(self, network: nn.Module, step: int) -> None:
-        """The first convolution's filters, and of each norm with statistics per location the maps of these."""
+        """The first convolution's filters, and the maps of each norm with statistics per location.
+
+        Means are shown minus the mean of their channel, variances divided by it.
+        """
         self._show(self._layers, network, step)
 
     def hyperparameters(self, values: dict[str, Any], group: str) -> None:
@@ -198,7 +203,9 @@ class TensorBoardWriter:
             for name in ("running_mean", "running_var"):
                 maps = getattr(norm, name)
                 if maps.dim() >= 3 and maps.shape[-1] * maps.shape[-2] > 1:  # per location
-                    flat = maps.reshape(-1, 1, *maps.shape[-2:])
+                    flat = maps.detach().reshape(-1, 1, *maps.shape[-2:])
+                    mean = flat.mean((-2, -1), keepdim=True)  # channels differ by more than locations do
+                    flat = flat / mean.clamp(min=1e-12) if name == "running_var" else flat - mean
                     TensorBoardWriter._picture(events, f"statistics/norm{number}/{name}", flat, step)
 
     @staticmethod
@@ -218,17 +225,18 @@ class TensorBoardWriter:
 def tiled(images: Tensor) -> Tensor:
     """Images (N, C, H, W) side by side as one (C, H', W') from 0 to 1: darkest to brightest of all of them.
 
-    Other channels than 1 and 3 are averaged; lines of 1 pixel lie between images.
+    Other channels than 1 and 3 are averaged; lines of `GAP` pixels lie between images.
     """
     images = images[:PICTURES] if images.shape[1] in (1, 3) else images[:PICTURES].mean(1, keepdim=True)
     low, high = images.min(), images.max()
     images = (images - low) / (high - low if high > low else 1)
     columns = max(1, math.ceil(math.sqrt(len(images))))
     rows = -(-len(images) // columns)
+    factor = -(-SMALLEST // max(rows * images.shape[2], columns * images.shape[3]))
+    images = images.repeat_interleave(factor, 2).repeat_interleave(factor, 3)  # before the lines, which stay thin
     _, channels, height, width = images.shape
-    grid = images.new_ones(channels, rows * (height + 1) - 1, columns * (width + 1) - 1)
+    grid = images.new_ones(channels, rows * (height + GAP) - GAP, columns * (width + GAP) - GAP)
     for place, each in enumerate(images):
-        top, left = place // columns * (height + 1), place % columns * (width + 1)
+        top, left = place // columns * (height + GAP), place % columns * (width + GAP)
         grid[:, top : top + height, left : left + width] = each
-    factor = -(-SMALLEST // max(grid.shape[1:]))
-    return grid.repeat_interleave(factor, 1).repeat_interleave(factor, 2)
+    return grid

@@ -55,8 +55,11 @@ def column(name: str, what: str) -> str:
         return name
     if name in groups() and f"{name}.name" in known:
         return f"{name}.name"
-    near = did_you_mean(name, known) or " `bnrepro config` prints the configuration's, `bnrepro show RUN` all of a run."
-    raise UserError(f"{what}: there is no {name!r}.{near} First there are: {', '.join(FIRST)}.")
+    near = did_you_mean(name, known) or (
+        f" Among others there are {', '.join(FIRST)}; `bnrepro config` prints the keys of the configuration, and "
+        "`bnrepro show RUN` everything that is stored of a run."
+    )
+    raise UserError(f"{what}: there is no column {name!r}.{near}")
 
 
 @dataclass(frozen=True)
@@ -135,7 +138,7 @@ def condition(text: str, what: str = "--where") -> Condition:
     """
     found = re.fullmatch(r"\s*([\w.-]+?)\s*(!=|>=|<=|=|>|<)(.*)", text, re.DOTALL)
     if not found:
-        raise UserError(f"{what}={text[:200]} is no condition. Write KEY=VALUE, as in {what}=optimizer.lr=0.1.")
+        raise UserError(f"{what}={text[:200]} is not a condition. Write KEY=VALUE, as in {what}=optimizer.lr=0.1.")
     name, sign = column(found[1], what), found[2]
     values = tuple(value.strip().strip("'\"") for value in found[3].split(","))
     if "" in values:
@@ -216,7 +219,7 @@ def _one(path: Path, root: Path, places: list[Path]) -> Path:
             raise UserError(f"There is no run {shown(path)} under {root}.{near}")
     if len(found) > 1:
         several = [shown(place) for place in found[:LISTED]] + ["..."] * (len(found) > LISTED)
-        raise UserError(f"{shown(path)} is the beginning of {len(found)} runs. Say which: {', '.join(several)}.")
+        raise UserError(f"{shown(path)} is ambiguous: {len(found)} runs match. Choose one of {', '.join(several)}.")
     return found[0] if found else path
 
 

@@ -158,7 +158,7 @@ def read_csv(file: Path, columns: tuple[str, ...]) -> list[dict[str, str]]:
         text = stored.read_bytes(file).decode("utf-8-sig")
         lines = list(csv.reader(io.StringIO(text, newline=""), strict=True))
     except (csv.Error, UnicodeDecodeError) as error:
-        raise ValueError(f"{file.name} is no CSV file") from error
+        raise ValueError(f"{file.name} is not a CSV file") from error
     if not lines or tuple(lines[0]) != columns:
         raise ValueError(f"{file.name} has other columns")
     if not text.endswith("\n"):
@@ -350,7 +350,8 @@ def open_run(path: Path) -> Run:
     if not is_there(path / CONFIG):
         if is_there(path / SUMMARY):
             raise damaged(path, f"there is no {CONFIG}")
-        raise UserError(f"{path} is not a run's directory (no {CONFIG}). `bnrepro runs` lists them.")
+        what = f"is not a run's directory (no {CONFIG})" if path.exists() else "does not exist"
+        raise UserError(f"{path} {what}. `bnrepro runs` lists the runs.")
     run = Run(path)
     _ = run.finished  # says what is damaged
     return run
@@ -359,7 +360,7 @@ def open_run(path: Path) -> Run:
 @contextmanager
 def claim(directory: Path) -> Iterator[None]:
     """Keep other processes from the run in ``directory``; where one has it, say so and wait until it ends."""
-    with locked(directory / LOCK, f"{directory}: another process is at this run; waiting for it."):
+    with locked(directory / LOCK, f"{directory}: another process is working on this run; waiting for it."):
         yield
 
 
@@ -396,8 +397,8 @@ def _lock(handle: int, file: Path, waiting: str) -> None:
             time.sleep(WAIT_SECONDS)
         except OSError as error:
             output.tell(
-                f"{file.parent}: this file system has no locks ({error.strerror}). Going on without; do not start the "
-                "same command twice at a time."
+                f"{file.parent}: this file system does not support locks ({error.strerror}). Continuing "
+                "without them; do not run the same command twice at once."
             )
             return
 

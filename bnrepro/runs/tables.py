@@ -53,7 +53,7 @@ def read_rows(file: Path, within: Path | None = None) -> list[Row]:
                 raise ValueError(f"line {number} has {len(row)} values for {len(header)} columns")
         return [{name: from_cell(cell, name in TEXT) for name, cell in zip(header, row, strict=True)} for row in rows]
     except UnicodeDecodeError as error:
-        raise ValueError(f"{file.name} is no text in UTF-8") from error
+        raise ValueError(f"{file.name} is not UTF-8 text") from error
     except (csv.Error, ValueError) as error:
         raise ValueError(f"{file.name}: {error}") from error
 

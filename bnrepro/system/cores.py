@@ -144,5 +144,5 @@ def crowded(others: float, threads: int) -> str | None:
     fewer = max(1, int(available - others + 0.25))
     return (
         f"Other processes keep about {others:.0f} of the {available} cores busy, and {threads} threads wait for each "
-        f"other at every step. With OMP_NUM_THREADS={min(fewer, threads - 1)} this would be faster."
+        f"other at every step. With OMP_NUM_THREADS={min(fewer, threads - 1)} training would be faster."
     )

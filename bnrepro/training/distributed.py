@@ -180,8 +180,8 @@ class Processes:
         reason = f"{type(problem).__name__}: {problem}".strip(": ")
         if _connection_lost(problem):
             reason = (
-                "Another process of this run ended without a word (killed? out of memory?). What was saved is intact: "
-                "start the run again to go on from there."
+                "Another process of this run ended without a message (killed? out of memory?). Its checkpoint is "
+                "intact: start the run again to continue."
             )
         mine = (self.rank, isinstance(problem, KeyboardInterrupt), reason)
         if self.store is None:
@@ -235,13 +235,13 @@ def started_by_torchrun(environment: Mapping[str, str]) -> bool:
     if "TORCHELASTIC_RUN_ID" not in environment:
         return False
     if missing := [name for name in NEEDED if not environment.get(name)]:
-        raise UserError(f"TORCHELASTIC_RUN_ID is set, and {', '.join(missing)} not. {LEFT_OVER}")
+        raise UserError(f"TORCHELASTIC_RUN_ID is set, but {', '.join(missing)} not. {LEFT_OVER}")
     numbers = {name: environment[name] for name in ("RANK", "WORLD_SIZE", "MASTER_PORT")}
     numbers |= {name: environment[name] for name in ("LOCAL_RANK", "LOCAL_WORLD_SIZE") if environment.get(name)}
     wrong = [f"{name}={value}" for name, value in numbers.items() if not (value.isascii() and value.isdecimal())]
     if wrong or not int(numbers["RANK"]) < int(numbers["WORLD_SIZE"]) or not 0 < int(numbers["MASTER_PORT"]) < 2**16:
         said = ", ".join(wrong) or ", ".join(f"{name}={value}" for name, value in numbers.items())
-        raise UserError(f"TORCHELASTIC_RUN_ID is set, and {said} makes no sense with it. {LEFT_OVER}")
+        raise UserError(f"TORCHELASTIC_RUN_ID is set, but {said} is inconsistent with it. {LEFT_OVER}")
     if numbers["WORLD_SIZE"] == "1":
         return False
     if environment.get("TORCHELASTIC_USE_AGENT_STORE") == "True":  # else the first process makes the meeting place

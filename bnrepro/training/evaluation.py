@@ -121,9 +121,8 @@ def _data(run: record.Run, cfg: Config) -> Dataset:
     if run.summary.get("data_fingerprint") not in (None, data.fingerprint):
         there = f"data.path={path}" if path is not None else f"data={cfg.data.name} in data.root={cfg.data.root}"
         raise UserError(
-            f"{there} was changed after the run {run.path}: its fingerprint is {data.fingerprint} and not "
-            f"{run.summary['data_fingerprint']}. Put the run's data there again; this trains a run on those there now: "
-            f"{command(cfg)}"
+            f"{there} was changed after the run {run.path}: its fingerprint is {data.fingerprint}, not "
+            f"{run.summary['data_fingerprint']}. Restore the run's data, or train on the current data: {command(cfg)}"
         )
     return data
 
@@ -192,13 +191,13 @@ def differs(run: record.Run, accuracy: float) -> str | None:
     recorded = run.summary.get("test_accuracy")
     if recorded in (None, accuracy):
         return None
-    reason = "another machine, version of torch or number of threads rounds otherwise"
+    reason = "another machine, version of torch or number of threads rounds differently"
     if own := own_files(run.config):
         reason = (
             f"what {own[0].name} keeps elsewhere than in parameters and buffers, as in attributes or generators of its "
             "own, a checkpoint does not hold"
         )
-    return f"The test accuracy on record is {recorded:.4f}. Most likely {reason}."
+    return f"The recorded test accuracy is {recorded:.4f}. Most likely {reason}."
 
 
 def resized(images: Tensor, size: int) -> Tensor:

@@ -400,7 +400,7 @@ def check_options(configs: Sequence[Config]) -> None:
             if (cfg := _setting(key, configs)) and not any(map(holds, configs)):
                 there = either(list(dict.fromkeys(_said(other, _of(each, other)) for each in configs)))
                 raise UserError(
-                    f"{_said(key, _of(cfg, key))} is not used by {there}. Leave it out, or take {_said(other, wanted)}."
+                    f"{_said(key, _of(cfg, key))} is not used by {there}. Leave it out, or use {_said(other, wanted)}."
                 )
     variants = list(dict.fromkeys((cfg.variant, cfg.norm.file is not None) for cfg in configs))
     used = {"file"}.union(*(options_of(*each) for each in variants))
@@ -409,7 +409,7 @@ def check_options(configs: Sequence[Config]) -> None:
         if (cfg := _setting(key := f"norm.{name}", configs)) and name not in used:
             users, names = [each for each in NORMS if name in options_of(each)], [variant for variant, _ in variants]
             raise UserError(
-                f"{_said(key, _of(cfg, key))} is not used by variant={', '.join(names)}. Leave it out, or take a "
+                f"{_said(key, _of(cfg, key))} is not used by variant={', '.join(names)}. Leave it out, or use a "
                 f"variant that uses it: {either(users)}."
             )
 

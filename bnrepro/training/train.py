@@ -265,7 +265,7 @@ class Trainer:
         if cfg.data.together > len(data.train.labels):
             raise UserError(
                 f"data.together={cfg.data.together} is more than the {len(data.train.labels)} training images of "
-                f"{data.name}, which cannot stay together more than all of them. Use a smaller number."
+                f"{data.name}. Use a smaller number."
             )
         self.steps = cfg.epochs * self.steps_per_epoch
         self.step = 0
@@ -342,8 +342,8 @@ class Trainer:
             load_state(build(cfg.model, norm_of(cfg), *shape, torch.Generator()), kept)
         except ValueError as error:
             raise ValueError(
-                f"a checkpoint of it fits no network that is newly built ({error}). All that its state_dict() holds "
-                "must be made in __init__, in its final size"
+                f"a newly built network cannot load its checkpoint ({error}). Create everything that state_dict() "
+                "holds in __init__, in its final size"
             ) from error
 
     def train(self, directory: Path, stop: Stop, state: dict[str, Any] | None = None) -> Status:
@@ -411,7 +411,9 @@ class Trainer:
                 self.seconds = time.perf_counter() - started
                 if self.processes.first:
                     self.save(directory, since)
-                raise KeyboardInterrupt(f"Stopped at step {self.step} of {self.steps}; the same command goes on.")
+                raise KeyboardInterrupt(
+                    f"Stopped at step {self.step} of {self.steps}; run the same command again to continue."
+                )
         return Status.completed
 
     def batches(self, start: int = 0, end: int | None = None) -> Iterator[Batch]:

@@ -50,7 +50,7 @@ def own_norm(file: Path, name: str) -> MakeNorm:
     takes = [count for count in ((2, 1) if meant else (1, 2)) if _can_be_called(signature, count)]
     if not takes:
         raise UserError(
-            f"{file}:{name} takes {signature}. A norm is made by {name}(num_features, spatial_shape) or "
+            f"{file}:{name} has the signature {signature}, but is called as {name}(num_features, spatial_shape) or "
             f"{name}(num_features)."
         )
 
@@ -66,9 +66,9 @@ def _called(file: Path, name: str, make: Callable[..., Any], *arguments: Any) ->
     except (NormError, UserError, MemoryError):
         raise
     except user_files.FAILS as error:
-        raise UserError(f"{file}:{name} cannot be made: {user_files.where(error, file)}") from error
+        raise UserError(f"{file}:{name} cannot be constructed: {user_files.where(error, file)}") from error
     if not isinstance(made, nn.Module):
-        raise UserError(f"{file}:{name} gives {type(made).__name__}, where a torch.nn.Module is needed.")
+        raise UserError(f"{file}:{name} returns {type(made).__name__}, but a torch.nn.Module is needed.")
     tensors = (*made.parameters(), *made.buffers())
     if any(tensor.is_meta for tensor in tensors):
         raise UserError(f"{file}:{name} has tensors on the device meta, which hold no numbers. Make them on the CPU.")
@@ -99,8 +99,8 @@ def own_network(
     make = user_files.load(file, name)
     if not _can_be_called(inspect.signature(make), 4):
         raise UserError(
-            f"{file}:{name} takes {inspect.signature(make)}. A network is made by {name}(norm, channels, image, "
-            "classes), where norm(num_features, spatial_shape) makes a layer and image is (height, width)."
+            f"{file}:{name} has the signature {inspect.signature(make)}, but is called as {name}(norm, channels, "
+            "image, classes), where norm(num_features, spatial_shape) makes a layer and image is (height, width)."
         )
     norms: list[nn.Module] = []
 
@@ -114,7 +114,7 @@ def own_network(
         raise UserError(f"{file}:{name} has no parameters to train.")
     if not norms:
         raise UserError(
-            f"{file}:{name} never calls the norm that it is handed, so that all variants would be the same network. "
-            "Make its norms by norm(num_features, spatial_shape)."
+            f"{file}:{name} never calls its argument norm, so all variants would be the same network. "
+            "Create its norms with norm(num_features, spatial_shape)."
         )
     return layers, [layer for layer in norms if layer in set(layers.modules())]

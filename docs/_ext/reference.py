@@ -38,7 +38,7 @@ def _command(command: Any, name: str) -> list[str]:
         return [part for key, each in command.commands.items() for part in _command(each, f"{name} {key}")]
     arguments = [param for param in command.params if param.param_type_name == "argument"]
     options = [param for param in command.params if param.param_type_name == "option" and param.name != "help"]
-    usage = " ".join([name, *["[OPTIONS]"] * bool(options), *(_metavar(each) for each in arguments)])
+    usage = " ".join([name, *["[OPTIONS]"] * bool(options), *map(_in_usage, arguments)])
     parts = [f"## {name}", *_help(command.help or ""), f"```text\n{usage}\n```", f"```{{program}} {name}\n```"]
     for each in arguments:
         parts.append(f"```{{option}} {_metavar(each)}\n{plain(getattr(each, 'help', '') or '')}\n```")
@@ -50,6 +50,12 @@ def _command(command: Any, name: str) -> list[str]:
         otherwise = f" Default: `{default}`." if known else ""
         parts.append(f"```{{option}} {spelt}\n{said(each.help or '')}{otherwise}\n```")
     return parts
+
+
+def _in_usage(argument: Any) -> str:
+    """An argument as usage lines have it: in brackets where it can be left out, with dots where it can be repeated."""
+    name = _metavar(argument) if argument.required else f"[{_metavar(argument)}]"
+    return f"{name}..." if argument.nargs != 1 else name
 
 
 def _metavar(param: Any) -> str:

@@ -14,7 +14,7 @@ import pytest
 
 from bnrepro import experiments
 from bnrepro.claims import Design, Evidence, Measure, Paper, Results
-from bnrepro.claims.conclusion import CLAIMS, ClaimRow, EffectRow, Judging, conclude, open_conclusion
+from bnrepro.claims.conclusion import CLAIMS, ClaimRow, EffectRow, Judging, conclude, figures_of, open_conclusion
 from bnrepro.claims.engine import DatasetLocations, Plan, execute, make_plan
 from bnrepro.claims.evidence import Verdict
 from bnrepro.claims.judging import Judged
@@ -290,7 +290,7 @@ def test_settings_of_the_records_that_do_not_fit_are_told(go: Go, folder: Path) 
     go(varied(toys))
     about = json.loads((folder / "provenance.json").read_text())
     (folder / "provenance.json").write_text(json.dumps(about | {"settings": {"margin": "wide"}}))
-    with pytest.raises(UserError, match=r"The settings in .*made_up: margin of type float: Input should be a valid"):
+    with pytest.raises(UserError, match=r"do not fit this version of made_up, .*settings: margin of type float: Input"):
         conclude(varied(toys), read(folder), folder)
 
 
@@ -385,11 +385,56 @@ def test_figure_that_fails_leaves_the_one_that_was_there(go: Go, folder: Path, c
     assert not (folder / "figures" / f"{shown.name}.svg").exists()
 
 
+def test_slides_of_an_experiment_are_drawn_from_its_records(
+    go: Go, folder: Path, listed: Listed, call: Call, tmp_path: Path
+) -> None:
+    go(varied(toys))
+    listed(varied(toys))
+    before = files(folder)
+    result = call("figures", "made_up", "--out=out", "--only=line", "--format=svg,pdf", "--size=4x3", "--to=there")
+    assert (result.code, result.out, result.err) == (0, "Figures: there\n", "")
+    assert {file.name for file in (tmp_path / "there").iterdir()} == {"line.svg", "line.pdf"}
+    assert 'width="288pt" height="216pt"' in (tmp_path / "there" / "line.svg").read_text()
+    assert call("figures", "made_up", "--out=out", "--format=png").out == "Figures: out/made_up/slides\n"
+    assert (folder / "slides" / "line.png").is_file()
+    assert {name: content for name, content in files(folder).items() if not name.startswith("slides")} == before
+    assert list(figures_of(varied(toys), folder)) == ["line"]
+
+
+@pytest.mark.parametrize(
+    ("option", "words"),
+    [
+        ("--only=lime", "--only: there is no figure 'lime'. Did you mean line? Available: line."),
+        ("--variants=bn", "out/made_up is an experiment: --variants, --labels and --xlim are for comparisons alone."),
+        ("--xlim=0,1", "out/made_up is an experiment"),
+    ],
+)
+def test_wrong_slide_of_an_experiment_is_told(
+    go: Go, folder: Path, listed: Listed, call: Call, option: str, words: str
+) -> None:
+    go(varied(toys))
+    listed(varied(toys))
+    before = files(folder)
+    result = call("figures", "made_up", "--out=out", option)
+    assert (result.code, words in result.err) == (2, True), result.err
+    assert files(folder) == before
+
+
+def test_slide_without_records_is_told(go: Go, folder: Path, listed: Listed, call: Call) -> None:
+    paper = varied(toys, figures=[replace(made_up.paper.figures[0], make=lambda r, s: None)])
+    go(paper)
+    listed(paper)
+    result = call("figures", "made_up", "--out=out", "--only=line")
+    assert "the figure line cannot be drawn from the records in out/made_up" in result.err
+    result = call("figures", "made_up", "--out=out", "--size=4x3")
+    assert (result.code, result.err) == (0, "The records in out/made_up leave nothing to draw.\n")
+
+
 # --- presets ---
 
 
 def test_unknown_names_are_told_with_those_that_there_are(presets: Path) -> None:
-    with pytest.raises(UserError, match=r"made_up has no preset 'nosuch'\. There are: smoke, quick, full"):
+    with pytest.raises(UserError, match=r"made_up has no preset 'nosuch'\. Available: smoke, quick, full"):
         varied().settings("nosuch")
     with pytest.raises(UserError, match="There is no experiment 'nosuch'") as told:
         experiments.experiment("nosuch")

@@ -149,7 +149,7 @@ def test_what_is_not_random_and_smaller_presets_have_no_looks() -> None:
 
 @pytest.mark.parametrize("looks", [[1, 5], [5, 5], [10, 5], [0]])
 def test_looks_grow(looks: list[int]) -> None:
-    with pytest.raises(ValueError, match="must grow, from 2 on"):
+    with pytest.raises(ValueError, match="must increase, starting at 2 or more"):
         Settings(looks=looks)
 
 

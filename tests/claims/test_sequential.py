@@ -166,7 +166,7 @@ def test_dry_run_says_how_long_it_takes(looks: None, listed: Listed, call: Call,
     dry = ("reproduce", "made_up", "--jobs=1", "--dry-run")
     assert call(*dry, "--preset=full").out == (
         "made_up (preset full): 0 runs, 0 still to run; 15 measurements, 15 still to make.\n"
-        "made_up: how long is not known, as nothing like it has been run.\n"
+        "made_up: duration unknown, since nothing similar has been run.\n"
     )
     assert "made_up: 5 seeds for clear, near, never: " in call(*dry, "--until-decided").out
     assert not (tmp_path / "results").exists()
@@ -206,7 +206,7 @@ def test_measurement_that_fails_stops_its_claim_alone(looks: None, listed: Liste
     told = call("reproduce", "made_up", "--until-decided", "--jobs=1")
     assert told.code == 2
     assert "made_up/near is open after 5 of 20 seeds" in told.out
-    assert "its next look is not reached, since a run failed or left no value." in told.out
+    assert "its next look cannot be reached, since a run failed or gave no value." in told.out
     assert seeds() == {"clear": 5, "near": 9, "never": 20}
     (failed,) = read(PLACE).provenance["failed"]  # which later steps, that do not ask for it, still tell
     assert failed == "near, seed 7, made_up/effect: ZeroDivisionError: by purpose"

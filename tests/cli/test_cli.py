@@ -140,8 +140,8 @@ def test_config_prints_what_would_run(call: Call) -> None:
         (["compare", "data=mnist", "data.name=cifar10"], "data.name is given twice: data=mnist and data.name=cifar10"),
         (["sweep", "optimizer=adam,sgd", "optimizer.name=sgd"], "optimizer.name is given twice"),
         (["sweep", "seed=0,1", "seed=2", "--dry-run"], "seed is given twice"),
-        (["compare", "seed=3", "--seeds=1"], "seed=3 is not used here. --seeds=N compares the seeds 0 to N - 1"),
-        (["compare", "variant=bn"], "variant=bn is not used here. --variants=bn,convbn"),
+        (["compare", "seed=3", "--seeds=1"], "seed=3 is not used here. Use --seeds=N to compare seeds 0 to N - 1"),
+        (["compare", "variant=bn"], "variant=bn is not used here. Use --variants=bn,convbn"),
     ],
 )
 def test_what_is_said_twice_or_not_used_is_an_error(call: Call, arguments: list[str], words: str) -> None:
@@ -167,7 +167,7 @@ def test_what_is_said_twice_and_the_same_is_none(call: Call, arguments: list[str
 # --- what the user can mend ---
 
 WRONG = [
-    (["train", "--variant=nosuch"], "There are: nobn, bn, custombn, convbn"),
+    (["train", "--variant=nosuch"], "Available: nobn, bn, custombn, convbn"),
     (["train", "--varian=bn"], "--varian"),
     (["train", "--seed=x"], "--seed"),
     (["train", "epochz=3"], "epochz"),
@@ -183,28 +183,28 @@ WRONG = [
     (["compare", "--threshold=0.3", "data.val_fraction=0"], "--threshold is not used without a validation set"),
     (
         ["train", "data.source=npz", "data.path=a/my flowers.npz"],
-        "give the data a name too, as in data.name=my_flowers",
+        "the dataset needs a name, as in data.name=my_flowers",
     ),
-    (["compare", "data.path=f.npz", "data.source=npz"], "give the data a name too, as in data.name=f."),
+    (["compare", "data.path=f.npz", "data.source=npz"], "the dataset needs a name, as in data.name=f."),
     (["sweep", "variant=bn,nosuch"], "nosuch"),
-    (["sweep", "optimizer.lr=interval(0,1)"], "has no runs to list"),
-    (["sweep", "--launcher=nosuch"], "There are: local, slurm"),
+    (["sweep", "optimizer.lr=interval(0,1)"], "a list of values, not an interval"),
+    (["sweep", "--launcher=nosuch"], "Available: local, slurm"),
     (["sweep", "launcher.cpus=2"], "--launcher=slurm"),
     (["sweep", "--launcher=slurm", "launcher.cpu=2"], "Did you mean launcher.cpus?"),
     (["sweep", "--launcher=slurm", "launcher.cpus=0"], "launcher.cpus must be 1 or more"),
     (["compare", "--launcher=slurm", "--jobs=2"], "launcher.parallelism"),
     (["reproduce", "numpynet", "launcher.cpus=2"], "--launcher=slurm"),
-    (["show", "nowhere"], "nowhere is not a run's directory"),
-    (["eval", "nowhere"], "nowhere is not a run's directory"),
+    (["show", "nowhere"], "nowhere does not exist"),
+    (["eval", "nowhere"], "nowhere does not exist"),
     (["figures"], "There is no comparison under runs"),
     (["figures", "nowhere"], "There is no folder nowhere, and no experiment of that name. `bnrepro compare` and"),
-    (["reproduce", "nosuch"], "There are: conv_batchnorm, keras_curves, labml, numpynet, placement"),
-    (["reproduce", "numpynet", "--preset=nosuch"], "numpynet has no preset 'nosuch'. There are: smoke, quick, full"),
+    (["reproduce", "nosuch"], "Available: conv_batchnorm, keras_curves, labml, numpynet, placement"),
+    (["reproduce", "numpynet", "--preset=nosuch"], "numpynet has no preset 'nosuch'. Available: smoke, quick, full"),
     (["reproduce", "--jobs=0"], "--jobs"),
     (["reproduce", "--archive=cifar10"], "--archive=cifar10 is not of the form NAME=FILE"),
     (
         ["reproduce", "--archive=nosuch=a.npz"],
-        "--archive: there is no dataset 'nosuch'. There are: mnist5k, mnist, fas",
+        "--archive: there is no dataset 'nosuch'. Available: mnist5k, mnist, fas",
     ),
     (["reproduce", "--archive=cifar10=none.npz"], "none.npz does not exist"),
     (["report"], "There are no results under results"),
@@ -216,11 +216,11 @@ WRONG = [
     (["train", "data.name=x", "data.source=npz", f"data.path={'a' * 256}"], "is too long for this file system."),
     (
         ["data", "fetch", "MNIST"],
-        "'MNIST'. Did you mean mnist? There are: mnist5k, mnist, fashion_mnist, cifar10, cifar100.\n",
+        "'MNIST'. Did you mean mnist? Available: mnist5k, mnist, fashion_mnist, cifar10, cifar100.\n",
     ),
     (
         ["data", "verify", "nosuch"],
-        "NAME: there is no dataset 'nosuch'. There are: mnist5k, mnist, fashion_mnist, cifar10, ci",
+        "NAME: there is no dataset 'nosuch'. Available: mnist5k, mnist, fashion_mnist, cifar10, ci",
     ),
     (["config", "data.name=nosuch"], "cifar100; any other can be read with data.source=npz data.path=FILE."),
     (["figures", "Labml"], "There is no folder Labml, and no experiment of that name. Did you mean labml?"),
@@ -268,9 +268,9 @@ def test_train_says_accuracy_directory_and_tensorboard(call: Call, short: list[s
     assert third == "Curves: bnrepro tensorboard"
     assert "epoch 1: loss" in result.err
     again = call("train", "--variant=convbn", *short)
-    assert "there already" in again.out
+    assert "already stored" in again.out
     assert again.out.splitlines()[1:] == result.out.splitlines()
-    assert "there already" not in call("train", "--variant=convbn", "--force", *short).out
+    assert "already stored" not in call("train", "--variant=convbn", "--force", *short).out
 
     shown = call("show", str(path)).out
     assert f"test_accuracy     {summary['test_accuracy']}" in shown
@@ -280,7 +280,7 @@ def test_train_says_accuracy_directory_and_tensorboard(call: Call, short: list[s
     assert f"{summary['test_accuracy']:.4f}" in listed.out
     for wrong in ("--variant=bn", "--variant=convbn,bn", "--model=LeNet", "--dataset=digit"):
         assert call("runs", wrong).err.startswith(f"Error: There is no run under runs with {wrong}.")
-    assert call("runs", "--variant=CONVBN").err.endswith(" Did you mean convbn? There are: convbn.\n")
+    assert call("runs", "--variant=CONVBN").err.endswith(" Did you mean convbn? Available: convbn.\n")
     assert "There is no run under runs with --status=failed." in call("runs", "--status=failed").out
     assert call("runs", "--csv").out.splitlines()[1].startswith("digits,lenet,convbn,0,completed,")
 
@@ -492,7 +492,7 @@ def test_sweep_counts_a_run_in_two_writings_once(call: Call, short: list[str]) -
     rates = ["optimizer.lr=0.1,1e-1", "seed=0,0"]
     result = call("sweep", *changed(short, "epochs=1"), *rates, "--jobs=1")
     assert (result.code, result.out.splitlines()[1].split()[:2]) == (0, ["all", "1"]), result.out
-    assert result.err.count("the same run as one before") == 3
+    assert result.err.count("this run is given more than once") == 3
     assert "1 run: 1 made now." in result.err
     again = call("sweep", *changed(short, "epochs=1"), *rates, "--jobs=1")
     assert "1 run: 1 found." in again.err

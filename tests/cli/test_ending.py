@@ -41,7 +41,7 @@ def comparison(digits: Path, epochs: int = 200) -> list[str]:
 
 
 def test_training_that_a_benchmark_makes_is_not_said_to_go_on(monkeypatch: pytest.MonkeyPatch) -> None:
-    run = "Stopped at step 27 of 560; the same command goes on."
+    run = "Stopped at step 27 of 560; run the same command again to continue."
 
     def stop() -> None:
         raise KeyboardInterrupt(run)
@@ -119,7 +119,7 @@ def test_interrupted_run_says_where_it_stopped(digits: Path, tmp_path: Path) -> 
     (run,) = find_runs(tmp_path / "runs")
     said = command.err.read_text().splitlines()[-1]
     assert said.startswith(f"Stopped at step {run.summary['steps']} of ")
-    assert said.endswith("; the same command goes on.")
+    assert said.endswith("; run the same command again to continue.")
 
 
 @pytest.mark.slow

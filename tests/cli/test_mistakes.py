@@ -52,7 +52,7 @@ USAGE = [
     ("train --lr=5", "There is no option --lr. Did you mean optimizer.lr? Keys are written without dashes"),
     ("train --varian=bn", "There is no option --varian. Did you mean --variant?"),
     ("runs --rot=x", "There is no option --rot. Did you mean --root?"),
-    ("runs --xyzzy", "There is no option --xyzzy. `bnrepro runs --help` lists them."),
+    ("runs --xyzzy", "There is no option --xyzzy. `bnrepro runs --help` lists the options."),
     ("train -e 5", "There is no option -e."),
     ("train --force=yes", "--force takes no value. Start over"),
     ("compare --seeds", "--seeds needs a value. Number of seeds; 3 means seeds 0, 1, 2."),
@@ -64,8 +64,8 @@ USAGE = [
     ("compare --seeds=0", "--seeds must be an integer of at least 1; got '0'"),
     ("compare --jobs=-1", "--jobs must be an integer of at least 1; got '-1'"),
     ("compare --threshold=x", "--threshold must be a number between 0 and 1; got 'x'"),
-    ("compare --variants bn convbn", "Separate variants by commas: --variants=bn,convbn."),
-    ("compare --variants bn convbn nobn", "Separate variants by commas: --variants=bn,convbn,nobn."),
+    ("compare --variants bn convbn", "To choose variants, separate them by commas: --variants=bn,convbn."),
+    ("compare --variants bn convbn nobn", "To choose variants, separate them by commas: --variants=bn,convbn,nobn."),
     ("train seed = 5", "Join key and value with = and no spaces."),
     ("train epochs 5", "Join key and value with = and no spaces."),
     ("train --epochs", "Write epochs=VALUE, without dashes."),
@@ -75,9 +75,9 @@ USAGE = [
     ("train device=x", "device must be auto, cpu or cuda; got 'x'."),
     ("train eval_every=x", "eval_every must be an integer or null"),
     ("train data=some/flowers-1.npz", "write data.source=npz data.path=some/flowers-1.npz data.name=flowers_1."),
-    ("train data=minst", "There is no dataset 'minst'. Did you mean mnist? There are: cifar10"),
-    ("train optimizer.lr=0.1, 0.01", "optimizer.lr=0.1,: a value is missing beside a comma. optimizer.lr takes one"),
-    ("config variant=,bn", "variant=,bn: a value is missing beside a comma."),
+    ("train data=minst", "There is no dataset 'minst'. Did you mean mnist? Available: cifar10"),
+    ("train optimizer.lr=0.1, 0.01", "optimizer.lr=0.1,: a value is missing next to a comma. optimizer.lr takes one"),
+    ("config variant=,bn", "variant=,bn: a value is missing next to a comma."),
     ("train force=true", "Write --force."),
     (
         "compare --variant=bn,convbn",
@@ -89,24 +89,24 @@ USAGE = [
     ("compare seeds=3", "Write --seeds=3."),
     ("compare --variants=nobn,nobn", "--variants names nobn twice. Leave one of them out."),
     ("compare --variants=", "--variants is empty."),
-    ("compare --variants=bn,", "a name is missing beside a comma."),
+    ("compare --variants=bn,", "a name is missing next to a comma."),
     ("bench --variants=bn,bn,bn layers", "--variants names bn 3 times."),
-    ("bench layer", "Did you mean layers? There are: layers, grid, memory"),
+    ("bench layer", "Did you mean layers? Available: layers, grid, memory"),
     ("sweep jobs=2", "Write --jobs=2."),
-    ("sweep 'optimizer.lr=logspace(0,1)'", "Error: optimizer.lr=logspace(0,1) is not understood. A sweep's values"),
+    ("sweep 'optimizer.lr=logspace(0,1)'", "Error: optimizer.lr=logspace(0,1) is not understood. Write values as"),
     ("sweep 'seed=range(3'", "Error: seed=range(3 is not understood. A closing bracket is missing."),
-    ("sweep optimizer.lr=0.1, 0.01", "Write them without spaces, as in optimizer.lr=A,B."),
+    ("sweep optimizer.lr=0.1, 0.01", "Write values without spaces, as in optimizer.lr=0.1,0.01."),
     ("reproduce numpynet preset=smoke", "Write --preset=smoke."),
-    ("reproduce numpynet --preset=smok", "Did you mean smoke? There are: smoke, quick, full."),
+    ("reproduce numpynet --preset=smok", "Did you mean smoke? Available: smoke, quick, full."),
     ("eval RUN statistics=batch", "Write --statistics=batch."),
     ("data list root=x", "Write --data-root=x."),
     ("bench norms=bn", "Write --variants=bn."),
-    ("data verify mnits", "Did you mean mnist? There are: mnist5k"),
-    ("config --variant=convbm", "variant: there is no 'convbm'. Did you mean convbn? There are: nobn"),
+    ("data verify mnits", "Did you mean mnist? Available: mnist5k"),
+    ("config --variant=convbm", "variant: there is no 'convbm'. Did you mean convbn? Available: nobn"),
     ("config model.name=lenett", "model.name: there is no 'lenett'. Did you mean lenet?"),
     ("config model.activation=rel", "model.activation: there is no 'rel'. Did you mean relu?"),
     ("config data.name=mnits", "data: there is no dataset 'mnits'."),
-    ("runs --sort=seeds", "--sort: there is no 'seeds'. Did you mean seed?"),
+    ("runs --sort=seeds", "--sort: there is no column 'seeds'. Did you mean seed?"),
     ("--versoin", "Did you mean --version?"),
     ("train variant=bn,convbn", "`bnrepro sweep variant=bn,convbn` runs several."),
     ("train --variant=bn,convbn", "variant takes one value; got 'bn,convbn'."),
@@ -115,10 +115,10 @@ USAGE = [
     ("sweep seed=[0,1]", "seed=0,1` runs several, without brackets."),
     ("train variant=convbnn", "Did you mean convbn?"),
     ("trian", "There is no command 'trian'. Did you mean train?"),
-    ("xyzzy", "There is no command 'xyzzy'. There are: train, compare, sweep"),
+    ("xyzzy", "There is no command 'xyzzy'. Available: train, compare, sweep"),
     ("data lst", "There is no command 'lst'. Did you mean list?"),
-    ("data fetch", "bnrepro data fetch needs NAME, mnist, fashion_mnist, cifar10 or cifar100."),
-    ("show", "bnrepro show needs RUN, a run's directory, or what begins its hash or name; `bnrepro runs` lists them."),
+    ("data fetch", "bnrepro data fetch needs NAME: mnist, fashion_mnist, cifar10 or cifar100."),
+    ("show", "bnrepro show needs RUN: a run's directory, or the start of its hash or name; `bnrepro runs` lists them."),
     ("show a b", "bnrepro show: too many arguments: a b."),
     ("tensorboard --port=70000", "--port must be an integer between 0 and 65535; got '70000'."),
     ("tensorboard --port=-1", "--port must be an integer between 0"),
@@ -134,13 +134,13 @@ USAGE = [
     ("data list --data-root=$'a\x1b'", "--data-root must be a path without control characters"),
     ("show $'\udcff'", "RUN must be a path in UTF-8"),
     ("reproduce --data-root=/dev/null/x", "--data-root=/dev/null/x: /dev/null is not a folder."),
-    ("config --force", "bnrepro config has no option --force, which is one of train, compare, sweep, reproduce."),
-    ("data --data-root=x", "bnrepro data has no option --data-root, which is one of list, fetch, verify."),
-    ("--dry-run", "bnrepro has no option --dry-run, which is one of sweep, reproduce."),
+    ("config --force", "bnrepro config has no option --force, which belongs to train, compare, sweep, reproduce."),
+    ("data --data-root=x", "bnrepro data has no option --data-root, which belongs to list, fetch, verify."),
+    ("--dry-run", "bnrepro has no option --dry-run, which belongs to sweep, reproduce."),
     ("compare root=/dev/null/x", "/dev/null is not a folder"),
     ("sweep seed=0,1 root=/dev/null/x", "/dev/null is not a folder"),
-    ("runs --jobs=2", "bnrepro runs has no option --jobs, which is one of compare, sweep, reproduce."),
-    ("train --jobs=2", "bnrepro train has no option --jobs, which is one of compare, sweep, reproduce."),
+    ("runs --jobs=2", "bnrepro runs has no option --jobs, which belongs to compare, sweep, reproduce."),
+    ("train --jobs=2", "bnrepro train has no option --jobs, which belongs to compare, sweep, reproduce."),
     ("config -h=3", "-h takes no value. It shows the help of bnrepro config."),
     ("config --help=3", "--help takes no value."),
     ("config -hx", "There is no option -hx."),
@@ -150,15 +150,15 @@ USAGE = [
     ("reproduce --archive=mnist=/dev/null", "--archive=mnist: /dev/null is not a plain file but"),
     ("sweep variant=instancenorm,bn model=lenet --dry-run", "instancenorm needs maps of more than one location"),
     ("sweep variant=bn,convbn batch_size=1 --dry-run", "Use batch_size=2 or more."),
-    ("train norm.kernel_size=3", "norm.kernel_size=3 is not used by variant=bn. Leave it out, or take a variant that"),
+    ("train norm.kernel_size=3", "norm.kernel_size=3 is not used by variant=bn. Leave it out, or use a variant that"),
     ("config norm.gamma=uniform --variant=nobn", "norm.gamma=uniform is not used by variant=nobn."),
     ("sweep norm.ghost_size=8 variant=bn,nobn", "norm.ghost_size=8 is not used by variant=bn, nobn."),
     ("compare norm.affine=false --variants=nobn,lrn", "norm.affine=false is not used by variant=nobn, lrn."),
-    ("train optimizer.momentum=0.5", "optimizer.momentum=0.5 is not used by optimizer=adam. Leave it out, or take opt"),
+    ("train optimizer.momentum=0.5", "optimizer.momentum=0.5 is not used by optimizer=adam. Leave it out, or use opt"),
     ("config optimizer.nesterov=true optimizer=adamw", "optimizer.nesterov=true is not used by optimizer=adamw. Leave"),
     (
         "sweep optimizer=sgd optimizer.eps=1,2",
-        "optimizer.eps=1.0 is not used by optimizer=sgd. Leave it out, or take o",
+        "optimizer.eps=1.0 is not used by optimizer=sgd. Leave it out, or use o",
     ),
     ("sweep schedule=linear,cosine schedule.gamma=0.5", "schedule.gamma=0.5 is not used by schedule=linear or sched"),
     (
@@ -167,7 +167,7 @@ USAGE = [
     ),
     (
         "config model.init_std=0.1",
-        "model.init_std=0.1 is not used by model.init=he. Leave it out, or take model.init=ga",
+        "model.init_std=0.1 is not used by model.init=he. Leave it out, or use model.init=ga",
     ),
     ("config model.dropout_position=after_norm", "model.dropout_position=after_norm is not used by model.dropout=0.0."),
     ("config model.keep_bias=true model.placement=after", "model.keep_bias=true is not used by model.placement=after."),
@@ -179,17 +179,17 @@ USAGE = [
         "config channels_last=true model=paper_mlp",
         "channels_last=true is not used by model=paper_mlp. Leave it out, or",
     ),
-    ("reproduce labml --preset=", "labml has no preset ''. There are: smoke, quick, full."),
+    ("reproduce labml --preset=", "labml has no preset ''. Available: smoke, quick, full."),
     (
         "reproduce labml epochs=3",
-        "epochs=3: reproduce takes no keys; what an experiment trains is said by its --preset.",
+        "epochs=3: reproduce takes no configuration keys; --preset selects what is trained.",
     ),
     (
         "bench epoch variant=lrn",
-        "variant=lrn is not used here: norms, network, recipe, optimizer and root are the benchmark's own.",
+        "variant=lrn is not used: the benchmark sets norms, network, recipe, optimizer and root itself.",
     ),
-    ("bench epoch model.width=2", "model.width=2 is not used here"),
-    ("bench compare optimizer.momentum=0.5", "optimizer.momentum=0.5 is not used here"),
+    ("bench epoch model.width=2", "model.width=2 is not used: the benchmark"),
+    ("bench compare optimizer.momentum=0.5", "optimizer.momentum=0.5 is not used: the benchmark"),
     ("runs --root=~nobody_of_that_name/x", "the home folder ~nobody_of_that_name is not known here"),
 ]
 
@@ -345,7 +345,9 @@ def test_fault_of_ours_keeps_its_traceback_under_a_line_that_asks_for_a_report(
     monkeypatch.setattr(sys, "argv", ["bnrepro", "config"])
     with pytest.raises(TypeError, match="ours"):
         cli.main()
-    assert capfd.readouterr().err == "This is a fault of bnrepro (TypeError). Please report it with these lines:\n"
+    assert (
+        capfd.readouterr().err == "This is a bug in bnrepro (TypeError). Please report it with the following lines:\n"
+    )
 
 
 def test_interrupt_at_any_command_is_a_line_and_130(call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -378,7 +380,9 @@ def test_umask_that_keeps_owners_out_is_told(call: Call) -> None:
             line = told(call("config"))
         finally:
             assert os.umask(before) == mask
-        assert line.startswith(f"Error: The umask {mask:04o} keeps you from files and folders of your own. Set another")
+        assert line.startswith(
+            f"Error: The umask {mask:04o} denies you access to your own files and folders. Set another"
+        )
 
 
 def test_folder_that_may_not_be_looked_into_is_not_empty(
@@ -458,7 +462,7 @@ def test_what_is_printed_of_a_run_can_be_pasted(call: Call, digits: Path) -> Non
 def test_path_that_looks_like_an_option_is_told_how_to_be_written(call: Call, tmp_path: Path) -> None:
     (tmp_path / "-x" / "y").mkdir(parents=True)
     for path in ("-x", "-x/y"):
-        assert f"For the path of that name write ./{path}." in told(call("show", path))
+        assert f"To name the path, write ./{path}." in told(call("show", path))
 
 
 def test_missing_runs_are_made_where_the_message_says(call: Call, digits: Path) -> None:
@@ -500,10 +504,10 @@ def test_root_that_is_not_the_root_of_its_runs_is_named(call: Call, tmp_path: Pa
     root = root.format(run=run_dir(cfg).name)
     for place, right in ((root, "runs"), (f"{tmp_path / root}", f"{tmp_path / 'runs'}")):
         line = told(call("runs", f"--root={place}"))
-        assert f"{place} is not the root of its runs." in line
+        assert f"{place} lies inside a folder of runs." in line
         assert line.endswith(f" --root={right}.")
     assert run_dir(cfg).name in call("runs", "--root=runs").out
-    assert "with --variant=bn. There are: convbn." in told(call("runs", "--root=runs", "--variant=bn"))
+    assert "with --variant=bn. Available: convbn." in told(call("runs", "--root=runs", "--variant=bn"))
     (tmp_path / "configs").mkdir()
     (tmp_path / "configs" / "config.yaml").touch()
     assert "There is no run under configs." in call("runs", "--root=configs").out
@@ -521,7 +525,7 @@ def taken() -> Iterator[int]:
 
 def test_port_in_use_is_told_before_any_address_is(call: Call, tmp_path: Path, taken: int) -> None:
     line = told(call("tensorboard", str(tmp_path), f"--port={taken}"))
-    assert f"--port={taken}: something listens there already" in line
+    assert f"--port={taken}: this port is in use" in line
     assert "`bnrepro tensorboard --port=0`" in line
 
 
@@ -531,7 +535,7 @@ def test_port_of_the_system_is_told(call: Call, tmp_path: Path, monkeypatch: pyt
             raise PermissionError(errno.EACCES, "no")
 
     monkeypatch.setattr(socket, "socket", Refusing)
-    assert "Use one above 1023" in told(call("tensorboard", str(tmp_path), "--port=80"))
+    assert "Use a larger one, or --port=0" in told(call("tensorboard", str(tmp_path), "--port=80"))
 
 
 def test_free_port_is_chosen_and_told(call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -630,7 +634,7 @@ def test_every_example_is_understood(line: str) -> None:
     [
         (
             ["runs", "--status=complete"],
-            "--status: there is no status 'complete'. Did you mean completed? There are:",
+            "--status: there is no status 'complete'. Did you mean completed? Available:",
         ),
         (["runs", "--status=done"], "running, running or interrupted, damaged."),
         (["figures", "labml", "--root=elsewhere"], "--root=elsewhere is not used"),

@@ -188,11 +188,11 @@ def test_any_text_as_an_override_is_taken_or_refused_in_a_sentence(override: str
 def test_message_says_which_key_and_what_is_wanted() -> None:
     with pytest.raises(UserError, match=r"epochs must be an integer, as in epochs=10; got 'three'"):
         load_config(["epochs=three"])
-    with pytest.raises(UserError, match=r"There is no dataset 'nowhere'\. There are: cifar10, .*mnist5k"):
+    with pytest.raises(UserError, match=r"There is no dataset 'nowhere'\. Available: cifar10, .*mnist5k"):
         load_config(["data=nowhere"])
     with pytest.raises(UserError, match=r"model\.dropout must be in \[0, 1\); got 1\.0"):
         load_config(["model.dropout=1"])
-    with pytest.raises(UserError, match=r"schedule\.warmup_epochs=5 is longer than the training, epochs=1\."):
+    with pytest.raises(UserError, match=r"schedule\.warmup_epochs=5 exceeds epochs=1\."):
         load_config(["schedule=cosine", "schedule.warmup_epochs=5", "epochs=1"])
 
 

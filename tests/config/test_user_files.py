@@ -31,7 +31,7 @@ def test_a_name_in_a_file_is_told_from_other_names(tmp_path: Path, monkeypatch: 
     for name in ("Ümlaut", "U\u0308mlaut", "Ü" * 50):
         assert user_files.parse(f"c.py:{name}") == (tmp_path / "c.py", unicodedata.normalize("NFC", name))
     for text in ("my_norm.py", "my_norm.py:", "my_norm.py:2a", "my_norm.py:a.b", "my_norm.py:a-b", "c.py:²"):
-        with pytest.raises(UserError, match=r"does not say which class or function is meant. Write FILE.py:NAME"):
+        with pytest.raises(UserError, match=r"does not name a class or function. Write FILE.py:NAME"):
             user_files.parse(text)
 
 
@@ -48,7 +48,7 @@ def test_a_file_is_run_once_and_again_when_it_has_changed(file: Path) -> None:
     ("name", "text", "message"),
     [
         ("MyNrom", None, r"my norm.py has no MyNrom. Did you mean MyNorm\? It defines: MyNorm, fail."),
-        ("SIZE", None, "SIZE is no class or function, but int"),
+        ("SIZE", None, "SIZE is neither a class nor a function .int"),
         ("MyNorm", "import nothing_of_that_name", r"ModuleNotFoundError: No module named .* \(line 1\)"),
         ("MyNorm", "\n\nclass MyNorm(:", r"cannot be imported: SyntaxError: [^(]* \(line 3\)\.$"),
         ("MyNorm", "x = 1\n  y = 2", r"cannot be imported: IndentationError: [^(]* \(line 2\)\.$"),
@@ -100,7 +100,7 @@ def test_modules_that_are_not_installed_are_refused(
         monkeypatch.syspath_prepend(folder)
     file.write_text(text.format(name=name, folder=str(folder)))
     with pytest.raises(
-        UserError, match=rf"ImportError: {name}\w* lies in {folder}.*, outside of Python's installation, .*\(line \d\)"
+        UserError, match=rf"ImportError: {name}\w* lies in {folder}.*, outside Python's installation, .*\(line \d\)"
     ):
         user_files.load_module(file)
     if "sys.path" not in text:

@@ -234,7 +234,8 @@ def test_binarizing_that_makes_all_pixels_the_same_is_refused(tmp_path: Path, lo
     cfg = Data(name="x", source=Source.npz, path=str(tmp_path / "a.npz"))
     assert len(load(cfg, CPU).train.labels) == 18
     with pytest.raises(
-        UserError, match=rf"data.binarize=true .* pixels to {part} on .* from {low} to {low + 16}, .* 128"
+        UserError,
+        match=rf"data.binarize=true .* {part}(ing)? pixels .* from {low} to {low + 16}, .* 128",
     ):
         load(replace(cfg, binarize=True), CPU)
 
@@ -250,7 +251,7 @@ def test_crop_that_can_leave_nothing_of_an_image_is_refused(digits: Path, crop: 
 def test_single_test_image_is_the_reason_that_is_told(tmp_path: Path) -> None:
     images, labels = np.arange(20 * 64, dtype=np.uint8).reshape(20, 8, 8), np.arange(20) % 2
     np.savez(tmp_path / "a.npz", x_train=images, y_train=labels, x_test=images[:1], y_test=labels[:1])
-    with pytest.raises(UserError, match="there is 1 image to test on, and at least two are needed"):
+    with pytest.raises(UserError, match="there is 1 test image, but at least two are needed"):
         load(Data(name="x", source=Source.npz, path=str(tmp_path / "a.npz")), CPU)
 
 

@@ -379,7 +379,7 @@ def test_sound_file_of_another_dataset_is_named_and_not_to_be_deleted(
     monkeypatch.setattr(sources, "_MNIST", mnist)
     fashion = Idx("FashionMNIST", ("0" * 64, "1" * 64, "2" * 64, "3" * 64), name="fashion_mnist")
     with pytest.raises(
-        UserError, match=r"is sound, but it is MNIST's train-images-idx3-ubyte, which belongs in"
+        UserError, match=r"is intact, but it is MNIST's train-images-idx3-ubyte, which belongs in"
     ) as error:
         fashion.read(tmp_path)
     assert "Delete" not in str(error.value)
@@ -559,8 +559,8 @@ WRONG = {
         {"x_train": np.full((20, 8, 6, 3), 250.0), "x_test": np.full((8, 8, 6, 3), 0.7)},
         "values from 250 to 250 and 0.7 to 0.7",
     ),
-    "NaN": ({"x_test": np.where(np.arange(8 * 144) == 500, np.nan, 1.0).reshape(8, 8, 6, 3)}, r"numbers \(image 3\)"),
-    "infinite": ({"x_test": np.full((8, 8, 6, 3), np.inf, np.float16)}, r"numbers \(image 0\)"),
+    "NaN": ({"x_test": np.where(np.arange(8 * 144) == 500, np.nan, 1.0).reshape(8, 8, 6, 3)}, r"finite \(image 3\)"),
+    "infinite": ({"x_test": np.full((8, 8, 6, 3), np.inf, np.float16)}, r"finite \(image 0\)"),
     "fractions for labels": ({"y_train": np.arange(20) % 4 + 0.5}, "not whole numbers"),
     "NaN labels": ({"y_train": np.full(20, np.nan)}, "not whole numbers"),
     "soft labels": ({"y_train": np.full((20, 4), 0.25)}, "not one-hot"),
@@ -583,7 +583,10 @@ WRONG = {
         r"one-hot labels of 4 columns in y_test and the numbers 1, 2, 3, 4 in y_train, where it is not clear",
     ),
     "fewer labels": ({"y_test": np.zeros(7, int)}, r"y_test of shape \(7,\): 8 images and 7 labels"),
-    "one class": ({"y_train": np.zeros(20, int), "y_test": np.zeros(8, int)}, r"the label 0 alone in y_train\. Two"),
+    "one class": (
+        {"y_train": np.zeros(20, int), "y_test": np.zeros(8, int)},
+        r"the label 0 alone in y_train\. At least two",
+    ),
     "counted from 1 and 0": (
         {"y_train": np.arange(20) % 4 + 1},
         r"lacks \(0\).* \(4\): .*count or name .* differently",
@@ -611,12 +614,12 @@ WRONG = {
     ),
     "names and numbers": ({"y_test": np.full(8, "cat")}, "names for labels in one part and numbers"),
     "empty names": ({"y_train": np.full(20, ""), "y_test": np.full(8, "")}, "are empty"),
-    "names in no UTF-8": ({"y_train": np.full(20, b"\xff"), "y_test": np.full(8, b"\xff")}, "no texts in UTF-8"),
-    "numbers of images": ({"y_train": np.arange(20) * 7}, "a label of its own for every image"),
+    "names in no UTF-8": ({"y_train": np.full(20, b"\xff"), "y_test": np.full(8, b"\xff")}, "not UTF-8 text"),
+    "numbers of images": ({"y_train": np.arange(20) * 7}, "a different label for every training image"),
     "records": ({"y_train": np.zeros(20, [("a", "i4")])}, "y_train of"),
     "dates": ({"y_train": np.zeros(20, "M8[s]")}, "y_train of datetime64"),
-    "other test size": ({"x_test": np.zeros((8, 9, 6, 3), np.uint8)}, "to test on"),
-    "grey test images": ({"x_test": np.zeros((8, 8, 6), np.uint8)}, "to test on"),
+    "other test size": ({"x_test": np.zeros((8, 9, 6, 3), np.uint8)}, "and test images of"),
+    "grey test images": ({"x_test": np.zeros((8, 8, 6), np.uint8)}, "and test images of"),
 }
 
 
@@ -871,7 +874,7 @@ def test_two_arrays_of_one_role_are_refused(tmp_path: Path) -> None:
     arrays = good()
     arrays["train_images"] = arrays["X_train"] = arrays.pop("x_train")
     np.savez(tmp_path / "a.npz", **arrays)
-    with pytest.raises(UserError, match=r"has both .* and .*, and only one can be meant"):
+    with pytest.raises(UserError, match=r"has both .* and .*, which mean the same"):
         read_npz(tmp_path / "a.npz")
 
 
@@ -879,7 +882,7 @@ def test_archive_in_an_archive_is_named(tmp_path: Path) -> None:
     np.savez(tmp_path / "a.npz", **good())
     with zipfile.ZipFile(tmp_path / "b.zip", "w") as archive:
         archive.write(tmp_path / "a.npz", "data/a.npz")
-    with pytest.raises(UserError, match=r"zip file round data/a\.npz. Unpack it"):
+    with pytest.raises(UserError, match=r"zip file that contains data/a\.npz. Unpack it"):
         read_npz(tmp_path / "b.zip")
     np.save(tmp_path / "c.npy", good()["x_train"])
     with pytest.raises(UserError, match=r"is a single array \(\.npy\)"):
@@ -893,7 +896,7 @@ def test_images_of_one_constant_are_refused(tmp_path: Path, value: float, parts:
     np.savez(
         tmp_path / "a.npz", **other | {key: np.full_like(other[key], value, np.array(value).dtype) for key in parts}
     )
-    with pytest.raises(UserError, match=f"{parts[0]} in which all pixels come out as the same level"):
+    with pytest.raises(UserError, match=f"{parts[0]} in which all pixels have the same level"):
         read_archive(tmp_path / "a.npz")
 
 

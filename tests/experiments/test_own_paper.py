@@ -28,10 +28,10 @@ def paper(tmp_path: Path) -> Path:
 
 
 MISTAKES = [
-    (("    return greater(", "    greater("), 2, "it returns NoneType, and not Evidence, as `greater` makes it"),
+    (("    return greater(", "    greater("), 2, "it returns NoneType, but must return Evidence, as `greater` does"),
     (('part="main"', 'prat="main"'), 2, "claim 1 fails: ValueError: there is no prat 'main'."),
-    (('part="main"', 'part="mian"'), 2, "there is no part 'mian'. Did you mean main? There are: main."),
-    (('norm="nobn"', 'norm="none"'), 2, "there is no norm 'none'. Did you mean nobn? There are: nobn, bn."),
+    (('part="main"', 'part="mian"'), 2, "there is no part 'mian'. Did you mean main? Available: main."),
+    (('norm="nobn"', 'norm="none"'), 2, "there is no norm 'none'. Did you mean nobn? Available: nobn, bn."),
     (("    return greater(", "    raise SystemExit\n    greater("), 2, "claim 1 fails: SystemExit (line 2"),
     (('r.test_accuracy(part="main")', 'r.measured("shift")'), 0, "Claim 1 found nothing that was measured. Is a part"),
 ]
@@ -126,13 +126,13 @@ def test_the_tutorials_example_is_judged_drawn_and_reported(call: Call, paper: P
         (('epochs=1"])', 'epochs=1"], seeds=range(10**9))'), "The design: these are more than 10,000 runs."),
         (
             ('scale="toy"', 'scale="toys"'),
-            "scale cannot be 'toys'. Did you mean toy? There are: exact, paper, reduced, toy",
+            "scale cannot be 'toys'. Did you mean toy? Available: exact, paper, reduced, toy",
         ),
         (
             ('"1", reported="no number"', '"1", kind="nope"'),
-            "kind cannot be 'nope'. There are: identity, empirical, pr",
+            "kind cannot be 'nope'. Available: identity, empirical, pr",
         ),
-        (('"1", reported="no number"', '"1", scale="nope"'), "scale cannot be 'nope'. There are: exact, paper"),
+        (('"1", reported="no number"', '"1", scale="nope"'), "scale cannot be 'nope'. Available: exact, paper"),
         (('"1", reported="no number"', '"1", reported=0.3'), "reported cannot be 0.3. Input should be a valid string"),
         (('"1", reported', "1, reported"), "id cannot be 1. Input should be a valid string (line"),
         (("Paper(__name__, Settings,", "Paper(__name__, dict,"), "settings must be a class, as in `class Settings(Pr"),

@@ -169,7 +169,7 @@ def test_arguments_in_another_order_are_refused_in_a_line(arguments: tuple[Any, 
 
 
 def test_conversion_to_what_there_is_not_or_does_not_fit_is_refused() -> None:
-    with pytest.raises(NormError, match=r"There is no norm 'nosuch'\. There are: "):
+    with pytest.raises(NormError, match=r"There is no norm 'nosuch'\. Available: "):
         convert(Shared(), "nosuch", images())
     with pytest.raises(NormError, match="Did you mean convbn"):
         convert(Shared(), "convbm", images())

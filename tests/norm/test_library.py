@@ -308,9 +308,9 @@ COMPILERS = {
     "lacks a function": (OUT + "echo 'int x;' | exec c++ -x c -shared -o \"$2\" -", "no function"),
     "dies": ("[ $1 = --version ] || kill -9 $$", "exit code -9"),
     "says it in latin-1": ("printf 'Fehler: f\\374r\\n' >&2; exit 1", "Fehler: f"),
-    "hangs": ("sleep 60", "did not end within"),
-    "hangs behind another": ("sleep 60 & wait", "did not end within"),
-    "compiles for ever": ("[ $1 = --version ] || sleep 60", "did not end within"),
+    "hangs": ("sleep 60", "did not finish within"),
+    "hangs behind another": ("sleep 60 & wait", "did not finish within"),
+    "compiles for ever": ("[ $1 = --version ] || sleep 60", "did not finish within"),
 }
 
 

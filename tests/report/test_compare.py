@@ -194,7 +194,7 @@ def test_comparison_in_the_format_of_an_earlier_version_is_told_with_its_remedy(
 def test_experiment_does_not_replace_a_comparison(known: Comparison, tmp_path: Path) -> None:
     plan = engine.Plan(experiment("numpynet"), "full", {}, [], [], tmp_path / "runs", "bnrepro reproduce numpynet")
     compare.save(known, plan.folder(tmp_path))
-    with pytest.raises(UserError, match="holds results of `bnrepro compare`, which stay"):
+    with pytest.raises(UserError, match="holds results of `bnrepro compare`, which are kept"):
         plan.check_room(tmp_path)
 
 
@@ -325,7 +325,7 @@ def test_listing_sorts_filters_and_survives_a_damaged_run(tiny: Callable[..., Co
     assert {run.value("variant") for run in index.select(root, [index.condition("variant=bn")])} == {"bn"}
     assert listing.as_csv(rows, index.columns()).splitlines()[0] == ",".join(index.columns())
     assert str(runs[1]) in listing.as_text(rows)
-    with pytest.raises(UserError, match="First there are: dataset"):
+    with pytest.raises(UserError, match="Among others there are dataset"):
         index.select(root, sort="colour")
 
 
@@ -338,13 +338,16 @@ def test_paper_of_ones_own_cannot_be_taken_for_a_comparison(tmp_path: Path) -> N
 
 
 SLIDES = [
-    (["--size=big"], "is no size. Write width and height in inches"),
-    (["--xlim=5,1"], "is no range. Write the first and the last epoch"),
+    (["--size=big"], "is not a size. Give width and height in inches"),
+    (["--xlim=5,1"], "is not a range. Give the first and the last epoch"),
     (["--labels=bn"], "is not of the form VARIANT=TEXT"),
-    (["--format=jpg"], "there is no 'jpg'. There are: svg, png, pdf."),
-    (["--variants=bn,convbm"], "this comparison has no 'convbm'. There are: nobn, bn, wild."),
-    (["--labels=convbn=x"], "no variant 'convbn' is shown. There are: nobn, bn, wild."),
-    (["--to=there"], "--to is for slides"),
+    (["--format=jpg"], "there is no 'jpg'. Available: svg, png, pdf."),
+    (["--variants=bn,convbm"], "this comparison has no 'convbm'. Available: nobn, bn, wild."),
+    (["--labels=convbn=x"], "no variant 'convbn' is shown. Available: nobn, bn, wild."),
+    (["--to=there"], "--to is the folder of slides"),
+    (["--only=val_acc"], "--only: there is no figure 'val_acc'. Did you mean val_accuracy?"),
+    (["--format="], "--format is empty. Write names, as in --format=pdf,png."),
+    (["--size=0.5x0.5"], "does not fit into --size=0.5x0.5. Its usual size is 3.4x2.6."),
 ]
 
 
@@ -375,5 +378,35 @@ def test_slide_shows_the_variants_labels_and_epochs_asked_for_and_its_data(
     assert rows[0] == "variant,epoch,n,mean,low,high"
     assert {row.partition(",")[0] for row in rows[1:]} == {"bn"}
     again = {file.name: file.read_bytes() for file in (tmp_path / "c" / "slides").iterdir()}
+    assert "crowded" not in result.err
     call("figures", "c", *options)
     assert {file.name: file.read_bytes() for file in (tmp_path / "c" / "slides").iterdir()} == again
+
+
+@pytest.mark.parametrize(
+    ("only", "files"),
+    [
+        ("test_accuracy", {"test_accuracy.png"}),
+        ("val_loss,train_loss", {"val_loss.png", "val_loss.csv", "train_loss.png", "train_loss.csv"}),
+        (
+            "overview",
+            {"overview.png", *(f"{of}_{what}.csv" for of in ("train", "val") for what in ("loss", "accuracy"))},
+        ),
+    ],
+)
+def test_only_the_figures_asked_for_are_drawn(
+    known: Comparison, tmp_path: Path, call: Call, only: str, files: set[str]
+) -> None:
+    compare.save(known, tmp_path / "c")
+    result = call("figures", "c", f"--only={only}", "--format=png", "--to=there")
+    assert (result.code, result.err) == (0, "")
+    assert {file.name for file in (tmp_path / "there").iterdir()} == files
+
+
+def test_figure_whose_labels_overlap_is_drawn_with_a_warning(known: Comparison, tmp_path: Path, call: Call) -> None:
+    compare.save(known, tmp_path / "c")
+    result = call("figures", "c", "--only=val_accuracy", "--size=1.6x2")
+    assert (result.code, result.err) == (
+        0,
+        "The figure val_accuracy is crowded at --size=1.6x2. Its usual size is 3.4x2.6.\n",
+    )

@@ -82,7 +82,7 @@ def test_page_on_runs_of_ones_own(runs: list[Path], call: Call, tmp_path: Path) 
     assert ('id="questions"' in made, 'id="claims"' in made) == (False, False)
     assert 'type="application/json" id="curves-runs"' in made
     (out / "report.html").write_text("somebody else's")
-    assert "was not made by bnrepro" in call("report", str(runs[1]), f"--out={out}").err
+    assert "was not written by bnrepro" in call("report", str(runs[1]), f"--out={out}").err
     assert (out / "report.html").read_text() == "somebody else's"
 
 

@@ -510,7 +510,7 @@ def test_report_is_the_same_every_time(results: Path) -> None:
 
 def test_two_of_a_name_and_nothing_at_all_are_told(results: Path, tmp_path: Path) -> None:
     shutil.copytree(results / "experiments", results / "others")
-    with pytest.raises(UserError, match="made_up is there more than once"):
+    with pytest.raises(UserError, match="made_up is stored more than once"):
         report.write(results)
     with pytest.raises(UserError, match="no results under"):
         report.write(tmp_path / "nowhere")

@@ -70,7 +70,7 @@ def test_condition_holds_for_the_runs_that_it_says(root: Path, text: str, varian
 
 WRONG = [
     ("lr=0.1", "Did you mean optimizer.lr?"),
-    ("optimizer.lr", "is no condition. Write KEY=VALUE"),
+    ("optimizer.lr", "is not a condition. Write KEY=VALUE"),
     ("variant=", "a value is missing"),
     ("status=done", "there is no status 'done'"),
     ("variant>bn", "> compares numbers"),
@@ -99,7 +99,7 @@ def test_one_run_by_a_prefix_and_several_are_listed(root: Path) -> None:
         for text in (hash, hash[:8], place.name, f"{place.parent.name}/{place.name}", str(place)):
             assert index.find_run(text, root) == place
     assert index.find_run("convbn/seed0", root).parent.name == "convbn"
-    with pytest.raises(UserError, match=r"seed is the beginning of 4 runs\. Say which: .*convbn/seed0-"):
+    with pytest.raises(UserError, match=r"seed is ambiguous: 4 runs match\. Choose one of .*convbn/seed0-"):
         index.find_run("seed", root)
     with pytest.raises(UserError, match="Did you mean"):
         index.find_run(f"{places[0].name[:-1]}z", root)
@@ -137,7 +137,7 @@ def test_whole_runs_are_pruned_after_a_dry_run_and_only_those_asked_for(root: Pa
     dry = call("prune", "--runs", "--where=status=diverged")
     assert "Would delete 1 run" in dry.out
     assert sorted(root.rglob("*")) == before
-    assert "Say which" in call("prune", "--runs").err
+    assert "Select them, as in" in call("prune", "--runs").err
     assert "Deleted: 1 run" in call("prune", "--runs", "--where=status=diverged", "--yes").out
     assert {run.path.parents[2].name for run in record.find_runs(root)} == {"mnist5k"}
     assert not (root / "cifar10").exists()

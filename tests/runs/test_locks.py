@@ -43,7 +43,7 @@ def test_where_there_are_no_locks_a_run_goes_on_and_says_so(
         done = True
     assert done
     (line,) = capsys.readouterr().err.splitlines()
-    assert "no locks" in line
+    assert "does not support locks" in line
 
 
 @pytest.mark.parametrize("name", ["ENOSPC", "EROFS", "EACCES", "ENOTDIR", "EIO", "EMFILE", "ESTALE"])
@@ -77,7 +77,7 @@ def test_waiting_says_so_ends_with_the_holder_and_can_be_interrupted(
         with pytest.raises(KeyboardInterrupt), signals.terminate_as_interrupt(), record.claim(tmp_path):
             pass
         timer.join()
-        assert capsys.readouterr().err == f"{tmp_path}: another process is at this run; waiting for it.\n"
+        assert capsys.readouterr().err == f"{tmp_path}: another process is working on this run; waiting for it.\n"
         holder.kill()
         started = time.monotonic()
         with record.claim(tmp_path):  # a dead process holds nothing

@@ -189,7 +189,7 @@ def test_images_too_small_for_the_network_are_refused_by_name() -> None:
 
 @pytest.mark.parametrize("override", ["model.activation=swishy", "variant=nosuch"])
 def test_unknown_name_lists_those_there_are(override: str) -> None:
-    with pytest.raises(UserError, match="There are: "):
+    with pytest.raises(UserError, match="Available: "):
         network(override)
 
 

@@ -12,7 +12,7 @@ from matplotlib.ticker import MaxNLocator
 
 from bnrepro.claims import Results, Row, Values
 from bnrepro.plots.panels import as_high_as_lines, legend, lines, looks, panels
-from bnrepro.plots.style import COLUMN, label, log_ticks
+from bnrepro.plots.style import COLUMN, label
 
 if TYPE_CHECKING:
     from bnrepro.experiments.santurkar2018 import Settings
@@ -258,7 +258,6 @@ def draw_spread(axes: Axes, r: Results, name: str, **of: Any) -> None:
         axes.plot(steps, bottom, label=look.label, **about)
         axes.plot(steps, top, **about)
     as_high_as_lines(axes)
-    log_ticks(axes)
 
 
 def draw_log(axes: Axes, values: Values, *variants: str, marks: bool = False) -> None:
@@ -266,4 +265,3 @@ def draw_log(axes: Axes, values: Values, *variants: str, marks: bool = False) ->
     values = values.at(variant=variants).where(lambda value: 0 < value < math.inf)
     lines(axes, values, "x", "variant", LOOKS, log=True, marks=marks)
     as_high_as_lines(axes)
-    log_ticks(axes)

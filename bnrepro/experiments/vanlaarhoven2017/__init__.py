@@ -33,7 +33,6 @@ from bnrepro.claims.results import CHANCE
 from bnrepro.experiments.vanlaarhoven2017 import measurements
 from bnrepro.experiments.vanlaarhoven2017.measurements import CORRECTED, OFF, ON, REVERSE
 from bnrepro.plots.panels import heat_map, legend, lines, looks, panels
-from bnrepro.plots.style import log_ticks
 from bnrepro.stats import Interval
 
 LAARHOVEN = (
@@ -356,7 +355,6 @@ def along_training(r: Results, s: Settings) -> Figure | None:
         lines(each, by_arm(r, quantity), "x", "arm", looks(ARMS), log=log)
         if log:
             each.set_yscale("log")
-            log_ticks(each)
         else:
             each.set_ylim(bottom=0)  # the t interval may reach below it, an error cannot
         each.xaxis.set_major_locator(MaxNLocator(4, integer=True))
