@@ -872,7 +872,7 @@ def test_files_behind_a_linked_folder_are_not_deleted(results: Path, tmp_path: P
     (precious / "thesis.txt").touch()
     shutil.rmtree(folder / part)
     (folder / part).symlink_to(precious)
-    with pytest.raises(UserError, match="is a link out of its folder"):
+    with pytest.raises(UserError, match="is a link that leads out of its folder"):
         conclusion.conclude(PAPER, RECORDS, folder)
     assert [file.name for file in precious.iterdir()] == ["thesis.txt"]
 
@@ -1012,7 +1012,7 @@ def test_file_that_provenance_names_is_not_run(call: Call, results: Path, place:
     (folder / records.PROVENANCE).write_text(json.dumps(about | {"experiment": name}))
     told = call("figures", str(folder))
     assert (told.code, told.out) == (2, "")
-    assert f"says that it holds the experiment '{name}', and that is none" in told.err
+    assert f"says that it holds the experiment '{name}', which does not exist" in told.err
 
 
 def test_claims_for_a_terminal_hold_no_commands_for_it(call: Call, results: Path) -> None:
@@ -1048,7 +1048,7 @@ def test_claim_that_records_do_not_fit_is_a_sentence(
     monkeypatch.setattr("bnrepro.experiments.experiment", lambda _: paper)
     code, _, err = call("figures", str(results / "experiments" / PAPER.name))
     assert code == 2
-    assert "can conclude nothing from the records" in err
+    assert "cannot judge the records" in err
 
 
 def test_tensorboard_listens_on_this_machine_alone_and_imports_nothing_from_here(

@@ -121,9 +121,9 @@ def register(paper: Paper[Any], held: dict[str, Any], reason: str = "") -> tuple
         used = (held.get("design") or {}).get("hash") in old.hashes
         if used and not reason:
             raise UserError(
-                f"{called(paper)}: there are results under its registered design ({old.hash}, {old.registered}), and "
-                f"the design is another now: {'; '.join(differences(old.design, design)[:3])}. To replace it, say why: "
-                f'bnrepro register {called(paper)} --amend "REASON".'
+                f"{called(paper)}: there are results under its registered design ({old.hash}, {old.registered}), but "
+                f"the design has changed: {'; '.join(differences(old.design, design)[:3])}. To replace it, give a "
+                f'reason: bnrepro register {called(paper)} --amend "REASON".'
             )
         if used or reason:
             why = {"reason": reason, "on": new.registered}

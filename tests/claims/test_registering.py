@@ -133,7 +133,7 @@ def test_registration_says_what_is_run_and_how_it_is_judged(presets: Path, folde
 def test_registration_that_was_edited_is_refused(presets: Path) -> None:
     file, _ = register(varied(), {})
     file.write_text(file.read_text().replace("margin: 0.001", "margin: 0.1"))
-    with pytest.raises(UserError, match="was edited: its hash is that of another design"):
+    with pytest.raises(UserError, match="was edited: its hash does not match its content"):
         registration(varied())
     file.write_text("a: [")
     with pytest.raises(UserError, match=r"cannot be read \(.*`bnrepro register made_up` writes it"):
@@ -224,7 +224,7 @@ def test_results_of_another_design_are_not_replaced_unasked(listed: Listed, call
     told = call(*reproduce)
     assert told.code == 2
     assert "were made under the design" in told.err
-    assert "Give another --out" in told.err
+    assert "Use another --out" in told.err
     assert call(*reproduce, "--out=other").code == 0
     assert call(*reproduce, "--unregistered").code == 0
 
@@ -251,7 +251,7 @@ def test_results_of_before_there_were_registrations_are_no_evidence_for_a_regist
     assert call("register", "made_up").code == 0
     told = call("reproduce", "made_up", "--until-decided", "--jobs=1")
     assert told.code == 0, told.err
-    assert "what is stored is of an earlier design, and does not count" in told.err, told.err
+    assert "stored results belong to an earlier design and are not used" in told.err, told.err
     assert {row["window"] for row in read(file.parent).measurements} == {5}
     assert "does not count" not in call("reproduce", "made_up", "--until-decided", "--jobs=1").err
 

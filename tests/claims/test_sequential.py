@@ -182,11 +182,11 @@ def test_dry_run_says_how_long_it_takes(looks: None, listed: Listed, call: Call,
     ("arguments", "message"),
     [
         (["--until-decided", "--preset=quick"], "preset quick is no evidence"),
-        (["--until-decided", "--seeds=3"], "--seeds is not used with it"),
-        (["--until-decided", "--force"], "--force is not used with it"),
-        (["--budget=2h"], "belong to --until-decided"),
-        (["--max-seeds=20"], "belong to --until-decided"),
-        (["--until-decided", "--budget=soon"], "--budget=soon is no time"),
+        (["--until-decided", "--seeds=3"], "--seeds cannot be combined with --until-decided"),
+        (["--until-decided", "--force"], "--force cannot be combined with --until-decided"),
+        (["--budget=2h"], "need --until-decided"),
+        (["--max-seeds=20"], "need --until-decided"),
+        (["--until-decided", "--budget=soon"], "--budget=soon is not a duration"),
     ],
 )
 def test_options_that_do_not_go_together(arguments: list[str], message: str, listed: Listed, call: Call) -> None:
@@ -323,6 +323,6 @@ def test_paper_of_which_nothing_can_be_made_does_not_cost_the_others(looks: None
 def test_times_are_read_and_written() -> None:
     assert [budget(text) for text in ("2h", "90m", "1h30m", "1.5h", "20s", "5min")] == [7200, 5400, 5400, 5400, 20, 300]
     for text in ("", "2", "h", "2h x", "-2h", "0h"):
-        with pytest.raises(UserError, match="is no time"):
+        with pytest.raises(UserError, match="is not a duration"):
             budget(text)
     assert [duration(seconds) for seconds in (0.1, 80, 600, 7200)] == ["1 s", "80 s", "10 min", "2.0 h"]

@@ -33,7 +33,11 @@ MISTAKES = [
     (('part="main"', 'part="mian"'), 2, "there is no part 'mian'. Did you mean main? Available: main."),
     (('norm="nobn"', 'norm="none"'), 2, "there is no norm 'none'. Did you mean nobn? Available: nobn, bn."),
     (("    return greater(", "    raise SystemExit\n    greater("), 2, "claim 1 fails: SystemExit (line 2"),
-    (('r.test_accuracy(part="main")', 'r.measured("shift")'), 0, "Claim 1 found nothing that was measured. Is a part"),
+    (
+        ('r.test_accuracy(part="main")', 'r.measured("shift")'),
+        0,
+        "Claim 1 found no measured values. Check the spelling",
+    ),
 ]
 """In a claim, told by `bnrepro figures`."""
 
@@ -67,7 +71,7 @@ def test_the_tutorials_example_is_judged_drawn_and_reported(call: Call, paper: P
     paper.write_text(example().replace('"""', '"""Now: ', 1))
     code, out, err = call("figures", "my_paper.py")
     assert code == 0
-    assert err.startswith(f"{paper} was changed after these records were made")
+    assert err.startswith(f"{paper} has changed since these records were made")
     for (old, new), expected, message in MISTAKES:
         assert old in example()
         paper.write_text(example().replace(old, new))
@@ -120,10 +124,10 @@ def test_the_tutorials_example_is_judged_drawn_and_reported(call: Call, paper: P
             ("seeds: int = 3", 'looks: list[int] = "5,10"'),
             "Settings: looks of type list[int]: Input should be a valid l",
         ),
-        (("seeds: int = 3", "seeds: int = 10**9"), "my_paper: these are more than 10,000 runs. Ask for fewer seeds."),
-        (("seeds: int = 3", "looks: list[int] = [2, 10**9]"), "my_paper: these are more than 10,000 runs."),
-        (("Design(s.seeds)", "Design(range(10**9))"), "The design: these are more than 10,000 runs."),
-        (('epochs=1"])', 'epochs=1"], seeds=range(10**9))'), "The design: these are more than 10,000 runs."),
+        (("seeds: int = 3", "seeds: int = 10**9"), "my_paper: this would be more than 10,000 runs. Use fewer seeds."),
+        (("seeds: int = 3", "looks: list[int] = [2, 10**9]"), "my_paper: this would be more than 10,000 runs."),
+        (("Design(s.seeds)", "Design(range(10**9))"), "The design: this would be more than 10,000 runs."),
+        (('epochs=1"])', 'epochs=1"], seeds=range(10**9))'), "The design: this would be more than 10,000 runs."),
         (
             ('scale="toy"', 'scale="toys"'),
             "scale cannot be 'toys'. Did you mean toy? Available: exact, paper, reduced, toy",
@@ -138,7 +142,7 @@ def test_the_tutorials_example_is_judged_drawn_and_reported(call: Call, paper: P
         (("Paper(__name__, Settings,", "Paper(__name__, dict,"), "settings must be a class, as in `class Settings(Pr"),
         (("return design", "raise SystemExit"), "the design fails: SystemExit (line"),
         (("@paper.design", "@measure"), 'a measure needs a name of its own, as in @measure("my_paper/shift") (line'),
-        (("epochs=1", 'seed=3", "epochs=1'), "the design fails: ValueError: a design's seeds are those of Design(...)"),
+        (("epochs=1", 'seed=3", "epochs=1'), "the design fails: ValueError: the seeds are set by Design(...)"),
         (("model=lenet", "model=lenett"), "There is no model 'lenett'. Did you mean lenet?"),
     ],
 )
@@ -192,4 +196,4 @@ def test_a_paper_that_calls_exit_costs_no_other(where: str, call: Call, paper: P
 
 def test_more_seeds_than_a_command_makes_are_refused_at_once(call: Call) -> None:
     code, _, err = call("reproduce", "wu2018", "--seeds=1000000000", "--dry-run")
-    assert (code, err) == (2, "Error: wu2018: these are more than 10,000 runs. Ask for fewer seeds.\n")
+    assert (code, err) == (2, "Error: wu2018: this would be more than 10,000 runs. Use fewer seeds.\n")

@@ -200,7 +200,7 @@ def test_job_whose_process_is_killed_is_submitted_again_and_one_that_is_cancelle
     assert_as_if_here([killed], tmp_path)
     assert Run(killed.path).metrics[: len(before[0])] == before[0]
     assert cancelled.by_user
-    assert "was cancelled; ask for the run again" in str(cancelled.error)
+    assert "was cancelled; run the command again" in str(cancelled.error)
     assert Run(cancelled.path).status == "interrupted"
 
     again = slurm.run_all([grid[1]], options(), say=said.append)

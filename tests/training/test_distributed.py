@@ -304,7 +304,7 @@ def test_process_that_fails_ends_the_others_and_the_run_goes_on_later(
         assert said == "KeyboardInterrupt: "
         assert broken.status == "interrupted"
     else:
-        assert said.startswith("UserError: Another process of this run ended without a word")
+        assert said.startswith("UserError: Another process of this run ended without a message")
         assert broken.status == "failed"
     assert 1 <= broken.metrics[-1]["step"] <= BREAKS_AT
     # What two have begun, one can end: the checkpoint is that of one process.
@@ -336,7 +336,7 @@ def test_only_all_of_torchruns_variables_make_a_process_one_of_several(there: tu
         assert not distributed.started_by_torchrun(environment | {"WORLD_SIZE": "1", "RANK": "0"})
     else:
         lacking = [name for name, is_there in zip(FULL, there, strict=False) if not is_there]
-        with pytest.raises(UserError, match=f"TORCHELASTIC_RUN_ID is set, and {', '.join(lacking)} not.*`unset TORCH"):
+        with pytest.raises(UserError, match=f"TORCHELASTIC_RUN_ID is set, but {', '.join(lacking)} not.*`unset TORCH"):
             distributed.started_by_torchrun(environment)
 
 
@@ -344,12 +344,12 @@ def test_only_all_of_torchruns_variables_make_a_process_one_of_several(there: tu
     ("change", "words"),
     [
         ({"RANK": "2"}, "RANK=2, WORLD_SIZE=2"),
-        ({"RANK": "-1"}, "RANK=-1 makes no sense"),
-        ({"WORLD_SIZE": "two"}, "WORLD_SIZE=two makes no sense"),
-        ({"WORLD_SIZE": "0"}, "makes no sense"),
-        ({"MASTER_PORT": "99999"}, "makes no sense"),
-        ({"LOCAL_RANK": "x"}, "LOCAL_RANK=x makes no sense"),
-        ({"LOCAL_WORLD_SIZE": "1.5"}, "LOCAL_WORLD_SIZE=1.5 makes no sense"),
+        ({"RANK": "-1"}, "RANK=-1 is inconsistent"),
+        ({"WORLD_SIZE": "two"}, "WORLD_SIZE=two is inconsistent"),
+        ({"WORLD_SIZE": "0"}, "is inconsistent"),
+        ({"MASTER_PORT": "99999"}, "is inconsistent"),
+        ({"LOCAL_RANK": "x"}, "LOCAL_RANK=x is inconsistent"),
+        ({"LOCAL_WORLD_SIZE": "1.5"}, "LOCAL_WORLD_SIZE=1.5 is inconsistent"),
         ({"RANK": ""}, "RANK not"),
         ({"TORCHELASTIC_USE_AGENT_STORE": "True", "MASTER_PORT": "1"}, "no torchrun answers at 127.0.0.1:1"),
         ({"TORCHELASTIC_USE_AGENT_STORE": "True", "MASTER_ADDR": "a..b"}, "no torchrun answers at a..b"),

@@ -323,7 +323,7 @@ def test_key_is_refused_where_it_changes_no_run_and_taken_where_it_does(key: str
     value, without, with_it = CHANGED[key]
     plain, other = load_config([without]), load_config([without, f"{key}={value}"])
     assert _of_a_run(plain) == _of_a_run(other)
-    with pytest.raises(UserError, match=f"^{key}=.* is not used by {without}[^ ]*. Leave it out, or take"):
+    with pytest.raises(UserError, match=f"^{key}=.* is not used by {without}[^ ]*. Leave it out, or use"):
         check_options([other])
     used = load_config([with_it, f"{key}={value}"])
     assert _of_a_run(load_config([with_it])) != _of_a_run(used)

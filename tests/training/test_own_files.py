@@ -293,7 +293,10 @@ class Evaluated(nn.Identity):
     ("name", "said"),
     [
         *((name, r"\w+: .*\(line \d+\)") for name in ("Tires", "Leaves", "Looks")),
-        ("Widens", r'ValueError: a checkpoint .* \(Unexpected key\(s\) in state_dict: "layers\.0\.1\.wider\.weight"'),
+        (
+            "Widens",
+            r'ValueError: a newly built network .* \(Unexpected key\(s\) in state_dict: "layers\.0\.1\.wider\.weight"',
+        ),
         ("Detours", "RuntimeError: one of the variables needed"),  # in the backward pass, where no line of theirs is
     ],
 )

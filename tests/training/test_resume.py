@@ -273,7 +273,7 @@ def test_two_processes_asked_for_one_run_make_it_once(
 
     assert apart(both) == 0
     assert updates.stat().st_size == Run(run_dir(cfg)).summary["steps"]
-    assert "another process is at this run; waiting for it" in capfd.readouterr().err
+    assert "another process is working on this run; waiting for it" in capfd.readouterr().err
 
 
 def test_clock_that_jumps_changes_nothing(tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -278,7 +278,7 @@ def _file(root: Path) -> None:
 def test_root_that_cannot_hold_runs_is_told(tiny: Tiny, tmp_path: Path, spoil: Callable[[Path], None]) -> None:
     cfg = replace(tiny("epochs=1"), root=str(tmp_path / "root"))
     spoil(tmp_path / "root")
-    with pytest.raises(UserError, match=r"root is .*\. Give another root\.$"):
+    with pytest.raises(UserError, match=r"root is .*\. Use another root\.$"):
         train.run(cfg)
     (outcome,) = sweep.run_all([cfg], jobs=1)
     assert outcome.by_user

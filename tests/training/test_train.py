@@ -216,7 +216,7 @@ def test_checkpoint_of_another_run_is_refused(tiny: Tiny) -> None:
     path = train.run(cfg)
     run_dir(other).mkdir(parents=True)
     shutil.copy(path / "checkpoint.pt", run_dir(other) / "checkpoint.pt")
-    with pytest.raises(UserError, match=r"another run's: model\.name is lenet there"):
+    with pytest.raises(UserError, match=r"belongs to another run: model\.name is lenet there"):
         train.run(other)
 
 
