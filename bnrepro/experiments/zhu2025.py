@@ -82,7 +82,7 @@ class Settings(Preset):
         *("optimizer=sgd", "optimizer.weight_decay=5e-4", "optimizer.nesterov=true", "schedule=linear"),
         *("schedule.warmup_epochs=1", "batch_size=128", "epochs=4", "channels_last=true", "eval_every=1000000"),
     ]
-    rates: dict[str, list[float]] = {"bn": [0.02, 0.1, 0.5], "dyt": [0.02, 0.1, 0.5]}
+    rates: dict[str, list[float]] = {"bn": [0.02, 0.1, 0.5, 2.0], "dyt": [0.02, 0.1, 0.5]}
     trained: float = 48.0  # % test accuracy of the transformer with LayerNorm
     # Z2: twice the largest difference of the source's Table 1, where 0.5 is "slightly better"; Z3: two standard errors
     # of a test set of 10,000, and less than the smaller of the source's losses, 1.7.
