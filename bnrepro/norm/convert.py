@@ -433,7 +433,8 @@ def _made(name: str, old: Any, variant: str, shapes: set[Shape]) -> nn.Module:
     affine = old.weight is not None or old.bias is not None
     options = NormOptions(eps=old.eps, momentum=getattr(old, "momentum", None), affine=affine)
     try:
-        made = NORMS[variant](channels, min(shapes), options=options)
+        with torch.device("cpu"):  # whatever the default is: tensors that are not carried over are to have values
+            made = NORMS[variant](channels, min(shapes), options=options)
     except NormError as error:
         raise NormError(f"{name or 'The model'}: {error}") from error
     except LookupError as error:  # of a table by dimensions

@@ -6,7 +6,6 @@ import math
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from operator import index
 from typing import Any, Literal
 
 import torch
@@ -258,7 +257,7 @@ def mixed_statistics(model: nn.Module, prior: float, images: int) -> Iterator[No
     Source: Schneider et al., "Improving robustness against common corruptions by covariate shift adaptation" (2020),
     where ``prior`` is the number of pseudo samples N.
     """
-    if not prior >= 0 or not _is_count(images):
+    if not prior >= 0 or not images >= 1 or images % 1:
         raise NormError(
             f"mixed_statistics needs prior >= 0 and a whole number of images >= 1; got {prior} and {images}."
         )
@@ -267,21 +266,13 @@ def mixed_statistics(model: nn.Module, prior: float, images: int) -> Iterator[No
     for name, layer in model.named_modules():
         if reason := _cannot_mix(model, name, layer):
             raise NormError(f"mixed_statistics: {name or 'the model'} ({type(layer).__name__}) {reason}")
-    mixture = _Mixture(prior, images)
+    mixture = _Mixture(prior, int(images))
     handles = [layer.register_forward_hook(mixture, prepend=True, with_kwargs=True) for layer in layers.values()]
     try:
         yield
     finally:
         for handle in handles:
             handle.remove()
-
-
-def _is_count(number: Any) -> bool:
-    """Whether ``number`` is whole and at least 1."""
-    try:
-        return index(number) >= 1
-    except TypeError:
-        return False
 
 
 def _cannot_mix(model: nn.Module, name: str, layer: nn.Module) -> str | None:
