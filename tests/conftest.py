@@ -44,7 +44,7 @@ def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(params=["float64", "meta"])
 def torchs_defaults(request: pytest.FixtureRequest) -> Callable[[], AbstractContextManager[None]]:
-    """Another default dtype of torch, or another device: ``with torchs_defaults(): ...``."""
+    """A context, within which torch has another default dtype, or another device."""
 
     @contextmanager
     def changed() -> Iterator[None]:
