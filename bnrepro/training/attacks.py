@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from threading import get_ident
@@ -116,7 +117,9 @@ def _no_norm_in_training() -> Iterator[None]:
 
     handle = register_module_forward_pre_hook(check)
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Using `torch.compile")  # of the hook, which may be called twice
+            yield
     finally:
         handle.remove()
 
