@@ -6,7 +6,8 @@ import os
 import shutil
 import signal
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import NamedTuple
 
@@ -39,6 +40,23 @@ def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
     file = tmp_path_factory.mktemp("digits") / "digits.npz"
     np.savez(file, x_train=x[:600, 0], y_train=y[:600], x_test=x_test[:200, 0], y_test=y_test[:200])
     return file
+
+
+@pytest.fixture(params=["float64", "meta"])
+def torchs_defaults(request: pytest.FixtureRequest) -> Callable[[], AbstractContextManager[None]]:
+    """A context, within which torch has another default dtype, or another device."""
+
+    @contextmanager
+    def changed() -> Iterator[None]:
+        with torch.device("meta") if request.param == "meta" else nullcontext():
+            before = torch.get_default_dtype()
+            torch.set_default_dtype(torch.float64 if request.param == "float64" else before)
+            try:
+                yield
+            finally:
+                torch.set_default_dtype(before)
+
+    return changed
 
 
 @pytest.fixture

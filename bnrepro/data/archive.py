@@ -77,10 +77,13 @@ def _read(file: Path) -> Archive:
         if total > LARGEST or (total > MANY and total > DENSEST * packed):
             raise WrongError(
                 f"claims arrays of {total:,} bytes in a file of {packed:,}. At most {LARGEST:,} are read, and from "
-                f"{MANY:,} on at most {DENSEST} for each byte of the file"
+                f"{MANY:,} on at most {DENSEST} for each byte of the file. Save fewer images, smaller ones or uint8"
             )
         if where[0].shape != where[1].shape:
-            raise WrongError(f"has training images of {where[0].shape} and test images of {where[1].shape}")
+            raise WrongError(
+                f"has training images of {where[0].shape} and test images of {where[1].shape} (C, H, W). "
+                "Resize them to one shape, all gray or all in color"
+            )
         arrays = {key: _array(archive, member) for key, member in members.items()}
     notes += [f"axes {each.name}" for each in where if each.name not in ("NHW", "NHWC")]
     y_train, y_test, about_labels = classes(arrays["y_train"], arrays["y_test"])
@@ -158,19 +161,23 @@ def _header(archive: zipfile.ZipFile, key: str, name: str) -> _Claim:
     if member.flag_bits & 1:
         raise WrongError(f"has {key} locked with a password. Unpack it, and save the arrays with np.savez")
     if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-        raise WrongError(f"has {key} compressed by a method that np.savez and np.savez_compressed do not use")
+        raise WrongError(
+            f"has {key} compressed by a method that np.savez and np.savez_compressed do not use. Save the arrays with "
+            "one of these"
+        )
     with archive.open(member) as stream:
         version = np.lib.format.read_magic(stream)
         read = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}.get(version)
         if read is None:  # later ones are for arrays of records
-            raise WrongError(f"has {key} in version {version} of NumPy's format")
+            raise WrongError(f"has {key} in version {version} of NumPy's format. Save plain arrays with np.savez")
         shape, _, dtype = read(stream)
         there = member.file_size - stream.tell()
     if any(type(size) is not int or size < 0 for size in shape):
-        raise WrongError(f"has {key} of shape {shape}")
+        raise WrongError(f"has {key} of shape {shape}, which no array has. Save the arrays anew with np.savez")
     if (claimed := math.prod(shape) * dtype.itemsize) != there and not dtype.hasobject:
         raise WrongError(
-            f"has {key} of {dtype} {shape}, which are {claimed:,} bytes and not the {there:,} that are there"
+            f"has {key} of {dtype} {shape}, which are {claimed:,} bytes and not the {there:,} that are there. "
+            "Save the arrays anew with np.savez"
         )
     return shape, dtype
 

@@ -87,7 +87,9 @@ def layout(images: tuple[int, ...], labels: tuple[int, ...], part: str, last: bo
     """
     what = f"has x_{part} of shape {images} and y_{part} of shape {labels}"
     if not images or not labels or 0 in images + labels or len(labels) > 2:
-        raise WrongError(f"{what}, not images and a label for each")
+        raise WrongError(
+            f"{what}, not images and a label for each. Save one image or more, and one label for each image"
+        )
     count = labels[1] if len(labels) == 2 and labels[0] == 1 else labels[0]
     if len(images) < 2 or len(images) > 4 or count not in (images[0], images[-1]):
         counts = f": {images[0]:,} images and {count:,} labels" if count != images[0] else ""
@@ -271,11 +273,16 @@ def classes(y_train: np.ndarray, y_test: np.ndarray) -> tuple[np.ndarray, np.nda
     hot = [_columns(y_train), _columns(y_test)]
     if all(hot):
         if hot[0] != hot[1]:
-            raise WrongError(f"has one-hot labels of {hot[0]} classes to train on, {hot[1]} to test")
+            raise WrongError(
+                f"has one-hot labels of {hot[0]} classes to train on, {hot[1]} to test. Save a column for "
+                "each class in both"
+            )
         notes.append("one-hot labels")
     train, test = _plain(y_train, "train"), _plain(y_test, "test")
     if train.dtype.kind != test.dtype.kind:
-        raise WrongError("has names for labels in one part and numbers in the other")
+        raise WrongError(
+            "has names for labels in one part and numbers in the other. Save both as names, or both as numbers"
+        )
     if any(hot) and not all(hot):
         numbered = np.unique(test if hot[0] else train)
         names = ("y_train", "y_test") if hot[0] else ("y_test", "y_train")
@@ -291,7 +298,9 @@ def classes(y_train: np.ndarray, y_test: np.ndarray) -> tuple[np.ndarray, np.nda
         _check_seen(np.unique(np.concatenate([train, test])).tolist())
     known, numbers = np.unique(train, return_inverse=True)
     if len(known) == 1:
-        raise WrongError(f"has the label {_some(known)} alone in y_train. At least two classes are needed")
+        raise WrongError(
+            f"has the label {_some(known)} alone in y_train. At least two classes are needed: add images of others"
+        )
     if len(known) == len(train):
         raise WrongError("has a different label for every training image. Save classes as labels")
     if len(lacking := np.setdiff1d(test, known)):
@@ -340,14 +349,19 @@ def _plain(labels: np.ndarray, part: str) -> np.ndarray:
     if labels.dtype.kind in "US":
         return _from_texts(labels, part)
     if labels.dtype.kind == "f" and not (np.isfinite(labels) & (labels == np.rint(labels))).all():
-        raise WrongError(f"has labels in y_{part} of {labels.dtype} that are not whole numbers")
+        raise WrongError(
+            f"has labels in y_{part} of {labels.dtype} that are not whole numbers. Save the classes as whole numbers "
+            "or names, and leave out images without a label"
+        )
     low, high = int(labels.min()), int(labels.max())
     if low < 0 and not set(np.unique(labels).tolist()) <= {-1, 1}:  # these are how many write two classes
         raise WrongError(
             f"has labels below 0 in y_{part} ({low}). If these mark images without a label, leave the images out"
         )
     if high >= 2**62:
-        raise WrongError(f"has the label {high} in y_{part}, which is not the number of a class")
+        raise WrongError(
+            f"has the label {high} in y_{part}, which is not the number of a class. Number the classes from 0"
+        )
     return labels.astype(np.int64)
 
 
@@ -365,10 +379,13 @@ def _from_texts(labels: np.ndarray, part: str) -> np.ndarray:
     try:
         texts: Any = np.char.decode(labels, "utf-8") if labels.dtype.kind == "S" else labels
     except UnicodeDecodeError as error:
-        raise WrongError(f"has labels in y_{part} that are not UTF-8 text") from error
+        raise WrongError(f"has labels in y_{part} that are not UTF-8 text. Save them with .astype(str)") from error
     distinct = np.unique(texts)
     if any(not text.strip() or len(text) > LONGEST or not text.isprintable() for text in distinct.tolist()):
-        raise WrongError(f"has labels in y_{part} that are empty, longer than {LONGEST} characters or not printable")
+        raise WrongError(
+            f"has labels in y_{part} that are empty, longer than {LONGEST} characters or not printable. Give "
+            "these classes other names"
+        )
     if all(re.fullmatch(r"[0-9]{1,18}", text) for text in distinct.tolist()):
         by_number: dict[int, str] = {}
         for text in distinct.tolist():

@@ -41,25 +41,32 @@ def corrupt(images: Tensor, kind: str, severity: int, seed: int = 0) -> Tensor:
     """``images`` (N, C, H, W) uint8 under a corruption. As there, results are cut off to whole levels, not rounded.
 
     Args:
-        images: they are not changed.
+        images: of 0 to 255; they are not changed.
         kind: ``noise`` (Gaussian, for each pixel and channel), ``blur`` (Gaussian), ``contrast`` (towards the mean of
             each image and channel), ``brightness`` (HSV's value).
         severity: 1 to 5.
         seed: of the noise.
 
     Raises:
-        UserError: there is no such corruption or severity.
+        UserError: there is no such corruption or severity; ``images`` is something else.
     """
     if kind not in KINDS:
         raise UserError(f"There is no corruption {kind!r}.{known_are(kind, KINDS)}")
     if severity not in SEVERITIES:
         raise UserError(f"A corruption has a severity from 1 to {SEVERITIES[-1]}; got {severity}.")
-    generator = torch.Generator().manual_seed(derive_seed(seed, f"corruption {kind} {severity}"))
+    generator = torch.Generator("cpu").manual_seed(derive_seed(seed, f"corruption {kind} {severity}"))
     return corrupt_by(images, kind, AMOUNTS[kind][severity - 1], generator)
 
 
 def corrupt_by(images: Tensor, kind: str, amount: float, generator: torch.Generator) -> Tensor:
     """As `corrupt`, by any amount of what `AMOUNTS` lists; ``generator`` draws the noise."""
+    if not isinstance(images, Tensor) or images.dtype != torch.uint8 or images.dim() != 4:
+        tensor = isinstance(images, Tensor)
+        given = f"{images.dtype} {tuple(images.shape)}" if tensor else f"a {type(images).__name__}"
+        raise UserError(
+            f"Corruptions take a tensor of images (N, C, H, W) in torch.uint8, of 0 to 255; got {given}. Convert them "
+            "first: images of 0 to 1 are (255 * images).round().to(torch.uint8)."
+        )
     parts = []
     for part in images.split(AT_ONCE):
         changed = KINDS[kind](part.float() / LEVELS, amount, generator)
@@ -74,13 +81,15 @@ def corrupted(split: Split, kind: str, severity: int, seed: int = 0) -> Split:
 
 
 def _noise(x: Tensor, deviation: float, generator: torch.Generator) -> Tensor:
-    return x + deviation * torch.randn(x.shape, generator=generator).to(x.device)
+    drawn = torch.randn(x.shape, generator=generator, dtype=x.dtype, device=generator.device)
+    return x + deviation * drawn.to(x.device)
 
 
 def _blur(x: Tensor, deviation: float, _: torch.Generator) -> Tensor:
     """Gaussian weights up to four standard deviations; outside the image stands its nearest pixel (as in skimage)."""
     radius = int(4 * deviation + 0.5)
-    weights = torch.exp(-0.5 * (torch.arange(-radius, radius + 1, device=x.device) / deviation) ** 2)
+    places = torch.arange(-radius, radius + 1, dtype=x.dtype, device=x.device)
+    weights = torch.exp(-0.5 * (places / deviation) ** 2)
     weights = (weights / weights.sum()).view(1, 1, 1, -1)
     planes = F.pad(x.flatten(0, 1)[:, None], (radius,) * 4, mode="replicate")  # (N C, 1, H, W)
     return F.conv2d(F.conv2d(planes, weights), weights.transpose(2, 3)).view(x.shape)

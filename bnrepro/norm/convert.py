@@ -240,7 +240,7 @@ def norms_of(model: nn.Module, but: Callable[[nn.Module], bool] = lambda _: Fals
     for name, module in model.named_modules():
         if not isinstance(module, _BatchNorm | ConvAdaptiveNorm2d):
             continue
-        if not but(module) and (reason := _unknown(module) or _owner(model, name)):
+        if not but(module) and (reason := _irreplaceable(module) or _owner(model, name)):
             raise NormError(f"{name or 'The model'} ({type(module).__name__}) cannot be replaced: {reason}")
         yield name, module
 
@@ -254,11 +254,16 @@ def check_open(model: nn.Module) -> None:
 
     Raises:
         TypeError: no network.
-        NormError: it has a part that `torch.jit` or `torch.export` made, or fake tensors.
+        NormError: it has a part that `torch.jit` or `torch.export` made, a hook of a block, or fake tensors.
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"Norms are those of a torch.nn.Module, got {type(model).__name__}")
     for name, module in model.named_modules():
+        if block := next((hook.block for hook in module._forward_hooks.values() if isinstance(hook, BlockHook)), None):
+            raise NormError(
+                f"{name or 'The model'} ({type(module).__name__}) is within a {block} block, which sets what it "
+                "normalises by. End that block first."
+            )
         maker = None
         graph = getattr(module, "graph", None)
         functions = [value for value in vars(module).values() if isinstance(value, torch.jit.ScriptFunction)]
@@ -278,7 +283,29 @@ def check_open(model: nn.Module) -> None:
         )
 
 
-def _unknown(module: nn.Module) -> str | None:
+class BlockHook:
+    """A forward hook that a norm has within a ``with`` block alone. It cannot be copied or saved, and so outlast it."""
+
+    block: str
+
+    def __reduce__(self) -> Any:
+        raise NormError(
+            f"A copy of a network that is made within {self.block} would be changed for good. Copy or save "
+            "the network outside of the block, or save its state_dict."
+        )
+
+
+def _irreplaceable(module: nn.Module) -> str | None:
+    """Why no layer of ours can stand in the place of ``module``; None if one can."""
+    if (reason := does_more(module)) or isinstance(module, _HandDerived | ConvAdaptiveNorm2d):
+        return reason
+    theirs = {*_NAMES, "process_group"} if isinstance(module, nn.SyncBatchNorm) else _NAMES
+    if taken := sorted(vars(module).keys() & ({*SETTINGS, "frozen"} - {*theirs})):  # which would become attributes
+        return f"our layers use the name {taken[0]} for something else than its attribute. Rename the attribute."
+    return None
+
+
+def does_more(module: nn.Module) -> str | None:
     """Why ``module`` may compute more than its formula (and a known dropout and activation); None if it does not."""
     kind = type(module)
     base = next(
@@ -301,13 +328,9 @@ def _unknown(module: nn.Module) -> str | None:
         )
     changed = sorted({name for each in derived for name in vars(each)} - _HARMLESS)
     changed += replaced_methods(module)
-    if not isinstance(module, _HandDerived | ConvAdaptiveNorm2d):  # whose attributes these would become
-        theirs = {*_NAMES, "process_group"} if isinstance(module, nn.SyncBatchNorm) else _NAMES
-        if taken := sorted(vars(module).keys() & ({*SETTINGS, "frozen"} - {*theirs})):
-            return f"our layers use the name {taken[0]} for something else than its attribute. Rename the attribute."
     if changed:
         return (
-            f"its class or instance defines {', '.join(changed)}, which a layer in its place would not have."
+            f"its class or instance defines {', '.join(changed)}, of which nothing is known here."
             " Use torch's layer there, with what else it does in a module after it."
         )
     return None
@@ -372,6 +395,11 @@ def _owner(model: nn.Module, name: str) -> str | None:
     return None
 
 
+def has_drop_and_act(module: nn.Module) -> bool:
+    """Whether ``module`` is one of timm's combined layers."""
+    return any(_path(kind) in _DROP_AND_ACT for kind in type(module).__mro__)
+
+
 def drop_and_act(module: Any, _inputs: tuple[Any, ...], output: Tensor) -> Tensor:
     """Forward hook: the dropout and activation that timm's combined layers apply after the norm."""
     for part in ("drop", "act"):
@@ -405,7 +433,8 @@ def _made(name: str, old: Any, variant: str, shapes: set[Shape]) -> nn.Module:
     affine = old.weight is not None or old.bias is not None
     options = NormOptions(eps=old.eps, momentum=getattr(old, "momentum", None), affine=affine)
     try:
-        made = NORMS[variant](channels, min(shapes), options=options)
+        with torch.device("cpu"):  # whatever the default is: tensors that are not carried over are to have values
+            made = NORMS[variant](channels, min(shapes), options=options)
     except NormError as error:
         raise NormError(f"{name or 'The model'}: {error}") from error
     except LookupError as error:  # of a table by dimensions
@@ -430,7 +459,7 @@ def become(old: nn.Module, new: nn.Module, *, carry: bool = True, made: Made | N
     Without ``carry`` the tensors are those of ``new``.
     """
     lost = _carry_over(old, new, {} if made is None else made) if carry else []
-    if any(_path(kind) in _DROP_AND_ACT for kind in type(old).__mro__):
+    if has_drop_and_act(old):
         old.register_forward_hook(drop_and_act, prepend=True)
     mine, core = vars(old), vars(nn.Module())
     for own in ("_parameters", "_buffers", "_modules"):
@@ -557,7 +586,7 @@ def _undo(module: nn.Module) -> Callable[[], None]:
 
 def _is_the_same_in_eval(old: nn.Module, new: nn.Module) -> bool:
     """Whether ``new`` computes in eval mode what ``old`` does, once it has its statistics and parameters."""
-    if not isinstance(old, _BatchNorm) or not isinstance(new, _BatchNorm) or _unknown(new):
+    if not isinstance(old, _BatchNorm) or not isinstance(new, _BatchNorm) or does_more(new):
         return False
     if old.running_mean is None or old.running_var is None or new.running_mean is None:
         return False

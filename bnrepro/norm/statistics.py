@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -12,8 +13,19 @@ from torch import Tensor, nn
 from torch import distributed as dist
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from bnrepro.norm.convert import check_open, copied, few, first_line, uses_statistics_itself
-from bnrepro.norm.function import against, centred_moments, pooled_mean, widen
+from bnrepro.norm.adaptive import ConvAdaptiveNorm2d
+from bnrepro.norm.convert import (
+    BlockHook,
+    check_open,
+    copied,
+    does_more,
+    drop_and_act,
+    few,
+    first_line,
+    has_drop_and_act,
+    uses_statistics_itself,
+)
+from bnrepro.norm.function import affine, against, centred_moments, pooled_mean, widen
 from bnrepro.norm.layers import NormError, _HandDerived
 
 
@@ -233,31 +245,29 @@ def mixed_statistics(model: nn.Module, prior: float, images: int) -> Iterator[No
 
     A batch is cut along N into parts of ``images`` (an incomplete last part stands alone), each of which is adapted to
     by itself: with n images in a part, both mean and variance are ``(prior * running + n * part's) / (prior + n)``.
-    With ``prior=0`` a part is normalised by itself (`batch_statistics`), with a very large one as ever. Buffers are not
-    touched.
+    With ``prior=0`` a part is normalised by itself (`batch_statistics`), with an infinite one as ever. Buffers are not
+    touched. Hooks of a user's own get the mixture's outputs. Layers that are frozen or in training mode stay as ever.
 
     Raises:
-        NormError: a negative ``prior``, no ``images``, or a layer that divides by another measure than the deviation.
+        NormError: a negative ``prior``; ``images`` that is no whole number from 1 on; a norm that divides by another
+            measure than the deviation, always takes the whole batch's statistics (adaptive norms,
+            ``track_running_stats=False``), or does more than is known here (see `convert`); a copy of the network is
+            made within the block, or a function of this package that changes or copies norms is called there.
 
     Source: Schneider et al., "Improving robustness against common corruptions by covariate shift adaptation" (2020),
     where ``prior`` is the number of pseudo samples N.
     """
-    if not prior >= 0 or images < 1:
-        raise NormError(f"mixed_statistics needs prior >= 0 and images >= 1; got {prior} and {images}.")
+    if not prior >= 0 or not images >= 1 or images % 1:
+        raise NormError(
+            f"mixed_statistics needs prior >= 0 and a whole number of images >= 1; got {prior} and {images}."
+        )
     check_open(model)
     layers = tracking_layers(model)
-    if other := [name or "the model" for name, layer in layers.items() if not _takes_the_variance(layer)]:
-        raise NormError(f"mixed_statistics mixes variances, by which {few(other)} does not normalise.")
-
-    def forward(layer: Any, inputs: tuple[Tensor, ...], _output: Tensor) -> Tensor:
-        x, axes = inputs[0], getattr(layer, "statistics_axes", _channel_axes)(inputs[0])
-        whole = len(x) // images * images
-        parts = [x[:whole].unflatten(0, (-1, images)), x[None, whole:]]  # (parts, images, C, ...)
-        y = torch.cat([_mixed(layer, part, axes, prior).flatten(0, 1) for part in parts if part.numel()])
-        scale, shift = (None if each is None else against(each, x) for each in (layer.weight, layer.bias))
-        return y if scale is None else y * scale + shift if shift is not None else y * scale
-
-    handles = [layer.register_forward_hook(forward) for layer in layers.values()]
+    for name, layer in model.named_modules():
+        if reason := _cannot_mix(model, name, layer):
+            raise NormError(f"mixed_statistics: {name or 'the model'} ({type(layer).__name__}) {reason}")
+    mixture = _Mixture(prior, int(images))
+    handles = [layer.register_forward_hook(mixture, prepend=True, with_kwargs=True) for layer in layers.values()]
     try:
         yield
     finally:
@@ -265,11 +275,51 @@ def mixed_statistics(model: nn.Module, prior: float, images: int) -> Iterator[No
             handle.remove()
 
 
+def _cannot_mix(model: nn.Module, name: str, layer: nn.Module) -> str | None:
+    """Why the statistics of ``layer`` of ``model`` cannot be mixed; None if they can, or it is no such norm."""
+    if isinstance(layer, ConvAdaptiveNorm2d) or (isinstance(layer, _BatchNorm) and layer.running_mean is None):
+        return (
+            "keeps no running statistics (an adaptive norm, track_running_stats=False, a batch_statistics block), and "
+            "takes those of the whole batch. Use norms that keep them, or call the network on the parts one by one."
+        )
+    if not isinstance(layer, _BatchNorm) or (isinstance(layer, _HandDerived) and layer.frozen):
+        return None
+    if reason := uses_statistics_itself(model, name, layer) or does_more(layer):
+        return f"cannot be mixed: {reason}"
+    if not _takes_the_variance(layer):
+        return (
+            "does not normalise by a variance, which is what is mixed. Use batch_statistics for the batch's own "
+            "measure, or another norm."
+        )
+    return None
+
+
+class _Mixture(BlockHook):
+    """Forward hook: the output by mixed statistics, in place of that of a norm's own forward."""
+
+    block = "mixed_statistics"
+
+    def __init__(self, prior: float, images: int) -> None:
+        self.prior, self.images = prior, images
+
+    def __call__(self, layer: Any, inputs: tuple[Tensor, ...], keywords: dict[str, Tensor], output: Tensor) -> Tensor:
+        (x,) = inputs or keywords.values()
+        if layer.training or not len(x):
+            return output
+        axes, wide = getattr(layer, "statistics_axes", _channel_axes)(x), widen(x)
+        whole = len(x) // self.images * self.images
+        parts = [wide[:whole].unflatten(0, (-1, self.images)), wide[None, whole:]]  # (parts, images, C, ...)
+        xhat = torch.cat([_mixed(layer, part, axes, self.prior).flatten(0, 1) for part in parts if part.numel()])
+        scale, shift = (None if each is None else against(each, x) for each in (layer.weight, layer.bias))
+        y = affine(xhat, scale, shift).to(x.dtype)
+        return drop_and_act(layer, inputs, y) if has_drop_and_act(layer) else y
+
+
 def _mixed(layer: Any, parts: Tensor, axes: tuple[int, ...], prior: float) -> Tensor:
     """``parts`` (parts, images, C, ...) with each part normalised along ``axes`` of it."""
     over = tuple(axis + 1 for axis in axes)
     found = torch.var_mean(parts, over, correction=0, keepdim=True)
-    share = prior / (prior + parts.shape[1])
+    share = 1.0 if math.isinf(prior) else prior / (prior + parts.shape[1])
     var, mean = (
         torch.lerp(own, kept.reshape(own.shape[1:]).to(own.dtype), share)
         for own, kept in zip(found, (layer.running_var, layer.running_mean), strict=True)

@@ -24,6 +24,7 @@ FIRST = ("dataset", "model", "variant", "seed", "status", "test_accuracy", "val_
 STATUSES = (*(status.value for status in Status), record.RUNNING, record.UNKNOWN, "damaged")
 NOT_COLUMNS = ("versions",)  # of a summary; they are `versions.torch` and so on
 VERSIONS = ("python", "bnrepro", "torch", "torchvision", "numpy", "hydra-core")
+NAMED = ("null", "true", "false")
 LISTED = 8  # candidates that a message names
 
 Row = dict[str, Any]
@@ -51,6 +52,8 @@ def column(name: str, what: str) -> str:
         UserError: there is none; ``what`` is the option that names it.
     """
     known = columns()
+    if not name:
+        raise UserError(f"{what}: the name of a column is missing. First there are: {', '.join(FIRST)}.")
     if name in known:
         return name
     if name in groups() and f"{name}.name" in known:
@@ -131,16 +134,16 @@ class Condition:
 
 
 def condition(text: str, what: str = "--where") -> Condition:
-    """A condition as it is typed: KEY=VALUE (several by commas), or with !=, >, >=, <, <=.
+    """A condition as it is typed: KEY=VALUE (several by commas), or with ==, !=, >, >=, <, <=.
 
     Raises:
         UserError: it is none; no such column; a value that the column cannot have.
     """
-    found = re.fullmatch(r"\s*([\w.-]+?)\s*(!=|>=|<=|=|>|<)(.*)", text, re.DOTALL)
+    found = re.fullmatch(r"\s*([\w.-]+?)\s*(!=|>=|<=|==?|>|<)(.*)", text, re.DOTALL)
     if not found:
         raise UserError(f"{what}={text[:200]} is not a condition. Write KEY=VALUE, as in {what}=optimizer.lr=0.1.")
-    name, sign = column(found[1], what), found[2]
-    values = tuple(value.strip().strip("'\"") for value in found[3].split(","))
+    name, sign = column(found[1], what), "=" if found[2] == "==" else found[2]
+    values = tuple(value.strip().strip("'\"") for value in re.split(r",(?![^\[\]]*\])", found[3]))  # a list is one
     if "" in values:
         raise UserError(f"{what}={text[:200]}: a value is missing. Write KEY=VALUE, as in {what}=optimizer.lr=0.1.")
     if name == "status":
@@ -158,7 +161,11 @@ def same(value: Any, text: str) -> bool:
         return text.lower() == {None: "null", True: "true", False: "false"}[value]
     if isinstance(value, int | float):
         return _is_number(text) and float(text) == value
-    return text == (f"[{', '.join(map(str, value))}]" if isinstance(value, list) else str(value))
+    if isinstance(value, list):
+        inner = re.fullmatch(r"\[(.*)\]", text, re.DOTALL)
+        parts = [part.strip().strip("'\"") for part in inner[1].split(",") if part.strip()] if inner else []
+        return inner is not None and len(parts) == len(value) and all(map(same, value, parts))
+    return text == str(value)
 
 
 def _is_number(text: str) -> bool:
@@ -176,16 +183,18 @@ def select(root: Path, conditions: Sequence[Condition] = (), sort: str = "path")
     round; runs that have no value come last.
 
     Raises:
-        UserError: no such column; a text that no run has in its column.
+        UserError: no such column; a text or a list that no run has in its column.
     """
     name = column(sort.removeprefix("-"), "--sort")
     found = [Stored(run) for run in record.find_runs(root)]
     for each in conditions:
-        there = {str(value) for run in found if (value := run.value(each.column)) is not None}
-        if each.sign == "=" and each.column != "status" and there and not any(map(_is_number, there)):
-            for value in each.values:
-                if value not in there and value.lower() not in ("null", "true", "false"):
-                    near = known_are(value, sorted(there)) if len(there) <= 20 else did_you_mean(value, there)
+        values = [value for run in found if (value := run.value(each.column)) is not None]
+        there = set(map(str, values))
+        if each.sign == "=" and each.column != "status" and there:
+            for text in each.values:
+                as_number = _is_number(text) and any(map(_is_number, there))  # another one is no mistake
+                if not as_number and text.lower() not in NAMED and not any(same(value, text) for value in values):
+                    near = known_are(text, sorted(there)) if len(there) <= 20 else did_you_mean(text, there)
                     raise UserError(f"There is no run under {root} with {each.text}.{near}")
     found = [run for run in found if all(each.holds(run.value(each.column)) for each in conditions)]
     known = [run for run in found if run.value(name) is not None]

@@ -73,7 +73,8 @@ def largest_eigenvalue(
         tolerance: it ends when a product has changed the value by a smaller share; from below, and it is no bound.
         seed: of the vector.
     """
-    start = torch.randn(size, generator=torch.Generator().manual_seed(seed)).double()
+    generator = torch.Generator("cpu").manual_seed(seed)
+    start = torch.randn(size, generator=generator, dtype=torch.float32, device="cpu").double()
     basis = (start / start.norm())[None]
     diagonal: list[Tensor] = []
     beside: list[Tensor] = []

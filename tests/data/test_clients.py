@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from typing import Any
+
 import pytest
 import torch
 
@@ -64,3 +68,38 @@ def test_what_cannot_be_divided_is_told() -> None:
         label_skewed(LABELS, 5, 1.5)
     with pytest.raises(ValueError, match="600 images cannot be divided among 601"):
         label_skewed(LABELS, 601, 0.0)
+
+
+@pytest.mark.parametrize(
+    ("labels", "clients", "error", "words"),
+    [
+        (torch.eye(10)[LABELS], 5, ValueError, r"\(N,\), got \(600, 10\)\. .* labels\.argmax\(1\)"),
+        (LABELS.tolist(), 5, TypeError, r"got a list\. Convert it: torch\.as_tensor"),
+        (LABELS.numpy(), 5, TypeError, r"got a ndarray\. Convert it"),
+        (LABELS, 2.5, ValueError, "cannot be divided among 2.5 clients"),
+        (LABELS, 0, ValueError, "cannot be divided among 0 clients"),
+    ],
+)
+def test_what_labels_and_clients_must_be(labels: Any, clients: Any, error: type[Exception], words: str) -> None:
+    with pytest.raises(error, match=words):
+        label_skewed(labels, clients, 0.5)
+
+
+@pytest.mark.parametrize("size", [0, -1, 8, 2.5])
+def test_a_size_that_gives_no_step_is_told_when_it_is_asked_for(size: Any) -> None:
+    parts = [torch.arange(9), torch.arange(7), torch.arange(8)]
+    with pytest.raises(ValueError, match=f"from 1 to the 7 images of client 1, who has the fewest; got {size}"):
+        client_batches(parts, size)
+    assert len(list(client_batches(parts, 7))) == 1
+    with pytest.raises(ValueError, match="got no parts"):
+        client_batches([], 1)
+
+
+def test_torchs_defaults_change_nothing(torchs_defaults: Callable[[], AbstractContextManager[None]]) -> None:
+    def found() -> list[torch.Tensor]:
+        parts = label_skewed(LABELS, 5, 0.5)
+        return [*parts, *client_batches(parts, 25)]
+
+    wanted = found()
+    with torchs_defaults():
+        assert all(map(torch.equal, found(), wanted))

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import colorsys
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 
 import numpy as np
 import pytest
@@ -105,3 +107,26 @@ def test_what_there_is_not_is_told() -> None:
         corrupt(images(), "noize", 1)
     with pytest.raises(UserError, match="from 1 to 5"):
         corrupt(images(), "noise", 6)
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        (images().float() / 255, r"got torch\.float32 \(8, 3, 12, 10\)\. .*\(255 \* images\)\.round\(\)"),
+        (images().int(), r"got torch\.int32"),
+        (images()[0], r"got torch\.uint8 \(3, 12, 10\)"),
+        (images().numpy(), "got a ndarray"),
+    ],
+)
+@over_kinds
+def test_other_images_are_refused(kind: str, given: object, words: str) -> None:
+    with pytest.raises(UserError, match=words):
+        corrupt(given, kind, 1)
+
+
+@over_kinds
+def test_torchs_defaults_change_nothing(kind: str, torchs_defaults: Callable[[], AbstractContextManager[None]]) -> None:
+    x = images()
+    with torchs_defaults():
+        found = corrupt(x, kind, 3)
+    assert torch.equal(found, corrupt(x, kind, 3))

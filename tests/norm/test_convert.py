@@ -376,3 +376,14 @@ def test_population_statistics_follow_a_conversion() -> None:
         reestimate_statistics(model, [images(count=6)])
     torch.testing.assert_close(model[0].running_mean, images(count=6).mean(0))
     torch.testing.assert_close(model[0].running_var, images(count=6).var(0))
+
+
+@pytest.mark.parametrize("variant", ["dyt", "layernorm", "groupnorm", "convbn"])
+def test_torchs_defaults_change_nothing(variant, torchs_defaults):
+    x = torch.randn(4, 3, 6, 5)
+    with torchs_defaults(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # what is not carried over
+        layer = convert(nn.Sequential(nn.BatchNorm2d(3, device="cpu", dtype=torch.float32)).eval(), variant, x)[0]
+    assert {(t.device.type, t.dtype) for t in layer.parameters()} == {("cpu", torch.float32)}
+    if variant == "dyt":
+        torch.testing.assert_close(layer(x), torch.tanh(0.5 * x))

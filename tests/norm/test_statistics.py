@@ -2,6 +2,7 @@
 
 import copy
 import math
+import pickle
 import warnings
 
 import pytest
@@ -10,6 +11,7 @@ from torch import nn
 from torch.nn import functional as F
 from torch.optim.swa_utils import update_bn
 
+from bnrepro.norm import NORMS as TABLE
 from bnrepro.norm import (
     BatchNorm1d,
     BatchNorm2d,
@@ -18,6 +20,8 @@ from bnrepro.norm import (
     ConvBatchNorm2d,
     NormError,
     batch_statistics,
+    convert,
+    fold,
     mixed_statistics,
     reestimate_statistics,
 )
@@ -367,11 +371,120 @@ def test_mixed_statistics_lie_between_the_batchs_and_those_that_are_kept(make, a
     torch.testing.assert_close(model(x), kept)  # the block is over
 
 
-def test_mixed_statistics_say_what_they_are_not_for():
-    from bnrepro.norm import NORMS as TABLE
+class Rectified(nn.BatchNorm2d):
+    """A subclass whose forward does more."""
 
-    for prior, images in ((-1, 4), (math.nan, 4), (1, 0)):
-        with pytest.raises(NormError, match="prior >= 0 and images >= 1"), mixed_statistics(two_deep(), prior, images):
-            pass
-    with pytest.raises(NormError, match="does not normalise"), mixed_statistics(TABLE["l1bn"](3, (4, 5)), 1, 2):
+    def forward(self, x):
+        return super().forward(x).relu()
+
+
+UNMIXED = {
+    "prior below 0": (two_deep, -1, 4, "needs prior >= 0 and a whole number of images >= 1; got -1 and 4"),
+    "prior nan": (two_deep, math.nan, 4, "needs prior >= 0"),
+    "no images": (two_deep, 1, 0, "images >= 1; got 1 and 0"),
+    "parts of images": (two_deep, 1, 2.5, "images >= 1; got 1 and 2.5"),
+    "other measure": (
+        lambda: nn.Sequential(nn.ReLU(), TABLE["l1bn"](3, (4, 5))),
+        1,
+        2,
+        r"1 \(LpBatchNorm\) does not normalise by a variance, .* Use batch_statistics",
+    ),
+    "own forward": (
+        lambda: nn.Sequential(Rectified(3)),
+        1,
+        2,
+        r"0 \(Rectified\) cannot be mixed: its class or instance defines forward, .* Use torch's layer",
+    ),
+    "lazy": (lambda: nn.Sequential(nn.LazyBatchNorm2d()), 1, 2, r"0 \(LazyBatchNorm2d\) .* Run the model once first"),
+    "quantized": (lambda: quantized(True), 1, 2, r"1\.bn \(BatchNorm2d\) .* Do this before quantization"),
+    "untracked": (
+        lambda: nn.Sequential(nn.BatchNorm2d(3, track_running_stats=False)),
+        1,
+        2,
+        r"0 \(BatchNorm2d\) keeps no running statistics .* Use norms that keep them",
+    ),
+    "adaptive": (
+        lambda: ConvAdaptiveNorm2d(3, 3),
+        1,
+        2,
+        r"the model \(ConvAdaptiveNorm2d\) keeps no running statistics",
+    ),
+}
+
+
+@pytest.mark.parametrize(("made", "prior", "images", "words"), UNMIXED.values(), ids=UNMIXED)
+def test_mixed_statistics_say_what_they_are_not_for(made, prior, images, words):
+    model = made()
+    hooks = [dict(module._forward_hooks) for module in model.modules()]
+    with pytest.raises(NormError, match=words), mixed_statistics(model, prior, images):
         pass
+    assert [module._forward_hooks for module in model.modules()] == hooks
+
+
+WITHIN = {
+    "batch_statistics": (lambda model, x: batch_statistics(model).__enter__(), "is within a mixed_statistics block"),
+    "mixed_statistics": (lambda model, x: mixed_statistics(model, 1, 2).__enter__(), "End that block first"),
+    "reestimate_statistics": (lambda model, x: reestimate_statistics(model, [x]), "End that block first"),
+    "fold": (fold, r"^0 \(BatchNorm2d\) is within a mixed_statistics block"),
+    "convert": (lambda model, x: convert(model, "dyt", x), "End that block first"),
+    "deepcopy": (lambda model, x: copy.deepcopy(model), "Copy or save the network outside of the block"),
+    "pickle": (lambda model, x: pickle.dumps(model), "Copy or save the network outside of the block"),
+}
+
+
+@pytest.mark.parametrize(("done", "words"), WITHIN.values(), ids=WITHIN)
+def test_what_is_refused_while_statistics_are_mixed(done, words):
+    (x,), model = maps(4), two_deep().eval()
+    with mixed_statistics(model, 3, 2):
+        mixed = model(x)
+        with pytest.raises(NormError, match=words):
+            done(model, x)
+        torch.testing.assert_close(model(x), mixed)
+    copy.deepcopy(model)
+
+
+def test_a_batchs_own_statistics_cannot_be_mixed():
+    model = two_deep()
+    with (
+        batch_statistics(model),
+        pytest.raises(NormError, match="a batch_statistics block"),
+        mixed_statistics(model, 1, 2),
+    ):
+        pass
+
+
+@over_norms
+@pytest.mark.parametrize("prior", [1e30, math.inf])
+def test_a_prior_without_end_leaves_all_that_a_norm_does(make, axes, prior):
+    model = nn.Sequential(make(dtype=torch.float64)).eval()
+    nn.init.uniform_(model[0].running_mean, -1, 1)
+    model[0].register_forward_hook(lambda layer, inputs, output: output.relu())
+    (x,) = maps(7)
+    for each in (x, x[:1], x[:0]):
+        wanted = model(each)
+        with mixed_statistics(model, prior, 3):
+            torch.testing.assert_close(model(each), wanted)
+            torch.testing.assert_close(model[0](input=each), wanted)
+    model.train()
+    with mixed_statistics(model, prior, 3):
+        assert not torch.allclose(model(x), model.eval()(x))  # the batch's, in training
+
+
+def test_the_activation_of_timms_layers_stays():
+    timm_layers = pytest.importorskip("timm.layers")
+    model = nn.Sequential(timm_layers.BatchNormAct2d(3)).double().eval()
+    (x,) = maps(4)
+    wanted = model(x)
+    with mixed_statistics(model, math.inf, 3):
+        torch.testing.assert_close(model(x), wanted)
+    with mixed_statistics(model, 3, 3):
+        y = model(x)
+    assert (y == 0).any()
+    assert (y >= 0).all()
+
+
+def test_outputs_in_16_bits_stay_in_16_bits():
+    model = nn.Sequential(nn.BatchNorm2d(3)).eval()
+    (x,) = maps(4)
+    with mixed_statistics(model, 3, 3):
+        assert model(x.bfloat16()).dtype is torch.bfloat16

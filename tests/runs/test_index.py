@@ -59,6 +59,13 @@ CONDITIONS = [
     ("norm.affine=false", set()),
     ("versions.torch=2.14", {"bn", "convbn", "nobn"}),
     ("data.name=cifar10", {"nobn"}),
+    ("seed==0", {"bn", "convbn", "nobn"}),
+    ("variant==bn", {"bn"}),
+    ("seed=7", set()),
+    ("schedule.milestones=[0.5, 0.75]", {"bn", "convbn", "nobn"}),
+    ("schedule.milestones=[0.5,0.75]", {"bn", "convbn", "nobn"}),
+    ("schedule.milestones=[.50,7.5e-1]", {"bn", "convbn", "nobn"}),
+    ("schedule.milestones!=[0.5,0.75]", set()),
 ]
 
 
@@ -75,6 +82,10 @@ WRONG = [
     ("status=done", "there is no status 'done'"),
     ("variant>bn", "> compares numbers"),
     ("variant=convbm", "Did you mean convbn?"),
+    ("seed=zero", "Available: 0, 1"),
+    ("seed===0", "Available: 0, 1"),
+    ("schedule.milestones=[0.5]", r"with schedule\.milestones=\[0\.5\]\. .*Available: \[0\.5, 0\.75\]"),
+    ("schedule.milestones=0.5", r"Available: \[0\.5, 0\.75\]"),
 ]
 
 
@@ -82,6 +93,12 @@ WRONG = [
 def test_wrong_condition_is_told(root: Path, text: str, words: str) -> None:
     with pytest.raises(UserError, match=words.replace("?", r"\?")):
         index.select(root, [index.condition(text)])
+
+
+@pytest.mark.parametrize("sort", ["-", ""])
+def test_a_sort_without_a_column_is_told(root: Path, sort: str) -> None:
+    with pytest.raises(UserError, match=r"--sort: the name of a column is missing. First there are: dataset"):
+        index.select(root, sort=sort)
 
 
 @pytest.mark.parametrize("key", index.columns())

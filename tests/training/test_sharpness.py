@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 
 import pytest
 import torch
@@ -56,6 +58,13 @@ def test_more_products_come_nearer_from_below_and_the_same_seed_gives_the_same()
     assert values[-1] == pytest.approx(1, rel=1e-6)
     assert values[0] < 0.99
     assert largest_eigenvalue(lambda v: eigenvalues * v, 200, iterations=6, tolerance=0.0) == values[1]
+
+
+def test_torchs_defaults_change_nothing(torchs_defaults: Callable[[], AbstractContextManager[None]]) -> None:
+    network, x, y = network_and_data(norm=True)
+    wanted = sharpness(lambda: F.cross_entropy(network(x), y), network.parameters(), iterations=2)
+    with torchs_defaults():
+        assert sharpness(lambda: F.cross_entropy(network(x), y), network.parameters(), iterations=2) == wanted
 
 
 def test_a_loss_that_is_linear_has_none_and_one_that_is_no_number_says_so() -> None:
