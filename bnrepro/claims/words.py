@@ -61,15 +61,18 @@ def answer(evidence: Evidence, judgement: Judgement) -> str:
         text = f"{start}: {evidence.estimand}: {said}"
     else:
         decided = f"; {effect.condition}: {said}" if effect.condition else f": {said}"
-        text = f"{start}, {held} of {len(evidence.effects)} hold: {evidence.estimand}{decided}"
+        count = f"{start}, {held} of {len(evidence.effects)} hold"
+        text = f"{count}: {evidence.estimand}{decided}"
     if effect.rule.name == "exact":
         return f"{text}."
     limits = {"bar": effect.rule.bar, "margin": effect.rule.margin}
     held_to = "".join(f", {name} {value:g}" for name, value in limits.items() if value is not None)
     other = effect.rule.name == "equal" or effect.rule.level != ALPHA  # than 95%
     n, level = f"n={effect.interval.n}", f", {100 * effect.rule.confidence:.3g}%" * other
-    every = (f"{text} ({about})." for about in (f"{n}{level}{held_to}", f"{n}{level}", n))
-    return next((said for said in every if len(said.split()) <= LONGEST), f"{text} ({n}).")
+    every = [f"{text} ({about})." for about in (f"{n}{level}{held_to}", f"{n}{level}", n)]
+    if len(evidence.effects) > 1:
+        every.append(f"{count}{decided} ({n}).")
+    return next((said for said in every if len(said.split()) <= LONGEST), every[-1])
 
 
 def finding(evidence: Evidence, judgement: Judgement) -> str:

@@ -19,15 +19,18 @@ OTHERS = "open, or not testable"
 SMALL = ("toy",)  # scales that are drawn hollow
 
 
-def forest_plot(claims: Rows) -> Figure:
+def forest_plot(claims: Rows) -> Figure | None:
     """The deciding effect of each empirical claim and prediction, in units of its margin, with its interval.
 
-    Claims without an effect that is random (identities, and those that were not measured) have no line.
+    Claims without an effect that is random (identities, and those that were not measured) have no line. None where no
+    claim has one.
 
     Args:
         claims: rows of claims.json.
     """
     drawn = [(row, strip) for row in claims if (strip := forest.overview(row, questions.reported(row)))]
+    if not drawn:
+        return None
     papers = {
         paper: sorted(mine, key=lambda each: _mean(each[1]), reverse=True)
         for paper, mine in groupby(drawn, key=lambda each: each[0]["paper"])

@@ -22,7 +22,7 @@ MARKDOWN, HTML, FOREST = "REPORT.md", "report.html", "forest"
 
 
 def write(out: Path, left_out: LeftOut | None = None) -> list[Path]:
-    """Write claims.json, REPORT.md, report.html and forest.png (`forest_plot`) into ``out``, replacing existing files,
+    """Write claims.json, REPORT.md, report.html and, where there are effects, forest.png into ``out``, replacing existing files,
     and return the paths of the first three.
 
     Args:
@@ -36,5 +36,6 @@ def write(out: Path, left_out: LeftOut | None = None) -> list[Path]:
     record.write_whole(out / CLAIMS, as_json(report.claims))
     record.write_whole(out / MARKDOWN, printable(markdown(report, out)))
     record.write_whole(out / HTML, page(report, out))
-    style.save(forest_plot(report.claims), out / FOREST, formats=["png"])
+    if (figure := forest_plot(report.claims)) is not None:
+        style.save(figure, out / FOREST, formats=["png"])
     return [out / CLAIMS, out / MARKDOWN, out / HTML]

@@ -226,7 +226,9 @@ def test_the_answer_in_a_row_has_at_most_twelve_words() -> None:
 def test_forest_plot_has_a_line_for_each_effect_that_is_random(results: Path) -> None:
     files = report.write(results)
     rows = json.loads(files[0].read_text(encoding="utf-8"))
-    (axes,) = forest_plot(rows).axes
+    figure = forest_plot(rows)
+    assert figure is not None
+    (axes,) = figure.axes
     drawn = [line for line in axes.lines if line.get_marker() not in ("None", None)]
     assert len(drawn) == sum(forest.overview(row) is not None for row in rows) > 0
     assert (results / "forest.png").stat().st_size > 1000
