@@ -22,8 +22,8 @@ MARKDOWN, HTML, FOREST = "REPORT.md", "report.html", "forest"
 
 
 def write(out: Path, left_out: LeftOut | None = None) -> list[Path]:
-    """Write claims.json, REPORT.md, report.html and, where there are effects, forest.png into ``out``, replacing existing
-    files, and return the paths of the first three.
+    """Write claims.json, REPORT.md, report.html and, where there are effects, forest.png into ``out``, replacing
+    existing files, and return the paths of the first three.
 
     Args:
         out: the folder of the results.
