@@ -147,7 +147,7 @@ def check(claim: Row, looks: list[int]) -> list[str]:
     if not effects:
         expected = {"not testable here", "inconclusive"}
         if gate and not claim["withdrawn"]:
-            expected = {"not testable at this length"} if gate["passed"] is False else {"inconclusive"}
+            expected = {"not testable at this length"} if gate["passed"] is False else {"inconclusive", "not testable here"}
         if claim["verdict"] not in expected or (claim["withdrawn"] and claim["verdict"] != "not testable here"):
             wrong.append(f"{claim['id']}: nothing is judged, and the verdict is {claim['verdict']}")
         return wrong
