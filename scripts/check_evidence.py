@@ -146,8 +146,8 @@ def check(claim: Row, looks: list[int]) -> list[str]:
             same(f"{what} of effect {place} ({effect['condition']})", stored, found)
     if not effects:
         expected = {"not testable here", "inconclusive"}
-        if gate and not claim["withdrawn"]:
-            expected = {"not testable at this length"} if gate["passed"] is False else {"inconclusive", "not testable here"}
+        if gate and gate["passed"] is False and not claim["withdrawn"]:
+            expected = {"not testable at this length"}
         if claim["verdict"] not in expected or (claim["withdrawn"] and claim["verdict"] != "not testable here"):
             wrong.append(f"{claim['id']}: nothing is judged, and the verdict is {claim['verdict']}")
         return wrong

@@ -7,6 +7,7 @@ import json
 from collections import Counter
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 from bnrepro.claims.conclusion import KINDS, SCALES
 from bnrepro.claims.evidence import Verdict
@@ -75,10 +76,10 @@ def surprises_table() -> str:
 
 def _answers(*ids: str) -> str:
     claims = {claim["id"]: claim for claim in json.loads((ROOT / "results/claims.json").read_text(encoding="utf-8"))}
-    lines = ["| claim | found | verdict |", "| --- | --- | --- |"]
+    lines = ["| | claim | found | verdict |", "| --- | --- | --- | --- |"]
     for claim in (claims[id] for id in ids):
         verdict = f"{claim['verdict']} ({claim['scale']})"
-        lines.append(f"| {claim['sentence']} | {claim['answer']} | {verdict} |")
+        lines.append(f"| `{claim['id']}` | {claim['sentence']} | {claim['answer']} | {verdict} |")
     return "\n".join(lines)
 
 
@@ -86,15 +87,26 @@ def verdicts_table() -> str:
     """Verdicts by paper, from results/claims.json."""
     claims = json.loads((ROOT / "results/claims.json").read_text(encoding="utf-8"))
     columns = {str(verdict): (verdict,) for verdict in Verdict if verdict not in UNTESTED} | {"not testable": UNTESTED}
-    lines = [f"| paper | {' | '.join(columns)} | of an earlier design |", "| --- " * (2 + len(columns)) + "|"]
+    old = sum(is_old(claim) for claim in claims)
+    lines = [
+        f"{old} of {len(claims)} verdicts are of an earlier design, and await the runs of a registered one:",
+        "",
+        f"| paper | {' | '.join(columns)} | earlier design |",
+        "| --- " * (2 + len(columns)) + "|",
+    ]
     for paper in [*dict.fromkeys(claim["paper"] for claim in claims), None]:
         mine = [claim for claim in claims if paper in (claim["paper"], None)]
         counts = Counter(claim["verdict"] for claim in mine)
         numbers = [sum(counts[verdict] for verdict in verdicts) for verdicts in columns.values()]
-        numbers.append(sum(claim["withdrawn"] is not None or stale(claim) is not None for claim in mine))
+        numbers.append(sum(is_old(claim) for claim in mine))
         name = f"[`{paper}`](results/REPORT.md#{paper})" if paper else "all"
         lines.append(f"| {name} | {' | '.join(str(number or '') for number in numbers)} |")
     return "\n".join(lines)
+
+
+def is_old(claim: dict[str, Any]) -> bool:
+    """Whether a claim's verdict is withdrawn, or of a design before the registered one."""
+    return claim["withdrawn"] is not None or stale(claim) is not None
 
 
 def kinds_table() -> str:

@@ -85,7 +85,7 @@ def _key() -> list[Line2D]:
     """Colours of verdicts, and what marks say."""
     colors = {**{verdict.value: color for verdict, color in COLORS.items()}, OTHERS: style.GREY}
     key = [Line2D([], [], color=color, marker="o", ms=3.2, lw=0.9, label=name) for name, color in colors.items()]
-    shapes = {"toy scale": ("o", "white"), "no difference is claimed": ("s", style.BLACK)}
+    shapes = {"toy scale": ("o", "white"), "no difference, or no loss, is claimed": ("s", style.BLACK)}
     return key + [
         Line2D([], [], color=style.BLACK, marker=marker, mfc=inside, ms=3.2, lw=0, label=name)
         for name, (marker, inside) in shapes.items()

@@ -25,6 +25,7 @@ from sphinx.util.docutils import SphinxRole
 from bnrepro.claims import Paper
 from bnrepro.claims.evidence import Verdict
 from bnrepro.experiments import NAMES, experiment
+from bnrepro.report.questions import stale
 
 ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "results"
@@ -33,6 +34,7 @@ LONGEST = 25  # rows of a table that are shown
 TOO_WIDE = 8  # columns
 LARGE = 400_000  # bytes of an SVG from which on the PNG is shown
 NO_VERDICT = "no verdict yet"
+SCALED = ("kind", "scale", "scale_note")
 
 
 @cache
@@ -204,12 +206,15 @@ def one(name: str, claim: Any) -> str:
     row = verdicts().get(f"{name}/{claim.id}", {})
     verdict = row.get("verdict", NO_VERDICT)
     parts = [f"({label(f'{name}/{claim.id}')})=\n### {plain(claim.id)}: {said(claim.sentence)}"]
-    parts.append(f"{badge(verdict)} {said(row.get('answer', ''))}")
+    old = (
+        "(measured under an earlier design; a new one is registered and awaits its runs)" if row and stale(row) else ""
+    )
+    parts.append(" ".join(filter(None, (badge(verdict), old, said(row.get("answer", ""))))))
     facts = [
         ("Quote", f"“{plain(claim.quote)}”" if claim.quote else ""),
         ("Where", plain(claim.where or "")),
         ("The source reports", said(claim.reported)),
-        ("Kind and scale", plain(", ".join(filter(None, (claim.kind, claim.scale, claim.scale_note))))),
+        ("Kind and scale", plain(", ".join(filter(None, (row.get(key, getattr(claim, key)) for key in SCALED))))),
         ("Found here", said(row.get("found") or "")),
         ("Gate", gate(row.get("gate"))),
         ("Rule", rule(row)),
