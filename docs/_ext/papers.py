@@ -180,11 +180,11 @@ def page(name: str, paper: Paper[Any]) -> str:
         [
             f"[{plain(claim.id)}](#{label(f'{name}/{claim.id}')})",
             said(claim.sentence),
-            claim.kind,
-            claim.scale,
-            badge(verdicts().get(f"{name}/{claim.id}", {}).get("verdict", NO_VERDICT)),
+            *(row.get(key, getattr(claim, key)) for key in SCALED[:2]),
+            badge(row.get("verdict", NO_VERDICT)),
         ]
         for claim in paper.claims
+        for row in [verdicts().get(f"{name}/{claim.id}", {})]
     ]
     parts += ["## Claims", table(["claim", "what it says", "kind", "scale", "verdict"], overview)]
     parts += [one(name, claim) for claim in paper.claims]
