@@ -57,8 +57,12 @@ def register(
 
     check_separate("register", names, "experiments")
     for paper in [experiments.experiment(name) for name in dict.fromkeys(names)]:
-        file, written = registering.register(paper, provenance_of(paper.directory(out)), amend)
+        held = provenance_of(paper.directory(out))
+        file, written = registering.register(paper, held, amend)
         say(f"{registering.called(paper)}: {written.hash}, registered {written.registered}: {shown(file)}")
+        design = held.get("design") or {}
+        if design.get("hash") == written.hash and not design.get("as_registered"):
+            say("It was run before it was registered, and the report shows both days.")
 
 
 def reproduce(

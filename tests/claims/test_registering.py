@@ -267,6 +267,14 @@ def test_registration_of_a_paper_in_a_file_lies_beside_it(call: Call, tmp_path: 
     assert file.is_file()
 
 
+def test_registration_after_the_runs_says_so(call: Call, tmp_path: Path) -> None:
+    from tests.experiments.test_own_paper import example
+
+    (tmp_path / "my_paper.py").write_text(example())
+    assert call("reproduce", "my_paper.py", "--jobs=1", "--preset=full").code == 0
+    assert "It was run before it was registered" in call("register", "my_paper.py").out
+
+
 def test_day_of_the_commit_is_that_of_git(tmp_path: Path) -> None:
     import subprocess
 
