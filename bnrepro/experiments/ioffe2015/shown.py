@@ -342,7 +342,7 @@ def figure2(r: Results, s: Settings) -> Figure | None:
     if not curves:
         return None
     sigmoid = {arm for arm, (_, _, activation) in ARMS.items() if activation == "sigmoid"}
-    without = {arm for arm, (variant, _, _) in ARMS.items() if variant == "nobn"}
+    without = [arm for arm, (variant, _, _) in ARMS.items() if variant == "nobn"]  # ordered: looks go by place
     by_rate = [arm for arm in ARMS if arm not in sigmoid and not arm.startswith("convbn")]
     shown = {
         "with BN": [arm for arm in by_rate if arm == "Baseline" or arm not in without],
