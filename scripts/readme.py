@@ -33,6 +33,12 @@ def with_tables(text: str, page: str) -> str:
     return text
 
 
+def stored_claims() -> list[dict[str, Any]]:
+    """The rows of results/claims.json."""
+    found: list[dict[str, Any]] = json.loads((ROOT / "results/claims.json").read_text(encoding="utf-8"))
+    return found
+
+
 def results_table() -> str:
     """Accuracies by dataset and norm, from the tables in results/."""
     lines = [
@@ -75,7 +81,7 @@ def surprises_table() -> str:
 
 
 def _answers(*ids: str) -> str:
-    claims = {claim["id"]: claim for claim in json.loads((ROOT / "results/claims.json").read_text(encoding="utf-8"))}
+    claims = {claim["id"]: claim for claim in stored_claims()}
     lines = ["| | claim | found | verdict |", "| --- | --- | --- | --- |"]
     for claim in (claims[id] for id in ids):
         verdict = f"{claim['verdict']} ({claim['scale']})"
@@ -85,7 +91,7 @@ def _answers(*ids: str) -> str:
 
 def verdicts_table() -> str:
     """Verdicts by paper, from results/claims.json."""
-    claims = json.loads((ROOT / "results/claims.json").read_text(encoding="utf-8"))
+    claims = stored_claims()
     columns = {str(verdict): (verdict,) for verdict in Verdict if verdict not in UNTESTED} | {"not testable": UNTESTED}
     old = sum(is_old(claim) for claim in claims)
     lines = [
@@ -111,7 +117,7 @@ def is_old(claim: dict[str, Any]) -> bool:
 
 def kinds_table() -> str:
     """Verdicts by kind and scale, from results/claims.json."""
-    claims = json.loads((ROOT / "results/claims.json").read_text(encoding="utf-8"))
+    claims = stored_claims()
     verdicts = [verdict for verdict in Verdict if any(claim["verdict"] == verdict for claim in claims)]
     lines = [f"| kind | scale | {' | '.join(verdicts)} |", "| --- " * (2 + len(verdicts)) + "|"]
     for kind, scale in product(KINDS, SCALES):
