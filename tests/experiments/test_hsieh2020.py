@@ -38,7 +38,7 @@ def data() -> Any:
 def test_arms_differ_in_norm_skew_and_rate_alone() -> None:
     probes = [p for p in paper.designed(FULL).probes if p.seed == 0 and p.part == "clients"]
     cells = {(p.factors["norm"], p.factors["skew"], p.factors["rate"]) for p in probes}
-    assert len(cells) == len(probes) == 2 * 2 * 3 + 1
+    assert len(cells) == len(probes) == 2 * 2 * len(FULL.rates) + 1
     assert ("bn", 0.8, FULL.rate) in cells
     for probe in probes:
         cfg = load_config(probe.arguments["overrides"])
