@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import json
 from collections import Counter
-from itertools import product
+from itertools import product, zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,6 @@ from bnrepro.claims.conclusion import KINDS, SCALES
 from bnrepro.claims.evidence import Verdict
 from bnrepro.report.questions import stale
 
-UNTESTED = (Verdict.not_testable, Verdict.too_short)
 ROOT = Path(__file__).parent.parent
 RESULTS = [
     ("mnist5k", "MNIST-5k, 10 epochs", "`labml_cnn`"),
@@ -70,14 +69,12 @@ def sizes_table() -> str:
     return "\n".join(lines)
 
 
-def figure1_table() -> str:
-    """What Figure 1 of Ioffe & Szegedy stands for, from results/claims.json."""
-    return _answers("ioffe2015/I1", "ioffe2015/I1.2", "ioffe2015/I2")
-
-
-def surprises_table() -> str:
-    """Three verdicts that few expect, from results/claims.json."""
-    return _answers("yang2019/Y3", "cohen2021/E4", "numpynet/N4.5")
+def findings_table() -> str:
+    """What Figure 1 of Ioffe & Szegedy stands for, and three verdicts that few expect, from results/claims.json."""
+    return _answers(
+        *("ioffe2015/I1", "ioffe2015/I1.2", "ioffe2015/I2"),
+        *("yang2019/Y3", "cohen2021/E4", "numpynet/N4.5"),
+    )
 
 
 def _answers(*ids: str) -> str:
@@ -89,25 +86,40 @@ def _answers(*ids: str) -> str:
     return "\n".join(lines)
 
 
+SHORT = {
+    "yes": (Verdict.reproduced,),
+    "partly": (Verdict.partly,),
+    "no": (Verdict.not_reproduced,),
+    "open": (Verdict.inconclusive,),
+    "untested": (Verdict.not_testable, Verdict.too_short),
+}
+"""The verdicts' columns in the README."""
+
+
 def verdicts_table() -> str:
-    """Verdicts by paper, from results/claims.json."""
+    """Verdicts by paper, two papers a line, from results/claims.json."""
     claims = stored_claims()
-    columns = {str(verdict): (verdict,) for verdict in Verdict if verdict not in UNTESTED} | {"not testable": UNTESTED}
+    rows = [_counts(claims, paper) for paper in (*dict.fromkeys(claim["paper"] for claim in claims), None)]
+    half, empty = -(-len(rows) // 2), [""] * len(rows[0])
+    pairs = zip_longest(rows[:half], rows[half:], fillvalue=empty)
     old = sum(is_old(claim) for claim in claims)
     lines = [
-        f"{old} of {len(claims)} verdicts are of an earlier design, and await the runs of a registered one:",
+        f"{old} of {len(claims)} verdicts are of an earlier design (*old*), and await the runs of a registered one:",
         "",
-        f"| paper | {' | '.join(columns)} | earlier design |",
-        "| --- " * (2 + len(columns)) + "|",
+        f"| {' | '.join(2 * ['paper', *SHORT, 'old'])} |",
+        "| --- " * 2 * len(empty) + "|",
     ]
-    for paper in [*dict.fromkeys(claim["paper"] for claim in claims), None]:
-        mine = [claim for claim in claims if paper in (claim["paper"], None)]
-        counts = Counter(claim["verdict"] for claim in mine)
-        numbers = [sum(counts[verdict] for verdict in verdicts) for verdicts in columns.values()]
-        numbers.append(sum(is_old(claim) for claim in mine))
-        name = f"[`{paper}`](results/REPORT.md#{paper})" if paper else "all"
-        lines.append(f"| {name} | {' | '.join(str(number or '') for number in numbers)} |")
-    return "\n".join(lines)
+    return "\n".join(lines + [f"| {' | '.join(one + two)} |" for one, two in pairs])
+
+
+def _counts(claims: list[dict[str, Any]], paper: str | None) -> list[str]:
+    """A paper's name and how many of its claims have each verdict; None: all papers."""
+    mine = [claim for claim in claims if paper in (claim["paper"], None)]
+    counts = Counter(claim["verdict"] for claim in mine)
+    numbers = [sum(counts[verdict] for verdict in verdicts) for verdicts in SHORT.values()]
+    numbers.append(sum(is_old(claim) for claim in mine))
+    name = f"[{paper}](results/REPORT.md#{paper})" if paper else "**all**"
+    return [name, *(str(number or "") for number in numbers)]
 
 
 def is_old(claim: dict[str, Any]) -> bool:
@@ -158,11 +170,10 @@ def _between(row: dict[str, str], column: str) -> str:
 
 
 PAGES = {
-    "README.md": {"verdicts": verdicts_table, "surprises": surprises_table},
+    "README.md": {"verdicts": verdicts_table, "findings": findings_table},
     "docs/results.md": {
         "results": results_table,
         "other sizes": sizes_table,
-        "figure 1": figure1_table,
         "kinds": kinds_table,
         "speed": speed_table,
     },
