@@ -487,7 +487,7 @@ class Paper(Generic[S]):
             others = known_are(key, fields) if first["type"] == "extra_forbidden" else ""
             if head in fields and head not in values and not fields[head].is_required():
                 what = f"{self.file or self.module}, {self.settings_type.__name__}"
-            of = f" of type {_type(fields[head].annotation)}" if head in fields else ""
+            of = f" of type {_type(fields[head].annotation)}" if key in fields else ""  # not of what lies within it
             raise UserError(f"{what}: {key}{of}: {first['msg']}.{others}") from error
 
     # --- what the engine asks ---

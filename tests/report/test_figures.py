@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from itertools import pairwise
@@ -84,6 +85,20 @@ def test_the_same_records_give_the_same_files(known: Comparison, tmp_path: Path)
         figures.draw(known, tmp_path / name)
     for file in (tmp_path / "a").iterdir():
         assert file.read_bytes() == (tmp_path / "b" / file.name).read_bytes(), file.name
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["ioffe2015", "cohen2021", "desmith2020"])
+def test_figures_do_not_depend_on_the_order_of_sets(name: str, tmp_path: Path) -> None:
+    drawn = []
+    for seed in ("1", "2"):
+        folder = tmp_path / seed / name
+        shutil.copytree(Path(__file__).parents[2] / "results/experiments" / name, folder)
+        environment = os.environ | {"PYTHONHASHSEED": seed}
+        subprocess.run([sys.executable, "-m", "bnrepro", "figures", str(folder)], env=environment, check=True)
+        drawn.append({file.name: file.read_bytes() for file in folder.glob("figures/*")})
+    assert drawn[0]
+    assert drawn[0] == drawn[1]
 
 
 def test_curve_shows_mean_and_interval_of_each_variant(known: Comparison) -> None:
