@@ -3,8 +3,8 @@
 https://github.com/ducha-aiki/caffenet-benchmark/blob/master/batchnorm.md
 
 Differences from the paper
-- Narrow networks on CIFAR-10: airbench's, which is plain, and a residual network of eight layers. The benchmark trains
-  CaffeNet and GoogLeNet on ImageNet at 128 pixels; its numbers stand beside ours, and are not expected to be the same.
+- A narrow plain network on CIFAR-10, airbench's. The benchmark trains CaffeNet and GoogLeNet on ImageNet at 128 pixels;
+  its numbers stand beside ours, and are not expected to be the same.
 - The benchmark trains all its networks at one learning rate. Here BN before and after the activation each have the rate
   of a sweep at which they do best on validation data, whose best must lie inside the sweep; other comparisons with BN
   are at the sweep's middle rate, and networks without BN at a rate of their own, the same for all activations.
@@ -14,9 +14,11 @@ Differences from the paper
   the question, and there it stands at every layer, or before the last. The notes name no network for what they say of
   regularization: here it is judged where there is something to regularize, on a fifth of the images, without
   augmentation, until the network has learned them.
+- Pilots were seen before (seed 1000): 78.8, 81.9 and 78.5% of test accuracy with BN before the activation at rates 0.1,
+  0.4 and 1.6, and 65.7% without BN at 0.05. A residual network of eight layers was left out after its pilot: at 73% it
+  would not have trained.
 - Ghost batches have a momentum such that together they weigh what the batch weighs in the running statistics.
 - Activations are ReLU, ELU and PReLU, those that P7 compares; orders are compared with ReLU, as in the benchmark.
-- In the residual network, "after" means that each norm follows an activation: the second of a block follows the sum.
 """
 
 from __future__ import annotations
@@ -49,7 +51,6 @@ NOTES = "Notes on batch normalization"
 BENCHMARK = "ducha-aiki/caffenet-benchmark, batchnorm.md"
 POINTS = "percentage points"
 AIRBENCH = "airbench's network at a quarter of its width, CIFAR-10"
-BOTH = f"{AIRBENCH}, and an 8-layer ResNet at half width"
 REGULARIZED = f"{AIRBENCH}, a fifth of its images"
 ORDERS = {"before": "BN before", "after": "BN after", "none": "no BN"}
 POSITIONS = {
@@ -85,10 +86,7 @@ class Settings(Preset):
         *("schedule=linear", "schedule.warmup_epochs=1"),
     ]
     networks: dict[str, Network] = {  # P1, by name in tables; P6 and P7 have the first
-        "airbench x 0.25": Network(overrides=["model=airbench", "model.width=0.25", "data.crop=2"], trained=78.0),
-        "ResNet-8 x 0.5": Network(
-            overrides=["model=resnet20", "model.depth=1", "model.width=0.5", "data.crop=2"], trained=62.0
-        ),
+        "airbench x 0.25": Network(overrides=["model=airbench", "model.width=0.25", "data.crop=2"], trained=80.0)
     }
     epochs: int = 5
     rates: list[float] = [0.1, 0.4, 1.6, 6.4]  # the sweep of each order; the second one elsewhere
@@ -321,7 +319,6 @@ def learned(r: Results, s: Settings) -> Gate:
     where="the benchmark's tables of BN before and after ReLU, and of GoogLeNet128",
     reported="CaffeNet128 on ImageNet, top-1: before .474, after .499 (with gamma and beta .478, .493), no BN .471; "
     "the same file's GoogLeNet128 says the opposite: before .603 and .607, after .596 and .584, no BN .619",
-    scale_note=BOTH,
     gate=trained,
 )
 def after_is_better(r: Results, s: Settings) -> Evidence:
