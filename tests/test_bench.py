@@ -95,6 +95,7 @@ def test_unknown_names_are_told(parts, norms, word):
         next(output.run(parts, norms, [], 1, "cpu"))
 
 
+@pytest.mark.slow
 def test_an_epoch_is_measured_beside_the_plain_loop(digits, monkeypatch):
     monkeypatch.setattr(pipeline, "OURS", {"bnrepro": ()})
     data = [

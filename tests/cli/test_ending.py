@@ -71,7 +71,7 @@ def test_what_breaks_the_interpreters_end_of_one_of_several_changes_no_exit_code
     ("numbers", "to_all"),
     [
         ((INT, INT), False),
-        ((HUP,), True),
+        pytest.param((HUP,), True, marks=pytest.mark.slow),
         pytest.param((TERM, INT, INT), False, marks=pytest.mark.slow),
         pytest.param((INT,), True, marks=pytest.mark.slow),
         pytest.param((TERM,), False, marks=pytest.mark.slow),

@@ -170,6 +170,7 @@ def test_error_of_a_run_is_kept_where_its_record_would_be(tiny: Tiny) -> None:
     assert (run_dir(good) / "summary.json").read_bytes() == before
 
 
+@pytest.mark.slow
 def test_cores_are_shared_out_among_the_processes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(parallel, "cores", lambda: 4)
     there = parallel.map_all(_threads, [0, 1], jobs=2, lost=_no_threads)

@@ -153,7 +153,7 @@ def work(rank: int, processes: int, folder: str) -> None:
     os._exit(0)  # a thread of gloo that still holds a tensor would abort the end of the interpreter
 
 
-@pytest.fixture(scope="module", params=BATCHES, ids=lambda n: f"{n} processes")
+@pytest.fixture(scope="module", params=[2, pytest.param(4, marks=pytest.mark.slow)], ids=lambda n: f"{n} processes")
 def apart(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     """What each of two or four processes found."""
     folder = tmp_path_factory.mktemp("group")

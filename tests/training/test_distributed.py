@@ -180,6 +180,7 @@ def test_processes_that_keep_their_statistics_to_themselves_give_another(two: Pa
     assert difference(alone(*VARIANTS[name]), only_run(two / "apart" / name)) > 10 * TOLERANCE
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SHARED)
 def test_three_processes_with_uneven_shares_give_one_processes_curve(three: Path, alone: Alone, name: str) -> None:
     assert difference(alone(*VARIANTS[name], UNEVEN), only_run(three / name)) < TOLERANCE
@@ -235,6 +236,7 @@ def test_finished_run_is_not_run_again_and_every_process_knows_where_it_is(two: 
     assert [(two / f"again{rank}").read_text() for rank in (0, 1)] == [str(only_run(two / "bn"))] * 2
 
 
+@pytest.mark.slow
 def test_what_cannot_be_shared_is_refused_in_one_sentence_by_one_process(three: Path) -> None:
     refused = [json.loads((three / f"refused{rank}").read_text()) for rank in range(3)]
     divided, few = zip(*refused, strict=True)

@@ -106,6 +106,7 @@ def test_a_network_of_ones_own_is_handed_the_norms(tiny: Tiny, net: Path, norm: 
         assert torch.equal(weight, dict(other.named_parameters())[name])  # the same at the start
 
 
+@pytest.mark.slow
 def test_a_sweep_in_worker_processes(tiny: Tiny, norm: Path) -> None:
     grid = [tiny(f"variant={name}") for name in (f"{norm}:MyNorm", "bn")]
     outcomes = sweep.run_all(grid, jobs=2)
