@@ -382,8 +382,8 @@ def export(
 ) -> None:
     """Write results for other programs.
 
-    runs.csv: all runs and their curves as one table, with factors and configuration; claims/: one page of Markdown per
-    claim.
+    evaluations.csv: all runs and their curves as one table, with factors and configuration; claims/: one page of
+    Markdown per claim. Files that it did not write itself are never replaced.
 
     Example: bnrepro export runs/mnist5k
     """

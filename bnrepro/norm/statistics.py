@@ -82,8 +82,9 @@ def reestimate_statistics(
 ) -> nn.Module:
     """Replace the running statistics of ``model``'s norms by those of the population in ``batches`` ("precise BN").
 
-    Each batch goes through the model in training mode, so every layer sees inputs normalised by their own batch,
-    as in training. A layer's ``running_mean`` becomes the mean of all values that entered it, its ``running_var``
+    Each batch goes through the model in eval mode, but its norms normalise by the batch, so that every layer sees
+    inputs as in training, without dropout. What a forward does only ``if self.training`` is not done. A layer's
+    ``running_mean`` becomes the mean of all values that entered it, its ``running_var``
 
     - ``variance="pooled"``: their *unbiased* variance, equal to one pass over the joined values, however they were
       split (as far as the layers before are not themselves changed by the split);
@@ -93,7 +94,7 @@ def reestimate_statistics(
     A layer that divides by another measure than the standard deviation (``l1bn``, ``linfbn``, ``l1norm``, ``l2norm``,
     ``linfnorm``) gets the second with both, of that measure squared: it is what it averages in training.
 
-    Dropout is left off. Layers with a process group (`synchronize`) take the statistics of all its processes' batches
+    Layers with a process group (`synchronize`) take the statistics of all its processes' batches
     together; each process must call this then, on as many batches.
 
     Args:
@@ -178,8 +179,9 @@ def reestimate_statistics(
             layer.running_var.copy_(var.reshape(layer.running_var.shape))
     if unreached := [name or "the model" for name in layers if not pooled[name].count]:
         warnings.warn(
-            f"reestimate_statistics: no batch reached {few(unreached)}, whose statistics stay as they are. (A norm is "
-            "reached if the forward calls it: norm(x), not norm.forward(x).)",
+            f"reestimate_statistics: no batch reached {few(unreached)}, whose statistics stay as they are. A norm is "
+            "reached if the model's forward in eval mode calls it: norm(x), not norm.forward(x), and not only "
+            "`if self.training`.",
             stacklevel=3,  # one of them is torch.no_grad's
         )
     return model

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import re
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from io import BytesIO
@@ -29,7 +30,7 @@ from matplotlib.ticker import (
 from bnrepro.errors import UserError
 from bnrepro.system.output import tell
 from bnrepro.system.reading import printable
-from bnrepro.system.writing import write_whole
+from bnrepro.system.writing import replace_own, write_whole
 
 COLUMN = 3.4  # inches: a paper's column
 
@@ -185,12 +186,23 @@ def save(figure: Figure, stem: Path, formats: Sequence[str] = ("svg", "png")) ->
     FigureCanvasAgg(figure)
     for axes in figure.axes:
         log_ticks(axes)
-    with style(), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Glyph ")  # a name in letters that the font lacks is drawn as boxes
+    with style(), warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
         for kind in formats:
             content = BytesIO()
             figure.savefig(content, format=kind, dpi=DPI, metadata=METADATA[kind])
             write_whole(stem.with_name(f"{stem.name}.{kind}"), content.getvalue())
+    lacking = dict[str, None]()
+    for each in told:
+        if found := re.match(r"Glyph (\d+) ", str(each.message)):
+            lacking[chr(int(found[1]))] = None
+        else:
+            warnings.warn_explicit(each.message, each.category, each.filename, each.lineno)
+    if lacking:
+        tell(
+            f"The figure {stem.name} has boxes in place of {', '.join(lacking)}, which its font lacks. As SVG it has "
+            "them: there the text is drawn in the reader's fonts."
+        )
     return stem.with_name(f"{stem.name}.{formats[-1]}")
 
 
@@ -211,13 +223,15 @@ class Slide:
     """Of the epochs."""
 
 
-def save_slides(drawn: Mapping[str, Figure], folder: Path, slide: Slide) -> list[Path]:
+def save_slides(drawn: Mapping[str, Figure], folder: Path, slide: Slide, beside: Collection[str] = ()) -> list[Path]:
     """Save each figure of ``drawn`` in ``folder`` under its name, in the size and the formats of ``slide``.
 
-    Figures whose labels overlap or are cut off in this size are named in a warning.
+    Figures whose labels overlap or are cut off in this size are named in a warning. ``beside``: other files that the
+    caller will write there.
 
     Raises:
-        UserError: labels and legend leave a figure no room in this size; then none is saved.
+        UserError: labels and legend leave a figure no room in this size, or a file of the user's would be replaced;
+            then none is saved.
     """
     for name, figure in drawn.items():
         if slide.size:
@@ -227,6 +241,7 @@ def save_slides(drawn: Mapping[str, Figure], folder: Path, slide: Slide) -> list
                 raise UserError(f"The figure {name} does not fit into --size={wanted}. Its usual size is {usual}.")
             if _is_crowded(figure):
                 tell(f"The figure {name} is crowded at --size={wanted}. Its usual size is {usual}.")
+    replace_own(folder, [*beside, *(f"{name}.{kind}" for name in drawn for kind in slide.formats)], "--to")
     return [save(figure, folder / name, slide.formats) for name, figure in drawn.items()]
 
 

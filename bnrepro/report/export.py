@@ -1,7 +1,7 @@
 """Results for other programs: each claim as a page of Markdown, and all runs with their curves as one table.
 
-``runs.csv`` has one row an evaluation, and one for a run that was never evaluated: where it belongs, its factors and
-settings, the evaluation, and how the run ended (``final_...``), so that ``pandas.read_csv`` needs nothing else.
+``evaluations.csv`` has one row an evaluation, and one for a run that was never evaluated: where it belongs, its factors
+and settings, the evaluation, and how the run ended (``final_...``), so that ``pandas.read_csv`` needs nothing else.
 """
 
 from __future__ import annotations
@@ -18,32 +18,35 @@ from bnrepro.report import explaining, wording
 from bnrepro.report.markdown import code, escaped, table
 from bnrepro.report.model import Report, Section
 from bnrepro.report.wording import NONE, Row, Rows, anchor
-from bnrepro.runs.record import COLUMNS, write_csv, write_whole
+from bnrepro.runs.record import COLUMNS, write_csv
 from bnrepro.system.reading import printable
+from bnrepro.system.writing import replace_own, write_whole
 
-CLAIMS, RUNS, INDEX = "claims", "runs.csv", "README.md"
+CLAIMS, EVALUATIONS, INDEX = "claims", "evaluations.csv", "README.md"
 WHO = ("section", "preset", "part", "variant", "seed")
 ENDED = tuple(sorted(OF_RUNS - {"config_hash", "precision", "device", "threads"}))
 MADE = ("config_hash", "precision", "device", "threads")
 
 
 def write(report: Report, out: Path) -> list[Path]:
-    """Write ``report`` into ``out``: claims/<paper>-<claim>.md, their list claims/README.md, and runs.csv."""
-    files = [_write(out / CLAIMS / f"{anchor(row['paper'], row)}.md", claim_page(row)) for row in report.claims]
-    if files:
+    """Write ``report`` into ``out``: claims/<paper>-<claim>.md, their list claims/README.md, and evaluations.csv.
+
+    Raises:
+        UserError: one of these files is there and was not written by this.
+    """
+    pages = {f"{CLAIMS}/{anchor(row['paper'], row)}.md": claim_page(row) for row in report.claims}
+    if pages:
         lines = [f"* [{escaped(row['id'])}]({anchor(row['paper'], row)}.md): {_headline(row)}" for row in report.claims]
-        files.append(_write(out / CLAIMS / INDEX, "\n".join(["# Claims", "", *lines, ""])))
+        pages[f"{CLAIMS}/{INDEX}"] = "\n".join(["# Claims", "", *lines, ""])
     rows = [row for section in report.sections for row in observations(section)]
+    files = [*pages, *([EVALUATIONS] if rows else [])]
+    replace_own(out, files)
+    for name, text in pages.items():
+        write_whole(out / name, printable(text))
     if rows:
         names = columns_of(rows)
-        write_csv(out / RUNS, names, [{name: row.get(name) for name in names} for row in rows])
-        files.append(out / RUNS)
-    return files
-
-
-def _write(file: Path, text: str) -> Path:
-    write_whole(file, printable(text))
-    return file
+        write_csv(out / EVALUATIONS, names, [{name: row.get(name) for name in names} for row in rows])
+    return [out / name for name in files]
 
 
 # --- runs ---------------------------------------------------------------------------------------------------------

@@ -188,9 +188,16 @@ def draw_slides(comparison: Comparison, folder: Path, slide: Slide) -> list[Path
     """The figures of a comparison (`SLIDES`) into ``folder`` as ``slide`` says, and what the curves show as CSV.
 
     Raises:
-        UserError: no such variant, or a figure does not fit its size.
+        UserError: no such variant; no epoch is shown; a figure does not fit its size, or would replace a file of the
+            user's.
     """
     shown = only(comparison, slide.variants) if slide.variants else comparison
+    epochs = [point["epoch"] for point in shown.curves]
+    if slide.xlim and not any(slide.xlim[0] <= epoch <= slide.xlim[1] for epoch in epochs):
+        raise UserError(
+            f"--xlim={slide.xlim[0]:g},{slide.xlim[1]:g} shows no epoch of {', '.join(shown.variants)}, which have "
+            f"epochs {min(epochs, default=0):g} to {max(epochs, default=0):g}."
+        )
     for name in slide.labels:
         if name not in shown.variants:
             raise UserError(f"--labels: no variant {name!r} is shown.{known_are(name, shown.variants)}")
@@ -201,8 +208,9 @@ def draw_slides(comparison: Comparison, folder: Path, slide: Slide) -> list[Path
         for axes in [axes for name, figure in drawn.items() if name != "test_accuracy" for axes in figure.axes]:
             if slide.xlim:
                 zoom(axes, *slide.xlim)
-        made = save_slides(drawn, folder, slide)
-    for name in CURVES if "overview" in names else [name for name in names if name in CURVES]:
+        with_data = CURVES if "overview" in names else [name for name in names if name in CURVES]
+        made = save_slides(drawn, folder, slide, beside=[f"{name}.csv" for name in with_data])
+    for name in with_data:
         write_rows(folder / f"{name}.csv", data(shown, name), ["variant", "epoch", "n", "mean", "low", "high"])
     return made
 

@@ -5,8 +5,36 @@ from __future__ import annotations
 import errno
 import os
 import secrets
+from collections.abc import Collection
 from contextlib import suppress
 from pathlib import Path
+
+from bnrepro.errors import UserError
+from bnrepro.system.output import shown
+
+LIST = ".bnrepro"
+"""In a folder that a user named: the files that are ours there, a line each."""
+
+
+def replace_own(folder: Path, names: Collection[str], option: str = "--out") -> None:
+    """Note that the files ``names`` in ``folder``, which are about to be written, are ours.
+
+    Raises:
+        UserError: one of them is there and is not ours; ``option`` names another folder.
+    """
+    listed = folder / LIST
+    try:
+        ours = listed.read_text("utf-8", errors="replace").splitlines() if listed.is_file() else []
+    except OSError:  # then nothing is
+        ours = []
+    for name in names:
+        if name not in ours and os.path.lexists(folder / name):
+            raise UserError(
+                f"{shown(folder / name)} was not written by this command and would be replaced. Move it away, or use "
+                f"another {option}."
+            )
+    if new := [name for name in names if name not in ours]:
+        write_whole(listed, "".join(f"{name}\n" for name in (*ours, *new)))
 
 
 def write_whole(file: Path, content: bytes | str, previous: Path | None = None) -> None:

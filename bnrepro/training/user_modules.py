@@ -17,7 +17,7 @@ from torch.nn.parameter import is_lazy
 
 from bnrepro.config import user_files
 from bnrepro.config.schema import Config
-from bnrepro.errors import UserError
+from bnrepro.errors import UserError, first_line
 from bnrepro.norm import NormError
 from bnrepro.training.generators import forked
 
@@ -69,7 +69,12 @@ def _called(file: Path, name: str, make: Callable[..., Any], *arguments: Any) ->
         raise UserError(f"{file}:{name} cannot be constructed: {user_files.where(error, file)}") from error
     if not isinstance(made, nn.Module):
         raise UserError(f"{file}:{name} returns {type(made).__name__}, but a torch.nn.Module is needed.")
-    tensors = (*made.parameters(), *made.buffers())
+    try:
+        tensors = (*made.parameters(), *made.buffers())
+    except AttributeError as error:  # torch's, of a module that was never initialised
+        raise UserError(
+            f"{file}:{name} is no complete module ({first_line(error)}). Call super().__init__() first in its __init__."
+        ) from error
     if any(tensor.is_meta for tensor in tensors):
         raise UserError(f"{file}:{name} has tensors on the device meta, which hold no numbers. Make them on the CPU.")
     if any(map(is_lazy, tensors)):

@@ -23,6 +23,7 @@ from bnrepro.report import compare, report
 from bnrepro.report.compare import Comparison
 from bnrepro.runs import index, record
 from bnrepro.runs.record import Run
+from bnrepro.system.writing import LIST
 from bnrepro.training import train
 from tests.conftest import Call
 
@@ -347,6 +348,7 @@ SLIDES = [
     (["--to=there"], "--to is the folder of slides"),
     (["--only=val_acc"], "--only: there is no figure 'val_acc'. Did you mean val_accuracy?"),
     (["--format="], "--format is empty. Write names, as in --format=pdf,png."),
+    (["--xlim=5,9"], "--xlim=5,9 shows no epoch of nobn, bn, wild, which have epochs 1 to 3."),
     (["--size=0.5x0.5"], "does not fit into --size=0.5x0.5. Its usual size is 3.4x2.6."),
 ]
 
@@ -400,7 +402,23 @@ def test_only_the_figures_asked_for_are_drawn(
     compare.save(known, tmp_path / "c")
     result = call("figures", "c", f"--only={only}", "--format=png", "--to=there")
     assert (result.code, result.err) == (0, "")
-    assert {file.name for file in (tmp_path / "there").iterdir()} == files
+    assert {file.name for file in (tmp_path / "there").iterdir()} == {*files, LIST}
+    (tmp_path / "mine").mkdir()
+    taken = tmp_path / "mine" / min(files)
+    taken.write_text("mine")
+    result = call("figures", "c", f"--only={only}", "--format=png", "--to=mine")
+    assert (result.code, "was not written by this command and would be replaced" in result.err) == (2, True)
+    assert [(file, file.read_text()) for file in (tmp_path / "mine").iterdir()] == [(taken, "mine")]
+
+
+def test_letters_that_the_font_lacks_are_told(known: Comparison, tmp_path: Path, call: Call) -> None:
+    compare.save(known, tmp_path / "c")
+    options = ["--only=val_accuracy", "--format=png,svg", "--size=3.3x2"]
+    result = call("figures", "c", "--labels=bn=日本 norm", *options)
+    assert result.code == 0
+    assert "The figure val_accuracy has boxes in place of 日, 本, which its font lacks." in result.err
+    assert "日本 norm" in (tmp_path / "c" / "slides" / "val_accuracy.svg").read_text("utf-8")
+    assert "boxes" not in call("figures", "c", "--labels=bn=Größe", *options).err
 
 
 def test_figure_whose_labels_overlap_is_drawn_with_a_warning(known: Comparison, tmp_path: Path, call: Call) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -37,7 +38,7 @@ def results(tmp_path: Path) -> Path:
 def test_runs_and_their_curves_are_one_table(results: Path, tmp_path: Path) -> None:
     pandas = pytest.importorskip("pandas")
     export.write(gather(results), tmp_path / "out")
-    table = pandas.read_csv(tmp_path / "out" / "runs.csv", low_memory=False)
+    table = pandas.read_csv(tmp_path / "out" / "evaluations.csv", low_memory=False)
     assert len(table) == len(RECORDS.runs) + 2  # two runs have two evaluations, the others none
     assert list(table.columns[:5]) == ["section", "preset", "part", "variant", "seed"]
     assert table.columns.is_unique
@@ -102,10 +103,31 @@ def test_exported_runs_have_their_configuration(runs: list[Path], call: Call, tm
     pandas = pytest.importorskip("pandas")
     told = call("export", str(runs[0].parents[3]), f"--out={tmp_path / 'out'}")
     assert told.code == 0, told.err
-    table = pandas.read_csv(tmp_path / "out" / "runs.csv", low_memory=False)
+    table = pandas.read_csv(tmp_path / "out" / "evaluations.csv", low_memory=False)
     assert len(table) == 10  # of five runs, two evaluations each
     assert set(table["config.optimizer.lr"]) > {0.5}
     assert set(table["config.epochs"]) == {2}
+
+
+def test_export_replaces_its_own_files_alone(results: Path, tmp_path: Path) -> None:
+    records = (results / "made_up" / "runs.csv").read_bytes()
+    for _ in range(2):
+        export.write(gather(results), results / "made_up")
+    assert (results / "made_up" / "runs.csv").read_bytes() == records
+    for mine in ("evaluations.csv", "claims/README.md"):
+        out = tmp_path / mine.replace("/", "-")
+        (out / mine).parent.mkdir(parents=True)
+        (out / mine).write_text("mine")
+        with pytest.raises(UserError, match="was not written by this command and would be replaced"):
+            export.write(gather(results), out)
+        assert [(file, file.read_text()) for file in out.rglob("*") if file.is_file()] == [(out / mine, "mine")]
+
+
+def test_an_export_is_not_taken_for_results(runs: list[Path], call: Call, tmp_path: Path) -> None:
+    assert call("export", str(runs[0]), f"--out={tmp_path / 'all' / 'export'}").code == 0
+    shutil.copytree(runs[0], tmp_path / "all" / runs[0].name)
+    told = call("report", str(tmp_path / "all"), f"--out={tmp_path / 'page'}")
+    assert (told.code, "Left out" in told.err) == (0, False), told.err
 
 
 def test_nothing_to_show_is_told(tmp_path: Path, call: Call) -> None:
