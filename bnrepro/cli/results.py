@@ -171,9 +171,15 @@ def figures(
     ] = None,
     out: Out = EXPERIMENTS,
     format: Annotated[
-        str | None, typer.Option(help="For slides and papers: pdf, svg or png, or several by commas.")
+        str | None,
+        typer.Option(
+            help="For slides and papers: pdf (fonts embedded), svg (text as text, in DejaVu Sans) or png; several by "
+            "commas, as in pdf,svg."
+        ),
     ] = None,
-    size: Annotated[str | None, typer.Option(metavar="WxH", help="Width and height in inches, as in 3.3x2.")] = None,
+    size: Annotated[
+        str | None, typer.Option(metavar="WxH", help="Width and height of each file, exactly, in inches.")
+    ] = None,
     only: Annotated[
         str | None, typer.Option(metavar="NAMES", help="Only the figures with these names, separated by commas.")
     ] = None,
@@ -202,7 +208,7 @@ def figures(
 
     Example: bnrepro figures results/mnist5k --size=3.3x2 --labels bn=BatchNorm
 
-    Example: bnrepro figures labml --only=float32 --format=pdf --size=4.5x3
+    Example: bnrepro figures labml --only=float32 --format=pdf,svg --size=4.5x3
     """
     from bnrepro import experiments
     from bnrepro.claims import records
