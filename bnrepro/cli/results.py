@@ -460,7 +460,7 @@ def _paper_of(folder: Path, own: Mapping[Path, Paper[Any]]) -> Paper[Any]:
 
 
 def _conclude(folder: Path, own: Mapping[Path, Paper[Any]]) -> None:
-    from bnrepro.claims.conclusion import conclude, settings_of
+    from bnrepro.claims.conclusion import EARLIER, conclude, settings_of
     from bnrepro.claims.records import COPY, read
     from bnrepro.claims.registering import check_as_judged
     from bnrepro.cli.reproducing import tell_unmeasured
@@ -469,12 +469,24 @@ def _conclude(folder: Path, own: Mapping[Path, Paper[Any]]) -> None:
 
     found, records = _paper_of(folder, own), read(folder)
     settings = settings_of(found, records, folder)
-    check_as_judged(found, settings, {**records.provenance, "preset": records.preset})
-    if found.file and (folder / COPY).is_file() and content(folder / COPY) != content(found.file):
-        tell(
-            f"{shown(found.file)} has changed since these records were made; they are judged and drawn by its current "
-            f"version. `bnrepro reproduce {shown(found.file)}` runs and measures with it, too."
-        )
+    now = check_as_judged(found, settings, {**records.provenance, "preset": records.preset})
+    if found.file:
+        again, earlier = f"`bnrepro reproduce {shown(found.file)}`", ""
+        if now and now != records.provenance["design"]["hash"]:  # it was never registered
+            records.provenance["design"] |= {"hash": now}
+            earlier = f" Verdicts under the earlier design are kept in {shown(folder / EARLIER)}."
+        if (folder / COPY).is_file() and content(folder / COPY) != content(found.file):
+            tell(
+                f"{shown(found.file)} has changed since these records were made; they are judged and drawn by its "
+                f"current version. {again} runs and measures with it, too.{earlier}"
+            )
+        there, here = settings.model_dump(), found.settings(records.preset).model_dump()
+        for key in there.keys() & here.keys() - {"seeds", "looks"}:
+            if there[key] != here[key]:
+                tell(
+                    f"{key} is {here[key]} in {shown(found.file)} and {there[key]} in the records, which are judged by "
+                    f"their own settings. {again} takes the file's."
+                )
     try:
         tell_unmeasured(conclude(found, records, folder))
     except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
