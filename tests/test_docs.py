@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import re
+import shutil
 import sys
 from pathlib import Path
 
@@ -58,6 +59,18 @@ def test_notebook_runs(notebook: str, monkeypatch: pytest.MonkeyPatch) -> None:
         pytest.skip("torch's own exporter writes booleans that protobuf no longer takes")
     in_the_checkout(monkeypatch)
     run_python([(DOCS / "notebooks" / notebook).read_text(encoding="utf-8")])
+
+
+def test_notebook_for_a_researcher_runs_outside_the_checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = (DOCS / "notebooks" / "researcher.py").read_text(encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    matplotlib.use("agg")
+    with pytest.raises(SystemExit, match=r"There is no results.claims\.json\. Results are not part of the package: "):
+        run_python([text])
+    (tmp_path / "named").mkdir()
+    shutil.copy(DOCS.parent / "results" / "claims.json", "named")
+    monkeypatch.setenv("BNREPRO_RESULTS", "named")
+    run_python([text])
 
 
 def in_the_checkout(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 CLAIMS = "claims.json"
+EARLIER = "earlier"
+"""Folder of the verdicts under earlier designs of a paper in a file of a user's own."""
 ENDS = ("mean", "low", "high", "n")
 
 
@@ -171,13 +174,15 @@ def conclude(paper: Paper[Any], records: Records, folder: Path) -> list[Judged]:
     """
     from bnrepro.plots import style as figures
 
-    for part in ("tables", "figures"):  # files that are not needed any more are deleted there
+    for part in ("tables", "figures", EARLIER):  # files that are not needed any more are deleted in the first two
         if stored.leads_out(folder / part, folder):
             raise UserError(f"{shown(folder / part)} is a link that leads out of its folder. Replace it with a folder.")
     settings = settings_of(paper, records, folder)
     judged = judging.judged(paper, records, settings)
     rows = [each.as_row(paper.name) | _origin(records) for each in judged]
     tables = list(judging.tables(paper, records, settings))  # before anything is written: a mistake in one stops here
+    if paper.file:  # of the package's, git has what was before
+        _keep_earlier(folder, rows)
     record.write_whole(folder / CLAIMS, as_json(rows))
     titles, captions, kept = {}, {}, {each.name for each in paper.figures}
     for name, title, table in tables:
@@ -312,6 +317,17 @@ def open_conclusion(folder: Path) -> Conclusion:
             f"The results in {folder} are not complete ({in_brackets(error)}). {drawn_by(folder)} makes them again "
             "from the records."
         ) from error
+
+
+def _keep_earlier(folder: Path, rows: list[Row]) -> None:
+    """Set aside what was judged under another design than ``rows``, which will replace it."""
+    try:
+        held = stored.read_json(folder / CLAIMS, list[ClaimRow], folder)
+    except (OSError, ValueError):  # there is nothing, or nothing to read
+        return
+    before = held[0]["design_hash"] if held else ""
+    if re.fullmatch("[0-9a-f]+", before) and before != (rows[0]["design_hash"] if rows else ""):
+        record.write_whole(folder / EARLIER / f"claims-{before}.json", as_json(held))
 
 
 def _expanded(rows: list[Row]) -> list[Row]:

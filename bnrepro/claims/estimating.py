@@ -15,10 +15,10 @@ from bnrepro.claims.engine import Plan
 from bnrepro.claims.measuring import stored
 from bnrepro.claims.paper import Arm, Probe
 from bnrepro.claims.records import Records
-from bnrepro.config import run_dir
+from bnrepro.config import leaves, run_dir, what
 from bnrepro.config.schema import Config, Model
 from bnrepro.data.sources import DATASETS
-from bnrepro.runs.record import run_of
+from bnrepro.runs.record import Run, run_of
 from bnrepro.training.model import build, norm_of
 
 Kind = tuple[str, ...]
@@ -56,12 +56,20 @@ class Costs:
             costs._add_records(plan, records)
         return costs
 
-    def estimate(self, plan: Plan) -> Estimate:
-        """What is missing of ``plan``; a run that several arms share counts once."""
-        runs, probes = plan.missing()
+    def add_run(self, run: Run) -> None:
+        """What ``run`` took, if it is finished."""
+        if run.finished:
+            self._add(arm_of(run.config), run.summary.get("seconds"))
+
+    def estimate_plan(self, plan: Plan, force: bool = False) -> Estimate:
+        """What is missing of ``plan``, or with ``force`` all of it; a run that several arms share counts once."""
+        runs, probes = plan.missing(force)
         wanted = {run_dir(cfg) for cfg in runs}
         once = {run_dir(arm.config): arm for arm in _arms(plan)}
-        arms = [arm for place, arm in once.items() if place in wanted]
+        return self.estimate([arm for place, arm in once.items() if place in wanted], probes)
+
+    def estimate(self, arms: Iterable[Arm], probes: Iterable[Probe] = ()) -> Estimate:
+        """How long ``arms`` and ``probes`` take."""
         each = [(self._seconds(arm), operations(arm.config)) for arm in arms]
         each += [(self._seconds(probe), None) for probe in probes]
         new = [count for seconds, count in each if seconds is None]
@@ -94,6 +102,11 @@ class Costs:
         return next((median(seconds) * units for seconds, units in found if seconds), None)
 
 
+def arm_of(cfg: Config) -> Arm:
+    """A run of no design: like those that differ in their seed alone."""
+    return Arm("", dict(leaves(what(cfg, ("seed",)))), cfg)
+
+
 def _arms(plan: Plan) -> list[Arm]:
     """The runs of ``plan``: those that are recorded, and those that are only measured."""
     return [Arm(probe.part, probe.factors, probe.config) for probe in plan.probes if probe.config] + plan.arms
@@ -109,6 +122,7 @@ def _kinds(each: Arm | Probe) -> Iterable[tuple[Kind, float]]:
     cfg: Config = each.config
     epochs, data = float(cfg.epochs) or 1.0, f"{cfg.data.name} {cfg.data.train_images}"
     yield ("run", each.part, str(each.factors)), 1.0
+    yield ("run", each.part, data, cfg.model.name, cfg.variant), epochs
     yield ("run", each.part, data, cfg.model.name), epochs
     yield ("run", data, cfg.model.name, str(cfg.model.width)), epochs
 

@@ -155,15 +155,15 @@ def standing(
     about |= {"amended": [], "as_registered": False}
     if known is None:
         return about
-    again = (
-        f"register it again (`bnrepro register {called(paper)}`), or judge it with --unregistered (the report says so)"
-    )
+    before = (held.get("design") or {}).get("hash")
+    amend = ' --amend "REASON"' if before in known.hashes else ""
+    again = f"`bnrepro register {called(paper)}{amend}`, or judge it with --unregistered (the report says so)"
     if known.hash != about["hash"] and not unregistered:
         unlike = "; ".join(differences(known.design, design)[:3])
         raise UserError(
-            f"{called(paper)}: the design is not the registered one ({known.hash}): {unlike}. {_up(again)}."
+            f"{called(paper)}: the design is not the registered one ({known.hash}): {unlike}. Undo the change; or "
+            f"register it again with {again}."
         )
-    before = (held.get("design") or {}).get("hash")
     if before not in (None, *known.hashes, about["hash"]) and not unregistered:
         raise UserError(
             f"{called(paper)}: the results in {out} were made under the design {before}, but the registered one is "
@@ -175,25 +175,42 @@ def standing(
     return about | {"amended": known.amended, "as_registered": known.hash == about["hash"]}
 
 
-def check_as_judged(paper: Paper[Any], settings: Preset, about: dict[str, Any]) -> None:
+def check_as_judged(paper: Paper[Any], settings: Preset, about: dict[str, Any]) -> str | None:
     """Check that records are judged as the registered design says under which they were made.
+
+    A paper in a file of a user's own, once registered, is judged by another design through `bnrepro reproduce` alone,
+    whenever its records were made.
 
     Args:
         paper: the paper.
         settings: of the records.
         about: their provenance.
 
+    Returns:
+        The hash of the design now; None where none was recorded.
+
     Raises:
         UserError: the design has changed since.
     """
     design = about.get("design")
-    if not (design and design["as_registered"] and about["preset"] == FULL):
-        return
-    if (now := hash_of(described(paper, settings))) != design["hash"]:
-        raise UserError(
-            f"{called(paper)}: these records were made under the registered design {design['hash']}, and the paper's "
-            f"design is now {now}. `bnrepro reproduce {called(paper)}` says what differs and judges again."
-        )
+    if not design or about["preset"] != FULL:
+        return None
+    new = described(paper, settings)
+    now = hash_of(new)
+    if now == design["hash"] or not (design["as_registered"] or (paper.file and file_of(paper).is_file())):
+        return now
+    known = registration(paper)
+    same = known is not None and known.hash == design["hash"]
+    unlike = f": {'; '.join(differences(known.design, new)[:3])}" if known and same else f" (now {now})"
+    which = "the registered design" if design["as_registered"] else "the design"
+    remedy = f"`bnrepro reproduce {called(paper)}` judges again and repeats no finished run"
+    if known is None or known.hash != now:
+        amend = f'bnrepro register {called(paper)} --amend "REASON"'
+        remedy = f"Undo the change; or `{amend}`, after which {remedy}"
+    raise UserError(
+        f"{called(paper)}: these records were made under {which} {design['hash']}, which has changed since{unlike}. "
+        f"The verdicts stay as they are. {remedy}."
+    )
 
 
 def called(paper: Paper[Any]) -> str:
@@ -347,10 +364,6 @@ class _Plain(yaml.SafeDumper):
 def _short(value: Any) -> str:
     text = json.dumps(value, default=str)
     return text if len(text) <= 60 else f"{text[:57]}..."
-
-
-def _up(text: str) -> str:
-    return text[:1].upper() + text[1:]
 
 
 def _today() -> str:

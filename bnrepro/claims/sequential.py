@@ -154,5 +154,5 @@ def steps(target: Target, most: int) -> list[Step]:
     for seeds, claims in looks.values():
         design = target.design(claims, seeds)
         plan = target.make(seeds, design, True)
-        found.append(Step(target, claims, seeds, design, plan, Costs.of(plan, target.timed).estimate(plan)))
+        found.append(Step(target, claims, seeds, design, plan, Costs.of(plan, target.timed).estimate_plan(plan)))
     return found

@@ -38,6 +38,12 @@ class Launcher:
         """``cfg`` with the device that its run will have."""
         return slurm.resolve(cfg, self.options) if self.options else train.resolve(cfg)
 
+    def processes(self, configs: Sequence[Config]) -> int:
+        """How many of ``configs`` are run at a time."""
+        if self.options:
+            return self.options.parallelism
+        return self.jobs or (sweep.default_jobs(configs[0]) if configs else 1)
+
     def run_all(
         self,
         configs: Sequence[Config],
@@ -50,8 +56,7 @@ class Launcher:
         """As `sweep.run_all`; a job has as many threads as CPUs."""
         if self.options:
             return slurm.run_all(configs, self.options, force=force, report=report, ended=ended, say=note)
-        jobs = self.jobs or (sweep.default_jobs(configs[0]) if configs else 1)
-        return sweep.run_all(configs, jobs, force=force, report=report, ended=ended, threads=threads)
+        return sweep.run_all(configs, self.processes(configs), force=force, report=report, ended=ended, threads=threads)
 
     def check(
         self, configs: Sequence[Config], force: bool, there: Callable[[Config], bool] = lambda _: True

@@ -63,6 +63,9 @@ Overrides = Annotated[
 Variant = Annotated[str | None, typer.Option(help="The norm: nobn, bn, custombn, convbn, ..., or FILE.py:NAME.")]
 Seed = Annotated[int | None, typer.Option(help="Seed of weights, batches, augmentation and dropout.")]
 Force = Annotated[bool, typer.Option("--force", help="Start over even if a finished run is stored.")]
+DryRun = Annotated[
+    bool, typer.Option("--dry-run", help="Only list the runs, stored and missing, and how long they would take.")
+]
 RunName = Annotated[
     Path,
     typer.Argument(

@@ -14,13 +14,11 @@ from bnrepro.system.output import tell
 if TYPE_CHECKING:
     from bnrepro.claims import Design
     from bnrepro.claims.engine import DatasetLocations, Plan
-    from bnrepro.claims.estimating import Estimate
     from bnrepro.claims.judging import Judged
     from bnrepro.claims.paper import Claim, Paper
     from bnrepro.claims.sequential import Step, Target
     from bnrepro.cli.launch import Launcher
 
-GPU = 10e12  # operations a second, in small convolutions: a fifth to a hundredth of what data sheets say
 SECONDS = {"h": 3600, "m": 60, "min": 60, "s": 1}
 
 
@@ -73,31 +71,9 @@ def said(plan: Plan, force: bool = False) -> str:
     )
 
 
-def time_of(estimate: Estimate, jobs: int = 1) -> str:
-    """How long it takes, as far as that is known: what is like something that was run, and else by arithmetic."""
-    parts = [f"about {duration(estimate.seconds / jobs)}"] if estimate.seconds else []
-    if estimate.operations:
-        hours = duration(estimate.operations / GPU)
-        parts.append(
-            f"{estimate.operations:.1e} operations in runs unlike any stored one, about {hours} on a GPU at "
-            f"{GPU / 1e12:.0f} TFLOP/s"
-        )
-    if estimate.unknown and parts:
-        parts.append(f"excluding {estimate.unknown} of unknown duration")
-    if estimate.unknown and not parts:
-        return "duration unknown, since nothing similar has been run"
-    return ", ".join(parts) or "no time"
-
-
-def duration(seconds: float) -> str:
-    """``40 s``, ``12 min``, ``3.5 h``."""
-    if seconds < 90:
-        return f"{max(seconds, 1):.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
-
-
 def announced(step: Step, jobs: int) -> str:
     """A step, before it is made."""
+    from bnrepro.cli.planning import time_of
     from bnrepro.system.output import counted
 
     runs, measurements = step.plan.missing()
@@ -121,6 +97,8 @@ def _is_open(target: Target, claim: Claim) -> bool:
 
 
 def _open(target: Target, claim: Claim, step: Step | None, jobs: int) -> str:
+    from bnrepro.cli.planning import time_of
+
     one = target.found.get(claim.id)
     name = f"{target.paper.name}/{claim.id}"
     if one is None:
@@ -230,10 +208,11 @@ class Work:
             self.found.append({"paper": plan.paper.name, "preset": plan.preset, **left})
             from bnrepro.claims.estimating import Costs
             from bnrepro.claims.records import there
+            from bnrepro.cli.planning import time_of
 
-            estimate = Costs.of(plan, there(plan.folder(self.out))).estimate(plan)
+            estimate = Costs.of(plan, there(plan.folder(self.out))).estimate_plan(plan, self.force)
             if estimate.seconds or estimate.unknown or estimate.operations:
-                say(f"{plan.paper.name}: {time_of(estimate, self.processes(plan))}.")
+                say(f"{plan.paper.name}: {time_of(estimate, self.making.processes(plan.configs))}.")
             return
         if made := self.make(plan):
             self.failures += len(made[1])
@@ -246,7 +225,7 @@ class Work:
         plans = [self.plan(paper, "full", asked=paper.designed(paper.settings("full"))) for paper, _ in chosen]
         plans = self.check(plans)
         targets = [self.target(plan, claims) for plan, (_, claims) in zip(plans, chosen, strict=True)]
-        jobs = max(map(self.processes, plans))
+        jobs = max(self.making.processes(plan.configs) for plan in plans)
         if self.dry:
             for target in targets:
                 for step in sorted(steps(target, most), key=lambda step: step.expected):
@@ -303,14 +282,6 @@ class Work:
         else:
             say(listing.verdict_table(judged))
         say(f"Records, tables and figures: {shown(paper.directory(self.out, preset))}\n")
-
-    def processes(self, plan: Plan) -> int:
-        """How many runs are made at a time."""
-        from bnrepro.launch.sweep import default_jobs
-
-        if self.making.options:
-            return self.making.options.parallelism
-        return self.jobs or (default_jobs(plan.configs[0]) if plan.configs else 1)
 
     def end(self, papers: int) -> None:
         """Raise what went wrong.

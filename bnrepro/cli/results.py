@@ -171,9 +171,15 @@ def figures(
     ] = None,
     out: Out = EXPERIMENTS,
     format: Annotated[
-        str | None, typer.Option(help="For slides and papers: pdf, svg or png, or several by commas.")
+        str | None,
+        typer.Option(
+            help="For slides and papers: pdf (fonts embedded), svg (text as text, in DejaVu Sans) or png; several by "
+            "commas, as in pdf,svg."
+        ),
     ] = None,
-    size: Annotated[str | None, typer.Option(metavar="WxH", help="Width and height in inches, as in 3.3x2.")] = None,
+    size: Annotated[
+        str | None, typer.Option(metavar="WxH", help="Width and height of each file, exactly, in inches.")
+    ] = None,
     only: Annotated[
         str | None, typer.Option(metavar="NAMES", help="Only the figures with these names, separated by commas.")
     ] = None,
@@ -202,7 +208,7 @@ def figures(
 
     Example: bnrepro figures results/mnist5k --size=3.3x2 --labels bn=BatchNorm
 
-    Example: bnrepro figures labml --only=float32 --format=pdf --size=4.5x3
+    Example: bnrepro figures labml --only=float32 --format=pdf,svg --size=4.5x3
     """
     from bnrepro import experiments
     from bnrepro.claims import records
@@ -454,7 +460,7 @@ def _paper_of(folder: Path, own: Mapping[Path, Paper[Any]]) -> Paper[Any]:
 
 
 def _conclude(folder: Path, own: Mapping[Path, Paper[Any]]) -> None:
-    from bnrepro.claims.conclusion import conclude, settings_of
+    from bnrepro.claims.conclusion import EARLIER, conclude, settings_of
     from bnrepro.claims.records import COPY, read
     from bnrepro.claims.registering import check_as_judged
     from bnrepro.cli.reproducing import tell_unmeasured
@@ -463,12 +469,24 @@ def _conclude(folder: Path, own: Mapping[Path, Paper[Any]]) -> None:
 
     found, records = _paper_of(folder, own), read(folder)
     settings = settings_of(found, records, folder)
-    check_as_judged(found, settings, {**records.provenance, "preset": records.preset})
-    if found.file and (folder / COPY).is_file() and content(folder / COPY) != content(found.file):
-        tell(
-            f"{shown(found.file)} has changed since these records were made; they are judged and drawn by its current "
-            f"version. `bnrepro reproduce {shown(found.file)}` runs and measures with it, too."
-        )
+    now = check_as_judged(found, settings, {**records.provenance, "preset": records.preset})
+    if found.file:
+        again, earlier = f"`bnrepro reproduce {shown(found.file)}`", ""
+        if now and now != records.provenance["design"]["hash"]:  # it was never registered
+            records.provenance["design"] |= {"hash": now}
+            earlier = f" Verdicts under the earlier design are kept in {shown(folder / EARLIER)}."
+        if (folder / COPY).is_file() and content(folder / COPY) != content(found.file):
+            tell(
+                f"{shown(found.file)} has changed since these records were made; they are judged and drawn by its "
+                f"current version. {again} runs and measures with it, too.{earlier}"
+            )
+        there, here = settings.model_dump(), found.settings(records.preset).model_dump()
+        for key in there.keys() & here.keys() - {"seeds", "looks"}:
+            if there[key] != here[key]:
+                tell(
+                    f"{key} is {here[key]} in {shown(found.file)} and {there[key]} in the records, which are judged by "
+                    f"their own settings. {again} takes the file's."
+                )
     try:
         tell_unmeasured(conclude(found, records, folder))
     except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:

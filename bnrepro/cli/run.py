@@ -14,6 +14,7 @@ import typer
 from bnrepro.cli import ending
 from bnrepro.cli.options import (
     DataRoot,
+    DryRun,
     Force,
     Jobs,
     LauncherName,
@@ -124,6 +125,7 @@ def compare(
             metavar="FOLDER", parser=folder("--out"), help="Folder for table and figures (default: next to the runs)."
         ),
     ] = None,
+    dry_run: DryRun = False,
     force: Force = False,
     root: RunsRoot = None,
     data_root: DataRoot = None,
@@ -174,6 +176,11 @@ def compare(
     beside = comparing.directory(grid, threshold)
     place = out or beside
     comparing.check_room(place, grid, threshold)
+    if dry_run:
+        from bnrepro.cli.planning import show_runs
+
+        show_runs(grid, chosen, force)
+        return
     if out:
         make_room(out)
     outcomes = chosen.show_all(grid, force)
@@ -205,7 +212,7 @@ def sweep(
     ] = None,
     jobs: Jobs = None,
     launcher: LauncherName = "local",
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="List the runs and their status; train nothing.")] = False,
+    dry_run: DryRun = False,
     force: Force = False,
     root: RunsRoot = None,
     data_root: DataRoot = None,
@@ -219,12 +226,11 @@ def sweep(
     Example: bnrepro sweep variant=bn,convbn 'seed=range(3)' optimizer.lr=0.1,0.01
     """
     from bnrepro.cli import listing
-    from bnrepro.cli.launch import data_there, take_launcher
+    from bnrepro.cli.launch import take_launcher
     from bnrepro.config import run_dir
     from bnrepro.errors import UserError
     from bnrepro.launch.sweep import expand
     from bnrepro.report import sweeping
-    from bnrepro.runs.record import run_of
     from bnrepro.system.memory import raise_malloc_thresholds
     from bnrepro.system.output import counted
     from bnrepro.training.model import check_options, norm_of
@@ -246,13 +252,9 @@ def sweep(
     grid = list(runs.values())
     check_options(grid)
     if dry_run:
-        chosen.check(grid, force, there=data_there)  # nothing is downloaded for a list
-        there = [run_of(cfg) for cfg in grid]
-        left = sum(not run.finished for run in there)  # first: it says what is damaged
-        for run in there:
-            say(f"{run.status if run.started else 'to run':<12} {shown(run.path)}")
-        say(f"{counted(len(grid), 'run')}, {left} still to run.")
-        answer([{"path": run.path, "status": run.status if run.started else "to run"} for run in there])
+        from bnrepro.cli.planning import show_runs
+
+        show_runs(grid, chosen, force)
         return
     outcomes = chosen.show_all(grid, force)
     swept = sweeping.collect(list(zip(combinations, outcomes, strict=True)))

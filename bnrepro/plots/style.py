@@ -90,7 +90,8 @@ def style() -> Iterator[None]:
         "grid.linewidth": 0.5,
         "legend.frameon": False,
         "lines.linewidth": 1.3,
-        "svg.fonttype": "none",
+        "svg.fonttype": "none",  # text stays text, to be searched and edited
+        "pdf.fonttype": 42,  # whole TrueType outlines, as journals ask; the default, Type 3, is refused by some
         "svg.hashsalt": "bnrepro",  # the same figure gives the same file
     }
     with mpl.rc_context():

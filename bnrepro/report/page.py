@@ -30,7 +30,7 @@ from bnrepro.stats import Interval
 from bnrepro.system.reading import printable
 
 ATLAS = Path(__file__).with_name("atlas")
-STYLES, SCRIPTS = ("uplot.css", "style.css"), ("atlas.js",)
+STYLES, SCRIPTS = ("uplot.css", "style.css"), ("atlas.js", "hints.js")
 CHARTS = ("uplot.js", "chart.js")
 """Scripts that only a page with curves needs."""
 SHORT = 30  # characters that a table's cell keeps on one line

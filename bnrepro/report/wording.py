@@ -219,8 +219,8 @@ def duration(seconds: float) -> str:
 
 
 def parted(caption: str) -> tuple[str, str]:
-    """A caption's first sentence, and the rest."""
-    found = re.match(r"(.+?[.:?!])\s+(?=[A-Z0-9])(.*)", caption, re.DOTALL)
+    """A caption's first sentence, and the rest. What names a panel ("Top left: ...") is no sentence."""
+    found = re.match(r"((?:(?:[^\s.]+ )?[^\s.]+:\s)?.+?[.:?!])\s+(?=[A-Z0-9])(.*)", caption, re.DOTALL)
     return (found[1].rstrip(":"), found[2]) if found and len(found[1]) < len(caption) else (caption, "")
 
 

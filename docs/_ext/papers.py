@@ -1,4 +1,4 @@
-"""A page for each paper, made from its file and from results/claims.json; and the role ``claim``.
+"""A page for each paper, made from its file and from results/claims.json; role ``claim``, directive ``questions``.
 
 Nothing of a paper or of a verdict is written down here: what a page says is what the package says when the site is
 built. A claim without a verdict yet is shown without one.
@@ -20,12 +20,12 @@ from docutils import nodes
 from executed import write_if_changed
 from sphinx import addnodes
 from sphinx.application import Sphinx
-from sphinx.util.docutils import SphinxRole
+from sphinx.util.docutils import SphinxDirective, SphinxRole
 
 from bnrepro.claims import Paper
 from bnrepro.claims.evidence import Verdict
 from bnrepro.experiments import NAMES, experiment
-from bnrepro.report.questions import stale
+from bnrepro.report.questions import Answer, answers, stale
 
 ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "results"
@@ -131,12 +131,23 @@ def table(head: list[str], rows: list[list[str]]) -> str:
     return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
 
 
+def short(name: str) -> str:
+    """What a sidebar calls a paper: "Li et al. 2019", "labml.ai"."""
+    title, year = papers()[name].title, re.search(r"\d{4}$", name)
+    if not year:
+        return re.split(r"[:,] ", title)[0]
+    # "Wu & He", "Luo et al.", "Li, Chen, Hu & Yang", or a single name
+    found = re.match(r"[^,]+ et al\.(?=,)|[^,&]+(?:, [^,&]+)* & [^,]+(?=,)|[^,]+(?=,)", title)
+    names = found[0] if found else title
+    return f"{names.partition(',')[0]} et al. {year[0]}" if "," in names else f"{names} {year[0]}"
+
+
 def index() -> str:
     """All papers, with the verdicts on their claims."""
     rows = []
     for name, paper in papers().items():
         mine = [row for row in verdicts().values() if row["paper"] == name]
-        rows.append([f"[{name}]({name}.md): {plain(paper.title)}", str(len(paper.claims)), *counts(mine)])
+        rows.append([f"[{plain(short(name))}]({name}.md)", str(len(paper.claims)), *counts(mine)])
     everything = list(verdicts().values())
     rows.append(["all", str(sum(len(paper.claims) for paper in papers().values())), *counts(everything)])
     kinds = sorted({(row["kind"], row["scale"]) for row in everything})
@@ -160,7 +171,7 @@ The same by kind and scale. A verdict at a reduced scale, or from a toy, is not 
 ```{{toctree}}
 :hidden:
 
-{chr(10).join(papers())}
+{chr(10).join(f"{short(name)} <{name}>" for name in papers())}
 ```
 """
 
@@ -409,8 +420,34 @@ def _brief(value: Any) -> str:
     return text if len(text) < 120 else f"{text[:117]}..."
 
 
+class Questions(SphinxDirective):
+    """``{questions}``: the report's plain questions, with their answers as they are now, as cards."""
+
+    def run(self) -> list[nodes.Node]:
+        """A card a question."""
+        cards = "\n".join(map(card, answers(list(verdicts().values()))))
+        return self.parse_text_to_nodes(f":::::{{container}} doors\n{cards}:::::\n")
+
+
+def card(answer: Answer) -> str:
+    """A question, its answer, how much that rests on, and its claims."""
+    claims = ", ".join(f"{{claim}}`{row['id']}`" for row in answer.rows)
+    return f"""::::{{container}} door
+**{plain(answer.question)}**
+
+**{plain(answer.short)}**: {said(answer.text)}
+
+{plain("; ".join(answer.notes))}.
+
+Claims: {claims}
+::::
+
+"""
+
+
 def setup(app: Sphinx) -> dict[str, Any]:
-    """Register the role and the pages."""
+    """Register the role, the directive and the pages."""
     app.add_role("claim", ClaimRole())
+    app.add_directive("questions", Questions)
     app.connect("builder-inited", write_pages)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

@@ -9,19 +9,26 @@
 # %% [markdown]
 # # For a researcher: runs and claims as tables
 #
-# Everything that is stored is text: CSV for runs and curves, JSON for claims. Nothing here needs the package but the
-# last
-# cells. Start in the root of a checkout.
+# Everything that is stored is text: CSV for runs and curves, JSON for claims. Only the last cells need the package.
+# Results are read from the folder `results` where the notebook is started, or from the one that `BNREPRO_RESULTS`
+# names.
 
 # %%
 import csv
 import json
+import os
 from collections import Counter, defaultdict
 from pathlib import Path
 
 from matplotlib import pyplot
 
-claims = json.loads(Path("results/claims.json").read_text(encoding="utf-8"))
+results = Path(os.environ.get("BNREPRO_RESULTS", "results"))
+if not (results / "claims.json").is_file():
+    raise SystemExit(
+        f"There is no {results / 'claims.json'}. Results are not part of the package: name the folder results of a "
+        "clone (BNREPRO_RESULTS=FOLDER), or make some with `bnrepro reproduce labml && bnrepro report`."
+    )
+claims = json.loads((results / "claims.json").read_text(encoding="utf-8"))
 print(len(claims), "claims with", len(claims[0]), "fields each")
 
 # %% [markdown]
@@ -36,8 +43,7 @@ for paper in dict.fromkeys(claim["paper"] for claim in claims):
 
 # %% [markdown]
 # Empirical claims that were judged, with the effect that decided. `margin` is the smallest effect that matters, so
-# effects
-# of different units compare in units of it. With pandas the same is `pandas.json_normalize(claims)`.
+# effects of different units compare in units of it. With pandas the same is `pandas.json_normalize(claims)`.
 
 # %%
 rows = []
@@ -68,9 +74,13 @@ for name, verdict, n, low, mean, high in rows[:: max(1, len(rows) // 12)]:
 from bnrepro.stats import t_interval  # noqa: E402
 
 accuracy: dict[str, dict[int, float]] = defaultdict(dict)
-with Path("results/mnist5k/runs.csv").open(newline="") as stream:
-    for row in csv.DictReader(stream):
-        accuracy[row["variant"]][int(row["seed"])] = 100 * float(row["test_accuracy"])
+runs = results / "mnist5k" / "runs.csv"
+if runs.is_file():
+    with runs.open(newline="") as stream:
+        for row in csv.DictReader(stream):
+            accuracy[row["variant"]][int(row["seed"])] = 100 * float(row["test_accuracy"])
+else:
+    print(f"There is no {runs}; `bnrepro compare --out={runs.parent}` makes it.")
 for variant, seeds in accuracy.items():
     mine = t_interval(list(seeds.values()))
     paired = t_interval([value - accuracy["nobn"][seed] for seed, value in seeds.items()])

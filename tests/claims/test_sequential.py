@@ -16,7 +16,8 @@ from bnrepro.claims.estimating import Costs
 from bnrepro.claims.judging import Judged
 from bnrepro.claims.records import read
 from bnrepro.claims.sequential import Step, Target, until_decided
-from bnrepro.cli.reproducing import budget, duration
+from bnrepro.cli.planning import duration
+from bnrepro.cli.reproducing import budget
 from bnrepro.errors import UserError
 from tests.claims import made_up
 from tests.claims.conftest import Listed

@@ -408,11 +408,11 @@ def test_sweep_runs_every_combination_and_goes_on_with_what_is_missing(call: Cal
     arguments = ["sweep", "variant=bn,nobn", "seed=range(2)", *changed(short, "epochs=1"), "--jobs=1"]
     dry = call(*arguments, "--dry-run")
     assert (dry.code, dry.out.count("to run "), dry.err) == (0, 4, "")
-    assert dry.out.splitlines()[-1] == "4 runs, 4 still to run."
+    assert dry.out.splitlines()[-1] == "4 runs, 4 still to run; duration unknown, since nothing similar has been run."
     assert call("train", "--variant=bn", "--seed=0", *changed(short, "epochs=1")).code == 0
     again = call(*arguments, "--dry-run").out
     assert again.count("completed ") == 1
-    assert "4 runs, 3 still to run." in again
+    assert re.search(r"4 runs, 3 still to run; about \d+ s\.", again), again
     done = call(*arguments)
     assert done.code == 0
     assert [line.replace("*", "").split()[:2] for line in done.out.splitlines()[1:3]] == [
@@ -424,6 +424,18 @@ def test_sweep_runs_every_combination_and_goes_on_with_what_is_missing(call: Cal
     folder = Path(next(line for line in done.out.splitlines() if line.startswith("Table and")).partition(": ")[2])
     assert {file.name for file in folder.iterdir()} == {"table.csv", "accuracy.svg", "accuracy.png"}
     assert call("runs", "--csv").out.count("completed") == 4
+
+    compare = ["compare", "--variants=bn,nobn", "--seeds=2", *changed(short, "epochs=1"), "--dry-run"]
+    assert call(*compare).out.splitlines()[-1] == "4 runs, 0 still to run."  # those of the sweep
+    for summary in Path().glob("runs/*/*/*/seed*/summary.json"):
+        summary.write_text(json.dumps(json.loads(summary.read_text()) | {"seconds": 60.0}))
+    forced = call(*compare, "--force", "--jobs=2").out
+    assert forced.count("(to run again)") == 4
+    assert forced.endswith("4 runs, 4 still to run; about 2 min.\n")
+    longer = call(*changed(compare, "epochs=3"), "--jobs=1", "--json")
+    assert [(row["status"], row["to_run"]) for row in json.loads(longer.out)] == [("to run", True)] * 4
+    assert call(*changed(compare, "epochs=3"), "--jobs=1").out.endswith("4 still to run; about 12 min.\n")
+    assert not list(Path().glob("runs/*/*/compare-*"))
 
 
 def cut_lines(file: Path) -> None:

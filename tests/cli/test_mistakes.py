@@ -136,7 +136,7 @@ USAGE = [
     ("reproduce --data-root=/dev/null/x", "--data-root=/dev/null/x: /dev/null is not a folder."),
     ("config --force", "bnrepro config has no option --force, which belongs to train, compare, sweep, reproduce."),
     ("data --data-root=x", "bnrepro data has no option --data-root, which belongs to list, fetch, verify."),
-    ("--dry-run", "bnrepro has no option --dry-run, which belongs to sweep, reproduce."),
+    ("--dry-run", "bnrepro has no option --dry-run, which belongs to compare, sweep, reproduce."),
     ("compare root=/dev/null/x", "/dev/null is not a folder"),
     ("sweep seed=0,1 root=/dev/null/x", "/dev/null is not a folder"),
     ("runs --jobs=2", "bnrepro runs has no option --jobs, which belongs to compare, sweep, reproduce."),

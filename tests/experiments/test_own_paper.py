@@ -102,6 +102,60 @@ def test_the_tutorials_example_is_judged_drawn_and_reported(call: Call, paper: P
     assert call("report").err == ""
 
 
+def test_a_changed_margin_is_refused_where_it_was_registered_and_loses_no_verdict(call: Call, tmp_path: Path) -> None:
+    file, folder = tmp_path / "my_paper.py", tmp_path / "results" / "experiments" / "my_paper"
+    text = (
+        example("README.md")
+        .replace('"epochs=1"]', '"epochs=1", "data.val_fraction=0.95"]')
+        .replace("Design(3)", "Design(2)")
+    )
+    other = text.replace("margin=1.0", "margin=50.0")
+
+    def judged() -> tuple[float, str]:
+        (claim,) = json.loads((folder / "claims.json").read_text())
+        return claim["margin"], claim["design_hash"]
+
+    file.write_text(text)
+    assert call("reproduce", "my_paper.py", "--jobs=1").code == 0
+    first = judged()
+    file.write_text(other)
+    code, _, err = call("figures", "my_paper.py")  # never registered: judged, and said
+    assert code == 0
+    assert "Verdicts under the earlier design are kept in results/experiments/my_paper/earlier." in err, err
+    second = judged()
+    assert (first[0], second[0]) == (1.0, 50.0)
+    assert first[1] != second[1]
+    (kept,) = json.loads((folder / "earlier" / f"claims-{first[1]}.json").read_text())
+    assert kept["margin"] == 1.0
+
+    file.write_text(text)
+    assert call("register", "my_paper.py").code == 0
+    file.write_text(other)
+    code, _, err = call("figures", "my_paper.py")  # although its runs are older
+    assert code == 2
+    assert "which has changed since: claims 1.effects 1.margin is 1.0 there and 50.0 here. The verdicts stay" in err
+    assert err.count("\n") == 1
+    assert judged() == second
+    refused = call("reproduce", "my_paper.py").err
+    assert 'or register it again with `bnrepro register my_paper.py --amend "REASON"`' in refused, refused
+    assert call("register", "my_paper.py", "--amend", "one point is nothing").code == 0
+    code, _, err = call("figures", "my_paper.py")
+    assert (code, "`bnrepro reproduce my_paper.py` judges again and repeats no finished run." in err) == (2, True), err
+    assert " 0 still to run" in call("reproduce", "my_paper.py", "--jobs=1").out
+    assert judged() == second
+    assert call("figures", "my_paper.py") == (0, "Figures, tables and verdicts: results/experiments/my_paper\n", "")
+
+
+def test_settings_that_changed_are_told(call: Call, tmp_path: Path) -> None:
+    text = example().replace('["model=', '["data.val_fraction=0.95", "model=')
+    (tmp_path / "my_paper.py").write_text(text)
+    assert call("reproduce", "my_paper.py", "--jobs=1", "--seeds=2").code == 0
+    (tmp_path / "my_paper.py").write_text(text.replace("margin: float = 1.0", "margin: float = 9.0"))
+    code, _, err = call("figures", "my_paper.py")
+    assert code == 0
+    assert "my_paper.py and 1.0 in the records, which are judged by their own settings." in err, err
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

@@ -279,6 +279,9 @@ def test_cells_of_a_column(values: list[Any], cells: list[str]) -> None:
         ("One. Two, three.", "One.", "Two, three."),
         ("Means over n = 5 seeds", "Means over n = 5 seeds", ""),
         ("Only one.", "Only one.", ""),
+        ("One. Two: three. Four.", "One.", "Two: three. Four."),
+        ("Accuracy by rate: Means of five.", "Accuracy by rate", "Means of five."),
+        ("Top left: The variance. Right: The mean.", "Top left: The variance.", "Right: The mean."),
     ],
 )
 def test_captions_are_parted_after_their_first_sentence(caption: str, short: str, rest: str) -> None:

@@ -6,6 +6,7 @@ import json
 import os
 import re
 import shutil
+import struct
 import subprocess
 import sys
 from itertools import pairwise
@@ -257,3 +258,15 @@ def test_experiment_whose_figures_fail_has_its_verdicts(
 def test_font_is_text_in_svg(known: Comparison, tmp_path: Path) -> None:
     style.save(figures.curve(known, "val_accuracy"), tmp_path / "curve")
     assert re.search(r"<text[^>]*>validation accuracy</text>", (tmp_path / "curve.svg").read_text())
+
+
+def test_slides_have_the_size_asked_for_and_their_fonts(known: Comparison, tmp_path: Path) -> None:
+    figures.draw_slides(known, tmp_path, style.Slide(("pdf", "svg", "png"), (4.5, 3.0), only=("val_accuracy",)))
+    pdf = (tmp_path / "val_accuracy.pdf").read_bytes()
+    assert re.search(rb"/MediaBox \[ ?0 0 324 216 ?\]", pdf)  # in points
+    assert b"/FontFile2" in pdf  # TrueType, embedded
+    assert b"/Type3" not in pdf
+    svg = ElementTree.parse(tmp_path / "val_accuracy.svg").getroot()
+    assert (svg.get("width"), svg.get("height")) == ("324pt", "216pt")
+    width, height = struct.unpack(">II", (tmp_path / "val_accuracy.png").read_bytes()[16:24])
+    assert (width, height) == (4.5 * style.DPI, 3 * style.DPI)

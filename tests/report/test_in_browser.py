@@ -62,7 +62,7 @@ def quiet(page: Page) -> Iterator[None]:
 def test_scripts_of_the_page_run_and_those_in_its_texts_do_not(page: Page, file: Path) -> None:
     page.open(file.as_uri())
     assert page.run("document.getElementById('filters').hidden") is False
-    assert page.run("document.querySelectorAll('script:not([type])').length") == 3
+    assert page.run("document.querySelectorAll('script:not([type])').length") == 4
     assert page.run("document.querySelectorAll('main script').length") == 0
     assert EVIL.replace("`", "") in page.run("document.querySelector('main').textContent")
 

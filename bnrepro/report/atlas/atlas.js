@@ -1,5 +1,5 @@
-// The list of claims: search, filters and order, all of them in the address, so that a view can be sent; the theme; and
-// hints beside tables that are wider than the screen. Without this script everything is there, in the order of the papers.
+// The list of claims: search, filters and order, all of them in the address, so that a view can be sent; and the theme.
+// Without this script everything is there, in the order of the papers.
 "use strict";
 (() => {
   const KEYS = ["q", "paper", "verdict", "kind", "scale", "sort"];
@@ -38,6 +38,7 @@
     }
     const order = ORDERS[asked.sort] ? [...papers, ...[...claims].sort(ORDERS[asked.sort])] : bodies;
     table.append(...order);
+    table.classList.toggle("sorted", Boolean(asked.sort)); // then a number alone does not say of which paper it is
     document.getElementById("shown").textContent = `${count} of ${claims.length} claims`;
   }
 
@@ -95,26 +96,7 @@
     document.querySelector("header").append(button);
   }
 
-  function hints() {
-    const look = new ResizeObserver((entries) => {
-      for (const { target } of entries) {
-        const wide = target.scrollWidth > target.clientWidth + 1;
-        const there = target.nextElementSibling?.matches(".hint") ? target.nextElementSibling : null;
-        if (wide && !there) {
-          const hint = document.createElement("p");
-          hint.className = "hint";
-          hint.textContent = "⇄ wider than the screen: it scrolls sideways";
-          target.after(hint);
-        } else if (!wide && there) there.remove();
-        if (wide || target.scrollHeight > target.clientHeight + 1) target.tabIndex = 0;
-        else target.removeAttribute("tabindex"); // nothing to scroll: no stop for the keyboard
-      }
-    });
-    for (const each of document.querySelectorAll(".wide[role], .paper[role]")) look.observe(each);
-  }
-
   theme();
-  hints();
   if (form && table) {
     form.hidden = false;
     form.addEventListener("submit", (event) => event.preventDefault());
