@@ -43,10 +43,10 @@ class Page:
         self._send("Emulation.setDeviceMetricsOverride", sizes)
         features = [{"name": key.replace("_", "-"), "value": value} for key, value in media.items()]
         self._send("Emulation.setEmulatedMedia", {"media": "", "features": features})
-        self._send("Page.navigate", {"url": "about:blank"})
-        self._send("Page.navigate", {"url": address})
-        while self.run("document.readyState + location.protocol") != "completefile:":
-            time.sleep(0.05)  # not by a timer of the page, which has none without scripts
+        for place, there in (("about:blank", "completeabout:"), (address, "completefile:")):
+            self._send("Page.navigate", {"url": place})  # one while another has not ended may never be answered
+            while self.run("document.readyState + location.protocol") != there:
+                time.sleep(0.05)  # not by a timer of the page, which has none without scripts
         time.sleep(0.15)
 
     def run(self, script: str) -> Any:
