@@ -25,6 +25,7 @@ from bnrepro.config.schema import Config
 from bnrepro.errors import UserError, known_are
 from bnrepro.runs import record
 from bnrepro.runs.tables import from_cell, read_rows, to_cell, write_rows
+from bnrepro.system.writing import LIST
 from tests.claims import made_up
 from tests.claims.conftest import Listed
 from tests.claims.made_up import Settings, curve, fails, images, nonsense, parameters, toys, varied
@@ -393,7 +394,7 @@ def test_slides_of_an_experiment_are_drawn_from_its_records(
     before = files(folder)
     result = call("figures", "made_up", "--out=out", "--only=line", "--format=svg,pdf", "--size=4x3", "--to=there")
     assert (result.code, result.out, result.err) == (0, "Figures: there\n", "")
-    assert {file.name for file in (tmp_path / "there").iterdir()} == {"line.svg", "line.pdf"}
+    assert {file.name for file in (tmp_path / "there").iterdir()} == {"line.svg", "line.pdf", LIST}
     assert 'width="288pt" height="216pt"' in (tmp_path / "there" / "line.svg").read_text()
     assert call("figures", "made_up", "--out=out", "--format=png").out == "Figures: out/made_up/slides\n"
     assert (folder / "slides" / "line.png").is_file()
