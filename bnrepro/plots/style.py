@@ -189,6 +189,8 @@ def save(figure: Figure, stem: Path, formats: Sequence[str] = ("svg", "png")) ->
         log_ticks(axes)
     with style(), warnings.catch_warnings(record=True) as told:
         warnings.simplefilter("always")
+        figure.draw_without_rendering()  # lays it out, once for all formats
+        figure.set_layout_engine(None)
         for kind in formats:
             content = BytesIO()
             figure.savefig(content, format=kind, dpi=DPI, metadata=METADATA[kind])
