@@ -190,10 +190,18 @@ def check_as_judged(paper: Paper[Any], settings: Preset, about: dict[str, Any]) 
         The hash of the design now; None where none was recorded.
 
     Raises:
-        UserError: the design has changed since.
+        UserError: the design has changed since, or was registered only later.
     """
     design = about.get("design")
-    if not design or about["preset"] != FULL:
+    if about["preset"] != FULL:
+        return None
+    if not design:
+        if registration(paper):
+            raise UserError(
+                f"{called(paper)}: these records were made before a design was registered, and their verdicts and "
+                f"figures stay as they are. `bnrepro reproduce {called(paper)} --preset=full` makes those of the "
+                "registered one."
+            )
         return None
     new = described(paper, settings)
     now = hash_of(new)

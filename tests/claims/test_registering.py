@@ -249,6 +249,10 @@ def test_results_of_before_there_were_registrations_are_no_evidence_for_a_regist
     presets.write_text("full: {looks: [2, 4]}\n")
     listed(varied(other))
     assert call("register", "made_up").code == 0
+    verdicts = file.with_name("claims.json").read_bytes()
+    told = call("figures", "made_up")
+    assert (told.code, "these records were made before a design was registered" in told.err) == (2, True)
+    assert file.with_name("claims.json").read_bytes() == verdicts
     told = call("reproduce", "made_up", "--until-decided", "--jobs=1")
     assert told.code == 0, told.err
     assert "stored results belong to an earlier design and are not used" in told.err, told.err
