@@ -166,6 +166,23 @@ class Conclusion:
         return str(self.captions["name"])
 
 
+def check_whose(paper: Paper[Any], folder: Path) -> None:
+    """Check that ``folder`` holds nothing of another paper in a file of the same name: one of another title.
+
+    Raises:
+        UserError: it does.
+    """
+    try:
+        held = stored.read_json(folder / CAPTIONS, Captions, folder)
+    except (OSError, ValueError):  # there is nothing, or nothing to read
+        return
+    if paper.file and held["title"] != paper.title:
+        raise UserError(
+            f"{shown(folder)} holds results of {held['title']!r}, and {shown(paper.file)} is {paper.title!r}. Give the "
+            "file another name, or its results another folder with --out; if only the title is new, move them away."
+        )
+
+
 def conclude(paper: Paper[Any], records: Records, folder: Path) -> list[Judged]:
     """Judge ``records``, and write claims, tables and figures into ``folder``. Nothing is trained or measured.
 
@@ -210,6 +227,7 @@ def settings_of(paper: Paper[Any], records: Records, folder: Path) -> Any:
     Raises:
         UserError: the paper has other settings now.
     """
+    check_whose(paper, folder)
     known = {key: value for key, value in records.settings.items() if key in paper.settings_type.model_fields}
     try:
         return paper.validated(known, "settings")
@@ -228,7 +246,7 @@ def figures_of(paper: Paper[Any], folder: Path, only: Sequence[str] | None = Non
         from bnrepro.claims.conclusion import figures_of
         from bnrepro.experiments import experiment
 
-        figures_of(experiment("labml"), Path("results/experiments/labml"))["scales"]  # a matplotlib figure
+        figures_of(experiment("ioffe2015"), Path("results/experiments/ioffe2015"))["figure1"]  # a matplotlib figure
 
     Args:
         paper: as `bnrepro.experiments.experiment` returns it.

@@ -14,7 +14,7 @@ from typing import Any, Protocol
 import torch
 
 from bnrepro.claims import registering
-from bnrepro.claims.conclusion import conclude
+from bnrepro.claims.conclusion import check_whose, conclude
 from bnrepro.claims.judging import Judged
 from bnrepro.claims.measuring import Measurement, file_of, measure_all, missing, stored
 from bnrepro.claims.paper import FULL, Arm, Design, Factors, Paper, Preset, Probe
@@ -169,6 +169,7 @@ class Plan:
         Raises:
             UserError: they would be (see `_compare_worth`).
         """
+        check_whose(self.paper, self.folder(out))
         if self.kept(out):  # of that, nothing is lost
             return
         parts = {(probe.part, probe.seed, str(sorted(probe.factors.items()))) for probe in self.probes}

@@ -174,7 +174,15 @@ class Evidence:
         return replace(self, beside=(*self.beside, *(effect for effect in more if effect.seeds)))
 
     def tested_at(self, level: float) -> Evidence:
-        """The same with tests, and the intervals that belong to them, at another level than 5%."""
+        """The same with tests, and the intervals that belong to them, at another level than 5%.
+
+        Raises:
+            ValueError: ``level``, a chance of error such as 0.01, is not above 0 and below 0.5.
+        """
+        if not 0 < level < 0.5:
+            raise ValueError(
+                f"the level of a test is a chance of error above 0 and below 0.5, such as 0.01; got {level}"
+            )
         each = ([replace(e, rule=replace(e.rule, level=level)) for e in es] for es in (self.effects, self.beside))
         effects, beside = map(tuple, each)
         return replace(self, effects=effects, beside=beside)

@@ -51,11 +51,12 @@ from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError, field_
 
 from bnrepro.claims.evidence import Evidence
 from bnrepro.claims.gates import Gate
-from bnrepro.claims.results import Results, Row
+from bnrepro.claims.results import OF_RUNS, Results, Row
 from bnrepro.config import MOST_RUNS, configs_dir, load_config, user_files
 from bnrepro.config.overrides import parse
 from bnrepro.config.schema import Config, Data
 from bnrepro.errors import UserError, first_line, known_are
+from bnrepro.runs.record import COLUMNS
 from bnrepro.system.reading import read_yaml
 
 Kind = Literal["identity", "empirical", "prediction"]
@@ -213,7 +214,7 @@ def check_number(runs: int, name: str = "The design") -> None:
 class Design:
     """What is run and measured under a preset."""
 
-    RESERVED = frozenset({"part", "seed", "status", "step", "epoch", "quantity", "x", "value"})
+    RESERVED = OF_RUNS | {*COLUMNS, "part", "seed", "quantity", "x", "value"}
     """Names that no factor can have: they are columns of records with a meaning of their own."""
 
     def __init__(self, seeds: int | Iterable[int]) -> None:
@@ -236,7 +237,8 @@ class Design:
         Args:
             part: the part of the experiment that it belongs to: "table", "horizon", ...
             factors: what tells it from the others of its part: ``{"variant": "convbn", "batch_size": 8}``.
-            overrides: of the configuration, as on the command line.
+            overrides: of the configuration, as on the command line; of two of one key the later one counts, so that an
+                arm can differ from what is common to all.
             measures: made of each run; with arguments as ``(measure, {"images": 256})``.
             seeds: other ones than the design's.
             record: whether the runs stand in the records; False where they are only measured.

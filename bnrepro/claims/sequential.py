@@ -74,10 +74,8 @@ class Target:
         """What a step came to."""
         self.found = {each.claim.id: each for each in found}
         self.failed += failed
-        for claim in step.claims:
-            look = self.found[claim.id].look
-            if look and look.seeds < step.seeds and not self.found[claim.id].decided:
-                self.stuck.add(claim.id)
+        # Where the same look would be made again: runs failed, or the design has other seeds than those asked for.
+        self.stuck |= {claim.id for claim in step.claims if self.next(claim, step.seeds) is not None}
 
 
 @dataclass(frozen=True)

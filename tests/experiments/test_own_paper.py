@@ -32,6 +32,7 @@ MISTAKES = [
     (('part="main"', 'prat="main"'), 2, "claim 1 fails: ValueError: there is no prat 'main'."),
     (('part="main"', 'part="mian"'), 2, "there is no part 'mian'. Did you mean main? Available: main."),
     (('norm="nobn"', 'norm="none"'), 2, "there is no norm 'none'. Did you mean nobn? Available: nobn, bn."),
+    (("margin=s.margin)", "margin=s.margin).tested_at(5)"), 2, "above 0 and below 0.5, such as 0.01; got 5"),
     (("    return greater(", "    raise SystemExit\n    greater("), 2, "claim 1 fails: SystemExit (line 2"),
     (
         ('r.test_accuracy(part="main")', 'r.measured("shift")'),
@@ -196,6 +197,7 @@ def test_settings_that_changed_are_told(call: Call, tmp_path: Path) -> None:
         (("Paper(__name__, Settings,", "Paper(__name__, dict,"), "settings must be a class, as in `class Settings(Pr"),
         (("return design", "raise SystemExit"), "the design fails: SystemExit (line"),
         (("@paper.design", "@measure"), 'a measure needs a name of its own, as in @measure("my_paper/shift") (line'),
+        (('{"norm": variant}', '{"test_accuracy": 0.5}'), "no factor can be called test_accuracy"),
         (("epochs=1", 'seed=3", "epochs=1'), "the design fails: ValueError: the seeds are set by Design(...)"),
         (("model=lenet", "model=lenett"), "There is no model 'lenett'. Did you mean lenet?"),
     ],
@@ -251,3 +253,48 @@ def test_a_paper_that_calls_exit_costs_no_other(where: str, call: Call, paper: P
 def test_more_seeds_than_a_command_makes_are_refused_at_once(call: Call) -> None:
     code, _, err = call("reproduce", "wu2018", "--seeds=1000000000", "--dry-run")
     assert (code, err) == (2, "Error: wu2018: this would be more than 10,000 runs. Use fewer seeds.\n")
+
+
+FEW = '''
+from bnrepro.claims import measure, row
+
+@measure("few/toss")
+def toss(seed):
+    return [row("v", 0.1 * (-1) ** seed)]
+
+paper = Paper(__name__, Settings, scale="toy", scale_note="a coin")
+
+@paper.design
+def runs(s):
+    design = Design([5, 6, 7])
+    design.measure("main", {"coin": 1}, toss)
+    return design
+
+@paper.claim("1", reported="no number")
+def higher(r, s):
+    """The coin is higher."""
+    return greater(r.measured("v", part="main", coin=1), "v", "points", margin=0.05)
+'''
+
+
+def test_looks_that_a_design_with_seeds_of_its_own_cannot_reach_come_to_an_end(call: Call, tmp_path: Path) -> None:
+    head = example().split("paper = Paper(")[0].replace("seeds: int = 3", "looks: list[int] = [3, 5, 8]")
+    (tmp_path / "few.py").write_text(head + FEW)
+    told = call("reproduce", "few.py", "--until-decided", "--jobs=1")
+    assert told.code == 0, told.err
+    assert "its next look cannot be reached" in told.out + told.err
+
+
+def test_two_papers_of_one_name_do_not_share_a_folder(call: Call, tmp_path: Path) -> None:
+    for folder, title in (("a", "Me, A (2026)."), ("b", "Me, B (2026).")):
+        (tmp_path / folder).mkdir()
+        text = example().split("paper = Paper(")[0] + FEW.replace("[5, 6, 7]", "3")
+        (tmp_path / folder / "few.py").write_text(f'"""{title}"""' + text.split('"""', 2)[2])
+    assert call("reproduce", "a/few.py", "--jobs=1").code == 0
+    before = {file: file.read_bytes() for file in (tmp_path / "results").rglob("*") if file.is_file()}
+    for command in ("reproduce", "figures"):
+        told = call(command, "b/few.py")
+        assert told.code == 2
+        assert "holds results of 'Me, A (2026)', and" in told.err, told.err
+    assert {file: file.read_bytes() for file in (tmp_path / "results").rglob("*") if file.is_file()} == before
+    assert call("reproduce", "b/few.py", "--jobs=1", "--out=other").code == 0
