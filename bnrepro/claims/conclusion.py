@@ -167,19 +167,21 @@ class Conclusion:
 
 
 def check_whose(paper: Paper[Any], folder: Path) -> None:
-    """Check that ``folder`` holds nothing of another paper in a file of the same name: one of another title.
+    """Check that ``folder`` holds nothing of another paper in a file of the same name: of other title and claims.
 
     Raises:
         UserError: it does.
     """
     try:
         held = stored.read_json(folder / CAPTIONS, Captions, folder)
+        claims = {row["sentence"] for row in stored.read_json(folder / CLAIMS, list[ClaimRow], folder)}
     except (OSError, ValueError):  # there is nothing, or nothing to read
         return
-    if paper.file and held["title"] != paper.title:
+    alike = held["title"] == paper.title or claims & {claim.sentence for claim in paper.claims}
+    if paper.file and not alike:
         raise UserError(
             f"{shown(folder)} holds results of {held['title']!r}, and {shown(paper.file)} is {paper.title!r}. Give the "
-            "file another name, or its results another folder with --out; if only the title is new, move them away."
+            "file another name, or its results another folder with --out."
         )
 
 

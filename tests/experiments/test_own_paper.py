@@ -288,7 +288,9 @@ def test_looks_that_a_design_with_seeds_of_its_own_cannot_reach_come_to_an_end(c
 def test_two_papers_of_one_name_do_not_share_a_folder(call: Call, tmp_path: Path) -> None:
     for folder, title in (("a", "Me, A (2026)."), ("b", "Me, B (2026).")):
         (tmp_path / folder).mkdir()
-        text = example().split("paper = Paper(")[0] + FEW.replace("[5, 6, 7]", "3")
+        text = example().split("paper = Paper(")[0] + FEW.replace("[5, 6, 7]", "3").replace(
+            "coin is", f"coin {folder} is"
+        )
         (tmp_path / folder / "few.py").write_text(f'"""{title}"""' + text.split('"""', 2)[2])
     assert call("reproduce", "a/few.py", "--jobs=1").code == 0
     before = {file: file.read_bytes() for file in (tmp_path / "results").rglob("*") if file.is_file()}
