@@ -91,7 +91,7 @@ SHORT = {
     "partly": (Verdict.partly,),
     "no": (Verdict.not_reproduced,),
     "open": (Verdict.inconclusive,),
-    "untested": (Verdict.not_testable, Verdict.too_short),
+    "none": (Verdict.not_testable, Verdict.too_short),
 }
 """The verdicts' columns in the README."""
 
@@ -104,9 +104,11 @@ def verdicts_table() -> str:
     pairs = zip_longest(rows[:half], rows[half:], fillvalue=empty)
     old = sum(is_old(claim) for claim in claims)
     lines = [
-        f"{old} of {len(claims)} verdicts are of an earlier design (*old*), and await the runs of a registered one:",
+        f"{old} of {len(claims)} verdicts, those of the papers with a star, are of an earlier design: they are "
+        "provisional,",
+        "until the runs of the registered one are made.",
         "",
-        f"| {' | '.join(2 * ['paper', *SHORT, 'old'])} |",
+        f"| {' | '.join(2 * ['paper', *SHORT])} |",
         "| --- " * 2 * len(empty) + "|",
     ]
     return "\n".join(lines + [f"| {' | '.join(one + two)} |" for one, two in pairs])
@@ -117,8 +119,8 @@ def _counts(claims: list[dict[str, Any]], paper: str | None) -> list[str]:
     mine = [claim for claim in claims if paper in (claim["paper"], None)]
     counts = Counter(claim["verdict"] for claim in mine)
     numbers = [sum(counts[verdict] for verdict in verdicts) for verdicts in SHORT.values()]
-    numbers.append(sum(is_old(claim) for claim in mine))
-    name = f"[{paper}](results/REPORT.md#{paper})" if paper else "**all**"
+    star = " *" if paper and any(map(is_old, mine)) else ""
+    name = f"[{paper}](results/REPORT.md#{paper}){star}" if paper else "**all**"
     return [name, *(str(number or "") for number in numbers)]
 
 

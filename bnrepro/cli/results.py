@@ -208,7 +208,7 @@ def figures(
 
     Example: bnrepro figures results/mnist5k --size=3.3x2 --labels bn=BatchNorm
 
-    Example: bnrepro figures ioffe2015 --only=figure1 --format=pdf,svg --size=4.5x3
+    Example: bnrepro figures ioffe2015 --only=figure1 --format=pdf --size=6.8x2.5
     """
     from bnrepro import experiments
     from bnrepro.claims import records

@@ -16,6 +16,7 @@ from bnrepro.report.wording import Row, Rows
 LINE, GAP = 0.075, 0.6  # inches of a claim's line; lines between two papers
 COLORS = {Verdict.reproduced: style.BLUE, Verdict.partly: style.ORANGE, Verdict.not_reproduced: style.VERMILLION}
 OTHERS = "open, or not testable"
+FADED = 0.35  # opacity of what was measured under an earlier design
 SMALL = ("toy",)  # scales that are drawn hollow
 
 
@@ -56,7 +57,9 @@ def forest_plot(claims: Rows) -> Figure | None:
         axes.set_xticks([at for at, _ in forest.common_ticks()], [text for _, text in forest.common_ticks()])
         axes.grid(visible=False)
         axes.spines["left"].set_visible(False)
-        axes.set_xlabel("effect in units of its margin (shaded: negligible); right: as claimed")
+        axes.set_xlabel(
+            "effect in units of its margin (shaded: negligible); as claimed: dots right of 0, squares in the shade"
+        )
         figure.legend(handles=_key(), loc="outside upper center", ncols=3)
     return figure
 
@@ -65,10 +68,11 @@ def _draw(axes: Axes, row: Row, strip: forest.Strip, y: float) -> None:
     color = COLORS.get(Verdict(row["verdict"]), style.GREY)
     inside = "white" if row["scale"] in SMALL else color
     low, mean, high = (float("nan") if end is None else end for end in (strip.low, strip.mean, strip.high))
-    axes.plot([low, high], [y, y], color=color, lw=0.9, solid_capstyle="butt", zorder=2)
+    seen = FADED if row["withdrawn"] is not None or questions.stale(row) is not None else 1.0
+    axes.plot([low, high], [y, y], color=color, lw=0.9, solid_capstyle="butt", zorder=2, alpha=seen)
     shape = "s" if _claims_no_difference(strip) else "o"
     marker = shape if not strip.over else ">" if strip.over > 0 else "<"
-    axes.plot([mean], [y], marker, color=color, mfc=inside, ms=3.2, mew=0.9, zorder=3)
+    axes.plot([mean], [y], marker, color=color, mfc=inside, ms=3.2, mew=0.9, zorder=3, alpha=seen)
 
 
 def _claims_no_difference(strip: forest.Strip) -> bool:
@@ -86,7 +90,8 @@ def _key() -> list[Line2D]:
     colors = {**{verdict.value: color for verdict, color in COLORS.items()}, OTHERS: style.GREY}
     key = [Line2D([], [], color=color, marker="o", ms=3.2, lw=0.9, label=name) for name, color in colors.items()]
     shapes = {"toy scale": ("o", "white"), "no difference, or no loss, is claimed": ("s", style.BLACK)}
-    return key + [
+    key += [
         Line2D([], [], color=style.BLACK, marker=marker, mfc=inside, ms=3.2, lw=0, label=name)
         for name, (marker, inside) in shapes.items()
     ]
+    return [*key, Line2D([], [], color=style.BLACK, marker="o", ms=3.2, lw=0.9, alpha=FADED, label="earlier design")]

@@ -86,7 +86,7 @@ def lead(report: Report) -> list[str]:
         ]
     judged = sum(bool(section.claims) for section in report.sections)
     revised = sum(row["withdrawn"] is not None for row in claims)
-    old = sum(questions.stale(row) is not None for row in claims if row["verdict"] in questions.SIDES)
+    old = sum(questions.stale(row) is not None for row in claims)
     told = ((revised, "claim", "under revision"), (old, "verdict", "from an earlier design"))
     waits = wording.listed(f"{plural(count, what)} {why}" for count, what, why in told if count)
     return [

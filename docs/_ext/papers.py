@@ -39,10 +39,10 @@ SCALED = ("kind", "scale", "scale_note")
 
 @cache
 def verdicts() -> dict[str, dict[str, Any]]:
-    """The objects of claims.json by id."""
+    """The objects of claims.json by id, but for those that were judged under another sentence than the claim's."""
     file = RESULTS / "claims.json"
     rows = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else []
-    return {row["id"]: row for row in rows}
+    return {row["id"]: row for row in rows if row["sentence"] == sentences().get(row["id"])}
 
 
 @cache
@@ -125,6 +125,12 @@ def counts(rows: list[dict[str, Any]]) -> list[str]:
     return [str(found[verdict] or "") for verdict in given()]
 
 
+def waiting(rows: list[dict[str, Any]], claims: int) -> list[str]:
+    """How many claims there are, the numbers by verdict, of those without one, and of those of an earlier design."""
+    old = sum(row["withdrawn"] is not None or stale(row) is not None for row in rows)
+    return [str(claims), *counts(rows), str(claims - len(rows) or ""), str(old or "")]
+
+
 def table(head: list[str], rows: list[list[str]]) -> str:
     """A Markdown table."""
     lines = [head, ["---"] * len(head), *rows]
@@ -147,9 +153,9 @@ def index() -> str:
     rows = []
     for name, paper in papers().items():
         mine = [row for row in verdicts().values() if row["paper"] == name]
-        rows.append([f"[{plain(short(name))}]({name}.md)", str(len(paper.claims)), *counts(mine)])
+        rows.append([f"[{plain(short(name))}]({name}.md)", *waiting(mine, len(paper.claims))])
     everything = list(verdicts().values())
-    rows.append(["all", str(sum(len(paper.claims) for paper in papers().values())), *counts(everything)])
+    rows.append(["all", *waiting(everything, sum(len(paper.claims) for paper in papers().values()))])
     kinds = sorted({(row["kind"], row["scale"]) for row in everything})
     by_kind = [
         [kind, scale, *counts([row for row in everything if (row["kind"], row["scale"]) == (kind, scale)])]
@@ -162,7 +168,9 @@ Each source is one file of the package: what is run, what is measured, and its c
 files and from `results/claims.json` when the site is built. How a verdict comes about is explained in
 [How verdicts are made](../explanation/verdicts.md).
 
-{table(["source", "claims", *words], rows)}
+{table(["source", "claims", *words, "none yet", "of an earlier design"], rows)}
+
+Verdicts of an earlier design are provisional: a new design is registered, and its runs are still to be made.
 
 The same by kind and scale. A verdict at a reduced scale, or from a toy, is not one on the source itself.
 
@@ -192,7 +200,7 @@ def page(name: str, paper: Paper[Any]) -> str:
             f"[{plain(claim.id)}](#{label(f'{name}/{claim.id}')})",
             said(claim.sentence),
             *(row.get(key, getattr(claim, key)) for key in SCALED[:2]),
-            badge(row.get("verdict", NO_VERDICT)),
+            badge(row.get("verdict", NO_VERDICT)) + (" (earlier design)" if row and stale(row) else ""),
         ]
         for claim in paper.claims
         for row in [verdicts().get(f"{name}/{claim.id}", {})]
