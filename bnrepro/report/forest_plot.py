@@ -60,7 +60,7 @@ def forest_plot(claims: Rows) -> Figure | None:
         axes.set_xlabel(
             "effect in units of its margin (shaded: negligible); as claimed: dots right of 0, squares in the shade"
         )
-        figure.legend(handles=_key(), loc="outside upper center", ncols=3)
+        figure.legend(handles=_key(), loc="outside upper center", ncols=4)
     return figure
 
 
@@ -89,7 +89,7 @@ def _key() -> list[Line2D]:
     """Colours of verdicts, and what marks say."""
     colors = {**{verdict.value: color for verdict, color in COLORS.items()}, OTHERS: style.GREY}
     key = [Line2D([], [], color=color, marker="o", ms=3.2, lw=0.9, label=name) for name, color in colors.items()]
-    shapes = {"toy scale": ("o", "white"), "no difference, or no loss, is claimed": ("s", style.BLACK)}
+    shapes = {"toy scale": ("o", "white"), "no difference (or loss) claimed": ("s", style.BLACK)}
     key += [
         Line2D([], [], color=style.BLACK, marker=marker, mfc=inside, ms=3.2, lw=0, label=name)
         for name, (marker, inside) in shapes.items()
