@@ -56,7 +56,6 @@ from bnrepro.config import MOST_RUNS, configs_dir, load_config, user_files
 from bnrepro.config.overrides import parse
 from bnrepro.config.schema import Config, Data
 from bnrepro.errors import UserError, first_line, known_are
-from bnrepro.runs.record import COLUMNS
 from bnrepro.system.reading import read_yaml
 
 Kind = Literal["identity", "empirical", "prediction"]
@@ -214,7 +213,7 @@ def check_number(runs: int, name: str = "The design") -> None:
 class Design:
     """What is run and measured under a preset."""
 
-    RESERVED = OF_RUNS | {*COLUMNS, "part", "seed", "quantity", "x", "value"}
+    RESERVED = OF_RUNS | {"part", "seed", "step", "epoch", "quantity", "x", "value"}
     """Names that no factor can have: they are columns of records with a meaning of their own."""
 
     def __init__(self, seeds: int | Iterable[int]) -> None:

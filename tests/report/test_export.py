@@ -146,4 +146,4 @@ def test_evil_names_of_runs_are_texts(tiny: Callable[..., Config]) -> None:
     made = page(Report([evil]), None, EVIL)
     assert Reader(made).text.count(EVIL) >= 3  # the titles
     assert EVIL.replace("`", "") in Reader(made).text  # the cell
-    assert Reader(made).tags["script"] == 1 + made.count("<script type=") + 2 * ("uPlot=" in made)
+    assert Reader(made).tags["script"] == 2 + made.count("<script type=") + 2 * ("uPlot=" in made)
