@@ -13,6 +13,7 @@ import pytest
 from tests.report.browser import BROWSER, Page, browser
 from tests.report.test_in_browser import AXE
 
+# Slow: the site is built (half a minute) and twelve pages are opened. A machine without a browser cannot look at them.
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(not BROWSER, reason="there is no browser")]
 DOCS = Path(__file__).parent.parent / "docs"
 PAGES = (
