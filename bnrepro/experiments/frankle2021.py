@@ -45,7 +45,7 @@ from bnrepro.runs import checkpoint, record
 from bnrepro.runs.record import Run
 from bnrepro.training.freezing import freeze_parameters, norms
 from bnrepro.training.model import resnet_layers
-from bnrepro.training.train import trainer_of
+from bnrepro.training.train import trainer_again
 
 TRAINED = {"norm": "gamma and beta", "random": "as many other weights", "all": "everything"}
 POINTS = "percentage points of test accuracy"
@@ -123,7 +123,7 @@ def gammas_of(run: Run, seed: int, threshold: float) -> list[Row]:
     Rows: ``trained``, the number of parameters that are; ``disabled``, the percentage of gammas with a size below
     ``threshold``; ``density``, their histogram (x = middle of the bin).
     """
-    network = trainer_of(run.config).network
+    network = trainer_again(run.config).network
     counted = freeze_parameters(network, run.config.optimizer.train_only, torch.Generator().manual_seed(0))
     network.load_state_dict(checkpoint.load(run.path / record.CHECKPOINT)["network"])
     values = _gammas(network)

@@ -151,7 +151,7 @@ def trained(run: Run, seed: int, epochs: int, pool: int, decay: float) -> list[R
 
     Rows, with the statistics of all training images: loss and accuracy (%) of each split, and the mean squared gamma.
     """
-    trainer = train.trainer_of(replace(run.config, epochs=epochs))
+    trainer = train.trainer_again(replace(run.config, epochs=epochs))
     data, others, found = trainer.data, drawn_images(trainer, pool, seed), {}
     for batch in trainer.batches():
         step(trainer, batch.x, batch.y, batch.lr, next(others), decay / len(batch.y))

@@ -464,8 +464,8 @@ def against(r: Results, s: Settings) -> Figure | None:
     for axes, what in ((left, "training images in the statistics"), (right, "momentum of the moving average")):
         zero(axes)
         axes.set(xlabel=what, ylabel="points of test accuracy")
-    dots(left, r.measured("samples", part="path") - whole, "x", "batch", look)
-    dots(right, by_momentum(r, s.momenta) - whole, "momentum", "batch", look)
+    dots(left, r.measured("samples", part="path") - whole, "x", "batch", look, width=0.2)
+    dots(right, by_momentum(r, s.momenta) - whole, "momentum", "batch", look, width=0.2)
     legend(figure, 2, of=left)
     return figure
 

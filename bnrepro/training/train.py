@@ -185,6 +185,11 @@ def trainer_of(
     return Trainer(cfg, data, network, report, processes)
 
 
+def trainer_again(cfg: Config) -> Trainer:
+    """A trainer of a run that is there, to train it once more: on the CPU if it had a GPU and this machine has none."""
+    return trainer_of(cfg if torch.cuda.is_available() else replace(cfg, device=Device.cpu))
+
+
 def rehearse(configs: Iterable[Config]) -> None:
     """Run one batch through each distinct network of ``configs``, before the first of them is trained.
 

@@ -30,7 +30,7 @@ from bnrepro.data.dataset import derive_seed
 from bnrepro.norm import NORMS
 from bnrepro.runs.record import Run
 from bnrepro.training.model import Network, at_norms
-from bnrepro.training.train import trainer_of
+from bnrepro.training.train import trainer_again
 
 Parameters = list[Tensor]
 BINS = 24
@@ -124,7 +124,7 @@ def norm(tensors: Parameters) -> float:
 @measure("santurkar2018/landscape")
 def landscape(run: Run, seed: int, steps: int, every: int, along: list[float], layers: list[int]) -> list[Row]:
     """`measured` on every ``every``-th batch of the first ``steps``, before its update."""
-    trainer = trainer_of(run.config)
+    trainer = trainer_again(run.config)
     rows: list[Row] = []
     for step, x, y, lr in trainer.batches(0, steps):
         if step % every == 0:
@@ -153,7 +153,7 @@ def distributions(
     At ``ridges`` of the times, the density of the first unit of each of ``layers`` (from 1): rows
     ``density_<layer>_<step>`` (x = the unit's input).
     """
-    trainer = trainer_of(run.config)
+    trainer = trainer_again(run.config)
     data = trainer.data
     x = data.normalize(data.val.images[:images], trainer.channels_last)
     times: list[tuple[int, dict[str, Tensor]]] = []
@@ -196,7 +196,7 @@ def shift(before: dict[str, Tensor], after: dict[str, Tensor]) -> float:
 
 def densities(layer: int, inputs: dict[int, Tensor]) -> list[Row]:
     """Histograms of one unit's inputs by step, with the same bins."""
-    joined = torch.cat(list(inputs.values()))
+    joined = torch.cat(list(inputs.values())).cpu()
     edges = torch.linspace(-REACH, REACH, BINS + 1) * joined.std() + joined.mean()
     middles = ((edges[1:] + edges[:-1]) / 2).tolist()
     rows: list[Row] = []

@@ -22,7 +22,7 @@ from bnrepro.data.dataset import derive_seed
 from bnrepro.norm import NORMS, NormOptions
 from bnrepro.runs.record import Run
 from bnrepro.training.model import build, weighted_layers
-from bnrepro.training.train import Batch, Trainer, trainer_of
+from bnrepro.training.train import Batch, Trainer, trainer_again
 
 ON, OFF, CORRECTED, REVERSE = "on", "off", "off, corrected", "on, corrected"
 FOLLOWS = {ON: ON, OFF: OFF, CORRECTED: ON, REVERSE: OFF}  # whose effective rates an arm takes
@@ -54,7 +54,7 @@ def tuned(run: Run, seed: int, epochs: int, decay: float) -> list[Row]:
     ``effective_rate``, lr / |w|², averaged over the layers and over the steps after the warm-up. Of a training whose
     loss is no number, ``diverged`` (the step) alone. Means of squares and rates are geometric.
     """
-    trainer = trainer_of(replace(run.config, epochs=epochs))
+    trainer = trainer_again(replace(run.config, epochs=epochs))
     trainer.optimizer = layerwise(trainer, decay)
     start, rates = geometric_mean(squares(trainer.network)), []
     for batch in trainer.batches():
@@ -76,7 +76,7 @@ def four_arms(run: Run, seed: int, epochs: int, decay: float) -> list[Row]:
     Rows by step, at the end of each epoch: ``<arm>: error`` (validation, %), ``: square`` (mean |w|²), ``: rate`` (mean
     effective rate); ``: test`` (accuracy, %) and ``: train`` (loss of the last epoch) at the end.
     """
-    arms = {arm: trainer_of(replace(run.config, epochs=epochs)) for arm in FOLLOWS}
+    arms = {arm: trainer_again(replace(run.config, epochs=epochs)) for arm in FOLLOWS}
     for arm, trainer in arms.items():
         trainer.optimizer = layerwise(trainer, decay if arm in (ON, REVERSE) else 0.0)
     rows: list[Row] = []
