@@ -204,6 +204,7 @@ def make_plan(
     """
     places = places or DatasetLocations()
     found = paper.settings(preset) if seeds is None else with_seeds(paper.settings(preset), seeds)
+    paper.check_claims(found)
     sequential = bool(found.looks) and preset == FULL
     design = paper.designed(with_seeds(found, max(found.seeds, found.looks[-1])) if sequential else found)
     keys = None

@@ -162,7 +162,7 @@ def _judged(claim: Claim, results: Results, settings: Preset) -> Judged:
     """
     if settings.scale and claim.scale != "exact":
         claim = replace(claim, scale=settings.scale, scale_note=settings.scale_note)
-    evidence = _evidence(claim, results, settings)
+    evidence = claim.rests_on(results, settings)
     if claim.withdrawn:
         return Judged(claim, _aside(evidence, f"under revision: {claim.withdrawn}"), Judgement(Verdict.not_testable))
     if not (settings.looks and results.preset == "full" and evidence.random):
@@ -170,7 +170,7 @@ def _judged(claim: Claim, results: Results, settings: Preset) -> Judged:
     found = None
     for look in planned(settings.looks):
         part = results.first(look.seeds)
-        at = _evidence(claim, part, settings)
+        at = claim.rests_on(part, settings)
         if any(len(effect.seeds) != look.seeds for effect in at.random):
             break
         found = _weighed(claim, at.tested_at(look.level), part, settings, look)
@@ -179,15 +179,8 @@ def _judged(claim: Claim, results: Results, settings: Preset) -> Judged:
     return found or _before(planned(settings.looks)[0], claim, evidence)
 
 
-def _evidence(claim: Claim, results: Results, settings: Preset) -> Evidence:
-    evidence = claim.evidence(results, settings)
-    if not isinstance(evidence, Evidence):
-        raise TypeError(f"it returns {type(evidence).__name__}, but must return Evidence, as `greater` does")
-    return evidence
-
-
 def _weighed(claim: Claim, evidence: Evidence, results: Results, settings: Preset, look: Look | None = None) -> Judged:
-    gate = claim.gate(results, settings) if claim.gate else None
+    gate = claim.gated(results, settings)
     if gate and not gate.passed and not evidence.reason:
         verdict = Verdict.inconclusive if gate.passed is None else Verdict.too_short
         return Judged(claim, _aside(evidence, gate.words), Judgement(verdict), gate, look)
@@ -216,7 +209,10 @@ def tables(paper: Paper[Any], results: Results, settings: Preset) -> Iterator[tu
     """(name, title, rows) of each of the paper's tables."""
     for table in paper.tables:
         with paper.told(f"table {table.name}"):
-            made = table.name, caption(table, results, settings), table.make(results, settings)
+            rows = table.make(results, settings)
+            if not (isinstance(rows, list | tuple) and all(isinstance(row, dict) for row in rows)):
+                raise TypeError(f"it must return a list of rows, each a dict, and returns {rows!r}"[:300])
+            made = table.name, caption(table, results, settings), list(rows)
         yield made
 
 

@@ -127,7 +127,8 @@ def _attempt(probe: Probe, _share: Callable[[float], None], *, folder: Path, rev
     except UserError as error:
         return Measurement(probe, error=str(error))
     except user_files.FAILS as error:  # whatever it is, the others go on, and it is told at the end
-        return Measurement(probe, error=reason(error))
+        file = user_files.file_of(probe.measure.function.__module__)
+        return Measurement(probe, error=f"{file}: {user_files.where(error, file)}" if file else reason(error))
 
 
 def _measure(probe: Probe) -> dict[str, Any]:
@@ -152,7 +153,7 @@ def _measure(probe: Probe) -> dict[str, Any]:
         else:
             rows = function(run=run, seed=probe.seed, **probe.arguments)
     return {
-        "rows": [_row(row) for row in rows],
+        "rows": _rows(rows),
         "seconds": round(time.perf_counter() - started, 3),
         "data": about or None,
         "machine": provenance.machine(),
@@ -161,9 +162,19 @@ def _measure(probe: Probe) -> dict[str, Any]:
     }
 
 
+def _rows(rows: Any) -> list[dict[str, Any]]:
+    if not (isinstance(rows, list | tuple) and all(isinstance(row, dict) for row in rows)):
+        raise TypeError(f"a measure must return a list of rows, as row(...) makes them; got {rows!r}"[:300])
+    return [_row(row) for row in rows]
+
+
 def _row(row: dict[str, Any]) -> dict[str, Any]:
     """A row with Python's own numbers; what is no row is an error here, not later in the analysis."""
     if set(row) != {"quantity", "x", "value"}:
         raise ValueError(f"a row must have quantity, x and value; got {', '.join(map(str, row))}")
-    x = plain(row["x"])
-    return {"quantity": str(row["quantity"]), "x": x, "value": float(row["value"])}
+    x, quantity = plain(row["x"]), str(row["quantity"])
+    if not quantity.strip():
+        raise ValueError(f'a quantity needs a name, as in row("loss", 0.5); got {quantity!r}')
+    if not isinstance(x, str | bool | int | float | None):
+        raise TypeError(f"x must be a text or a number, or None; got {x!r}"[:300])
+    return {"quantity": quantity, "x": x, "value": float(row["value"])}

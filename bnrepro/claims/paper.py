@@ -36,6 +36,7 @@ the source's own setting, for a GPU or a cluster.
 from __future__ import annotations
 
 import inspect
+import json
 import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -56,6 +57,8 @@ from bnrepro.config import MOST_RUNS, configs_dir, load_config, user_files
 from bnrepro.config.overrides import parse
 from bnrepro.config.schema import Config, Data
 from bnrepro.errors import UserError, first_line, known_are
+from bnrepro.norm import NORMS
+from bnrepro.runs.tables import plain
 from bnrepro.system.reading import read_yaml
 
 Kind = Literal["identity", "empirical", "prediction"]
@@ -64,6 +67,7 @@ Scale = Literal["exact", "paper", "reduced", "toy"]
 """exact: no training. paper: the source's setting. reduced: the same kind of network and data, less of it. toy: an
 analogue."""
 FULL = "full"  # the preset that is evidence, and is registered
+LARGEST_SEED = 10**18  # whole numbers of more digits are not read back from tables as such
 PRESETS = ("smoke", "quick", FULL, "paper")
 Factors = dict[str, Any]
 
@@ -174,8 +178,42 @@ def measure(name: str, version: int = 1) -> Callable[[Callable[..., list[Row]]],
 
 
 def row(quantity: str, value: SupportsFloat, x: float | str | None = None) -> Row:
-    """One measured value, as a `Measure` returns them."""
+    """One measured value, as a `Measure` returns them.
+
+    Raises:
+        ValueError: the quantity has no name.
+    """
+    if not (isinstance(quantity, str) and quantity.strip()):
+        raise ValueError(f'a quantity needs a name, as in row("loss", 0.5); got {quantity!r}')
     return {"quantity": quantity, "x": x, "value": float(value)}
+
+
+def _check_place(part: str, factors: Factors) -> None:
+    """Raise TypeError or ValueError for what records cannot hold."""
+    if not (isinstance(part, str) and part.strip()):
+        raise ValueError(f'a part needs a name, such as "main"; got {part!r}')
+    if not isinstance(factors, dict):
+        raise TypeError(f'the factors must be a dict, such as {{"norm": "bn"}}; got {factors!r}')
+    for name, level in factors.items():
+        if not (isinstance(name, str) and name.strip()):
+            raise TypeError(f"a factor needs a name; got {name!r}")
+        if not isinstance(plain(level), str | bool | int | float | None):
+            raise TypeError(f"the factor {name} must be a text or a number, and is {level!r}: name it, as a text"[:300])
+
+
+def _check_measure(what: Any, arguments: Any) -> None:
+    """Raise TypeError for what is no measure, or an argument that JSON has no word for."""
+    if not isinstance(what, Measure):
+        name = getattr(what, "__name__", repr(what)[:100])
+        raise TypeError(f'{name} is not a measure: write a function with @measure("my_paper/name") above it')
+    if not isinstance(arguments, dict):
+        raise TypeError(f"the arguments of {what.name} must be a dict, and are {arguments!r}"[:300])
+    for name, value in arguments.items():
+        try:
+            json.dumps(value)
+        except (TypeError, ValueError) as error:
+            wanted = "a text, a number, or a list or dict of them"
+            raise TypeError(f"the argument {name} of {what.name} must be {wanted}; got {value!r}"[:300]) from error
 
 
 @dataclass(frozen=True)
@@ -210,6 +248,23 @@ def check_number(runs: int, name: str = "The design") -> None:
         raise UserError(f"{name}: this would be more than {MOST_RUNS:,} runs. Use fewer seeds.")
 
 
+def _seeds(given: Iterable[int]) -> tuple[int, ...]:
+    """Seeds as records can hold them, and no more than one command makes.
+
+    Raises:
+        TypeError: one is no whole number.
+        ValueError: one is below 0 or too large.
+    """
+    found = tuple(islice(given, MOST_RUNS + 1))
+    check_number(len(found))
+    for seed in found:
+        if isinstance(seed, bool) or not isinstance(plain(seed), int):
+            raise TypeError(f"seeds must be whole numbers, such as [0, 1, 2]; got {seed!r}"[:300])
+        if not 0 <= seed < LARGEST_SEED:
+            raise ValueError(f"a seed must be at least 0 and below 10^18; got {seed}"[:300])
+    return tuple(map(int, found))
+
+
 class Design:
     """What is run and measured under a preset."""
 
@@ -217,7 +272,7 @@ class Design:
     """Names that no factor can have: they are columns of records with a meaning of their own."""
 
     def __init__(self, seeds: int | Iterable[int]) -> None:
-        self.seeds = range(seeds) if isinstance(seeds, int) else tuple(islice(seeds, MOST_RUNS + 1))
+        self.seeds = range(seeds) if isinstance(seeds, int) else _seeds(seeds)
         check_number(len(self.seeds))
         self.arms: list[Arm] = []
         self.probes: list[Probe] = []
@@ -247,15 +302,20 @@ class Design:
         """
         if any(parse(text)[0] == "seed" for text in overrides):
             raise ValueError("the seeds are set by Design(...) or seeds=...: remove seed= from the overrides")
+        _check_place(part, factors)
+        asked = [each if isinstance(each, tuple) and len(each) == 2 else (each, {}) for each in measures]
+        for what, arguments in asked:
+            _check_measure(what, arguments)
         # NCHW unless the design says otherwise, as what has been published was computed.
         cfg = load_config(["channels_last=false", *overrides])
-        for seed in self.seeds if seeds is None else seeds:
+        if cfg.norm.file is None and cfg.variant not in NORMS:
+            raise ValueError(f"there is no norm {cfg.variant!r}.{known_are(cfg.variant, NORMS)}".rstrip("."))
+        for seed in self.seeds if seeds is None else _seeds(seeds):
             own = replace(cfg, seed=seed)
             check_number(1 + max(len(self.arms), len(self.probes)))
             if record:
                 self.arms.append(Arm(part, factors, own))
-            for each in measures:
-                what, arguments = each if isinstance(each, tuple) else (each, {})
+            for what, arguments in asked:
                 self.probes.append(Probe(part, factors, seed, what, arguments, own))
 
     def measure(
@@ -268,8 +328,10 @@ class Design:
         **arguments: Any,
     ) -> None:
         """Measure without a training run; ``data`` are the overrides that name a dataset, handed over as ``data``."""
+        _check_place(part, factors)
+        _check_measure(what, arguments)
         dataset = load_config(list(data)).data if data is not None else None
-        for seed in self.seeds if seeds is None else seeds:
+        for seed in self.seeds if seeds is None else _seeds(seeds):
             check_number(1 + len(self.probes))
             self.probes.append(Probe(part, factors, seed, what, arguments, None, dataset))
 
@@ -295,6 +357,51 @@ class Claim:
     """Why its verdict is withdrawn."""
     gate: Callable[[Results, Any], Gate] | None = None
     """Whether the networks have trained enough for it to be judged."""
+
+    def rests_on(self, results: Results, settings: Any) -> Evidence:
+        """What its function says that it rests on.
+
+        Raises:
+            TypeError: that is no `Evidence`, or one whose reason is no text.
+        """
+        return self._held_evidence(self.evidence(results, settings))
+
+    def gated(self, results: Results, settings: Any) -> Gate | None:
+        """What its gate says; None where it has none.
+
+        Raises:
+            TypeError: that is no `Gate`.
+        """
+        return self._held_gate(self.gate(results, settings)) if self.gate else None
+
+    def check(self, settings: Any) -> None:
+        """Check what its functions return without results; what fails without them is told where it is judged.
+
+        Raises:
+            TypeError: they return something else.
+        """
+        pairs = ((self.evidence, self._held_evidence), (self.gate, self._held_gate))
+        for function, hold in pairs:
+            try:
+                given = function(Results(FULL, [], [], []), settings) if function else None
+            except user_files.FAILS:
+                continue
+            if function:
+                hold(given)
+
+    @staticmethod
+    def _held_evidence(given: Any) -> Evidence:
+        if not isinstance(given, Evidence):
+            raise TypeError(f"it returns {type(given).__name__}, but must return Evidence, as `greater` does")
+        if not isinstance(given.reason, str):
+            raise TypeError(f"not_testable takes the reason as a text, and got {given.reason!r}"[:300])
+        return given
+
+    @staticmethod
+    def _held_gate(given: Any) -> Gate:
+        if not isinstance(given, Gate):
+            raise TypeError(f"its gate returns {type(given).__name__}, but must return Gate, as `reaches` does")
+        return given
 
     @property
     def judged_in(self) -> str:
@@ -382,6 +489,8 @@ class Paper(Generic[S]):
         _hold(str | None, quote=quote, where=where, source=source, scale_note=scale_note, withdrawn=withdrawn)
         _hold(Kind, kind=kind)
         _hold(Scale | None, scale=scale)
+        if not (gate is None or callable(gate)):
+            raise TypeError(f"gate must be one function, and is {gate!r}; two gates are joined in it with &"[:300])
 
         def add(function: Callable[[Results, S], Evidence]) -> Callable[[Results, S], Evidence]:
             own = scale or ("exact" if kind == "identity" else self.scale)
@@ -427,6 +536,9 @@ class Paper(Generic[S]):
     def _shown(self, into: list[Shown], function: Any, over_seeds: bool) -> Any:
         if function is None:
             return lambda each: self._shown(into, each, over_seeds)
+        if any(each.name == function.__name__ for each in into):
+            what = "tables" if into is self.tables else "figures"
+            raise ValueError(f"{self.name}: two {what} are called {function.__name__}: give each a name of its own")
         into.append(Shown(function.__name__, inspect.cleandoc(function.__doc__ or ""), function, over_seeds))
         return function
 
@@ -512,6 +624,16 @@ class Paper(Generic[S]):
                 if cells.setdefault(cell, arm.config) != arm.config:
                     raise ValueError(f"two different runs have {cell}: give them factors that tell them apart")
             return design
+
+    def check_claims(self, settings: S) -> None:
+        """Check what can be known of its claims before anything is run; the package's own are held to it by tests.
+
+        Raises:
+            UserError: a claim returns something other than it must.
+        """
+        for claim in self.claims if self.file else ():
+            with self.told(f"claim {claim.id}"):
+                claim.check(settings)
 
     @contextmanager
     def told(self, what: str) -> Iterator[None]:

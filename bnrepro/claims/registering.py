@@ -112,7 +112,9 @@ def register(paper: Paper[Any], held: dict[str, Any], reason: str = "") -> tuple
     Raises:
         UserError: there are results under the one that it would replace, and no reason.
     """
-    file, design = file_of(paper), described(paper, paper.settings(FULL))
+    settings = paper.settings(FULL)
+    paper.check_claims(settings)
+    file, design = file_of(paper), described(paper, settings)
     new = Registration(paper.name, hash_of(design), _today(), design)
     if file.is_file() and (old := registration(paper)):
         if old.hash == new.hash:
@@ -321,10 +323,8 @@ def _claim(paper: Paper[Any], claim: Claim, settings: Preset) -> Row:
         said["scale_note"] = claim.scale_note
     nothing = Results(FULL, [], [], [])
     try:
-        evidence = claim.evidence(nothing, settings)
-        gate = claim.gate(nothing, settings) if claim.gate else None
-        if not isinstance(evidence, Evidence):
-            raise TypeError
+        evidence = claim.rests_on(nothing, settings)
+        gate = claim.gated(nothing, settings)
     except user_files.FAILS:  # a paper's own code: what is wrong with it is told where the claim is judged
         return said | {"effects": "not known without results"}
     asked = questions(paper, claim, settings)

@@ -84,7 +84,12 @@ class Results:
     def measured(self, quantity: str, **factors: Any) -> Values:
         """A measured quantity, with the factor ``x`` where it has one."""
         rows = self._selected(self.measurements, {"quantity": quantity, **factors})
-        return Values.of_rows([_narrow(row, "value", frozenset()) for row in rows], "value", frozenset({"quantity"}))
+        return Values.of_rows(
+            [_narrow(row, "value", frozenset()) for row in rows],
+            "value",
+            frozenset({"quantity"}),
+            f"quantity {quantity}",
+        )
 
     @staticmethod
     def _selected(rows: Sequence[Row], factors: Row) -> list[Row]:

@@ -45,17 +45,23 @@ class Values:
         self.data: dict[tuple[Label, int], float] = dict(data or {})
 
     @classmethod
-    def of_rows(cls, rows: Iterable[Mapping[str, Any]], value: str, apart: frozenset[str] = frozenset()) -> Values:
+    def of_rows(
+        cls, rows: Iterable[Mapping[str, Any]], value: str, apart: frozenset[str] = frozenset(), what: str = ""
+    ) -> Values:
         """From rows with a ``seed``, a number called ``value``, and factors: every other column but those ``apart``.
 
-        A column that is empty in all rows is no factor; rows without the number are left out.
+        A column that is empty in all rows is no factor; rows without the number are left out. ``what`` the numbers are
+        is said where two of them have the same place; "": their column.
         """
         rows = [row for row in rows if row.get(value) is not None]
         columns = [key for key in dict.fromkeys(k for row in rows for k in row) if key not in {"seed", value, *apart}]
         factors = tuple(key for key in columns if any(row.get(key) is not None for row in rows))
         data = {(tuple(row.get(key) for key in factors), int(row["seed"])): float(row[value]) for row in rows}
         if len(data) < len(rows):
-            raise ValueError(f"several values of {value} have the same seed and the same {', '.join(factors)}")
+            places = [(tuple(row.get(key) for key in factors), int(row["seed"])) for row in rows]
+            label, seed = next(place for place in places if places.count(place) > 1)
+            where = "".join(f", {key} {level}" for key, level in zip(factors, label, strict=True))
+            raise ValueError(f"{what or value} is given twice for seed {seed}{where}: tell the two apart by a factor")
         return cls(factors, data)
 
     @classmethod

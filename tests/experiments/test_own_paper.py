@@ -90,7 +90,7 @@ def test_the_tutorials_example_is_judged_drawn_and_reported(call: Call, paper: P
     assert claim["sentence"] in (tmp_path / "results" / "REPORT.md").read_text()
 
     other = tmp_path / "other_paper.py"
-    other.write_text(example().replace("    return greater(", "    greater("))
+    other.write_text(example().replace("    return greater(", "    raise SystemExit\n    greater("))
     assert call("reproduce", "other_paper.py").code == 2
     code, out, err = call("report")  # one that has no conclusions yet does not cost the others
     remedy = "bnrepro figures other_paper.py --out=results/experiments"
@@ -211,6 +211,104 @@ def test_what_is_wrong_with_a_paper_is_one_sentence(
     assert code == 2, err
     assert message in err, err
     assert err.count("\n") == 1
+
+
+COIN = '''"""Me, C (2026)."""
+import random
+from bnrepro.claims import *
+class Settings(Preset):
+    effect: float = 0.3
+@measure("c/t")
+def toss(seed, effect=0.0): return [row("v", effect + random.Random(seed).gauss(0, 1))]
+paper = Paper(__name__, Settings, scale="toy", scale_note="t")
+@paper.design
+def runs(s):
+    d = Design(s.seeds); d.measure("main", {"e": .3}, toss, effect=.3); return d
+@paper.claim("1")
+def c(r, s):
+    """The coin is higher."""
+    return greater(r.measured("v", part="main", e=.3), "v", "points", margin=.05)
+'''
+MEASURED = 'd.measure("main", {"e": .3}, toss, effect=.3)'
+COIN_SLIPS = [
+    (
+        ('@measure("c/t")\n', ""),
+        'toss is not a measure: write a function with @measure("my_paper/name") above it (line 10',
+    ),
+    (("toss, effect=.3", "lambda seed: []"), "<lambda> is not a measure"),
+    ((MEASURED, 'd.train("main", {}, [], toss.function)'), "toss is not a measure"),
+    (('{"e": .3}', '{"layers": [64, 32]}'), "the factor layers must be a text or a number, and is [64, 32]"),
+    (('{"e": .3}', "{1: 2}"), "a factor needs a name; got 1"),
+    (('{"e": .3}', '"e"'), "the factors must be a dict"),
+    (("effect=.3)", "effect={.3})"), "the argument effect of c/t must be a text, a number, or a list or dict of them"),
+    (("effect=.3)", "effect=object())"), "the argument effect of c/t must be a text"),
+    (('claim("1")', 'claim("1", gate=lambda r, s: True)'), "claim 1 fails: TypeError: its gate returns bool, but must"),
+    (('claim("1")', 'claim("1", gate=(c, c))'.replace("c, c", "toss, toss")), "gate must be one function, and is (Me"),
+    (("    return greater(", "    return not_testable(3)\n    greater("), "takes the reason as a text, and got 3"),
+    (
+        ("    return greater(", "    greater("),
+        "claim 1 fails: TypeError: it returns NoneType, but must return Evidence",
+    ),
+    (
+        ('"main", {"e"', '"", {"e"'),
+        "the design fails: ValueError: a part needs a name, such as \"main\"; got '' (line 11)",
+    ),
+    (("Design(s.seeds)", 'Design(["a", "b"])'), "seeds must be whole numbers, such as [0, 1, 2]; got 'a' (line 11)"),
+    (("Design(s.seeds)", "Design([0.5])"), "seeds must be whole numbers, such as [0, 1, 2]; got 0.5"),
+    (("Design(s.seeds)", "Design([2**70])"), "a seed must be at least 0 and below 10^18; got 1180591620717411303424"),
+    (("effect=.3)", "effect=.3, seeds=[-1])"), "a seed must be at least 0 and below 10^18; got -1"),
+    (
+        (MEASURED, 'd.train("main", {"e": 1}, ["variant=nope"])'),
+        "the design fails: ValueError: there is no norm 'nope'. Available: nobn, bn",
+    ),
+    (
+        ("@paper.claim", "@paper.table\ndef t(r, s): pass\n@paper.table\ndef t(r, s): pass\n@paper.claim"),
+        "ValueError: coin: two tables are called t: give each a name of its own (line 14",
+    ),
+    (
+        ("@paper.claim", "@paper.figure\ndef t(r, s): pass\n@paper.figure\ndef t(r, s): pass\n@paper.claim"),
+        "ValueError: coin: two figures are called t: give each a name of its own (line 14",
+    ),
+]
+"""In a paper that only measures: told before anything is."""
+
+
+@pytest.mark.parametrize(("change", "message"), COIN_SLIPS)
+def test_what_can_be_known_is_told_before_anything_is_measured(
+    change: tuple[str, str], message: str, call: Call, tmp_path: Path
+) -> None:
+    assert change[0] in COIN
+    (tmp_path / "coin.py").write_text(COIN.replace(*change))
+    told = [call("reproduce", "coin.py", "--dry-run"), call("reproduce", "coin.py"), call("register", "coin.py")]
+    for code, _, err in told:
+        assert (code, err.count("\n"), message in err, "coin.py" in err) == (2, 1, True, True), err
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (('row("v", ', 'row("", '), "a quantity needs a name, as in row(\"loss\", 0.5); got '' (line 7)"),
+        (("return [row", 'return [{"quantity": "", "x": None, "value": 1}] or [row'), "a quantity needs a name"),
+        (("return [row", 'return [row("v", 1, [2])] or [row'), "x must be a text or a number, or None; got [2]"),
+        (("return [row", 'return [row("v", 1), row("v", 2)] or [row'), "quantity v is given twice for seed 0"),
+        (("return [row", "return 3 or [row"), "must return a list of rows, as row(...) makes them; got 3"),
+        (
+            ("@paper.claim", '@paper.table\ndef t(r, s):\n    """T."""\n@paper.claim'),
+            "coin.py: table t fails: TypeError: it must return a list of rows, each a dict, and returns None",
+        ),
+        (("@paper.claim", '@paper.table\ndef t(r, s):\n    """T."""\n    return [3]\n@paper.claim'), "returns [3]"),
+    ],
+)
+def test_what_a_measure_or_table_returns_is_told_as_the_users(
+    change: tuple[str, str], message: str, call: Call, tmp_path: Path
+) -> None:
+    assert change[0] in COIN
+    (tmp_path / "coin.py").write_text(COIN.replace(*change))
+    code, _, err = call("reproduce", "coin.py", "--jobs=1")
+    assert (code, message in err, "coin.py" in err) == (2, True, True), err
+    assert "bug in bnrepro" not in err
+    assert "damaged" not in err
 
 
 ENDS = """

@@ -23,7 +23,7 @@ def test_columns_are_factors_unless_they_are_empty() -> None:
 
 
 def test_two_values_of_one_place_are_an_error() -> None:
-    with pytest.raises(ValueError, match="several values of value have the same seed"):
+    with pytest.raises(ValueError, match="value is given twice for seed 0, part table, variant bn, size 8: tell"):
         Values.of_rows(ROWS + ROWS[:1], "value")
 
 
