@@ -147,6 +147,9 @@ def _measure(probe: Probe) -> dict[str, Any]:
         run = run_of(probe.config)
         if not run.finished:
             raise UserError("its run did not finish")
+        # The data lies where this plan says: the run may have been made elsewhere, or before its data was moved.
+        for key in ("source", "root", "path"):
+            setattr(run.config.data, key, getattr(probe.config.data, key))
         about = {key: run.summary.get(key) for key in ("data", "data_official", "data_fingerprint")}
         if run.status == Status.diverged:  # there is no network to measure, which is a result
             rows = [{"quantity": "diverged", "x": None, "value": run.summary["diverged_at_step"]}]

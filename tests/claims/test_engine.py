@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import math
+import shutil
 from collections.abc import Callable
 from dataclasses import fields, replace
 from pathlib import Path
@@ -13,7 +14,7 @@ from typing import Any
 import pytest
 
 from bnrepro import experiments
-from bnrepro.claims import Design, Evidence, Measure, Paper, Results
+from bnrepro.claims import Design, Evidence, Measure, Paper, Results, Row, measure, row
 from bnrepro.claims.conclusion import CLAIMS, ClaimRow, EffectRow, Judging, conclude, figures_of, open_conclusion
 from bnrepro.claims.engine import DatasetLocations, Plan, execute, make_plan
 from bnrepro.claims.evidence import Verdict
@@ -24,8 +25,10 @@ from bnrepro.config import digits_of
 from bnrepro.config.schema import Config
 from bnrepro.errors import UserError, known_are
 from bnrepro.runs import record
+from bnrepro.runs.record import Run
 from bnrepro.runs.tables import from_cell, read_rows, to_cell, write_rows
 from bnrepro.system.writing import LIST
+from bnrepro.training.train import trainer_again
 from tests.claims import made_up
 from tests.claims.conftest import Listed
 from tests.claims.made_up import Settings, curve, fails, images, nonsense, parameters, toys, varied
@@ -350,6 +353,24 @@ def test_diverged_and_failed_runs_are_rows_and_are_not_measured(go: Go, folder: 
         (True, False),
         (False, True),
     ]
+
+
+@measure("made_up/training_images")
+def training_images(run: Run, seed: int) -> list[Row]:
+    return [row("images", len(trainer_again(run.config).data.train.labels))]
+
+
+def test_a_run_is_measured_where_its_data_lies_now(presets: Path, digits: Path, tmp_path: Path) -> None:
+    there, here = tmp_path / "there.npz", tmp_path / "here.npz"
+    shutil.copy(digits, there)
+    runs = tmp_path / "runs"
+    execute(make_plan(trained(({}, [])), "full", runs, DatasetLocations(archives={"mnist5k": there})), tmp_path / "out")
+    there.rename(here)
+    plan = make_plan(
+        trained(({}, []), measures=(training_images,)), "full", runs, DatasetLocations(archives={"mnist5k": here})
+    )
+    assert plan.missing()[0] == []
+    assert execute(plan, tmp_path / "out")[1] == []
 
 
 def test_datasets_are_read_where_the_user_has_them(tiny: Callable[..., Config], digits: Path) -> None:
