@@ -570,7 +570,8 @@ CONFIGURATIONS = {
     "one level too many": (f"a: {'[' * stored.DEEPEST}{']' * stored.DEEPEST}", "levels"),
     "levels by indentation": ("".join(f"{' ' * i}a:\n" for i in range(300)), "levels"),
     "two documents": (f"{NAMES}---\n{NAMES}", "config"),
-    "one key twice": (f"{NAMES}seed: 1\nseed: 2\n", "config"),
+    "one key twice": (f"{NAMES}seed: 1\nseed: 2\n", "twice"),
+    "one key twice, further in": ("a: [{b: 1, c: {d: 1, e: 2, d: 3}}]\n", "twice"),
     "end of text in a path": (NAMES + 'root: "a\\0b"\n', "root"),
     "terminal's commands in a path": (NAMES + 'root: "\\e]0;x\\a"\n', "root"),
     "another folder": ("data: {name: ../..}\nmodel: {name: lenet}\n", "data.name"),
@@ -589,7 +590,7 @@ def test_stored_configuration_that_is_more_than_values_is_refused(
         read_config(tmp_path / "config.yaml")
     assert "\n" not in str(error.value)
     monkeypatch.setattr("bnrepro.claims.paper.configs_dir", lambda: tmp_path)
-    if words in ("aliases", "tag", "levels"):  # what no preset can be either
+    if words in ("aliases", "tag", "levels", "twice"):  # what no preset can be either
         (tmp_path / "experiment").mkdir()
         (tmp_path / "experiment" / f"{PAPER.name}.yaml").write_text(text)
         with pytest.raises(UserError, match="cannot be read"):

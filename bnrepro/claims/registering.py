@@ -72,7 +72,7 @@ def registration(paper: Paper[Any]) -> Registration | None:
     file = file_of(paper)
     if not file.is_file():
         return None
-    remedy = f"`bnrepro register {called(paper)}` writes it."
+    remedy = f"Restore it, or delete it and register the design anew: `bnrepro register {called(paper)}`."
     try:
         found = yaml.safe_load(stored.read_yaml(file))
         stored.hold(found, Registration, file.name)

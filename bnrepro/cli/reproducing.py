@@ -186,15 +186,23 @@ class Work:
         """Each paper's preset, with as many seeds as it says, or ``seeds``."""
         from bnrepro.claims.engine import with_seeds
         from bnrepro.claims.tracing import asked_by, read_by
+        from bnrepro.errors import UserError
 
         plans = []
         for paper, claims in chosen:
             default = "quick" if "quick" in paper.presets else "full"
             name = default if preset is None else preset
             asked = None
-            if claims is not None:
+            if claims is not None or seeds is not None:
                 settings = paper.settings(name) if seeds is None else with_seeds(paper.settings(name), seeds)
-                asked = read_by(paper.designed(settings), asked_by(paper, claims, settings))
+                design = paper.designed(settings)
+                if seeds not in (None, len(design.seeds)):
+                    raise UserError(
+                        f"--seeds={seeds}: the design of {paper.name} has {len(design.seeds)}, whatever is asked for. "
+                        "Leave it out; or write Design(s.seeds) in the paper, with s its settings."
+                    )
+                if claims is not None:
+                    asked = read_by(design, asked_by(paper, claims, settings))
             plans.append(self.plan(paper, name, seeds=seeds, asked=asked))
         for plan, (_, claims) in zip(self.check(plans), chosen, strict=True):
             self.fixed(plan, claims)

@@ -137,11 +137,12 @@ def read_yaml(file: Path) -> str:
     """The text of a YAML file of nested keys and plain values.
 
     Raises:
-        ValueError: it is none, or has aliases (which can grow beyond all bounds), tags, look-ups or many levels.
+        ValueError: it is none, or has aliases (which can grow beyond all bounds), tags, look-ups, a key twice or many
+            levels.
         OSError: it cannot be read.
     """
     text = read_bytes(file, LARGEST_YAML).decode()
-    depth = 0
+    inside: list[_Keys | None] = []  # the mappings (None: sequences) around an event
     try:
         # PyYAML's own scanner, since libyaml has limits of its own that come before ours (1,000 levels from 0.2.6 on).
         for event in yaml.parse(text, Loader=yaml.SafeLoader):
@@ -152,12 +153,33 @@ def read_yaml(file: Path) -> str:
             # Looked for here and not in the text, where an escaped "$" would not be seen.
             if isinstance(event, yaml.ScalarEvent) and "${" in event.value:
                 raise ValueError("it looks something up with ${...}")
-            depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
-            if depth > DEEPEST:
+            if isinstance(event, yaml.CollectionEndEvent):
+                inside.pop()
+            elif isinstance(event, yaml.NodeEvent) and inside and (keys := inside[-1]):
+                keys.next(event)
+            if isinstance(event, yaml.CollectionStartEvent):
+                inside.append(_Keys() if isinstance(event, yaml.MappingStartEvent) else None)
+            if len(inside) > DEEPEST:
                 raise ValueError(f"it has more than {DEEPEST} levels")
     except yaml.YAMLError as error:
         raise ValueError(first_line(error)) from error
     return text
+
+
+class _Keys:
+    """Those of a mapping so far; PyYAML would let the last of two that are the same replace the others."""
+
+    def __init__(self) -> None:
+        self.seen: set[str] = set()
+        self.is_key = True
+
+    def next(self, event: yaml.NodeEvent) -> None:
+        """A key or a value, which take turns."""
+        if self.is_key and isinstance(event, yaml.ScalarEvent):
+            if event.value in self.seen:
+                raise ValueError(f"it has the key {event.value} twice (line {event.start_mark.line + 1})")
+            self.seen.add(event.value)
+        self.is_key = not self.is_key
 
 
 @cache

@@ -133,11 +133,14 @@ def test_registration_says_what_is_run_and_how_it_is_judged(presets: Path, folde
 def test_registration_that_was_edited_is_refused(presets: Path) -> None:
     file, _ = register(varied(), {})
     file.write_text(file.read_text().replace("margin: 0.001", "margin: 0.1"))
-    with pytest.raises(UserError, match="was edited: its hash does not match its content"):
-        registration(varied())
+    for look in (registration, lambda paper: register(paper, {})):
+        with pytest.raises(UserError, match=r"was edited: its hash does not match its content.*delete it and register"):
+            look(varied())
     file.write_text("a: [")
-    with pytest.raises(UserError, match=r"cannot be read \(.*`bnrepro register made_up` writes it"):
+    with pytest.raises(UserError, match=r"cannot be read \(.*delete it and register .*`bnrepro register made_up`"):
         registration(varied())
+    file.unlink()
+    assert register(varied(), {})[0] == file
 
 
 def test_registration_with_results_is_replaced_for_a_reason_alone(presets: Path) -> None:

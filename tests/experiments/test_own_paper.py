@@ -383,6 +383,13 @@ def test_looks_that_a_design_with_seeds_of_its_own_cannot_reach_come_to_an_end(c
     assert "its next look cannot be reached" in told.out + told.err
 
 
+def test_seeds_that_a_design_does_not_take_are_told(call: Call, tmp_path: Path) -> None:
+    (tmp_path / "few.py").write_text(example().split("paper = Paper(")[0] + FEW)
+    told = call("reproduce", "few.py", "--seeds=8")
+    assert (told.code, told.out) == (2, "")
+    assert "--seeds=8: the design of few has 3, whatever is asked for. Leave it out" in told.err
+
+
 def test_two_papers_of_one_name_do_not_share_a_folder(call: Call, tmp_path: Path) -> None:
     for folder, title in (("a", "Me, A (2026)."), ("b", "Me, B (2026).")):
         (tmp_path / folder).mkdir()
