@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from bnrepro.claims.evidence import Verdict
-from bnrepro.claims.judging import Judged
 from bnrepro.config import to_yaml
 from bnrepro.report.compare import Comparison, table
+from bnrepro.report.explaining import facts, judged_at
 from bnrepro.report.sweeping import Cell, best
 from bnrepro.runs import record
 from bnrepro.runs.index import Stored
@@ -201,15 +201,38 @@ def _percent(interval: Interval) -> str:
     return f"{interval.mean * 100:.2f}{ends}"
 
 
-def verdict_table(judged: Sequence[Judged], width: int | None = None) -> str:
-    """A line for each claim with its verdict, and under it what was found, as wide as the terminal."""
-    width = max(40, min(width or shutil.get_terminal_size().columns, 120))
-    indent = " " * (2 + max((len(each.claim.id) for each in judged), default=0))
-    counts = Counter(each.verdict for each in judged)
-    lines = [f"{counted(len(judged), 'claim')}: " + ", ".join(f"{counts[v]} {v}" for v in Verdict if counts[v])]
-    for each in judged:
-        size = "" if each.claim.scale == "exact" else f" ({each.claim.scale})"  # none reads like one on the source
-        head = f"{each.claim.id:<{len(indent)}}{each.verdict.value.upper()}{size}: {each.claim.sentence}"
-        for first, text in ((head, ""), (indent, each.answer)):
-            lines += textwrap.wrap(f"{first}{text}", width, subsequent_indent=indent, break_long_words=False)
+def verdict_table(claims: Sequence[Row], width: int | None = None) -> str:
+    """A line for each claim of claims.json with its verdict, and under it what was found, as wide as the terminal."""
+    ids = [each["id"].rpartition("/")[2] for each in claims]
+    indent = " " * (2 + max(map(len, ids), default=0))
+    counts = Counter(each["verdict"] for each in claims)
+    lines = [f"{counted(len(claims), 'claim')}: " + ", ".join(f"{counts[v]} {v}" for v in Verdict if counts[v])]
+    for name, each in zip(ids, claims, strict=True):
+        head = f"{name:<{len(indent)}}{_verdict(each)}: {each['sentence']}"
+        for first, text in ((head, ""), (indent, each["answer"])):
+            lines += _hanging(f"{first}{text}", indent, width)
     return "\n".join(lines)
+
+
+def describe_claim(claim: Row, width: int | None = None) -> str:
+    """A claim of claims.json in full: what its source says, its verdict, and how that was made."""
+    file, place = judged_at(claim)
+    source = f"{claim['source']}; {claim['where']}" if claim["where"] else claim["source"]
+    about = [("Claim", claim["sentence"]), ("Source", source), ("In its words", claim["quote"])]
+    about += [("Reported", claim["reported"]), ("Found", claim["found"]), *facts(claim)]
+    about += [("Judged in", f"{file}, {place}"), ("Made by", claim["command"])]
+    lines = [f"{claim['id']}: {_verdict(claim)}", ""]
+    indent = " " * (2 + max(len(what) for what, _ in about))
+    for what, text in about:
+        lines += _hanging(printable(f"{what:<{len(indent)}}{text}"), indent, width) if text else []
+    return "\n".join(lines)
+
+
+def _verdict(claim: Row) -> str:
+    size = "" if claim["scale"] == "exact" else f" ({claim['scale']})"  # none reads like one on the source
+    return f"{str(claim['verdict']).upper()}{size}"
+
+
+def _hanging(text: str, indent: str, width: int | None) -> list[str]:
+    width = max(40, min(width or shutil.get_terminal_size().columns, 120))
+    return textwrap.wrap(text, width, subsequent_indent=indent, break_long_words=False)

@@ -74,6 +74,14 @@ RunName = Annotated[
         help="A run's directory, or the start of its hash or name; `bnrepro runs` lists them.",
     ),
 ]
+RunOrClaim = Annotated[
+    Path,
+    typer.Argument(
+        metavar="RUN",
+        parser=path("RUN", "Write a run's directory; `bnrepro runs` lists them."),
+        help="A run's directory, or the start of its hash or name; or EXPERIMENT[/CLAIM].",
+    ),
+]
 Root = Annotated[Path, typer.Option(metavar="FOLDER", parser=folder("--root"), help="Folder of the runs.")]
 RunsRoot = Annotated[
     Path | None,

@@ -282,13 +282,14 @@ class Work:
         ids = {claim.id for claim in claims or paper.claims}
         judged = [each for each in judged if each.claim.id in ids]
         tell_unmeasured(judged)
-        self.found += [{"preset": preset, **each.as_row(paper.name)} for each in judged]
+        rows = [{"preset": preset, **each.as_row(paper.name)} for each in judged]
+        self.found += rows
         if preset == "smoke":
             larger = "quick" if "quick" in paper.presets else "full"
             begin = "Everything ran. " if through else ""
             say(f"{begin}This preset is too small for verdicts; use --preset={larger}.")
         else:
-            say(listing.verdict_table(judged))
+            say(listing.verdict_table(rows))
         say(f"Records, tables and figures: {shown(paper.directory(self.out, preset))}\n")
 
     def end(self, papers: int) -> None:

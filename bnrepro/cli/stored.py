@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from bnrepro.cli.options import Root, RunName, Variant, folder_of_runs, names_in, shown
+from bnrepro.cli.options import EXPERIMENTS, Out, Root, RunName, RunOrClaim, Variant, folder_of_runs, names_in, shown
 from bnrepro.cli.saying import Json, answer, hint, note, say
 
 if TYPE_CHECKING:
@@ -95,18 +95,46 @@ def runs(
         say(f"There is no run under {root}{f' with {which}' if which else ''}.")
 
 
-def show(run: RunName, root: Root = RUNS, as_json: Json = False) -> None:
-    """Show one run in full."""
+def show(run: RunOrClaim, root: Root = RUNS, out: Out = EXPERIMENTS, as_json: Json = False) -> None:
+    """Show one run in full, or how a verdict was made.
+
+    Example: bnrepro show ioffe2015/I1
+    """
     from bnrepro.cli import listing
     from bnrepro.config import to_dict
     from bnrepro.runs import index, record
 
+    if claims := claims_named(run, out):
+        answer(claims)
+        say(listing.verdict_table(claims) if len(run.parts) == 1 else listing.describe_claim(claims[0]))
+        return
     path = index.find_run(run, root)
     say(listing.describe(path))
     if as_json:
         found = record.open_run(path)
         metrics = found.metrics if record.is_there(path / record.METRICS) else []
         answer({"path": path, "summary": found.summary, "config": to_dict(found.config), "metrics": metrics})
+
+
+def claims_named(name: Path, out: Path) -> list[dict[str, Any]]:
+    """The stored claims of the experiment ``name``, or the one that ``experiment/claim`` names; none for any other.
+
+    Raises:
+        UserError: the experiment has no such claim, or its results are damaged.
+    """
+    from bnrepro.claims.conclusion import CLAIMS, open_conclusion
+    from bnrepro.errors import UserError, known_are
+
+    experiment, *rest = name.parts or ("",)
+    if len(rest) > 1 or name.is_absolute() or name.exists() or not (out / experiment / CLAIMS).is_file():
+        return []
+    rows = open_conclusion(out / experiment).claims
+    if not rest:
+        return rows
+    ids = [row["id"].rpartition("/")[2] for row in rows]
+    if rest[0] not in ids:
+        raise UserError(f"{experiment} has no claim {rest[0]!r}.{known_are(rest[0], ids)}")
+    return [rows[ids.index(rest[0])]]
 
 
 def diff(run: RunName, other: RunName, root: Root = RUNS, as_json: Json = False) -> None:

@@ -393,6 +393,28 @@ def failing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(NORMS, "failing", lambda c, s, options: Failing())
 
 
+def test_show_tells_how_a_verdict_was_made(call: Call) -> None:
+    published = Path(__file__).parents[2] / "results" / "experiments"
+    claims = json.loads((published / "zhu2025" / "claims.json").read_text())
+    told = call("show", "zhu2025/Z2", f"--out={published}")
+    assert told.code == 0, told.err
+    (claim,) = [each for each in claims if each["id"] == "zhu2025/Z2"]
+    text = " ".join(told.out.split())
+    for part in (claim["sentence"], claim["found"], claim["command"], "Why this verdict", claim["design_hash"]):
+        assert part in text
+    assert f"zhu2025/Z2: {claim['verdict'].upper()} ({claim['scale']})" in text
+    assert json.loads(call("show", "zhu2025/Z2", f"--out={published}", "--json").out) == [claim]
+    paper = " ".join(call("show", "zhu2025", f"--out={published}").out.split())
+    assert all(each["sentence"] in paper and each["answer"] in paper for each in claims)
+    told = call("show", "zhu2025/Z9", f"--out={published}")
+    assert told.code == 2
+    assert "zhu2025 has no claim 'Z9'." in told.err
+    assert "Available: Z1, Z2, Z3, Z4." in told.err
+    assert call("show", "zhu2025/Z2", "--out=elsewhere").err == (
+        "Error: zhu2025/Z2 does not exist. `bnrepro runs` lists the runs.\n"
+    )
+
+
 @pytest.mark.usefixtures("failing")
 def test_comparison_with_a_failed_variant_shows_the_others_and_fails(call: Call, short: list[str]) -> None:
     overrides = changed(short, "epochs=1")

@@ -118,7 +118,10 @@ USAGE = [
     ("xyzzy", "There is no command 'xyzzy'. Available: train, compare, sweep"),
     ("data lst", "There is no command 'lst'. Did you mean list?"),
     ("data fetch", "bnrepro data fetch needs NAME: mnist, fashion_mnist, cifar10 or cifar100."),
-    ("show", "bnrepro show needs RUN: a run's directory, or the start of its hash or name; `bnrepro runs` lists them."),
+    (
+        "show",
+        "bnrepro show needs RUN: a run's directory, or the start of its hash or name; or EXPERIMENT[/CLAIM].",
+    ),
     ("show a b", "bnrepro show: too many arguments: a b."),
     ("tensorboard --port=70000", "--port must be an integer between 0 and 65535; got '70000'."),
     ("tensorboard --port=-1", "--port must be an integer between 0"),
