@@ -106,7 +106,7 @@ def show(run: RunOrClaim, root: Root = RUNS, out: Out = EXPERIMENTS, as_json: Js
 
     if claims := claims_named(run, out):
         answer(claims)
-        say(listing.verdict_table(claims) if len(run.parts) == 1 else listing.describe_claim(claims[0]))
+        say(listing.describe_claim(claims[0]) if len(claims) == 1 else listing.verdict_table(claims))
         return
     path = index.find_run(run, root)
     say(listing.describe(path))
@@ -117,7 +117,7 @@ def show(run: RunOrClaim, root: Root = RUNS, out: Out = EXPERIMENTS, as_json: Js
 
 
 def claims_named(name: Path, out: Path) -> list[dict[str, Any]]:
-    """The stored claims of the experiment ``name``, or the one that ``experiment/claim`` names; none for any other.
+    """The stored claims of an experiment (its name or folder), or that of ``experiment/claim``; none for any other name.
 
     Raises:
         UserError: the experiment has no such claim, or its results are damaged.
@@ -125,6 +125,8 @@ def claims_named(name: Path, out: Path) -> list[dict[str, Any]]:
     from bnrepro.claims.conclusion import CLAIMS, open_conclusion
     from bnrepro.errors import UserError, known_are
 
+    if (name / CLAIMS).is_file():
+        return open_conclusion(name).claims
     experiment, *rest = name.parts or ("",)
     if len(rest) > 1 or name.is_absolute() or name.exists() or not (out / experiment / CLAIMS).is_file():
         return []

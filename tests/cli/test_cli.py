@@ -406,6 +406,7 @@ def test_show_tells_how_a_verdict_was_made(call: Call) -> None:
     assert json.loads(call("show", "zhu2025/Z2", f"--out={published}", "--json").out) == [claim]
     paper = " ".join(call("show", "zhu2025", f"--out={published}").out.split())
     assert all(each["sentence"] in paper and each["answer"] in paper for each in claims)
+    assert " ".join(call("show", str(published / "zhu2025")).out.split()) == paper
     told = call("show", "zhu2025/Z9", f"--out={published}")
     assert told.code == 2
     assert "zhu2025 has no claim 'Z9'." in told.err

@@ -22,6 +22,8 @@ Differences from the paper
   root of the mean of x squared, or the largest |x|; each before the mean is subtracted.
 - The loss of deep linear networks is summed over samples and outputs: with the mean, a rate of 1e-6 would leave the
   one without BN where it is. A norm follows each layer but the last. One that diverges counts with its first loss.
+- Preset full ran on two machines, each part of it on one: curves and landscapes on a GPU in float32 (not TF32),
+  distributions and deep linear networks on a CPU.
 """
 
 from __future__ import annotations
