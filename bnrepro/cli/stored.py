@@ -117,7 +117,7 @@ def show(run: RunOrClaim, root: Root = RUNS, out: Out = EXPERIMENTS, as_json: Js
 
 
 def claims_named(name: Path, out: Path) -> list[dict[str, Any]]:
-    """The stored claims of an experiment (its name or folder), or that of ``experiment/claim``; none for any other name.
+    """The stored claims of an experiment (its name or folder), or that of ``experiment/claim``; none for others.
 
     Raises:
         UserError: the experiment has no such claim, or its results are damaged.
