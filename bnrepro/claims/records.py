@@ -244,8 +244,11 @@ class Gathered:
 
     def note(self, made: dict[str, Any], data: dict[str, Any] | None) -> None:
         """Add where numbers come from, unless it is there already."""
-        pairs = (("machines", "machine"), ("versions", "versions"), ("git_revisions", "git_revision"))
-        for key, value in (("data", data), *((key, made.get(name)) for key, name in pairs)):
+        machine, device = made.get("machine"), made.get("device")
+        if machine is not None and device not in (None, "cpu"):
+            machine = f"{device} ({machine})"
+        pairs = (("versions", "versions"), ("git_revisions", "git_revision"))
+        for key, value in (("data", data), ("machines", machine), *((key, made.get(name)) for key, name in pairs)):
             if value is not None and value not in self.found[key]:
                 self.found[key].append(value)
 

@@ -52,7 +52,7 @@ class Results:
     def accuracy(self, column: str = "test_accuracy", *, chance: float = CHANCE, **factors: Any) -> Values:
         """An accuracy at the end of training, in percent; that of ``chance`` where the run diverged."""
         diverged, ends = self.diverged(**factors), PERCENT * self.of_runs(column, **factors)
-        return Values(diverged.factors, (chance * diverged.where(bool)).data | ends.data)
+        return chance * diverged.where(bool) | ends
 
     def diverged(self, **factors: Any) -> Values:
         """1 for each run that diverged, and 0 for each that did not; runs that failed are left out."""

@@ -223,7 +223,7 @@ def averaging(seed: int, clients: int, size: int) -> list[Row]:
 def accuracy(r: Results, split: str = "test", **at: Any) -> Values:
     """Accuracy by norm, skew and rate; that of chance where the training diverged."""
     ends, diverged = r.measured(split, part="clients", **at), r.measured("diverged", part="clients", **at)
-    return Values(ends.factors or diverged.factors, diverged.map(lambda _: CHANCE).data | ends.data)
+    return diverged.map(lambda _: CHANCE) | ends
 
 
 def best_rate(r: Results, s: Settings, norm: str, skew: float) -> float:

@@ -200,6 +200,21 @@ class Values:
     def __truediv__(self, other: Values | float) -> Values:
         return self._with(other, _divided)
 
+    def __or__(self, other: Values) -> Values:
+        """The values of both; where both have one, that of ``other``.
+
+        Raises:
+            ValueError: they have different factors.
+        """
+        if not (self.data and other.data):
+            return other if other.data else self
+        if set(self.factors) != set(other.factors):
+            raise ValueError(f"{self} and {other} have different factors: select or average some")
+        order = [other.factors.index(key) for key in self.factors]
+        return Values(
+            self.factors, self.data | {(tuple(k[i] for i in order), s): v for (k, s), v in other.data.items()}
+        )
+
     def _with(self, other: Values | float, function: Callable[[float, float], float]) -> Values:
         if not isinstance(other, Values):
             return self.map(lambda v: function(v, other))

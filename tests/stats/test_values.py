@@ -100,6 +100,20 @@ def test_a_function_along_a_factor_sees_the_levels_of_each_seed() -> None:
     assert len(Values().along("size", lambda sizes, _: len(sizes))) == 0
 
 
+def test_values_are_joined_in_whatever_order_their_factors_are() -> None:
+    lost = Values(("rate", "norm"), {((0.1, "bn"), 0): 10.0, ((0.5, "bn"), 0): 10.0})
+    found = Values(("norm", "rate"), {(("bn", 0.1), 0): 90.0, (("none", 0.1), 0): 80.0})
+    both = lost | found
+    assert both.at(norm="bn", rate=0.1).only() == 90.0
+    assert both.at(norm="bn", rate=0.5).only() == 10.0
+    assert both.at(norm="none", rate=0.1).only() == 80.0
+    assert (found | lost).at(norm="bn", rate=0.1).only() == 10.0
+    assert (lost | Values()) is lost
+    assert (Values() | found) is found
+    with pytest.raises(ValueError, match="different factors"):
+        _ = lost | found.at(rate=0.1)
+
+
 def test_cells_are_named_by_what_differs() -> None:
     assert list(VALUES.cells()) == ["bn, size 8", "bn, size 32", "nobn, size 8", "nobn, size 32"]
     assert list(VALUES.at(variant=["bn"]).cells()) == ["size 8", "size 32"]

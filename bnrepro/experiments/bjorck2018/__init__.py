@@ -117,7 +117,7 @@ def trains(r: Results, s: Settings) -> Values:
     """1 for each run that trained, 0 for the others, by network, variant and rate."""
     diverged = r.diverged(part=RATES)
     reached = r.of_runs("train_accuracy", part=RATES).map(lambda accuracy: accuracy >= s.trains_accuracy)
-    return Values(diverged.factors, (0.0 * diverged).data | reached.data).without("layers")
+    return (0.0 * diverged | reached).without("layers")
 
 
 def of_trained(r: Results, s: Settings, column: str) -> Values:

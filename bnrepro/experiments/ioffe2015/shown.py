@@ -67,7 +67,7 @@ def share_above_0(units: Values) -> Values:
 
 def filled(values: Values, others: Values, by: float) -> Values:
     """``values``, and ``by`` where only ``others`` has one: for networks that diverged."""
-    return Values(others.factors or values.factors, {**dict.fromkeys(others.data, by), **values.data})
+    return others.map(lambda _: by) | values
 
 
 def steps_to(level: Values, curves: Values, lost: Values, limit: int) -> Values:

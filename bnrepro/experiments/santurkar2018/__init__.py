@@ -183,7 +183,7 @@ def after_few_steps(r: Results, s: Settings, split: str) -> Values:
     """Accuracies in percent when the shorter runs end; that of chance for what has diverged."""
     found = 100 * r.curve(f"{split}_accuracy", part="curves", rate=s.rate, step=s.few_steps)
     lost = r.diverged(part="curves", rate=s.rate).where(bool)
-    return Values(found.factors or lost.factors, (CHANCE * lost).data | found.data)
+    return CHANCE * lost | found
 
 
 def last_losses(r: Results, rate: float, *variants: str) -> Values:
@@ -192,7 +192,7 @@ def last_losses(r: Results, rate: float, *variants: str) -> Values:
     loss, diverged = r.measured("loss", **of), r.measured("diverged", **of)
     step = min((max(each.levels("x")) for each in loss.by("variant").values()), default=0)
     at_first = {key: value for key, value in loss.at(x=0).data.items() if key in diverged.data}
-    return Values(("variant",), loss.at(x=step).data | at_first)
+    return loss.at(x=step) | Values(("variant",), at_first)
 
 
 def minus(values: Values, one: str, other: str) -> Values:
@@ -260,7 +260,7 @@ def bn_is_more_accurate(r: Results, s: Settings) -> Evidence:
 def bn_trains_faster(r: Results, s: Settings) -> Evidence:
     """The VGG also trains faster with BN."""
     curves, lost = 100 * r.curve("train_accuracy", part="curves"), r.diverged(part="curves").where(bool)
-    whole = Values(lost.factors, curves.mean("step").data | (CHANCE * lost).data).at(variant=list(BOTH))
+    whole = (curves.mean("step") | CHANCE * lost).at(variant=list(BOTH))
     what = "training accuracy, mean over the steps, BN minus no BN"
     evidence = greater(minus(whole, "bn", "nobn"), what, POINTS, margin=s.negligible_points)
     return evidence.showing(arms(whole, "bn", "nobn"), "%")

@@ -175,7 +175,7 @@ def adam_sees_the_norm(r: Results, s: Settings) -> Evidence:
 def accuracy(r: Results, split: str) -> Values:
     """Accuracy at the end by rate and decay, in percent; that of chance for what diverged."""
     found, lost = r.measured(split, part="grid"), r.measured("diverged", part="grid")
-    return Values(found.factors or lost.factors, lost.map(lambda _: CHANCE).data | found.data)
+    return lost.map(lambda _: CHANCE) | found
 
 
 def best(r: Results, decays: list[float]) -> tuple[float, float] | None:
