@@ -104,9 +104,9 @@ def verdicts_table() -> str:
     pairs = zip_longest(rows[:half], rows[half:], fillvalue=empty)
     old = sum(is_old(claim) for claim in claims)
     lines = [
-        f"{old} of {len(claims)} verdicts, those of the papers with a star, are of an earlier design: they are "
-        "provisional,",
-        "until the runs of the registered one are made.",
+        f"{old} of {len(claims)} verdicts, all in papers with a star, are provisional: they are of an earlier design or "
+        "under revision,",
+        "until the runs of the registered design are made.",
         "",
         f"| {' | '.join(2 * ['paper', *SHORT])} |",
         "| --- " * 2 * len(empty) + "|",

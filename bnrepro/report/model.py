@@ -85,9 +85,14 @@ class Report:
 
     def sensitive(self) -> str:
         """How many verdicts hang on the margin."""
-        tested = [row for row in self.claims if row["kind"] != "identity" and any(map(_has_margin, row["effects"]))]
-        flips = sum(bool(row["flips_at"]) for row in tested)
-        return f"At half or double the margin, {flips} of the {len(tested)} verdicts that rest on one would change."
+        return sensitive(self.claims)
+
+
+def sensitive(claims: Rows) -> str:
+    """How many verdicts hang on the margin."""
+    tested = [row for row in claims if row["kind"] != "identity" and any(map(_has_margin, row["effects"]))]
+    flips = sum(bool(row["flips_at"]) for row in tested)
+    return f"At half or double the margin, {flips} of the {len(tested)} verdicts that rest on one would change."
 
 
 def _has_margin(effect: dict[str, Any]) -> bool:

@@ -38,11 +38,16 @@ SCALED = ("kind", "scale", "scale_note")
 
 
 @cache
+def stored() -> list[dict[str, Any]]:
+    """The objects of claims.json, which README and report count too."""
+    file = RESULTS / "claims.json"
+    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else []
+
+
+@cache
 def verdicts() -> dict[str, dict[str, Any]]:
     """The objects of claims.json by id, but for those that were judged under another sentence than the claim's."""
-    file = RESULTS / "claims.json"
-    rows = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else []
-    return {row["id"]: row for row in rows if row["sentence"] == sentences().get(row["id"])}
+    return {row["id"]: row for row in stored() if row["sentence"] == sentences().get(row["id"])}
 
 
 @cache
@@ -116,7 +121,7 @@ def write_pages(app: Sphinx) -> None:
 
 def given() -> list[Verdict]:
     """The verdicts that occur, in their order."""
-    return [verdict for verdict in Verdict if any(row["verdict"] == verdict for row in verdicts().values())]
+    return [verdict for verdict in Verdict if any(row["verdict"] == verdict for row in stored())]
 
 
 def counts(rows: list[dict[str, Any]]) -> list[str]:
@@ -125,10 +130,10 @@ def counts(rows: list[dict[str, Any]]) -> list[str]:
     return [str(found[verdict] or "") for verdict in given()]
 
 
-def waiting(rows: list[dict[str, Any]], claims: int) -> list[str]:
-    """How many claims there are, the numbers by verdict, of those without one, and of those of an earlier design."""
+def waiting(rows: list[dict[str, Any]]) -> list[str]:
+    """How many verdicts there are, the numbers of each, and of those that are provisional."""
     old = sum(row["withdrawn"] is not None or stale(row) is not None for row in rows)
-    return [str(claims), *counts(rows), str(claims - len(rows) or ""), str(old or "")]
+    return [str(len(rows)), *counts(rows), str(old or "")]
 
 
 def table(head: list[str], rows: list[list[str]]) -> str:
@@ -151,11 +156,11 @@ def short(name: str) -> str:
 def index() -> str:
     """All papers, with the verdicts on their claims."""
     rows = []
-    for name, paper in papers().items():
-        mine = [row for row in verdicts().values() if row["paper"] == name]
-        rows.append([f"[{plain(short(name))}]({name}.md)", *waiting(mine, len(paper.claims))])
-    everything = list(verdicts().values())
-    rows.append(["all", *waiting(everything, sum(len(paper.claims) for paper in papers().values()))])
+    for name in papers():
+        mine = [row for row in stored() if row["paper"] == name]
+        rows.append([f"[{plain(short(name))}]({name}.md)", *waiting(mine)])
+    everything = stored()
+    rows.append(["all", *waiting(everything)])
     kinds = sorted({(row["kind"], row["scale"]) for row in everything})
     by_kind = [
         [kind, scale, *counts([row for row in everything if (row["kind"], row["scale"]) == (kind, scale)])]
@@ -168,9 +173,10 @@ Each source is one file of the package: what is run, what is measured, and its c
 files and from `results/claims.json` when the site is built. How a verdict comes about is explained in
 [How verdicts are made](../explanation/verdicts.md).
 
-{table(["source", "claims", *words, "none yet", "of an earlier design"], rows)}
+{table(["source", "verdicts", *words, "provisional"], rows)}
 
-Verdicts of an earlier design are provisional: a new design is registered, and its runs are still to be made.
+Provisional are verdicts of an earlier design, where a new one is registered and its runs are still to be made, and claims
+under revision. Where a claim's sentence has changed since it was judged, the paper's page shows no verdict.
 
 The same by kind and scale. A verdict at a reduced scale, or from a toy, is not one on the source itself.
 
@@ -433,7 +439,7 @@ class Questions(SphinxDirective):
 
     def run(self) -> list[nodes.Node]:
         """A card a question."""
-        cards = "\n".join(map(card, answers(list(verdicts().values()))))
+        cards = "\n".join(map(card, answers(stored())))
         return self.parse_text_to_nodes(f":::::{{container}} doors\n{cards}:::::\n")
 
 

@@ -96,7 +96,7 @@ def noisy(r: Results, s: Settings) -> Figure | None:
         return None
     figure, axes = panels(2, sharey=True)
     for each, split in zip(axes, ("train", "val"), strict=True):
-        draw_accuracies(each, r, split, s.rate, *BOTH, "noisybn", "noise")
+        draw_accuracies(each, r, split, s.rate, *BOTH, "noisybn", "noise", until=s.few_steps)
     legend(figure, of=axes[0])
     return figure
 
@@ -194,7 +194,7 @@ def norms(r: Results, s: Settings) -> Figure | None:
     if not r.curves:
         return None
     figure, (left, right) = panels(2)
-    draw_accuracies(left, r, "train", s.rate, *BOTH, *LP)
+    draw_accuracies(left, r, "train", s.rate, *BOTH, *LP, until=s.few_steps)
     left.set_title("VGG", fontsize=8)
     rate, end = next((rate, steps["l1norm"]) for rate, steps in s.deep_linear_runs if "l1norm" in steps)
     loss = r.measured("loss", part="deep_linear", rate=rate)
@@ -208,10 +208,10 @@ def norms(r: Results, s: Settings) -> Figure | None:
 # --- what figures draw with ---
 
 
-def draw_accuracies(axes: Axes, r: Results, split: str, rate: float, *variants: str) -> None:
-    """Accuracy in percent against steps."""
+def draw_accuracies(axes: Axes, r: Results, split: str, rate: float, *variants: str, until: float = math.inf) -> None:
+    """Accuracy in percent against steps, as far as ``until``."""
     found = 100 * r.curve(f"{split}_accuracy", part="curves", rate=rate)
-    steps = found.levels("step")
+    steps = [step for step in found.levels("step") if step <= until]
     if len(steps) > 2 and steps[-1] - steps[-2] < steps[1] - steps[0]:
         steps.pop()  # the end: training accuracy over the few batches since the point before
     lines(axes, found.at(step=steps, variant=variants), "step", "variant", LOOKS, marks=False)
