@@ -104,7 +104,7 @@ def verdicts_table() -> str:
     pairs = zip_longest(rows[:half], rows[half:], fillvalue=empty)
     old = sum(is_old(claim) for claim in claims)
     lines = [
-        f"{old} of {len(claims)} verdicts, all in papers with a star, are provisional: they are of an earlier design or "
+        f"{old} of {len(claims)} verdicts, all in papers with a star, are provisional: of an earlier design or "
         "under revision,",
         "until the runs of the registered design are made.",
         "",

@@ -175,7 +175,7 @@ files and from `results/claims.json` when the site is built. How a verdict comes
 
 {table(["source", "verdicts", *words, "provisional"], rows)}
 
-Provisional are verdicts of an earlier design, where a new one is registered and its runs are still to be made, and claims
+Provisional are verdicts of an earlier design, where a new one is registered and still to be run, and claims
 under revision. Where a claim's sentence has changed since it was judged, the paper's page shows no verdict.
 
 The same by kind and scale. A verdict at a reduced scale, or from a toy, is not one on the source itself.
