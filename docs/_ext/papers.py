@@ -204,14 +204,14 @@ def page(name: str, paper: Paper[Any]) -> str:
     overview = [
         [
             f"[{plain(claim.id)}](#{label(f'{name}/{claim.id}')})",
+            badge(row.get("verdict", NO_VERDICT)) + (" (earlier design)" if row and stale(row) else ""),
             said(claim.sentence),
             *(row.get(key, getattr(claim, key)) for key in SCALED[:2]),
-            badge(row.get("verdict", NO_VERDICT)) + (" (earlier design)" if row and stale(row) else ""),
         ]
         for claim in paper.claims
         for row in [verdicts().get(f"{name}/{claim.id}", {})]
     ]
-    parts += ["## Claims", table(["claim", "what it says", "kind", "scale", "verdict"], overview)]
+    parts += ["## Claims", table(["claim", "verdict", "what it says", "kind", "scale"], overview)]
     parts += [one(name, claim) for claim in paper.claims]
     if paper.differences:
         parts += ["## Differences from the paper", "\n".join(f"- {said(text)}" for text in paper.differences)]
