@@ -50,7 +50,11 @@ def _decided(row: Row) -> str:
     counts = Counter(effect["state"] for effect in row["effects"])
     if len(row["effects"]) == 1:
         return "There is one condition, which decides"
-    each = listed(f"{counts[state]} {words}" for state, words in COUNTED.items() if counts[state])
+    each = listed(
+        f"{counts[state]} {STATES[state] if counts[state] == 1 else words}"
+        for state, words in COUNTED.items()
+        if counts[state]
+    )
     last = {
         Verdict.reproduced: "all hold, and the weakest decides",
         Verdict.partly: f"{each}, and what stands against the rest decides",

@@ -348,7 +348,7 @@ def test_the_conditions_are_counted_by_how_they_stand() -> None:
     states = ("holds", "fails", "open", "holds")
     effects = [effect("greater", 1.0, 0.5, 1.5, 0.0, 0.2, state=s, shown="1.0", condition=s) for s in states]
     text = explaining.why(claim(verdict=Verdict.partly, effects=effects, deciding=1))
-    assert "Of 4 conditions, 2 hold, 1 fail and 1 are open, and what stands against the rest decides" in text
+    assert "Of 4 conditions, 2 hold, 1 fails and 1 is open, and what stands against the rest decides" in text
     assert text.endswith("“fails”: 1.0 points, which fails.")
 
 
