@@ -531,6 +531,11 @@ class Trainer:
             self.begin(directory)
         if self.rows and not record.is_there(directory / record.METRICS):
             self.write_metrics(directory)
+        if self.rows and self.cfg.tensorboard and not any(directory.glob("events.*")):
+            board = TensorBoardWriter(directory)
+            for row in self.rows:
+                board.row(row)
+            board.close()
 
     def save(self, directory: Path, since: MetricAccumulator) -> None:
         """A checkpoint; the one before is kept until the run has ended."""

@@ -293,7 +293,7 @@ def test_configuration_that_is_a_folder_is_told(tiny: Tiny) -> None:
 
 @pytest.mark.parametrize("at", [1, 7, 10, 20])
 def test_folder_that_is_removed_meanwhile_is_written_again(tiny: Tiny, at: int) -> None:
-    cfg = tiny("epochs=2", "eval_every=4")
+    cfg = replace(tiny("epochs=2", "eval_every=4"), tensorboard=at == 7)
     whole = Run(train.run(replace(cfg, root=f"{cfg.root}-whole")))
     steps = whole.summary["steps"]
 
@@ -308,4 +308,6 @@ def test_folder_that_is_removed_meanwhile_is_written_again(tiny: Tiny, at: int) 
     assert run.finished
     assert run.config == train.resolve(cfg)
     assert [row["val_loss"] for row in run.metrics] == [row["val_loss"] for row in whole.metrics]
+    curves = b"".join(file.read_bytes() for file in run.path.glob("events.*"))
+    assert curves.count(b"loss/val") == (len(run.metrics) if cfg.tensorboard else 0)
     assert removed[0] == steps or inference.evaluate(run)["test"][1] == whole.summary["test_accuracy"]
