@@ -47,7 +47,7 @@ def test_the_readmes_example_is_short_and_a_paper(call: Call, tmp_path: Path) ->
     short = example("README.md")
     assert len([line for line in short.splitlines() if line.strip()]) <= 20
     (tmp_path / "my_paper.py").write_text(short)
-    assert " 6 still to run" in call("reproduce", "my_paper.py", "--dry-run").out
+    assert " 10 still to run" in call("reproduce", "my_paper.py", "--dry-run").out
 
 
 def test_the_tutorials_example_is_judged_drawn_and_reported(call: Call, paper: Path, tmp_path: Path) -> None:
