@@ -167,6 +167,10 @@ class Evidence:
             remark=" ".join(filter(None, (self.remark, other.remark))),
         )
 
+    def __bool__(self) -> bool:
+        """Evidence is neither true nor false: ``and`` would drop one of two without a word."""
+        raise TypeError("two pieces of evidence are joined with &, not with `and`, `or` or `if`")
+
     def showing(self, values: Values | Mapping[str, Values], unit: str | None = None, ratio: bool = False) -> Evidence:
         """With effects that are shown beside and do not decide; a mapping names them. ``unit``: None for the same."""
         rule = Rule("greater", 1.0 if ratio else 0.0, ratio=ratio)

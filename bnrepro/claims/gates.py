@@ -44,6 +44,10 @@ class Gate:
         worst = min(parts, key=lambda gate: {None: 0, False: 1, True: 2}[gate.passed])
         return replace(worst, parts=parts)
 
+    def __bool__(self) -> bool:
+        """A gate is neither true nor false: ``and`` would drop one of two without a word."""
+        raise TypeError("two gates are joined with &, not with `and`; whether one has passed is gate.passed")
+
     @property
     def asks(self) -> str:
         """What must be, in words: "training accuracy without BN, %: at least 80"."""

@@ -89,7 +89,7 @@ class Judged:
             "kind": claim.kind,
             "scale": claim.scale,
             "scale_note": claim.scale_note,
-            "gate": _gate(self.gate) if self.gate else None,
+            "gate": _gate(self.gate) if self.gate is not None else None,
             "verdict": self.verdict.value,
             "withdrawn": claim.withdrawn,
             "answer": self.answer,
@@ -181,7 +181,7 @@ def _judged(claim: Claim, results: Results, settings: Preset) -> Judged:
 
 def _weighed(claim: Claim, evidence: Evidence, results: Results, settings: Preset, look: Look | None = None) -> Judged:
     gate = claim.gated(results, settings)
-    if gate and not gate.passed and not evidence.reason:
+    if gate is not None and not gate.passed and not evidence.reason:
         verdict = Verdict.inconclusive if gate.passed is None else Verdict.too_short
         return Judged(claim, _aside(evidence, gate.words), Judgement(verdict), gate, look)
     return Judged(claim, evidence, judge(evidence), gate, look)

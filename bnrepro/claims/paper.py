@@ -364,7 +364,7 @@ class Claim:
         Raises:
             TypeError: that is no `Evidence`, or one whose reason is no text.
         """
-        return self._held_evidence(self.evidence(results, settings))
+        return self._held_evidence(self.evidence(results, settings.model_copy(deep=True)))
 
     def gated(self, results: Results, settings: Any) -> Gate | None:
         """What its gate says; None where it has none.
@@ -372,7 +372,7 @@ class Claim:
         Raises:
             TypeError: that is no `Gate`.
         """
-        return self._held_gate(self.gate(results, settings)) if self.gate else None
+        return self._held_gate(self.gate(results, settings.model_copy(deep=True))) if self.gate else None
 
     def check(self, settings: Any) -> None:
         """Check what its functions return without results; what fails without them is told where it is judged.
@@ -383,7 +383,7 @@ class Claim:
         pairs = ((self.evidence, self._held_evidence), (self.gate, self._held_gate))
         for function, hold in pairs:
             try:
-                given = function(Results(FULL, [], [], []), settings) if function else None
+                given = function(Results(FULL, [], [], []), settings.model_copy(deep=True)) if function else None
             except user_files.FAILS:
                 continue
             if function:
@@ -486,6 +486,10 @@ class Paper(Generic[S]):
             gate: ``gate(results, settings)`` says whether the networks have trained enough, see `bnrepro.claims.gates`.
         """
         _hold(str, id=id, reported=reported)
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,39}", id):
+            raise ValueError(
+                f"the id of a claim has up to 40 letters, digits, ., _ and -, such as D1.3; got {id!r}"[:300]
+            )
         _hold(str | None, quote=quote, where=where, source=source, scale_note=scale_note, withdrawn=withdrawn)
         _hold(Kind, kind=kind)
         _hold(Scale | None, scale=scale)
@@ -613,7 +617,9 @@ class Paper(Generic[S]):
         """
         check_number(max([settings.seeds, *settings.looks]), self.name)
         with self.told("the design"):
-            design, cells = self._design(settings), dict[str, Config]()
+            design, cells = self._design(settings.model_copy(deep=True)), dict[str, Config]()
+            if not isinstance(design, Design):
+                raise TypeError(f"it returns {type(design).__name__}, but must return a Design; is `return` missing?")
             for factors in (each.factors for part in (design.arms, design.probes) for each in part):
                 if taken := Design.RESERVED & factors.keys():
                     raise ValueError(

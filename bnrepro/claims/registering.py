@@ -330,7 +330,7 @@ def _claim(paper: Paper[Any], claim: Claim, settings: Preset) -> Row:
     asked = questions(paper, claim, settings)
     if claim.withdrawn or evidence.reason:
         return said | {"not_testable": claim.withdrawn or evidence.reason}
-    if gate:
+    if gate is not None:
         said["gate"] = gate.asks
     said["effects"] = list(_effects(evidence))
     if asked:

@@ -53,7 +53,7 @@ def questions(paper: Paper[Any], claim: Claim, settings: Preset) -> list[Questio
         results = Noting("full", runs, curves, [], noted)
         for function in filter(None, (claim.evidence, claim.gate)):
             try:
-                function(results, settings)
+                function(results, settings.model_copy(deep=True))
             except user_files.FAILS:  # made-up numbers may be none that it can take; then all of the paper is run
                 return None
     return [question for place, question in enumerate(noted) if question not in noted[:place]]

@@ -44,6 +44,20 @@ class Values:
         self.factors = factors
         self.data: dict[tuple[Label, int], float] = dict(data or {})
 
+    def __eq__(self, other: object) -> bool:
+        """Whether both are the same object.
+
+        Raises:
+            TypeError: ``other`` is a number: whether all values equal it is a matter of a tolerance.
+        """
+        if isinstance(other, int | float):
+            raise TypeError(
+                f"values are not compared with == or !=; write exact(values - {other}, ..., tolerance=1e-9)"
+            )
+        return self is other
+
+    __hash__ = object.__hash__
+
     @classmethod
     def of_rows(
         cls, rows: Iterable[Mapping[str, Any]], value: str, apart: frozenset[str] = frozenset(), what: str = ""

@@ -173,7 +173,7 @@ def test_gate_that_passes_changes_nothing() -> None:
     values = results(alternating(3, 0.5, 40))
     plain, gated = judged_by(above, values), judged_by(above, values, gate=accuracy(1))
     assert (gated.judgement, gated.evidence) == (plain.judgement, plain.evidence)
-    assert gated.gate
+    assert gated.gate is not None
     assert gated.gate.passed
 
 

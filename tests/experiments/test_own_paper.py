@@ -383,6 +383,41 @@ def test_looks_that_a_design_with_seeds_of_its_own_cannot_reach_come_to_an_end(c
     assert "its next look cannot be reached" in told.out + told.err
 
 
+LOOSE = {
+    "and for two claims": (
+        'return greater(r', 'return greater(r.measured("v"), "v", "") and greater(r', "joined with &",
+    ),
+    "== for a claim": ('return greater(r.measured("v", part="main", coin=1), "v", "points", margin=0.05)',
+                       'return greater(r.measured("v") == 1.0, "v", "")', "not compared with =="),
+    "an id that no file can have": ('claim("1"', 'claim("a/1"', "the id of a claim has up to 40 letters"),
+    "no return": ("    return design\n", "", "is `return` missing?"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("old", "new", "words"), LOOSE.values(), ids=LOOSE)
+def test_what_python_would_let_pass_is_told(call: Call, tmp_path: Path, old: str, new: str, words: str) -> None:
+    text = example().split("paper = Paper(")[0] + FEW
+    assert old in text
+    (tmp_path / "few.py").write_text(text.replace(old, new))
+    told = call("reproduce", "few.py", "--jobs=1")
+    assert told.code == 2
+    assert words in told.err, told.err
+
+
+def test_settings_that_a_claim_changes_are_its_own(call: Call, tmp_path: Path) -> None:
+    head = (
+        example()
+        .split("paper = Paper(")[0]
+        .replace("seeds: int = 3", "seeds: int = 3\n    tops: list[float] = [0.05, 9.0]")
+    )
+    judged = FEW.replace("margin=0.05", "margin=s.tops.pop()")
+    more = judged[judged.index('@paper.claim("1"') :].replace('"1"', '"2"').replace("higher", "again")
+    (tmp_path / "few.py").write_text(head + judged + more)
+    assert call("reproduce", "few.py", "--jobs=1").code == 0
+    claims = json.loads((tmp_path / "results/experiments/few/claims.json").read_text())
+    assert [claim["margin"] for claim in claims] == [9.0, 9.0]
+
+
 def test_seeds_that_a_design_does_not_take_are_told(call: Call, tmp_path: Path) -> None:
     (tmp_path / "few.py").write_text(example().split("paper = Paper(")[0] + FEW)
     told = call("reproduce", "few.py", "--seeds=8")
