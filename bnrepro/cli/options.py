@@ -66,22 +66,16 @@ Force = Annotated[bool, typer.Option("--force", help="Start over even if a finis
 DryRun = Annotated[
     bool, typer.Option("--dry-run", help="Only list the runs, stored and missing, and how long they would take.")
 ]
-RunName = Annotated[
-    Path,
-    typer.Argument(
-        metavar="RUN",
-        parser=path("RUN", "Write a run's directory; `bnrepro runs` lists them."),
-        help="A run's directory, or the start of its hash or name; `bnrepro runs` lists them.",
-    ),
-]
-RunOrClaim = Annotated[
-    Path,
-    typer.Argument(
-        metavar="RUN",
-        parser=path("RUN", "Write a run's directory; `bnrepro runs` lists them."),
-        help="A run's directory, or the start of its hash or name; or EXPERIMENT[/CLAIM].",
-    ),
-]
+
+
+def _run(help: str) -> Any:
+    """An argument that names a run."""
+    parser = path("RUN", "Write a run's directory; `bnrepro runs` lists them.")
+    return typer.Argument(metavar="RUN", parser=parser, help=help)
+
+
+RunName = Annotated[Path, _run("A run's directory, or the start of its hash or name; `bnrepro runs` lists them.")]
+RunOrClaim = Annotated[Path, _run("A run's directory, or the start of its hash or name; or EXPERIMENT[/CLAIM].")]
 Root = Annotated[Path, typer.Option(metavar="FOLDER", parser=folder("--root"), help="Folder of the runs.")]
 RunsRoot = Annotated[
     Path | None,
