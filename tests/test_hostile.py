@@ -32,7 +32,8 @@ from hypothesis import strategies as st
 from torchvision import datasets
 
 from bnrepro.claims import Evidence, Results, conclusion, measuring, records
-from bnrepro.claims.paper import Measure, Probe
+from bnrepro.claims.design import Probe
+from bnrepro.claims.measures import Measure
 from bnrepro.claims.words import numbers
 from bnrepro.cli import listing
 from bnrepro.config import configs_dir, load_config, read_config, run_dir, to_yaml

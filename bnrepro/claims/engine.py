@@ -15,9 +15,10 @@ import torch
 
 from bnrepro.claims import registering
 from bnrepro.claims.conclusion import check_whose, conclude
+from bnrepro.claims.design import Arm, Design, Factors, Probe
 from bnrepro.claims.judging import Judged
 from bnrepro.claims.measuring import Measurement, file_of, measure_all, missing, stored
-from bnrepro.claims.paper import FULL, Arm, Design, Factors, Paper, Preset, Probe
+from bnrepro.claims.paper import FULL, Paper, Preset
 from bnrepro.claims.records import (
     COPY,
     PROVENANCE,

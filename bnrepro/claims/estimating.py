@@ -11,9 +11,9 @@ from statistics import median
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from bnrepro.claims.design import Arm, Probe
 from bnrepro.claims.engine import Plan
 from bnrepro.claims.measuring import stored
-from bnrepro.claims.paper import Arm, Probe
 from bnrepro.claims.records import Records
 from bnrepro.config import leaves, run_dir, what
 from bnrepro.config.schema import Config, Model

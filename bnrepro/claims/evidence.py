@@ -30,11 +30,12 @@ all of them together hold 5% (`bnrepro.stats.looks`).
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
-from typing import Literal
+from typing import Any, Literal, SupportsFloat
 
+from bnrepro.claims.results import MisuseError
 from bnrepro.stats import Interval, Values, equivalence, holm, log, p_value, t_interval
 
 __all__ = [
@@ -173,6 +174,7 @@ class Evidence:
 
     def showing(self, values: Values | Mapping[str, Values], unit: str | None = None, ratio: bool = False) -> Evidence:
         """With effects that are shown beside and do not decide; a mapping names them. ``unit``: None for the same."""
+        check_given("showing", values, unit=self.unit if unit is None else unit)
         rule = Rule("greater", 1.0 if ratio else 0.0, ratio=ratio)
         more = _effects(values, rule, self.unit if unit is None else unit, "")
         return replace(self, beside=(*self.beside, *(effect for effect in more if effect.seeds)))
@@ -237,6 +239,7 @@ def greater(
     Raises:
         ValueError: ``bar`` or ``margin`` is not finite, on the other side of the bar, or not above 0 for a ratio.
     """
+    check_given("greater", values, (bar, margin), estimand=estimand, unit=unit, condition=condition)
     return Evidence(estimand, _effects(values, _one_sided("greater", bar, margin, ratio), unit, condition))
 
 
@@ -245,6 +248,7 @@ def less(
     ratio: bool = False, condition: str = "",
 ) -> Evidence:  # fmt: skip
     """The claim that something is smaller than ``bar``. Otherwise as `greater`."""
+    check_given("less", values, (bar, margin), estimand=estimand, unit=unit, condition=condition)
     return Evidence(estimand, _effects(values, _one_sided("less", bar, margin, ratio), unit, condition))
 
 
@@ -254,6 +258,7 @@ def not_lower(values: Given, estimand: str, unit: str, *, margin: float, conditi
     Raises:
         ValueError: ``margin`` is not finite and above 0.
     """
+    check_given("not_lower", values, (margin,))
     _check_margin("not_lower", margin)
     return greater(values, estimand, unit, bar=-margin, condition=condition)
 
@@ -266,6 +271,7 @@ def equal(
     Raises:
         ValueError: ``margin`` is not finite, or nothing lies inside it.
     """
+    check_given("equal", values, (margin,), estimand=estimand, unit=unit, condition=condition)
     _check_margin("equal", margin, ratio)
     return Evidence(estimand, _effects(values, Rule("equal", None, margin, ratio), unit, condition))
 
@@ -277,6 +283,8 @@ def exact(
 
     Errors count by their size; several seeds by the largest.
     """
+    given = Values() if isinstance(values, bool) else values
+    check_given("exact", given, (tolerance,), estimand=estimand, unit=unit, condition=condition)
     if isinstance(values, bool):
         rule = Rule("exact")
         return Evidence(estimand, (Effect(condition, {0: float(not values)}, rule, "", "yes" if values else "no"),))
@@ -288,7 +296,29 @@ def exact(
 
 def not_testable(reason: str) -> Evidence:
     """A claim that cannot be put to the test here, and why, in one sentence."""
+    if not (isinstance(reason, str) and reason.strip()):
+        raise MisuseError(f"not_testable takes the reason, as a text; got {reason!r}"[:300])
     return Evidence("", reason=reason)
+
+
+def check_given(name: str, values: Any, numbers: Sequence[Any] = (), **texts: Any) -> None:
+    """Check the types that ``name`` was called with; ``numbers`` may be None.
+
+    Raises:
+        MisuseError: one is another.
+    """
+    each = values.values() if isinstance(values, Mapping) else [values]
+    if odd := [group for group in each if not isinstance(group, Values)]:
+        raise MisuseError(
+            f"{name} takes values with a seed, as r.test_accuracy(...) and r.measured(...) return them, or a dict of "
+            f"them; got {odd[0]!r}"[:300]
+        )
+    for number in numbers:
+        if isinstance(number, bool) or not isinstance(number, SupportsFloat | None):
+            raise MisuseError(f"{name}: bars, margins and tolerances are numbers; got {number!r}"[:300])
+    for what, text in texts.items():
+        if not isinstance(text, str):
+            raise MisuseError(f"{name}: the {what} is a text; got {text!r}"[:300])
 
 
 def _one_sided(name: Literal["greater", "less"], bar: float | None, margin: float | None, ratio: bool) -> Rule:

@@ -20,6 +20,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
+from bnrepro.claims.evidence import check_given
 from bnrepro.stats import Values
 
 
@@ -68,17 +69,33 @@ Given = Values | Mapping[str, Values]
 
 
 def reaches(values: Given, least: float, what: str) -> Gate:
-    """The mean over seeds is at least ``least`` under every condition: an accuracy, say."""
+    """The mean over seeds is at least ``least`` under every condition: an accuracy, say.
+
+    Raises:
+        ValueError: ``least`` is not finite.
+    """
+    _check("reaches", values, least, what)
     means = _means(values)
     worst = min(means, default=None)
     return Gate(what, worst, f"at least {least:g}", None if worst is None else worst >= least)
 
 
 def stays_below(values: Given, most: float, what: str) -> Gate:
-    """The mean over seeds is at most ``most`` under every condition: a loss, or `Results.fall` of one."""
+    """The mean over seeds is at most ``most`` under every condition: a loss, or `Results.fall` of one.
+
+    Raises:
+        ValueError: ``most`` is not finite.
+    """
+    _check("stays_below", values, most, what)
     means = _means(values)
     worst = max(means, default=None)
     return Gate(what, worst, f"at most {most:g}", None if worst is None else worst <= most)
+
+
+def _check(name: str, values: Given, bar: float, what: str) -> None:
+    check_given(name, values, (bar,), description=what)
+    if bar is None or not math.isfinite(bar):
+        raise ValueError(f"{name}: the bar must be finite; got {bar}")
 
 
 def _means(values: Given) -> list[float]:

@@ -7,11 +7,12 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from bnrepro.claims import words
+from bnrepro.claims.design import Arm, Probe
 from bnrepro.claims.evidence import Effect, Evidence, Judgement, State, Verdict, flips_at, judge
 from bnrepro.claims.gates import Gate
-from bnrepro.claims.paper import Arm, Claim, Paper, Preset, Probe, Shown
+from bnrepro.claims.paper import Claim, Paper, Preset, Shown
 from bnrepro.claims.records import Records
-from bnrepro.claims.results import Results, Row
+from bnrepro.claims.results import OF_RUNS, Results, Row
 from bnrepro.errors import known_are
 from bnrepro.stats import Look, planned
 from bnrepro.stats.values import missed
@@ -75,6 +76,11 @@ class Judged:
         """The conditions of which nothing was measured; "" of a claim that has none."""
         return [effect.condition for effect in self.evidence.effects if not effect.seeds]
 
+    @property
+    def is_gate_unknown(self) -> bool:
+        """Whether nothing was measured of what its gate looks at."""
+        return self.gate is not None and self.gate.passed is None
+
     def as_row(self, paper: str) -> Row:
         """The object of claims.json, but for what the experiment's provenance says."""
         claim, effect, look = self.claim, self.deciding, self.look
@@ -122,7 +128,8 @@ def judged(paper: Paper[Any], results: Results, settings: Preset) -> list[Judged
             with missed() as levels:
                 found.append(_judged(claim, results, settings))
             # The package's own are held to their records by tests.
-            mistake = _mistake(levels, results) if paper.file and found[-1].unmeasured else None
+            nothing = found[-1].unmeasured or found[-1].is_gate_unknown
+            mistake = _mistake(levels, results) if paper.file and nothing else None
             if mistake and _is_whole(paper, results, settings):
                 raise ValueError(mistake)
     return found
@@ -134,6 +141,9 @@ def _mistake(levels: list[tuple[str, Any]], results: Results) -> str | None:
     failed = isinstance(results, Records) and results.provenance.get("failed")
     for factor, level in levels:
         there = dict.fromkeys(str(row[factor]) for row in rows if row.get(factor) is not None)
+        if rows and not there and all(factor not in row for row in rows):
+            columns = dict.fromkeys(key for row in rows for key in row if key not in OF_RUNS | {"x", "value"})
+            return f"there is no factor {factor!r}.{known_are(factor, columns)}"
         # Of a run that diverged nothing is measured; and curves and measurements end where they end.
         excused = failed or factor in ("x", "step", "epoch", "seed") or (factor == "quantity" and "diverged" in there)
         if rows and not excused and str(level) not in there:
@@ -209,7 +219,7 @@ def tables(paper: Paper[Any], results: Results, settings: Preset) -> Iterator[tu
     """(name, title, rows) of each of the paper's tables."""
     for table in paper.tables:
         with paper.told(f"table {table.name}"):
-            rows = table.make(results, settings)
+            rows = table.make(*paper.given(results, settings))
             if not (isinstance(rows, list | tuple) and all(isinstance(row, dict) for row in rows)):
                 raise TypeError(f"it must return a list of rows, each a dict, and returns {rows!r}"[:300])
             made = table.name, caption(table, results, settings), list(rows)
@@ -225,13 +235,26 @@ def figures(
     """
     for shown in (each for each in paper.figures if only is None or each.name in only):
         with only_shown(f"Figure {shown.name}"), paper.told(f"figure {shown.name}"):
-            made = shown.name, caption(shown, results, settings), shown.make(results, settings)
+            figure = shown.make(*paper.given(results, settings))
+            if not (figure is None or hasattr(figure, "savefig")):
+                raise TypeError(f"it must return a matplotlib figure, or None, and returns {type(figure).__name__}")
+            made = shown.name, caption(shown, results, settings), figure
             yield made
 
 
 def caption(shown: Shown, results: Results, settings: Preset) -> str:
-    """The caption with the settings filled in, and with what every caption says."""
-    text = " ".join(shown.caption.format(s=settings, r=results).split())
+    """The caption with the settings filled in, and with what every caption says.
+
+    Raises:
+        ValueError: what stands in its braces is no setting.
+    """
+    try:
+        text = " ".join(shown.caption.format(s=settings, r=results).split())
+    except (LookupError, ValueError, AttributeError, TypeError) as error:
+        raise ValueError(
+            "in a docstring, braces stand for a setting, as in {s.margin}; write those that are to be shown twice: "
+            f"{{{{ and }}}} ({type(error).__name__}: {error})"
+        ) from error
     seeds = _seeds(results) if settings.looks else f"n = {settings.seeds} seeds" if settings.seeds > 1 else "one seed"
     over = f"Means and 95% intervals over {seeds}; preset" if shown.over_seeds else "Preset"
     return f"{text} {over} {results.preset}."

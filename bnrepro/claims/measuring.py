@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from bnrepro.claims.paper import Probe
+from bnrepro.claims.design import Probe
 from bnrepro.claims.records import Data
 from bnrepro.config import config_hash, digits_of, unreadable, user_files
 from bnrepro.config.schema import Config
@@ -178,6 +178,6 @@ def _row(row: dict[str, Any]) -> dict[str, Any]:
     x, quantity = plain(row["x"]), str(row["quantity"])
     if not quantity.strip():
         raise ValueError(f'a quantity needs a name, as in row("loss", 0.5); got {quantity!r}')
-    if not isinstance(x, str | bool | int | float | None):
+    if not isinstance(x, str | bool | int | float | None) or x != x:
         raise TypeError(f"x must be a text or a number, or None; got {x!r}"[:300])
     return {"quantity": quantity, "x": x, "value": float(row["value"])}

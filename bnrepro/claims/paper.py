@@ -36,29 +36,24 @@ the source's own setting, for a GPU or a cluster.
 from __future__ import annotations
 
 import inspect
-import json
 import re
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from functools import cached_property
-from importlib import import_module
-from itertools import islice, pairwise
+from itertools import pairwise
 from pathlib import Path
-from typing import Any, Generic, Literal, SupportsFloat, TypeVar, get_args, overload
+from typing import Any, Generic, Literal, TypeVar, get_args, overload
 
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError, field_validator
 
+from bnrepro.claims.design import Design, check_number
 from bnrepro.claims.evidence import Evidence
 from bnrepro.claims.gates import Gate
-from bnrepro.claims.results import OF_RUNS, Results, Row
-from bnrepro.config import MOST_RUNS, configs_dir, load_config, user_files
-from bnrepro.config.overrides import parse
-from bnrepro.config.schema import Config, Data
+from bnrepro.claims.results import MisuseError, Results
+from bnrepro.config import configs_dir, user_files
 from bnrepro.errors import UserError, first_line, known_are
-from bnrepro.norm import NORMS
-from bnrepro.runs.tables import plain
 from bnrepro.system.reading import read_yaml
 
 Kind = Literal["identity", "empirical", "prediction"]
@@ -67,9 +62,7 @@ Scale = Literal["exact", "paper", "reduced", "toy"]
 """exact: no training. paper: the source's setting. reduced: the same kind of network and data, less of it. toy: an
 analogue."""
 FULL = "full"  # the preset that is evidence, and is registered
-LARGEST_SEED = 10**18  # whole numbers of more digits are not read back from tables as such
 PRESETS = ("smoke", "quick", FULL, "paper")
-Factors = dict[str, Any]
 
 
 class Preset(BaseModel):
@@ -137,203 +130,15 @@ def _hold(kind: Any, /, **given: Any) -> None:
             raise TypeError(f"{name} cannot be {value!r}.{wanted.rstrip('.')}") from error
 
 
-@dataclass(frozen=True)
-class Measure:
-    """A measurement: a function with a name and a version of its own, under which its results are kept.
-
-    ``function(seed=..., **arguments)``, ``function(run=Run, seed=..., **arguments)`` where it measures what a run left,
-    or ``function(data=Dataset, seed=..., **arguments)`` where it needs a dataset and no run, returns rows
-    ``{"quantity": str, "x": float | str | None, "value": float}``, the same for the same arguments. Moving or renaming
-    the function measures nothing again; raise ``version`` when its results change.
-    """
-
-    function: Callable[..., list[Row]]
-    name: str
-    version: int = 1
-
-    @property
-    def identity(self) -> str:
-        """What its results are kept under; of a function in a file of a user's own, the file's content counts too."""
-        return " ".join(filter(None, (self.name, str(self.version), user_files.digest_of(self.function.__module__))))
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        """Pickled by its place, for worker processes: there a decorated function's name stands for the measure."""
-        module, name = self.function.__module__, self.function.__qualname__
-        if getattr(sys.modules.get(module), name, None) is not self:
-            return Measure, (self.function, self.name, self.version)
-        if file := user_files.file_of(module):
-            return user_files.load_any, (file, name)
-        return _named, (module, name)
-
-
-def _named(module: str, name: str) -> Any:
-    return getattr(import_module(module), name)
-
-
-def measure(name: str, version: int = 1) -> Callable[[Callable[..., list[Row]]], Measure]:
-    """Make a function a `Measure`: ``@measure("li2019/variance_shift")``."""
-    if not isinstance(name, str):
-        raise TypeError('a measure needs a name of its own, as in @measure("my_paper/shift")')
-    return lambda function: Measure(function, name, version)
-
-
-def row(quantity: str, value: SupportsFloat, x: float | str | None = None) -> Row:
-    """One measured value, as a `Measure` returns them.
-
-    Raises:
-        ValueError: the quantity has no name.
-    """
-    if not (isinstance(quantity, str) and quantity.strip()):
-        raise ValueError(f'a quantity needs a name, as in row("loss", 0.5); got {quantity!r}')
-    return {"quantity": quantity, "x": x, "value": float(value)}
-
-
-def _check_place(part: str, factors: Factors) -> None:
-    """Raise TypeError or ValueError for what records cannot hold."""
-    if not (isinstance(part, str) and part.strip()):
-        raise ValueError(f'a part needs a name, such as "main"; got {part!r}')
-    if not isinstance(factors, dict):
-        raise TypeError(f'the factors must be a dict, such as {{"norm": "bn"}}; got {factors!r}')
-    for name, level in factors.items():
-        if not (isinstance(name, str) and name.strip()):
-            raise TypeError(f"a factor needs a name; got {name!r}")
-        if not isinstance(plain(level), str | bool | int | float | None):
-            raise TypeError(f"the factor {name} must be a text or a number, and is {level!r}: name it, as a text"[:300])
-
-
-def _check_measure(what: Any, arguments: Any) -> None:
-    """Raise TypeError for what is no measure, or an argument that JSON has no word for."""
-    if not isinstance(what, Measure):
-        name = getattr(what, "__name__", repr(what)[:100])
-        raise TypeError(f'{name} is not a measure: write a function with @measure("my_paper/name") above it')
-    if not isinstance(arguments, dict):
-        raise TypeError(f"the arguments of {what.name} must be a dict, and are {arguments!r}"[:300])
-    for name, value in arguments.items():
-        try:
-            json.dumps(value)
-        except (TypeError, ValueError) as error:
-            wanted = "a text, a number, or a list or dict of them"
-            raise TypeError(f"the argument {name} of {what.name} must be {wanted}; got {value!r}"[:300]) from error
-
-
-@dataclass(frozen=True)
-class Arm:
-    """A training run of a design."""
-
-    part: str
-    factors: Factors
-    config: Config
-    """Its seed is the arm's. The same configuration may serve several parts, and is run once."""
-
-
-@dataclass(frozen=True)
-class Probe:
-    """A measurement of a design."""
-
-    part: str
-    factors: Factors
-    seed: int
-    measure: Measure
-    arguments: dict[str, Any] = field(default_factory=dict)
-    """Texts, numbers, and lists of them."""
-    config: Config | None = None
-    """The run that is measured."""
-    data: Data | None = None
-    """The dataset that is measured on, without a run."""
-
-
-def check_number(runs: int, name: str = "The design") -> None:
-    """Raise UserError for more runs than one command makes."""
-    if runs > MOST_RUNS:
-        raise UserError(f"{name}: this would be more than {MOST_RUNS:,} runs. Use fewer seeds.")
-
-
-def _seeds(given: Iterable[int]) -> tuple[int, ...]:
-    """Seeds as records can hold them, and no more than one command makes.
-
-    Raises:
-        TypeError: one is no whole number.
-        ValueError: one is below 0 or too large.
-    """
-    found = tuple(islice(given, MOST_RUNS + 1))
-    check_number(len(found))
-    for seed in found:
-        if isinstance(seed, bool) or not isinstance(plain(seed), int):
-            raise TypeError(f"seeds must be whole numbers, such as [0, 1, 2]; got {seed!r}"[:300])
-        if not 0 <= seed < LARGEST_SEED:
-            raise ValueError(f"a seed must be at least 0 and below 10^18; got {seed}"[:300])
-    return tuple(map(int, found))
-
-
-class Design:
-    """What is run and measured under a preset."""
-
-    RESERVED = OF_RUNS | {"part", "seed", "step", "epoch", "quantity", "x", "value"}
-    """Names that no factor can have: they are columns of records with a meaning of their own."""
-
-    def __init__(self, seeds: int | Iterable[int]) -> None:
-        self.seeds = range(seeds) if isinstance(seeds, int) else _seeds(seeds)
-        check_number(len(self.seeds))
-        self.arms: list[Arm] = []
-        self.probes: list[Probe] = []
-
-    def train(
-        self,
-        part: str,
-        factors: Factors,
-        overrides: Sequence[str],
-        *measures: Measure | tuple[Measure, dict[str, Any]],
-        seeds: Iterable[int] | None = None,
-        record: bool = True,
-    ) -> None:
-        """Train one configuration with every seed, and measure what the runs left.
-
-        Args:
-            part: the part of the experiment that it belongs to: "table", "horizon", ...
-            factors: what tells it from the others of its part: ``{"variant": "convbn", "batch_size": 8}``.
-            overrides: of the configuration, as on the command line; of two of one key the later one counts, so that an
-                arm can differ from what is common to all.
-            measures: made of each run; with arguments as ``(measure, {"images": 256})``.
-            seeds: other ones than the design's.
-            record: whether the runs stand in the records; False where they are only measured.
-
-        Raises:
-            ValueError: ``overrides`` set the seed.
-        """
-        if any(parse(text)[0] == "seed" for text in overrides):
-            raise ValueError("the seeds are set by Design(...) or seeds=...: remove seed= from the overrides")
-        _check_place(part, factors)
-        asked = [each if isinstance(each, tuple) and len(each) == 2 else (each, {}) for each in measures]
-        for what, arguments in asked:
-            _check_measure(what, arguments)
-        # NCHW unless the design says otherwise, as what has been published was computed.
-        cfg = load_config(["channels_last=false", *overrides])
-        if cfg.norm.file is None and cfg.variant not in NORMS:
-            raise ValueError(f"there is no norm {cfg.variant!r}.{known_are(cfg.variant, NORMS)}".rstrip("."))
-        for seed in self.seeds if seeds is None else _seeds(seeds):
-            own = replace(cfg, seed=seed)
-            check_number(1 + max(len(self.arms), len(self.probes)))
-            if record:
-                self.arms.append(Arm(part, factors, own))
-            for what, arguments in asked:
-                self.probes.append(Probe(part, factors, seed, what, arguments, own))
-
-    def measure(
-        self,
-        part: str,
-        factors: Factors,
-        what: Measure,
-        data: Sequence[str] | None = None,
-        seeds: Iterable[int] | None = None,
-        **arguments: Any,
-    ) -> None:
-        """Measure without a training run; ``data`` are the overrides that name a dataset, handed over as ``data``."""
-        _check_place(part, factors)
-        _check_measure(what, arguments)
-        dataset = load_config(list(data)).data if data is not None else None
-        for seed in self.seeds if seeds is None else _seeds(seeds):
-            check_number(1 + len(self.probes))
-            self.probes.append(Probe(part, factors, seed, what, arguments, None, dataset))
+def _check_takes(function: Callable[..., Any], *given: str) -> None:
+    """Raise TypeError where ``function`` cannot be called with so many arguments."""
+    name = getattr(function, "__name__", "function")
+    try:
+        inspect.signature(function).bind(*given)
+    except TypeError as error:
+        raise TypeError(f"{name} must take {' and '.join(given)}, as in `def {name}({', '.join(given)})`") from error
+    except ValueError:  # one in C, which does not say
+        return
 
 
 @dataclass(frozen=True)
@@ -357,14 +162,16 @@ class Claim:
     """Why its verdict is withdrawn."""
     gate: Callable[[Results, Any], Gate] | None = None
     """Whether the networks have trained enough for it to be judged."""
+    own: bool = False
+    """Of a paper in a file of a user's own, which may change what it is given: so that is a copy."""
 
     def rests_on(self, results: Results, settings: Any) -> Evidence:
         """What its function says that it rests on.
 
         Raises:
-            TypeError: that is no `Evidence`, or one whose reason is no text.
+            TypeError: that is no `Evidence`.
         """
-        return self._held_evidence(self.evidence(results, settings.model_copy(deep=True)))
+        return self._held_evidence(self.evidence(*_copied(results, settings, self.own)))
 
     def gated(self, results: Results, settings: Any) -> Gate | None:
         """What its gate says; None where it has none.
@@ -372,18 +179,20 @@ class Claim:
         Raises:
             TypeError: that is no `Gate`.
         """
-        return self._held_gate(self.gate(results, settings.model_copy(deep=True))) if self.gate else None
+        return self._held_gate(self.gate(*_copied(results, settings, self.own))) if self.gate else None
 
     def check(self, settings: Any) -> None:
         """Check what its functions return without results; what fails without them is told where it is judged.
 
         Raises:
-            TypeError: they return something else.
+            TypeError: they return something else, or call what makes evidence or gates with other types than it takes.
         """
         pairs = ((self.evidence, self._held_evidence), (self.gate, self._held_gate))
         for function, hold in pairs:
             try:
                 given = function(Results(FULL, [], [], []), settings.model_copy(deep=True)) if function else None
+            except MisuseError:
+                raise
             except user_files.FAILS:
                 continue
             if function:
@@ -393,8 +202,6 @@ class Claim:
     def _held_evidence(given: Any) -> Evidence:
         if not isinstance(given, Evidence):
             raise TypeError(f"it returns {type(given).__name__}, but must return Evidence, as `greater` does")
-        if not isinstance(given.reason, str):
-            raise TypeError(f"not_testable takes the reason as a text, and got {given.reason!r}"[:300])
         return given
 
     @staticmethod
@@ -410,6 +217,10 @@ class Claim:
         file, package = Path(code.co_filename), Path(__file__).parents[1]
         place = file.relative_to(package.parent).as_posix() if file.is_relative_to(package) else file.name
         return f"{place}:{code.co_name}"
+
+
+def _copied(results: Results, settings: S, own: bool) -> tuple[Results, S]:
+    return results.copied() if own else results, settings.model_copy(deep=True)
 
 
 @dataclass(frozen=True)
@@ -439,6 +250,8 @@ class Paper(Generic[S]):
         _hold(Scale, scale=scale)
         _hold(str, scale_note=scale_note)
         _hold(str | None, source=source)
+        if module not in sys.modules:
+            raise ValueError(f"a paper is named by its module: write Paper(__name__, ...); got {module!r}"[:300])
         if not (isinstance(settings, type) and issubclass(settings, Preset)):
             raise TypeError(f"settings must be a class, as in `class Settings(Preset)`; got {settings!r}"[:300])
         self.module, self.settings_type = module, settings
@@ -450,12 +263,15 @@ class Paper(Generic[S]):
         self.claims: list[Claim] = []
         self.tables: list[Shown] = []
         self.figures: list[Shown] = []
-        self._design: Callable[[S], Design] = lambda settings: Design(settings.seeds)
+        self._design: Callable[[S], Design] | None = None
 
     # --- decorators ---
 
     def design(self, function: Callable[[S], Design]) -> Callable[[S], Design]:
         """``function(settings)`` returns what is run and measured."""
+        if self._design is not None:
+            raise ValueError(f"{self.name} has two designs: remove one, or join them in one function")
+        _check_takes(function, "settings")
         self._design = function
         return function
 
@@ -496,15 +312,21 @@ class Paper(Generic[S]):
         if not (gate is None or callable(gate)):
             raise TypeError(f"gate must be one function, and is {gate!r}; two gates are joined in it with &"[:300])
 
+        if gate is not None:
+            _check_takes(gate, "results", "settings")
+
         def add(function: Callable[[Results, S], Evidence]) -> Callable[[Results, S], Evidence]:
             own = scale or ("exact" if kind == "identity" else self.scale)
             note = scale_note if scale_note is not None else "" if own == "exact" else self.scale_note
+            _check_takes(function, "results", "settings")
             text = inspect.cleandoc(function.__doc__ or "").replace("\n", " ")
             if not text or any(claim.id == id for claim in self.claims):
                 raise ValueError(f"{self.name}: claim {id} needs a sentence as its docstring, and a unique id")
             cited = source or self.source
             self.claims.append(
-                Claim(id, text, function, reported, quote, where, cited, kind, own, note, withdrawn, gate)
+                Claim(
+                    id, text, function, reported, quote, where, cited, kind, own, note, withdrawn, gate, bool(self.file)
+                )
             )
             return function
 
@@ -540,6 +362,7 @@ class Paper(Generic[S]):
     def _shown(self, into: list[Shown], function: Any, over_seeds: bool) -> Any:
         if function is None:
             return lambda each: self._shown(into, each, over_seeds)
+        _check_takes(function, "results", "settings")
         if any(each.name == function.__name__ for each in into):
             what = "tables" if into is self.tables else "figures"
             raise ValueError(f"{self.name}: two {what} are called {function.__name__}: give each a name of its own")
@@ -556,6 +379,8 @@ class Paper(Generic[S]):
     @cached_property
     def _changes(self) -> dict[str, dict[str, Any]]:
         if not self._file.is_file():
+            if (other := self._file.with_suffix(".yml")).is_file():
+                raise UserError(f"{other}: presets are read from {self._file.name}. Rename the file.")
             return {}
         try:
             import yaml
@@ -596,7 +421,7 @@ class Paper(Generic[S]):
         """
         fields = self.settings_type.model_fields
         try:
-            with self.told("the check of the settings"):
+            with self.told("the check of the settings", but=ValidationError):
                 return self.settings_type.model_validate(values)
         except ValidationError as error:
             first = error.errors()[0]
@@ -613,23 +438,20 @@ class Paper(Generic[S]):
         """The runs and measurements.
 
         Raises:
-            ValueError: a factor has a name that is not free, or two runs are not told apart by their factors.
+            TypeError: there is no design, or it returns something else.
         """
         check_number(max([settings.seeds, *settings.looks]), self.name)
         with self.told("the design"):
-            design, cells = self._design(settings.model_copy(deep=True)), dict[str, Config]()
+            if self._design is None:
+                raise TypeError("there is none: write a function with @paper.design above it that returns a Design")
+            design = self._design(settings.model_copy(deep=True))
             if not isinstance(design, Design):
                 raise TypeError(f"it returns {type(design).__name__}, but must return a Design; is `return` missing?")
-            for factors in (each.factors for part in (design.arms, design.probes) for each in part):
-                if taken := Design.RESERVED & factors.keys():
-                    raise ValueError(
-                        f"no factor can be called {', '.join(sorted(taken))}: records have a column of this name"
-                    )
-            for arm in design.arms:
-                cell = f"part {arm.part!r}, factors {arm.factors}, seed {arm.config.seed}"
-                if cells.setdefault(cell, arm.config) != arm.config:
-                    raise ValueError(f"two different runs have {cell}: give them factors that tell them apart")
             return design
+
+    def given(self, results: Results, settings: S) -> tuple[Results, S]:
+        """What a table or figure is made of, as `Claim.rests_on` is; of the package's own, the records themselves."""
+        return _copied(results, settings, bool(self.file))
 
     def check_claims(self, settings: S) -> None:
         """Check what can be known of its claims before anything is run; the package's own are held to it by tests.
@@ -642,11 +464,11 @@ class Paper(Generic[S]):
                 claim.check(settings)
 
     @contextmanager
-    def told(self, what: str) -> Iterator[None]:
-        """Within it, an error of a paper in a file of a user's own is told as theirs, with the line."""
+    def told(self, what: str, but: type[Exception] = UserError) -> Iterator[None]:
+        """Within it, an error of a paper in a file of a user's own is told as theirs, with the line; ``but`` is not."""
         try:
             yield
-        except (UserError, MemoryError, ValidationError):
+        except (UserError, MemoryError, but):
             raise
         except user_files.FAILS as error:
             if self.file is None:

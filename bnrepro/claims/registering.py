@@ -19,8 +19,9 @@ from typing import Any
 
 import yaml
 
+from bnrepro.claims.design import Arm, Probe
 from bnrepro.claims.evidence import Evidence, Rule
-from bnrepro.claims.paper import FULL, Arm, Claim, Paper, Preset, Probe
+from bnrepro.claims.paper import FULL, Claim, Paper, Preset
 from bnrepro.claims.results import Results, Row
 from bnrepro.claims.tracing import questions
 from bnrepro.config import configs_dir, digits_of, identity_of, user_files

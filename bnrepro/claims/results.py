@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
+from bnrepro.errors import known_are
 from bnrepro.runs.record import COLUMNS
 from bnrepro.runs.tables import Row as Row
 from bnrepro.stats import Values
@@ -23,6 +24,10 @@ PERCENT = 100.0
 CHANCE = 10.0  # %: ten classes
 
 
+class MisuseError(TypeError):
+    """A claim's function calls ours as it never can be, whatever was run and measured."""
+
+
 @dataclass(frozen=True)
 class Results:
     """The records of an experiment. Everything is selected by factors: ``r.test_accuracy(part="table")``."""
@@ -35,13 +40,23 @@ class Results:
     measurements: list[Row]
     """One row a value: quantity, x, value."""
 
+    def copied(self) -> Results:
+        """The same records, which code of a user's own may change without changing these."""
+        runs, curves, measurements = (list(map(dict, rows)) for rows in (self.runs, self.curves, self.measurements))
+        return replace(self, runs=runs, curves=curves, measurements=measurements)
+
     def first(self, seeds: int) -> Results:
         """The records of seeds 0, 1, ..., ``seeds`` - 1 alone."""
         kept = ([row for row in rows if row["seed"] < seeds] for rows in (self.runs, self.curves, self.measurements))
         return Results(self.preset, *kept)
 
     def of_runs(self, column: str, **factors: Any) -> Values:
-        """``column`` of the runs that completed, by the factors of their part."""
+        """``column`` of the runs that completed, by the factors of their part.
+
+        Raises:
+            MisuseError: runs have no such column.
+        """
+        _check_column("runs", column, RUN_COLUMNS)
         rows = [row for row in self._selected(self.runs, factors) if row["status"] == "completed"]
         return Values.of_rows([_narrow(row, column, OF_RUNS) for row in rows], column)
 
@@ -63,11 +78,13 @@ class Results:
 
     def curve(self, column: str, **factors: Any) -> Values:
         """``column`` at each evaluation, with the factor ``step``; runs that diverged are there up to that step."""
+        _check_column("curves", column, COLUMNS)
         rows = self._selected(self.curves, factors)
         return Values.of_rows([_narrow(row, column, OF_CURVES - {"step"}) for row in rows], column)
 
     def fall(self, column: str, **factors: Any) -> Values:
         """By how much ``column`` fell per epoch, over the last epoch of each run: whether a loss still falls."""
+        _check_column("curves", column, COLUMNS)
         runs: dict[str, list[Row]] = {}
         for row in self._selected(self.curves, factors):
             if row.get(column) is not None:
@@ -104,6 +121,11 @@ class Results:
         if rows and not found:
             note_missed({k: v for k, v in alone.items() if all(row.get(k) != v for row in rows)})
         return found
+
+
+def _check_column(what: str, column: str, known: Sequence[str]) -> None:
+    if column not in known:
+        raise MisuseError(f"{what} have no column {column!r}.{known_are(column, known)}".rstrip("."))
 
 
 def _narrow(row: Row, column: str, results: frozenset[str]) -> Row:

@@ -12,10 +12,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+from bnrepro.claims.design import Design
 from bnrepro.claims.engine import Plan, with_seeds
 from bnrepro.claims.estimating import Costs, Estimate
 from bnrepro.claims.judging import Judged, judged
-from bnrepro.claims.paper import Claim, Design, Paper
+from bnrepro.claims.paper import Claim, Paper
 from bnrepro.claims.records import Records
 from bnrepro.claims.tracing import asked_by, read_by
 

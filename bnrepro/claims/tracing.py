@@ -11,7 +11,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from bnrepro.claims.paper import Arm, Claim, Design, Factors, Paper, Preset, Probe
+from bnrepro.claims.design import Arm, Design, Factors, Probe
+from bnrepro.claims.paper import Claim, Paper, Preset
 from bnrepro.claims.results import RUN_COLUMNS, Results, Row
 from bnrepro.config import user_files
 from bnrepro.runs.record import COLUMNS

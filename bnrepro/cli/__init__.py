@@ -62,7 +62,11 @@ def main() -> None:
 
 
 def _run() -> None:
-    saying.reset()
+    with saying.one_command():
+        _command()
+
+
+def _command() -> None:
     parser = typer.main.get_command(app)
     if completion.answer(parser):
         return

@@ -207,6 +207,8 @@ def verdict_table(claims: Sequence[Row], width: int | None = None) -> str:
     indent = " " * (2 + max(map(len, ids), default=0))
     counts = Counter(each["verdict"] for each in claims)
     lines = [f"{counted(len(claims), 'claim')}: " + ", ".join(f"{counts[v]} {v}" for v in Verdict if counts[v])]
+    if not claims:
+        return "The paper has no claims."
     for name, each in zip(ids, claims, strict=True):
         head = f"{name:<{len(indent)}}{_verdict(each)}: {each['sentence']}"
         for first, text in ((head, ""), (indent, each["answer"])):

@@ -185,8 +185,9 @@ class Work:
     ) -> None:
         """Each paper's preset, with as many seeds as it says, or ``seeds``."""
         from bnrepro.claims.engine import with_seeds
+        from bnrepro.claims.paper import FULL
         from bnrepro.claims.tracing import asked_by, read_by
-        from bnrepro.errors import UserError
+        from bnrepro.errors import UserError, either
 
         plans = []
         for paper, claims in chosen:
@@ -200,6 +201,13 @@ class Work:
                     raise UserError(
                         f"--seeds={seeds}: the design of {paper.name} has {len(design.seeds)}, whatever is asked for. "
                         "Leave it out; or write Design(s.seeds) in the paper, with s its settings."
+                    )
+                if seeds is not None and name == FULL and settings.looks and seeds not in settings.looks:
+                    reached = max((look for look in settings.looks if look <= seeds), default=0)
+                    used = f"the first {reached} count" if reached else "there is no verdict"
+                    tell(
+                        f"--seeds={seeds}: {paper.name} is judged after {either([*map(str, settings.looks)])} seeds; "
+                        f"of {seeds}, {used}."
                     )
                 if claims is not None:
                     asked = read_by(design, asked_by(paper, claims, settings))
@@ -314,6 +322,8 @@ class Work:
 def tell_unmeasured(judged: list[Judged]) -> None:
     """Name the claims that found nothing."""
     for one in judged:
+        if one.is_gate_unknown:
+            tell(f"Claim {one.claim.id}: its gate found no measured values. Check the spelling of what it reads.")
         if one.unmeasured:
             which = f" for {', '.join(filter(None, one.unmeasured))}" if any(one.unmeasured) else ""
             tell(

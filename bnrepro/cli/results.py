@@ -25,7 +25,7 @@ from bnrepro.cli.options import (
     path,
     shown,
 )
-from bnrepro.cli.saying import Json, Quiet, answer, say
+from bnrepro.cli.saying import Json, Quiet, answer, print_document, say
 from bnrepro.experiments import NAMES
 from bnrepro.system.output import counted, tell
 
@@ -40,8 +40,8 @@ def register(
     names: Annotated[list[str], typer.Argument(metavar="EXPERIMENT", help=f"{', '.join(NAMES)}.")],
     out: Out = EXPERIMENTS,
     amend: Annotated[
-        str, typer.Option("--amend", metavar="REASON", help="Reason for replacing a design that has results.")
-    ] = "",
+        str | None, typer.Option("--amend", metavar="REASON", help="Reason for replacing a design that has results.")
+    ] = None,
 ) -> None:
     """Write down designs before they are run.
 
@@ -54,11 +54,14 @@ def register(
     from bnrepro import experiments
     from bnrepro.claims import registering
     from bnrepro.claims.records import provenance_of
+    from bnrepro.errors import UserError
 
     check_separate("register", names, "experiments")
+    if amend is not None and not amend.strip():
+        raise UserError('--amend needs a reason, as in --amend "one point is less than the spread of the pilot".')
     for paper in [experiments.experiment(name) for name in dict.fromkeys(names)]:
         held = provenance_of(paper.directory(out))
-        file, written = registering.register(paper, held, amend)
+        file, written = registering.register(paper, held, amend or "")
         say(f"{registering.called(paper)}: {written.hash}, registered {written.registered}: {shown(file)}")
         design = held.get("design") or {}
         if design.get("hash") == written.hash and not design.get("as_registered"):
@@ -367,7 +370,7 @@ def report(
     results = out or Path("results")
     if as_json:
         with own.gathered(paths, left_out) if paths else nullcontext(reporting.gather(results, left_out)) as found:
-            typer.echo(conclusion.as_json(found.claims), nl=False)
+            print_document(conclusion.as_json(found.claims))
         return
     for file in [own.write(paths, out or Path(), left_out)] if paths else reporting.write(results, left_out):
         say(f"Report: {shown(file)}")

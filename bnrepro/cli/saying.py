@@ -7,24 +7,34 @@ level INFO; warnings keep their level, and are told even with ``--quiet``.
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
-from typing import Annotated, Any
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Annotated, Any, TextIO
 
 import typer
 
-_as_json = False
+_document: TextIO | None = None
+"""Standard output, where ``--json`` has it for one document alone."""
 
 
-def reset() -> None:
-    """As at the start of a process: sentences, and all of them."""
-    global _as_json
-    _as_json = False
+@contextmanager
+def one_command() -> Iterator[None]:
+    """Within it, a command is said to be quiet or to print JSON; each starts with sentences, and all of them."""
+    global _document
     logging.getLogger("bnrepro").setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        if _document:
+            sys.stdout, _document = _document, None
 
 
 def _json(asked: bool) -> bool:
-    global _as_json
-    _as_json = _as_json or asked
+    """What others print meanwhile, as code of a user's own does, goes to standard error."""
+    global _document
+    if asked and not _document:
+        _document, sys.stdout = sys.stdout, sys.stderr
     return asked
 
 
@@ -45,13 +55,13 @@ def quiet() -> bool:
 
 def say(text: str, nl: bool = True) -> None:
     """A result, on standard output; nothing with ``--json``."""
-    if not _as_json:
+    if not _document:
         typer.echo(text, nl=nl)
 
 
 def hint(text: str) -> None:
     """What to do next, on standard output; nothing with ``--json`` or ``--quiet``."""
-    if not (_as_json or quiet()):
+    if not (_document or quiet()):
         typer.echo(text)
 
 
@@ -64,10 +74,15 @@ def note(text: str) -> None:
 
 def answer(value: Any) -> None:
     """The document of ``--json``; nothing without. Numbers that are not finite are null, paths are texts."""
-    if _as_json:
+    if _document:
         import json
 
-        typer.echo(json.dumps(_plain(value), indent=1, ensure_ascii=False))
+        print_document(json.dumps(_plain(value), indent=1, ensure_ascii=False) + "\n")
+
+
+def print_document(text: str) -> None:
+    """``text`` as the document of ``--json``."""
+    typer.echo(text, nl=False, file=_document)
 
 
 def _plain(value: Any) -> Any:

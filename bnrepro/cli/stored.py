@@ -127,8 +127,11 @@ def claims_named(name: Path, out: Path) -> list[dict[str, Any]]:
 
     if (name / CLAIMS).is_file():
         return open_conclusion(name).claims
-    experiment, *rest = name.parts or ("",)
-    if len(rest) > 1 or name.is_absolute() or name.exists() or not (out / experiment / CLAIMS).is_file():
+    parts = name.parts or ("",)
+    file = next((place for place, part in enumerate(parts) if part.endswith(".py")), 0)  # of a user's own
+    experiment, rest = parts[file].removesuffix(".py"), parts[file + 1 :]
+    is_path = not parts[file].endswith(".py") and (name.is_absolute() or name.exists())
+    if len(rest) > 1 or is_path or not (out / experiment / CLAIMS).is_file():
         return []
     rows = open_conclusion(out / experiment).claims
     if not rest:

@@ -214,6 +214,9 @@ def blame(error: BaseException, files: Sequence[Path]) -> str:
 def where(error: BaseException, file: Path) -> str:
     """The error in one line, with the last line of ``file`` that led to it."""
     line, words = None, str(error)
+    if type(error).__module__.startswith("pydantic"):  # whose first line says only how many errors there are
+        first: Any = next(iter(getattr(error, "errors", list)()), None)
+        words = f"{'.'.join(map(str, first['loc']))}: {first['msg']}" if first else words
     if isinstance(error, SyntaxError) and error.filename == str(file):
         line, words = error.lineno, error.msg  # its text names both too
     trace = error.__traceback__

@@ -32,6 +32,9 @@ def experiment(name: str) -> Paper[Any]:
     Raises:
         UserError: there is none.
     """
+    head, _, claim = name.rpartition("/")
+    if head in NAMES or head.endswith(".py"):
+        raise UserError(f"{name}: this takes a whole experiment, and not its claim {claim!r}. Write {head}.")
     if name.endswith(".py"):
         return _in_file(Path(name).expanduser().absolute())
     if name not in NAMES:
@@ -45,7 +48,7 @@ def _in_file(file: Path) -> Paper[Any]:
     from bnrepro.config import user_files
 
     module = user_files.load_module(file)
-    papers = [value for value in vars(module).values() if isinstance(value, Paper)]
+    papers = list({id(value): value for value in vars(module).values() if isinstance(value, Paper)}.values())
     if len(papers) != 1:
         raise UserError(
             f"{file} must define one paper, as in `paper = Paper(__name__, Settings)`; it defines {len(papers)}."

@@ -247,6 +247,7 @@ def _serve(pipe: connection.Connection, threads: int) -> None:
         signal.signal(number, signal.SIG_IGN)  # the parent, which gets it too, ends the work in order
     signal.pthread_sigmask(signal.SIG_UNBLOCK, hidden)
     output.protect()
+    os.dup2(2, 1)  # standard output has results alone, and not what code of a user's own prints
     use_threads(threads)  # imports torch, which may bind this thread to a core
     unbind()
     raise_malloc_thresholds()

@@ -106,8 +106,7 @@ class Values:
         """The values with these levels. A list keeps its factor; a single level, or None for "none", removes it."""
         keep = {key: level for key, level in levels.items() if isinstance(level, list | tuple | set | range)}
         alone = {key: level for key, level in levels.items() if key not in keep}
-        if missing := [key for key in levels if key not in self.factors and levels[key] is not None and self.data]:
-            raise ValueError(f"there is no factor {', '.join(missing)}; there are {', '.join(self.factors)}")
+        self._check(*(key for key in levels if levels[key] is not None))
         places = {key: self.factors.index(key) for key in levels if key in self.factors}
         left = [i for i, key in enumerate(self.factors) if key not in alone]
         found = Values(
@@ -146,13 +145,23 @@ class Values:
         return list(dict.fromkeys(label[place] for label, _ in self.data))
 
     def by(self, *factors: str) -> dict[Any, Values]:
-        """The values for each level of ``factors`` (of several: for each tuple), without these."""
+        """The values for each level of ``factors`` (of several: for each tuple), without these.
+
+        Raises:
+            ValueError: there is no such factor.
+        """
+        self._check(*factors)
         place = [self.factors.index(key) for key in factors] if self.data else []
         groups = dict.fromkeys(tuple(label[i] for i in place) for label, _ in self.data)
         return {
             group[0] if len(factors) == 1 else group: self.at(**dict(zip(factors, group, strict=True)))
             for group in groups
         }
+
+    def _check(self, *factors: str) -> None:
+        """Check that these are factors, where there are values."""
+        if self.data and (missing := [key for key in factors if key not in self.factors]):
+            raise ValueError(f"there is no factor {', '.join(missing)}; there are {', '.join(self.factors) or 'none'}")
 
     @property
     def seeds(self) -> dict[int, float]:
@@ -253,7 +262,12 @@ class Values:
         return Values(wide.factors, data)
 
     def reduce(self, function: Callable[[list[float]], float], *over: str) -> Values:
-        """``function`` of the values of each seed over all levels of ``over`` (none given: of all factors)."""
+        """``function`` of the values of each seed over all levels of ``over`` (none given: of all factors).
+
+        Raises:
+            ValueError: there is no such factor.
+        """
+        self._check(*over)
         left = [i for i, key in enumerate(self.factors) if over and key not in over]
         groups: dict[tuple[Label, int], list[float]] = {}
         for (label, seed), value in self.data.items():
@@ -261,7 +275,12 @@ class Values:
         return Values(tuple(self.factors[i] for i in left), {key: function(values) for key, values in groups.items()})
 
     def along(self, factor: str, function: Callable[[list[Any], list[float]], float]) -> Values:
-        """``function`` of the levels of ``factor`` and of each seed's values at them: a slope, an area."""
+        """``function`` of the levels of ``factor`` and of each seed's values at them: a slope, an area.
+
+        Raises:
+            ValueError: there is no such factor.
+        """
+        self._check(factor)
         rest = [i for i, key in enumerate(self.factors) if key != factor]
         series: dict[tuple[Label, int], dict[Any, float]] = {}
         for (label, seed), value in self.data.items():

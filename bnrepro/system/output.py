@@ -84,6 +84,15 @@ class Shield(io.RawIOBase):
         return bool(poll.poll(1000 * PATIENCE))
 
 
+class _Stream(io.TextIOWrapper):
+    """A text stream that others cannot close, as code of a user's own may try to."""
+
+    def close(self) -> None:
+        """Write what is held back."""
+        with suppress(OSError, ValueError):
+            self.flush()
+
+
 def counted(number: float, thing: str) -> str:
     """``1 run``, ``2 runs``."""
     return f"{number:g} {thing}{'' if number == 1 else 's'}"
@@ -116,13 +125,13 @@ def protect() -> None:
 def _shielded(stream: io.TextIOWrapper | None, descriptor: int) -> TextIO:
     shield = Shield(descriptor)
     if stream is None:
-        return io.TextIOWrapper(io.BufferedWriter(shield), "utf-8", "backslashreplace", line_buffering=True)
+        return _Stream(io.BufferedWriter(shield), "utf-8", "backslashreplace", line_buffering=True)
     with suppress(OSError, ValueError):
         stream.flush()
     unbuffered = stream.write_through
     buffer: Any = shield if unbuffered else io.BufferedWriter(shield)
     _replaced.append(stream)
-    return io.TextIOWrapper(
+    return _Stream(
         buffer,
         stream.encoding,
         "backslashreplace",

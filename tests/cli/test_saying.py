@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -64,8 +65,14 @@ def test_old_names_work_and_say_so(call: Call, arguments: list[str], words: str)
 
 
 def test_numbers_that_json_does_not_know_are_null(capsys: pytest.CaptureFixture[str]) -> None:
-    saying._json(True)
-    saying.answer({"a": [float("nan"), float("inf"), -1.5, True, None], 3: Path("x\x1b")})
-    saying.reset()
-    numbers, text = json.loads(capsys.readouterr().out).values()
+    with saying.one_command():
+        saying._json(True)
+        sys.stdout.write("what code of a user's own prints\n")
+        saying.answer({"a": [float("nan"), float("inf"), -1.5, True, None], 3: Path("x\x1b")})
+    sys.stdout.write("after it\n")
+    shown = capsys.readouterr()
+    assert shown.err == "what code of a user's own prints\n"
+    document, _, rest = shown.out.rpartition("after it")
+    assert rest == "\n"
+    numbers, text = json.loads(document).values()
     assert (numbers, text) == ([None, None, -1.5, True, None], "x\N{REPLACEMENT CHARACTER}")

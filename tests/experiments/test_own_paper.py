@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -29,7 +31,7 @@ def paper(tmp_path: Path) -> Path:
 
 MISTAKES = [
     (("    return greater(", "    greater("), 2, "it returns NoneType, but must return Evidence, as `greater` does"),
-    (('part="main"', 'prat="main"'), 2, "claim 1 fails: ValueError: there is no prat 'main'."),
+    (('part="main"', 'prat="main"'), 2, "claim 1 fails: ValueError: there is no factor 'prat'. Did you mean part?"),
     (('part="main"', 'part="mian"'), 2, "there is no part 'mian'. Did you mean main? Available: main."),
     (('norm="nobn"', 'norm="none"'), 2, "there is no norm 'none'. Did you mean nobn? Available: nobn, bn."),
     (("margin=s.margin)", "margin=s.margin).tested_at(5)"), 2, "above 0 and below 0.5, such as 0.01; got 5"),
@@ -244,11 +246,55 @@ COIN_SLIPS = [
     (("effect=.3)", "effect=object())"), "the argument effect of c/t must be a text"),
     (('claim("1")', 'claim("1", gate=lambda r, s: True)'), "claim 1 fails: TypeError: its gate returns bool, but must"),
     (('claim("1")', 'claim("1", gate=(c, c))'.replace("c, c", "toss, toss")), "gate must be one function, and is (Me"),
-    (("    return greater(", "    return not_testable(3)\n    greater("), "takes the reason as a text, and got 3"),
+    (
+        ("    return greater(", "    return not_testable(3)\n    greater("),
+        "not_testable takes the reason, as a text; got 3",
+    ),
     (
         ("    return greater(", "    greater("),
         "claim 1 fails: TypeError: it returns NoneType, but must return Evidence",
     ),
+    (("    return greater(", '    return not_testable("")\n    greater('), "takes the reason, as a text; got ''"),
+    (
+        ("    return greater(", "    return greater(1.5, 'v', '')\n    greater("),
+        "greater takes values with a seed, as r.te",
+    ),
+    (
+        ("    return greater(", "    return greater({'a': 1}, 'v', '')\n    greater("),
+        "or a dict of them; got 1 (line 15)",
+    ),
+    ((", margin=.05)", ", margin=.05).showing(3)"), "showing takes values with a seed"),
+    ((", margin=.05)", ", margin='x')"), "greater: bars, margins and tolerances are numbers; got 'x'"),
+    (('"points"', "None"), "greater: the unit is a text; got None"),
+    (('r.measured("v", part="main", e=.3)', 'r.of_runs("accuracy")'), "runs have no column 'accuracy'. Did you mean"),
+    (('claim("1")', 'claim("1", gate=lambda r, s: reaches(1, 2, "v"))'), "reaches takes values with a seed"),
+    (('claim("1")', 'claim("1", gate=lambda r: 1)'), "must take results and settings"),
+    (
+        ("def c(r, s)", "def c(r)"),
+        "TypeError: c must take results and settings, as in `def c(results, settings)` (line",
+    ),
+    (("def runs(s)", "def runs()"), "TypeError: runs must take settings, as in `def runs(settings)` (line 9)"),
+    (("def toss(seed, ", "def toss("), "c/t is called with seed, effect, which it does not take"),
+    (("effect=.3)", "bias=.3)"), "c/t is called with seed, bias, which it does not take"),
+    (
+        (MEASURED, f"{MEASURED[:-3]}.4); {MEASURED}"),
+        "two different measurements c/t have part 'main', factors {'e': 0.3}",
+    ),
+    ((MEASURED, "s.effect = 3"), "the design fails: ValidationError: effect: Instance is frozen (line 11)"),
+    ((MEASURED, 'Settings(seeds="x")'), "the design fails: ValidationError: seeds: Input should be a valid integer"),
+    (
+        ("Design(s.seeds)", "Design(3.0)"),
+        "seeds are a number of them, such as 5, or a list, such as [0, 1, 2]; got 3.0",
+    ),
+    (("Design(s.seeds)", "Design(0)"), "there must be at least one seed"),
+    (("Design(s.seeds)", "Design([0, 0, 1])"), "each seed stands once in a list of seeds; 0 is there twice"),
+    ((MEASURED, 'd.train("main", {"e": 1}, ["modl=lenet"])'), "There is no key modl. Did you mean model? (line 11)"),
+    ((MEASURED, 'd.train("main", {"e": 1}, "model=lenet")'), "the overrides must be a list, such as"),
+    ((MEASURED, 'd.train("main", {"e": 1}, [3])'), 'an override is a text, such as "epochs=1"; got 3'),
+    ((MEASURED, 'd.train("main", {"e": float("nan")}, [])'), "the factor e must be a text or a number"),
+    (("Paper(__name__", 'Paper("base"'), "a paper is named by its module: write Paper(__name__, ...); got 'base'"),
+    (("@paper.design\n", ""), "the design fails: TypeError: there is none: write a function with @paper.design above"),
+    (("@paper.claim", "@paper.design\ndef other(s): return Design(1)\n@paper.claim"), "coin has two designs"),
     (
         ('"main", {"e"', '"", {"e"'),
         "the design fails: ValueError: a part needs a name, such as \"main\"; got '' (line 11)",
@@ -298,6 +344,18 @@ def test_what_can_be_known_is_told_before_anything_is_measured(
             "coin.py: table t fails: TypeError: it must return a list of rows, each a dict, and returns None",
         ),
         (("@paper.claim", '@paper.table\ndef t(r, s):\n    """T."""\n    return [3]\n@paper.claim'), "returns [3]"),
+        (
+            ("@paper.claim", '@paper.table\ndef t(r, s):\n    """The set {1, 2}."""\n    return []\n@paper.claim'),
+            "in a docstring, braces stand for a setting, as in {s.margin}; write those that are to be shown twice",
+        ),
+        (("return [row(", 'return [row(x=float("nan"), quantity="w", value=1), row('), "x must be a text or a number"),
+        (('r.measured("v"', 'r.measured("v").mean("q") + r.measured("v"'), "there is no factor q; there are part, e"),
+        (('r.measured("v"', 'r.measured("v").by("q")[1] + r.measured("v"'), "there is no factor q; there are part, e"),
+        (("part=", "prat="), "there is no factor 'prat'. Did you mean part?"),
+        (
+            ('claim("1")', 'claim("1", gate=lambda r, s: reaches(r.measured("vv", part="main"), 1, "v"))'),
+            "there is no quantity 'vv'. Did you mean v?",
+        ),
     ],
 )
 def test_what_a_measure_or_table_returns_is_told_as_the_users(
@@ -416,6 +474,74 @@ def test_settings_that_a_claim_changes_are_its_own(call: Call, tmp_path: Path) -
     assert call("reproduce", "few.py", "--jobs=1").code == 0
     claims = json.loads((tmp_path / "results/experiments/few/claims.json").read_text())
     assert [claim["margin"] for claim in claims] == [9.0, 9.0]
+
+
+SPOILS = '''
+@paper.claim("0")
+def spoils(r, s):
+    """Another claim."""
+    found = greater(r.measured("v", part="main", coin=1), "v", "points", margin=0.05)
+    for row in r.measurements:
+        row["value"] *= 100
+    r.measurements.clear()
+    return found
+
+@paper.table
+def shown(r, s):
+    """Shown."""
+    r.measurements.clear()
+    return []
+'''
+
+
+def test_records_that_a_claim_changes_are_its_own(call: Call, tmp_path: Path) -> None:
+    head = example().split("paper = Paper(")[0]
+    place = FEW.index('@paper.claim("1"')
+    (tmp_path / "few.py").write_text(head + FEW[:place] + SPOILS + FEW[place:])
+    assert call("reproduce", "few.py", "--jobs=1").code == 0
+    first, second = json.loads((tmp_path / "results/experiments/few/claims.json").read_text())
+    assert len(first["effects"][0]["seeds"]) == 3
+    assert second["effects"] == first["effects"]
+
+
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_what_a_papers_code_prints_or_closes_is_not_the_answer(
+    jobs: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    body = COIN.replace("import random", "import random, sys; print('top')").replace(
+        "return [row", "print('inside'); sys.stdout.close(); sys.stderr.close(); return [row"
+    )
+    (tmp_path / "coin.py").write_text(body)
+    command = [sys.executable, "-m", "bnrepro", "reproduce", "coin.py", "--json", f"--jobs={jobs}"]
+    told = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert told.returncode == 0, told.stderr
+    (claim,) = json.loads(told.stdout)
+    assert claim["id"] == "coin/1"
+    assert ("top" in told.stderr, "inside" in told.stderr) == (True, True)
+
+
+def test_a_claim_of_ones_own_is_named_by_its_file(call: Call, tmp_path: Path) -> None:
+    (tmp_path / "coin.py").write_text(COIN)
+    assert call("reproduce", "coin.py", "--jobs=1", "--seeds=4").code == 0
+    shown = call("show", "coin.py/1").out
+    assert shown == call("show", "coin/1").out == call("show", "coin.py").out
+    code, _, err = call("register", "coin.py/1")
+    assert (code, "this takes a whole experiment, and not its claim '1'. Write coin.py." in err) == (2, True), err
+    code, _, err = call("register", "coin.py", "--amend", "  ")
+    assert (code, "--amend needs a reason" in err) == (2, True), err
+    (tmp_path / "other.py").write_text(COIN)
+    (tmp_path / "other.yml").write_text("smoke: {seeds: 2}\n")
+    code, _, err = call("reproduce", "other.py", "--preset=smoke")
+    assert (code, "presets are read from other.yaml. Rename the file." in err) == (2, True), err
+
+
+def test_seeds_between_looks_are_told(call: Call, tmp_path: Path) -> None:
+    (tmp_path / "coin.py").write_text(COIN.replace("effect: float = 0.3", "looks: list[int] = [3, 5]"))
+    _, out, err = call("reproduce", "coin.py", "--seeds=4", "--jobs=1")
+    assert "coin is judged after 3 or 5 seeds; of 4, the first 3 count." in err
+    assert "n=3" in out
+    assert "there is no verdict." in call("reproduce", "coin.py", "--seeds=2", "--jobs=1").err
 
 
 def test_seeds_that_a_design_does_not_take_are_told(call: Call, tmp_path: Path) -> None:

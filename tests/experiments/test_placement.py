@@ -11,9 +11,9 @@ import torch
 from torch import nn
 
 from bnrepro.claims import Results, Values
+from bnrepro.claims.design import Arm
 from bnrepro.claims.evidence import Verdict
 from bnrepro.claims.judging import judged
-from bnrepro.claims.paper import Arm
 from bnrepro.experiments.placement import (
     POSITIONS,
     REPORTED,

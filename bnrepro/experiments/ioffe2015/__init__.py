@@ -31,9 +31,9 @@ from typing import Any
 from pydantic import BaseModel
 
 from bnrepro.claims import Design, Evidence, Paper, Preset, Results, Values
+from bnrepro.claims.design import Factors, Probe
 from bnrepro.claims.evidence import exact, greater, less, not_lower, not_testable
 from bnrepro.claims.gates import Gate, reaches, stays_below
-from bnrepro.claims.paper import Factors, Probe
 from bnrepro.config import load_config
 from bnrepro.config.schema import Config
 from bnrepro.experiments.ioffe2015 import measurements, shown

@@ -1,0 +1,85 @@
+"""A measure: a function of a paper's that measures what a run left, a dataset, or something made up."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Any, SupportsFloat
+
+from bnrepro.claims.results import Row
+from bnrepro.config import user_files
+
+
+@dataclass(frozen=True)
+class Measure:
+    """A measurement: a function with a name and a version of its own, under which its results are kept.
+
+    ``function(seed=..., **arguments)``, ``function(run=Run, seed=..., **arguments)`` where it measures what a run left,
+    or ``function(data=Dataset, seed=..., **arguments)`` where it needs a dataset and no run, returns rows
+    ``{"quantity": str, "x": float | str | None, "value": float}``, the same for the same arguments. Moving or renaming
+    the function measures nothing again; raise ``version`` when its results change.
+    """
+
+    function: Callable[..., list[Row]]
+    name: str
+    version: int = 1
+
+    @property
+    def identity(self) -> str:
+        """What its results are kept under; of a function in a file of a user's own, the file's content counts too."""
+        return " ".join(filter(None, (self.name, str(self.version), user_files.digest_of(self.function.__module__))))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickled by its place, for worker processes: there a decorated function's name stands for the measure."""
+        module, name = self.function.__module__, self.function.__qualname__
+        if getattr(sys.modules.get(module), name, None) is not self:
+            return Measure, (self.function, self.name, self.version)
+        if file := user_files.file_of(module):
+            return user_files.load_any, (file, name)
+        return _named, (module, name)
+
+
+def _named(module: str, name: str) -> Any:
+    return getattr(import_module(module), name)
+
+
+def measure(name: str, version: int = 1) -> Callable[[Callable[..., list[Row]]], Measure]:
+    """Make a function a `Measure`: ``@measure("li2019/variance_shift")``."""
+    if not isinstance(name, str):
+        raise TypeError('a measure needs a name of its own, as in @measure("my_paper/shift")')
+    return lambda function: Measure(function, name, version)
+
+
+def row(quantity: str, value: SupportsFloat, x: float | str | None = None) -> Row:
+    """One measured value, as a `Measure` returns them.
+
+    Raises:
+        ValueError: the quantity has no name.
+    """
+    if not (isinstance(quantity, str) and quantity.strip()):
+        raise ValueError(f'a quantity needs a name, as in row("loss", 0.5); got {quantity!r}')
+    return {"quantity": quantity, "x": x, "value": float(value)}
+
+
+def check_measure(what: Any, arguments: Any, of: Sequence[str] = ()) -> None:
+    """Raise TypeError for what is no measure, or cannot be called with its seed, ``of`` and arguments in JSON."""
+    if not isinstance(what, Measure):
+        name = getattr(what, "__name__", repr(what)[:100])
+        raise TypeError(f'{name} is not a measure: write a function with @measure("my_paper/name") above it')
+    if not isinstance(arguments, dict):
+        raise TypeError(f"the arguments of {what.name} must be a dict, and are {arguments!r}"[:300])
+    for name, value in arguments.items():
+        try:
+            json.dumps(value)
+        except (TypeError, ValueError) as error:
+            wanted = "a text, a number, or a list or dict of them"
+            raise TypeError(f"the argument {name} of {what.name} must be {wanted}; got {value!r}"[:300]) from error
+    given = {"seed": 0, **dict.fromkeys(of), **arguments}
+    try:
+        inspect.signature(what.function).bind(**given)
+    except TypeError as error:
+        raise TypeError(f"{what.name} is called with {', '.join(given)}, which it does not take: {error}") from error
