@@ -306,7 +306,7 @@ def execute(
     failed = [f"{path.relative_to(plan.root)}: {why}" for path, why in lost.items()]
     failed += [f"{_title(m.probe)}: {m.error}" for m in measured if m.error]
     if failed and len(failed) == len(plan.configs) + len(plan.measured):
-        raise UserError(f"{plan.paper.name}: nothing could be run or measured. The first reason: {failed[0]}")
+        raise UserError(f"Nothing could be run or measured. The first reason: {failed[0]}")
     folder = plan.folder(out)
     records = _collect(plan, set(lost), measured, failed)
     records.provenance.update(_dated(plan, out))

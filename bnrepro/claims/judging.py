@@ -14,7 +14,8 @@ from bnrepro.claims.paper import Claim, Paper, Preset, Shown
 from bnrepro.claims.records import Records
 from bnrepro.claims.results import OF_RUNS, Results, Row
 from bnrepro.errors import known_are
-from bnrepro.stats import Look, planned
+from bnrepro.runs.tables import plain
+from bnrepro.stats import Interval, Look, planned
 from bnrepro.stats.values import missed
 from bnrepro.system.output import only_shown
 
@@ -222,8 +223,25 @@ def tables(paper: Paper[Any], results: Results, settings: Preset) -> Iterator[tu
             rows = table.make(*paper.given(results, settings))
             if not (isinstance(rows, list | tuple) and all(isinstance(row, dict) for row in rows)):
                 raise TypeError(f"it must return a list of rows, each a dict, and returns {rows!r}"[:300])
-            made = table.name, caption(table, results, settings), list(rows)
+            made = table.name, caption(table, results, settings), list(map(_checked, rows))
         yield made
+
+
+def _checked(row: Row) -> Row:
+    """A table's row.
+
+    Raises:
+        TypeError: a cell is nothing that a table can hold.
+    """
+    for name, cell in row.items():
+        if not isinstance(name, str):
+            raise TypeError(f"a column needs a text as its name; got {name!r}"[:300])
+        known = isinstance(cell, Interval)
+        if not known and getattr(cell, "ndim", 0) == 0:  # of NumPy and torch, single numbers alone
+            known = isinstance(plain(cell), str | bool | int | float | None)
+        if not known:
+            raise TypeError(f"the cell {name} must be a text, a number or an interval; got {cell!r}"[:300])
+    return row
 
 
 def figures(

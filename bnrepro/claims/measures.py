@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import ast
+import hashlib
 import inspect
 import json
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from importlib import import_module
 from typing import Any, SupportsFloat
 
@@ -30,8 +33,11 @@ class Measure:
 
     @property
     def identity(self) -> str:
-        """What its results are kept under; of a function in a file of a user's own, the file's content counts too."""
-        return " ".join(filter(None, (self.name, str(self.version), user_files.digest_of(self.function.__module__))))
+        """What its results are kept under; of a function in a file of a user's own, the file's code counts too.
+
+        Not what judges and shows: an amended margin measures nothing again.
+        """
+        return " ".join(filter(None, (self.name, str(self.version), _code_of(self.function.__module__))))
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickled by its place, for worker processes: there a decorated function's name stands for the measure."""
@@ -83,3 +89,46 @@ def check_measure(what: Any, arguments: Any, of: Sequence[str] = ()) -> None:
         inspect.signature(what.function).bind(**given)
     except TypeError as error:
         raise TypeError(f"{what.name} is called with {', '.join(given)}, which it does not take: {error}") from error
+
+
+@cache
+def _code_of(module: str) -> str:
+    """16 hexadecimal digits over what a measure may use of a file of a user's own; "" where it is another module.
+
+    Left out are the design, claims, tables and figures, what only they name (settings, gates), and comments.
+    """
+    file, whole = user_files.file_of(module), user_files.digest_of(module)
+    if file is None:
+        return ""
+    raw = user_files.content(file)
+    if not hashlib.sha256(raw).hexdigest().startswith(whole):  # it has changed since it was loaded
+        return whole
+    left = [each for each in ast.parse(raw).body if not _judges_or_shows(each)]
+    while True:
+        used = [_names(each) - {getattr(each, "name", None)} for each in left]
+        kept = [
+            each
+            for place, each in enumerate(left)
+            if not isinstance(each, ast.FunctionDef | ast.ClassDef)
+            or each.decorator_list
+            or any(each.name in names for other, names in enumerate(used) if other != place)
+        ]
+        if kept == left:
+            return hashlib.sha256("\n".join(map(ast.dump, left)).encode()).hexdigest()[:16]
+        left = kept
+
+
+def _judges_or_shows(node: ast.stmt) -> bool:
+    if isinstance(node, ast.FunctionDef):
+        made_by = [each.func if isinstance(each, ast.Call) else each for each in node.decorator_list]
+        ours = ("design", "claim", "table", "figure")
+        return any(isinstance(each, ast.Attribute) and each.attr in ours for each in made_by)
+    value = getattr(node, "value", None)
+    is_paper = isinstance(value, ast.Call) and getattr(value.func, "id", getattr(value.func, "attr", "")) == "Paper"
+    return is_paper or (isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant))
+
+
+def _names(node: ast.AST) -> set[Any]:
+    """All names, attributes and texts in it."""
+    keys = ("id", "attr", "value")
+    return {getattr(each, key) for each in ast.walk(node) for key in keys if isinstance(getattr(each, key, 0), str)}

@@ -379,8 +379,8 @@ class Paper(Generic[S]):
     @cached_property
     def _changes(self) -> dict[str, dict[str, Any]]:
         if not self._file.is_file():
-            if (other := self._file.with_suffix(".yml")).is_file():
-                raise UserError(f"{other}: presets are read from {self._file.name}. Rename the file.")
+            if (short := self._file.with_suffix(".yml")).is_file():
+                raise UserError(f"{short}: presets are read from {self._file.name}. Rename the file.")
             return {}
         try:
             import yaml

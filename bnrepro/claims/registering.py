@@ -214,14 +214,19 @@ def check_as_judged(paper: Paper[Any], settings: Preset, about: dict[str, Any]) 
     same = known is not None and known.hash == design["hash"]
     unlike = f": {'; '.join(differences(known.design, new)[:3])}" if known and same else f" (now {now})"
     which = "the registered design" if design["as_registered"] else "the design"
-    remedy = f"`bnrepro reproduce {called(paper)}` judges again and repeats no finished run"
-    if known is None or known.hash != now:
-        amend = f'bnrepro register {called(paper)} --amend "REASON"'
-        remedy = f"Undo the change; or `{amend}`, after which {remedy}"
     raise UserError(
         f"{called(paper)}: these records were made under {which} {design['hash']}, which has changed since{unlike}. "
-        f"The verdicts stay as they are. {remedy}."
+        + refused(paper, known is not None and known.hash == now)
     )
+
+
+def refused(paper: Paper[Any], amended: bool = False) -> str:
+    """What to do about records that were made under another design; ``amended``: it is the registered one now."""
+    remedy = f"`bnrepro reproduce {called(paper)}` judges again and repeats no finished run"
+    if not amended:
+        amend = f'bnrepro register {called(paper)} --amend "REASON"'
+        remedy = f"Undo the change; or `{amend}`, after which {remedy}"
+    return f"The verdicts stay as they are. {remedy}."
 
 
 def called(paper: Paper[Any]) -> str:

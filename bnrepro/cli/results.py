@@ -465,7 +465,7 @@ def _paper_of(folder: Path, own: Mapping[Path, Paper[Any]]) -> Paper[Any]:
 def _conclude(folder: Path, own: Mapping[Path, Paper[Any]]) -> None:
     from bnrepro.claims.conclusion import EARLIER, conclude, settings_of
     from bnrepro.claims.records import COPY, read
-    from bnrepro.claims.registering import check_as_judged
+    from bnrepro.claims.registering import called, check_as_judged, refused, registration
     from bnrepro.cli.reproducing import tell_unmeasured
     from bnrepro.config.user_files import content
     from bnrepro.errors import UserError
@@ -486,6 +486,9 @@ def _conclude(folder: Path, own: Mapping[Path, Paper[Any]]) -> None:
         there, here = settings.model_dump(), found.settings(records.preset).model_dump()
         for key in there.keys() & here.keys() - {"seeds", "looks"}:
             if there[key] != here[key]:
+                if now and registration(found):
+                    unlike = f"{key} is {there[key]} in the records and {here[key]} in the file"
+                    raise UserError(f"{called(found)}: {unlike}. {refused(found)}")
                 tell(
                     f"{key} is {here[key]} in {shown(found.file)} and {there[key]} in the records, which are judged by "
                     f"their own settings. {again} takes the file's."

@@ -66,7 +66,9 @@ def expand(overrides: Sequence[str]) -> list[list[str]]:
         if not choices[-1]:
             from bnrepro.norm import NORMS
 
-            names = list(NORMS) if key == "variant" else groups()[key]
+            names = list(NORMS) if key == "variant" else groups().get(key)
+            if names is None or not re.match(r"\s*glob\(", values):
+                raise UserError(f"{text[:200]} has no values. Write one that has some, as in {key}=range(3).")
             raise UserError(f"{text} matches no name. Available: {', '.join(names)}.")
         if prod(map(len, choices)) > MOST_RUNS:
             raise UserError(f"This would be more than {MOST_RUNS:,} runs. Sweep fewer values at a time.")

@@ -345,6 +345,22 @@ def test_what_can_be_known_is_told_before_anything_is_measured(
         ),
         (("@paper.claim", '@paper.table\ndef t(r, s):\n    """T."""\n    return [3]\n@paper.claim'), "returns [3]"),
         (
+            ("@paper.claim", '@paper.table\ndef t(r, s):\n    """T."""\n    return [{"a": [1, 2]}]\n@paper.claim'),
+            "the cell a must be a text, a number or an interval; got [1, 2]",
+        ),
+        (
+            (
+                "@paper.claim",
+                '@paper.table\ndef t(r, s):\n    """T."""\n    import torch\n'
+                '    return [{"a": torch.ones(3)}]\n@paper.claim',
+            ),
+            "the cell a must be a text, a number or an interval; got tensor([1., 1., 1.])",
+        ),
+        (
+            ("@paper.claim", '@paper.table\ndef t(r, s):\n    """T."""\n    return [{1: 2}]\n@paper.claim'),
+            "a column needs a text as its name; got 1",
+        ),
+        (
             ("@paper.claim", '@paper.table\ndef t(r, s):\n    """The set {1, 2}."""\n    return []\n@paper.claim'),
             "in a docstring, braces stand for a setting, as in {s.margin}; write those that are to be shown twice",
         ),
@@ -534,6 +550,31 @@ def test_a_claim_of_ones_own_is_named_by_its_file(call: Call, tmp_path: Path) ->
     (tmp_path / "other.yml").write_text("smoke: {seeds: 2}\n")
     code, _, err = call("reproduce", "other.py", "--preset=smoke")
     assert (code, "presets are read from other.yaml. Rename the file." in err) == (2, True), err
+
+
+def test_an_amended_margin_measures_nothing_again(call: Call, tmp_path: Path) -> None:
+    text = COIN.replace("margin=.05", "margin=s.effect / 6").replace(
+        "@paper.claim", "def trained(r, s): return 1\n@paper.table\ndef t(r, s):\n    return []\n@paper.claim"
+    )
+
+    def left(change: tuple[str, str] = ("", "")) -> str:
+        (tmp_path / "coin.py").write_text(text.replace(*change))
+        return call("reproduce", "coin.py", "--dry-run", "--unregistered").out
+
+    (tmp_path / "coin.py").write_text(text)
+    assert call("register", "coin.py").code == 0
+    assert call("reproduce", "coin.py", "--jobs=1").code == 0
+    (tmp_path / "coin.py").write_text(text.replace("effect: float = 0.3", "effect: float = 0.6"))
+    code, _, err = call("figures", "coin.py")
+    assert code == 2
+    assert "effect is 0.3 in the records and 0.6 in the file. The verdicts stay as they are. Undo the change; or" in err
+    assert call("register", "coin.py", "--amend", "it is too small").code == 0
+    told = call("reproduce", "coin.py", "--jobs=1")
+    assert (told.code, " 0 still to make" in told.out) == (0, True), told.out + told.err
+    for change in (("is higher", "is high"), ("return 1", "return 2"), ("return []", "return [{}]"), ("s.effect", "2")):
+        assert " 0 still to make" in left(change), change
+    for change in (("gauss(0, 1)", "gauss(0, 2)"), ("import random", "import random; HELP = 1")):
+        assert " 5 still to make" in left(change), change
 
 
 def test_seeds_between_looks_are_told(call: Call, tmp_path: Path) -> None:
