@@ -19,7 +19,7 @@ _REMEDIES = {
     (errno.ENOENT, errno.ENODEV, errno.ENXIO): "Check the path, and that files can be created there; "
     "else choose another.",
     (errno.ENOTDIR,): "A part of this path is a file, but must be a folder: choose another path.",
-    (errno.EISDIR,): "This is a folder, but a file is needed: choose another path.",
+    (errno.EISDIR,): "This is a folder, but a file is needed: move it away, or choose another path.",
     (errno.EEXIST, errno.ENOTEMPTY): "Something else is there: move it away, or choose another path.",
     (errno.ELOOP,): "Links lead in a circle there: remove them, or choose another path.",
     (errno.ENAMETOOLONG,): "Choose a shorter path.",

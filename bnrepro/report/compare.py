@@ -11,6 +11,7 @@ import shlex
 import shutil
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -185,8 +186,11 @@ def holds_one(folder: Path) -> bool:
 
 
 def find(root: Path) -> Iterator[Path]:
-    """The comparisons in ``root`` and below."""
-    return filter(holds_one, records.find(root))
+    """The comparisons in ``root`` and below; one whose provenance cannot be read is told where it is opened."""
+    for folder in records.find(root):
+        with suppress(UserError):
+            if holds_one(folder):
+                yield folder
 
 
 def open_comparison(folder: Path) -> Comparison:

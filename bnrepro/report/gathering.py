@@ -23,6 +23,10 @@ T = TypeVar("T")
 LeftOut = Callable[[str], None]
 
 
+SIZES = {"smoke": 0, "quick": 1}
+"""Presets that the others are larger than."""
+
+
 def gather(out: Path, left_out: LeftOut | None = None) -> Report:
     """The experiments and comparisons in ``out`` and below; ``left_out`` is as for `bnrepro.report.report.write`.
 
@@ -73,15 +77,21 @@ def sections_in(out: Path, left_out: LeftOut | None = None) -> list[Section]:
 
 def _best(folders: list[Path]) -> list[Path]:
     """Of an experiment's presets, which lie in one another's folders, the largest that is there."""
-    sizes = {"smoke": 0, "quick": 1}  # the rest, damaged ones too, which are told when they are opened, is larger
     best: dict[Path, Path] = {}
     for folder in folders:  # what lies in a folder comes after it
-        place = folder.parent if folder.name in sizes else folder
+        place = folder.parent if folder.name in SIZES else folder
         before = best.get(place)
-        size, than = (sizes.get(str(provenance_of(each).get("preset")), 2) for each in (folder, before or folder))
+        size, than = (_size(each) for each in (folder, before or folder))
         if size >= than:
             best[place] = folder
     return list(best.values())
+
+
+def _size(folder: Path) -> int:
+    try:
+        return SIZES.get(str(provenance_of(folder).get("preset")), 2)
+    except UserError:  # told when it is opened, as of damaged ones
+        return 2
 
 
 def _of_experiment(conclusion: Conclusion) -> Section:

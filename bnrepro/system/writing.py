@@ -57,8 +57,9 @@ def write_whole(file: Path, content: bytes | str, previous: Path | None = None) 
         temporary.replace(file)
         _sync_folder(file.parent)
     except BaseException as error:
-        if isinstance(error, OSError) and error.filename is None:  # that of a write or a sync does not say where
-            error.filename = str(file)
+        # That of a write or a sync does not say where, and of the temporary file nobody needs to know.
+        if isinstance(error, OSError) and error.filename in (None, str(temporary), temporary):
+            error.filename, error.filename2 = str(file), None
         with suppress(OSError):  # the first error is the one to tell
             temporary.unlink(missing_ok=True)
         raise

@@ -35,13 +35,14 @@ from bnrepro.claims.conclusion import CLAIMS, conclude
 from bnrepro.claims.evidence import Verdict
 from bnrepro.claims.paper import Shown
 from bnrepro.claims.records import Records, save, there
-from bnrepro.errors import UserError
+from bnrepro.errors import UserError, sentence
 from bnrepro.report import forest, report, wording
 from bnrepro.report.drawing import inline
 from bnrepro.report.forest_plot import forest_plot
 from bnrepro.report.page import ATLAS, CHARTS, SCRIPTS, STYLES
 from bnrepro.stats import Interval
 from bnrepro.system.reading import printable
+from bnrepro.system.writing import write_whole
 from tests.claims import made_up
 from tests.claims.made_up import Settings, varied
 from tests.conftest import Call
@@ -564,6 +565,27 @@ def test_records_that_are_damaged_are_named_with_the_command_that_makes_them_aga
             assert result.err.endswith(remedy)
         assert there(folder) is None  # so that nothing keeps `reproduce` from it
         (folder / name).write_bytes(whole)
+
+
+@pytest.mark.parametrize("name", ["provenance.json", "runs.csv", "claims.json", "captions.json"])
+def test_a_folder_in_place_of_a_file_costs_no_other_experiment(name: str, results: Path, call: Call) -> None:
+    whole = results / "experiments" / "made_up"
+    broken = whole.with_name("broken")
+    shutil.copytree(whole, broken)
+    (broken / name).unlink()
+    (broken / name).mkdir()
+    for command in (["report", f"--out={results}"], ["export", str(results)]):
+        code, _, err = call(*command)
+        assert (code, err.startswith("Left out: ")) == (0, True), err
+
+
+def test_a_folder_in_the_way_of_a_file_is_named(tmp_path: Path) -> None:
+    (tmp_path / "claims.json").mkdir()
+    with pytest.raises(IsADirectoryError) as caught:
+        write_whole(tmp_path / "claims.json", "[]")
+    remedy = "This is a folder, but a file is needed: move it away, or choose another path."
+    assert sentence(caught.value) == f"{tmp_path / 'claims.json'}: Is a directory. {remedy}"
+    assert [each.name for each in tmp_path.iterdir()] == ["claims.json"]
 
 
 def test_svg_is_cleaned(tmp_path: Path) -> None:
