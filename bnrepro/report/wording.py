@@ -74,7 +74,8 @@ def brief(row: Row) -> str:
         )
     said = answer.partition(":")[0]
     condition = row["effects"][row["deciding"]]["condition"] if len(row["effects"]) > 1 else ""
-    longer = (f"{said}; deciding: {condition}." if condition else "", f"{said}: {row['estimand']}.", f"{said}.")
+    longer = [f"{said}; deciding: {condition}." if condition else "", f"{said}: {row['estimand']}.", f"{said}."]
+    longer.append(f"{said.partition(';')[0]}.")
     return next(text for text in longer if text and (len(text.split()) <= BRIEF or text == longer[-1]))
 
 

@@ -147,7 +147,7 @@ def test_sweep_syntax_is_hydras(overrides: list[str], expected: list[list[str]])
     ("override", "words"),
     [
         ("variant=glob(x*)", "matches no name"),
-        ("seed=range(3,1)", "seed=range(3,1) has no values. Write one that has some, as in seed=range(3)."),
+        ("seed=range(3,1)", r"seed=range\(3,1\) has no values. Write one that has some, as in seed=range\(3\)."),
         ("epochs=range(1,1)", "has no values"),
         ("optimizer.lr=interval(0,1)", "not an interval"),
         ("seed=range(", "range"),
