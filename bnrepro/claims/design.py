@@ -67,14 +67,14 @@ def _seeds(given: int | Iterable[int]) -> tuple[int, ...]:
     check_number(len(found))
     if not found:
         raise ValueError("there must be at least one seed")
-    if len(set(found)) < len(found):
-        twice = next(seed for place, seed in enumerate(found) if seed in found[:place])
-        raise ValueError(f"each seed stands once in a list of seeds; {twice!r} is there twice")
     for seed in found:
         if isinstance(seed, bool) or not isinstance(plain(seed), int):
             raise TypeError(f"seeds must be whole numbers, such as [0, 1, 2]; got {seed!r}"[:300])
         if not 0 <= seed < LARGEST_SEED:
             raise ValueError(f"a seed must be at least 0 and below 10^18; got {seed}"[:300])
+    if len(set(found)) < len(found):
+        twice = next(seed for place, seed in enumerate(found) if seed in found[:place])
+        raise ValueError(f"each seed stands once in a list of seeds; {twice!r} is there twice")
     return tuple(map(int, found))
 
 

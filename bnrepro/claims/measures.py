@@ -103,29 +103,35 @@ def _code_of(module: str) -> str:
     raw = user_files.content(file)
     if not hashlib.sha256(raw).hexdigest().startswith(whole):  # it has changed since it was loaded
         return whole
-    left = [each for each in ast.parse(raw).body if not _judges_or_shows(each)]
-    while True:
-        used = [_names(each) - {getattr(each, "name", None)} for each in left]
-        kept = [
-            each
-            for place, each in enumerate(left)
-            if not isinstance(each, ast.FunctionDef | ast.ClassDef)
-            or each.decorator_list
-            or any(each.name in names for other, names in enumerate(used) if other != place)
-        ]
-        if kept == left:
-            return hashlib.sha256("\n".join(map(ast.dump, left)).encode()).hexdigest()[:16]
-        left = kept
+    body = [each for each in ast.parse(raw).body if not _is_text(each)]
+    counted: list[ast.stmt] = []
+    while more := [each for each in body if each not in counted and _counts(each, counted)]:
+        counted += more
+    return hashlib.sha256("\n".join(ast.dump(each) for each in body if each in counted).encode()).hexdigest()[:16]
 
 
-def _judges_or_shows(node: ast.stmt) -> bool:
-    if isinstance(node, ast.FunctionDef):
+def _counts(node: ast.stmt, counted: list[ast.stmt]) -> bool:
+    return not _can_go(node) or any(_name(node) in _names(each) for each in counted)
+
+
+def _is_text(node: ast.stmt) -> bool:
+    return isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
+
+
+def _name(node: ast.stmt) -> str | None:
+    """What a function, class or assignment defines."""
+    target = node.targets[0] if isinstance(node, ast.Assign) else node
+    return getattr(target, "name", getattr(target, "id", None))
+
+
+def _can_go(node: ast.stmt) -> bool:
+    """Whether it counts only where something else names it: all functions and classes but measures, and the paper."""
+    if isinstance(node, ast.FunctionDef | ast.ClassDef):
         made_by = [each.func if isinstance(each, ast.Call) else each for each in node.decorator_list]
         ours = ("design", "claim", "table", "figure")
-        return any(isinstance(each, ast.Attribute) and each.attr in ours for each in made_by)
-    value = getattr(node, "value", None)
-    is_paper = isinstance(value, ast.Call) and getattr(value.func, "id", getattr(value.func, "attr", "")) == "Paper"
-    return is_paper or (isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant))
+        return all(isinstance(each, ast.Attribute) and each.attr in ours for each in made_by)
+    value = node.value if isinstance(node, ast.Assign) else None
+    return isinstance(value, ast.Call) and getattr(value.func, "id", getattr(value.func, "attr", "")) == "Paper"
 
 
 def _names(node: ast.AST) -> set[Any]:

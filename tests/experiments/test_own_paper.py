@@ -573,6 +573,12 @@ def test_an_amended_margin_measures_nothing_again(call: Call, tmp_path: Path) ->
     assert (told.code, " 0 still to make" in told.out) == (0, True), told.out + told.err
     for change in (("is higher", "is high"), ("return 1", "return 2"), ("return []", "return [{}]"), ("s.effect", "2")):
         assert " 0 still to make" in left(change), change
+    used = ("gauss(0, 1))]", "gauss(0, 1)), row('w', len(t(0, 0)))]")  # a table that a measure uses counts
+    text = text.replace(*used)
+    assert " 5 still to make" in left()
+    assert call("register", "coin.py", "--amend", "w").code == 0
+    assert call("reproduce", "coin.py", "--jobs=1").code == 0
+    assert " 5 still to make" in left(("return []", "return [{}]"))
     for change in (("gauss(0, 1)", "gauss(0, 2)"), ("import random", "import random; HELP = 1")):
         assert " 5 still to make" in left(change), change
 
