@@ -94,7 +94,7 @@ def test_the_loop_is_a_runs_own_with_renorm_over_parts(tmp_path: Path, monkeypat
         assert found["quantity"] == "test_accuracy"
         return float(found["value"])
 
-    # Both add in another order, by which one of the thousand test images can turn on some processors: hence the weights.
+    # Both add in another order, by which one of the thousand test images can turn on some processors.
     assert trained([2.0, 3.0, 3.0]) == pytest.approx(100 * run.summary["test_accuracy"], abs=0.1 + 1e-6)
     stored = torch.load(run.path / "checkpoint.pt", weights_only=True)["network"]
     shared = {name: weight for name, weight in made[-1].network.named_parameters() if name in stored}
