@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import json
 from collections import Counter
-from itertools import product, zip_longest
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -93,32 +93,45 @@ SHORT = {
 """The verdicts' columns in the README."""
 
 
+SHOWN = {
+    "conv_batchnorm": "conv-batchnorm, the local gain",
+    "keras_curves": "BatchNorm in Keras, its curves",
+    "labml": "labml.ai's annotated layer",
+    "numpynet": "NumPyNet's layer",
+    "placement": "before or after the activation",
+    "ioffe2015": "Ioffe & Szegedy 2015",
+    "santurkar2018": "Santurkar et al. 2018",
+    "bjorck2018": "Bjorck et al. 2018",
+    "wu2018": "Wu & He 2018, Ioffe 2017",
+}
+"""The README's rows: the sources that the project began with, and the papers that are cited most."""
+
+
 def verdicts_table() -> str:
-    """Verdicts by paper, two papers a line, from results/claims.json."""
+    """Verdicts by paper, from results/claims.json: those in ``SHOWN``, and all others in one row."""
     claims = stored_claims()
-    rows = [_counts(claims, paper) for paper in (*dict.fromkeys(claim["paper"] for claim in claims), None)]
-    half, empty = -(-len(rows) // 2), [""] * len(rows[0])
-    pairs = zip_longest(rows[:half], rows[half:], fillvalue=empty)
+    others = {claim["paper"] for claim in claims} - SHOWN.keys()
     old = sum(is_old(claim) for claim in claims)
     lines = [
-        f"{old} of {len(claims)} verdicts, all in papers with a star, are provisional: of an earlier design or "
-        "under revision,",
+        f"{old} of {len(claims)} verdicts, all in rows with a star, are provisional: of an earlier design or under "
+        "revision,",
         "until the runs of the registered design are made.",
         "",
-        f"| {' | '.join(2 * ['paper', *SHORT])} |",
-        "| --- " * 2 * len(empty) + "|",
+        f"| source | {' | '.join(SHORT)} |",
+        f"| --- |{' --: |' * len(SHORT)}",
     ]
-    return "\n".join(lines + [f"| {' | '.join(one + two)} |" for one, two in pairs])
+    named = {f"[{title}](results/REPORT.md#{paper})": {paper} for paper, title in SHOWN.items()}
+    for title, papers in (named | {f"{len(others)} other papers": others}).items():
+        mine = [claim for claim in claims if claim["paper"] in papers]
+        lines.append(_counts(f"{title} *" if any(map(is_old, mine)) else title, mine))
+    return "\n".join([*lines, _counts("**all**", claims)])
 
 
-def _counts(claims: list[dict[str, Any]], paper: str | None) -> list[str]:
-    """A paper's name and how many of its claims have each verdict; None: all papers."""
-    mine = [claim for claim in claims if paper in (claim["paper"], None)]
-    counts = Counter(claim["verdict"] for claim in mine)
+def _counts(title: str, claims: list[dict[str, Any]]) -> str:
+    """A row: how many of these claims have each verdict."""
+    counts = Counter(claim["verdict"] for claim in claims)
     numbers = [sum(counts[verdict] for verdict in verdicts) for verdicts in SHORT.values()]
-    star = " *" if paper and any(map(is_old, mine)) else ""
-    name = f"[{paper}](results/REPORT.md#{paper}){star}" if paper else "**all**"
-    return [name, *(str(number or "") for number in numbers)]
+    return f"| {title} | {' | '.join(str(number or '') for number in numbers)} |"
 
 
 def is_old(claim: dict[str, Any]) -> bool:
