@@ -325,19 +325,20 @@ def regularization(r: Results, s: Settings) -> Figure | None:
     if not of_batches or c is None:
         return None
     figure, (left, middle, right) = panels(3, height=2.7)
-    lines(left, of_batches, "x", "network", looks(list(s.noise.networks)), log=True)
+    names = {BN: "batch", PN: "population", "decayed": f"population, gamma decay {c:g} / M"}
+    look = looks(names | {network: network for network in s.noise.networks})
+    lines(left, of_batches, "x", "network", look, log=True)
     for values in of_batches.by("network").values():
         sizes = values.levels("x")
         end = math.exp(values.log().at(x=sizes[-1]).interval().mean)
         left.plot(sizes, [end * sizes[-1] / size for size in sizes], color=figures.GREY, linestyle="--", zorder=1)
-    left.set(yscale="log", title="penalty")
+    left.set(yscale="log", title="penalty", ylabel="difference of losses, nats")
     left.legend()
-    names = {BN: "batch", PN: "population", "decayed": f"population, gamma decay {c:g} / M"}
-    for axes, quantity, title in ((middle, "test_loss", "test loss"), (right, "gamma_squared", "mean gamma²")):
+    for axes, quantity, title in ((middle, "test_loss", "test loss, nats"), (right, "gamma_squared", "mean gamma²")):
         values = r.measured(quantity, part=TRAINING)
         batch, population = values.at(kind=BN, decay=0.0), values.at(kind=PN)
         joined = batch.join("kind", BN, pn=population.at(decay=0.0), decayed=population.at(decay=c))
-        lines(axes, joined, "size", "kind", looks(names), bars=True)
+        lines(axes, joined, "size", "kind", look, bars=True)
         axes.set(title=title)
     for axes in (left, middle, right):
         axes.set_xscale("log", base=2)
