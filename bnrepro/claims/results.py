@@ -111,16 +111,16 @@ class Results:
     @staticmethod
     def _selected(rows: Sequence[Row], factors: Row) -> list[Row]:
         """Rows with these factors, which are then left out; a list of levels keeps its factor."""
-        alone = {k: v for k, v in factors.items() if not isinstance(v, list | tuple | set | range)}
-        some = {k: v for k, v in factors.items() if k not in alone}
-        found = [
-            {key: value for key, value in row.items() if key not in alone}
-            for row in rows
-            if all(row.get(k) == v for k, v in alone.items()) and all(row.get(k) in v for k, v in some.items())
-        ]
+        found, alone = rows, {}
+        for key, value in factors.items():
+            if isinstance(value, list | tuple | set | range):
+                found = [row for row in found if row.get(key) in value]
+            else:
+                found = [row for row in found if row.get(key) == value]
+                alone[key] = value
         if rows and not found:
             note_missed({k: v for k, v in alone.items() if all(row.get(k) != v for row in rows)})
-        return found
+        return [{key: value for key, value in row.items() if key not in alone} for row in found]
 
 
 def _check_column(what: str, column: str, known: Sequence[str]) -> None:

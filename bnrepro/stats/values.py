@@ -104,19 +104,18 @@ class Values:
 
     def at(self, **levels: Any) -> Values:
         """The values with these levels. A list keeps its factor; a single level, or None for "none", removes it."""
-        keep = {key: level for key, level in levels.items() if isinstance(level, list | tuple | set | range)}
-        alone = {key: level for key, level in levels.items() if key not in keep}
         self._check(*(key for key in levels if levels[key] is not None))
         places = {key: self.factors.index(key) for key in levels if key in self.factors}
+        alone = {key: level for key, level in levels.items() if not isinstance(level, list | tuple | set | range)}
+        kept = list(self.data.items())
+        for key, i in places.items():
+            if key in alone:
+                kept = [item for item in kept if item[0][0][i] == alone[key]]
+            else:
+                kept = [item for item in kept if item[0][0][i] in levels[key]]
         left = [i for i, key in enumerate(self.factors) if key not in alone]
-        found = Values(
-            tuple(self.factors[i] for i in left),
-            {
-                (tuple(label[i] for i in left), seed): value
-                for (label, seed), value in self.data.items()
-                if all(label[i] in keep[key] if key in keep else label[i] == alone[key] for key, i in places.items())
-            },
-        )
+        data = {(tuple(label[i] for i in left), seed): value for (label, seed), value in kept}
+        found = Values(tuple(self.factors[i] for i in left), data)
         if self.data and not found.data:
             note_missed({key: alone[key] for key in places if key in alone and alone[key] not in self.levels(key)})
         return found
@@ -152,11 +151,13 @@ class Values:
         """
         self._check(*factors)
         place = [self.factors.index(key) for key in factors] if self.data else []
-        groups = dict.fromkeys(tuple(label[i] for i in place) for label, _ in self.data)
-        return {
-            group[0] if len(factors) == 1 else group: self.at(**dict(zip(factors, group, strict=True)))
-            for group in groups
-        }
+        left = [i for i, key in enumerate(self.factors) if key not in factors]
+        groups: dict[Any, dict[tuple[Label, int], float]] = {}
+        for (label, seed), value in self.data.items():
+            group = label[place[0]] if len(factors) == 1 else tuple(label[i] for i in place)
+            groups.setdefault(group, {})[tuple(label[i] for i in left), seed] = value
+        names = tuple(self.factors[i] for i in left)
+        return {group: Values(names, data) for group, data in groups.items()}
 
     def _check(self, *factors: str) -> None:
         """Check that these are factors, where there are values."""
