@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 # One thread a process, those that tests start included: the tests share the cores already.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -31,6 +31,12 @@ needs_compiler = pytest.mark.skipif(
 )
 
 torch.set_num_threads(1)  # whatever the environment says
+
+
+def mostly_slow(cases: Iterable[Any], quick: int = 1) -> list[Any]:
+    """Parameters of a test, of which the first run with the quick tests and the others with the slow ones."""
+    given = [case if isinstance(case, tuple) else (case,) for case in cases]
+    return [pytest.param(*case, marks=[pytest.mark.slow] if i >= quick else []) for i, case in enumerate(given)]
 
 
 @pytest.fixture(scope="session")

@@ -52,6 +52,7 @@ def peak_with_a_hungry_norm() -> int:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="memory is read from /proc")
+@pytest.mark.slow
 def test_memory_that_a_layer_takes_is_seen():
     # The memory of the first step of `_peak`, of two images, stays with the process and is used again.
     assert timing.alone(peak_with_a_hungry_norm) >= 0.9 * (16 - 2) * 4 * 2**20

@@ -54,7 +54,7 @@ from bnrepro.claims.gates import Gate
 from bnrepro.claims.results import MisuseError, Results
 from bnrepro.config import configs_dir, user_files
 from bnrepro.errors import UserError, first_line, known_are
-from bnrepro.system.reading import read_yaml
+from bnrepro.system.reading import load_yaml
 
 Kind = Literal["identity", "empirical", "prediction"]
 """identity: algebra or a count, nothing is random. empirical: networks and seeds. prediction: our own, made before."""
@@ -383,9 +383,7 @@ class Paper(Generic[S]):
                 raise UserError(f"{short}: presets are read from {self._file.name}. Rename the file.")
             return {}
         try:
-            import yaml
-
-            found = yaml.safe_load(read_yaml(self._file)) or {}
+            found = load_yaml(self._file) or {}
         except Exception as error:  # yaml's and the file system's
             raise UserError(f"The presets {self._file} cannot be read: {first_line(error)}") from error
         if not isinstance(found, dict) or not all(isinstance(change, dict) for change in found.values()):

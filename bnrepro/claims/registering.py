@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator
+from copy import deepcopy
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import cache
@@ -75,11 +76,9 @@ def registration(paper: Paper[Any]) -> Registration | None:
         return None
     remedy = f"Restore it, or delete it and register the design anew: `bnrepro register {called(paper)}`."
     try:
-        found = yaml.safe_load(stored.read_yaml(file))
-        stored.hold(found, Registration, file.name)
-    except (OSError, ValueError, yaml.YAMLError) as error:
+        known = _read(file)
+    except (OSError, ValueError) as error:
         raise UserError(f"The registration {file} cannot be read ({first_line(error)}). {remedy}") from error
-    known = Registration(**found)
     if hash_of(known.design) != known.hash:
         raise UserError(f"The registration {file} was edited: its hash does not match its content. {remedy}")
     return known
@@ -89,17 +88,28 @@ def registered_on(name: str, but: str) -> str | None:
     """The day on which the package's paper ``name`` was registered with another design than that of hash ``but``."""
     file = configs_dir() / "registered" / f"{name}.yaml"
     try:
-        found = _registered(file, file.stat().st_mtime_ns, file.stat().st_size)
-        return str(found["registered"]) if found["hash"] != but else None
-    except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError):  # there is none: what only displays ends no work
+        known = _read(file)
+    except (OSError, ValueError):  # there is none: what only displays ends no work
         return None
+    return known.registered if known.hash != but else None
+
+
+def _read(file: Path) -> Registration:
+    """What a file says, parsed once as long as it is the same: a report asks of each claim.
+
+    Raises:
+        ValueError: it is no registration.
+        OSError: it cannot be read.
+    """
+    state = file.stat()
+    return deepcopy(_parsed(file, state.st_mtime_ns, state.st_size))
 
 
 @cache
-def _registered(file: Path, _mtime_ns: int, _size: int) -> dict[str, str]:
-    """Hash and day of a registration; a report asks of each claim, and reading one takes a third of a second."""
-    found = yaml.safe_load(stored.read_yaml(file))
-    return {key: found[key] for key in ("registered", "hash")}
+def _parsed(file: Path, _mtime_ns: int, _size: int) -> Registration:
+    found = stored.load_yaml(file)
+    stored.hold(found, Registration, file.name)
+    return Registration(**found)
 
 
 def register(paper: Paper[Any], held: dict[str, Any], reason: str = "") -> tuple[Path, Registration]:

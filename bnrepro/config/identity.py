@@ -13,12 +13,10 @@ from functools import cache, reduce
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from bnrepro.config import own_code, user_files
 from bnrepro.config.loading import WHERE_NOT_WHAT, _defaults, _shared_dict, leaves, unreadable
 from bnrepro.config.schema import Config, in_channels_last
-from bnrepro.errors import UserError, first_line, no_folder
+from bnrepro.errors import UserError, no_folder
 from bnrepro.system import reading as stored
 
 LATER = (
@@ -172,10 +170,7 @@ def _stored_values(file: Path) -> dict[str, Any]:
 
 
 def _values(text: str) -> dict[str, Any]:
-    try:
-        found = yaml.load(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
-    except yaml.YAMLError as error:
-        raise ValueError(first_line(error)) from error
+    found = stored.parse_yaml(text)
     if not isinstance(found, dict) or not {"data", "model"} <= found.keys():
         raise ValueError("it is not a configuration of a run")
     return found

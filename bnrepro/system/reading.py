@@ -166,6 +166,28 @@ def read_yaml(file: Path) -> str:
     return text
 
 
+def load_yaml(file: Path) -> Any:
+    """The content of a YAML file, as `read_yaml` accepts it.
+
+    Raises:
+        ValueError: it is not accepted.
+        OSError: it cannot be read.
+    """
+    return parse_yaml(read_yaml(file))
+
+
+def parse_yaml(text: str) -> Any:
+    """The content of a text that `read_yaml` has accepted; by libyaml, five times as fast, where PyYAML has it.
+
+    Raises:
+        ValueError: it is not YAML.
+    """
+    try:
+        return yaml.load(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+    except yaml.YAMLError as error:
+        raise ValueError(first_line(error)) from error
+
+
 class _Keys:
     """Those of a mapping so far; PyYAML would let the last of two that are the same replace the others."""
 

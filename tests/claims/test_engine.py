@@ -32,7 +32,7 @@ from bnrepro.training.train import trainer_again
 from tests.claims import made_up
 from tests.claims.conftest import Listed
 from tests.claims.made_up import Settings, curve, fails, images, nonsense, parameters, toys, varied
-from tests.conftest import Call
+from tests.conftest import Call, mostly_slow
 
 PUBLISHED = Path(__file__).parents[2] / "results" / "experiments"
 Plans = Callable[..., Plan]
@@ -317,7 +317,7 @@ def test_measure_is_handed_its_dataset(go: Go, folder: Path, digits: Path) -> No
     assert digits.name in about["data"]
 
 
-@pytest.mark.parametrize("jobs", [1, 2])
+@pytest.mark.parametrize("jobs", mostly_slow([1, 2]))
 def test_measure_that_fails_leaves_the_others_alone(go: Go, folder: Path, jobs: int) -> None:
     probes = [({"kind": "fails"}, fails, {}), ({"kind": "nonsense"}, nonsense, {}), ({}, curve, {"points": [1.0]})]
     _, failed = go(with_probes(*probes), jobs=jobs)

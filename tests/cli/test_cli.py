@@ -21,7 +21,7 @@ import yaml
 from bnrepro.norm import NORMS
 from bnrepro.runs import record
 from bnrepro.runs.record import Run
-from tests.conftest import TINY, Call, changed
+from tests.conftest import TINY, Call, changed, mostly_slow
 
 
 @pytest.fixture
@@ -576,7 +576,7 @@ def test_command_that_is_given_several_times_at_once_ends_as_once(
 # --- signals ---
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+@pytest.mark.parametrize("number", mostly_slow([signal.SIGTERM, signal.SIGINT, signal.SIGKILL]))
 def test_run_ended_by_a_signal_goes_on_where_it_was(
     call: Call, short: list[str], tmp_path: Path, number: signal.Signals
 ) -> None:

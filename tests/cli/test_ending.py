@@ -21,7 +21,7 @@ from bnrepro.launch import parallel
 from bnrepro.runs.record import find_runs
 from bnrepro.system import output, signals
 from tests.cli.ending import Command, group
-from tests.conftest import TINY, changed
+from tests.conftest import TINY, changed, mostly_slow
 
 INT, TERM, HUP, KILL = signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGKILL
 
@@ -93,6 +93,7 @@ def test_signals_end_runs_in_order(
     assert "Traceback" not in err
 
 
+@pytest.mark.slow
 def test_workers_of_a_killed_command_end_in_order(digits: Path, tmp_path: Path) -> None:
     command = Command(tmp_path, comparison(digits))
     command.wait_for(lambda: len(list(tmp_path.rglob("metrics.csv"))) == 2)
@@ -102,6 +103,7 @@ def test_workers_of_a_killed_command_end_in_order(digits: Path, tmp_path: Path) 
     assert [run.status for run in find_runs(tmp_path / "runs")] == ["interrupted"] * 2
 
 
+@pytest.mark.slow
 def test_nohup_goes_on_when_the_terminal_closes(digits: Path, tmp_path: Path) -> None:
     arguments = ["train", *changed(TINY, "epochs=3"), f"data.path={digits}"]
     command = Command(tmp_path, arguments, lambda: signal.signal(HUP, signal.SIG_IGN))
@@ -156,12 +158,14 @@ sys.meta_path.insert(0, Finder())
 
 @pytest.mark.parametrize(
     ("arguments", "module"),
-    [
-        (["train", *TINY], "numpy.linalg"),
-        (["sweep", *TINY, "seed=0,1", "--jobs=2"], "torch.nn.functional"),
-        (["compare", *changed(TINY, "epochs=1"), "--variants=bn", "--seeds=1", "--jobs=1"], "matplotlib.artist"),
-        (["reproduce", "numpynet", "--preset=smoke"], "numpy.linalg"),
-    ],
+    mostly_slow(
+        [
+            (["train", *TINY], "numpy.linalg"),
+            (["sweep", *TINY, "seed=0,1", "--jobs=2"], "torch.nn.functional"),
+            (["compare", *changed(TINY, "epochs=1"), "--variants=bn", "--seeds=1", "--jobs=1"], "matplotlib.artist"),
+            (["reproduce", "numpynet", "--preset=smoke"], "numpy.linalg"),
+        ]
+    ),
 )
 def test_signal_that_an_import_swallows_is_not_lost(
     arguments: list[str], module: str, digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -302,6 +306,7 @@ def test_each_signal_interrupts_unless_it_is_ignored(number: signal.Signals) -> 
         signal.signal(number, before)
 
 
+@pytest.mark.slow
 def test_process_that_dies_costs_its_item_alone_and_errors_are_raised_here() -> None:
     assert parallel.map_all(_exit, [1], 2, lambda item: -item, threads=1) == [-1]
     with pytest.raises(RuntimeError, match="Unpicklable: 1 and 2"):

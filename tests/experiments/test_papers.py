@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ SHARE = 1e-6
 papers = pytest.mark.parametrize("name", PAPERS)
 
 
+@cache
 def is_awaited(name: str) -> bool:
     """Whether there are no committed records, or ones of an earlier design, and the runs are still to be made."""
     known, held = registration(PAPERS[name]), provenance_of(COMMITTED / name)

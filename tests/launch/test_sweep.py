@@ -44,7 +44,7 @@ def test_runs_in_parallel_are_those_of_one_process(tiny: Tiny, tmp_path: Path) -
     assert shares == dict.fromkeys(range(4), 1.0)
 
 
-@pytest.mark.parametrize("jobs", [1, 2])
+@pytest.mark.parametrize("jobs", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_run_that_fails_leaves_the_others_alone(tiny: Tiny, jobs: int) -> None:
     bad = tiny("epochs=1", "batch_size=5000")
     outcomes = sweep.run_all([tiny("epochs=1"), bad, tiny("epochs=1", "seed=1")], jobs)
@@ -68,6 +68,7 @@ def test_process_that_is_killed_is_replaced_and_its_run_done_again(tiny: Tiny) -
     assert {Run(o.path).status for o in outcomes} == {"completed"}
 
 
+@pytest.mark.slow
 def test_processes_stay_for_the_next_work_unless_they_are_killed() -> None:
     def who(items: list[int]) -> set[int]:
         return set(parallel.map_all(_who, items, jobs=2, lost=_no_threads))
@@ -91,6 +92,7 @@ def _who(_item: int, share: Callable[[float], None]) -> int:
     return os.getpid()
 
 
+@pytest.mark.slow
 def test_what_is_told_late_is_not_taken_for_the_next_work() -> None:
     shares: list[tuple[int, float]] = []
     with parallel.kept_workers():
@@ -105,6 +107,7 @@ def _tell(item: float, share: Callable[[float], None]) -> int:
     return 0
 
 
+@pytest.mark.slow
 def test_interrupt_stops_all_runs_and_they_go_on_later(tiny: Tiny, tmp_path: Path) -> None:
     def interrupt(_: int, share: float) -> None:
         if share > 0:

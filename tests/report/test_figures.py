@@ -32,6 +32,7 @@ from bnrepro.report import figures
 from bnrepro.report.compare import Comparison, save
 from bnrepro.system import output
 from tests.claims.made_up import Settings, varied
+from tests.conftest import mostly_slow
 from tests.report.test_compare import ended, known, point
 
 assert known  # a fixture
@@ -213,7 +214,7 @@ def test_nothing_depends_on_a_users_settings(known: Comparison, tmp_path: Path) 
         assert file.read_bytes() == (tmp_path / "hostile" / file.name).read_bytes(), file.name
 
 
-@pytest.mark.parametrize("backend", ["module://no_such_module", "nonsense", "qtagg"])
+@pytest.mark.parametrize("backend", mostly_slow(["module://no_such_module", "nonsense", "qtagg"]))
 def test_command_line_needs_no_backend(backend: str, known: Comparison, tmp_path: Path) -> None:
     save(known, tmp_path / "kept")
     (tmp_path / "theirs").write_bytes(b"text.usetex: True\nbackend: \xff\n")

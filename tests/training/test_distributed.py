@@ -13,7 +13,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -59,6 +59,8 @@ OTHERS = {
 }
 POOLED = ("bn", "convbn", "adaptive", "ghostbn", "renorm", "detached", "noisybn", "l1bn", "linfbn")
 DIVERGES = ("variant=nobn", "optimizer.lr=1e20", "model.activation=relu")
+RUNS = {**VARIANTS, **OTHERS, "diverges": DIVERGES}
+QUICK = ("bn", "convbn", "written", "diverges")  # of two processes, with the quick tests
 SHARED = ("bn", "convbn", "linfbn", "noisybn", "ghostbn")  # also run by three processes, with 16, 16 and 15 images
 UNEVEN = "batch_size=47"
 
@@ -85,14 +87,14 @@ def run_here(root: Path, rank: int, name: str, digits: Path, *more: str) -> Path
         return train.run(cfg, report=pytest.fail)
 
 
-def work_of_two(rank: int, folder: Path, digits: Path) -> None:
+def work_of_two(rank: int, folder: Path, digits: Path, names: Sequence[str]) -> None:
     in_group(rank, 2, folder)
-    for name, more in {**VARIANTS, **OTHERS, "diverges": DIVERGES}.items():
-        run_here(folder, rank, name, digits, *more)
+    for name in names:
+        run_here(folder, rank, name, digits, *RUNS[name])
     with mock.patch.object(distributed, "synchronize", lambda network, _group: network):
-        for name in POOLED:
+        for name in (name for name in POOLED if name in names):
             run_here(folder / "apart", rank, name, digits, *VARIANTS[name])
-    again = train.run(load_config(overrides(digits, folder / "bn", *VARIANTS["bn"])), report=pytest.fail)
+    again = train.run(load_config(overrides(digits, folder / names[0], *RUNS[names[0]])), report=pytest.fail)
     (folder / f"again{rank}").write_text(str(again))
     dist.destroy_process_group()
     os._exit(0)  # a thread of gloo that still holds a tensor would abort the end of the interpreter
@@ -115,10 +117,30 @@ def work_of_three(rank: int, folder: Path, digits: Path) -> None:
 
 @pytest.fixture(scope="module")
 def two(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of what two processes ran."""
-    folder = tmp_path_factory.mktemp("two")
-    multiprocessing.spawn(work_of_two, (folder, digits), nprocs=2)
+    """The folder of what two processes ran, ``QUICK`` alone."""
+    return of_two(digits, tmp_path_factory.mktemp("two"), QUICK)
+
+
+@pytest.fixture(scope="module")
+def two_at_length(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of what two processes ran, all but ``QUICK``."""
+    return of_two(digits, tmp_path_factory.mktemp("two_at_length"), [name for name in RUNS if name not in QUICK])
+
+
+def of_two(digits: Path, folder: Path, names: Sequence[str]) -> Path:
+    multiprocessing.spawn(work_of_two, (folder, digits, names), nprocs=2)
     return folder
+
+
+@pytest.fixture
+def ran(name: str, request: pytest.FixtureRequest) -> Path:
+    """The folder of what two processes ran, with the run ``name``."""
+    folder: Path = request.getfixturevalue("two" if name in QUICK else "two_at_length")
+    return folder
+
+
+def quick_or_slow(names: Iterable[str]) -> list[Any]:
+    return [pytest.param(name, marks=[] if name in QUICK else [pytest.mark.slow]) for name in names]
 
 
 @pytest.fixture(scope="module")
@@ -161,9 +183,9 @@ def difference(one: Path, other: Path) -> float:
 # --- the same numbers ---
 
 
-@pytest.mark.parametrize("name", [*VARIANTS, *OTHERS])
-def test_two_processes_give_one_processes_curve_and_weights(two: Path, alone: Alone, name: str) -> None:
-    one, other = alone(*{**VARIANTS, **OTHERS}[name]), only_run(two / name)
+@pytest.mark.parametrize("name", quick_or_slow([*VARIANTS, *OTHERS]))
+def test_two_processes_give_one_processes_curve_and_weights(ran: Path, alone: Alone, name: str) -> None:
+    one, other = alone(*RUNS[name]), only_run(ran / name)
     assert difference(one, other) < TOLERANCE
     assert one.name == other.name
     summaries = [Run(path).summary for path in (one, other)]
@@ -174,10 +196,10 @@ def test_two_processes_give_one_processes_curve_and_weights(two: Path, alone: Al
 TOLERANCE = 5e-5  # 9e-6 was the largest that was seen
 
 
-@pytest.mark.parametrize("name", POOLED)
-def test_processes_that_keep_their_statistics_to_themselves_give_another(two: Path, alone: Alone, name: str) -> None:
+@pytest.mark.parametrize("name", quick_or_slow(POOLED))
+def test_processes_that_keep_their_statistics_to_themselves_give_another(ran: Path, alone: Alone, name: str) -> None:
     """The comparison above would see it."""
-    assert difference(alone(*VARIANTS[name]), only_run(two / "apart" / name)) > 10 * TOLERANCE
+    assert difference(alone(*VARIANTS[name]), only_run(ran / "apart" / name)) > 10 * TOLERANCE
 
 
 @pytest.mark.slow
