@@ -132,6 +132,7 @@ def test_stacked_and_separate_training_are_measured(monkeypatch):
     assert all(row["times_as_fast"] > 0 for row in rows)
 
 
+@pytest.mark.slow
 def test_step_times_are_measured_against_every_size(monkeypatch):
     monkeypatch.setattr(pipeline, "in_turn", lambda steps, *_: {name: (step(), 1.0)[1] for name, step in steps.items()})
     whole = pipeline.made_up
@@ -144,6 +145,7 @@ def test_step_times_are_measured_against_every_size(monkeypatch):
     assert [row["megabytes"] for row in rows if row["along"] == "depth"] == [0, 1, 2, 3, 4]
 
 
+@pytest.mark.slow
 def test_peak_of_a_step_holds_what_its_backward_needs() -> None:
     sizes = [(128, 32, 4), (128, 32, 8), (256, 32, 8)]  # what the libraries take beside is small against these
     peaks = timing.alone(pipeline._stack_peaks, sizes)

@@ -311,7 +311,7 @@ def test_a_design_that_is_registered_and_not_run_is_told_of(tmp_path: Path, monk
     (tmp_path / "registered").mkdir()
     file = tmp_path / "registered" / "a_paper.yaml"
     assert registering.registered_on("a_paper", but="0" * 16) is None
-    file.write_text(f"hash: '{'1' * 16}'\nregistered: '2026-11-26'\n")
+    file.write_text(f"paper: a_paper\nhash: '{'1' * 16}'\nregistered: '2026-11-26'\ndesign: {{}}\n")
     assert registering.registered_on("a_paper", but="0" * 16) == "2026-11-26"
     assert registering.registered_on("a_paper", but="1" * 16) is None
     for damaged in ("[", "- a", "hash: 1"):

@@ -32,7 +32,6 @@ from bnrepro.report import figures
 from bnrepro.report.compare import Comparison, save
 from bnrepro.system import output
 from tests.claims.made_up import Settings, varied
-from tests.conftest import mostly_slow
 from tests.report.test_compare import ended, known, point
 
 assert known  # a fixture
@@ -73,6 +72,7 @@ def test_no_text_is_cut_off_or_small(known: Comparison, name: str, which: str) -
     assert min(text.get_fontsize() for text in texts(figure)) >= 5.5
 
 
+@pytest.mark.slow
 def test_every_comparison_can_be_drawn(tmp_path: Path) -> None:
     for name, comparison in (("many", sixteen()), ("diverged", one_diverged())):
         drawn = figures.draw(comparison, tmp_path / name)
@@ -214,7 +214,8 @@ def test_nothing_depends_on_a_users_settings(known: Comparison, tmp_path: Path) 
         assert file.read_bytes() == (tmp_path / "hostile" / file.name).read_bytes(), file.name
 
 
-@pytest.mark.parametrize("backend", mostly_slow(["module://no_such_module", "nonsense", "qtagg"]))
+@pytest.mark.slow
+@pytest.mark.parametrize("backend", ["module://no_such_module", "nonsense", "qtagg"])
 def test_command_line_needs_no_backend(backend: str, known: Comparison, tmp_path: Path) -> None:
     save(known, tmp_path / "kept")
     (tmp_path / "theirs").write_bytes(b"text.usetex: True\nbackend: \xff\n")

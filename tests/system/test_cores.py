@@ -127,6 +127,7 @@ def test_threads_stay_within_the_limit_of_openmp(
     assert told.count("\n") == bool(said)
 
 
+@pytest.mark.slow
 def test_training_under_a_limit_of_threads_does_not_wait_for_those_that_openmp_does_not_start(
     tmp_path: Path, digits: Path
 ) -> None:
@@ -161,6 +162,7 @@ def test_torch_that_binds_its_thread_changes_neither_the_count_nor_the_workers(t
     assert said.splitlines() == [str(count), *([f"({there}, {count}) ({there}, {count})"] if jobs else [])]
 
 
+@pytest.mark.slow
 def test_worker_processes_need_no_semaphores(
     monkeypatch: pytest.MonkeyPatch, call: Callable[..., Any], digits: Path
 ) -> None:
