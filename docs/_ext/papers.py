@@ -25,6 +25,7 @@ from sphinx.util.docutils import SphinxDirective, SphinxRole
 from bnrepro.claims import Paper
 from bnrepro.claims.evidence import Verdict
 from bnrepro.experiments import NAMES, experiment
+from bnrepro.report import forest as drawn
 from bnrepro.report.questions import Answer, answers, stale
 
 ROOT = Path(__file__).parents[2]
@@ -342,42 +343,34 @@ def effects_table(effects: list[dict[str, Any]], deciding: int | None) -> str:
 
 
 def forest(row: dict[str, Any]) -> str:
-    """A forest plot of the effects that decide, where they have intervals in one unit; a table stands below it."""
-    effects = [e for e in row["effects"] if e.get("low") is not None and e.get("high") is not None]
-    if (
-        not effects
-        or len({(e.get("unit"), e.get("ratio"), e.get("bar"), e.get("margin"), e.get("rule")) for e in effects}) > 1
-    ):
+    """The effects on one axis, drawn as in the report, where they have one; a table stands below it."""
+    panels = drawn.panels(row["effects"])
+    if len(panels) != 1 or not panels[0].ticks:
         return ""
-    bar, margin, kind = effects[0].get("bar"), effects[0].get("margin"), effects[0].get("rule")
-    marks = [
-        m
-        for m in (bar, margin, *([-margin] if kind == "equal" and margin and not effects[0]["ratio"] else []))
-        if m is not None
+    step, (panel,) = 9, panels
+    strips = [strip for _, strip in panel.rows]
+    height = step * len(strips)
+    shapes = [
+        f'<path class="tick" d="M{place} {height}v2"/><text class="axis" x="{place}" y="{height + 8}">{label}</text>'
+        for place, label in panel.ticks
     ]
-    values = [v for e in effects for v in (e["low"], e["high"], *e.get("seeds", {}).values())] + marks
-    low, high = min(values), max(values)
-    if not high > low or high - low > 1e9:
-        return ""
-    left, width, height, step = 8, 560, 22 * len(effects) + 26, 22
-
-    def at(value: float) -> float:
-        return round(left + (value - low) / (high - low) * width, 1)
-
-    shapes = []
-    for mark in dict.fromkeys(marks):
-        style = "bar" if mark == bar else "margin"
-        shapes.append(f'<line class="{style}" x1="{at(mark)}" x2="{at(mark)}" y1="0" y2="{height - 18}"/>')
-        shapes.append(f'<text class="axis" x="{at(mark)}" y="{height - 4}" text-anchor="middle">{mark:g}</text>')
-    for place, effect in enumerate(effects):
-        y = step * place + 11
-        shapes += [f'<circle class="seed" cx="{at(v)}" cy="{y}" r="2.5"/>' for v in effect.get("seeds", {}).values()]
-        shapes.append(f'<line class="interval" x1="{at(effect["low"])}" x2="{at(effect["high"])}" y1="{y}" y2="{y}"/>')
-        shapes.append(f'<rect class="mean" x="{at(effect["mean"]) - 4}" y="{y - 4}" width="8" height="8"/>')
-    title = f"Means, intervals and seeds of {len(effects)} effects, in the order of the table below"
-    box = f'viewBox="0 0 {width + 2 * left} {height}" role="img" aria-label="{title}"'
-    svg = f'<svg class="forest" {box}>{"".join(shapes)}</svg>'
-    return f"```{{raw}} html\n{svg}\n```"
+    for i, strip in enumerate(strips):
+        if strip is None:
+            continue
+        top, middle = step * i, step * i + step / 2
+        if strip.shade:
+            low, high = strip.shade
+            shapes.append(f'<rect class="margin" x="{low}" y="{top}" width="{high - low:.1f}" height="{step}"/>')
+        if strip.bar is not None:
+            shapes.append(f'<path class="bar" d="M{strip.bar} {top}v{step}"/>')
+        shapes += [f'<circle class="seed" cx="{dot}" cy="{middle + 2.5}" r="0.8"/>' for dot in strip.dots]
+        if strip.low is not None:
+            shapes.append(f'<path class="interval" d="M{strip.low} {middle}H{strip.high}"/>')
+        if strip.mean is not None:
+            shapes.append(f'<rect class="mean" x="{strip.mean - 1.5:.1f}" y="{middle - 1.5}" width="3" height="3"/>')
+    title = f"Means, intervals and seeds of {len(strips)} effects, in the order of the table below"
+    box = f'viewBox="0 0 {drawn.WIDTH} {height + 10}" role="img" aria-label="{title}"'
+    return f'```{{raw}} html\n<svg class="forest" {box}>{"".join(shapes)}</svg>\n```'
 
 
 def shown(name: str) -> list[str]:
