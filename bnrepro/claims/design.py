@@ -144,7 +144,7 @@ class Design:
         seeds: Iterable[int] | None = None,
         **arguments: Any,
     ) -> None:
-        """Measure without a training run; ``data`` are the overrides that name a dataset, handed over as ``data``."""
+        """Measure without a training run; the dataset that the overrides ``data`` name is handed over as ``data``."""
         _check_place(part, factors)
         check_measure(what, arguments, [] if data is None else ["data"])
         dataset = _composed(list(data)).data if data is not None else None

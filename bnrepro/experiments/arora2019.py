@@ -87,11 +87,12 @@ def runs(s: Settings) -> Design:
     """Least squares in float64, and gradient descent at rates over six decades."""
     design = Design(s.seeds)
     design.measure("squares", {}, least_squares, conditions=s.conditions, steps=s.directions)
-    data = [o for o in s.common if o.startswith("data")]
     for norm in NAMES:
         for rate in s.rates:
             asked: Row = {"overrides": [*s.common, f"variant={norm}"], "images": s.images, "steps": s.steps}
-            design.measure("descent", {"norm": norm, "rate": rate}, descent, data, **asked, rate=rate, others=s.others)
+            design.measure(
+                "descent", {"norm": norm, "rate": rate}, descent, s.common, **asked, rate=rate, others=s.others
+            )
     return design
 
 

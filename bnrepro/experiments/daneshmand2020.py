@@ -90,10 +90,9 @@ def runs(s: Settings) -> Design:
     for activation, width, norm in product(VARIANCES, s.widths, NORMS):
         factors: Row = {"norm": norm, "activation": activation, "width": width}
         design.measure("random", factors, in_random_network, **factors, marks=s.marks)
-    data = [o for o in s.common if o.startswith("data")]
     for norm in NORMS:
         overrides = [*s.common, f"model.depth={s.trained_depth}", f"variant={norm}"]
-        design.measure("start", {"norm": norm}, at_start, data, overrides=overrides)
+        design.measure("start", {"norm": norm}, at_start, s.common, overrides=overrides)
         for rate in s.rates:
             design.train("trained", {"norm": norm, "rate": rate}, [*overrides, f"optimizer.lr={rate}"])
     return design

@@ -97,21 +97,17 @@ paper = Paper(
 def runs(s: Settings) -> Design:
     """Scales along networks as they are initialised, and one network that is trained."""
     design = Design(s.seeds)
-
-    def data(overrides: list[str]) -> list[str]:
-        return [o for o in overrides if o.startswith("data")]
-
     for blocks, norm in product(s.blocks, (BN, PLAIN)):
         overrides = [*s.start, f"model.depth={blocks}", f"variant={norm}"]
         design.measure(
-            "start", {"norm": norm, "blocks": blocks}, at_start, data(s.start), overrides=overrides, images=s.images
+            "start", {"norm": norm, "blocks": blocks}, at_start, s.start, overrides=overrides, images=s.images
         )
     for arm in ARMS:
         for rate in s.plain_rates if arm == PLAIN else s.rates:
             overrides = [*s.common, f"model.depth={s.trained_blocks}", f"optimizer.lr={rate}"]
             overrides.append(f"variant={BN if arm == BN else PLAIN}")
             asked: Row = {"overrides": overrides, "skip_init": arm == SKIP}
-            design.measure("trained", {"arm": arm, "rate": rate}, trained, data(s.common), **asked)
+            design.measure("trained", {"arm": arm, "rate": rate}, trained, s.common, **asked)
     return design
 
 

@@ -101,9 +101,8 @@ def runs(s: Settings) -> Design:
 
     def train(norm: str, skew: float, rate: float) -> None:
         overrides = [*s.common, *norms[norm], f"optimizer.lr={rate}", f"batch_size={s.clients * s.size}"]
-        data = [o for o in s.common if o.startswith("data")]
         given: Row = {"overrides": overrides, "clients": s.clients, "skew": skew, "images": s.images}
-        design.measure("clients", {"norm": norm, "skew": skew, "rate": rate}, by_clients, data=data, **given)
+        design.measure("clients", {"norm": norm, "skew": skew, "rate": rate}, by_clients, data=s.common, **given)
 
     for norm, skew, rate in product(NORMS, SKEWS, s.rates):
         train(norm, skew, rate)

@@ -118,10 +118,9 @@ def runs(s: Settings) -> Design:
     """The source's three arms until its rule stops them; two networks in step; the layer's operations."""
     design = Design(s.seeds)
     common = [*SETUP, *s.overrides]
-    data = [override for override in common if override.startswith("data")]
     for arm, own in ARMS.items():
         design.measure(
-            "curves", {"arm": arm}, trained, data, overrides=[*common, *own], stopping=s.stopping.model_dump()
+            "curves", {"arm": arm}, trained, common, overrides=[*common, *own], stopping=s.stopping.model_dump()
         )
     common = [*SETUP, *s.lockstep_overrides]
     for pair, (precision, own) in PAIRS.items():

@@ -82,10 +82,9 @@ def runs(s: Settings) -> Design:
     """Schedules in float64, and one network that is trained with both."""
     design = Design(s.seeds)
     design.measure("exact", {}, exactly, norms=s.norms, steps=s.steps, decay=s.exact_decay, momentum=s.momentum)
-    data = [o for o in s.common if o.startswith("data")]
     for arm in ARMS:
         asked: Row = {"overrides": s.common, "arm": arm, "decay": s.decay, "points": s.points}
-        design.measure("trained", {"arm": arm}, trained, data, **asked)
+        design.measure("trained", {"arm": arm}, trained, s.common, **asked)
     return design
 
 

@@ -118,10 +118,9 @@ paper = Paper(__name__, Settings, scale="reduced", scale_note="ResNet-8 at a qua
 def runs(s: Settings) -> Design:
     """Trainings by rate, decay and momentum; and the source's model."""
     design = Design(s.seeds)
-    data = [o for o in s.common if o.startswith("data")]
     asked: Row = {"every": s.every, "points": s.points, "fall": s.fall, "after": s.after}
     for name, cell in s.cells.items():
-        design.measure("cells", {"cell": name}, along, data, overrides=[*s.common, *cell.overrides], **asked)
+        design.measure("cells", {"cell": name}, along, s.common, overrides=[*s.common, *cell.overrides], **asked)
     for place, model in enumerate(s.models):
         design.measure("model", {"model": place}, in_the_model, seeds=[0], **model.model_dump())
     return design

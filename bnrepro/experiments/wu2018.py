@@ -134,14 +134,13 @@ def runs(s: Settings) -> Design:
     for images in s.renorm_images:
         asked: Row = {"overrides": run("renorm", images), "images": images, "renorm_shares": s.renorm_shares}
         of: Row = {"norm": "renorm", "images": images}
-        design.measure("workers", of, trained, [o for o in s.common if o.startswith("data")], **asked)
+        design.measure("workers", of, trained, s.common, **asked)
     for norm, variant in WHOLE.items():
         design.train("whole", {"norm": norm}, run(variant, s.usual))
     for norm, classes in product(FEW, (0, s.classes)) if s.few_classes else ():
         asked = {"overrides": [*s.few_classes, f"variant={FEW[norm]}"], "classes": classes}
-        data = [o for o in s.few_classes if o.startswith("data")]
         of = {"norm": norm, "classes": classes}
-        design.measure("classes", of, on_few_classes, data, **asked, renorm_shares=s.renorm_shares)
+        design.measure("classes", of, on_few_classes, s.few_classes, **asked, renorm_shares=s.renorm_shares)
     for part in s.ghosts:
         design.train("ghosts", {"images": part}, ghosts(part, s.usual))
     return design

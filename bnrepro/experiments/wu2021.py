@@ -101,7 +101,7 @@ paper = Paper(__name__, Settings, scale="reduced", scale_note=PATHS)
 def runs(s: Settings) -> Design:
     """Trainings under every kind of statistics, and on ghost batches."""
     design = Design(s.seeds)
-    measured = partial(design.measure, data=[o for o in s.common if o.startswith("data")])
+    measured = partial(design.measure, data=s.common)
     asked = s.model_dump(include={"momenta", "points", "settled", "images", "samples"}) | {"used": s.suffice[0]}
     for name, batch in s.batches.items():
         overrides = [*s.common, *batch, f"epochs={s.epochs}"]

@@ -94,19 +94,11 @@ def runs(s: Settings) -> Design:
         for variant in NAMES:
             asked: Row = {"overrides": [*overrides, f"variant={variant}"], "images": s.images}
             factors = {"network": name, "variant": variant}
-            design.measure(
-                START, factors, measurements.at_start, data=[o for o in s.looked_into if o.startswith("data")], **asked
-            )
+            design.measure(START, factors, measurements.at_start, data=s.looked_into, **asked)
         if name in s.diverge:
             asked = {"overrides": overrides, "rates": s.rates, "shares": s.shares, "steps": s.diverging_steps}
             asked |= {"loss": s.diverging_loss}
-            design.measure(
-                DIVERGING,
-                {"network": name},
-                measurements.diverging,
-                data=[o for o in s.looked_into if o.startswith("data")],
-                **asked,
-            )
+            design.measure(DIVERGING, {"network": name}, measurements.diverging, data=s.looked_into, **asked)
     return design
 
 
