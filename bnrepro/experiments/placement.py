@@ -98,11 +98,8 @@ class Settings(Preset):
     ]
     learned: float = 90.0  # P2, P3: % training accuracy in eval mode without dropout, from which on it has learned them
     dropout_amounts: list[float] = [0.1, 0.5]  # P2: the source's "very low", and the usual amount
-    ghost_sizes: list[int] = [
-        16,
-        32,
-        64,
-    ]  # P3: of which validation data choose one; Hoffer et al.'s orders of magnitude
+    # P3: of which validation data choose one; Hoffer et al.'s orders of magnitude
+    ghost_sizes: list[int] = [16, 32, 64]
     momentum: float = 0.1  # P3: of running statistics, for a whole batch
     margin_points: float = 0.5  # P1, P2, P7: the benchmark calls .498 to .503 a negligible difference
     # P3, P6: half of what the benchmark reports for gamma and beta, .004 to .006; paired, on 10,000 test images
