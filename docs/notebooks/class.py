@@ -23,8 +23,7 @@ from bnrepro.norm import NORMS, NormError
 #
 # A linear layer with a bias, a norm, and a squared error. The variant `custombn` differentiates through its mean and
 # variance. `detached` takes them for constants, as code does that computes them without gradients. Both compute the
-# same
-# output.
+# same output.
 #
 # **Question.** The norm subtracts the bias again. What should its gradient be?
 
@@ -41,19 +40,20 @@ def train(variant: str, steps: int = 400, rate: float = 0.5) -> dict[str, list[f
     found: dict[str, list[float]] = {"bias": [], "weight": [], "loss": []}
     for _ in range(steps):
         loss = (norm(linear(inputs)) - targets).square().mean()
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
         found["loss"].append(loss.item())
         found["bias"].append(linear.bias.norm().item())
         found["weight"].append(linear.weight.norm().item())
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
     return found
 
 
 runs = {variant: train(variant) for variant in ("custombn", "detached")}
+print("           size of the bias   of the weights    loss")
 for variant, found in runs.items():
-    print(f"{variant:9s} size of the bias {found['bias'][0]:.2f} -> {found['bias'][-1]:8.2f}", end="   ")
-    print(f"of the weights {found['weight'][0]:.2f} -> {found['weight'][-1]:6.2f}   loss {found['loss'][-1]:.3f}")
+    ends = [f"{found[name][0]:.2f} -> {found[name][-1]:6.2f}" for name in found]
+    print(f"{variant:10s} {ends[0]:16s}   {ends[1]:14s}    {ends[2]}")
 
 # %% alt="Size of the bias, size of the weights, and loss over 400 steps, for exact and detached statistics."
 figure, panels = pyplot.subplots(1, 3, figsize=(8.5, 2.6), layout="constrained")
@@ -85,7 +85,8 @@ images = torch.rand(64, 1, 12, 12)
 images[:, :, 6:] *= 0.2
 for variant in ("bn", "convbn", "peractivationbn", "adaptive"):
     active = (NORMS[variant](1, (12, 12))(images) > 0).float().mean((0, 1, 3))
-    print(f"{variant:16s} active above the horizon {active[:6].mean():4.0%}, below it {active[6:].mean():4.0%}")
+    above, below = active[:6].mean(), active[6:].mean()
+    print(f"{variant:16s} active above the horizon {above:4.0%}, below it {below:4.0%}")
 
 # %% alt="Share of active ReLUs by row of the image, for batch normalization, local gain and a window."
 figure, axes = pyplot.subplots(figsize=(5, 2.6), layout="constrained")
@@ -109,9 +110,9 @@ image = torch.randn(1, 4, 6, 6)
 for variant in ("bn", "convbn", "groupnorm", "layernorm"):
     try:
         output = NORMS[variant](4, (6, 6))(image)
-        print(f"{variant:10s} standard deviation of the output: {output.std():.2f}")
+        print(f"{variant:10s} standard deviation {output.std():.2f}")
     except NormError as error:
-        print(f"{variant:10s} refused: {str(error)[:88]}...")
+        print(f"{variant:10s} refused: {str(error).split(',')[0]}")
 
 # %% [markdown]
 # Batch normalization still has the 36 locations of a channel to average over. With local statistics each value would be
