@@ -308,7 +308,7 @@ def break_at_step(rank: int, size: int, folder: Path, digits: Path, how: str) ->
 @pytest.mark.slow
 @pytest.mark.parametrize("how", ["error", "interrupt", "killed"])
 def test_process_that_fails_ends_the_others_and_the_run_goes_on_later(
-    two: Path, digits: Path, tmp_path: Path, how: str
+    two_at_length: Path, digits: Path, tmp_path: Path, how: str
 ) -> None:
     context = multiprocessing.get_context("spawn")
     processes = [context.Process(target=break_at_step, args=(rank, 2, tmp_path, digits, how)) for rank in (0, 1)]
@@ -334,7 +334,7 @@ def test_process_that_fails_ends_the_others_and_the_run_goes_on_later(
     # What two have begun, one can end: the checkpoint is that of one process.
     cfg = load_config(overrides(digits, tmp_path / "run", *OTHERS["resumed"]))
     assert train.run(cfg) == broken.path
-    assert difference(only_run(two / "resumed"), broken.path) < TOLERANCE
+    assert difference(only_run(two_at_length / "resumed"), broken.path) < TOLERANCE
 
 
 # --- torchrun ---
@@ -411,7 +411,7 @@ def torchrun(folder: Path, *arguments: str) -> subprocess.Popen[str]:
 
 @pytest.mark.slow
 def test_torchrun_is_interrupted_goes_on_and_ends_as_if_nothing_had_happened(
-    two: Path, digits: Path, tmp_path: Path
+    two_at_length: Path, digits: Path, tmp_path: Path
 ) -> None:
     arguments = overrides(digits, tmp_path / "runs", *OTHERS["resumed"])
     path = run_dir(train.resolve(load_config(arguments)))
@@ -429,7 +429,7 @@ def test_torchrun_is_interrupted_goes_on_and_ends_as_if_nothing_had_happened(
     assert [line.split(" (")[0] for line in out.splitlines()][-2:] == [f"Run: {path}", CURVES.format(tmp_path / "runs")]
     assert len(out.splitlines()) == 3
     assert err.count("epoch 6:") == 1
-    assert difference(only_run(two / "resumed"), path) == 0
+    assert difference(only_run(two_at_length / "resumed"), path) == 0
     assert Run(path).summary["processes"] == 2
 
 
