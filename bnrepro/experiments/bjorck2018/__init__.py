@@ -367,7 +367,7 @@ def rates(r: Results, s: Settings) -> Figure | None:
         axes.xaxis.set_major_locator(LogLocator(numticks=5))
     for axes in others[len(networks) :]:
         axes.set_visible(False)
-    legend(figure, of=others[0])
+    legend(figure, of=first)
     return figure
 
 
