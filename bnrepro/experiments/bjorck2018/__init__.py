@@ -198,7 +198,10 @@ def larger_rates(r: Results, s: Settings) -> Evidence:
 
 
 def learned(r: Results, s: Settings) -> Gate:
-    """Networks without BN at their best rate; where none trains every seed, the best that each seed reaches."""
+    """Networks without BN at their best rate; where none trains every seed, the best that each seed reaches.
+
+    The latter was added after the runs, in which no rate did: the gate had no value then, and B1.2 and B1.3 no verdict.
+    """
     accuracy, rates = r.accuracy("train_accuracy", part=RATES).at(variant="nobn"), best_rates(r, s, "nobn")
     found = {name: values.without("layers") for name, values in accuracy.by("network").items()}
     at_best = {name: v.at(rate=rates[name]) if name in rates else v.max("rate") for name, v in found.items()}
