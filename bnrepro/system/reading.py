@@ -177,7 +177,7 @@ def load_yaml(file: Path) -> Any:
 
 
 def parse_yaml(text: str) -> Any:
-    """The content of a text that `read_yaml` has accepted; by libyaml, five times as fast, where PyYAML has it.
+    """The content of a text that `read_yaml` has accepted; by libyaml, which is faster, where PyYAML has it.
 
     Raises:
         ValueError: it is not YAML.

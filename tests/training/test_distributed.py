@@ -13,7 +13,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -31,7 +31,7 @@ from bnrepro.runs import checkpoint, record
 from bnrepro.runs.record import Run
 from bnrepro.training import distributed, train
 from bnrepro.training.distributed import OtherProcessFailed, Processes
-from tests.conftest import TINY, changed
+from tests.conftest import TINY, changed, mostly_slow
 
 ROOT = Path(__file__).parents[2]
 
@@ -139,10 +139,6 @@ def ran(name: str, request: pytest.FixtureRequest) -> Path:
     return folder
 
 
-def quick_or_slow(names: Iterable[str]) -> list[Any]:
-    return [pytest.param(name, marks=[] if name in QUICK else [pytest.mark.slow]) for name in names]
-
-
 @pytest.fixture(scope="module")
 def three(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of what three processes ran."""
@@ -183,7 +179,7 @@ def difference(one: Path, other: Path) -> float:
 # --- the same numbers ---
 
 
-@pytest.mark.parametrize("name", quick_or_slow([*VARIANTS, *OTHERS]))
+@pytest.mark.parametrize("name", mostly_slow(sorted([*VARIANTS, *OTHERS], key=lambda name: name not in QUICK), quick=3))
 def test_two_processes_give_one_processes_curve_and_weights(ran: Path, alone: Alone, name: str) -> None:
     one, other = alone(*RUNS[name]), only_run(ran / name)
     assert difference(one, other) < TOLERANCE
@@ -196,7 +192,7 @@ def test_two_processes_give_one_processes_curve_and_weights(ran: Path, alone: Al
 TOLERANCE = 5e-5  # 9e-6 was the largest that was seen
 
 
-@pytest.mark.parametrize("name", quick_or_slow(POOLED))
+@pytest.mark.parametrize("name", mostly_slow(POOLED, quick=2))
 def test_processes_that_keep_their_statistics_to_themselves_give_another(ran: Path, alone: Alone, name: str) -> None:
     """The comparison above would see it."""
     assert difference(alone(*VARIANTS[name]), only_run(ran / "apart" / name)) > 10 * TOLERANCE
