@@ -390,7 +390,9 @@ def depth(r: Results, s: Settings) -> Figure | None:
         return None
     figure, axes = panels(3, len(networks), height=2.0, sharex="row")
     for each, (network, (title, values)) in zip(axes, product(networks, columns.items()), strict=True):
-        lines(each, alive(values).at(network=network), "x", "variant", looks(NAMES), log=True, marks=False)
+        found = alive(values).at(network=network)
+        each.set_visible(bool(found))  # not every network was made to diverge
+        lines(each, found, "x", "variant", looks(NAMES), log=True, marks=False)
         as_high_as_lines(each, room=5)
         each.set(xlabel="layer", xlim=(0.5, None))
         each.set_title(f"{network}: {title}", fontsize=7)
