@@ -6,10 +6,11 @@ import os
 import shutil
 import signal
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 # One thread a process, those that tests start included: the tests share the cores already.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -33,10 +34,16 @@ needs_compiler = pytest.mark.skipif(
 torch.set_num_threads(1)  # whatever the environment says
 
 
-def mostly_slow(cases: Iterable[Any], quick: int = 1) -> list[Any]:
-    """Parameters of a test, of which the first run with the quick tests and the others with the slow ones."""
-    given = [case if isinstance(case, tuple) else (case,) for case in cases]
-    return [pytest.param(*case, marks=[pytest.mark.slow] if i >= quick else []) for i, case in enumerate(given)]
+@pytest.hookimpl(tryfirst=True)  # before -m chooses
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """``@pytest.mark.quick(n)``: the first ``n`` cases of a test run with the quick tests, the others are slow."""
+    seen: Counter[str] = Counter()
+    for item in items:
+        if (quick := item.get_closest_marker("quick")) and not item.get_closest_marker("slow"):
+            test = item.nodeid.partition("[")[0]
+            seen[test] += 1
+            if seen[test] > quick.args[0]:
+                item.add_marker("slow")
 
 
 @pytest.fixture(scope="session")

@@ -137,6 +137,7 @@ def later(row: Row) -> None:
     row["look"]["number"] = 2
 
 
+@pytest.mark.quick(3)
 @pytest.mark.parametrize("change", [verdict, interval, value, state, flips, margin, level, later])
 def test_what_was_changed_is_found(change: Callable[[Row], None], script: Any, tmp_path: Path, capsys: Any) -> None:
     results = written(tmp_path, 12, looks=[3, 6, 12])

@@ -50,7 +50,7 @@ from bnrepro.stats import Interval
 from bnrepro.system import reading as stored
 from bnrepro.training import train
 from tests.claims.made_up import Settings, varied
-from tests.conftest import Call, mostly_slow
+from tests.conftest import Call
 from tests.report.test_compare import ended, point
 from tests.report.test_report import ASSETS, PAPER, RECORDS, Reader
 
@@ -740,7 +740,8 @@ def _concluded(parent: Path) -> Path:
 PLACES = (f"experiments/{PAPER.name}", f"experiments/{PAPER.name}/tables", "side")
 
 
-@pytest.mark.parametrize("place", mostly_slow(PLACES))
+@pytest.mark.quick(1)
+@pytest.mark.parametrize("place", PLACES)
 @settings(fuzz, max_examples=100)
 @given(data=st.data())
 def test_report_on_any_damage_is_whole_and_harmless_or_refused(results: Path, place: str, data: st.DataObject) -> None:

@@ -43,6 +43,6 @@ NORMS: dict[str, Norm] = {
     "groupnorm": Norm(XHAT, "group of C, H W", "C", False, "Wu & He 2018; torch's own layer"),
     "layernorm": Norm(XHAT, "C H W", "C H W", False, "Ba, Kiros & Hinton 2016; torch's own layer"),
     "instancenorm": Norm(XHAT, "H W", "C", False, "Ulyanov et al. 2016; torch's own layer"),
-    "lrn": Norm("x / (k + alpha/n sum x^2)^beta", "5 of C", "-", False, "Krizhevsky et al. 2012; torch's own layer"),
+    "lrn": Norm("x / (k + alpha/n sum x^2)^beta", "5 of C", "-", False, "Krizhevsky et al. 2012"),
     "dyt": Norm("tanh(alpha x), alpha learned", "-", "C, alpha", False, "Zhu et al. 2025"),
 }

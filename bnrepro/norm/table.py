@@ -16,6 +16,7 @@ from bnrepro.norm.variants import (
     DetachedBatchNorm,
     DynamicTanh,
     GhostBatchNorm,
+    LocalResponseNorm,
     LpBatchNorm,
     LpNorm,
     Noise,
@@ -155,8 +156,8 @@ def _instance(num_features: int, spatial_shape: tuple[int, ...], options: NormOp
 def _local_response(
     num_features: int, spatial_shape: tuple[int, ...], options: NormOptions = NormOptions()
 ) -> nn.Module:
-    """`torch.nn.LocalResponseNorm` with AlexNet's constants; nothing after a linear layer, as there."""
-    return nn.LocalResponseNorm(5, alpha=1e-4, beta=0.75, k=2.0) if spatial_shape else nn.Identity()
+    """Local response normalization with AlexNet's constants; nothing after a linear layer, as there."""
+    return LocalResponseNorm(5, alpha=1e-4, beta=0.75, k=2.0) if spatial_shape else nn.Identity()
 
 
 NORMS: dict[str, NormFactory] = {

@@ -39,6 +39,7 @@ from bnrepro.training.user_modules import own_files
 
 EVAL_IMAGES = 500  # images a forward pass in evaluation: fits the caches
 CHECK_STEPS = 10  # steps between looks at the loss, each of which a GPU has to be waited for
+CHECKPOINT_SECONDS = 120  # of training without a checkpoint, after which one is written between evaluations
 CROWDED_SECONDS = 10  # of training, after which it is looked whether other processes slow it down
 PROBE_IMAGES = 256  # images of the validation set whose way through the norms is recorded
 
@@ -384,6 +385,7 @@ class Trainer:
         """The steps that are left."""
         others = CrowdedCores() if self.report and self.device.type == "cpu" else None
         look_at_others = time.perf_counter() + CROWDED_SECONDS
+        saved = time.perf_counter()
         for batch in self.batches(self.step):
             watched = board is not None and self.cfg.angles and self.evaluation_due(self.step + 1)
             before = rotation.weights(self.network) if watched else {}
@@ -410,6 +412,11 @@ class Trainer:
                 if board and before:
                     turns = rotation.turns(before, self.network, batch.lr)
                     board.turns({layer: turn._asdict() for layer, turn in turns.items()}, self.step)
+                saved = time.perf_counter()
+            elif look and time.perf_counter() - saved > CHECKPOINT_SECONDS and self.processes.first:
+                self.seconds = time.perf_counter() - started
+                self.save(directory, since)
+                saved = time.perf_counter()
             # Several processes have to end at the same step: they agree on it where they wait for each other anyway.
             asked = stop.asked if self.processes.size == 1 else look and self.processes.any(stop.asked, self.device)
             if asked and self.step < self.steps:

@@ -32,7 +32,7 @@ from bnrepro.training.train import trainer_again
 from tests.claims import made_up
 from tests.claims.conftest import Listed
 from tests.claims.made_up import Settings, curve, fails, images, nonsense, parameters, toys, varied
-from tests.conftest import Call, mostly_slow
+from tests.conftest import Call
 
 PUBLISHED = Path(__file__).parents[2] / "results" / "experiments"
 Plans = Callable[..., Plan]
@@ -317,7 +317,8 @@ def test_measure_is_handed_its_dataset(go: Go, folder: Path, digits: Path) -> No
     assert digits.name in about["data"]
 
 
-@pytest.mark.parametrize("jobs", mostly_slow([1, 2]))
+@pytest.mark.quick(1)
+@pytest.mark.parametrize("jobs", [1, 2])
 def test_measure_that_fails_leaves_the_others_alone(go: Go, folder: Path, jobs: int) -> None:
     probes = [({"kind": "fails"}, fails, {}), ({"kind": "nonsense"}, nonsense, {}), ({}, curve, {"points": [1.0]})]
     _, failed = go(with_probes(*probes), jobs=jobs)
@@ -508,6 +509,7 @@ def test_damaged_records_are_refused_by_name(go: Go, folder: Path, name: str) ->
         read(folder)
 
 
+@pytest.mark.quick(3)
 @pytest.mark.parametrize(
     ("change", "words"),
     [
@@ -561,6 +563,7 @@ def test_text_columns_are_texts_whatever_they_look_like(tmp_path: Path) -> None:
     assert math.isnan(from_cell(to_cell(math.nan)))
 
 
+@pytest.mark.quick(3)
 @pytest.mark.parametrize("held", ["full", "smoke"])
 @pytest.mark.parametrize("lacking", ["runs", "measurements", "official data", "failures"])
 def test_records_are_not_replaced_by_what_is_worth_less_unasked(go: Go, folder: Path, held: str, lacking: str) -> None:

@@ -163,6 +163,7 @@ def test_nearer_to_zero_is_never_less_equal(groups: list[list[float]], factor: f
     assert ORDER.index(close) >= ORDER.index(far)
 
 
+@pytest.mark.quick(5)
 @pytest.mark.parametrize("number", [1, 2, 6])
 @pytest.mark.parametrize(
     ("make", "true_effect", "wrong"),

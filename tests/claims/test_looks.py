@@ -68,6 +68,7 @@ ERRORS = [
 """Claims, the true effect at the edge of the null hypothesis, and the verdicts that are wrong there."""
 
 
+@pytest.mark.quick(5)
 @pytest.mark.parametrize("cells", [1, 4])
 @pytest.mark.parametrize(
     ("make", "true_effect", "wrong"), ERRORS, ids=["difference", "negligible", "one-sided", "equivalence", "unequal"]

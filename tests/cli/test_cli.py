@@ -21,7 +21,7 @@ import yaml
 from bnrepro.norm import NORMS
 from bnrepro.runs import record
 from bnrepro.runs.record import Run
-from tests.conftest import TINY, Call, changed, mostly_slow
+from tests.conftest import TINY, Call, changed
 
 
 @pytest.fixture
@@ -576,7 +576,8 @@ def test_command_that_is_given_several_times_at_once_ends_as_once(
 # --- signals ---
 
 
-@pytest.mark.parametrize("number", mostly_slow([signal.SIGTERM, signal.SIGINT, signal.SIGKILL]))
+@pytest.mark.quick(1)
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
 def test_run_ended_by_a_signal_goes_on_where_it_was(
     call: Call, short: list[str], tmp_path: Path, number: signal.Signals
 ) -> None:
@@ -646,6 +647,7 @@ def test_tensorboard_shows_the_variants_curves_under_one_tag(server: str) -> Non
 BROWSERS = [path for name in ("chromium", "google-chrome", "chromium-browser") if (path := shutil.which(name))][:1]
 
 
+@pytest.mark.quick(1)
 @pytest.mark.skipif(not BROWSERS, reason="there is no browser")
 @pytest.mark.parametrize("browser", BROWSERS or ["none"])
 def test_browser_draws_the_variants_on_one_chart(server: str, browser: str, tmp_path: Path) -> None:

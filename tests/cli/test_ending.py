@@ -21,7 +21,7 @@ from bnrepro.launch import parallel
 from bnrepro.runs.record import find_runs
 from bnrepro.system import output, signals
 from tests.cli.ending import Command, group
-from tests.conftest import TINY, changed, mostly_slow
+from tests.conftest import TINY, changed
 
 INT, TERM, HUP, KILL = signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGKILL
 
@@ -156,16 +156,15 @@ sys.meta_path.insert(0, Finder())
 """
 
 
+@pytest.mark.quick(1)
 @pytest.mark.parametrize(
     ("arguments", "module"),
-    mostly_slow(
-        [
-            (["train", *TINY], "numpy.linalg"),
-            (["sweep", *TINY, "seed=0,1", "--jobs=2"], "torch.nn.functional"),
-            (["compare", *changed(TINY, "epochs=1"), "--variants=bn", "--seeds=1", "--jobs=1"], "matplotlib.artist"),
-            (["reproduce", "numpynet", "--preset=smoke"], "numpy.linalg"),
-        ]
-    ),
+    [
+        (["train", *TINY], "numpy.linalg"),
+        (["sweep", *TINY, "seed=0,1", "--jobs=2"], "torch.nn.functional"),
+        (["compare", *changed(TINY, "epochs=1"), "--variants=bn", "--seeds=1", "--jobs=1"], "matplotlib.artist"),
+        (["reproduce", "numpynet", "--preset=smoke"], "numpy.linalg"),
+    ],
 )
 def test_signal_that_an_import_swallows_is_not_lost(
     arguments: list[str], module: str, digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

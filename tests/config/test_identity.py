@@ -267,6 +267,7 @@ def unreadable(monkeypatch: pytest.MonkeyPatch, name: str, reason: int | None) -
         monkeypatch.setattr(Path, method, patched)
 
 
+@pytest.mark.quick(4)
 @pytest.mark.parametrize("reason", REASONS)
 @pytest.mark.parametrize("name", [record.CHECKPOINT, record.CONFIG])
 def test_run_that_cannot_be_read_stops_and_nothing_is_touched(

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import Call, mostly_slow
+from tests.conftest import Call
 
 ROOT = Path(__file__).parents[2]
 
@@ -410,7 +410,8 @@ EXITS = {
 }
 
 
-@pytest.mark.parametrize("where", mostly_slow(EXITS))
+@pytest.mark.quick(1)
+@pytest.mark.parametrize("where", EXITS)
 def test_a_paper_that_calls_exit_costs_no_other(where: str, call: Call, paper: Path, tmp_path: Path) -> None:
     old, new, said = EXITS[where]
     text = (example() + ENDS).replace('["model=', '["data.val_fraction=0.95", "model=')
@@ -520,7 +521,8 @@ def test_records_that_a_claim_changes_are_its_own(call: Call, tmp_path: Path) ->
     assert second["effects"] == first["effects"]
 
 
-@pytest.mark.parametrize("jobs", mostly_slow([1, 2]))
+@pytest.mark.quick(1)
+@pytest.mark.parametrize("jobs", [1, 2])
 def test_what_a_papers_code_prints_or_closes_is_not_the_answer(
     jobs: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

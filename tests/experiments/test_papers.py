@@ -109,6 +109,7 @@ def test_no_records_judge_nothing_and_are_no_error(name: str) -> None:
         assert shown.make(nothing, settings) is None, shown.name
 
 
+@pytest.mark.quick(4)
 @run_as_designed
 def test_its_answers_can_be_read(name: str) -> None:
     for each in judged(PAPERS[name], *committed(name)):
@@ -122,6 +123,7 @@ def test_its_answers_can_be_read(name: str) -> None:
             assert all(rule.margin is not None or rule.bar for rule in rules), f"{each.claim.id} has no margin"
 
 
+@pytest.mark.quick(4)
 @run_as_designed
 def test_committed_conclusions_are_those_of_the_committed_records(name: str, tmp_path: Path) -> None:
     """Otherwise: `bnrepro figures results/experiments/NAME`, `bnrepro report`, and `python scripts/readme.py`."""

@@ -240,6 +240,7 @@ def runs(s):
 """
 
 
+@pytest.mark.quick(1)
 @pytest.mark.parametrize(
     "asked",
     [

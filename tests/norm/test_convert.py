@@ -252,6 +252,7 @@ def test_norm_without_running_statistics_cannot_be_frozen() -> None:
 # --- folding ---
 
 
+@pytest.mark.quick(8)
 @pytest.mark.parametrize("variant", ["bn", "custombn", "convbn", "peractivationbn", "locationaffinebn"])
 def test_folding_changes_outputs_by_rounding_alone(trained: nn.Module, variant: str) -> None:
     model = convert(trained.double(), variant, images().double())

@@ -161,6 +161,7 @@ def apart(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     return [torch.load(Path(folder) / f"{rank}.pt") for rank in range(request.param)]
 
 
+@pytest.mark.quick(1)
 @pytest.mark.parametrize("name", LAYERS)
 def test_processes_with_uneven_batches_equal_one_with_the_joined_batch(apart: list[dict[str, Any]], name: str) -> None:
     processes = len(apart)

@@ -314,6 +314,7 @@ COMPILERS = {
 }
 
 
+@pytest.mark.quick(2)
 @needs_compiler
 @pytest.mark.parametrize("kind", COMPILERS)
 def test_whatever_the_compiler_does_there_is_one_sentence(

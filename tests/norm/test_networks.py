@@ -114,6 +114,7 @@ def output(model: nn.Module, x: Tensor) -> Tensor:
         return model(x)
 
 
+@pytest.mark.quick(3)
 @over_networks
 def test_outputs_stay_or_the_network_is_refused_by_name(library: str, name: str, side: int) -> None:
     model = make(library, name)

@@ -379,6 +379,7 @@ def network(make: Callable[..., nn.Module], **more: Any) -> nn.Module:
     return nn.Sequential(nn.Conv2d(2, 3, 3, padding=1), make(**more), nn.ReLU())
 
 
+@pytest.mark.quick(2)
 @every_layer
 @pytest.mark.parametrize("momentum", [0.1, None])
 def test_compiles_without_a_graph_break_and_changes_no_number(
@@ -430,6 +431,7 @@ def test_exports_in_eval_mode_and_the_export_computes_the_same(make: Callable[..
     torch.testing.assert_close(exported(x), model(x))
 
 
+@pytest.mark.quick(1)
 @pytest.mark.skipif(
     torch.__version__ < "2.7", reason="torch's own exporter writes booleans that protobuf no longer takes"
 )

@@ -17,6 +17,7 @@ from bnrepro.norm.variants import (
     DetachedBatchNorm,
     DynamicTanh,
     GhostBatchNorm,
+    LocalResponseNorm,
     LpBatchNorm,
     NoisyBatchNorm,
 )
@@ -361,12 +362,34 @@ def test_frozen_statistics_never_move() -> None:
     assert int(layer.num_batches_tracked) == 0
 
 
-def test_layer_instance_and_response_norms_are_torchs() -> None:
+@pytest.mark.parametrize("size", [1, 4, 5])
+@pytest.mark.parametrize("shape", [(6, C, 5), (6, C, 5, 6), (2, 9, 5, 6), (2, 9, 2, 3, 2)])
+def test_local_response_norm_is_torchs_in_its_gradient_too(size: int, shape: tuple[int, ...]) -> None:
+    constants = {"alpha": 0.5, "beta": 0.75, "k": 2.0}
+    layers = LocalResponseNorm(size, **constants), nn.LocalResponseNorm(size, **constants)
+    found = []
+    for layer in layers:
+        x = normal(*shape).requires_grad_()
+        y = layer(x.contiguous(memory_format=torch.channels_last) if x.dim() == 4 else x)
+        (dx,) = torch.autograd.grad((y**3).sum(), x)
+        found.append((y.detach(), dx))
+    torch.testing.assert_close(*found)
+
+
+def test_local_response_norm_keeps_float32_where_autocast_would_not() -> None:
+    x = normal(2, 9, 5, 6).float()
+    layer = NORMS["lrn"](9, (5, 6))
+    with torch.autocast("cpu", torch.bfloat16):
+        within = layer(x)
+    assert within.dtype == torch.float32
+    torch.testing.assert_close(within, layer(x))
+
+
+def test_layer_and_instance_norms_are_torchs() -> None:
     x = normal(6, C, 5, 6)
     for name, theirs in (
         ("layernorm", nn.LayerNorm((C, 5, 6))),
         ("instancenorm", nn.InstanceNorm2d(C)),
-        ("lrn", nn.LocalResponseNorm(5, alpha=1e-4, beta=0.75, k=2)),
     ):
         layer = NORMS[name](C, (5, 6)).double()
         torch.testing.assert_close(layer(x), theirs.double()(x))

@@ -101,6 +101,7 @@ def test_a_sort_without_a_column_is_told(root: Path, sort: str) -> None:
         index.select(root, sort=sort)
 
 
+@pytest.mark.quick(40)
 @pytest.mark.parametrize("key", index.columns())
 def test_every_column_sorts_both_ways(root: Path, key: str) -> None:
     up, down = ([run.value(key) for run in index.select(root, sort=f"{sign}{key}")] for sign in ("", "-"))

@@ -16,7 +16,7 @@ import pytest
 
 from bnrepro.system import output, signals
 from bnrepro.system.output import Shield, only_shown, tell
-from tests.conftest import TINY, changed, mostly_slow
+from tests.conftest import TINY, changed
 
 
 def shell(command: str, folder: Path, **environment: str) -> subprocess.CompletedProcess[bytes]:
@@ -26,28 +26,26 @@ def shell(command: str, folder: Path, **environment: str) -> subprocess.Complete
     return subprocess.run(["bash", "-c", name + command], cwd=folder, env=os.environ | env, capture_output=True)
 
 
+@pytest.mark.quick(2)
 @pytest.mark.parametrize(
     ("command", "environment", "code"),
-    mostly_slow(
-        [
-            ("bnrepro config <&- >&- 2>&-", {}, 0),
-            ("bnrepro config | true", {}, 0),
-            ("bnrepro config >/dev/full", {}, 1),
-            ("bnrepro show $'\\u5c42'", {"PYTHONIOENCODING": "ascii"}, 2),
-            ("bnrepro config >&-", {}, 0),
-            ("bnrepro config >&- 2>&-", {}, 0),
-            ("bnrepro config 2>&1 | head -1", {}, 0),
-            ("bnrepro config >/dev/full 2>&1", {}, 1),
-            ("bnrepro --help >/dev/full", {}, 1),
-            ("bnrepro sweep seed=0,1 --dry-run >/dev/full", {}, 1),
-            ("bnrepro epochs=x nope >/dev/full 2>&1", {}, 2),
-            ("bnrepro show $'\\u5c42'", {"PYTHONIOENCODING": "latin-1"}, 2),
-            ("bnrepro show $'\\u5c42'", {"PYTHONIOENCODING": "cp1252", "PYTHONUNBUFFERED": "1"}, 2),
-            ("bnrepro config | cat", {"PYTHONIOENCODING": "utf-16"}, 0),
-            ("bnrepro config | cat", {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}, 0),
-        ],
-        quick=4,
-    ),
+    [
+        ("bnrepro config <&- >&- 2>&-", {}, 0),
+        ("bnrepro config | true", {}, 0),
+        ("bnrepro config >/dev/full", {}, 1),
+        ("bnrepro show $'\\u5c42'", {"PYTHONIOENCODING": "ascii"}, 2),
+        ("bnrepro config >&-", {}, 0),
+        ("bnrepro config >&- 2>&-", {}, 0),
+        ("bnrepro config 2>&1 | head -1", {}, 0),
+        ("bnrepro config >/dev/full 2>&1", {}, 1),
+        ("bnrepro --help >/dev/full", {}, 1),
+        ("bnrepro sweep seed=0,1 --dry-run >/dev/full", {}, 1),
+        ("bnrepro epochs=x nope >/dev/full 2>&1", {}, 2),
+        ("bnrepro show $'\\u5c42'", {"PYTHONIOENCODING": "latin-1"}, 2),
+        ("bnrepro show $'\\u5c42'", {"PYTHONIOENCODING": "cp1252", "PYTHONUNBUFFERED": "1"}, 2),
+        ("bnrepro config | cat", {"PYTHONIOENCODING": "utf-16"}, 0),
+        ("bnrepro config | cat", {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}, 0),
+    ],
 )
 def test_command_ends_as_it_should_whatever_takes_its_output(
     command: str, environment: dict[str, str], code: int, tmp_path: Path

@@ -31,7 +31,7 @@ from bnrepro.runs import checkpoint, record
 from bnrepro.runs.record import Run
 from bnrepro.training import distributed, train
 from bnrepro.training.distributed import OtherProcessFailed, Processes
-from tests.conftest import TINY, changed, mostly_slow
+from tests.conftest import TINY, changed
 
 ROOT = Path(__file__).parents[2]
 
@@ -179,7 +179,8 @@ def difference(one: Path, other: Path) -> float:
 # --- the same numbers ---
 
 
-@pytest.mark.parametrize("name", mostly_slow(sorted([*VARIANTS, *OTHERS], key=lambda name: name not in QUICK), quick=3))
+@pytest.mark.quick(3)
+@pytest.mark.parametrize("name", sorted([*VARIANTS, *OTHERS], key=lambda name: name not in QUICK))
 def test_two_processes_give_one_processes_curve_and_weights(ran: Path, alone: Alone, name: str) -> None:
     one, other = alone(*RUNS[name]), only_run(ran / name)
     assert difference(one, other) < TOLERANCE
@@ -192,7 +193,8 @@ def test_two_processes_give_one_processes_curve_and_weights(ran: Path, alone: Al
 TOLERANCE = 5e-5  # 9e-6 was the largest that was seen
 
 
-@pytest.mark.parametrize("name", mostly_slow(POOLED, quick=2))
+@pytest.mark.quick(2)
+@pytest.mark.parametrize("name", POOLED)
 def test_processes_that_keep_their_statistics_to_themselves_give_another(ran: Path, alone: Alone, name: str) -> None:
     """The comparison above would see it."""
     assert difference(alone(*VARIANTS[name]), only_run(ran / "apart" / name)) > 10 * TOLERANCE

@@ -401,6 +401,7 @@ class Hides(nn.Module):
 """
 
 
+@pytest.mark.quick(2)
 @pytest.mark.parametrize("name", ["Mask", "Extra", "Eight", "Counts", "Draws"])
 def test_state_of_ones_own_is_kept(name: str, tiny: Tiny, tmp_path: Path) -> None:
     file = tmp_path / "state.py"

@@ -103,6 +103,28 @@ def test_run_killed_at_fifty_moments_ends_as_if_nothing_had_happened(
     assert not list(run_dir(cfg).glob(f"*{record.PREVIOUS}"))
 
 
+def test_run_killed_long_before_its_first_evaluation_goes_on_from_a_checkpoint(
+    tiny: Tiny, tmp_path: Path, apart: Callable[..., int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(train, "CHECKPOINT_SECONDS", 0)
+    seldom = (*RANDOM, "eval_every=1000")
+    whole, cfg = train.run(tiny(*seldom, f"root={tmp_path / 'whole'}")), tiny(*seldom)
+    update = train.Trainer.update
+
+    def killed(self: train.Trainer, *arguments: torch.Tensor) -> object:
+        if self.step == 25:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return update(self, *arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(train.Trainer, "update", killed)
+        assert apart(lambda: train.run(cfg)) == -signal.SIGKILL
+    assert checkpoint.load(run_dir(cfg) / record.CHECKPOINT)["step"] == 20
+    train.run(cfg)
+    assert_same(whole, run_dir(cfg))
+
+
+@pytest.mark.quick(1)
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 @pytest.mark.parametrize("at", [1, 10, 13])
 def test_signal_ends_a_run_after_its_step_with_a_checkpoint(
@@ -184,6 +206,7 @@ def emptied(_: bytes) -> bytes:
     return b""
 
 
+@pytest.mark.quick(1)
 @pytest.mark.parametrize("damage", [cut, flipped, emptied])
 def test_damaged_checkpoint_falls_back_to_the_one_before_and_says_so(
     tiny: Tiny, tmp_path: Path, damage: Callable[[bytes], bytes], capfd: pytest.CaptureFixture[str]

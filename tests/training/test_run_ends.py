@@ -291,6 +291,7 @@ def test_configuration_that_is_a_folder_is_told(tiny: Tiny) -> None:
         train.run(cfg)
 
 
+@pytest.mark.quick(1)
 @pytest.mark.parametrize("at", [1, 7, 10, 20])
 def test_folder_that_is_removed_meanwhile_is_written_again(tiny: Tiny, at: int) -> None:
     cfg = replace(tiny("epochs=2", "eval_every=4"), tensorboard=at == 7)

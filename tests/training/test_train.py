@@ -35,6 +35,7 @@ def test_the_network_learns_the_digits(tiny: Tiny) -> None:
     assert summary["steps"] == 8 * 9
 
 
+@pytest.mark.quick(1)
 @pytest.mark.parametrize(
     "overrides",
     [
@@ -88,6 +89,7 @@ class Stop(Exception):
     """Stands for whatever ends a run early."""
 
 
+@pytest.mark.quick(1)
 @pytest.mark.parametrize("problem", [Stop(), KeyboardInterrupt()])
 @pytest.mark.parametrize("at", [1, 12])
 def test_broken_run_goes_on_and_ends_as_if_nothing_had_happened(
