@@ -113,9 +113,8 @@ def verdicts_table() -> str:
     others = {claim["paper"] for claim in claims} - SHOWN.keys()
     old = sum(is_old(claim) for claim in claims)
     lines = [
-        f"{old} of {len(claims)} verdicts, all in rows with a star, are provisional: of an earlier design or under "
-        "revision,",
-        "until the runs of the registered design are made.",
+        f"{old} of {len(claims)} verdicts (rows with a star) are provisional: the runs of the registered design are "
+        "still to be made.",
         "",
         f"| source | {' | '.join(SHORT)} |",
         f"| --- |{' --: |' * len(SHORT)}",

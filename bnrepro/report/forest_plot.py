@@ -13,7 +13,7 @@ from bnrepro.plots import style
 from bnrepro.report import forest, questions
 from bnrepro.report.wording import Row, Rows
 
-LINE, GAP = 0.075, 0.6  # inches of a claim's line; lines between two papers
+LINE, GAP = 0.08, 0.6  # inches of a claim's line; lines between two papers
 COLORS = {Verdict.reproduced: style.BLUE, Verdict.partly: style.ORANGE, Verdict.not_reproduced: style.VERMILLION}
 OTHERS = "open, or not testable"
 FADED = 0.35  # opacity of what was measured under an earlier design
@@ -47,6 +47,7 @@ def forest_plot(claims: Rows) -> Figure | None:
             places.append(y + (len(mine) - 1) / 2)
             for row, strip in mine:
                 _draw(axes, row, strip, y)
+                axes.text(forest.WIDTH + 7, y, row["id"].partition("/")[2], size=5.5, va="center", color="#555555")
                 y += 1
             axes.axhline(y - 0.5 + GAP / 2, color="#dddddd", lw=0.5, zorder=0)
             y += GAP
