@@ -18,7 +18,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from functools import partial
-from itertools import product
+from itertools import pairwise, product
 from typing import Any
 
 import torch
@@ -243,7 +243,8 @@ class Parts(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         starts = range(self.images, len(x) - self.images + 1, self.images) if self.training else ()
-        return torch.cat([self.norm(part) for part in x.tensor_split([*starts])])
+        sizes = [end - start for start, end in pairwise([0, *starts, len(x)])]
+        return torch.cat([self.norm(part) for part in x.split(sizes)])
 
 
 def over_parts(variant: str, images: int, momentum: float) -> MakeNorm:

@@ -115,7 +115,8 @@ class GhostBatchNorm(_Variant):
             raise NormError(self._divided(each))
         first, last = (edges.index(start) for start in starts[rank : rank + 2])
         outputs, found = [], []
-        for part in x.tensor_split([edge - starts[rank] for edge in edges[first + 1 : last]]):
+        # `split`, whose backward joins the parts' gradients; those of slices would each be padded to the whole batch.
+        for part in x.split([stop - start for start, stop in pairwise(edges[first : last + 1])] or [0]):
             self._count(part, axes, None)
             y, mean, var = batch_norm(part, gamma, beta, axes, self.eps)
             outputs.append(y if len(part) else affine(part, gamma, beta))  # whose gradients are 0 and not 0/0
