@@ -425,14 +425,22 @@ class LocalResponseNorm(nn.LocalResponseNorm):
     pools in three dimensions. Shapes: (N, C, ...) in and out; other inputs than (N, C, H, W), and those of autocast,
     take torch's way.
 
+    Raises:
+        NormError: (a ValueError) inputs that are not dense floats.
+
     Source: Krizhevsky, Sutskever & Hinton, "ImageNet classification with deep convolutional neural networks" (2012),
     section 3.3.
     """
 
+    def __init__(self, size: int, alpha: float = 1e-4, beta: float = 0.75, k: float = 1.0) -> None:
+        super().__init__(size, alpha, beta, k)
+        self.__dict__["__module__"] = "torch.nn"  # whole in graphs of torch.fx: see `bnrepro.norm.layers`
+
     def forward(self, input: Tensor) -> Tensor:
         """Shapes: (N, C, ...) in and out."""
-        x = input
-        if x.dim() != 4 or torch.is_autocast_enabled(x.device.type):
+        check_tensors(self, input)
+        x = dense_both_ways(input)
+        if x.dim() != 4 or x.device.type not in ("cpu", "cuda") or torch.is_autocast_enabled(x.device.type):
             return super().forward(x)
         channels = torch.arange(x.shape[1], device=x.device)
         offset = channels - channels[:, None]  # of the channels summed, to each of the sums

@@ -361,6 +361,7 @@ def training_images(run: Run, seed: int) -> list[Row]:
     return [row("images", len(trainer_again(run.config).data.train.labels))]
 
 
+@pytest.mark.slow
 def test_a_run_is_measured_where_its_data_lies_now(presets: Path, digits: Path, tmp_path: Path) -> None:
     there, here = tmp_path / "there.npz", tmp_path / "here.npz"
     shutil.copy(digits, there)

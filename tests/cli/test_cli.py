@@ -337,6 +337,7 @@ def test_eval_at_another_size_fits_local_statistics_and_says_where_it_cannot(cal
     assert "--size=60000: memory ran out. Use a smaller --size." in call("eval", path, "--size=60000").err
 
 
+@pytest.mark.slow
 def test_compare_prints_and_writes_table_and_figures_and_figures_draws_them_again(
     call: Call, short: list[str], tmp_path: Path
 ) -> None:
@@ -647,7 +648,7 @@ def test_tensorboard_shows_the_variants_curves_under_one_tag(server: str) -> Non
 BROWSERS = [path for name in ("chromium", "google-chrome", "chromium-browser") if (path := shutil.which(name))][:1]
 
 
-@pytest.mark.quick(1)
+@pytest.mark.slow
 @pytest.mark.skipif(not BROWSERS, reason="there is no browser")
 @pytest.mark.parametrize("browser", BROWSERS or ["none"])
 def test_browser_draws_the_variants_on_one_chart(server: str, browser: str, tmp_path: Path) -> None:

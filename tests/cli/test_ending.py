@@ -67,6 +67,7 @@ def test_what_breaks_the_interpreters_end_of_one_of_several_changes_no_exit_code
     assert (ended.stdout + ended.stderr).startswith(said)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("numbers", "to_all"),
     [

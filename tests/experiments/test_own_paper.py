@@ -52,6 +52,7 @@ def test_the_readmes_example_is_short_and_a_paper(call: Call, tmp_path: Path) ->
     assert " 10 still to run" in call("reproduce", "my_paper.py", "--dry-run").out
 
 
+@pytest.mark.slow
 def test_the_tutorials_example_is_judged_drawn_and_reported(call: Call, paper: Path, tmp_path: Path) -> None:
     code, out, err = call("reproduce", "my_paper.py", "--jobs=2")
     assert code == 0, err

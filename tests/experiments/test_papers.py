@@ -46,7 +46,7 @@ def _says(settings: Any, held: Any) -> bool:
     return bool(settings == held)
 
 
-run_as_designed = pytest.mark.parametrize("name", [name for name in PAPERS if not is_awaited(name)])
+run_as_designed = pytest.mark.parametrize("name", [name for name in reversed(PAPERS) if not is_awaited(name)])
 
 
 def committed(name: str) -> tuple[Results, Any]:
@@ -109,7 +109,7 @@ def test_no_records_judge_nothing_and_are_no_error(name: str) -> None:
         assert shown.make(nothing, settings) is None, shown.name
 
 
-@pytest.mark.quick(4)
+@pytest.mark.quick(3)
 @run_as_designed
 def test_its_answers_can_be_read(name: str) -> None:
     for each in judged(PAPERS[name], *committed(name)):
@@ -123,7 +123,7 @@ def test_its_answers_can_be_read(name: str) -> None:
             assert all(rule.margin is not None or rule.bar for rule in rules), f"{each.claim.id} has no margin"
 
 
-@pytest.mark.quick(4)
+@pytest.mark.quick(3)
 @run_as_designed
 def test_committed_conclusions_are_those_of_the_committed_records(name: str, tmp_path: Path) -> None:
     """Otherwise: `bnrepro figures results/experiments/NAME`, `bnrepro report`, and `python scripts/readme.py`."""

@@ -53,6 +53,7 @@ def test_run_that_fails_leaves_the_others_alone(tiny: Tiny, jobs: int) -> None:
     assert "batch_size=5000" in str(outcomes[1].error)
 
 
+@pytest.mark.slow
 def test_process_that_is_killed_is_replaced_and_its_run_done_again(tiny: Tiny) -> None:
     killed: list[int] = []
 

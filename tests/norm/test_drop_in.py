@@ -375,8 +375,9 @@ def test_every_norm_refuses_values_that_are_no_floats_in_both_modes(norm: nn.Mod
         for values in VALUES.values():
             with pytest.raises(NormError, match="takes dense floating-point inputs"):
                 copy.deepcopy(norm).train(training)(values(IMAGES))
-        with pytest.raises(NormError, match="keeps float32 parameters and statistics, and the input is float64"):
-            copy.deepcopy(norm).train(training)(IMAGES.double())
+        if norm.state_dict():
+            with pytest.raises(NormError, match="keeps float32 parameters and statistics, and the input is float64"):
+                copy.deepcopy(norm).train(training)(IMAGES.double())
 
 
 @pytest.mark.parametrize("name", [name for name in OWN if name != "frozenbn"])  # its statistics are not reset

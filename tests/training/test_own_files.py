@@ -113,6 +113,7 @@ def test_a_sweep_in_worker_processes(tiny: Tiny, norm: Path) -> None:
     assert [outcome.state for outcome in outcomes] == ["completed"] * 2
 
 
+@pytest.mark.slow
 def test_from_the_command_line(call: Call, norm: Path, net: Path, tmp_path: Path) -> None:
     small = ("model=lenet", "epochs=1", "data.val_fraction=0.9", "tensorboard=false", f"root={tmp_path / 'r'}")
     norm.write_text(f"{NORM}\nclass Größe(MyNorm): pass\n", encoding="utf-8")
