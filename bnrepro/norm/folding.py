@@ -13,22 +13,18 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
-from bnrepro.norm.convert import (
+from bnrepro.norm.comparing import (
     NOT_FINITE,
-    SETTINGS,
-    become,
-    check_open,
     copied,
     difference_after,
-    drop_and_act,
     first_line,
-    norms_of,
-    replaced_methods,
     reproducible,
     run,
     same_in_float64,
 )
+from bnrepro.norm.inspecting import SETTINGS, check_open, drop_and_act, norms_of, replaced_methods
 from bnrepro.norm.layers import ConvBatchNorm2d, NormError
+from bnrepro.norm.replacing import become
 
 
 def fold(model: nn.Module, example_input: Any = None) -> nn.Module:

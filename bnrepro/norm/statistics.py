@@ -14,18 +14,17 @@ from torch import distributed as dist
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from bnrepro.norm.adaptive import ConvAdaptiveNorm2d
-from bnrepro.norm.convert import (
+from bnrepro.norm.comparing import copied, first_line
+from bnrepro.norm.function import affine, against, centred_moments, pooled_mean, widen
+from bnrepro.norm.inspecting import (
     BlockHook,
     check_open,
-    copied,
     does_more,
     drop_and_act,
     few,
-    first_line,
     has_drop_and_act,
     uses_statistics_itself,
 )
-from bnrepro.norm.function import affine, against, centred_moments, pooled_mean, widen
 from bnrepro.norm.layers import NormError, _HandDerived
 
 
