@@ -35,6 +35,7 @@ from bnrepro.runs import provenance, record
 from bnrepro.training import train
 from bnrepro.training.model import build, norm_of
 from bnrepro.training.optimizer import lr_factor
+from bnrepro.training.trainer import Trainer
 
 OURS = {"bnrepro": (), "bnrepro, NCHW": ("channels_last=false",), "bnrepro, bf16": ("precision=bf16",)}
 """What is added to the configuration. bf16 is left out where the processor does not multiply in it."""
@@ -266,7 +267,7 @@ def _parts() -> dict[str, float]:
         spent: dict[str, float] = {}
         timed = {"steps": "update", "evaluation": "measure", "checkpoints": "save", "metrics.csv": "write_metrics"}
         for what, name in timed.items():
-            setattr(train.Trainer, name, _timed(getattr(train.Trainer, name), what, spent))
+            setattr(Trainer, name, _timed(getattr(Trainer, name), what, spent))
         whole = seconds(lambda: train.run(cfg))
     other = whole - sum(spent.values())
     return {"starting a process and importing torch": imports, **spent, "data, batches, TensorBoard, other": other}

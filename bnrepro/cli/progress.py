@@ -23,7 +23,7 @@ from bnrepro.system.reading import printable
 
 if TYPE_CHECKING:
     from bnrepro.runs.index import Row, Stored
-    from bnrepro.training.train import Progress
+    from bnrepro.training.trainer import Progress
 
 PROGRESS = "Progress"
 BAR = 15  # columns

@@ -35,7 +35,7 @@ from bnrepro.config.schema import Config
 from bnrepro.data.dataset import Dataset, derive_seed
 from bnrepro.plots.panels import legend, lines, looks, panels, ticks
 from bnrepro.training.model import Network, ResidualBlock, add_skip_init, build, norm_of, resnet_layers
-from bnrepro.training.train import Trainer
+from bnrepro.training.trainer import Trainer
 
 ROOT = (
     "at initialization, batch normalization downscales the residual branch relative to the skip connection, by a "

@@ -51,8 +51,9 @@ from bnrepro.data.corruptions import corrupt_by
 from bnrepro.data.dataset import Split, derive_seed
 from bnrepro.plots.panels import legend, lines, looks, panels, ticks
 from bnrepro.runs.record import Run
-from bnrepro.training import evaluation, train
+from bnrepro.training import evaluation
 from bnrepro.training.attacks import pgd
+from bnrepro.training.trainer import loss_and_accuracy
 
 POINTS = "points of test accuracy"
 NORMS = {"bn": "BN", "nobn": "no BN"}
@@ -113,11 +114,11 @@ def under_noise(run: Run, seed: int, deviations: list[float], images: int) -> li
     """Test accuracy (%) under Gaussian noise (x: its standard deviation, 0 without)."""
     cfg, data, network = evaluation.restore(run)
     split = evaluation.shuffled(data.test, images)
-    rows = [row("noise", 100 * train.measure(network, data, split, cfg)[1], 0.0)]
+    rows = [row("noise", 100 * loss_and_accuracy(network, data, split, cfg)[1], 0.0)]
     for deviation in deviations:
         generator = torch.Generator().manual_seed(derive_seed(seed, f"noise {deviation:g}"))
         noisy = Split(corrupt_by(split.images, "noise", deviation, generator), split.labels)
-        rows.append(row("noise", 100 * train.measure(network, data, noisy, cfg)[1], deviation))
+        rows.append(row("noise", 100 * loss_and_accuracy(network, data, noisy, cfg)[1], deviation))
     return rows
 
 

@@ -50,7 +50,7 @@ from bnrepro.plots.panels import legend, lines, looks, panels, ticks
 from bnrepro.training.evaluation import shuffled
 from bnrepro.training.model import at_norms, build, norm_of
 from bnrepro.training.optimizer import lr_factor
-from bnrepro.training.train import Trainer
+from bnrepro.training.trainer import Trainer
 
 POINTS = "points of test accuracy"
 NORMS = {"bn": "batch normalization", "gn": "group normalization"}

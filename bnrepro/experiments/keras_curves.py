@@ -39,7 +39,7 @@ from bnrepro.norm.oracle import batch_norm_forward
 from bnrepro.plots import style as figures
 from bnrepro.plots.panels import curve, legend, looks, panels
 from bnrepro.training.model import build, norm_of, weighted_layers
-from bnrepro.training.train import Trainer
+from bnrepro.training.trainer import Trainer
 
 # models.py, model_ops.py and data_ops.py of the source; Keras's defaults where they say nothing.
 SETUP = (

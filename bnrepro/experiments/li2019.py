@@ -35,7 +35,7 @@ from bnrepro.norm import reestimate_statistics
 from bnrepro.plots.panels import dots, legend, lines, looks, panels
 from bnrepro.runs.record import Run
 from bnrepro.training import evaluation as inference
-from bnrepro.training import train
+from bnrepro.training.trainer import EVAL_IMAGES, loss_and_accuracy
 
 POINTS = "percentage points of test accuracy"
 UNREAD = "no number read in the text"
@@ -99,14 +99,14 @@ def variance_shift(run: Run, seed: int) -> list[Row]:
     dropout; and ``accuracy`` and ``accuracy_mended``, test accuracy in % with either.
     """
     cfg, data, network = inference.restore(run)
-    images = [x for x, _ in eval_batches(data, data.train, train.EVAL_IMAGES)]
+    images = [x for x, _ in eval_batches(data, data.train, EVAL_IMAGES)]
     rows: list[Row] = []
     for suffix in ("", "_mended"):
         if suffix:
             reestimate_statistics(network, images)
         for layer, value in enumerate(by_layer(network, images), 1):
             rows.append(row(f"shift{suffix}", value, layer))
-        _, accuracy = train.measure(network, data, data.test, cfg)
+        _, accuracy = loss_and_accuracy(network, data, data.test, cfg)
         rows.append(row(f"accuracy{suffix}", 100 * accuracy))
     return rows
 

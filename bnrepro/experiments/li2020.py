@@ -38,7 +38,7 @@ from bnrepro.norm import NORMS, NormOptions
 from bnrepro.plots.panels import legend, lines, looks, panels
 from bnrepro.training.model import build, norm_of, weighted_layers
 from bnrepro.training.optimizer import lr_factor, without_decay
-from bnrepro.training.train import Trainer
+from bnrepro.training.trainer import Trainer
 
 EQUIVALENT = (
     "a rigorous proof that it is equivalent to the standard setting of BN + SGD + Standard Rate Tuning + Weight Decay "

@@ -44,6 +44,7 @@ from bnrepro.plots.panels import legend, lines, looks, panels, ticks
 from bnrepro.runs.record import Run
 from bnrepro.training import evaluation as inference
 from bnrepro.training import train
+from bnrepro.training.trainer import Trainer, loss_and_accuracy
 
 NOISE, TRAINING = "noise", "training"
 BN, PN = "bn", "pn"
@@ -129,7 +130,7 @@ def penalties(run: Run, seed: int, images: int, sizes: list[int], repeats: int) 
     cfg, data, network = inference.restore(run)
     x, y = data.train.images[:images], data.train.labels[:images]
     reestimate_statistics(network, [data.normalize(x)])
-    base, accuracy = train.measure(network, data, Split(x, y), cfg)
+    base, accuracy = loss_and_accuracy(network, data, Split(x, y), cfg)
     rows: list[Row] = [row("loss", base), row("accuracy", 100 * accuracy)]
     for size in sizes:
         losses = []
@@ -137,7 +138,7 @@ def penalties(run: Run, seed: int, images: int, sizes: list[int], repeats: int) 
             generator = torch.Generator().manual_seed(derive_seed(seed, "penalty", repeat))
             order = torch.randperm(len(y), generator=generator)
             with batch_statistics(network):
-                losses.append(train.measure(network, data, Split(x[order], y[order]), cfg, size)[0])
+                losses.append(loss_and_accuracy(network, data, Split(x[order], y[order]), cfg, size)[0])
         rows.append(row("penalty", fmean(losses) - base, size))
     return rows
 
@@ -163,14 +164,14 @@ def trained(run: Run, seed: int, epochs: int, pool: int, decay: float) -> list[R
     return [row(quantity, value) for quantity, value in found.items()]
 
 
-def drawn_images(trainer: train.Trainer, pool: int, seed: int) -> Iterator[Tensor]:
+def drawn_images(trainer: Trainer, pool: int, seed: int) -> Iterator[Tensor]:
     """``pool`` training images, normalized, anew for each step."""
     images, generator = trainer.data.train.images, torch.Generator().manual_seed(derive_seed(seed, "pool"))
     while True:
         yield trainer.data.normalize(images[torch.randperm(len(images), generator=generator)[:pool]])
 
 
-def step(trainer: train.Trainer, x: Tensor, y: Tensor, lr: float, others: Tensor, decay: float) -> None:
+def step(trainer: Trainer, x: Tensor, y: Tensor, lr: float, others: Tensor, decay: float) -> None:
     """One step on the loss of ``x`` alone, normalized by the statistics of ``x`` and ``others`` together."""
     trainer.network.train()
     for group in trainer.optimizer.param_groups:

@@ -45,7 +45,7 @@ from bnrepro.plots.panels import Look, dots, legend, lines, looks, panels, ticks
 from bnrepro.plots.style import BLACK
 from bnrepro.runs.record import Run
 from bnrepro.training import evaluation as inference
-from bnrepro.training import train
+from bnrepro.training.trainer import loss_and_accuracy
 
 NOTES = "Notes on batch normalization"
 BENCHMARK = "ducha-aiki/caffenet-benchmark, batchnorm.md"
@@ -170,7 +170,7 @@ def fit(run: Run, seed: int) -> list[Row]:
     The training loss in metrics.csv is no measure of fit here: it is taken with the batches' own noisy statistics.
     """
     cfg, data, network = inference.restore(run)
-    (fitted, seen), (loss, accuracy) = (train.measure(network, data, of, cfg) for of in (data.train, data.test))
+    (fitted, seen), (loss, accuracy) = (loss_and_accuracy(network, data, of, cfg) for of in (data.train, data.test))
     rows = [row("train_loss", fitted), row("train_accuracy", seen), row("test_loss", loss)]
     return [*rows, row("test_accuracy", accuracy), row("gap", loss - fitted)]
 

@@ -48,9 +48,10 @@ from bnrepro.data.dataset import Dataset, Split, eval_batches
 from bnrepro.norm import batch_statistics, mixed_statistics
 from bnrepro.plots.panels import curve, dots, legend, looks, panels, ticks, zero
 from bnrepro.runs.record import Run
-from bnrepro.training import evaluation, train
+from bnrepro.training import evaluation
 from bnrepro.training.adaptation import tent
 from bnrepro.training.model import build, norm_of
+from bnrepro.training.trainer import loss_and_accuracy
 
 POINTS = "points of test accuracy"
 TOGETHER = 500  # images in a forward pass; of full adaptation, those that are adapted to
@@ -134,7 +135,7 @@ def percent(run: tuple[Any, Dataset, Any], split: Split, prior: float | None = N
     cfg, data, network = run
     whole = TOGETHER // images * images if images < TOGETHER else images
     with nullcontext() if prior is None else mixed_statistics(network, prior, images):
-        return 100 * train.measure(network, data, split, cfg, whole)[1]
+        return 100 * loss_and_accuracy(network, data, split, cfg, whole)[1]
 
 
 @measure("schneider2020/adapted")

@@ -37,8 +37,7 @@ from bnrepro.norm.variants import BatchRenorm
 from bnrepro.plots.panels import legend, lines, looks, panels, ticks
 from bnrepro.training.model import MakeNorm, build, norm_of
 from bnrepro.training.optimizer import lr_factor
-from bnrepro.training.train import Trainer
-from bnrepro.training.train import measure as measure_split
+from bnrepro.training.trainer import Trainer, loss_and_accuracy
 
 GROUP = "Wu & He, Group Normalization (2018), https://arxiv.org/abs/1803.08494"
 RENORM = "Ioffe, Batch Renormalization (2017), https://arxiv.org/abs/1702.03275"
@@ -210,7 +209,7 @@ def on_few_classes(
         order = in_runs(data.test.labels, size // classes, derive_seed(0, "evaluation"))
         test = Split(data.test.images[order], data.test.labels[order])
         with batch_statistics(trainer.network):
-            rows.append(row("batch_accuracy", 100 * measure_split(trainer.network, data, test, cfg, size)[1]))
+            rows.append(row("batch_accuracy", 100 * loss_and_accuracy(trainer.network, data, test, cfg, size)[1]))
     return rows
 
 

@@ -37,10 +37,9 @@ from bnrepro.data.dataset import Dataset, Split, derive_seed
 from bnrepro.norm import reestimate_statistics
 from bnrepro.norm.statistics import batch_statistics, tracking_layers
 from bnrepro.plots.panels import dots, legend, lines, looks, panels, zero
-from bnrepro.training import train
 from bnrepro.training.evaluation import shuffled
 from bnrepro.training.model import build, norm_of
-from bnrepro.training.train import Trainer
+from bnrepro.training.trainer import Trainer, loss_and_accuracy
 
 POINTS = "points of test accuracy"
 UNREAD = "no number read in the text"
@@ -175,7 +174,7 @@ def trainer_of(data: Dataset, overrides: list[str], seed: int) -> Trainer:
 def percent(trainer: Trainer, split: Split, batch_size: int | None = None) -> float:
     """Accuracy in %, with what the layers hold; with ``batch_size``, with the statistics of each such batch."""
     with batch_statistics(trainer.network) if batch_size else nullcontext():
-        return 100 * train.measure(trainer.network, trainer.data, split, trainer.cfg, batch_size)[1]
+        return 100 * loss_and_accuracy(trainer.network, trainer.data, split, trainer.cfg, batch_size)[1]
 
 
 # --- measurements ---

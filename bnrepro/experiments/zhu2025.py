@@ -40,7 +40,7 @@ from bnrepro.norm import NORMS
 from bnrepro.norm.variants import DynamicTanh
 from bnrepro.plots.panels import dots, legend, lines, looks, panels, ticks
 from bnrepro.training.model import MakeNorm, Network, at_norms
-from bnrepro.training.train import Trainer
+from bnrepro.training.trainer import Trainer
 
 MATCH = "Transformers with DyT match or exceed the performance of their normalized counterparts"
 DROP = (

@@ -25,6 +25,7 @@ from bnrepro.runs import checkpoint, record
 from bnrepro.system.cores import use_threads
 from bnrepro.training import train
 from bnrepro.training.model import Network, build, load_state, norm_of
+from bnrepro.training.trainer import loss_and_accuracy
 from bnrepro.training.user_modules import own_files
 
 
@@ -161,7 +162,7 @@ def evaluate(run: record.Run, statistics: str = "ema", size: int | None = None) 
             splits = {name: shuffled(split) for name, split in splits.items()}
             batch_size = cfg.batch_size
         with batch_statistics(network) if statistics == Statistics.batch else nullcontext():
-            return {name: train.measure(network, data, split, cfg, batch_size) for name, split in splits.items()}
+            return {name: loss_and_accuracy(network, data, split, cfg, batch_size) for name, split in splits.items()}
     except KeyboardInterrupt:
         raise
     except BaseException as error:

@@ -22,7 +22,7 @@ from bnrepro.config.schema import Config
 from bnrepro.runs import index
 from bnrepro.runs.record import COLUMNS, Run
 from bnrepro.system import output
-from bnrepro.training.train import Progress
+from bnrepro.training.trainer import Progress
 
 Tiny = Callable[..., Config]
 ESCAPE = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")

@@ -28,6 +28,7 @@ from bnrepro.runs import checkpoint, record
 from bnrepro.runs.record import Run
 from bnrepro.system import reading as stored
 from bnrepro.training import train
+from bnrepro.training.trainer import Progress
 from tests.experiments.test_papers import is_awaited
 
 Tiny = Callable[..., Config]
@@ -275,7 +276,7 @@ def test_run_that_cannot_be_read_stops_and_nothing_is_touched(
 ) -> None:
     cfg = tiny("epochs=2")
 
-    def stop(progress: train.Progress) -> None:
+    def stop(progress: Progress) -> None:
         if progress.row:
             raise KeyboardInterrupt
 

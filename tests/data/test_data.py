@@ -33,6 +33,7 @@ from bnrepro.runs import index
 from bnrepro.runs.record import Run
 from bnrepro.training import evaluation as inference
 from bnrepro.training import train
+from bnrepro.training.trainer import Progress
 
 CPU = torch.device("cpu")
 
@@ -83,7 +84,7 @@ def test_without_validation_every_training_image_is_trained_on(digits: Path, tin
     whole = load(Data(name="digits", source=Source.npz, path=str(digits), val_fraction=0), CPU)
     assert [len(s.labels) for s in (whole.train, whole.val, whole.test)] == [600, 0, 200]
     cfg = tiny("data.val_fraction=0", "tensorboard=true", "epochs=1")
-    said: list[train.Progress] = []
+    said: list[Progress] = []
     with progress.TrainBar(cfg) as bar:
         path = train.run(cfg, report=lambda p: (said.append(p), bar.update(p))[0])
     run = Run(path)

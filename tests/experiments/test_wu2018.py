@@ -16,6 +16,7 @@ from bnrepro.experiments.wu2018 import WORKERS, ghost_batches_regularize, over_p
 from bnrepro.norm import NORMS, NormOptions
 from bnrepro.norm.variants import BatchRenorm
 from bnrepro.training import train
+from bnrepro.training.trainer import Trainer
 
 SETTINGS, SMOKE = paper.settings("full"), paper.settings("smoke")
 
@@ -85,8 +86,8 @@ def test_the_loop_is_a_runs_own_with_renorm_over_parts(tmp_path: Path, monkeypat
     ghost = ["variant=ghostbn", "norm.ghost_size=4", f"norm.momentum={wu2018.momentum_of_part(0.1, 4, 32)}"]
     cfg = load_config([*overrides, *ghost, "tensorboard=false", f"root={tmp_path}"])
     run = train.Run(train.run(cfg))
-    made: list[train.Trainer] = []
-    monkeypatch.setattr(wu2018, "Trainer", lambda *given: made.append(train.Trainer(*given)) or made[-1])
+    made: list[Trainer] = []
+    monkeypatch.setattr(wu2018, "Trainer", lambda *given: made.append(Trainer(*given)) or made[-1])
     data = load(cfg.data, torch.device("cpu"))
 
     def trained(shares: list[float]) -> float:

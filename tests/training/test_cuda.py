@@ -15,6 +15,7 @@ from bnrepro.norm import NORMS, convert, fold, freeze, reestimate_statistics, sy
 from bnrepro.runs.record import Run
 from bnrepro.training import evaluation as inference
 from bnrepro.training import train
+from bnrepro.training.trainer import Progress
 from tests.training.test_resume import assert_same
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="torch finds no GPU")
@@ -145,7 +146,7 @@ def test_an_interrupted_run_goes_on_bit_by_bit(tiny: Tiny, tmp_path: Path) -> No
     given = ("device=cuda", "variant=convbn", "model.dropout=0.3", "data.crop=2", "epochs=4", "eval_every=4")
     whole = train.run(tiny(*given, f"root={tmp_path / 'whole'}"))
 
-    def stop(progress: train.Progress) -> None:
+    def stop(progress: Progress) -> None:
         if progress.step >= 20:
             raise KeyboardInterrupt
 

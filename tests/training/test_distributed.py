@@ -29,8 +29,9 @@ from bnrepro.errors import UserError
 from bnrepro.norm import NORMS
 from bnrepro.runs import checkpoint, record
 from bnrepro.runs.record import Run
-from bnrepro.training import distributed, train
+from bnrepro.training import distributed, train, trainer
 from bnrepro.training.distributed import OtherProcessFailed, Processes
+from bnrepro.training.trainer import Trainer
 from tests.conftest import TINY, changed
 
 ROOT = Path(__file__).parents[2]
@@ -82,7 +83,7 @@ def run_here(root: Path, rank: int, name: str, digits: Path, *more: str) -> Path
         return train.run(cfg)
     with (
         mock.patch.object(record, "write_whole", side_effect=AssertionError("another than the first writes")),
-        mock.patch.object(train, "TensorBoardWriter", side_effect=AssertionError("another than the first writes")),
+        mock.patch.object(trainer, "TensorBoardWriter", side_effect=AssertionError("another than the first writes")),
     ):
         return train.run(cfg, report=pytest.fail)
 
@@ -284,9 +285,9 @@ BREAKS_AT = 4
 def break_at_step(rank: int, size: int, folder: Path, digits: Path, how: str) -> None:
     """A run that the second process breaks; says what each process raised."""
     in_group(rank, size, folder)
-    original = train.Trainer.update
+    original = Trainer.update
 
-    def update(self: train.Trainer, *batch: Any) -> Any:
+    def update(self: Trainer, *batch: Any) -> Any:
         if rank == 1 and self.step == BREAKS_AT:
             if how == "killed":
                 os.kill(os.getpid(), signal.SIGKILL)
@@ -294,7 +295,7 @@ def break_at_step(rank: int, size: int, folder: Path, digits: Path, how: str) ->
         return original(self, *batch)
 
     said = "nothing"
-    with mock.patch.object(train.Trainer, "update", update):
+    with mock.patch.object(Trainer, "update", update):
         try:
             train.run(load_config(overrides(digits, folder / "run", *OTHERS["resumed"])))
         except BaseException as error:

@@ -22,7 +22,8 @@ from bnrepro.config.schema import Config
 from bnrepro.errors import UserError
 from bnrepro.runs import checkpoint, record
 from bnrepro.runs.record import Run
-from bnrepro.training import train
+from bnrepro.training import train, trainer
+from bnrepro.training.trainer import Progress, Trainer
 
 Tiny = Callable[..., Config]
 
@@ -106,18 +107,18 @@ def test_run_killed_at_fifty_moments_ends_as_if_nothing_had_happened(
 def test_run_killed_long_before_its_first_evaluation_goes_on_from_a_checkpoint(
     tiny: Tiny, tmp_path: Path, apart: Callable[..., int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(train, "CHECKPOINT_SECONDS", 0)
+    monkeypatch.setattr(trainer, "CHECKPOINT_SECONDS", 0)
     seldom = (*RANDOM, "eval_every=1000")
     whole, cfg = train.run(tiny(*seldom, f"root={tmp_path / 'whole'}")), tiny(*seldom)
-    update = train.Trainer.update
+    update = Trainer.update
 
-    def killed(self: train.Trainer, *arguments: torch.Tensor) -> object:
+    def killed(self: Trainer, *arguments: torch.Tensor) -> object:
         if self.step == 25:
             os.kill(os.getpid(), signal.SIGKILL)
         return update(self, *arguments)
 
     with monkeypatch.context() as patch:
-        patch.setattr(train.Trainer, "update", killed)
+        patch.setattr(Trainer, "update", killed)
         assert apart(lambda: train.run(cfg)) == -signal.SIGKILL
     assert checkpoint.load(run_dir(cfg) / record.CHECKPOINT)["step"] == 20
     train.run(cfg)
@@ -132,15 +133,15 @@ def test_signal_ends_a_run_after_its_step_with_a_checkpoint(
 ) -> None:
     whole = train.run(tiny(*RANDOM, f"root={tmp_path / 'whole'}"))
     cfg = tiny(*RANDOM)
-    update = train.Trainer.update
+    update = Trainer.update
 
-    def signalled(self: train.Trainer, *arguments: torch.Tensor) -> object:
+    def signalled(self: Trainer, *arguments: torch.Tensor) -> object:
         if self.step == at - 1:
             signal.raise_signal(number)
         return update(self, *arguments)
 
     with monkeypatch.context() as patch:
-        patch.setattr(train.Trainer, "update", signalled)
+        patch.setattr(Trainer, "update", signalled)
         before = signal.signal(signal.SIGINT, signal.default_int_handler)
         try:
             with pytest.raises(KeyboardInterrupt):
@@ -158,7 +159,7 @@ def test_second_signal_ends_at_once(
 ) -> None:
     reached: list[int] = []
 
-    def twice(self: train.Trainer, *_: torch.Tensor) -> object:
+    def twice(self: Trainer, *_: torch.Tensor) -> object:
         signal.raise_signal(signal.SIGTERM)
         reached.append(self.step)
         try:
@@ -169,7 +170,7 @@ def test_second_signal_ends_at_once(
             raise
         raise AssertionError("it went on")
 
-    monkeypatch.setattr(train.Trainer, "update", twice)
+    monkeypatch.setattr(Trainer, "update", twice)
     cfg = tiny()
     with pytest.raises(KeyboardInterrupt):
         train.run(cfg)
@@ -184,7 +185,7 @@ class Stop(Exception):
 def broken(cfg: Config, at: int) -> Path:
     """A run that stopped after its evaluation at or after step ``at``."""
 
-    def stop(progress: train.Progress) -> None:
+    def stop(progress: Progress) -> None:
         if progress.step >= at and progress.row:
             raise Stop
 
@@ -273,14 +274,14 @@ def test_two_processes_asked_for_one_run_make_it_once(
     updates = tmp_path / "updates"
 
     def slowly() -> None:
-        update = train.Trainer.update
+        update = Trainer.update
 
-        def counted(self: train.Trainer, *arguments: torch.Tensor) -> object:
+        def counted(self: Trainer, *arguments: torch.Tensor) -> object:
             with updates.open("a") as stream:
                 stream.write("x")
             return update(self, *arguments)
 
-        train.Trainer.update = counted  # type: ignore[method-assign, assignment]
+        Trainer.update = counted  # type: ignore[method-assign, assignment]
         train.run(cfg)
 
     def both() -> None:

@@ -27,6 +27,7 @@ from bnrepro.runs import checkpoint, record
 from bnrepro.runs.record import Run
 from bnrepro.training import evaluation as inference
 from bnrepro.training import train
+from bnrepro.training.trainer import Progress, Trainer, loss_and_accuracy
 from tests.conftest import Call
 
 Tiny = Callable[..., Config]
@@ -68,13 +69,13 @@ def test_network_with_a_number_that_is_none_is_diverged(
 
 @pytest.mark.parametrize("split", ["train", "val", "test"])
 def test_evaluation_that_is_not_finite_is_diverged(tiny: Tiny, monkeypatch: pytest.MonkeyPatch, split: str) -> None:
-    real = train.Trainer.measure
+    real = Trainer.measure
 
-    def measure(self: train.Trainer, which: Any) -> tuple[float, float]:
+    def measure(self: Trainer, which: Any) -> tuple[float, float]:
         bad = which is getattr(self.data, split)
         return (math.nan, 0.1) if bad else real(self, which)
 
-    monkeypatch.setattr(train.Trainer, "measure", measure)
+    monkeypatch.setattr(Trainer, "measure", measure)
     if split == "train":
         monkeypatch.setattr("bnrepro.training.metrics.MetricAccumulator.mean", lambda _: (math.inf, 0.1))
     run = Run(train.run(tiny("epochs=1")))
@@ -191,7 +192,7 @@ def test_measure_under_batch_statistics_has_no_batch_of_one(tiny: Tiny, images: 
     split = Split(trainer.data.test.images[:images], trainer.data.test.labels[:images])
     trainer.network.train()  # as torch checks it
     trainer.network.eval = lambda: trainer.network  # type: ignore[method-assign]
-    loss, _ = train.measure(trainer.network, trainer.data, split, trainer.cfg, batch_size)
+    loss, _ = loss_and_accuracy(trainer.network, trainer.data, split, trainer.cfg, batch_size)
     assert math.isfinite(loss)
 
 
@@ -298,7 +299,7 @@ def test_folder_that_is_removed_meanwhile_is_written_again(tiny: Tiny, at: int) 
     whole = Run(train.run(replace(cfg, root=f"{cfg.root}-whole")))
     steps = whole.summary["steps"]
 
-    def remove(progress: train.Progress) -> None:
+    def remove(progress: Progress) -> None:
         if progress.step >= min(at, steps) and not removed:
             removed.append(progress.step)
             shutil.rmtree(cfg.root)

@@ -19,6 +19,7 @@ from bnrepro.runs import record
 from bnrepro.runs.record import Run, Status
 from bnrepro.training import train
 from bnrepro.training.optimizer import lr_factor, make_optimizer
+from bnrepro.training.trainer import Progress, Trainer
 
 Tiny = Callable[..., Config]
 
@@ -58,16 +59,16 @@ def test_all_variants_see_the_same_batches_and_start_from_the_same_weights(
 ) -> None:
     seen: dict[str, list[torch.Tensor]] = {}
     begun: dict[str, list[torch.Tensor]] = {}
-    original = train.Trainer.update
+    original = Trainer.update
 
-    def update(self: train.Trainer, x: torch.Tensor, y: torch.Tensor, lr: float) -> tuple[torch.Tensor, torch.Tensor]:
+    def update(self: Trainer, x: torch.Tensor, y: torch.Tensor, lr: float) -> tuple[torch.Tensor, torch.Tensor]:
         if self.step == 0:
             plain = [m for m in self.network.modules() if isinstance(m, nn.Conv2d | nn.Linear)]
             begun[self.cfg.variant] = [m.weight.detach().clone() for m in plain]
         seen.setdefault(self.cfg.variant, []).append(x.clone())
         return original(self, x, y, lr)
 
-    monkeypatch.setattr(train.Trainer, "update", update)
+    monkeypatch.setattr(Trainer, "update", update)
     variants = ("nobn", "bn", "custombn", "convbn")
     for variant in variants:
         train.run(tiny(f"variant={variant}", "data.crop=2", "data.flip=true"))
@@ -98,7 +99,7 @@ def test_broken_run_goes_on_and_ends_as_if_nothing_had_happened(
     overrides = ("variant=convbn", "data.crop=2", "model.dropout=0.3", "epochs=3", "eval_every=4", "schedule=cosine")
     whole = results(train.run(tiny(*overrides, f"root={tmp_path / 'whole'}")))
 
-    def stop(progress: train.Progress) -> None:
+    def stop(progress: Progress) -> None:
         if progress.step >= at:
             raise problem
 
@@ -139,12 +140,12 @@ def test_run_that_stopped_between_checkpoint_and_metrics_loses_no_row(
 ) -> None:
     whole = results(train.run(tiny(f"root={tmp_path / 'whole'}")))
 
-    def stop(_: train.Trainer, __: Path) -> None:
+    def stop(_: Trainer, __: Path) -> None:
         raise Stop
 
     cfg = tiny()
     with monkeypatch.context() as patch:
-        patch.setattr(train.Trainer, "write_metrics", stop)
+        patch.setattr(Trainer, "write_metrics", stop)
         with pytest.raises(Stop):
             train.run(cfg)
     assert not (run_dir(cfg) / "metrics.csv").exists()
@@ -155,7 +156,7 @@ def test_finished_run_is_not_run_again_unless_forced(tiny: Tiny) -> None:
     cfg = tiny("epochs=1")
     path = train.run(cfg)
     stamp = (path / "summary.json").stat().st_mtime_ns
-    called: list[train.Progress] = []
+    called: list[Progress] = []
     assert train.run(cfg, report=called.append) == path
     assert called == []
     assert (path / "summary.json").stat().st_mtime_ns == stamp
@@ -181,13 +182,13 @@ def test_divergence_is_a_result_with_its_step(tiny: Tiny) -> None:
 
 
 def test_step_of_divergence_is_that_of_the_first_bad_loss(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
-    original = train.Trainer.update
+    original = Trainer.update
 
-    def update(self: train.Trainer, x: torch.Tensor, y: torch.Tensor, lr: float) -> tuple[torch.Tensor, torch.Tensor]:
+    def update(self: Trainer, x: torch.Tensor, y: torch.Tensor, lr: float) -> tuple[torch.Tensor, torch.Tensor]:
         loss, right = original(self, x, y, lr)
         return (loss * math.nan if self.step + 1 >= 7 else loss), right
 
-    monkeypatch.setattr(train.Trainer, "update", update)
+    monkeypatch.setattr(Trainer, "update", update)
     assert Run(train.run(tiny())).summary["diverged_at_step"] == 7
 
 
@@ -233,14 +234,14 @@ def test_training_accuracy_is_that_of_the_batches_since_the_last_row(
     tiny: Tiny, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     losses: list[float] = []
-    original = train.Trainer.update
+    original = Trainer.update
 
-    def update(self: train.Trainer, x: torch.Tensor, y: torch.Tensor, lr: float) -> tuple[torch.Tensor, torch.Tensor]:
+    def update(self: Trainer, x: torch.Tensor, y: torch.Tensor, lr: float) -> tuple[torch.Tensor, torch.Tensor]:
         loss, right = original(self, x, y, lr)
         losses.append(float(loss))
         return loss, right
 
-    monkeypatch.setattr(train.Trainer, "update", update)
+    monkeypatch.setattr(Trainer, "update", update)
     rows = Run(train.run(tiny("eval_every=6"))).metrics
     assert [row["step"] for row in rows] == [6, 12, 18]
     means = [sum(losses[i : i + 6]) / 6 for i in (0, 6, 12)]
@@ -342,7 +343,7 @@ def test_precision_auto_is_what_the_hardware_multiplies_in(
 
 
 def test_networks_are_laid_out_as_the_configuration_says_and_learn_the_same(tiny: Tiny) -> None:
-    def trainer(*overrides: str) -> train.Trainer:
+    def trainer(*overrides: str) -> Trainer:
         return train.trainer_of(tiny("model=labml_cnn", "model.width=0.2", *overrides))
 
     auto, nchw = trainer(), trainer("channels_last=false")

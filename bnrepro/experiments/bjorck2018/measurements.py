@@ -14,7 +14,7 @@ from bnrepro.config import load_config
 from bnrepro.config.schema import Config
 from bnrepro.data.dataset import Dataset, derive_seed
 from bnrepro.training.model import Network, at_norms, build, norm_of, weighted_layers
-from bnrepro.training.train import Trainer
+from bnrepro.training.trainer import Trainer
 
 SHOWN_IMAGES = 50  # of which the gradient at each logit is kept, for the figure
 BINS = torch.linspace(-8, 8, 65)  # in standard deviations

@@ -18,7 +18,7 @@ from bnrepro.norm import NORMS, NormOptions
 from bnrepro.norm.statistics import batch_statistics
 from bnrepro.runs.record import Run
 from bnrepro.training import evaluation as inference
-from bnrepro.training import train
+from bnrepro.training.trainer import loss_and_accuracy
 
 IMAGES = 1024  # of the test set, where not all of them are needed
 TRIM = 3  # pixels at each border where a shifted map is not compared: no padding reaches further
@@ -67,7 +67,7 @@ class Opened:
     def accuracy(self, split: Split, batch_size: int | None = None, data: Data | None = None) -> float:
         """Of the network, on ``split`` shaded as ``data`` says (None: as the run's own evaluation)."""
         cfg = replace(self.cfg, data=data or self.cfg.data)
-        return train.measure(self.network, self.data, split, cfg, batch_size)[1]
+        return loss_and_accuracy(self.network, self.data, split, cfg, batch_size)[1]
 
 
 def whole(x: Tensor, size: int) -> tuple[Tensor, ...]:

@@ -23,7 +23,8 @@ from bnrepro.norm.function import batch_norm
 from bnrepro.norm.statistics import batch_statistics
 from bnrepro.runs.record import Run, Status
 from bnrepro.training.model import Network, build, norm_of
-from bnrepro.training.train import Trainer, trainer_of
+from bnrepro.training.train import trainer_of
+from bnrepro.training.trainer import Trainer
 
 Cell = tuple[float, float]
 """Learning rate, and standard deviation of the initial weights (which only init=gaussian reads)."""

@@ -15,6 +15,7 @@ from bnrepro.runs.record import Run
 from bnrepro.training import evaluation as inference
 from bnrepro.training import train
 from bnrepro.training.model import at_norms, weighted_layers
+from bnrepro.training.trainer import loss_and_accuracy
 
 ONE_PASS = "E[x²] - E[x]²"
 
@@ -103,7 +104,7 @@ def cancellation(seed: int, mean: float, std: float, draws: int) -> list[Row]:
 def fit(run: Run, seed: int) -> list[Row]:
     """Loss and accuracy on the training images, in eval mode and without augmentation."""
     cfg, data, network = inference.restore(run)
-    loss, accuracy = train.measure(network, data, data.train, cfg)
+    loss, accuracy = loss_and_accuracy(network, data, data.train, cfg)
     return [row("train_loss", loss), row("train_accuracy", accuracy)]
 
 
@@ -122,7 +123,7 @@ def statistics(run: Run, seed: int, parts: list[int]) -> list[Row]:
     for count in parts:  # which replace all that the one before set
         batches = (train_batch(data, plan, cfg.data, size * batch, size)[0] for batch in range(count))
         reestimate_statistics(network, batches)
-        _, accuracy = train.measure(network, data, data.test, cfg)
+        _, accuracy = loss_and_accuracy(network, data, data.test, cfg)
         rows.append(row("part_accuracy", 100 * accuracy, count))
     return rows
 

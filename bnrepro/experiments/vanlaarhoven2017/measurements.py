@@ -22,7 +22,8 @@ from bnrepro.data.dataset import derive_seed
 from bnrepro.norm import NORMS, NormOptions
 from bnrepro.runs.record import Run
 from bnrepro.training.model import build, weighted_layers
-from bnrepro.training.train import Batch, Trainer, trainer_again
+from bnrepro.training.train import trainer_again
+from bnrepro.training.trainer import Batch, Trainer
 
 ON, OFF, CORRECTED, REVERSE = "on", "off", "off, corrected", "on, corrected"
 FOLLOWS = {ON: ON, OFF: OFF, CORRECTED: ON, REVERSE: OFF}  # whose effective rates an arm takes
