@@ -62,7 +62,7 @@ def train(
         from bnrepro.system.memory import raise_malloc_thresholds
         from bnrepro.system.output import counted
         from bnrepro.training import train as training
-        from bnrepro.training.model import check_options
+        from bnrepro.training.options import check_options
 
         raise_malloc_thresholds()
         check_options([cfg])
@@ -166,7 +166,8 @@ def compare(
     from bnrepro.runs.record import Run, claim
     from bnrepro.system.memory import raise_malloc_thresholds
     from bnrepro.system.output import counted, only_shown
-    from bnrepro.training.model import check_options, norm_of
+    from bnrepro.training.model import norm_of
+    from bnrepro.training.options import check_options
 
     raise_malloc_thresholds()
     grid = comparing.grid(chosen.resolve(cfg), names, seeds)
@@ -233,7 +234,8 @@ def sweep(
     from bnrepro.report import sweeping
     from bnrepro.system.memory import raise_malloc_thresholds
     from bnrepro.system.output import counted
-    from bnrepro.training.model import check_options, norm_of
+    from bnrepro.training.model import norm_of
+    from bnrepro.training.options import check_options
 
     raise_malloc_thresholds()
     chosen, overrides = take_launcher(launcher, overrides, jobs)

@@ -48,7 +48,8 @@ def config(
     from bnrepro.config import to_dict, to_yaml
     from bnrepro.config.schema import Source
     from bnrepro.data.sources import lookup
-    from bnrepro.training.model import check_names, check_options
+    from bnrepro.training.model import check_names
+    from bnrepro.training.options import check_options
 
     check_names(cfg)
     check_options([cfg])

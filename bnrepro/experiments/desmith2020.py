@@ -34,7 +34,8 @@ from bnrepro.config import load_config
 from bnrepro.config.schema import Config
 from bnrepro.data.dataset import Dataset, derive_seed
 from bnrepro.plots.panels import legend, lines, looks, panels, ticks
-from bnrepro.training.model import Network, ResidualBlock, add_skip_init, build, norm_of, resnet_layers
+from bnrepro.training.model import Network, build, norm_of
+from bnrepro.training.networks import ResidualBlock, add_skip_init, resnet_layers
 from bnrepro.training.trainer import Trainer
 
 ROOT = (

@@ -44,7 +44,7 @@ from bnrepro.plots.style import GREY
 from bnrepro.runs import checkpoint, record
 from bnrepro.runs.record import Run
 from bnrepro.training.freezing import freeze_parameters, norms
-from bnrepro.training.model import resnet_layers
+from bnrepro.training.networks import resnet_layers
 from bnrepro.training.train import trainer_again
 
 TRAINED = {"norm": "gamma and beta", "random": "as many other weights", "all": "everything"}

@@ -35,7 +35,7 @@ from bnrepro.norm import NORMS, NormOptions
 from bnrepro.plots.panels import legend, lines, looks, panels, ticks, zero
 from bnrepro.plots.style import BLACK, GREY
 from bnrepro.training.depth import by_depth, growth
-from bnrepro.training.model import ACTIVATIONS
+from bnrepro.training.networks import ACTIVATIONS
 
 LIMIT = math.pi / (math.pi - 1)
 """Growth of the squared gradient per layer with ReLU as the batch grows: 1.467."""

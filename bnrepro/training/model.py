@@ -1,147 +1,26 @@
-"""Networks that are handed a norm. None knows which: a block asks the factory for its layer and no more."""
+"""The network of a configuration: made with its norms and initial weights, and its state."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field, fields
-from functools import partial, reduce
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from bnrepro.config import user_files
-from bnrepro.config.overrides import written
-from bnrepro.config.schema import Config, DropoutPosition, Initialization, Model, Norm, Placement
-from bnrepro.errors import UserError, either, known_are
-from bnrepro.norm import NORMS, ConvAdaptiveNorm2d, FusedSequential, NormError, NormOptions
+from bnrepro.config.schema import Config, Initialization, Model
+from bnrepro.errors import UserError, known_are
+from bnrepro.norm import NORMS, NormError, NormOptions
 from bnrepro.training.generators import forked
+from bnrepro.training.networks import ACTIVATIONS, MODELS, Blocks, TooSmall
 from bnrepro.training.user_modules import MakeNorm as MakeNorm
 from bnrepro.training.user_modules import Shape, own_network, own_norm
 
 T = TypeVar("T")
-
-ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
-    "relu": nn.ReLU,
-    "sigmoid": nn.Sigmoid,
-    "tanh": nn.Tanh,
-    "elu": nn.ELU,
-    "prelu": nn.PReLU,
-}
-
-
-@dataclass
-class Blocks:
-    """What every block of a network is made with; remembers the norms that it handed out, in order."""
-
-    norm: MakeNorm
-    activation: Callable[[], nn.Module]
-    placement: Placement
-    dropout: float
-    dropout_position: DropoutPosition
-    factor: float
-    keep_bias: bool = False
-    depth: int | None = None
-    norms: list[nn.Module] = field(default_factory=list)
-
-    def width(self, features: int) -> int:
-        """``features`` times the configuration's width, at least 1."""
-        return max(1, round(features * self.factor))
-
-    def make_norm(self, features: int, shape: Shape) -> nn.Module:
-        """A norm for ``features`` channels of ``shape`` (H, W), () after a linear layer."""
-        self.norms.append(self.norm(features, shape))
-        return self.norms[-1]
-
-    def drop(self, position: DropoutPosition) -> list[nn.Module]:
-        """A dropout layer if it belongs at ``position``."""
-        wanted = self.dropout > 0 and position is self.dropout_position
-        return [nn.Dropout(self.dropout)] if wanted else []
-
-    def unit(
-        self, layer: Callable[..., nn.Module], features: int, shape: Shape, begins_block: bool = False
-    ) -> nn.Sequential:
-        """``layer`` with its norm, activation and dropout; ``layer(bias=...)`` makes a convolution or a linear layer.
-
-        placement=before: layer, norm, activation. placement=after: layer, activation, norm. A bias directly before
-        a norm is cancelled by it and left out (Ioffe & Szegedy 2015, section 3.2), unless ``keep_bias`` is set.
-        """
-        norm = self.make_norm(features, shape)
-        normed = [*self.drop(DropoutPosition.before_norm), norm]
-        first = layer(bias=self.keeps_bias(norm))
-        before = self.placement is Placement.before
-        inner = [*normed, self.activation()] if before else [self.activation(), *normed]
-        inner += self.drop(DropoutPosition.in_blocks) if begins_block else []
-        return FusedSequential(first, *inner, *self.drop(DropoutPosition.after_norm))
-
-    def keeps_bias(self, norm: nn.Module) -> bool:
-        """Whether the layer before ``norm`` needs a bias: a norm either has one, or cancels it, or is none."""
-        cancels = isinstance(norm, _BatchNorm | nn.InstanceNorm2d | ConvAdaptiveNorm2d)
-        needed = self.placement is Placement.after or not (cancels or getattr(norm, "bias", None) is not None)
-        return needed or self.keep_bias
-
-
-class ResidualBlock(nn.Module):
-    """Two 3 x 3 convolutions round a shortcut (He et al. 2015; shortcut "A": subsampled, padded with zero channels).
-
-    placement=before: conv, norm, act, conv, norm, + shortcut, act. placement=after: conv, act, norm, conv,
-    + shortcut, act, norm, so that each norm follows an activation.
-    """
-
-    def __init__(self, blocks: Blocks, inputs: int, features: int, stride: int, shape: Shape) -> None:
-        super().__init__()
-        first = partial(nn.Conv2d, inputs, features, 3, stride=stride, padding=1)
-        self.inner = blocks.unit(first, features, shape, begins_block=True)
-        norm = blocks.make_norm(features, shape)
-        self.conv = nn.Conv2d(features, features, 3, padding=1, bias=blocks.keeps_bias(norm))
-        normed = nn.Sequential(*blocks.drop(DropoutPosition.before_norm), norm)
-        end = blocks.drop(DropoutPosition.after_norm)
-        if blocks.placement is Placement.before:
-            self.before_sum, self.after_sum = normed, nn.Sequential(blocks.activation(), *end)
-        else:
-            self.before_sum, self.after_sum = nn.Sequential(), nn.Sequential(blocks.activation(), normed, *end)
-        self.stride, self.extra = stride, features - inputs
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(N, inputs, H, W) -> (N, features, ceil(H / stride), ceil(W / stride))."""
-        shortcut = x[:, :, :: self.stride, :: self.stride]
-        if self.extra:
-            shortcut = nn.functional.pad(shortcut, (0, 0, 0, 0, self.extra // 2, self.extra - self.extra // 2))
-        return self.after_sum(self.before_sum(self.conv(self.inner(x))) + shortcut)
-
-
-class LearnedScale(nn.Module):
-    """y = alpha x, with one learned number alpha. It normalises nothing, and so is no row of the table of norms."""
-
-    def __init__(self, start: float = 0.0) -> None:
-        super().__init__()
-        self.alpha = nn.Parameter(torch.tensor(float(start)))
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Any shape, in and out."""
-        return self.alpha * x
-
-
-def add_skip_init(network: nn.Module, start: float = 0.0) -> list[LearnedScale]:
-    """Put a `LearnedScale` at the end of each residual branch of ``network``, before the sum; return them in order.
-
-    With ``start`` = 0 the network begins with its shortcuts alone. Done before an optimiser is made, and with norms or
-    without. Source: De & Smith, "Batch Normalization Biases Residual Blocks Towards the Identity Function in Deep
-    Networks" (2020): SkipInit.
-
-    Raises:
-        ValueError: ``network`` has no residual block of this module with its norms before the sum.
-    """
-    blocks = [module for module in network.modules() if isinstance(module, ResidualBlock)]
-    if not blocks or any(len(block.before_sum) == 0 for block in blocks):
-        raise ValueError("SkipInit needs residual blocks, with placement=before: model=resnet20 has them")
-    scales = [LearnedScale(start) for _ in blocks]
-    for block, scale in zip(blocks, scales, strict=True):
-        block.before_sum.append(scale)
-    return scales
 
 
 class Network(nn.Module):
@@ -179,139 +58,12 @@ def at_norms(network: Network, outputs: bool = False) -> Iterator[dict[str, Tens
             handle.remove()
 
 
-class _TooSmall(Exception):
-    """No pixel of the image is left."""
+def look_up(table: dict[str, T], name: str, key: str) -> T:
+    """What ``table`` has under ``name``, the value of ``key``.
 
-
-def _smaller(shape: Shape, by: int = 0, pool: int = 1) -> Shape:
-    """The map after a valid convolution that takes ``by`` pixels off, and a pooling."""
-    out = tuple((n - by) // pool for n in shape)
-    if min(out) < 1:
-        raise _TooSmall
-    return out
-
-
-def paper_mlp(blocks: Blocks, channels: int, image: Shape, classes: int) -> list[nn.Module]:
-    """Three fully connected layers of 100 (Ioffe & Szegedy 2015, section 4.1; sigmoids by its configuration).
-
-    ``model.depth`` makes more of them, or fewer.
+    Raises:
+        UserError: it has none.
     """
-    hidden = (100,) * (blocks.depth or 3)
-    return [nn.Flatten(), *_fully_connected(blocks, channels * image[0] * image[1], hidden, classes)]
-
-
-def lenet(blocks: Blocks, channels: int, image: Shape, classes: int) -> list[nn.Module]:
-    """The LeNet of dksakkos/BatchNorm: conv 6 and conv 16 (3 x 3), each with average pooling, then fc 120 and fc 84."""
-    layers: list[nn.Module] = []
-    inputs, shape = channels, image
-    for features in map(blocks.width, (6, 16)):
-        shape = _smaller(shape, by=2)
-        layers += [blocks.unit(partial(nn.Conv2d, inputs, features, 3), features, shape), nn.AvgPool2d(2)]
-        inputs, shape = features, _smaller(shape, pool=2)
-    return [*layers, nn.Flatten(), *_fully_connected(blocks, inputs * shape[0] * shape[1], (120, 84), classes)]
-
-
-def labml_cnn(blocks: Blocks, channels: int, image: Shape, classes: int) -> list[nn.Module]:
-    """labml's MNIST network: conv 20 and conv 50 (5 x 5), each with max pooling, then fc 500."""
-    layers: list[nn.Module] = []
-    inputs, shape = channels, image
-    for features in map(blocks.width, (20, 50)):
-        shape = _smaller(shape, by=4)
-        layers += [blocks.unit(partial(nn.Conv2d, inputs, features, 5), features, shape), nn.MaxPool2d(2)]
-        inputs, shape = features, _smaller(shape, pool=2)
-    return [*layers, nn.Flatten(), *_fully_connected(blocks, inputs * shape[0] * shape[1], (500,), classes)]
-
-
-def vgg_small(blocks: Blocks, channels: int, image: Shape, classes: int) -> list[nn.Module]:
-    """Three pairs of 3 x 3 convolutions (32, 64, 128) with max pooling, then fc 256: VGG's pattern, small."""
-    layers, inputs = _vgg(blocks, channels, image, ((32, 2), (64, 2), (128, 2)))
-    return [*layers, *_fully_connected(blocks, inputs, (256,), classes)]
-
-
-def vgg16(blocks: Blocks, channels: int, image: Shape, classes: int) -> list[nn.Module]:
-    """VGG-16 (Simonyan & Zisserman 2015, configuration D) as CIFAR-10 has it: 13 convolutions and the logits."""
-    layers, inputs = _vgg(blocks, channels, image, ((64, 2), (128, 2), (256, 3), (512, 3), (512, 3)))
-    return [*layers, *_fully_connected(blocks, inputs, (), classes)]
-
-
-def _vgg(
-    blocks: Blocks, channels: int, image: Shape, stages: tuple[tuple[int, int], ...]
-) -> tuple[list[nn.Module], int]:
-    """Stages (channels, number) of 3 x 3 convolutions, each with max pooling, flattened; and its features."""
-    layers: list[nn.Module] = []
-    inputs, shape = channels, image
-    for full, number in stages:
-        features = blocks.width(full)
-        for place in range(number):
-            layer = partial(nn.Conv2d, inputs, features, 3, padding=1)
-            layers.append(blocks.unit(layer, features, shape, begins_block=place == number - 2))
-            inputs = features
-        layers.append(nn.MaxPool2d(2))
-        shape = _smaller(shape, pool=2)
-    return [*layers, nn.Flatten()], inputs * shape[0] * shape[1]
-
-
-def resnet20(blocks: Blocks, channels: int, image: Shape, classes: int) -> list[nn.Module]:
-    """ResNet-20 for CIFAR (He et al. 2015, section 4.2): 16, 32 and 64 channels, three blocks each.
-
-    ``model.depth`` makes it n blocks each, which is their ResNet of 6 n + 2 layers.
-    """
-    inputs, shape = blocks.width(16), image
-    layers: list[nn.Module] = [blocks.unit(partial(nn.Conv2d, channels, inputs, 3, padding=1), inputs, shape)]
-    for stage, features in enumerate(map(blocks.width, (16, 32, 64))):
-        for block in range(blocks.depth or 3):
-            stride = 2 if stage > 0 and block == 0 else 1
-            shape = tuple(-(-n // stride) for n in shape)
-            layers.append(ResidualBlock(blocks, inputs, features, stride, shape))
-            inputs = features
-    return [*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), *_fully_connected(blocks, inputs, (), classes)]
-
-
-def resnet_layers(depth: float) -> int:
-    """He et al.'s count for ``model.depth`` blocks in each of three stages: two each, the first, and the last."""
-    return int(6 * depth + 2)
-
-
-def airbench(blocks: Blocks, channels: int, image: Shape, classes: int) -> list[nn.Module]:
-    """The network of airbench94 (Jordan 2024), without its whitening: conv 24 (2 x 2), then three pairs of 3 x 3.
-
-    A pair of 64, 256 or 256 channels: conv, max pooling, norm, activation, conv, norm, activation.
-    """
-
-    def pooled(inputs: int, features: int, bias: bool) -> nn.Sequential:
-        return nn.Sequential(nn.Conv2d(inputs, features, 3, padding=1, bias=bias), nn.MaxPool2d(2))
-
-    inputs, shape = blocks.width(24), _smaller(image, by=1)
-    layers: list[nn.Module] = [blocks.unit(partial(nn.Conv2d, channels, inputs, 2), inputs, shape)]
-    for features in map(blocks.width, (64, 256, 256)):
-        shape = _smaller(shape, pool=2)
-        layers.append(blocks.unit(partial(pooled, inputs, features), features, shape, begins_block=True))
-        layers.append(blocks.unit(partial(nn.Conv2d, features, features, 3, padding=1), features, shape))
-        inputs = features
-    return [*layers, nn.AdaptiveMaxPool2d(1), nn.Flatten(), *_fully_connected(blocks, inputs, (), classes)]
-
-
-def _fully_connected(blocks: Blocks, inputs: int, hidden: tuple[int, ...], classes: int) -> list[nn.Module]:
-    """Hidden layers of these sizes with norm and activation, and the layer of the logits."""
-    layers: list[nn.Module] = []
-    for features in map(blocks.width, hidden):
-        layers.append(blocks.unit(partial(nn.Linear, inputs, features), features, ()))
-        inputs = features
-    return [*layers, *blocks.drop(DropoutPosition.last), nn.Linear(inputs, classes)]
-
-
-MODELS: dict[str, Callable[[Blocks, int, Shape, int], list[nn.Module]]] = {
-    "paper_mlp": paper_mlp,
-    "lenet": lenet,
-    "labml_cnn": labml_cnn,
-    "vgg_small": vgg_small,
-    "vgg16": vgg16,
-    "resnet20": resnet20,
-    "airbench": airbench,
-}
-
-
-def _look_up(table: dict[str, T], name: str, key: str) -> T:
     if name not in table:
         raise UserError(f"{key}: there is no {name!r}.{known_are(name, table)}")
     return table[name]
@@ -332,101 +84,7 @@ def norm_of(cfg: Config) -> MakeNorm:
         ghost_size=cfg.norm.ghost_size,
         kernel_size=cfg.norm.kernel_size,
     )
-    return partial(_look_up(NORMS, cfg.variant, "variant"), options=options)
-
-
-HARMLESS = ("eps", "momentum")
-"""Options of nearly all norms: published runs of the others have them too, as their neighbours do."""
-
-
-def options_of(variant: str, own: bool = False) -> set[str]:
-    """The keys of ``norm`` that make a difference to ``variant``: those that its factory looks at, and gamma's.
-
-    A norm in a file of a user's ``own`` is handed none of them.
-    """
-    if own:
-        return {"file", "gamma"}
-    known, looked_at = {each.name for each in fields(Norm)} - {"file"}, set()
-
-    class Watched(NormOptions):
-        def __getattribute__(self, name: str) -> Any:
-            looked_at.add(name)
-            return super().__getattribute__(name)
-
-    make = _look_up(NORMS, variant, "variant")
-    for shape in ((), (8, 8)):  # after a linear layer, and on maps
-        try:
-            weights = getattr(make(16, shape, options=Watched()), "weight", None)
-            looked_at |= {"gamma"} if isinstance(weights, Tensor) else set()
-        except NormError:  # it is not made for this shape
-            pass
-        except user_files.FAILS:  # a user's own, which may need other sizes: nobody knows
-            return known
-    return looked_at & known
-
-
-USED_WITH: Sequence[tuple[tuple[str, ...], str, Callable[[Config], Any], str]] = [
-    (("optimizer.momentum", "optimizer.nesterov"), "optimizer.name", lambda c: c.optimizer.name == "sgd", "sgd"),
-    (
-        ("optimizer.beta1", "optimizer.beta2", "optimizer.eps"),
-        "optimizer.name",
-        lambda c: c.optimizer.name != "sgd",
-        "adam or adamw",
-    ),
-    (("schedule.milestones", "schedule.gamma"), "schedule.name", lambda c: c.schedule.name == "step", "step"),
-    (("model.init_std",), "model.init", lambda c: c.model.init == "gaussian", "gaussian"),
-    (("model.dropout_position",), "model.dropout", lambda c: c.model.dropout > 0, "0.2"),
-    (
-        ("model.dropout_position",),
-        "model.name",
-        lambda c: c.model.dropout_position != "in_blocks" or c.model.name in ("vgg_small", "resnet20", "airbench"),
-        "resnet20",
-    ),
-    (("model.keep_bias",), "model.placement", lambda c: c.model.placement == "before", "before"),
-    (("norm.gamma",), "norm.affine", lambda c: c.norm.affine, "true"),
-    (("channels_last",), "model.name", lambda c: not c.channels_last or c.model.name != "paper_mlp", "resnet20"),
-]
-"""Keys that are looked at only where another has some values: the keys, the other, whether it has one, and which.
-
-Not among them is what makes no difference to a part of a published design's runs alone, as ``optimizer.decay_norm``
-without weight decay.
-"""
-
-
-def check_options(configs: Sequence[Config]) -> None:
-    """Raise UserError if a key is set to something else than its default, and none of ``configs`` looks at it."""
-    for keys, other, holds, wanted in USED_WITH:
-        for key in keys:
-            if (cfg := _setting(key, configs)) and not any(map(holds, configs)):
-                there = either(list(dict.fromkeys(_said(other, _of(each, other)) for each in configs)))
-                raise UserError(
-                    f"{_said(key, _of(cfg, key))} is not used by {there}. Leave it out, or use {_said(other, wanted)}."
-                )
-    variants = list(dict.fromkeys((cfg.variant, cfg.norm.file is not None) for cfg in configs))
-    used = {"file"}.union(*(options_of(*each) for each in variants))
-    harmless = HARMLESS if any(not own for _, own in variants) else ()
-    for name in (each.name for each in fields(Norm) if each.name not in harmless):
-        if (cfg := _setting(key := f"norm.{name}", configs)) and name not in used:
-            users, names = [each for each in NORMS if name in options_of(each)], [variant for variant, _ in variants]
-            raise UserError(
-                f"{_said(key, _of(cfg, key))} is not used by variant={', '.join(names)}. Leave it out, or use a "
-                f"variant that uses it: {either(users)}."
-            )
-
-
-def _setting(key: str, configs: Sequence[Config]) -> Config | None:
-    """The first of ``configs`` in which ``key`` has not its default."""
-    default = _of(Config(), key)
-    return next((cfg for cfg in configs if _of(cfg, key) != default), None)
-
-
-def _of(cfg: Config, key: str) -> Any:
-    return reduce(getattr, key.split("."), cfg)
-
-
-def _said(key: str, value: Any) -> str:
-    """``key=value`` as it is typed: a group by its own name."""
-    return written(key.removesuffix(".name"), getattr(value, "value", value))
+    return partial(look_up(NORMS, cfg.variant, "variant"), options=options)
 
 
 def check_names(cfg: Config) -> None:
@@ -435,8 +93,8 @@ def check_names(cfg: Config) -> None:
     if cfg.model.file is not None:
         user_files.load(Path(cfg.model.file), cfg.model.name)
     else:
-        _look_up(MODELS, cfg.model.name, "model.name")
-    _look_up(ACTIVATIONS, cfg.model.activation, "model.activation")
+        look_up(MODELS, cfg.model.name, "model.name")
+    look_up(ACTIVATIONS, cfg.model.activation, "model.activation")
 
 
 def build(
@@ -456,8 +114,8 @@ def build(
     """
     if model.file is not None:
         return Network(*own_network(Path(model.file), model.name, norm, channels, image, classes, generator))
-    make = _look_up(MODELS, model.name, "model.name")
-    activation = _look_up(ACTIVATIONS, model.activation, "model.activation")
+    make = look_up(MODELS, model.name, "model.name")
+    activation = look_up(ACTIVATIONS, model.activation, "model.activation")
     blocks = Blocks(
         norm,
         activation,
@@ -474,7 +132,7 @@ def build(
             network = Network(nn.Sequential(*make(blocks, channels, image, classes)), blocks.norms)
     except NormError as error:
         raise UserError(str(error)) from error
-    except _TooSmall as error:
+    except TooSmall as error:
         size = " x ".join(map(str, image))
         raise UserError(f"model={model.name}: images of {size} are too small. Use model=paper_mlp.") from error
     _initialize(network, model, generator)

@@ -25,7 +25,8 @@ from bnrepro.experiments.desmith2020 import (
     sums,
     trained,
 )
-from bnrepro.training.model import ResidualBlock, add_skip_init, parameter_groups
+from bnrepro.training.model import parameter_groups
+from bnrepro.training.networks import ResidualBlock, add_skip_init
 
 SETTINGS, SMOKE = paper.settings("full"), paper.settings("smoke")
 DATA = load(load_config([o for o in SMOKE.common if o.startswith("data")]).data, torch.device("cpu"))

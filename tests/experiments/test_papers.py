@@ -18,7 +18,7 @@ from bnrepro.claims.judging import judged, tables
 from bnrepro.claims.records import provenance_of, read
 from bnrepro.claims.registering import registration
 from bnrepro.runs.tables import read_rows
-from bnrepro.training.model import check_options
+from bnrepro.training.options import check_options
 
 PAPERS = {name: experiments.experiment(name) for name in experiments.NAMES}
 COMMITTED = Path(__file__).parents[2] / "results" / "experiments"

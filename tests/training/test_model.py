@@ -15,18 +15,10 @@ from bnrepro.errors import UserError
 from bnrepro.norm import NORMS, BatchNorm2d, ConvBatchNorm2d
 from bnrepro.norm.variants import GhostBatchNorm
 from bnrepro.training.freezing import prepare
-from bnrepro.training.model import (
-    MODELS,
-    USED_WITH,
-    Network,
-    build,
-    check_options,
-    norm_of,
-    options_of,
-    parameter_groups,
-    size_of,
-)
+from bnrepro.training.model import Network, build, norm_of, parameter_groups, size_of
+from bnrepro.training.networks import MODELS
 from bnrepro.training.optimizer import lr_factor, make_optimizer
+from bnrepro.training.options import USED_WITH, check_options, options_of
 from bnrepro.training.train import rehearse
 
 
