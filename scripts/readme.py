@@ -71,7 +71,7 @@ def sizes_table() -> str:
 
 def findings_table() -> str:
     """Three verdicts that few expect, from results/claims.json."""
-    return _answers("yang2019/Y3", "cohen2021/E4", "numpynet/N4.5")
+    return _answers("santurkar2018/S3", "cohen2021/E4", "numpynet/N4.5")
 
 
 def _answers(*ids: str) -> str:

@@ -65,7 +65,7 @@ def answer(evidence: Evidence, judgement: Judgement) -> str:
         text = f"{count}: {evidence.estimand}{decided}"
     if effect.rule.name == "exact":
         return f"{text}."
-    limits = {"bar": effect.rule.bar, "margin": effect.rule.margin}
+    limits = {"bar": effect.rule.bar, "factor" if effect.rule.ratio else "margin": effect.rule.margin}
     held_to = "".join(f", {name} {value:g}" for name, value in limits.items() if value is not None)
     other = effect.rule.name == "equal" or effect.rule.level != ALPHA  # than 95%
     n, level = f"n={effect.interval.n}", f", {100 * effect.rule.confidence:.3g}%" * other

@@ -102,14 +102,21 @@ def show(run: RunOrClaim, root: Root = RUNS, out: Out = EXPERIMENTS, as_json: Js
     """
     from bnrepro.cli import listing
     from bnrepro.config import to_dict
+    from bnrepro.errors import UserError
     from bnrepro.runs import index, record
 
     if claims := claims_named(run, out):
         answer(claims)
         say(listing.describe_claim(claims[0]) if len(claims) == 1 else listing.verdict_table(claims))
         return
-    path = index.find_run(run, root)
-    say(listing.describe(path))
+    try:
+        path = index.find_run(run, root)
+        text = listing.describe(path)
+    except UserError as error:
+        if run.exists() or not (meant := no_results(run, out)):
+            raise
+        raise UserError(meant) from error
+    say(text)
     if as_json:
         found = record.open_run(path)
         metrics = found.metrics if record.is_there(path / record.METRICS) else []
@@ -140,6 +147,24 @@ def claims_named(name: Path, out: Path) -> list[dict[str, Any]]:
     if rest[0] not in ids:
         raise UserError(f"{experiment} has no claim {rest[0]!r}.{known_are(rest[0], ids)}")
     return [rows[ids.index(rest[0])]]
+
+
+def no_results(name: Path, out: Path) -> str | None:
+    """Why there is nothing under ``name``, where it is that of an experiment, or nearly; None where it is not."""
+    from difflib import get_close_matches
+
+    from bnrepro.experiments import NAMES
+
+    experiment, *rest = name.parts or ("",)
+    if len(rest) > 1 or (rest and rest[0].startswith("seed")):
+        return None
+    if experiment in NAMES:
+        return (
+            f"{shown(out / experiment)} holds no results of {experiment}. Those that come with a clone are found from "
+            f"its folder, or by --out; `bnrepro reproduce {experiment} --preset=quick` makes some here."
+        )
+    near = get_close_matches(experiment, NAMES, 1, 0.8)
+    return f"There is no run and no experiment {experiment!r}. Did you mean {near[0]}?" if near else None
 
 
 def diff(run: RunName, other: RunName, root: Root = RUNS, as_json: Json = False) -> None:

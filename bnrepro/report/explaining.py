@@ -81,7 +81,7 @@ def changes(row: Row) -> str:
         names = listed(f"{factors.get(each, f'{each:g} times')} the margin" for each in row["flips_at"])
         parts.append(f"at {names} the verdict is another")
     elif row["kind"] != "identity" and (effect["margin"] is not None or effect["bar"]):
-        parts.append("half or double the margin does not")
+        parts.append("half or double the margin would not")
     return f"{up('; '.join(parts))}." if parts else "More seeds, if anything: no margin was set that could be moved."
 
 

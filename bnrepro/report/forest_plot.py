@@ -59,7 +59,8 @@ def forest_plot(claims: Rows) -> Figure | None:
         axes.grid(visible=False)
         axes.spines["left"].set_visible(False)
         axes.set_xlabel(
-            "effect in units of its margin (shaded: negligible); as claimed: dots right of 0, squares in the shade"
+            "effect in units of its margin (shaded: negligible). As claimed: dots right of 0, or of the shade where a\n"
+            "size is claimed; squares in the shade, or right of it where only a loss is excluded"
         )
         figure.legend(handles=_key(), loc="outside upper center", ncols=4)
     return figure

@@ -141,25 +141,19 @@ def groups() -> str:
 
 
 def norms() -> str:
-    """The norms by name: their layer on maps, and how many numbers it holds."""
+    """The norms by name, as `bnrepro norms` tells them, with their layer on maps and how many numbers it holds."""
+    from bnrepro.cli.norms import NORMS as TOLD
     from bnrepro.norm import NORMS
 
     rows = []
     for name, make in NORMS.items():
-        layer = make(8, (14, 14))
+        layer, told = make(8, (14, 14)), TOLD[name]
         numbers = [sum(t.numel() for t in each()) for each in (layer.parameters, layer.buffers)]
-        kind = type(layer)
-        made = repr(layer).splitlines()[0]
-        told = inspect.cleandoc(kind.__doc__ or "").split("\n\n")[0] if kind.__module__.startswith("bnrepro") else ""
-        rows.append(
-            [
-                f"`{name}`",
-                f"`{kind.__module__.partition('.')[0]}`: `{made}`",
-                *map(str, numbers),
-                said(re.sub(r":\w+:", "", told).replace("``", "`")),
-            ]
-        )
-    return table(["name", "layer", "parameters", "buffers", "what it is"], rows)
+        made = f"`{type(layer).__module__.partition('.')[0]}`: `{repr(layer).splitlines()[0]}`"
+        what = [f"`{told.formula}`", told.statistics, told.parameters, said(told.source)]
+        rows.append([f"`{name}`", *what, made, *map(str, numbers)])
+    columns = ["name", "formula", "statistics over", "gamma, beta per", "source", "layer", "parameters", "buffers"]
+    return table(columns, rows)
 
 
 def claim_fields() -> str:

@@ -412,9 +412,14 @@ def test_show_tells_how_a_verdict_was_made(call: Call) -> None:
     assert told.code == 2
     assert "zhu2025 has no claim 'Z9'." in told.err
     assert "Available: Z1, Z2, Z3, Z4." in told.err
-    assert call("show", "zhu2025/Z2", "--out=elsewhere").err == (
-        "Error: zhu2025/Z2 does not exist. `bnrepro runs` lists the runs.\n"
+    away = call("show", "zhu2025/Z2", "--out=elsewhere")
+    assert (away.code, "elsewhere/zhu2025 holds no results of zhu2025. Those that come with a clone" in away.err) == (
+        2,
+        True,
     )
+    near = "Error: There is no run and no experiment 'zuh2025'. Did you mean zhu2025?\n"
+    assert call("show", "zuh2025/Z2").err == near
+    assert call("show", "convbn/seed0").err == "Error: convbn/seed0 does not exist. `bnrepro runs` lists the runs.\n"
 
 
 @pytest.mark.usefixtures("failing")

@@ -207,7 +207,7 @@ def test_claims_under_revision_and_of_earlier_designs_say_so(monkeypatch: pytest
     rows = [claim("a/1", "not testable here", withdrawn="a reason"), claim("a/2"), claim("b/1")]
     notes = answer(QUESTION, {row["id"]: row for row in rows}).notes
     assert "1 claim under revision" in notes
-    assert any(note.startswith("of the verdicts 1 from an earlier design") for note in notes)
+    assert any(note.startswith("1 of them from an earlier design") for note in notes)
     assert questions.stale(claim("b/1", kind="identity")) is None  # algebra is of any design
 
 
@@ -335,7 +335,7 @@ def test_long_curves_are_thinned_and_keep_their_ends(points: int) -> None:
         ({"verdict": "not testable at this length"}, "Longer training"),
         ({"needed": 30}, "30 seeds would decide it"),
         ({"flips_at": [0.5, 2.0]}, "At half the margin and double the margin the verdict is another"),
-        ({}, "Half or double the margin does not"),
+        ({}, "Half or double the margin would not"),
     ],
 )  # fmt: skip
 def test_a_claim_says_why_and_what_would_change_it(row: dict[str, Any], words: str) -> None:
