@@ -38,7 +38,7 @@ def forest_plot(claims: Rows) -> Figure | None:
     }
     lines = len(drawn) + GAP * len(papers)
     with style.style():
-        figure = Figure(figsize=(7.2, 0.9 + LINE * lines), layout="constrained")
+        figure = Figure(figsize=(7.2, 1.1 + LINE * lines), layout="constrained")
         axes = figure.add_subplot()
         axes.axvspan(forest.common(-1), forest.common(1), color="#eeeeee", lw=0, zorder=0)
         axes.axvline(forest.common(0), color=style.GREY, lw=0.8, zorder=1)
