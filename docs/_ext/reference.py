@@ -149,7 +149,7 @@ def norms() -> str:
     for name, make in NORMS.items():
         layer, told = make(8, (14, 14)), TOLD[name]
         numbers = [sum(t.numel() for t in each()) for each in (layer.parameters, layer.buffers)]
-        made = f"`{type(layer).__module__.partition('.')[0]}`: `{repr(layer).splitlines()[0]}`"
+        made = f"`{type(layer).__module__.partition('.')[0]}`: `{type(layer).__name__}`"
         what = [f"`{told.formula}`", told.statistics, told.parameters, said(told.source)]
         rows.append([f"`{name}`", *what, made, *map(str, numbers)])
     columns = ["name", "formula", "statistics over", "gamma, beta per", "source", "layer", "parameters", "buffers"]

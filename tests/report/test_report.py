@@ -289,7 +289,7 @@ def test_details_say_all_that_is_known_of_a_claim(page: str, results: Path) -> N
         "An effect must be above 0, and matters from 0.001 percentage points, by"
     )
     assert first["Why this verdict"].endswith("decides: 1.00 [0.75, 1.25] percentage points, which holds.")
-    assert first["What would change it"] == "Half or double the margin does not."
+    assert first["What would change it"] == "Half or double the margin would not."
     assert first["Cost"] == "2 min of one process, for all claims of made_up together"
     assert "Seeds" not in second
     assert "nothing is random" in second["Why this verdict"]
