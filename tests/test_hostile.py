@@ -760,6 +760,7 @@ def test_report_on_any_damage_is_whole_and_harmless_or_refused(results: Path, pl
         file.write_bytes(whole)
 
 
+@pytest.mark.slow
 @settings(fuzz, max_examples=150)
 @given(data=st.data())
 def test_claims_with_anything_in_them_are_reported_as_json_or_refused(results: Path, data: st.DataObject) -> None:

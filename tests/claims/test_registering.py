@@ -275,6 +275,7 @@ def test_registration_of_a_paper_in_a_file_lies_beside_it(call: Call, tmp_path: 
     assert file.is_file()
 
 
+@pytest.mark.slow
 def test_registration_after_the_runs_says_so(call: Call, tmp_path: Path) -> None:
     from tests.experiments.test_own_paper import example
 

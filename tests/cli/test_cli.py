@@ -582,7 +582,7 @@ def test_command_that_is_given_several_times_at_once_ends_as_once(
 # --- signals ---
 
 
-@pytest.mark.quick(1)
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
 def test_run_ended_by_a_signal_goes_on_where_it_was(
     call: Call, short: list[str], tmp_path: Path, number: signal.Signals

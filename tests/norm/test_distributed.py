@@ -184,6 +184,7 @@ def test_reestimated_statistics_are_those_of_the_joined_batches(apart: list[dict
         torch.testing.assert_close(result[variance], alone)
 
 
+@pytest.mark.slow
 def test_processes_matter(apart: list[dict[str, Any]]) -> None:
     """The first process by itself gives something else: the comparison above is not one of equals."""
     part = slice(0, BATCHES[len(apart)][0])

@@ -204,6 +204,7 @@ def test_names_are_shown_as_they_are(name: str) -> None:
         assert shown.replace(r"\$", "$") in (name, f" {name}")
 
 
+@pytest.mark.slow
 def test_nothing_depends_on_a_users_settings(known: Comparison, tmp_path: Path) -> None:
     figures.draw(known, tmp_path / "plain")
     hostile = {"text.usetex": True, "font.size": 30, "font.family": "NoSuch", "axes.facecolor": "red"}

@@ -26,7 +26,7 @@ def shell(command: str, folder: Path, **environment: str) -> subprocess.Complete
     return subprocess.run(["bash", "-c", name + command], cwd=folder, env=os.environ | env, capture_output=True)
 
 
-@pytest.mark.quick(2)
+@pytest.mark.quick(1)
 @pytest.mark.parametrize(
     ("command", "environment", "code"),
     [
