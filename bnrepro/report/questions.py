@@ -135,7 +135,7 @@ def _notes(rows: Rows, awaited: list[str]) -> list[str]:
     if rest := len(rows) - len(decided) - undecided - revised:
         notes.append(f"{plural(rest, 'claim')} not testable")
     if old := sum(stale(row) is not None for row in decided):
-        notes.append(f"{old} of them from an earlier design: the registered one awaits its runs")
+        notes.append(f"{plural(old, 'verdict')} from an earlier design: the registered one awaits its runs")
     if awaited:
         notes.append(f"{plural(len(awaited), 'claim')} awaited: no results yet")
     return notes

@@ -151,8 +151,8 @@ def norms() -> str:
         numbers = [sum(t.numel() for t in each()) for each in (layer.parameters, layer.buffers)]
         made = f"`{type(layer).__module__.partition('.')[0]}`: `{type(layer).__name__}`"
         what = [f"`{told.formula}`", told.statistics, told.parameters, said(told.source)]
-        rows.append([f"`{name}`", *what, made, *map(str, numbers)])
-    columns = ["name", "formula", "statistics over", "gamma, beta per", "source", "layer", "parameters", "buffers"]
+        rows.append([f"`{name}`", *what, made, ", ".join(map(str, numbers))])
+    columns = ["name", "formula", "statistics over", "gamma, beta per", "source", "layer", "parameters, buffers"]
     return table(columns, rows)
 
 

@@ -207,7 +207,7 @@ def test_claims_under_revision_and_of_earlier_designs_say_so(monkeypatch: pytest
     rows = [claim("a/1", "not testable here", withdrawn="a reason"), claim("a/2"), claim("b/1")]
     notes = answer(QUESTION, {row["id"]: row for row in rows}).notes
     assert "1 claim under revision" in notes
-    assert any(note.startswith("1 of them from an earlier design") for note in notes)
+    assert any(note.startswith("1 verdict from an earlier design") for note in notes)
     assert questions.stale(claim("b/1", kind="identity")) is None  # algebra is of any design
 
 
