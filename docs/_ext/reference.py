@@ -152,7 +152,7 @@ def norms() -> str:
         made = f"`{type(layer).__module__.partition('.')[0]}`: `{type(layer).__name__}`"
         what = [f"`{told.formula}`", told.statistics, told.parameters, said(told.source)]
         rows.append([f"`{name}`", *what, made, ", ".join(map(str, numbers))])
-    columns = ["name", "formula", "statistics over", "gamma, beta per", "source", "layer", "parameters, buffers"]
+    columns = ["name", "formula", "statistics over", "gamma, beta per", "source", "layer", "numbers"]
     return table(columns, rows)
 
 
