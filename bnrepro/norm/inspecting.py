@@ -28,9 +28,7 @@ def norms_of(model: nn.Module, but: Callable[[nn.Module], bool] = lambda _: Fals
     Raises:
         NormError: one of them, unless ``but`` is true of it, does more than is known here.
     """
-    for name, module in model.named_modules():
-        if not isinstance(module, _BatchNorm | ConvAdaptiveNorm2d):
-            continue
+    for name, module in all_norms(model):
         if not but(module) and (reason := _irreplaceable(module) or _owner(model, name)):
             raise NormError(f"{name or 'The model'} ({type(module).__name__}) cannot be replaced: {reason}")
         yield name, module

@@ -378,7 +378,7 @@ def test_local_response_norm_is_torchs_in_its_gradient_too(size: int, shape: tup
 
 def test_local_response_norm_keeps_float32_where_autocast_would_not() -> None:
     x = normal(2, 9, 5, 6).float()
-    layer = NORMS["lrn"](9, (5, 6))
+    layer = LocalResponseNorm(5, alpha=1.0)  # AlexNet's 1e-4 would hide 16-bit sums
     with torch.autocast("cpu", torch.bfloat16):
         within = layer(x)
     assert within.dtype == torch.float32
