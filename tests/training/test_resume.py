@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import multiprocessing
 import os
 import random
 import signal
@@ -10,6 +11,8 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -45,40 +48,36 @@ def assert_same(one: Path, other: Path) -> None:
         assert torch.equal(mine, another) if isinstance(mine, torch.Tensor) else mine == another  # extra state
 
 
+def in_a_fork(work: Callable[[], object], seconds: float | None) -> int:
+    """Run ``work()`` in a fork of this process, kill it after so many seconds, and return its exit status."""
+    torch.set_num_threads(1)  # a fork of a process with threads can hang
+    child = os.fork()
+    if child == 0:
+        code = 1
+        try:
+            work()
+            code = 0
+        except UserError:
+            code = 2
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            sys.stderr.flush()
+            os._exit(code)
+    if seconds is not None:
+        time.sleep(seconds)
+        os.kill(child, signal.SIGKILL)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
 @pytest.fixture
 def apart() -> Iterator[Callable[..., int]]:
-    """``apart(work, seconds)`` runs ``work()`` in a fork of this process, kills it after so long, returns its status.
+    """`in_a_fork` of a process that has done nothing yet: a fork of this one might refuse to differentiate.
 
     A fork, because a new process would import torch for seconds at each of many kills.
     """
-    assert torch.get_num_threads() == 1  # a fork of a process with threads can hang
-    children: list[int] = []
-
-    def run(work: Callable[[], object], seconds: float | None = None) -> int:
-        child = os.fork()
-        if child == 0:
-            code = 1
-            try:
-                work()
-                code = 0
-            except UserError:
-                code = 2
-            except BaseException:
-                traceback.print_exc()
-            finally:
-                sys.stderr.flush()
-                os._exit(code)
-        children.append(child)
-        if seconds is not None:
-            time.sleep(seconds)
-            os.kill(child, signal.SIGKILL)
-        return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-
-    yield run
-    for child in children:
-        with pytest.raises((ProcessLookupError, ChildProcessError)):  # noqa: PT012  the second, if it is a zombie
-            os.kill(child, signal.SIGKILL)
-            os.waitpid(child, 0)
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
+        yield lambda work, seconds=None: process.submit(in_a_fork, work, seconds).result()
 
 
 @pytest.mark.slow
@@ -93,23 +92,22 @@ def test_run_killed_at_fifty_moments_ends_as_if_nothing_had_happened(
     moments = random.Random(0)
     kills = 0
     while kills < 50:
-        if apart(lambda: train.run(cfg), moments.uniform(0, length / 4)) == 0:
+        code = apart(partial(train.run, cfg), moments.uniform(0, length / 4))
+        if code == 0:
             assert Run(run_dir(cfg)).status == "completed"  # faster than the kill
             assert_same(run_dir(whole), run_dir(cfg))
             record.clear(run_dir(cfg))
         else:
+            assert code == -signal.SIGKILL
             kills += 1
-    assert apart(lambda: train.run(cfg)) == 0
+    assert apart(partial(train.run, cfg)) == 0
     assert_same(run_dir(whole), run_dir(cfg))
     assert not list(run_dir(cfg).glob(f"*{record.PREVIOUS}"))
 
 
-def test_run_killed_long_before_its_first_evaluation_goes_on_from_a_checkpoint(
-    tiny: Tiny, tmp_path: Path, apart: Callable[..., int], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(trainer, "CHECKPOINT_SECONDS", 0)
-    seldom = (*RANDOM, "eval_every=1000")
-    whole, cfg = train.run(tiny(*seldom, f"root={tmp_path / 'whole'}")), tiny(*seldom)
+def killed_by_itself(cfg: Config) -> None:
+    """The run dies at its step 25, with checkpoints as often as there can be any."""
+    trainer.CHECKPOINT_SECONDS = 0
     update = Trainer.update
 
     def killed(self: Trainer, *arguments: torch.Tensor) -> object:
@@ -117,9 +115,16 @@ def test_run_killed_long_before_its_first_evaluation_goes_on_from_a_checkpoint(
             os.kill(os.getpid(), signal.SIGKILL)
         return update(self, *arguments)
 
-    with monkeypatch.context() as patch:
-        patch.setattr(Trainer, "update", killed)
-        assert apart(lambda: train.run(cfg)) == -signal.SIGKILL
+    Trainer.update = killed  # type: ignore[method-assign, assignment]
+    train.run(cfg)
+
+
+def test_run_killed_long_before_its_first_evaluation_goes_on_from_a_checkpoint(
+    tiny: Tiny, tmp_path: Path, apart: Callable[..., int]
+) -> None:
+    seldom = (*RANDOM, "eval_every=1000")
+    whole, cfg = train.run(tiny(*seldom, f"root={tmp_path / 'whole'}")), tiny(*seldom)
+    assert apart(partial(killed_by_itself, cfg)) == -signal.SIGKILL
     assert checkpoint.load(run_dir(cfg) / record.CHECKPOINT)["step"] == 20
     train.run(cfg)
     assert_same(whole, run_dir(cfg))
@@ -267,35 +272,37 @@ def test_any_flipped_bit_is_noticed_or_changes_nothing(
     assert (loaded["rows"], loaded["step"]) == ([{"step": 3}], 3)
 
 
+def counted(cfg: Config, updates: Path) -> None:
+    """A run that leaves a letter in ``updates`` for each of its steps."""
+    update = Trainer.update
+
+    def leaves_a_letter(self: Trainer, *arguments: torch.Tensor) -> object:
+        with updates.open("a") as stream:
+            stream.write("x")
+        return update(self, *arguments)
+
+    Trainer.update = leaves_a_letter  # type: ignore[method-assign, assignment]
+    train.run(cfg)
+
+
+def counted_twice(cfg: Config, updates: Path) -> None:
+    """Two processes, of which the second comes when the first has claimed the run."""
+    first = os.fork()
+    if first == 0:
+        counted(cfg, updates)
+        os._exit(0)
+    while not (run_dir(cfg) / record.CONFIG).exists():
+        time.sleep(0.005)
+    counted(cfg, updates)
+    assert os.waitpid(first, 0)[1] == 0
+
+
 def test_two_processes_asked_for_one_run_make_it_once(
     tiny: Tiny, tmp_path: Path, apart: Callable[..., int], capfd: pytest.CaptureFixture[str]
 ) -> None:
     cfg = tiny("epochs=30")
     updates = tmp_path / "updates"
-
-    def slowly() -> None:
-        update = Trainer.update
-
-        def counted(self: Trainer, *arguments: torch.Tensor) -> object:
-            with updates.open("a") as stream:
-                stream.write("x")
-            return update(self, *arguments)
-
-        Trainer.update = counted  # type: ignore[method-assign, assignment]
-        train.run(cfg)
-
-    def both() -> None:
-        first = os.fork()
-        if first == 0:
-            slowly()
-            os._exit(0)
-        with_claim = run_dir(cfg) / record.CONFIG
-        while not with_claim.exists():
-            time.sleep(0.005)
-        slowly()
-        assert os.waitpid(first, 0)[1] == 0
-
-    assert apart(both) == 0
+    assert apart(partial(counted_twice, cfg, updates)) == 0
     assert updates.stat().st_size == Run(run_dir(cfg)).summary["steps"]
     assert "another process is working on this run; waiting for it" in capfd.readouterr().err
 
