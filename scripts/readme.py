@@ -94,11 +94,11 @@ SHORT = {
 
 
 SHOWN = {
-    "conv_batchnorm": "conv-batchnorm, the local gain",
-    "keras_curves": "BatchNorm in Keras, its curves",
+    "conv_batchnorm": "lmcintosh/conv-batchnorm, the local gain",
+    "keras_curves": "dksakkos/BatchNorm, curves in Keras",
     "labml": "labml.ai's annotated layer",
     "numpynet": "NumPyNet's layer",
-    "placement": "before or after the activation",
+    "placement": "Notes on batch normalization",
     "ioffe2015": "Ioffe & Szegedy 2015",
     "santurkar2018": "Santurkar et al. 2018",
     "bjorck2018": "Bjorck et al. 2018",
@@ -119,7 +119,7 @@ def verdicts_table() -> str:
         f"| source | {' | '.join(SHORT)} |",
         f"| --- |{' --: |' * len(SHORT)}",
     ]
-    named = {f"[{title}](results/REPORT.md#{paper})": {paper} for paper, title in SHOWN.items()}
+    named = {f"[{title}](results/REPORT.md#{paper}), `{paper}`": {paper} for paper, title in SHOWN.items()}
     for title, papers in (named | {f"{len(others)} other papers": others}).items():
         mine = [claim for claim in claims if claim["paper"] in papers]
         lines.append(_counts(f"{title} *" if any(map(is_old, mine)) else title, mine))

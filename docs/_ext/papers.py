@@ -159,7 +159,7 @@ def index() -> str:
     rows = []
     for name in papers():
         mine = [row for row in stored() if row["paper"] == name]
-        rows.append([f"[{plain(short(name))}]({name}.md)", *waiting(mine)])
+        rows.append([f"[{plain(short(name))}]({name}.md), `{name}`", *waiting(mine)])
     everything = stored()
     rows.append(["all", *waiting(everything)])
     kinds = sorted({(row["kind"], row["scale"]) for row in everything})
