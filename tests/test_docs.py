@@ -121,7 +121,15 @@ FORMULAS = [
     ("y = [x + 1]", None),
     ("if x:", None),
     ("xhat = cache.xhat - total.mean", r"\hat{x} = \hat{x} - {\mu}_{\mathrm{total}}"),
-    ("dx = dy if weight is None else dy * weight", r"\bar{x} = \bar{y} \, \gamma"),
+    (
+        "dx = dy if weight is None else dy * weight",
+        r"\bar{x} = \begin{cases} \bar{y} & \text{if weight is None} \\ \bar{y} \, \gamma & \text{otherwise} \end{cases}",
+    ),
+    ("y = b + a * x if fused else a * x + b", r"y = a \, x + \beta"),
+    (
+        "y = b - x if fused else x - b",
+        r"y = \begin{cases} \beta - x & \text{if fused} \\ x - \beta & \text{otherwise} \end{cases}",
+    ),
     (
         "running_mean.lerp_(mean, momentum)",
         r"\mu_{\mathrm{run}} \leftarrow \left(1 - \alpha\right) \mu_{\mathrm{run}} + \alpha \, \mu",

@@ -227,7 +227,7 @@ def centred_moments(centred: Tensor, axes: tuple[int, ...], group: dist.ProcessG
         rest = mean_S(c)
         var  = mean_S(c^2) - rest^2
 
-    Of a constant 1e7 in float32 the mean is off by units: squared, they are no variance.
+    For a constant input of 1e7 the float32 mean can be off by several units, whose square must not count as variance.
     """
     rest, square = _pooled_means(axes, group, centred, centred.square())
     rest = rest.detach()  # a constant: 0 but for rounding

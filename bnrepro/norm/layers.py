@@ -318,19 +318,32 @@ class ConvBatchNorm2d(_HandDerived):
     Shapes: (N, C, H, W) in and out. ``statistics`` and ``parameters`` pick a cell of the 2 x 2 table:
 
     ============================  ============================  =======================================
-    statistics \ parameters       ``"channel"`` (C,)            ``"location"`` (C, H, W)
+    statistics / parameters       ``"channel"`` (C,)            ``"location"`` (C, H, W)
     ============================  ============================  =======================================
     ``"channel"`` (over N, H, W)  batch normalization           the control
     ``"location"`` (over N)       local gain (the default)      per-activation batch normalization
     ============================  ============================  =======================================
 
     Train and eval as in `BatchNorm1d`; the running statistics have the statistics' shape, so with local
-    statistics the buffers are 2CHW numbers and pin the input's size. A location that is constant over the
+    statistics the buffers are 2CHW numbers and fix the input's size. A location that is constant over the
     batch (the border of a digit) has variance 0 and divides by sqrt(eps): hence the larger default ``eps``.
+
+    Args:
+        num_features: C of the input.
+        spatial_shape: (H, W) of the input; one number stands for both.
+        eps: added to the variance. Default: 1e-3.
+        momentum: weight of the new batch in the running statistics; None for the cumulative average. Default: 0.1.
+        affine: whether there are gamma and beta. Default: True.
+        track_running_stats: whether there are running statistics; without them a batch's own normalise in eval mode
+            too. Default: True.
+        statistics, parameters: the cell of the table. Default: "location" and "channel".
+        device, dtype: of parameters and buffers.
+        process_group: of the processes whose joint batch the statistics are of. Default: None, one process.
 
     Raises:
         NormError: (a ValueError) a training batch of 1 with local statistics; another spatial shape than
-            ``spatial_shape`` where statistics or parameters are local; another number of channels.
+            ``spatial_shape`` where statistics or parameters are local; a ``spatial_shape`` that is not of lengths from
+            1 on; another number of channels; a dtype that `BatchNorm1d` refuses.
         ValueError: not four dimensions; a ``statistics`` or ``parameters`` of another name.
 
     Source: https://github.com/lmcintosh/conv-batchnorm (2018), class ``ConvBatchNormalization``. Different there:

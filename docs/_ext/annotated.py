@@ -252,11 +252,22 @@ class Annotated(SphinxDirective):
         for tex in row.formulas:
             note += nodes.math_block(tex, tex, nowrap=False, number=None, label=None)
         if row.title:
+            note += self.legend(row.title)
             note += self.links(row.title)
         while row.code and not row.code[-1][1].strip():
             row.code.pop()
         wide = " wide" if not note.children else ""
         return nodes.container("", note, self.code(row), classes=[f"annotated-row{wide}"])
+
+    def legend(self, title: str) -> list[nodes.Node]:
+        """What the letters stand for that a function's formulas have beside those of all pages."""
+        symbols = self.about.get(title, {}).get("symbols", {})
+        if not symbols:
+            return []
+        paragraph = nodes.paragraph("", "Symbols: ", classes=["legend"])
+        for i, (name, tex) in enumerate(symbols.items()):
+            paragraph += [nodes.Text(", " if i else ""), nodes.math(tex, tex), nodes.Text(" "), nodes.literal("", name)]
+        return [paragraph]
 
     def code(self, row: Row) -> nodes.Node:
         """The code of a row, with a link at each line's number."""

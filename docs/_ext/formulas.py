@@ -157,8 +157,8 @@ class _Writer:
                 self.computes = True
                 sign, own = ARITHMETIC[type(op)]
                 return self.bracketed(f"{self.of(left, own)} {sign} {self.of(right, own + 1)}", own, level)
-            case ast.IfExp(body=body, orelse=other):  # two ways to compute the same, or a case in which less is to do
-                return max(self.of(body, level), self.of(other, level), key=len)
+            case ast.IfExp(test=test, body=body, orelse=other):
+                return self.cases(ast.unparse(test), self.of(body), self.of(other))
             case ast.Tuple(elts=values):
                 return r", \quad ".join(self.of(value) for value in values)
             case ast.Subscript(value=value, slice=ast.Name(id=index)):
@@ -170,6 +170,12 @@ class _Writer:
             case ast.Call(func=ast.Attribute(value=value, attr=name), args=args):
                 return self.call(name, [value, *args], level)
         raise NoFormula
+
+    def cases(self, test: str, one: str, two: str) -> str:
+        """Both, one below the other; or one, if the other is the same sum or product in another order."""
+        if sorted(one.split()) == sorted(two.split()) and not {"-", "/"} & set(one.split()):
+            return two
+        return rf"\begin{{cases}} {one} & \text{{if {test}}} \\ {two} & \text{{otherwise}} \end{{cases}}"
 
     def bracketed(self, written: str, own: int, level: int) -> str:
         return rf"\left({written}\right)" if own < level else written

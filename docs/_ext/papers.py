@@ -23,7 +23,8 @@ from sphinx.application import Sphinx
 from sphinx.util.docutils import SphinxDirective, SphinxRole
 
 from bnrepro.claims import Paper
-from bnrepro.claims.evidence import Verdict
+from bnrepro.claims.evidence import Rule, Verdict
+from bnrepro.claims.words import asked
 from bnrepro.experiments import NAMES, experiment
 from bnrepro.report import forest as drawn
 from bnrepro.report.questions import Answer, answers, stale
@@ -131,10 +132,11 @@ def counts(rows: list[dict[str, Any]]) -> list[str]:
     return [str(found[verdict] or "") for verdict in given()]
 
 
-def waiting(rows: list[dict[str, Any]]) -> list[str]:
-    """How many verdicts there are, the numbers of each, and of those that are provisional."""
+def waiting(claims: list[str]) -> list[str]:
+    """How many claims there are, the numbers of each verdict, of none, and of those that are provisional."""
+    rows = [verdicts()[claim] for claim in claims if claim in verdicts()]
     old = sum(row["withdrawn"] is not None or stale(row) is not None for row in rows)
-    return [str(len(rows)), *counts(rows), str(old or "")]
+    return [str(len(claims)), *counts(rows), str(len(claims) - len(rows) or ""), str(old or "")]
 
 
 def table(head: list[str], rows: list[list[str]]) -> str:
@@ -157,11 +159,11 @@ def short(name: str) -> str:
 def index() -> str:
     """All papers, with the verdicts on their claims."""
     rows = []
-    for name in papers():
-        mine = [row for row in stored() if row["paper"] == name]
+    for name, paper in papers().items():
+        mine = [f"{name}/{claim.id}" for claim in paper.claims]
         rows.append([f"[{plain(short(name))}]({name}.md), `{name}`", *waiting(mine)])
-    everything = stored()
-    rows.append(["all", *waiting(everything)])
+    everything = list(verdicts().values())
+    rows.append(["all", *waiting(list(sentences()))])
     kinds = sorted({(row["kind"], row["scale"]) for row in everything})
     by_kind = [
         [kind, scale, *counts([row for row in everything if (row["kind"], row["scale"]) == (kind, scale)])]
@@ -174,10 +176,11 @@ Each source is one file of the package: what is run, what is measured, and its c
 files and from `results/claims.json` when the site is built. How a verdict comes about is explained in
 [How verdicts are made](../explanation/verdicts.md).
 
-{table(["source", "verdicts", *words, "provisional"], rows)}
+{table(["source", "claims", *words, NO_VERDICT, "provisional"], rows)}
 
 Provisional are verdicts of an earlier design, where a new one is registered and still to be run, and claims
-under revision. Where a claim's sentence has changed since it was judged, the paper's page shows no verdict.
+under revision. A claim whose sentence has changed since it was judged has no verdict yet; the README and the report count
+its last one.
 
 The same by kind and scale. A verdict at a reduced scale, or from a toy, is not one on the source itself.
 
@@ -215,7 +218,7 @@ def page(name: str, paper: Paper[Any]) -> str:
     parts += ["## Claims", table(["claim", "verdict", "what it says", "kind", "scale"], overview)]
     parts += [one(name, claim) for claim in paper.claims]
     if paper.differences:
-        parts += ["## Differences from the paper", "\n".join(f"- {said(text)}" for text in paper.differences)]
+        parts += ["## Differences from the source", "\n".join(f"- {said(text)}" for text in paper.differences)]
     parts += shown(name)
     parts += settings(paper)
     return "\n\n".join(parts) + "\n"
@@ -241,12 +244,11 @@ def one(name: str, claim: Any) -> str:
         ("Where", plain(claim.where or "")),
         ("The source reports", said(claim.reported)),
         ("Kind and scale", plain(", ".join(filter(None, (row.get(key, getattr(claim, key)) for key in SCALED))))),
-        ("Found here", said(row.get("found") or "")),
-        ("Gate", gate(row.get("gate"))),
-        ("Rule", rule(row)),
-        ("Look", look(row.get("look"))),
-        ("Registered", registered(row)),
-        ("Would change", flips(row)),
+        ("Found here", "" if row.get("effects") else said(row.get("found") or "")),
+        (explained("Gate", "gates-has-it-trained"), gate(row.get("gate"))),
+        (explained("Look", "looking-more-than-once"), look(row.get("look"))),
+        (explained("Registered", "registered-before"), registered(row)),
+        (explained("Other margins", "would-another-choice-change-it"), flips(row)),
         ("Seeds to decide", str(row.get("needed") or "")),
         ("Under revision", plain(claim.withdrawn or "")),
         ("Made by", f"`{row['command']}`" if row.get("command") else ""),
@@ -256,6 +258,7 @@ def one(name: str, claim: Any) -> str:
     if effects := row.get("effects"):
         parts.append(forest(row))
         parts.append(effects_table(effects, row.get("deciding")))
+        parts.append(folded("The same in one paragraph", said(row.get("found") or "")))
     if beside := row.get("beside"):
         parts.append(folded("Shown beside, and deciding nothing", effects_table(beside, None)))
     code = inspect.getsource(inspect.unwrap(claim.evidence))
@@ -281,13 +284,9 @@ def gate(found: dict[str, Any] | None) -> str:
     return plain(f"{found['what']}: {number(found['value'])}, {found['needed']} is needed ({passed})")
 
 
-def rule(row: dict[str, Any]) -> str:
-    """What the deciding effect is held to."""
-    if not row.get("rule"):
-        return ""
-    parts = [f"`{row['rule']}`"]
-    parts += [f"{what} {number(row[what])}" for what in ("bar", "margin") if row.get(what) is not None]
-    return f"{', '.join(parts)} {plain(row.get('unit') or '')}"
+def explained(term: str, section: str) -> str:
+    """``term``, linked to where it is explained."""
+    return f"[{term}](../explanation/verdicts.md#{section})"
 
 
 def registered(row: dict[str, Any]) -> str:
@@ -312,9 +311,9 @@ def flips(row: dict[str, Any]) -> str:
         return ""
     factors = row.get("flips_at") or []
     return (
-        f"at {' and '.join(f'{f:g} times' for f in factors)} the margin"
+        f"another verdict at {' and '.join(f'{f:g} times' for f in factors)} the margin"
         if factors
-        else "not at half or double the margin"
+        else "the same verdict at half and at double the margin"
     )
 
 
@@ -333,13 +332,13 @@ def effects_table(effects: list[dict[str, Any]], deciding: int | None) -> str:
                 plain(interval),
                 plain(effect.get("unit") or ""),
                 str(effect.get("n", "")),
+                asked(Rule(*(effect[part] for part in ("rule", "bar", "margin", "ratio")))) if state else "",
                 state,
             ]
         )
-    head = ["condition", "mean", "interval", "unit", "n", "state"]
-    if not any(row[-1] for row in rows):
-        head, rows = head[:-1], [row[:-1] for row in rows]
-    return table(head, rows)
+    head = ["condition", "mean", "interval", "unit", "n", explained("to hold", "the-rules"), "state"]
+    kept = [place for place in range(len(head)) if place < 5 or any(row[place] for row in rows)]
+    return table([head[place] for place in kept], [[row[place] for place in kept] for row in rows])
 
 
 def forest(row: dict[str, Any]) -> str:
@@ -432,13 +431,13 @@ class Questions(SphinxDirective):
 
     def run(self) -> list[nodes.Node]:
         """A card a question."""
-        cards = "\n".join(map(card, answers(stored())))
+        cards = "\n".join(map(card, answers(list(verdicts().values()))))
         return self.parse_text_to_nodes(f":::::{{container}} doors\n{cards}:::::\n")
 
 
 def card(answer: Answer) -> str:
     """A question, its answer, how much that rests on, and its claims."""
-    claims = ", ".join(f"{{claim}}`{row['id']}`" for row in answer.rows)
+    claims = ", ".join(f"{{claim}}`{id}`" for id in [*(row["id"] for row in answer.rows), *answer.awaited])
     return f"""::::{{container}} door
 **{plain(answer.question)}**
 
