@@ -113,8 +113,8 @@ def verdicts_table() -> str:
     others = {claim["paper"] for claim in claims} - SHOWN.keys()
     old = sum(is_old(claim) for claim in claims)
     lines = [
-        f"{old} of {len(claims)} verdicts are provisional: the runs of the registered design are still to be made (rows "
-        "with a star hold some).",
+        f"{old} of {len(claims)} verdicts are provisional: the runs of the registered design are still to be made "
+        "(rows with a star hold some).",
         "",
         f"| source | {' | '.join(SHORT)} |",
         f"| --- |{' --: |' * len(SHORT)}",

@@ -123,7 +123,8 @@ FORMULAS = [
     ("xhat = cache.xhat - total.mean", r"\hat{x} = \hat{x} - {\mu}_{\mathrm{total}}"),
     (
         "dx = dy if weight is None else dy * weight",
-        r"\bar{x} = \begin{cases} \bar{y} & \text{if weight is None} \\ \bar{y} \, \gamma & \text{otherwise} \end{cases}",
+        r"\bar{x} = \begin{cases} \bar{y} & \text{if weight is None} \\ "
+        r"\bar{y} \, \gamma & \text{otherwise} \end{cases}",
     ),
     ("y = b + a * x if fused else a * x + b", r"y = a \, x + \beta"),
     (

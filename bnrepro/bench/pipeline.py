@@ -101,7 +101,7 @@ def recipe(overrides: Sequence[str], repeats: int) -> Table:
             for what, taken in times.items()
         ],
         [
-            f"{PLAIN}: the same network, optimiser, rate and augmentation; torch's BN, fp32, NCHW, one image at a time "
+            f"{PLAIN}: the same network, optimizer, rate and augmentation; torch's BN, fp32, NCHW, one image at a time "
             "through PIL and torchvision's transforms. bnrepro: custombn; checkpoint, TensorBoard and records included."
         ],
     )

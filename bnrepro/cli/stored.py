@@ -216,11 +216,11 @@ def watch(
 def prune(
     root: Root = RUNS,
     where: Where = None,
-    whole: Annotated[bool, typer.Option("--runs", help="Delete whole runs, not only their optimiser's state.")] = False,
+    whole: Annotated[bool, typer.Option("--runs", help="Delete whole runs, not only their optimizer's state.")] = False,
     do_it: Annotated[bool, typer.Option("--yes", help="Delete; without it, only print what would be deleted.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Drop the optimiser's state of finished runs, or whole runs.
+    """Drop the optimizer's state of finished runs, or whole runs.
 
     Without --yes, only prints what would be deleted. Active runs are skipped; weights, metrics and summaries are kept
     unless --runs is given.
@@ -240,7 +240,7 @@ def prune(
     answer({"done": do_it, "runs": [{"path": path, "bytes": size} for path, size in found.items()]})
     for path, size in found.items():
         say(f"{size / 1e6:8.1f} MB  {shown(path)}")
-    what = "" if whole else "the optimiser's state of "
+    what = "" if whole else "the optimizer's state of "
     total = f"{what}{counted(len(found), 'run')}, {sum(found.values()) / 1e6:.1f} MB"
     say(f"Deleted: {total}." if do_it else f"Would delete {total}.")
     if found and not do_it:

@@ -215,7 +215,7 @@ def check(cfg: Config) -> Config:
             "data.binarize",
             cfg.data.binarize,
             not (cfg.data.binarize and cfg.data.samplewise),
-            "false where data.samplewise is set: images of zeros and ones are not normalised",
+            "false where data.samplewise is set: images of zeros and ones are not normalized",
         ),
         ("data.together", cfg.data.together, cfg.data.together >= 0, "0 or more"),
         ("data.shade", cfg.data.shade, cfg.data.shade >= 0, "0 or more"),

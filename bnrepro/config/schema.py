@@ -60,7 +60,7 @@ class Initialization(StrEnum):
 
 
 class OptimizerName(StrEnum):
-    """The optimisers, torch's own."""
+    """The optimizers, torch's own."""
 
     sgd = "sgd"
     adam = "adam"
@@ -171,9 +171,9 @@ class Data:
     brightness: float = 0.0
     """Augmentation: multiply each image by a factor between 1 - brightness and 1 + brightness. 0: off."""
     samplewise: bool = False
-    """Whether each image is normalised by its own mean and deviation, not by those of the training set."""
+    """Whether each image is normalized by its own mean and deviation, not by those of the training set."""
     binarize: bool = False
-    """Whether pixels are 0 or 1 (at one half of the brightest and above), and are not normalised."""
+    """Whether pixels are 0 or 1 (at one half of the brightest and above), and are not normalized."""
     together: int = 0
     """Images that stay together: in every epoch the same so many follow one another, in an order of groups that is new
     (batch_size gives fixed batches). 0: each epoch has an order of its own."""
@@ -265,7 +265,7 @@ class Config:
     """Whether they show at each evaluation by which angle the last step turned each layer's weights, their norm and the
     effective learning rate. Changes no result."""
     keep_optimizer: bool = False
-    """Whether a finished run keeps the optimiser's state, two thirds of its checkpoint. An unfinished one always does:
+    """Whether a finished run keeps the optimizer's state, two thirds of its checkpoint. An unfinished one always does:
     it goes on from it."""
     root: str = "runs"
     """Where runs go."""

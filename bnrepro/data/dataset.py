@@ -2,7 +2,7 @@
 
 A dataset is kept whole on the device. An epoch's order, crops and flips come from generators seeded by
 (seed, epoch) alone, so that a run can go on from any step and all variants of a seed see the same batches.
-Normalisation and augmentation work on whole batches, never on single images.
+Normalization and augmentation work on whole batches, never on single images.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ class Dataset:
     test: Split
     num_classes: int
     samplewise: bool = False
-    """Whether each image is normalised by its own mean and deviation."""
+    """Whether each image is normalized by its own mean and deviation."""
     binarize: bool = False
     """Whether pixels are 0 or 1 instead."""
 
@@ -69,7 +69,7 @@ class Dataset:
 
     @cached_property
     def scale_and_shift(self) -> tuple[Tensor, Tensor]:
-        """1 / std and mean / std of the training pixels per channel, (1, C, 1, 1): normalised is x * scale - shift."""
+        """1 / std and mean / std of the training pixels per channel, (1, C, 1, 1): normalized is x * scale - shift."""
         planes = self.train.images.transpose(0, 1).flatten(1)
         counts = torch.stack([plane.bincount(minlength=256) for plane in planes]).double()
         values = torch.arange(256, dtype=torch.float64, device=planes.device)
@@ -214,7 +214,7 @@ def train_batch(
     channels_last: bool = False,
     part: slice = slice(None),
 ) -> tuple[Tensor, Tensor]:
-    """Images ``start`` to ``start + size`` of the epoch, augmented and normalised, and their labels.
+    """Images ``start`` to ``start + size`` of the epoch, augmented and normalized, and their labels.
 
     With ``part``, only those of the batch's images, as they are in the whole batch.
     """
@@ -281,7 +281,7 @@ def rotate(images: Tensor, angles: Tensor) -> Tensor:
 def eval_batches(
     data: Dataset, split: Split, size: int, cfg: Data | None = None, *, channels_last: bool = False
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """The images of ``split`` in order, normalised, in equal parts of about ``size`` (see `equal_parts`).
+    """The images of ``split`` in order, normalized, in equal parts of about ``size`` (see `equal_parts`).
 
     Their lower halves are shaded as ``cfg`` says. Where batches have factors of their own, these stand at equal
     distances between ``cfg.shade`` and 1, from the first batch to the last.

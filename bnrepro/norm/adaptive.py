@@ -15,7 +15,7 @@ from bnrepro.norm.layers import NormError, check_tensors, copied_in_its_group, t
 
 
 class ConvAdaptiveNorm2d(nn.Module):
-    r"""Normalise each location by the statistics of the batch in a neighbourhood of it; train equals eval.
+    r"""Normalize each location by the statistics of the batch in a neighbourhood of it; train equals eval.
 
     With :math:`\mathrm{pool}_k` the average over the ``kernel_size`` window round a location, positions outside
     the map not counted:
@@ -27,7 +27,7 @@ class ConvAdaptiveNorm2d(nn.Module):
 
     **Which variance this is.** By default the source's, ``variance="pooled"``: each neighbour is centred on the
     pooled mean *of its own position* before its square is averaged. The variance of the values in the window
-    centres all of them on the mean of the window that is being normalised,
+    centres all of them on the mean of the window that is being normalized,
     :math:`\mathrm{pool}_k(\frac{1}{N} \sum_n x_n^2) - \mu^2`; that is ``variance="window"``. The two agree for
     ``kernel_size=1`` and where the pooled mean is flat across the window; across an edge in the mean image the
     window's variance also counts how the local means differ, and is larger.
@@ -102,7 +102,7 @@ class ConvAdaptiveNorm2d(nn.Module):
             images = sum(images_of_each(x, group))
         if images * reach[0] * reach[1] == 1:
             raise NormError(
-                f"ConvAdaptiveNorm2d would normalise each value of an input of shape {tuple(x.shape)} by itself, to "
+                f"ConvAdaptiveNorm2d would normalize each value of an input of shape {tuple(x.shape)} by itself, to "
                 "zero. Use batches of 2 or more, or a larger kernel_size."
             )
         wide = widen(dense_both_ways(x))

@@ -100,7 +100,7 @@ def convert(model: nn.Module, variant: str, example_input: Any, *, fuse: bool = 
 
 
 def freeze(model: nn.Module, *, parameters: bool = True) -> nn.Module:
-    """Let the running statistics of ``model``'s norms normalise from now on, in training too, and never change.
+    """Let the running statistics of ``model``'s norms normalize from now on, in training too, and never change.
 
     Its norms are its batch normalizations: torch's own, which become ours, since theirs thaw at the next ``.train()``,
     and this package's. Layers that are frozen by their class (torchvision's `FrozenBatchNorm2d` and timm's) stay as

@@ -25,7 +25,7 @@ gradients are summed over the axes they were broadcast along, which need not be 
 
     dx = rstd * (dxhat - mean_S(dxhat) - xhat * mean_S(dxhat * xhat))
 
-The two subtracted terms are what "normalising outside the gradient" loses, and what NumPyNet's layer
+The two subtracted terms are what "normalizing outside the gradient" loses, and what NumPyNet's layer
 gets wrong (see `bnrepro.norm.oracle`). They make dx orthogonal, along S, to a constant and to xhat
 (the latter up to eps): shifting or scaling x changes nothing.
 
@@ -63,7 +63,7 @@ def batch_norm(
     eps: float,
     group: dist.ProcessGroup | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Normalise ``x`` by its own statistics over ``axes``; see the module's docstring for the formula.
+    """Normalize ``x`` by its own statistics over ``axes``; see the module's docstring for the formula.
 
     Args:
         x: input of any shape and floating dtype. float16 and bfloat16 are computed in float32.
@@ -243,7 +243,7 @@ def images_of_each(x: Tensor, group: dist.ProcessGroup) -> list[int]:
 
 
 def joint_batch(x: Tensor, group: dist.ProcessGroup) -> tuple[Tensor, slice]:
-    """An uninitialised tensor like ``x`` with the joint batch's images, and where among them this process's are.
+    """An uninitialized tensor like ``x`` with the joint batch's images, and where among them this process's are.
 
     For random numbers: processes whose generators are in the same state draw the joint batch's, as one process would,
     and each takes its own.

@@ -52,7 +52,7 @@ def check_open(model: nn.Module) -> None:
         if block := next((hook.block for hook in module._forward_hooks.values() if isinstance(hook, BlockHook)), None):
             raise NormError(
                 f"{name or 'The model'} ({type(module).__name__}) is within a {block} block, which sets what it "
-                "normalises by. End that block first."
+                "normalizes by. End that block first."
             )
         maker = None
         graph = getattr(module, "graph", None)

@@ -249,7 +249,7 @@ void spread(const Call& call, const A* from, int64_t q0, int64_t count, A* to) {
     }
 }
 
-// Statistics of a tile, of which the first is number q0: what is kept of them and what normalises by them.
+// Statistics of a tile, of which the first is number q0: what is kept of them and what normalizes by them.
 // mean + lost is the mean before its rounding, which goes into the output through its shift:
 //     scale = weight / sqrt(var + eps)
 //     shift = bias - lost * scale
@@ -298,7 +298,7 @@ inline void factors(A rstd, double values, A& a, A& b, A& c, A& product) {
 // Of a row, with what `finish` made:
 //     y = (x - mean) * scale + shift
 template <class T, bool RELU, class S, class A>
-void normalise(const S* __restrict x, T* y, int64_t count, bool past_cache, A mean, A scale, A shift) {
+void normalize(const S* __restrict x, T* y, int64_t count, bool past_cache, A mean, A scale, A shift) {
     put(y, count, past_cache, [=](int64_t i) { return activated<RELU>((load(x[i]) - mean) * scale + shift); });
 }
 
@@ -368,9 +368,9 @@ void rows_forward(const Call& call) {
             for (int64_t i = 0; i < n; ++i) {
                 const int64_t at = (i * c + ch) * l;
                 if (keep)
-                    normalise<T, RELU>(buffer + i * l, y + at, l, large, mean, scale, shift);
+                    normalize<T, RELU>(buffer + i * l, y + at, l, large, mean, scale, shift);
                 else
-                    normalise<T, RELU>(x + at, y + at, l, large, mean, scale, shift);
+                    normalize<T, RELU>(x + at, y + at, l, large, mean, scale, shift);
             }
         }
         past_cache_done(large);

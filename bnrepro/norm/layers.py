@@ -85,7 +85,7 @@ def copied_in_its_group(layer: Any, memo: dict[int, Any]) -> Any:
 
 
 class _HandDerived(_BatchNorm):
-    """What the layers share: which statistics normalise, and how the running ones are kept.
+    """What the layers share: which statistics normalize, and how the running ones are kept.
 
     torch's `_BatchNorm` supplies the constructor, the buffers and their `state_dict` (versions and
     old checkpoints included), and the type that torch's own tools look for (`swa_utils.update_bn`).
@@ -94,7 +94,7 @@ class _HandDerived(_BatchNorm):
     """
 
     frozen = False
-    """Whether the running statistics normalise in training too (`bnrepro.norm.freeze`)."""
+    """Whether the running statistics normalize in training too (`bnrepro.norm.freeze`)."""
 
     __deepcopy__ = copied_in_its_group
 
@@ -130,7 +130,7 @@ class _HandDerived(_BatchNorm):
     def moments(
         self, x: Tensor, axes: tuple[int, ...], group: dist.ProcessGroup | None = None
     ) -> tuple[Tensor, Tensor]:
-        """What ``x`` is normalised by in training: its mean, and its biased variance or what stands for it."""
+        """What ``x`` is normalized by in training: its mean, and its biased variance or what stands for it."""
         return moments(x, axes, group)
 
     def forward(self, input: Tensor) -> Tensor:
@@ -208,13 +208,13 @@ class _HandDerived(_BatchNorm):
     def _one_statistic(self) -> str:
         return (
             f"{type(self).__name__} has one of running_mean and running_var, and the other is None. Set both to "
-            "None to normalise by the batch, or neither."
+            "None to normalize by the batch, or neither."
         )
 
     def _one_value(self, x: Tensor) -> str:
         return (
             f"{type(self).__name__} needs more than 1 value per channel to train, and an input of shape "
-            f"{tuple(x.shape)} has 1: normalised by itself it is zero whatever it was. Train on batches of 2 "
+            f"{tuple(x.shape)} has 1: normalized by itself it is zero whatever it was. Train on batches of 2 "
             "or more (drop_last=True in a DataLoader drops an odd last one), or call .eval()."
         )
 
@@ -271,10 +271,10 @@ class BatchNorm1d(_HandDerived, nn.BatchNorm1d):
 
     Shapes: (N, C) or (N, C, L), statistics over N (and L), gamma and beta (C,).
 
-    In training the *biased* variance of the batch normalises, and the *unbiased* one, times m/(m-1) for m
+    In training the *biased* variance of the batch normalizes, and the *unbiased* one, times m/(m-1) for m
     values per channel, goes into ``running_var``: ``running = (1 - momentum) * running + momentum * batch``.
     ``momentum`` is torch's (Keras's is 1 - momentum); None keeps the cumulative average. In ``eval()`` the
-    running statistics normalise, or the batch's with ``track_running_stats=False``.
+    running statistics normalize, or the batch's with ``track_running_stats=False``.
 
     float16 and bfloat16 are computed in float32, and come out as they went in. With a ``process_group`` the
     statistics in training are those of the joined batch of its processes, which may be uneven (on gloo and on the
@@ -334,7 +334,7 @@ class ConvBatchNorm2d(_HandDerived):
         eps: added to the variance. Default: 1e-3.
         momentum: weight of the new batch in the running statistics; None for the cumulative average. Default: 0.1.
         affine: whether there are gamma and beta. Default: True.
-        track_running_stats: whether there are running statistics; without them a batch's own normalise in eval mode
+        track_running_stats: whether there are running statistics; without them a batch's own normalize in eval mode
             too. Default: True.
         statistics, parameters: the cell of the table. Default: "location" and "channel".
         device, dtype: of parameters and buffers.
@@ -408,7 +408,7 @@ class ConvBatchNorm2d(_HandDerived):
             return super()._one_value(x)
         return (
             "ConvBatchNorm2d takes its statistics over the batch alone, so a training batch of 1 (input of shape "
-            f"{tuple(x.shape)}) normalises every value by itself, to zero. Train on batches of 2 or more, the larger "
+            f"{tuple(x.shape)}) normalizes every value by itself, to zero. Train on batches of 2 or more, the larger "
             "the better (drop_last=True in a DataLoader drops an odd last one), or call .eval()."
         )
 

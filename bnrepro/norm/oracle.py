@@ -118,7 +118,7 @@ def seed004_backward(
 
         dx = rstd * (dxhat - mean(dxhat) / M - (N / M) * xhat * mean(dxhat * xhat))
 
-    which for M >> N is the gradient that takes mean and variance for constants: labml's "normalising outside
+    which for M >> N is the gradient that takes mean and variance for constants: labml's "normalizing outside
     the gradient". Names as in the source, where ``var`` holds one over the standard deviation.
 
     Args:

@@ -1,4 +1,4 @@
-"""What normalises at inference: the running average, the population's statistics, or the batch's own."""
+"""What normalizes at inference: the running average, the population's statistics, or the batch's own."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def reestimate_statistics(
 ) -> nn.Module:
     """Replace the running statistics of ``model``'s norms by those of the population in ``batches`` ("precise BN").
 
-    Each batch goes through the model in eval mode, but its norms normalise by the batch, so that every layer sees
+    Each batch goes through the model in eval mode, but its norms normalize by the batch, so that every layer sees
     inputs as in training, without dropout. What a forward does only ``if self.training`` is not done. A layer's
     ``running_mean`` becomes the mean of all values that entered it, its ``running_var``
 
@@ -144,7 +144,7 @@ def reestimate_statistics(
     model.eval()
     for name, layer in layers.items():
         if groups[name] is not None and _is_joint_in_training(layer):
-            layer.training = True  # in eval mode it would normalise by this process's batch
+            layer.training = True  # in eval mode it would normalize by this process's batch
     try:
         with batch_statistics(model):
             for batch in batches:
@@ -195,7 +195,7 @@ def _group(layer: Any) -> dist.ProcessGroup | None:
 
 
 def _is_joint_in_training(layer: _BatchNorm) -> bool:
-    """Whether ``layer`` does nothing in training but normalise by the joint batch (no noise, no parts of a batch)."""
+    """Whether ``layer`` does nothing in training but normalize by the joint batch (no noise, no parts of a batch)."""
     if isinstance(layer, nn.SyncBatchNorm):
         return layer.running_mean is not None and layer.running_mean.is_cuda
     return type(layer).forward is _HandDerived.forward
@@ -217,7 +217,7 @@ def _read(model: nn.Module, layers: dict[str, _BatchNorm], x: Any) -> str | None
 
 
 def _takes_the_variance(layer: nn.Module) -> bool:
-    """Whether ``layer`` normalises by the variance, as torch's do, and not by a measure of its own."""
+    """Whether ``layer`` normalizes by the variance, as torch's do, and not by a measure of its own."""
     return not isinstance(layer, _HandDerived) or type(layer).moments is _HandDerived.moments
 
 
@@ -227,7 +227,7 @@ def _channel_axes(x: Tensor) -> tuple[int, ...]:
 
 @contextmanager
 def batch_statistics(model: nn.Module) -> Iterator[None]:
-    """Within it, the norms of ``model`` normalise by the batch in eval mode too; their buffers are not touched."""
+    """Within it, the norms of ``model`` normalize by the batch in eval mode too; their buffers are not touched."""
     check_open(model)
     layers = list(tracking_layers(model).values())
     kept = [(layer.running_mean, layer.running_var, layer.num_batches_tracked) for layer in layers]
@@ -242,11 +242,11 @@ def batch_statistics(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def mixed_statistics(model: nn.Module, prior: float, images: int) -> Iterator[None]:
-    """Within it, norms of ``model`` normalise in eval mode by a mixture of their running statistics and the batch's.
+    """Within it, norms of ``model`` normalize in eval mode by a mixture of their running statistics and the batch's.
 
     A batch is cut along N into parts of ``images`` (an incomplete last part stands alone), each of which is adapted to
     by itself: with n images in a part, both mean and variance are ``(prior * running + n * part's) / (prior + n)``.
-    With ``prior=0`` a part is normalised by itself (`batch_statistics`), with an infinite one as ever. Buffers are not
+    With ``prior=0`` a part is normalized by itself (`batch_statistics`), with an infinite one as ever. Buffers are not
     touched. Hooks of a user's own get the mixture's outputs. Layers that are frozen or in training mode stay as ever.
 
     Raises:
@@ -289,7 +289,7 @@ def _cannot_mix(model: nn.Module, name: str, layer: nn.Module) -> str | None:
         return f"cannot be mixed: {reason}"
     if not _takes_the_variance(layer):
         return (
-            "does not normalise by a variance, which is what is mixed. Use batch_statistics for the batch's own "
+            "does not normalize by a variance, which is what is mixed. Use batch_statistics for the batch's own "
             "measure, or another norm."
         )
     return None
@@ -317,7 +317,7 @@ class _Mixture(BlockHook):
 
 
 def _mixed(layer: Any, parts: Tensor, axes: tuple[int, ...], prior: float) -> Tensor:
-    """``parts`` (parts, images, C, ...) with each part normalised along ``axes`` of it."""
+    """``parts`` (parts, images, C, ...) with each part normalized along ``axes`` of it."""
     over = tuple(axis + 1 for axis in axes)
     found = torch.var_mean(parts, over, correction=0, keepdim=True)
     share = 1.0 if math.isinf(prior) else prior / (prior + parts.shape[1])

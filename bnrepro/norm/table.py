@@ -142,11 +142,11 @@ def _tanh(num_features: int, spatial_shape: tuple[int, ...], options: NormOption
 
 
 def _instance(num_features: int, spatial_shape: tuple[int, ...], options: NormOptions = NormOptions()) -> nn.Module:
-    """`torch.nn.InstanceNorm2d`. After a linear layer there is one value an instance, and nothing to normalise by."""
+    """`torch.nn.InstanceNorm2d`. After a linear layer there is one value an instance, and nothing to normalize by."""
     if math.prod(spatial_shape) == 1:
         raise NormError(
             "instancenorm needs maps of more than one location, and here is one (a linear layer, or a map of 1 x 1): "
-            "each value would be normalised by itself, to zero. Use a network without hidden linear layers, as "
+            "each value would be normalized by itself, to zero. Use a network without hidden linear layers, as "
             "model=resnet20 is."
         )
     by_dimensions = {1: nn.InstanceNorm1d, 2: nn.InstanceNorm2d, 3: nn.InstanceNorm3d}

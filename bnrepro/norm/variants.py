@@ -1,6 +1,6 @@
 """Relatives of batch normalization that claims are about.
 
-With running statistics all of them are batch normalization in eval mode; without, they normalise as in training.
+With running statistics all of them are batch normalization in eval mode; without, they normalize as in training.
 
 They take inputs (N, C) or (N, C, ...), keep torch's parameters and running statistics per channel, and differ in what
 they do in training. Their backwards are autograd's, except for the ghost batches', which is the hand-derived one.
@@ -55,7 +55,7 @@ class _Variant(_HandDerived):
 
 
 class _Differentiated(_Variant):
-    """One that normalises by its own `moments`, and whose backward is autograd's."""
+    """One that normalizes by its own `moments`, and whose backward is autograd's."""
 
     def _normalize(
         self,
@@ -82,8 +82,8 @@ class GhostBatchNorm(_Variant):
     """Batch normalization over parts of the batch ("ghost batches"): noisier statistics at the same batch size.
 
     The batch is cut along N into parts of ``ghost_size`` (an incomplete last part joins the one before), and each is
-    normalised by itself. The running statistics move once for each part, in order. With a ``process_group`` it is the
-    joint batch that is cut, and each process normalises the parts that it has.
+    normalized by itself. The running statistics move once for each part, in order. With a ``process_group`` it is the
+    joint batch that is cut, and each process normalizes the parts that it has.
 
     Raises:
         ValueError: ``ghost_size`` below 1.
@@ -137,7 +137,7 @@ class GhostBatchNorm(_Variant):
         if self.ghost_size > 1:
             return super()._one_value(x)
         return (
-            f"{type(self).__name__} with ghost_size=1 has 1 value per channel in each part of the batch: normalised by "
+            f"{type(self).__name__} with ghost_size=1 has 1 value per channel in each part of the batch: normalized by "
             "itself it is zero whatever it was. Make norm.ghost_size, the layer's ghost_size, 2 or more."
         )
 

@@ -39,7 +39,8 @@ def markdown(report: Report, out: Path) -> str:
         lines += table(list(kinds[0]), [[escaped(number(row[key])) for key in row] for row in kinds])
         lines += [escaped(report.sensitive()), ""]
         for each in answers(report.claims):
-            ids = ", ".join(map(escaped, [*(row["id"] for row in each.rows), *each.awaited]))
+            behind = [*(row["id"] for row in each.rows), *each.awaited]
+            ids = ", ".join(escaped(id) + (" (claims the opposite)" if id in each.against else "") for id in behind)
             lines.append(f"* **{escaped(each.question)}** {escaped(f'{each.short}: {each.text}')} ({ids})")
         lines.append("")
     lines += [f"* [{escaped(s.title)}](#{s.name}){escaped(_counts(s))}" for s in report.sections] + [""]

@@ -51,6 +51,8 @@ class Answer:
     """Its claims that are there."""
     awaited: list[str]
     """Ids of those that are not."""
+    against: frozenset[str]
+    """Ids of its claims that say no where they are reproduced."""
 
 
 @cache
@@ -87,7 +89,7 @@ def answer(question: Question, rows: dict[str, dict[str, Any]]) -> Answer:
     found = outcome([side(row, row["id"] in question.against) for row in there])
     short, _, text = (question.answers.get(found) or NOTHING[found]).partition(": ")
     awaited = [id for id in question.claims if id not in rows]
-    return Answer(question.text, found, short, text, _notes(there, awaited), there, awaited)
+    return Answer(question.text, found, short, text, _notes(there, awaited), there, awaited, question.against)
 
 
 def side(row: dict[str, Any], against: bool) -> Outcome:

@@ -112,7 +112,7 @@ class TensorBoardWriter:
         self._show(self._turns, turns, step)
 
     def batch(self, images: Tensor, step: int = 0) -> None:
-        """A batch (N, C, H, W) as the network sees it: augmented and normalised."""
+        """A batch (N, C, H, W) as the network sees it: augmented and normalized."""
         self._show(self._picture, "batch", images, step)
 
     def layers(self, network: nn.Module, step: int) -> None:

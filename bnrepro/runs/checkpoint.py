@@ -33,7 +33,7 @@ def save(file: Path, payload: dict[str, Any], previous: Path | None = None) -> N
 
 
 def drop_optimizer(file: Path, do_it: bool = True) -> int:
-    """Rewrite a checkpoint without the optimiser's state, and return the bytes that this saves; 0: it has none.
+    """Rewrite a checkpoint without the optimizer's state, and return the bytes that this saves; 0: it has none.
 
     Raises:
         UserError: as `load`.

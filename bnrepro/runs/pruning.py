@@ -1,4 +1,4 @@
-"""What stored runs can do without: the optimiser's state of those that have finished, or whole runs."""
+"""What stored runs can do without: the optimizer's state of those that have finished, or whole runs."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from bnrepro.system.reading import leads_out
 
 
 def lighten(root: Path, conditions: Sequence[Condition], do_it: bool) -> dict[Path, int]:
-    """The bytes that the optimiser's state takes in each finished run under ``root`` that keeps it; dropped if asked.
+    """The bytes that the optimizer's state takes in each finished run under ``root`` that keeps it; dropped if asked.
 
     Weights, metrics and everything else stay, bit for bit.
     """

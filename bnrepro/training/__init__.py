@@ -1,1 +1,1 @@
-"""Training: the loop, networks, optimisers, metrics, evaluation, several processes."""
+"""Training: the loop, networks, optimizers, metrics, evaluation, several processes."""

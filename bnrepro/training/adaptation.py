@@ -18,7 +18,7 @@ __all__ = ["tent"]
 def tent(network: nn.Module, batches: Iterable[Tensor], lr: float = 1e-3) -> Iterator[Tensor]:
     """The logits of each batch in turn, while gamma and beta move so that predictions get more certain.
 
-    A batch is normalised by its own statistics. Its logits are those before the step that is taken on it, Adam's on the
+    A batch is normalized by its own statistics. Its logits are those before the step that is taken on it, Adam's on the
     mean entropy of its predictions. No label is seen. ``network`` is left with the gamma and beta of the end, in eval
     mode; give it a copy (`copy.deepcopy`) to keep it.
 

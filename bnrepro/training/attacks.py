@@ -111,7 +111,7 @@ def _no_norm_in_training() -> Iterator[None]:
         frozen = hasattr(type(module), "frozen") and module.frozen
         if isinstance(module, _BatchNorm) and module.training and not frozen and get_ident() == caller:
             raise ValueError(
-                f"pgd: the network is in training mode: a {type(module).__name__} in it would normalise by the batch, "
+                f"pgd: the network is in training mode: a {type(module).__name__} in it would normalize by the batch, "
                 "and its running statistics would move. Call .eval() on the network first"
             )
 

@@ -1,6 +1,6 @@
 """Signals by depth: how large activations and gradients are in each layer of a network, and of which rank.
 
-Made for networks as they are initialised, where all of this is decided before a step is taken, and usable by itself::
+Made for networks as they are initialized, where all of this is decided before a step is taken, and usable by itself::
 
     for layer in by_depth(network, x):
         print(layer.name, layer.activation, layer.gradient, layer.rank)

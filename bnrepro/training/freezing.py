@@ -14,7 +14,7 @@ from bnrepro.training.model import weighted_layers
 
 
 def prepare(network: nn.Module, cfg: Config) -> None:
-    """Draw gamma, and freeze what is not trained, as ``cfg`` says. Done before an optimiser is made."""
+    """Draw gamma, and freeze what is not trained, as ``cfg`` says. Done before an optimizer is made."""
     if cfg.norm.gamma is Gamma.uniform:
         draw_gamma(network, torch.Generator().manual_seed(derive_seed(cfg.seed, "gamma")))
     freeze_parameters(
@@ -43,7 +43,7 @@ def freeze_parameters(network: nn.Module, which: TrainOnly, generator: torch.Gen
     - ``last``: weights and biases of the layer of the logits.
     - ``random``: for each channel of each convolution or linear layer but the last, two of its weights (or one, where
       there is but one), as many as the norm after it has gamma and beta. The others get gradients of zero, which no
-      optimiser moves as long as there is no weight decay.
+      optimizer moves as long as there is no weight decay.
 
     Args:
         network: its layer of the logits is the last convolution or linear layer.

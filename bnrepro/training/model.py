@@ -160,7 +160,7 @@ def weighted_layers(network: nn.Module) -> list[nn.Conv2d | nn.Linear]:
 
 
 def parameter_groups(network: nn.Module, weight_decay: float, decay_norm: bool) -> list[dict[str, Any]]:
-    """Parameters for an optimiser: all of them decayed, or all but gamma and beta of the norms.
+    """Parameters for an optimizer: all of them decayed, or all but gamma and beta of the norms.
 
     A norm's parameters are those of the modules that are neither convolution, linear layer nor PReLU.
     """

@@ -104,7 +104,7 @@ class ResidualBlock(nn.Module):
 
 
 class LearnedScale(nn.Module):
-    """y = alpha x, with one learned number alpha. It normalises nothing, and so is no row of the table of norms."""
+    """y = alpha x, with one learned number alpha. It normalizes nothing, and so is no row of the table of norms."""
 
     def __init__(self, start: float = 0.0) -> None:
         super().__init__()
@@ -118,7 +118,7 @@ class LearnedScale(nn.Module):
 def add_skip_init(network: nn.Module, start: float = 0.0) -> list[LearnedScale]:
     """Put a `LearnedScale` at the end of each residual branch of ``network``, before the sum; return them in order.
 
-    With ``start`` = 0 the network begins with its shortcuts alone. Done before an optimiser is made, and with norms or
+    With ``start`` = 0 the network begins with its shortcuts alone. Done before an optimizer is made, and with norms or
     without. Source: De & Smith, "Batch Normalization Biases Residual Blocks Towards the Identity Function in Deep
     Networks" (2020): SkipInit.
 

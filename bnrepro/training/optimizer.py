@@ -1,4 +1,4 @@
-"""Torch's optimisers as the configuration asks for them, and the learning rate over a run."""
+"""Torch's optimizers as the configuration asks for them, and the learning rate over a run."""
 
 from __future__ import annotations
 

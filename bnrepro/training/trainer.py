@@ -53,7 +53,7 @@ class Progress:
 
 
 class Batch(NamedTuple):
-    """One step's images (normalised), labels and learning rate; ``step`` counts from 0."""
+    """One step's images (normalized), labels and learning rate; ``step`` counts from 0."""
 
     step: int
     x: Tensor
@@ -81,7 +81,7 @@ class Trainer:
         self.channels_last = in_channels_last(cfg)
         if self.channels_last:
             self.network.to(memory_format=torch.channels_last)
-        self.forward = processes.wrap(self.network, bool(own_files(cfg)))  # before the optimiser: norms are replaced
+        self.forward = processes.wrap(self.network, bool(own_files(cfg)))  # before the optimizer: norms are replaced
         self.optimizer = make_optimizer(cfg, network)
         # Others hold what is no number on purpose, as a mask of attention does, or cannot be asked.
         self.finite_buffers = [name for name, buffer in self.network.named_buffers() if _is_finite(buffer)]
@@ -379,7 +379,7 @@ class Trainer:
     def state(self, since: MetricAccumulator) -> dict[str, Any]:
         """All that the rest of the run depends on, as tensors and primitives.
 
-        After the last step that is no longer the optimiser's state, two thirds of the file.
+        After the last step that is no longer the optimizer's state, two thirds of the file.
         """
         kept = self.step < self.steps or self.cfg.keep_optimizer
         return {

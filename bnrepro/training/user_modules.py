@@ -71,7 +71,7 @@ def _called(file: Path, name: str, make: Callable[..., Any], *arguments: Any) ->
         raise UserError(f"{file}:{name} returns {type(made).__name__}, but a torch.nn.Module is needed.")
     try:
         tensors = (*made.parameters(), *made.buffers())
-    except AttributeError as error:  # torch's, of a module that was never initialised
+    except AttributeError as error:  # torch's, of a module that was never initialized
         raise UserError(
             f"{file}:{name} is no complete module ({first_line(error)}). Call super().__init__() first in its __init__."
         ) from error

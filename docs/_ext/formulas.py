@@ -52,7 +52,7 @@ MEANINGS = {
     "mean": "mean over S",
     "var": "biased variance over S",
     "rstd": "1 / sqrt(var + eps)",
-    "xhat": "normalised input",
+    "xhat": "normalized input",
     "weight": "gain",
     "bias": "shift",
     "dy": "dL/dy, the upstream gradient",

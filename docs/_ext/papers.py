@@ -36,6 +36,7 @@ LONGEST = 25  # rows of a table that are shown
 TOO_WIDE = 8  # columns
 LARGE = 400_000  # bytes of an SVG from which on the PNG is shown
 NO_VERDICT = "no verdict yet"
+SHORT = ("reproduced", "partly", "not reproduced", "inconclusive", "not testable")
 SCALED = ("kind", "scale", "scale_note")
 
 
@@ -136,7 +137,9 @@ def waiting(claims: list[str]) -> list[str]:
     """How many claims there are, the numbers of each verdict, of none, and of those that are provisional."""
     rows = [verdicts()[claim] for claim in claims if claim in verdicts()]
     old = sum(row["withdrawn"] is not None or stale(row) is not None for row in rows)
-    return [str(len(claims)), *counts(rows), str(len(claims) - len(rows) or ""), str(old or "")]
+    found = Counter("not testable" if row["verdict"].startswith("not testable") else row["verdict"] for row in rows)
+    numbers = [len(claims), *(found[verdict] for verdict in SHORT), len(claims) - len(rows), old]
+    return [str(n or "") for n in numbers]
 
 
 def table(head: list[str], rows: list[list[str]]) -> str:
@@ -176,11 +179,11 @@ Each source is one file of the package: what is run, what is measured, and its c
 files and from `results/claims.json` when the site is built. How a verdict comes about is explained in
 [How verdicts are made](../explanation/verdicts.md).
 
-{table(["source", "claims", *words, NO_VERDICT, "provisional"], rows)}
+{table(["source", "claims", *SHORT, NO_VERDICT, "provisional"], rows)}
 
 Provisional are verdicts of an earlier design, where a new one is registered and still to be run, and claims
-under revision. A claim whose sentence has changed since it was judged has no verdict yet; the README and the report count
-its last one.
+under revision. A claim whose sentence has changed since it was judged has no verdict yet; the README and the report
+count its last one.
 
 The same by kind and scale. A verdict at a reduced scale, or from a toy, is not one on the source itself.
 
@@ -336,7 +339,7 @@ def effects_table(effects: list[dict[str, Any]], deciding: int | None) -> str:
                 state,
             ]
         )
-    head = ["condition", "mean", "interval", "unit", "n", explained("to hold", "the-rules"), "state"]
+    head = ["condition", "mean", "interval", "unit", "n", explained("rule", "the-rules"), "state"]
     kept = [place for place in range(len(head)) if place < 5 or any(row[place] for row in rows)]
     return table([head[place] for place in kept], [[row[place] for place in kept] for row in rows])
 
@@ -437,7 +440,8 @@ class Questions(SphinxDirective):
 
 def card(answer: Answer) -> str:
     """A question, its answer, how much that rests on, and its claims."""
-    claims = ", ".join(f"{{claim}}`{id}`" for id in [*(row["id"] for row in answer.rows), *answer.awaited])
+    ids = [*(row["id"] for row in answer.rows), *answer.awaited]
+    claims = ", ".join(f"{{claim}}`{id}`{' (claims the opposite)' if id in answer.against else ''}" for id in ids)
     return f"""::::{{container}} door
 **{plain(answer.question)}**
 

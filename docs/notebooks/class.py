@@ -116,7 +116,7 @@ for variant in ("bn", "convbn", "groupnorm", "layernorm"):
 
 # %% [markdown]
 # Batch normalization still has the 36 locations of a channel to average over. With local statistics each value would be
-# normalised by itself, to zero, and the layer says so ({claim}`conv_batchnorm/L-one`). Group and layer normalization
+# normalized by itself, to zero, and the layer says so ({claim}`conv_batchnorm/L-one`). Group and layer normalization
 # pool
 # within an image and do not see the batch.
 #

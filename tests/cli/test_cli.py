@@ -59,7 +59,7 @@ def test_help_imports_nothing_heavy(tmp_path: Path) -> None:
 
 
 def test_training_does_not_import_torchs_compiler(short: list[str], tmp_path: Path) -> None:
-    """It is more than a second at each start, and torch's own optimisers import it only to switch it off."""
+    """It is more than a second at each start, and torch's own optimizers import it only to switch it off."""
     code = f"import sys; sys.argv = ['bnrepro', 'train', *{short!r}, 'epochs=1']\nfrom bnrepro.cli import main\n"
     code += "try: main()\nexcept SystemExit: pass\n"
     code += "print({'torch._dynamo', 'triton', 'sympy', 'tensorboard', 'matplotlib'} & set(sys.modules))"

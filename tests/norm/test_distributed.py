@@ -35,7 +35,7 @@ from bnrepro.norm.variants import (
     NoisyBatchNorm,
 )
 
-# Images of each process. Once one has a single image, which by itself could not be normalised, and once one has none.
+# Images of each process. Once one has a single image, which by itself could not be normalized, and once one has none.
 BATCHES = {2: (5, 1), 4: (3, 1, 4, 0)}
 
 
@@ -117,7 +117,7 @@ def measure(layer: nn.Module, name: str, processes: int, part: slice) -> dict[st
 def reestimated(
     group: distributed.ProcessGroup | None, processes: int, part: slice, variance: Any
 ) -> dict[str, Tensor]:
-    """Statistics of a network, whose later norms depend on what the first normalise by."""
+    """Statistics of a network, whose later norms depend on what the first normalize by."""
     torch.manual_seed(0)
     layers = [nn.BatchNorm2d(3), nn.Conv2d(3, 3, 1), nn.ReLU(), ConvBatchNorm2d(3, (4, 2))]
     layers += [LpNorm(3), settings(LpBatchNorm(3), p=float("inf")), NoisyBatchNorm(3)]

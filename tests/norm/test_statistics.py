@@ -1,4 +1,4 @@
-"""Which statistics are kept and which normalise: running ones, those of a population, and the batch's own."""
+"""Which statistics are kept and which normalize: running ones, those of a population, and the batch's own."""
 
 import copy
 import math
@@ -387,7 +387,7 @@ UNMIXED = {
         lambda: nn.Sequential(nn.ReLU(), TABLE["l1bn"](3, (4, 5))),
         1,
         2,
-        r"1 \(LpBatchNorm\) does not normalise by a variance, .* Use batch_statistics",
+        r"1 \(LpBatchNorm\) does not normalize by a variance, .* Use batch_statistics",
     ),
     "own forward": (
         lambda: nn.Sequential(Rectified(3)),

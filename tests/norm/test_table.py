@@ -55,7 +55,7 @@ def held(tensors):
 @over_places
 def test_each_norm_is_built_and_runs_forward_and_backward(name, shape):
     if name == "instancenorm" and not shape:
-        with pytest.raises(NormError, match="normalised by itself, to zero"):
+        with pytest.raises(NormError, match="normalized by itself, to zero"):
             NORMS[name](C, shape)
         return
     layer, x = NORMS[name](C, shape).double(), normal(6, C, *shape)

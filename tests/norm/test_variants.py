@@ -60,7 +60,7 @@ def far_from_zero(name: str) -> tuple[nn.Module, Tensor]:
     """A layer without what training does on purpose and eval does not, and values whose mean is part of their size.
 
     There is no noise, the batch is one ghost batch, and `renorm` has not begun to correct: apart from that these
-    normalise by the batch. What each does beyond it has its tests below.
+    normalize by the batch. What each does beyond it has its tests below.
     """
     layer = made(name)
     if name in ("noise", "noisybn"):
@@ -293,7 +293,7 @@ def test_noise_follows_torchs_generator() -> None:
 def test_noise_alone_is_the_noise_of_the_norm() -> None:
     alone, with_norm = NORMS["noise"](C, (5, 6)), NoisyBatchNorm(C, affine=False).double()
     x = normal(6, C, 5, 6)
-    x = BatchNorm2d(C, affine=False, eps=1e-5).double()(x)  # which normalising once more leaves as it is, but for eps
+    x = BatchNorm2d(C, affine=False, eps=1e-5).double()(x)  # which normalizing once more leaves as it is, but for eps
     outputs = []
     for layer in (alone, with_norm):
         torch.manual_seed(3)

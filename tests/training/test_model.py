@@ -32,7 +32,7 @@ def layers(net: nn.Module) -> list[str]:
     return [type(m).__name__ for m in leaves]
 
 
-# Instance normalization has nothing to normalise by after a linear layer: of these networks it fits one.
+# Instance normalization has nothing to normalize by after a linear layer: of these networks it fits one.
 FITTING = [(m, v) for m in MODELS for v in NORMS if v != "instancenorm" or m in ("resnet20", "airbench", "vgg16")]
 FITTING.sort(key=lambda pair: pair[0] != "airbench" and pair[1] != "convbn")  # the quick ones first
 
@@ -327,7 +327,7 @@ def test_key_is_refused_where_it_changes_no_run_and_taken_where_it_does(key: str
 
 
 def _of_a_run(cfg: Config) -> str:
-    """What a run makes of its configuration: layers, initial weights, optimiser and rates."""
+    """What a run makes of its configuration: layers, initial weights, optimizer and rates."""
     network = build(cfg.model, norm_of(cfg), 1, (28, 28), 10, torch.Generator().manual_seed(0))
     if cfg.channels_last:
         network.to(memory_format=torch.channels_last)

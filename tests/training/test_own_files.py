@@ -164,8 +164,8 @@ WRONG = {
     "variant={bad}:Complex": "{bad}: RuntimeError: ",
     "variant={bad}:Nowhere": "Nowhere has tensors on the device meta, which hold no numbers",
     "variant={bad}:Local": "its state_dict() must hold tensors",
-    "variant={bad}:Uninitialised": "Call super().__init__() first in its __init__.",
-    "model={bad}:Nested": "no complete module ('Uninitialised' object has no attribute '_parameters')",
+    "variant={bad}:Uninitialized": "Call super().__init__() first in its __init__.",
+    "model={bad}:Nested": "no complete module ('Uninitialized' object has no attribute '_parameters')",
     "model={net}:MyNet model.width=2": "model.width is not used by a network of your own",
 }
 BAD = """import torch; from torch import nn
@@ -234,11 +234,11 @@ class Local(nn.Identity):
         self.register_buffer("mine", torch.ones(1).as_subclass(Mine))
 def Empty(norm, channels, image, classes):
     return nn.Flatten()
-class Uninitialised(nn.Module):
+class Uninitialized(nn.Module):
     def __init__(self, features): self.features = features
     def forward(self, x): return x
 def Nested(norm, channels, image, classes):
-    return nn.Sequential(nn.Flatten(), norm(classes), Uninitialised(classes))
+    return nn.Sequential(nn.Flatten(), norm(classes), Uninitialized(classes))
 """
 
 

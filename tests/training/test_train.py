@@ -248,7 +248,7 @@ def test_training_accuracy_is_that_of_the_batches_since_the_last_row(
     assert [row["train_loss"] for row in rows] == pytest.approx(means)
 
 
-# --- optimisers and schedules ---
+# --- optimizers and schedules ---
 
 
 @pytest.mark.parametrize("name", OptimizerName)
