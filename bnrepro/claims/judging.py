@@ -247,7 +247,7 @@ def _checked(row: Row) -> Row:
 def figures(
     paper: Paper[Any], results: Results, settings: Preset, only: Sequence[str] | None = None
 ) -> Iterator[tuple[str, str, Figure | None]]:
-    """(name, caption, figure) of each figure; None where there are no records. One that fails is told and left out.
+    """(name, caption, figure) of each figure; None where there are no records. One that fails is reported and left out.
 
     ``only``: names of the figures to draw; None: all of them.
     """

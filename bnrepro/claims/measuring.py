@@ -126,7 +126,7 @@ def _attempt(probe: Probe, _share: Callable[[float], None], *, folder: Path, rev
         return Measurement(probe, result)
     except UserError as error:
         return Measurement(probe, error=str(error))
-    except user_files.FAILS as error:  # whatever it is, the others go on, and it is told at the end
+    except user_files.FAILS as error:  # whatever it is, the others go on, and it is reported at the end
         file = user_files.file_of(probe.measure.function.__module__)
         return Measurement(probe, error=f"{file}: {user_files.where(error, file)}" if file else reason(error))
 

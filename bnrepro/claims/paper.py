@@ -182,7 +182,7 @@ class Claim:
         return self._held_gate(self.gate(*_copied(results, settings, self.own))) if self.gate else None
 
     def check(self, settings: Any) -> None:
-        """Check what its functions return without results; what fails without them is told where it is judged.
+        """Check what its functions return without results; what fails without them is reported where it is judged.
 
         Raises:
             TypeError: they return something else, or call what makes evidence or gates with other types than it takes.
@@ -463,7 +463,7 @@ class Paper(Generic[S]):
 
     @contextmanager
     def told(self, what: str, but: type[Exception] = UserError) -> Iterator[None]:
-        """Within it, an error of a paper in a file of a user's own is told as theirs, with the line; ``but`` is not."""
+        """Within it, an error of a paper in a file of a user's own is reported as theirs, with the line; ``but`` is not."""
         try:
             yield
         except (UserError, MemoryError, but):

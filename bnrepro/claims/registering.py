@@ -341,7 +341,7 @@ def _claim(paper: Paper[Any], claim: Claim, settings: Preset) -> Row:
     try:
         evidence = claim.rests_on(nothing, settings)
         gate = claim.gated(nothing, settings)
-    except user_files.FAILS:  # a paper's own code: what is wrong with it is told where the claim is judged
+    except user_files.FAILS:  # a paper's own code: what is wrong with it is reported where the claim is judged
         return said | {"effects": "not known without results"}
     asked = questions(paper, claim, settings)
     if claim.withdrawn or evidence.reason:

@@ -1,4 +1,4 @@
-"""What `reproduce` does: which claims, how many seeds, how long, and what is told of it."""
+"""What `reproduce` does: which claims, how many seeds, how long, and what is said of it."""
 
 from __future__ import annotations
 

@@ -245,7 +245,7 @@ def sweep(
     runs: dict[Path, Config] = {}
     for each in expand(overrides):
         cfg = chosen.resolve(configure(each, root=root, data_root=data_root))
-        norm_of(cfg)  # a name that is no norm's is told before anything runs
+        norm_of(cfg)  # a name that is no norm's is reported before anything runs
         if run_dir(cfg) in runs:
             note(f"{' '.join(each)}: this run is given more than once and counted once.")
             continue

@@ -1,7 +1,7 @@
 """What commands say: sentences for people, or with ``--json`` one document for programs; with ``--quiet`` less.
 
 Standard output has the results alone. Notes and progress go to standard error, as log records of ``bnrepro`` at the
-level INFO; warnings keep their level, and are told even with ``--quiet``.
+level INFO; warnings keep their level, and are shown even with ``--quiet``.
 """
 
 from __future__ import annotations

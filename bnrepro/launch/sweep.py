@@ -204,7 +204,7 @@ def attempt(cfg: Config, share: Callable[[float], None], *, force: bool) -> Outc
         return Outcome(cfg, train.run(cfg, force=force, report=lambda p: share(p.step / p.steps)))
     except UserError as error:
         return failed(cfg, str(error), by_user=True)
-    except Exception as error:  # whatever it is, the other runs go on, and it is told at the end
+    except Exception as error:  # whatever it is, the other runs go on, and it is reported at the end
         return failed(cfg, reason(error))
 
 

@@ -57,7 +57,7 @@ def convert(model: nn.Module, variant: str, example_input: Any, *, fuse: bool = 
             forward calls one after the other by itself, as torchvision's ResNets do, stay two passes.
 
     Returns:
-        The model. What could not be carried over, and which norms the example did not reach, is told in one
+        The model. What could not be carried over, and which norms the example did not reach, is reported in one
         `UserWarning` that names the layers.
 
     Raises:

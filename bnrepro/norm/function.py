@@ -6,8 +6,8 @@ into each statistic, and let every mean below run over :math:`S`.
 Forward, with the *biased* variance (Ioffe & Szegedy 2015, Algorithm 1)::
 
     mean = mean_S(x)
-    var  = mean_S((x - mean)^2)          two passes: no cancellation when |mean| >> std; less what
-                                         the mean's rounding adds to it
+    var  = mean_S((x - mean)^2)          two passes: no cancellation when |mean| >> std; corrected
+                                         for the rounding of the mean
     rstd = 1 / sqrt(var + eps)
     xhat = (x - mean) * rstd
     y    = weight * xhat + bias

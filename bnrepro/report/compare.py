@@ -186,7 +186,7 @@ def holds_one(folder: Path) -> bool:
 
 
 def find(root: Path) -> Iterator[Path]:
-    """The comparisons in ``root`` and below; one whose provenance cannot be read is told where it is opened."""
+    """The comparisons in ``root`` and below; one whose provenance cannot be read is reported where it is opened."""
     for folder in records.find(root):
         with suppress(UserError):
             if holds_one(folder):

@@ -90,7 +90,7 @@ class EventFile:
 class TensorBoardWriter:
     """A run's TensorBoard events: one event file in the run's own directory, under tags that compare across runs.
 
-    After a first error, which is told, it takes everything and writes nothing.
+    After a first error, which is reported, it takes everything and writes nothing.
     """
 
     def __init__(self, directory: Path, first_step: int = 0) -> None:

@@ -100,7 +100,7 @@ def load(file: Path) -> dict[str, Any]:
 
 
 def last(directory: Path) -> dict[str, Any] | None:
-    """The newest whole checkpoint of a run; None if there is none. What is damaged is told on standard error.
+    """The newest whole checkpoint of a run; None if there is none. What is damaged is reported on standard error.
 
     Raises:
         UserError: one cannot be read just now, carries code, or is no checkpoint.

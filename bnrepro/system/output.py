@@ -8,7 +8,7 @@
 * once a signal has asked for an end, a stream that takes nothing (a stopped terminal, a reader that hangs) is not.
 
 A reader that is gone (``bnrepro runs | head``) is no fault. Standard output that could not be written for another
-reason, such as a full disk, is told at the end, and the exit code is 1: see `finish`.
+reason, such as a full disk, is reported at the end, and the exit code is 1: see `finish`.
 """
 
 from __future__ import annotations

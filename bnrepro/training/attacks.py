@@ -42,7 +42,7 @@ def pgd(
         labels: (N,), int64.
         epsilon: in levels of 255, 0 or more.
         steps: of each restart, 1 or more.
-        restarts: of the search; with 0 there is none, and what is misclassified is told.
+        restarts: of the search; with 0 there is none, and what is misclassified is reported.
         size: of a step in levels; None: 2.5 epsilon / steps (Madry et al. 2018), so that any place can be reached.
         seed: of the beginnings.
 

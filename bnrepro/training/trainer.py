@@ -118,7 +118,7 @@ class Trainer:
         own = own_files(self.cfg)
         try:
             copy = deepcopy(self.network).train()
-        except user_files.FAILS:  # a layer that cannot be copied: what is wrong in a step is told in training
+        except user_files.FAILS:  # a layer that cannot be copied: what is wrong in a step is reported in training
             if not own:
                 return
             copy = None

@@ -420,13 +420,17 @@ def settings(paper: Paper[Any]) -> list[str]:
     """What each preset sets."""
     names = paper.presets
     each = {preset: paper.settings(preset).model_dump() for preset in names}
-    rows = [[f"`{key}`", *(f"`{_brief(each[preset][key])}`" for preset in names)] for key in each[names[-1]]]
+    rows = [[f"`{key}`", *(_brief(each[preset][key]) for preset in names)] for key in each[names[-1]]]
     return ["## Settings", folded("Settings of the presets", table(["setting", *names], rows))]
 
 
-def _brief(value: Any) -> str:
-    text = json.dumps(value, default=str).replace("|", "/").replace("`", "'")
-    return text if len(text) < 120 else f"{text[:117]}..."
+def _brief(value: object) -> str:
+    """A setting as code; nothing for None and what is empty."""
+    if value is None or value in ("", [], {}):
+        return ""
+    text = value if isinstance(value, str) else json.dumps(value, default=str)
+    text = text.replace("|", "/").replace("`", "'")
+    return f"`{text if len(text) < 120 else f'{text[:117]}...'}`"
 
 
 class Questions(SphinxDirective):
