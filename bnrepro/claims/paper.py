@@ -463,7 +463,7 @@ class Paper(Generic[S]):
 
     @contextmanager
     def told(self, what: str, but: type[Exception] = UserError) -> Iterator[None]:
-        """Within it, an error of a paper in a file of a user's own is reported as theirs, with the line; but not ``but``."""
+        """Within it, an error of a paper in a user's own file is reported as theirs, with the line; not ``but``."""
         try:
             yield
         except (UserError, MemoryError, but):
