@@ -88,7 +88,7 @@ def test_hash_counts_neither_prose_nor_how_many_seeds_of_a_sequential_design_are
     assert hash_with(looks=[2, 4], seeds=2) == hash_with(looks=[2, 4], seeds=3)
 
 
-@pytest.mark.quick(4)
+@pytest.mark.slow
 @pytest.mark.parametrize("name", experiments.NAMES)
 def test_designs_of_all_papers_can_be_written_and_read(name: str, tmp_path: Path) -> None:
     from bnrepro.claims.registering import STYLE, _Plain

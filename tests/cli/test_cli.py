@@ -422,6 +422,7 @@ def test_show_tells_how_a_verdict_was_made(call: Call) -> None:
     assert call("show", "convbn/seed0").err == "Error: convbn/seed0 does not exist. `bnrepro runs` lists the runs.\n"
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("failing")
 def test_comparison_with_a_failed_variant_shows_the_others_and_fails(call: Call, short: list[str]) -> None:
     overrides = changed(short, "epochs=1")
@@ -491,6 +492,7 @@ LOSSES: dict[str, Callable[[Path], None]] = {
 }
 
 
+@pytest.mark.slow
 def test_run_that_has_ended_and_lost_something_is_damaged_wherever_it_is_asked_for(
     call: Call, short: list[str]
 ) -> None:

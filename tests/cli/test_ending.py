@@ -157,7 +157,7 @@ sys.meta_path.insert(0, Finder())
 """
 
 
-@pytest.mark.quick(1)
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "module"),
     [

@@ -150,6 +150,7 @@ def test_a_changed_margin_is_refused_where_it_was_registered_and_loses_no_verdic
     assert call("figures", "my_paper.py") == (0, "Figures, tables and verdicts: results/experiments/my_paper\n", "")
 
 
+@pytest.mark.slow
 def test_settings_that_changed_are_told(call: Call, tmp_path: Path) -> None:
     text = example().replace('["model=', '["data.val_fraction=0.95", "model=')
     (tmp_path / "my_paper.py").write_text(text)
@@ -411,7 +412,7 @@ EXITS = {
 }
 
 
-@pytest.mark.quick(1)
+@pytest.mark.slow
 @pytest.mark.parametrize("where", EXITS)
 def test_a_paper_that_calls_exit_costs_no_other(where: str, call: Call, paper: Path, tmp_path: Path) -> None:
     old, new, said = EXITS[where]
@@ -522,7 +523,7 @@ def test_records_that_a_claim_changes_are_its_own(call: Call, tmp_path: Path) ->
     assert second["effects"] == first["effects"]
 
 
-@pytest.mark.quick(1)
+@pytest.mark.slow
 @pytest.mark.parametrize("jobs", [1, 2])
 def test_what_a_papers_code_prints_or_closes_is_not_the_answer(
     jobs: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

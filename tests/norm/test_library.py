@@ -267,6 +267,7 @@ def test_a_cache_without_permission_to_execute_keeps_its_libraries(
     assert compiled(place) == (1 if memory_files else 3)  # there, and tried there once more, and in the next folder
 
 
+@pytest.mark.slow
 @needs_compiler
 def test_a_library_cut_short_while_it_is_in_use_does_no_harm(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     if not hasattr(os, "memfd_create"):

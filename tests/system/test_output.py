@@ -26,7 +26,7 @@ def shell(command: str, folder: Path, **environment: str) -> subprocess.Complete
     return subprocess.run(["bash", "-c", name + command], cwd=folder, env=os.environ | env, capture_output=True)
 
 
-@pytest.mark.quick(1)
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("command", "environment", "code"),
     [
@@ -63,6 +63,7 @@ def test_results_that_cannot_be_printed_are_said_to_be_stored(digits: Path, tmp_
     assert (ended.returncode, b"Results are stored; run the command again to see them." in ended.stderr) == (1, True)
 
 
+@pytest.mark.slow
 def test_run_is_completed_while_nobody_reads(digits: Path, tmp_path: Path) -> None:
     command = f"bnrepro train {' '.join(changed(TINY, 'tensorboard=true'))} data.path={digits} 2>&1 | true"
     assert shell(command, tmp_path).returncode == 0

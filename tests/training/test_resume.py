@@ -297,6 +297,7 @@ def counted_twice(cfg: Config, updates: Path) -> None:
     assert os.waitpid(first, 0)[1] == 0
 
 
+@pytest.mark.slow
 def test_two_processes_asked_for_one_run_make_it_once(
     tiny: Tiny, tmp_path: Path, apart: Callable[..., int], capfd: pytest.CaptureFixture[str]
 ) -> None:
