@@ -159,6 +159,15 @@ def short(name: str) -> str:
     return f"{names.partition(',')[0]} et al. {year[0]}" if "," in names else f"{names} {year[0]}"
 
 
+def _soft(words: str) -> str:
+    """``words`` that may be divided: a table of this many columns is too wide for a page otherwise."""
+    return (
+        words.replace("conc", "con\N{SOFT HYPHEN}c")
+        .replace("visi", "vi\N{SOFT HYPHEN}si")
+        .replace("produ", "pro\N{SOFT HYPHEN}du")
+    )
+
+
 def index() -> str:
     """All papers, with the verdicts on their claims."""
     rows = []
@@ -179,7 +188,7 @@ Each source is one file of the package: what is run, what is measured, and its c
 files and from `results/claims.json` when the site is built. How a verdict comes about is explained in
 [How verdicts are made](../explanation/verdicts.md).
 
-{table(["source", "claims", *SHORT, NO_VERDICT, "provisional"], rows)}
+{table(["source", "claims", *(_soft(word) for word in (*SHORT, NO_VERDICT, "provisional"))], rows)}
 
 Provisional are verdicts of an earlier design, where a new one is registered and still to be run, and claims
 under revision. A claim whose sentence has changed since it was judged has no verdict yet; the README and the report
@@ -255,13 +264,20 @@ def one(name: str, claim: Any) -> str:
         ("Seeds to decide", str(row.get("needed") or "")),
         ("Under revision", plain(claim.withdrawn or "")),
         ("Made by", f"`{row['command']}`" if row.get("command") else ""),
+        ("Seen by", f"`bnrepro show {row['id']}`" if row else ""),
+        ("Recomputed by", "`python scripts/check_evidence.py`, from the committed records alone" if row else ""),
         ("Machine", plain(row.get("machine") or "")),
     ]
     parts.append("\n".join(f"{what}\n: {text}\n" for what, text in facts if text))
     if effects := row.get("effects"):
         parts.append(forest(row))
         parts.append(effects_table(effects, row.get("deciding")))
+        if any(len(effect["seeds"]) > 1 for effect in effects):
+            parts.append(folded("The value of each seed", seeds_table(effects)))
         parts.append(folded("The same in one paragraph", said(row.get("found") or "")))
+    if amended := (row.get("registration") or {}).get("amended"):
+        reasons = "\n".join(f"- {each['on']}: {said(each['reason'])}" for each in amended)
+        parts.append(folded("Why the registered design was amended", reasons))
     if beside := row.get("beside"):
         parts.append(folded("Shown beside, and deciding nothing", effects_table(beside, None)))
     code = inspect.getsource(inspect.unwrap(claim.evidence))
@@ -342,6 +358,16 @@ def effects_table(effects: list[dict[str, Any]], deciding: int | None) -> str:
     head = ["condition", "mean", "interval", "unit", "n", explained("rule", "the-rules"), "state"]
     kept = [place for place in range(len(head)) if place < 5 or any(row[place] for row in rows)]
     return table([head[place] for place in kept], [[row[place] for place in kept] for row in rows])
+
+
+def seeds_table(effects: list[dict[str, Any]]) -> str:
+    """The value of each effect for each seed."""
+    seeds = sorted({int(seed) for effect in effects for seed in effect["seeds"]})
+    rows = [
+        [plain(effect["condition"]) or "all", *(number(effect["seeds"].get(str(seed))) for seed in seeds)]
+        for effect in effects
+    ]
+    return table(["condition", *(f"seed {seed}" for seed in seeds)], rows)
 
 
 def forest(row: dict[str, Any]) -> str:

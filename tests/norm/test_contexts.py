@@ -385,6 +385,7 @@ DEFAULTS = [
 ]
 
 
+@pytest.mark.slow
 @needs_compiler
 def test_no_default_of_torchs_reaches_the_kernels() -> None:
     done = subprocess.run(
