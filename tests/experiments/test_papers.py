@@ -123,6 +123,12 @@ def test_its_answers_can_be_read(name: str) -> None:
             assert all(rule.margin is not None or rule.bar for rule in rules), f"{each.claim.id} has no margin"
 
 
+@run_as_designed
+def test_committed_runs_are_of_one_precision(name: str) -> None:
+    """Float32, since bf16 was not shown to be equivalent (results/bench): a comparison never mixes the two."""
+    assert {run["precision"] for run in read(COMMITTED / name).runs} <= {"fp32"}
+
+
 @pytest.mark.quick(3)
 @run_as_designed
 def test_committed_conclusions_are_those_of_the_committed_records(name: str, tmp_path: Path) -> None:
