@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 from collections import Counter
 from itertools import product
 from pathlib import Path
@@ -152,17 +153,20 @@ def kinds_table() -> str:
 
 def speed_table() -> str:
     """Whole commands beside plain PyTorch, from results/bench."""
-    lines = ["| task | plain PyTorch | float32 | bf16 |", "| --- | --- | --- | --- |"]
+    lines = ["| task | processor | plain PyTorch | float32 | bf16 |", "| --- | --- | --- | --- | --- |"]
     for file, title in SPEED.items():
-        with (ROOT / f"results/bench/{file}.csv").open(newline="") as stream:
+        table = ROOT / f"results/bench/{file}.csv"
+        with table.open(newline="") as stream:
             rows = list(csv.DictReader(stream))
+        processor = re.search(r"AMD EPYC|Intel\(R\) Xeon\(R\)", table.with_suffix(".txt").read_text(encoding="utf-8"))
         times = {row["what"]: float(row["seconds"]) for row in rows}
         plain = next(taken for what, taken in times.items() if what.endswith("plain PyTorch"))
         cells = [
             next((f"{taken:.0f} s ({plain / taken:.1f}x)" for what, taken in times.items() if what in names), "")
             for names in (("bnrepro", "bnrepro compare"), ("bnrepro, bf16", "bnrepro compare, bf16"))
         ]
-        lines.append(f"| {title} | {plain:.0f} s | {' | '.join(cells)} |")
+        named = processor[0].replace("(R)", "") if processor else ""
+        lines.append(f"| {title} | {named} | {plain:.0f} s | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
@@ -170,6 +174,8 @@ SPEED = {
     "epoch": "an epoch of MNIST, labml's CNN",
     "compare": "`compare` of 20 such runs (plain: 20 epochs)",
     "recipe": "an epoch of CIFAR-10, `recipe=cifar_fast`",
+    "xeon/epoch": "an epoch of MNIST, labml's CNN",
+    "xeon/recipe": "an epoch of CIFAR-10, `recipe=cifar_fast`",
 }
 
 

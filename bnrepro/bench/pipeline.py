@@ -52,7 +52,7 @@ def epoch(overrides: Sequence[str], repeats: int) -> Table:
         times.setdefault(PLAIN, []).append(alone(_plain, _config(overrides, "bn")))
         for name, own in ours():
             times.setdefault(name, []).append(alone(_ours, _config([*overrides, *own], "custombn")))
-        if find_spec("labml_nn"):
+        if find_spec("labml_nn"):  # and labml_helpers, and labml below 0.5, whose later versions do not fit them
             times.setdefault(LABML, []).append(alone(_labml, _config(overrides, "bn")))
     base = median(times[PLAIN])
     rows = [
@@ -72,8 +72,7 @@ def epoch(overrides: Sequence[str], repeats: int) -> Table:
         [
             f"{PLAIN}: one image at a time through PIL, ToTensor and Normalize, a DataLoader, torch's BN, fp32. "
             "bnrepro: validation, checkpoint, TensorBoard and records included.",
-            f"{LABML}: as its page has it, where it is installed (labml_nn, labml_helpers and labml below 0.5, whose "
-            "later versions do not fit them), MNIST's files in data.root.",
+            *([f"{LABML}: as its page has it, MNIST's files in data.root."] if LABML in times else []),
         ],
     )
 
@@ -138,10 +137,11 @@ def comparison(overrides: Sequence[str], repeats: int) -> Table:
             taken = seconds(partial(_compare, cfg))
         name = what.replace("bnrepro", "bnrepro compare")
         rows.append({"what": name, "seconds": round(taken, 1), "over_plain": round(taken / 20 / plain, 3)})
+    beside = "one plain run" if repeats == 1 else f"the median of {repeats} plain runs"
     return Table(
         "compare",
         f"`bnrepro compare` of 4 variants and 5 seeds, one epoch of {_config(overrides, 'bn').data.name} each, table "
-        f"and figures included (measured once), beside 20 times the median of {repeats} plain runs. {machine('cpu')}.",
+        f"and figures included (measured once), beside 20 times {beside}. {machine('cpu')}.",
         rows,
     )
 
