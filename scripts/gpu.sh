@@ -1,11 +1,11 @@
 #!/bin/sh
-# What only a GPU can show, in about fifteen minutes on one: the tests, the layers' speed, an epoch of ResNet-20, and one
+# What only a GPU can show, in about ten minutes on one: the tests, the layers' speed, an epoch of ResNet-20, and one
 # paper that takes hours on two cores. results/gpu/README.md says what it printed, and where.
 #
 #   scripts/gpu.sh OUT [DATA_ROOT [CIFAR10_NPZ]]
 #
 # OUT: folder for tables and records. DATA_ROOT, CIFAR10_NPZ: as in scripts/results.sh. PARTS: which of "tests layers
-# epoch claim" (default: all). SECONDS_LEFT: when the claim is given up (default: 540). What has finished
+# epoch claim" (default: all). SECONDS_LEFT: when the claim is given up (default: 400). What has finished
 # is not run again.
 set -eu
 out=${1:?Give a folder for the tables.}
@@ -46,7 +46,7 @@ fi
 if part claim; then
     nvidia-cuda-mps-control -d 2>/dev/null || echo 'Without MPS.'
     # shellcheck disable=SC2086
-    NVIDIA_TF32_OVERRIDE=0 timeout -s INT "${SECONDS_LEFT:-540}" bnrepro reproduce santurkar2018 --preset full --jobs 16 \
+    NVIDIA_TF32_OVERRIDE=0 timeout -s INT "${SECONDS_LEFT:-400}" bnrepro reproduce santurkar2018 --preset full --jobs 16 \
         --data-root "$root" ${3:+--archive "cifar10=$3"} --root "$out/runs" --out "$out/experiments" ||
         echo 'Given up: the same command goes on.'
     echo quit | nvidia-cuda-mps-control 2>/dev/null || true
