@@ -68,6 +68,8 @@ def row(quantity: str, value: SupportsFloat, x: float | str | None = None) -> Ro
     """
     if not (isinstance(quantity, str) and quantity.strip()):
         raise ValueError(f'a quantity needs a name, as in row("loss", 0.5); got {quantity!r}')
+    if hasattr(value, "detach"):  # a tensor with a graph would warn
+        value = value.detach()
     return {"quantity": quantity, "x": x, "value": float(value)}
 
 

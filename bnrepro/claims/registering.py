@@ -40,6 +40,10 @@ HEAD = """\
 """
 
 
+UNKNOWN = "not known without results"
+"""Of a claim's effects, where its function fails without any."""
+
+
 @dataclass
 class Registration:
     """What a registration says."""
@@ -121,11 +125,17 @@ def register(paper: Paper[Any], held: dict[str, Any], reason: str = "") -> tuple
         reason: why it replaces one under which there are results.
 
     Raises:
-        UserError: there are results under the one that it would replace, and no reason.
+        UserError: there are results under the one that it would replace, and no reason; the rule of a claim is not
+            known before there are results.
     """
     settings = paper.settings(FULL)
     paper.check_claims(settings)
     file, design = file_of(paper), described(paper, settings)
+    if unknown := [claim["id"] for claim in design["claims"] if claim.get("effects") == UNKNOWN]:
+        raise UserError(
+            f"{called(paper)}: the rule and margin of claim {unknown[0]} cannot be registered, since its function "
+            "fails without results. Let it return its evidence then, too; what needs values belongs in tables."
+        )
     new = Registration(paper.name, hash_of(design), _today(), design)
     if file.is_file() and (old := registration(paper)):
         if old.hash == new.hash:
@@ -342,7 +352,7 @@ def _claim(paper: Paper[Any], claim: Claim, settings: Preset) -> Row:
         evidence = claim.rests_on(nothing, settings)
         gate = claim.gated(nothing, settings)
     except user_files.FAILS:  # a paper's own code: what is wrong with it is reported where the claim is judged
-        return said | {"effects": "not known without results"}
+        return said | {"effects": UNKNOWN}
     asked = questions(paper, claim, settings)
     if claim.withdrawn or evidence.reason:
         return said | {"not_testable": claim.withdrawn or evidence.reason}

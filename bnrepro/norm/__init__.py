@@ -1,4 +1,4 @@
-"""Batch normalization over any axes. This package needs torch and nothing else of `bnrepro`: lift it out freely.
+"""Batch normalization over any axes. This package needs torch and nothing else of `bnrepro`.
 
 Its norms are subclasses of torch's ``_BatchNorm``, which most of torch's tools look for and treat as they should
 (`torch.optim.swa_utils.update_bn`). One does not: `torch.nn.SyncBatchNorm.convert_sync_batchnorm` silently makes plain

@@ -150,6 +150,17 @@ def test_a_changed_margin_is_refused_where_it_was_registered_and_loses_no_verdic
     assert call("figures", "my_paper.py") == (0, "Figures, tables and verdicts: results/experiments/my_paper\n", "")
 
 
+def test_a_margin_that_is_not_known_without_results_is_not_registered(call: Call, tmp_path: Path) -> None:
+    judges = '    accuracy = r.test_accuracy(part="main")\n'
+    text = example("README.md")
+    assert judges in text
+    (tmp_path / "my_paper.py").write_text(text.replace(judges, f"{judges}    assert accuracy\n"))
+    code, _, err = call("register", "my_paper.py")
+    assert code == 2
+    assert "the rule and margin of claim 1 cannot be registered, since its function fails without results" in err
+    assert not list(tmp_path.glob("*.registered.yaml"))
+
+
 @pytest.mark.slow
 def test_settings_that_changed_are_told(call: Call, tmp_path: Path) -> None:
     text = example().replace('["model=', '["data.val_fraction=0.95", "model=')
