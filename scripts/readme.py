@@ -151,6 +151,24 @@ def kinds_table() -> str:
     return "\n".join(lines)
 
 
+def costs_table() -> str:
+    """What takes seconds, minutes and hours, with times beside plain PyTorch's from results/bench."""
+    found = {}
+    for file, name in (("epoch", "bnrepro"), ("compare", "bnrepro compare")):
+        with (ROOT / f"results/bench/{file}.csv").open(newline="") as stream:
+            times = {row["what"]: float(row["seconds"]) for row in csv.DictReader(stream)}
+        found[file] = times[name], next(taken for what, taken in times.items() if what.endswith("plain PyTorch"))
+    (ours, plain), (compared, as_many) = found["epoch"], found["compare"]
+    lines = [
+        "| on two cores: seconds | minutes | hours |",
+        "| --- | --- | --- |",
+        f"| `train` (an epoch of MNIST {ours:.0f}, plain PyTorch {plain:.0f}); preset `smoke` | `compare` (20 epochs of "
+        f"MNIST {compared / 60:.1f}, plain PyTorch {as_many / 60:.1f}); `pytest`; preset `quick`; 90% on CIFAR-10 | preset "
+        "`full`, the evidence |",
+    ]
+    return "\n".join(lines)
+
+
 def speed_table() -> str:
     """Whole commands beside plain PyTorch, from results/bench."""
     lines = ["| task | processor | plain PyTorch | float32 | bf16 |", "| --- | --- | --- | --- | --- |"]
@@ -187,7 +205,7 @@ def _between(row: dict[str, str], column: str) -> str:
 
 
 PAGES = {
-    "README.md": {"verdicts": verdicts_table, "findings": findings_table},
+    "README.md": {"verdicts": verdicts_table, "findings": findings_table, "costs": costs_table},
     "docs/results.md": {
         "results": results_table,
         "other sizes": sizes_table,
