@@ -162,9 +162,9 @@ def costs_table() -> str:
     lines = [
         "| on two cores: seconds | minutes | hours |",
         "| --- | --- | --- |",
-        f"| `train` (an epoch of MNIST {ours:.0f}, plain PyTorch {plain:.0f}); preset `smoke` | `compare` (20 epochs of "
-        f"MNIST {compared / 60:.1f}, plain PyTorch {as_many / 60:.1f}); `pytest`; preset `quick`; 90% on CIFAR-10 | preset "
-        "`full`, the evidence |",
+        f"| `train` (an epoch of MNIST {ours:.0f}, plain PyTorch {plain:.0f}); preset `smoke` | `compare` (20 epochs "
+        f"of MNIST {compared / 60:.1f}, plain PyTorch {as_many / 60:.1f}); `pytest`; preset `quick`; 90% on CIFAR-10 | "
+        "preset `full`, the evidence |",
     ]
     return "\n".join(lines)
 
