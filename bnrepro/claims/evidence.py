@@ -169,7 +169,7 @@ class Evidence:
         )
 
     def __bool__(self) -> bool:
-        """Evidence is neither true nor false: ``and`` would drop one of two silently."""
+        """Evidence is neither true nor false: ``and`` would silently drop one of two."""
         raise TypeError("two pieces of evidence are joined with &, not with `and`, `or` or `if`")
 
     def showing(self, values: Values | Mapping[str, Values], unit: str | None = None, ratio: bool = False) -> Evidence:

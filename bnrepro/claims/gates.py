@@ -46,7 +46,7 @@ class Gate:
         return replace(worst, parts=parts)
 
     def __bool__(self) -> bool:
-        """A gate is neither true nor false: ``and`` would drop one of two silently."""
+        """A gate is neither true nor false: ``and`` would silently drop one of two."""
         raise TypeError("two gates are joined with &, not with `and`; whether one has passed is gate.passed")
 
     @property

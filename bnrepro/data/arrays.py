@@ -320,7 +320,7 @@ def classes(y_train: np.ndarray, y_test: np.ndarray) -> tuple[np.ndarray, np.nda
 
 
 def _check_seen(names: list[str]) -> None:
-    """Raise WrongError if two of ``names`` look the same: they would be two classes silently."""
+    """Raise WrongError if two of ``names`` look the same: they would silently be two classes."""
     seen: dict[str, str] = {}
     for name in names:
         other = seen.setdefault(" ".join(unicodedata.normalize("NFC", name).split()), name)

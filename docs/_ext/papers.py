@@ -264,8 +264,8 @@ def one(name: str, claim: Any) -> str:
         ("Seeds to decide", str(row.get("needed") or "")),
         ("Under revision", plain(claim.withdrawn or "")),
         ("Made by", f"`{row['command']}`" if row.get("command") else ""),
-        ("Seen by", f"`bnrepro show {row['id']}`" if row else ""),
-        ("Recomputed by", "`python scripts/check_evidence.py`, from the committed records alone" if row else ""),
+        ("Shown by", f"`bnrepro show {row['id']}`" if row else ""),
+        ("Recomputed by", "`python scripts/check_evidence.py`, without the package's code" if row else ""),
         ("Machine", plain(row.get("machine") or "")),
     ]
     parts.append("\n".join(f"{what}\n: {text}\n" for what, text in facts if text))

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from pathlib import Path
+from unittest import mock
 
 import pytest
 import torch
@@ -107,7 +108,6 @@ def test_run_killed_at_fifty_moments_ends_as_if_nothing_had_happened(
 
 def killed_by_itself(cfg: Config) -> None:
     """The run dies at its step 25, with checkpoints as often as there can be any."""
-    trainer.CHECKPOINT_SECONDS = 0
     update = Trainer.update
 
     def killed(self: Trainer, *arguments: torch.Tensor) -> object:
@@ -115,8 +115,8 @@ def killed_by_itself(cfg: Config) -> None:
             os.kill(os.getpid(), signal.SIGKILL)
         return update(self, *arguments)
 
-    Trainer.update = killed  # type: ignore[method-assign, assignment]
-    train.run(cfg)
+    with mock.patch.object(trainer, "CHECKPOINT_SECONDS", 0), mock.patch.object(Trainer, "update", killed):
+        train.run(cfg)
 
 
 def test_run_killed_long_before_its_first_evaluation_goes_on_from_a_checkpoint(
@@ -281,8 +281,8 @@ def counted(cfg: Config, updates: Path) -> None:
             stream.write("x")
         return update(self, *arguments)
 
-    Trainer.update = leaves_a_letter  # type: ignore[method-assign, assignment]
-    train.run(cfg)
+    with mock.patch.object(Trainer, "update", leaves_a_letter):
+        train.run(cfg)
 
 
 def counted_twice(cfg: Config, updates: Path) -> None:
