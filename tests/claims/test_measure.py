@@ -32,3 +32,4 @@ def test_measures_can_be_pickled() -> None:
 def test_a_row_holds_a_number_whatever_it_was() -> None:
     assert row("loss", torch.tensor(2), "layer 1") == {"quantity": "loss", "x": "layer 1", "value": 2.0}
     assert type(row("loss", 2)["value"]) is float
+    assert row("loss", torch.tensor(2.0, requires_grad=True))["value"] == 2.0  # and warns of nothing
