@@ -1,7 +1,7 @@
 """Test accuracy in float32 and in bf16, and the difference: ``python scripts/precision.py TABLE [RUNS]``.
 
-Into ``TABLE`` (results/bench/cifar_fast.csv, mnist5k_precision.csv) go the finished runs below the folder ``RUNS``, each
-in place of one of its precision and seed that is there. What is printed is of the table alone.
+Into ``TABLE`` (results/bench/cifar_fast.csv, mnist5k_precision.csv) go the finished runs below the folder ``RUNS``,
+each in place of one of its precision and seed that is there. What is printed is of the table alone.
 """
 
 from __future__ import annotations
