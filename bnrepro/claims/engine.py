@@ -32,6 +32,7 @@ from bnrepro.claims.records import (
     there,
 )
 from bnrepro.claims.results import RUN_COLUMNS, Row
+from bnrepro.claims.tracing import check_claims
 from bnrepro.config import check, load_config, run_dir, user_files
 from bnrepro.config.schema import Config, Data, Source
 from bnrepro.errors import UserError
@@ -205,7 +206,7 @@ def make_plan(
     """
     places = places or DatasetLocations()
     found = paper.settings(preset) if seeds is None else with_seeds(paper.settings(preset), seeds)
-    paper.check_claims(found)
+    check_claims(paper, found)
     sequential = bool(found.looks) and preset == FULL
     design = paper.designed(with_seeds(found, max(found.seeds, found.looks[-1])) if sequential else found)
     keys = None

@@ -325,18 +325,23 @@ def _one_sided(name: Literal["greater", "less"], bar: float | None, margin: floa
     bar = (1.0 if ratio else 0.0) if bar is None else bar
     least = 0.0 if ratio else -math.inf
     if not least < bar < math.inf:
-        raise ValueError(f"{name}: the bar must be finite{' and above 0' if ratio else ''}; got {bar}")
+        raise _refused(bar, f"{name}: the bar must be finite{' and above 0' if ratio else ''}; got {bar}")
     low, high = (bar, math.inf) if name == "greater" else (least, bar)
     if margin is not None and not (math.isfinite(margin) and low <= margin <= high and margin > least):
         side = "least" if name == "greater" else "most"
         above = " and above 0" if ratio and name == "less" else ""
-        raise ValueError(f"{name}: the margin must be finite, at {side} the bar of {bar:g}{above}; got {margin}")
+        raise _refused(margin, f"{name}: the margin must be finite, at {side} the bar of {bar:g}{above}; got {margin}")
     return Rule(name, bar, margin, ratio)
 
 
 def _check_margin(name: str, margin: float, ratio: bool = False) -> None:
     if not (1 if ratio else 0) < margin < math.inf:
-        raise ValueError(f"{name}: the margin must be above {1 if ratio else 0}, and finite; got {margin}")
+        raise _refused(margin, f"{name}: the margin must be above {1 if ratio else 0}, and finite; got {margin}")
+
+
+def _refused(number: float, why: str) -> ValueError:
+    """The error for a bar or margin that cannot be; NaN alone may come from results that are not there yet."""
+    return ValueError(why) if math.isnan(number) else MisuseError(why)
 
 
 def _effects(values: Given, rule: Rule, unit: str, condition: str) -> tuple[Effect, ...]:

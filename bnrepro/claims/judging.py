@@ -130,13 +130,13 @@ def judged(paper: Paper[Any], results: Results, settings: Preset) -> list[Judged
                 found.append(_judged(claim, results, settings))
             # The package's own are held to their records by tests.
             nothing = found[-1].unmeasured or found[-1].is_gate_unknown
-            mistake = _mistake(levels, results) if paper.file and nothing else None
-            if mistake and _is_whole(paper, results, settings):
-                raise ValueError(mistake)
+            wrong = mistake(levels, results) if paper.file and nothing else None
+            if wrong and _is_whole(paper, results, settings):
+                raise ValueError(wrong)
     return found
 
 
-def _mistake(levels: list[tuple[str, Any]], results: Results) -> str | None:
+def mistake(levels: list[tuple[str, Any]], results: Results) -> str | None:
     """A sentence on the first of ``levels`` that nothing was run or measured with, and on what there is."""
     rows = [*results.runs, *results.measurements]
     failed = isinstance(results, Records) and results.provenance.get("failed")

@@ -451,16 +451,6 @@ class Paper(Generic[S]):
         """What a table or figure is made of, as `Claim.rests_on` is; of the package's own, the records themselves."""
         return _copied(results, settings, bool(self.file))
 
-    def check_claims(self, settings: S) -> None:
-        """Check what can be known of its claims before anything is run; the package's own are held to it by tests.
-
-        Raises:
-            UserError: a claim returns something other than it must.
-        """
-        for claim in self.claims if self.file else ():
-            with self.told(f"claim {claim.id}"):
-                claim.check(settings)
-
     @contextmanager
     def told(self, what: str, but: type[Exception] = UserError) -> Iterator[None]:
         """Within it, an error of a paper in a user's own file is reported as theirs, with the line; not ``but``."""

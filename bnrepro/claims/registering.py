@@ -24,7 +24,7 @@ from bnrepro.claims.design import Arm, Probe
 from bnrepro.claims.evidence import Evidence, Rule
 from bnrepro.claims.paper import FULL, Claim, Paper, Preset
 from bnrepro.claims.results import Results, Row
-from bnrepro.claims.tracing import questions
+from bnrepro.claims.tracing import check_claims, questions
 from bnrepro.config import configs_dir, digits_of, identity_of, user_files
 from bnrepro.config.schema import Config
 from bnrepro.errors import UserError, first_line
@@ -129,7 +129,7 @@ def register(paper: Paper[Any], held: dict[str, Any], reason: str = "") -> tuple
             known before there are results.
     """
     settings = paper.settings(FULL)
-    paper.check_claims(settings)
+    check_claims(paper, settings)
     file, design = file_of(paper), described(paper, settings)
     if unknown := [claim["id"] for claim in design["claims"] if claim.get("effects") == UNKNOWN]:
         raise UserError(

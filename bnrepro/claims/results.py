@@ -24,7 +24,7 @@ PERCENT = 100.0
 CHANCE = 10.0  # %: ten classes
 
 
-class MisuseError(TypeError):
+class MisuseError(TypeError, ValueError):
     """A claim's function calls ours as it never can be, whatever was run and measured."""
 
 

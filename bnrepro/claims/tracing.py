@@ -12,10 +12,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from bnrepro.claims.design import Arm, Design, Factors, Probe
+from bnrepro.claims.judging import mistake
 from bnrepro.claims.paper import Claim, Paper, Preset
 from bnrepro.claims.results import RUN_COLUMNS, Results, Row
 from bnrepro.config import user_files
 from bnrepro.runs.record import COLUMNS
+from bnrepro.stats.values import missed
 
 
 @dataclass(frozen=True)
@@ -68,6 +70,33 @@ def asked_by(paper: Paper[Any], claims: Iterable[Claim], settings: Preset) -> li
             return None
         together += asked
     return together
+
+
+def check_claims(paper: Paper[Any], settings: Preset) -> None:
+    """Check what can be known of a paper's claims before anything is run; the package's own are held to it by tests.
+
+    Raises:
+        UserError: a claim returns something other than it must, or reads runs that the design does not make.
+    """
+    for claim in paper.claims if paper.file else ():
+        with paper.told(f"claim {claim.id}"):
+            claim.check(settings)
+            if wrong := _misread(paper, claim, settings):
+                raise ValueError(wrong)
+
+
+def _misread(paper: Paper[Any], claim: Claim, settings: Preset) -> str | None:
+    """A sentence on what a claim reads that nothing will be run with; None where it rests on measurements too."""
+    noted: list[Question] = []
+    runs, curves = _made_up(paper.designed(settings).arms)
+    results = Noting("full", runs, curves, [], noted)
+    try:
+        with missed() as levels:
+            evidence, gate = claim.rests_on(results, settings), claim.gated(results, settings)
+    except user_files.FAILS:  # made-up numbers may be none that it can take
+        return None
+    nothing = any(not effect.seeds for effect in evidence.effects) or (gate is not None and gate.passed is None)
+    return mistake(levels, results) if nothing and not any(each.measured for each in noted) else None
 
 
 def read_by(design: Design, asked: list[Question] | None) -> Design:

@@ -161,6 +161,27 @@ def test_a_margin_that_is_not_known_without_results_is_not_registered(call: Call
     assert not list(tmp_path.glob("*.registered.yaml"))
 
 
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ('part="main"', 'part="mian"', "there is no part 'mian'. Did you mean main? Available: main."),
+        ('norm="nobn"', 'norm="none"', "there is no norm 'none'. Did you mean nobn? Available: nobn, bn."),
+        ("margin=1.0", "margin=-1.0", "greater: the margin must be finite, at least the bar of 0; got -1.0"),
+    ],
+)
+@pytest.mark.parametrize("command", ["register", "reproduce"])
+def test_a_claim_that_the_design_cannot_answer_is_told_before_the_runs(
+    call: Call, tmp_path: Path, command: str, old: str, new: str, message: str
+) -> None:
+    head, claim, body = example("README.md").partition("@paper.claim")
+    assert old in body
+    (tmp_path / "my_paper.py").write_text(head + claim + body.replace(old, new))
+    code, _, err = call(command, "my_paper.py")
+    assert code == 2
+    assert message in err, err
+    assert [file.name for file in tmp_path.iterdir() if file.name != "__pycache__"] == ["my_paper.py"]
+
+
 @pytest.mark.slow
 def test_settings_that_changed_are_told(call: Call, tmp_path: Path) -> None:
     text = example().replace('["model=', '["data.val_fraction=0.95", "model=')
