@@ -65,8 +65,8 @@ def convert(model: nn.Module, variant: str, example_input: Any, *, fuse: bool = 
         NormError: (a ValueError) no such variant; a norm is used on maps of several sizes and the variant needs one;
             a norm of this kind cannot be made for such maps; a norm does more than is known here (a forward of its
             own, a parametrization, pruning), is frozen and the variant cannot be, or shares a tensor with a layer that
-            needs it in the shape that it has; the forward depends on the class or the tensors of a norm; a part is
-            compiled. The model is as it was then.
+            needs it in the shape that it has; the forward depends on the class or the tensors of a norm; a part was
+            made by `torch.jit` or `torch.export`. The model is as it was then.
     """
     if not isinstance(model, nn.Module) or not isinstance(variant, str):
         given = f"{type(model).__name__}, {type(variant).__name__}"
@@ -186,8 +186,9 @@ def resize(model: nn.Module, example_input: Tensor) -> nn.Module:
     Parameters per location are new objects: make the optimizer afterwards.
 
     Raises:
-        NormError: (a ValueError) a norm does not take such an input, or a part of the model is compiled. The model is
-            as it was then, as it is after the errors of its other layers, which are raised as they are.
+        NormError: (a ValueError) a norm does not take such an input, or `torch.jit` or `torch.export` made a part of
+            the model. The model is as it was then, as it is after the errors of its other layers, which are raised as
+            they are.
     """
     check_open(model)
     resampled: Made = {}

@@ -51,7 +51,7 @@ def fold(model: nn.Module, example_input: Any = None) -> nn.Module:
     Raises:
         NormError: (a ValueError) the model is in training mode; a norm keeps no running statistics, does more than is
             known here (see `convert`), or has tensors that something else uses too; outputs on the example differ by
-            more than rounding; a part is compiled or on the meta device.
+            more than rounding; a part was made by `torch.jit` or `torch.export`, or is on the meta device.
     """
     check_open(model)
     if any(t.is_meta for t in (*model.parameters(), *model.buffers())):

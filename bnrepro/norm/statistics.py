@@ -100,19 +100,22 @@ def reestimate_statistics(
         model: any network with torch's or our batch-normalization layers. Changed in place and returned, in the
             mode (train or eval) that it was in. A layer that no batch reaches keeps its statistics, and a
             `UserWarning` names it.
-        batches: inputs of the model, each of 2 or more.
+        batches: inputs of the model, each of 2 or more; of a list or tuple, as a `DataLoader` gives, its first entry.
         variance: which estimator.
 
     Raises:
         NormError: (a ValueError) ``batches`` is empty, or one gives a norm a single value per channel; something else
             than a layer's own forward uses its statistics (quantization, a forward that reads them); a layer is lazy; a
-            part is compiled. The model is as it was then.
+            part was made by `torch.jit` or `torch.export`. The model is as it was then.
+        TypeError: ``batches`` is one tensor.
         ValueError: another name of an estimator.
 
     Source: Ioffe & Szegedy (2015), Algorithm 2; Wu & Johnson, "Rethinking 'Batch' in BatchNorm" (2021), section 3.
     """
     if variance not in ("pooled", "mean"):
         raise ValueError(f"variance must be 'pooled' or 'mean', got {variance!r}")
+    if isinstance(batches, Tensor):  # whose rows would be taken for batches, by some networks without an error
+        raise TypeError("reestimate_statistics takes batches, as a list or a DataLoader; for one tensor write [x]")
     check_open(model)
     layers = tracking_layers(model)
     for name, layer in layers.items():

@@ -125,6 +125,8 @@ def test_the_mean_of_the_batches_variances_can_be_asked_for(make, axes):
     torch.testing.assert_close(layer.running_mean, torch.cat(batches).mean(axes))
     with pytest.raises(ValueError, match="variance must be 'pooled' or 'mean', got 'median'"):
         reestimate_statistics(layer, batches, variance="median")
+    with pytest.raises(TypeError, match=r"for one tensor write \[x\]"):
+        reestimate_statistics(layer, batches[0])
 
 
 @over_norms
