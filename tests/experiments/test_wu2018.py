@@ -50,8 +50,19 @@ def test_workers_share_a_batch_whose_rate_is_proportional_to_it(preset: str) -> 
             assert cfg.norm.ghost_size == images
             assert cfg.norm.momentum is not None
             assert (1 - cfg.norm.momentum) ** WORKERS == pytest.approx(0.9)  # the parts together weigh 0.1
-    others = [arm.config for arm in arms if arm.part != "workers"]
-    assert {(c.batch_size, c.optimizer.lr) for c in others} == {(WORKERS * s.usual, s.rate)}
+    others = [arm for arm in arms if arm.part != "workers"]
+    assert {arm.config.batch_size for arm in others} == {WORKERS * s.usual}
+    rates = {(a.part, a.factors.get("norm")): set[float]() for a in others}
+    for arm in others:
+        rates[arm.part, arm.factors.get("norm")].add(arm.config.optimizer.lr)
+        if arm.part == "rates" and arm.factors["rate"] == s.rate:
+            assert arm.config == workers[arm.factors["norm"], s.usual]
+    assert rates == {
+        **{("rates", norm): set(each) for norm, each in s.rates.items()},
+        **{("plain", norm): {s.plain_rate} for norm in ("none", "lrn")},
+        ("whole", "bn"): {s.rate},
+        ("ghosts", None): {s.rate},
+    }
     renorm = [p for p in paper.designed(s).probes if p.seed == 1]
     assert {p.factors["images"] for p in renorm} == set(s.renorm_images)
     for probe in renorm:
@@ -137,3 +148,20 @@ def test_nothing_is_judged_of_networks_that_have_not_trained(accuracy: float, pa
     gate = usual_has_trained(Results("full", rows, [], []), SETTINGS)
     assert gate.passed is passed
     assert gate.value == pytest.approx(100 * accuracy)
+
+
+def at_rates(norm: str, found: dict[float, tuple[float, float]]) -> list[dict[str, Any]]:
+    """Runs of a norm by the rate, with test and validation accuracy."""
+    return [row | {"rate": row.pop("images")} for row in runs("rates", found, norm=norm)]
+
+
+def test_norms_are_compared_each_at_the_rate_that_is_best_on_validation_data() -> None:
+    bn = at_rates("bn", {0.2: (0.83, 0.81), 0.4: (0.84, 0.85), 0.8: (0.99, 0.80)})
+    group = at_rates("group", {0.05: (0.70, 0.7), 0.1: (0.79, 0.8), 0.2: (0.95, 0.79), 0.4: (0.73, 0.7)})
+    (effect,) = wu2018.group_norm_is_worse_on_cifar(Results("full", bn + group, [], []), SETTINGS).effects
+    assert effect.interval.mean == pytest.approx(5.0)
+    (effect,) = wu2018.group_norm_is_as_good_at_the_usual_batch(Results("full", bn + group, [], []), SETTINGS).effects
+    assert effect.interval.mean == pytest.approx(-5.0)
+    edge = at_rates("group", {0.05: (0.8, 0.9), 0.1: (0.79, 0.8), 0.2: (0.95, 0.79), 0.4: (0.73, 0.7)})
+    evidence = wu2018.group_norm_is_worse_on_cifar(Results("full", bn + edge, [], []), SETTINGS)
+    assert evidence.reason == "The best rate of group norm lies on the sweep's edge"
