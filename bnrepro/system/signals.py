@@ -49,16 +49,26 @@ def terminate_as_interrupt() -> Iterator[None]:
     """SIGTERM and SIGHUP end what happens within as Ctrl-C does. Signals reach the main thread only.
 
     Libraries swallow exceptions: torch's import ends well without NumPy, and what is raised while an object is deleted
-    is printed. So a `KeyboardInterrupt` that is on its way no more is raised again, here at the latest, and an import
-    is let end first, unless that takes long or a second signal comes.
+    goes to `sys.unraisablehook`, which would print it. So a `KeyboardInterrupt` that is on its way no more is raised
+    again, here at the latest, and an import is let end first, unless that takes long or a second signal comes.
     """
 
     def interrupt(frame: FrameType | None, _again: bool) -> None:
         if cut or not _importing(frame) or (_pending and time.monotonic() >= _pending.import_end):
             _interrupt()
 
-    with _handled(interrupt):
-        yield
+    printed = sys.unraisablehook
+
+    def others(unraisable: sys.UnraisableHookArgs) -> None:
+        if not issubclass(unraisable.exc_type, KeyboardInterrupt):
+            printed(unraisable)
+
+    sys.unraisablehook = others
+    try:
+        with _handled(interrupt):
+            yield
+    finally:
+        sys.unraisablehook = printed
 
 
 class Stop:
