@@ -30,7 +30,7 @@ all of them together hold 5% (`bnrepro.stats.looks`).
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Any, Literal, SupportsFloat
@@ -178,6 +178,21 @@ class Evidence:
         rule = Rule("greater", 1.0 if ratio else 0.0, ratio=ratio)
         more = _effects(values, rule, self.unit if unit is None else unit, "")
         return replace(self, beside=(*self.beside, *(effect for effect in more if effect.seeds)))
+
+    def unless_at_edge(self, best: Mapping[str, tuple[Any, Iterable[Any]]]) -> Evidence:
+        """The same where each arm's best learning rate lies inside its sweep.
+
+        Beyond an edge might be a better one: then the claim cannot be tested here, and its effects are shown beside.
+
+        Args:
+            best: by the arm's name, its best rate (`Values.best`, of validation data) and all rates that were tried.
+        """
+        at_edge = [name for name, (rate, rates) in best.items() if rate in (min(rates), max(rates))]
+        if not at_edge or not any(effect.seeds for effect in self.effects):
+            return self
+        named = (replace(effect, condition=effect.condition or self.estimand) for effect in self.effects)
+        reason = f"The best rate of {' and of '.join(at_edge)} lies on the sweep's edge"
+        return replace(not_testable(reason), beside=(*named, *self.beside))
 
     def tested_at(self, level: float) -> Evidence:
         """The same with tests, and the intervals that belong to them, at another level than 5%.

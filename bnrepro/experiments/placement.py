@@ -35,7 +35,7 @@ from pydantic import BaseModel
 from torch import Tensor, nn
 
 from bnrepro.claims import Design, Evidence, Gate, Paper, Preset, Results, Row, Values, measure, row
-from bnrepro.claims.evidence import equal, exact, greater, less, not_lower, not_testable
+from bnrepro.claims.evidence import equal, exact, greater, less, not_lower
 from bnrepro.claims.gates import reaches
 from bnrepro.config import load_config
 from bnrepro.experiments.wu2018 import momentum_of_part
@@ -243,11 +243,10 @@ def accuracy(r: Results, column: str = "test_accuracy", **factors: Any) -> Value
     return r.accuracy(column, part="order", **factors).without("variant")
 
 
-def best_rate(r: Results, s: Settings, network: str, order: str) -> float:
+def best_rate(r: Results, s: Settings, network: str, order: str) -> Any:
     """The rate of the sweep with the best mean validation accuracy."""
     of = {"network": network, "order": order, "activation": "relu", "affine": "on"}
-    found = accuracy(r, "val_accuracy", **of).intervals("rate")
-    return max(found, key=lambda rate: found[rate].mean, default=s.rate)
+    return accuracy(r, "val_accuracy", **of).best("rate", s.rate)
 
 
 def at_best(r: Results, s: Settings, network: str, order: str) -> Values:
@@ -322,14 +321,12 @@ def after_is_better(r: Results, s: Settings) -> Evidence:
     """Putting batch normalization after the activation function provides better performance than before it."""
     gain = {name: at_best(r, s, name, "after") - at_best(r, s, name, "before") for name in s.networks}
     estimand = "test accuracy, BN after minus before ReLU, each at its best rate"
-    best = {f"{name}, BN {order}": best_rate(r, s, name, order) for name in s.networks for order in ("before", "after")}
-    if at_edge := [each for each, rate in best.items() if not min(s.rates) < rate < max(s.rates)]:
-        return not_testable(f"The best rate of {' and of '.join(at_edge)} lies on the sweep's edge").showing(
-            gain, POINTS
-        )
+    arms = product(s.networks, ("before", "after"))
+    best = {f"{name}, BN {order}": (best_rate(r, s, name, order), s.rates) for name, order in arms}
     evidence = greater(gain, estimand, POINTS, margin=s.margin_points)
     found = accuracy(r, activation="relu", affine="on", rate=s.rate)
-    return evidence.showing({f"both at rate {s.rate:g}": found.at(order="after") - found.at(order="before")})
+    evidence = evidence.showing({f"both at rate {s.rate:g}": found.at(order="after") - found.at(order="before")})
+    return evidence.unless_at_edge(best)
 
 
 @notes(
@@ -363,8 +360,7 @@ def noise_regularizes(r: Results, s: Settings) -> Evidence:
     """The computation of mean and standard deviation on the batch adds noise during training and regularizes: with more
     of it, from fewer images, the test accuracy is higher.
     """
-    chosen = r.of_runs("val_accuracy", part="ghost", size=s.ghost_sizes).without("variant").intervals("size")
-    best = max(chosen, key=lambda size: chosen[size].mean, default=s.ghost_sizes[0])
+    best = r.of_runs("val_accuracy", part="ghost", size=s.ghost_sizes).without("variant").best("size")
     found = {name: values.at(size=best) - values.at(size=s.whole) for name, values in by_size(r).items()}
     estimand = f"test accuracy, statistics of the images best on validation data minus those of {s.whole}"
     evidence = greater(found.pop(ACCURACY), estimand, POINTS, margin=s.small_points)

@@ -235,10 +235,9 @@ def of_network(r: Results, quantity: str, x: str | None = None) -> Values:
     return found.at(x=[each for each in found.levels("x") if each != "none"]).mean("x")
 
 
-def chosen(r: Results, size: int) -> float | None:
+def chosen(r: Results, size: int) -> Any:
     """The number of pseudo samples that is best on the validation images."""
-    found = r.measured(f"val {size}", part="main").without("network").intervals("x")
-    return max(found, key=lambda prior: found[prior].mean, default=None)
+    return r.measured(f"val {size}", part="main").without("network").best("x")
 
 
 def adapted_to(r: Results, size: int) -> Values:

@@ -219,6 +219,17 @@ def test_what_is_shown_beside_decides_nothing() -> None:
     assert "Beside it: other: -5.00 [-5.20, -4.80] points." in finding(beside, judge(beside))
 
 
+def test_a_best_rate_at_the_edge_of_its_sweep_decides_nothing() -> None:
+    evidence = greater(by_seed([2.0, 2.1, 2.2]), "gain", "points").showing({"same rate": by_seed([1.0, 1.1])})
+    assert evidence.unless_at_edge({"BN": (0.1, [0.4, 0.1, 0.02]), "no BN": (None, [0.1])}) is evidence
+    at_edge = evidence.unless_at_edge({"BN": (0.4, [0.4, 0.1, 0.02]), "no BN": (0.1, [0.2, 0.1]), "LN": (2, [1, 2, 3])})
+    assert at_edge.reason == "The best rate of BN and of no BN lies on the sweep's edge"
+    assert not at_edge.effects
+    assert [(effect.condition, len(effect.seeds)) for effect in at_edge.beside] == [("gain", 3), ("same rate", 2)]
+    nothing = greater(Values(), "gain", "points")
+    assert nothing.unless_at_edge({"BN": (0.4, [0.1, 0.4])}) is nothing
+
+
 def test_a_ratios_effect_is_its_geometric_mean() -> None:
     (effect,) = greater(by_seed([1.0, 4.0]), "x", "times", ratio=True).effects
     assert effect.interval.mean == pytest.approx(2.0)

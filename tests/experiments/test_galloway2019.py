@@ -10,7 +10,7 @@ import torch
 from bnrepro.claims import Results
 from bnrepro.claims.evidence import Verdict
 from bnrepro.claims.judging import judged
-from bnrepro.experiments.galloway2019 import best_rate, paper, under_attack, under_noise
+from bnrepro.experiments.galloway2019 import best_rates, paper, under_attack, under_noise
 from bnrepro.runs.record import Run
 from bnrepro.training import evaluation, train
 
@@ -106,4 +106,4 @@ def made_up(noise: float, attack: float, left: float = 1.0, best: int = 1, clean
 def test_verdicts_follow_effects_gate_and_sweep(given: dict[str, Any], expected: tuple[Verdict, Verdict]) -> None:
     results = made_up(**given)
     assert tuple(each.verdict for each in judged(paper, results, FULL)) == expected
-    assert best_rate(results, FULL, "bn") == FULL.middle("bn")
+    assert best_rates(results, FULL)["BN"][0] == FULL.middle("bn")

@@ -42,6 +42,17 @@ def test_selection() -> None:
     assert Values().at(anything=1).seeds == {}
 
 
+def test_best_level_is_that_of_the_highest_mean() -> None:
+    assert VALUES.at(variant="bn").best("size") == 32
+    assert (-VALUES).at(size=8).best("variant") == "nobn"
+    assert Values().best("size") is None
+    assert Values().best("size", 8) == 8
+    with pytest.raises(ValueError, match="several values a seed, by variant"):
+        VALUES.best("size")
+    with pytest.raises(ValueError, match="there is no factor rate"):
+        VALUES.best("rate")
+
+
 def test_differences_pair_seeds_and_levels() -> None:
     difference = VALUES.at(variant="bn") - VALUES.at(variant="nobn")
     assert difference.factors == ("size",)

@@ -139,8 +139,7 @@ def last_that_trains(rates: list[float], train: list[float]) -> float:
 def best_rates(r: Results, s: Settings, variant: str) -> dict[str, float]:
     """By network, the rate with the best mean validation accuracy of those at which all seeds train."""
     found = of_all_seeds(of_trained(r, s, "val_accuracy").at(variant=variant), s)
-    means = {network: values.intervals("rate") for network, values in found.by("network").items()}
-    return {network: max(by_rate, key=lambda rate: by_rate[rate].mean) for network, by_rate in means.items()}
+    return {network: values.best("rate") for network, values in found.by("network").items()}
 
 
 def moments(r: Results, quantity: str, when: str) -> Values:
