@@ -30,7 +30,7 @@ all of them together hold 5% (`bnrepro.stats.looks`).
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Any, Literal, SupportsFloat
@@ -179,7 +179,7 @@ class Evidence:
         more = _effects(values, rule, self.unit if unit is None else unit, "")
         return replace(self, beside=(*self.beside, *(effect for effect in more if effect.seeds)))
 
-    def unless_at_edge(self, best: Mapping[str, tuple[Any, Iterable[Any]]]) -> Evidence:
+    def unless_at_edge(self, best: Mapping[str, tuple[Any, Sequence[Any]]]) -> Evidence:
         """The same where each arm's best learning rate lies inside its sweep.
 
         Beyond an edge might be a better one: then the claim cannot be tested here, and its effects are shown beside.

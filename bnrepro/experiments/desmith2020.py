@@ -264,10 +264,8 @@ def skip_init_trains(r: Results, s: Settings) -> Evidence:
 )
 def it_is_as_good(r: Results, s: Settings) -> Evidence:
     """Networks with SkipInit are about as accurate as those with batch normalization."""
-    loss, estimand = (
-        at_best(r, s, SKIP) - at_best(r, s, BN),
-        f"test accuracy of {s.name}, SkipInit minus BN, best rates",
-    )
+    loss = at_best(r, s, SKIP) - at_best(r, s, BN)
+    estimand = f"test accuracy of {s.name}, SkipInit minus BN, best rates"
     return not_lower(loss, estimand, POINTS, margin=s.margin_points).unless_at_edge(best_rates(r, s))
 
 
