@@ -529,8 +529,8 @@ def usual_batch(r: Results, s: Settings) -> list[Row]:
 @paper.figure
 def accuracy_by_images(r: Results, s: Settings) -> Figure | None:
     """Left: test accuracy by the number of images that each of eight workers has, all norms at one learning rate,
-    proportional to the batch; hollow, at the usual batch, BN and group norm at the best rate of their sweeps. Right: the
-    source's, ResNet-50 on ImageNet, by images per GPU, one run each.
+    proportional to the batch; hollow, at the usual batch, BN and group norm at the best rate of their sweeps. Right:
+    the source's, ResNet-50 on ImageNet, by images per GPU, one run each.
     """
     values, look = accuracies(r), looks(NAMES)
     if not values:
@@ -539,12 +539,8 @@ def accuracy_by_images(r: Results, s: Settings) -> Figure | None:
     lines(left, values, "images", "norm", look, bars=True)
     for norm in s.rates:
         if tuned := at_best(r, norm):
-            hollow: dict[str, Any] = {
-                "marker": look[norm].marker,
-                "color": look[norm].color,
-                "markerfacecolor": "white",
-            }
-            left.plot([s.usual], [tuned.interval().mean], linestyle="none", zorder=5, **hollow)
+            color, _, marker, _ = look[norm]
+            left.plot(s.usual, tuned.interval().mean, color=color, marker=marker, markerfacecolor="white", zorder=5)
     lines(right, REPORTED, "images", "norm", look)
     left.set(xlabel="images a worker", ylabel="test accuracy, %", title="here (CIFAR-10)")
     right.set(xlabel="images per GPU", ylabel="top-1 accuracy, %", title="source (ImageNet)")
