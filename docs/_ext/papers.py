@@ -28,6 +28,7 @@ from bnrepro.claims.words import asked
 from bnrepro.experiments import NAMES, experiment
 from bnrepro.report import forest as drawn
 from bnrepro.report.questions import Answer, answers, stale
+from bnrepro.report.wording import marked_up
 
 ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "results"
@@ -81,9 +82,9 @@ def plain_part(text: str) -> str:
 
 
 def said(text: str) -> str:
-    """`plain`, and what stands between backticks in ``text`` as code."""
-    parts = re.split(r"`([^`]+)`", " ".join(str(text).split()))
-    return "".join(f"`{part}`" if place % 2 else plain_part(part) for place, part in enumerate(parts))
+    """`plain`, with its addresses as links, and what stands between backticks in ``text`` as code."""
+    line = " ".join(str(text).split())
+    return marked_up(line, plain_part, lambda address: f"<{address}>", lambda code: f"`{code}`")
 
 
 def badge(verdict: str) -> str:
@@ -208,11 +209,10 @@ The same by kind and scale. A verdict at a reduced scale, or from a toy, is not 
 
 def page(name: str, paper: Paper[Any]) -> str:
     """One paper: source, differences, claims, tables and figures, settings."""
-    address = re.search(r"https?://\S+", paper.source)
     parts = [
         "---\ntocdepth: 2\n---",
         f"# {plain(paper.title)}",
-        f"Source: <{address[0].rstrip('.,)')}>" if address else plain(paper.source),
+        f"Source: {said(paper.source)}",
     ]
     parts.append(f"Design, measurements and claims: {code_of(paper)}. Run it with:")
     command = f"bnrepro reproduce {name} --preset=quick"
@@ -228,7 +228,7 @@ def page(name: str, paper: Paper[Any]) -> str:
         for row in [verdicts().get(f"{name}/{claim.id}", {})]
     ]
     parts += ["## Claims", table(["claim", "verdict", "what it says", "kind", "scale"], overview)]
-    parts += [one(name, claim) for claim in paper.claims]
+    parts += [one(name, paper, claim) for claim in paper.claims]
     if paper.differences:
         parts += ["## Differences from the source", "\n".join(f"- {said(text)}" for text in paper.differences)]
     parts += shown(name)
@@ -242,7 +242,7 @@ def code_of(paper: Paper[Any]) -> str:
     return f"`{file.relative_to(ROOT).as_posix()}`"
 
 
-def one(name: str, claim: Any) -> str:
+def one(name: str, paper: Paper[Any], claim: Any) -> str:
     """A claim: the sentence, its source, the verdict and why, every effect, and the function that judges it."""
     row = verdicts().get(f"{name}/{claim.id}", {})
     verdict = row.get("verdict", NO_VERDICT)
@@ -253,6 +253,7 @@ def one(name: str, claim: Any) -> str:
     parts.append(" ".join(filter(None, (badge(verdict), old, said(row.get("answer", ""))))))
     facts = [
         ("Quote", f"“{plain(claim.quote)}”" if claim.quote else ""),
+        ("Source", said(claim.source) if claim.source != paper.source else ""),
         ("Where", plain(claim.where or "")),
         ("The source reports", said(claim.reported)),
         ("Kind and scale", plain(", ".join(filter(None, (row.get(key, getattr(claim, key)) for key in SCALED))))),
