@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterator
 from itertools import combinations
 from typing import Any
@@ -74,11 +75,31 @@ def test_wrong_gradient_is_caught(error: Any, monkeypatch: pytest.MonkeyPatch) -
 
 
 def swapped(results: Results, key: str, first: Any, second: Any) -> Results:
-    """The same with two labels of a factor exchanged in all records."""
+    """The same with two labels of a factor exchanged in all records.
+
+    Where the two have sweeps of their own, the rates of one become those of the other, from the smallest to the
+    largest: otherwise the claim would find no records, and the exchange would show nothing.
+    """
     other = {first: second, second: first}
+    sweeps: dict[Any, dict[str, set[float]]] = {label: defaultdict(set) for label in other}
+    for row in (*results.runs, *results.measurements):
+        if (label := row.get(key)) in other:
+            for name, level in row.items():
+                if name != key and name not in NO_LABELS and isinstance(level, int | float):
+                    sweeps[label][name].add(level)
+    renamed: dict[Any, dict[tuple[str, float], float]] = {label: {} for label in other}
+    for name in sweeps[first].keys() & sweeps[second].keys():
+        here, there = (sorted(sweeps[label][name]) for label in (first, second))
+        if here != there and len(here) == len(there):
+            for one, two in zip(here, there, strict=True):
+                renamed[first][name, one], renamed[second][name, two] = two, one
 
     def change(rows: list[Row]) -> list[Row]:
-        return [{**row, key: other.get(row[key], row[key])} if key in row else row for row in rows]
+        return [exchanged(row, renamed[row[key]]) if row.get(key) in other else row for row in rows]
+
+    def exchanged(row: Row, levels: dict[tuple[str, float], float]) -> Row:
+        moved = {name: levels[name, row[name]] for name, _ in levels if (name, row.get(name)) in levels}
+        return {**row, **moved, key: other[row[key]]}
 
     return Results(results.preset, change(results.runs), change(results.curves), change(results.measurements))
 
