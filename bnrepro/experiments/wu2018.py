@@ -6,8 +6,10 @@ Differences from the paper
 - The network of airbench at a quarter of its width on CIFAR-10, whose norms are all on maps, where the sources train
   ResNet-50 and Inception-v3 on ImageNet.
 - As in the source, eight workers have some images each, and batch normalization's statistics come from one worker's:
-  here parts of a batch eight times as large (ghost batches). The learning rate is proportional to the batch.
-- The momentum of the parts is such that together they weigh what the batch weighs in the running statistics.
+  here parts of a batch eight times as large (ghost batches). The learning rate is proportional to the batch. One worker
+  alone, whose few images are the whole batch, is measured beside.
+- The momentum of the parts is such that together they weigh what the batch weighs in the running statistics; that of
+  a worker alone such that as many images do.
 - Group normalization has up to 32 groups of at least 8 channels; where the first maps have fewer, one group.
 - Renorm's schedule (r = 1 and d = 0 for 5,000 steps, r up to 3 at 40,000, d up to 5 at 25,000, of about 130,000) is
   scaled to the number of our steps.
@@ -71,7 +73,7 @@ NAMES = {
     "lrn": "LRN",
 }
 PLAIN = {"none": "nobn", "lrn": "lrn"}
-FEW = {"bn": "bn", "renorm": "renorm", "group": "groupnorm"}  # trained on batches of few classes
+FEW = {"bn": "bn", "renorm": "renorm", "group": "groupnorm"}  # trained on batches of few classes, or of few images
 WORKERS = 8
 POINTS = "percentage points of test accuracy"
 AIRBENCH = "airbench's network at a quarter of its width, 8 epochs of CIFAR-10"
@@ -88,6 +90,7 @@ class Settings(Preset):
     images: list[int] = [2, 4, 8, 16, 32]  # a worker's, from which BN's statistics come
     rates: dict[str, list[float]] = {"bn": [0.2, 0.4, 0.8], "group": [0.05, 0.1, 0.2, 0.4]}  # at the usual batch
     plain_rate: float = 0.05  # of LRN and no norm, at the usual batch
+    alone: int = 4  # images of one worker without others, which are the whole batch
     renorm_images: list[int] = [4, 32]
     ghosts: list[int] = [16, 32, 64]  # T1: images in a ghost batch, beside the whole batch
     momentum: float = 0.1  # of running statistics, for a whole batch
@@ -116,38 +119,40 @@ paper = Paper(__name__, Settings, scale="reduced", scale_note=AIRBENCH, source=f
 
 @paper.design
 def runs(s: Settings) -> Design:
-    """Norms by the number of images that a worker has; rates of norms at the usual batch; BN over parts of it."""
+    """Norms by the number of images that a worker has, among others and alone; rates of norms at the usual batch; BN
+    over parts of it.
+    """
     design = Design(s.seeds)
 
-    def run(variant: str, images: int, momentum: float = s.momentum, at_usual: float = s.rate) -> list[str]:
-        size = WORKERS * images
-        rate = at_usual * images / s.usual
-        return [
-            *s.common,
-            f"variant={variant}",
-            f"batch_size={size}",
-            f"optimizer.lr={rate}",
-            f"norm.momentum={momentum}",
-        ]
+    def run(variant: str, batch: int, momentum: float = s.momentum, at_usual: float = s.rate) -> list[str]:
+        rate = at_usual * batch / (WORKERS * s.usual)
+        own = [f"variant={variant}", f"batch_size={batch}", f"optimizer.lr={rate}", f"norm.momentum={momentum}"]
+        return [*s.common, *own]
+
+    def workers(variant: str, images: int, at_usual: float = s.rate) -> list[str]:
+        return run(variant, WORKERS * images, at_usual=at_usual)
 
     def ghosts(part: int, images: int, at_usual: float = s.rate) -> list[str]:
         momentum = momentum_of_part(s.momentum, part, WORKERS * images)
-        return [*run("ghostbn", images, momentum, at_usual), f"norm.ghost_size={part}"]
+        return [*run("ghostbn", WORKERS * images, momentum, at_usual), f"norm.ghost_size={part}"]
 
     for images in s.images:
         design.train("workers", {"norm": "bn", "images": images}, ghosts(images, images))
-        design.train("workers", {"norm": "group", "images": images}, run("groupnorm", images))
+        design.train("workers", {"norm": "group", "images": images}, workers("groupnorm", images))
+    for norm in s.rates:
+        momentum = momentum_of_part(s.momentum, s.alone, WORKERS * s.usual)
+        design.train("alone", {"norm": norm, "images": s.alone}, run(FEW[norm], s.alone, momentum))
     for images in s.renorm_images:
-        asked: Row = {"overrides": run("renorm", images), "images": images, "renorm_shares": s.renorm_shares}
+        asked: Row = {"overrides": workers("renorm", images), "images": images, "renorm_shares": s.renorm_shares}
         of: Row = {"norm": "renorm", "images": images}
         design.measure("workers", of, trained, s.common, **asked)
     for rate in s.rates["bn"]:
         design.train("rates", {"norm": "bn", "rate": rate}, ghosts(s.usual, s.usual, rate))
     for rate in s.rates["group"]:
-        design.train("rates", {"norm": "group", "rate": rate}, run("groupnorm", s.usual, at_usual=rate))
+        design.train("rates", {"norm": "group", "rate": rate}, workers("groupnorm", s.usual, rate))
     for norm, variant in PLAIN.items():
-        design.train("plain", {"norm": norm}, run(variant, s.usual, at_usual=s.plain_rate))
-    design.train("whole", {"norm": "bn"}, run("bn", s.usual))
+        design.train("plain", {"norm": norm}, workers(variant, s.usual, s.plain_rate))
+    design.train("whole", {"norm": "bn"}, workers("bn", s.usual))
     for norm, classes in product(FEW, (0, s.classes)) if s.few_classes else ():
         asked = {"overrides": [*s.few_classes, f"variant={FEW[norm]}"], "classes": classes}
         of = {"norm": norm, "classes": classes}
@@ -296,6 +301,11 @@ def accuracy(r: Results, norm: str, images: int) -> Values:
     return r.measured("test_accuracy", **where) if norm == "renorm" else r.test_accuracy(**where).without("variant")
 
 
+def alone(r: Results, norm: str) -> Values:
+    """Test accuracy of a norm at a batch of one worker's few images."""
+    return r.test_accuracy(part="alone", norm=norm).without("variant", "images")
+
+
 def change(r: Results, first: tuple[str, int], second: tuple[str, int]) -> Values:
     """Test accuracy of one norm with some images a worker minus that of another."""
     return accuracy(r, *first) - accuracy(r, *second)
@@ -369,6 +379,23 @@ def group_norm_is_worse_on_cifar(r: Results, s: Settings) -> Evidence:
     """On CIFAR-10 and at a usual batch, group normalization is less accurate than BN."""
     estimand = "test accuracy, BN minus group norm, each at its best rate"
     return each_at_best(r, s, lambda bn, group: greater(bn - group, estimand, POINTS, margin=s.margin_points))
+
+
+@group_norm("G1.4", reported=TABLE + "BN 76.4 at 32, 72.7 at 4")
+def a_small_batch_harms_bn(r: Results, s: Settings) -> Evidence:
+    """Batch normalization's accuracy falls as well where the whole batch is few images, of one worker."""
+    estimand = f"test accuracy, BN at a batch of {WORKERS * s.usual} minus {s.alone}"
+    evidence = greater(accuracy(r, "bn", s.usual) - alone(r, "bn"), estimand, POINTS, margin=s.margin_points)
+    group = {"group norm": accuracy(r, "group", s.usual) - alone(r, "group")}
+    absolute = {f"{NAMES[norm]} at a batch of {s.alone}": alone(r, norm) for norm in s.rates}
+    return evidence.showing(group).showing(absolute, "% test accuracy")
+
+
+@group_norm("G1.5", reported=TABLE + "BN 72.7 and GN 75.8 at 4")
+def group_norm_is_better_at_a_small_batch(r: Results, s: Settings) -> Evidence:
+    """Where the whole batch is few images, group normalization is better than BN."""
+    estimand = f"test accuracy, group norm minus BN, a batch of {s.alone}"
+    return greater(alone(r, "group") - alone(r, "bn"), estimand, POINTS, margin=s.margin_points)
 
 
 @renormalization("R1.1", reported="Inception-v3 on ImageNet, microbatches of 4: BN 74.2, renorm 76.5")
@@ -495,12 +522,14 @@ def norms_within_an_image(r: Results, s: Settings) -> Evidence:
 
 @paper.table
 def images(r: Results, s: Settings) -> list[Row]:
-    """Test accuracy by the number of images that each of eight workers has, from which BN's statistics come; the
-    source's, by images per GPU, are one run each.
+    """Test accuracy by the number of images that each of eight workers has, from which BN's statistics come, and of one
+    worker alone; the source's, by images per GPU, are one run each.
     """
+    own = r.test_accuracy(part="alone").without("variant")
+    here = {"airbench x 0.25, CIFAR-10": accuracies(r), "airbench x 0.25, CIFAR-10, one worker alone": own}
     return [
         {"network": network, "norm": NAMES[norm], "images": size, "test accuracy, %": found}
-        for network, values in (("airbench x 0.25, CIFAR-10", accuracies(r)), ("ResNet-50, ImageNet", REPORTED))
+        for network, values in (here | {"ResNet-50, ImageNet": REPORTED}).items()
         for norm in values.levels("norm")
         for size, found in sorted(values.at(norm=norm).intervals("images").items())
     ]
@@ -529,8 +558,8 @@ def usual_batch(r: Results, s: Settings) -> list[Row]:
 @paper.figure
 def accuracy_by_images(r: Results, s: Settings) -> Figure | None:
     """Left: test accuracy by the number of images that each of eight workers has, all norms at one learning rate,
-    proportional to the batch; hollow, at the usual batch, BN and group norm at the best rate of their sweeps. Right:
-    the source's, ResNet-50 on ImageNet, by images per GPU, one run each.
+    proportional to the batch; hollow, at the usual batch, BN and group norm at the best rate of their sweeps; crosses,
+    one worker alone. Right: the source's, ResNet-50 on ImageNet, by images per GPU, one run each.
     """
     values, look = accuracies(r), looks(NAMES)
     if not values:
@@ -538,9 +567,11 @@ def accuracy_by_images(r: Results, s: Settings) -> Figure | None:
     figure, (left, right) = panels(2, height=2.8, width_ratios=(3, 2))
     lines(left, values, "images", "norm", look, bars=True)
     for norm in s.rates:
+        color, _, marker, _ = look[norm]
         if tuned := at_best(r, norm):
-            color, _, marker, _ = look[norm]
             left.plot(s.usual, tuned.interval().mean, color=color, marker=marker, markerfacecolor="white", zorder=5)
+        if own := alone(r, norm):
+            left.plot(s.alone, own.interval().mean, color=color, marker="x", zorder=5)
     lines(right, REPORTED, "images", "norm", look)
     left.set(xlabel="images a worker", ylabel="test accuracy, %", title="here (CIFAR-10)")
     right.set(xlabel="images per GPU", ylabel="top-1 accuracy, %", title="source (ImageNet)")

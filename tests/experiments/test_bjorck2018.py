@@ -11,8 +11,8 @@ import torch
 from bnrepro.claims import Results
 from bnrepro.config import load_config
 from bnrepro.data.dataset import load
-from bnrepro.experiments.bjorck2018 import best_rates, growth, last_that_trains, paper
-from bnrepro.experiments.bjorck2018.measurements import at_start, diverging, layer_rows, tails
+from bnrepro.experiments.bjorck2018 import AGAIN, START, best_rates, growth, last_that_trains, paper
+from bnrepro.experiments.bjorck2018.measurements import at_start, diverging, layer_rows, predicted, tails
 from bnrepro.training.model import build, norm_of
 from bnrepro.training.train import trainer_of
 
@@ -43,6 +43,9 @@ def test_arms_are_what_their_factors_say_and_differ_in_nothing_else() -> None:
     looked = [probe for probe in paper.designed(SETTINGS).probes if probe.part == "start"]
     assert {probe.factors["network"] for probe in looked} == {"ResNet-20", "ResNet-56", "ResNet-110"}
     assert all(probe.data and probe.data.name == "cifar10" for probe in looked)
+    seeds = {part: {p.seed for p in paper.designed(SETTINGS).probes if p.part == part} for part in (START, AGAIN)}
+    assert (len(seeds[START]), len(seeds[AGAIN])) == (5, 20)
+    assert not seeds[START] & seeds[AGAIN]
 
 
 # --- measurements ---
@@ -84,6 +87,13 @@ def test_initial_network_without_bn_has_the_variance_of_its_weights() -> None:
     gradients = torch.tensor([row["value"] for row in rows if row["quantity"] == "logit_gradient"]).view(50, 10)
     assert float(gradients.sum(1).abs().max()) < 1e-5  # softmax minus one-hot
     assert gradients.argmin(1).diff().min() >= 0  # sorted by class, which alone is negative
+
+
+@pytest.mark.parametrize("variant", ["nobn", "bn"])
+def test_share_of_the_most_frequent_class_is_that_of_the_longer_measurement(variant: str) -> None:
+    asked: dict[str, Any] = {"seed": 1, "overrides": [*TINY, f"variant={variant}"], "images": 100}
+    (found,) = predicted.function(DATA, **asked)
+    assert found["value"] == values(at_start.function(DATA, **asked))["majority", None]
 
 
 def test_diverging_update_lies_between_a_finite_loss_and_one_beyond_the_bound() -> None:

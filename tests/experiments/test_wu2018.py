@@ -50,7 +50,15 @@ def test_workers_share_a_batch_whose_rate_is_proportional_to_it(preset: str) -> 
             assert cfg.norm.ghost_size == images
             assert cfg.norm.momentum is not None
             assert (1 - cfg.norm.momentum) ** WORKERS == pytest.approx(0.9)  # the parts together weigh 0.1
-    others = [arm for arm in arms if arm.part != "workers"]
+    alone = {a.factors["norm"]: a.config for a in arms if a.part == "alone"}
+    assert {norm: cfg.variant for norm, cfg in alone.items()} == {"bn": "bn", "group": "groupnorm"}
+    for cfg in alone.values():
+        assert cfg.batch_size == s.alone
+        assert cfg.optimizer.lr == pytest.approx(s.rate * s.alone / (WORKERS * s.usual))
+        assert cfg.norm.momentum is not None
+        batches = WORKERS * s.usual / s.alone  # of as many images as the usual one, which together weigh 0.1
+        assert (1 - cfg.norm.momentum) ** batches == pytest.approx(0.9)
+    others = [arm for arm in arms if arm.part not in ("workers", "alone")]
     assert {arm.config.batch_size for arm in others} == {WORKERS * s.usual}
     rates = {(a.part, a.factors.get("norm")): set[float]() for a in others}
     for arm in others:

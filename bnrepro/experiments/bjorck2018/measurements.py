@@ -34,12 +34,24 @@ def at_start(data: Dataset, seed: int, overrides: list[str], images: int) -> lis
     logits, entered = forward(network, x)
     weight = weighted_layers(network)[len(network.norms) // 2].weight
     by_logit, by_weight = torch.autograd.grad(F.cross_entropy(logits, y, reduction="sum"), (logits, weight))
-    most = logits.argmax(1).bincount().max()
-    rows = [*layer_rows(entered, ""), row("majority", 100 * float(most) / images), *tails(by_weight)]
+    rows = [*layer_rows(entered, ""), of_most_frequent(logits), *tails(by_weight)]
     if seed == 0:
         spread = torch.linspace(0, images - 1, min(images, SHOWN_IMAGES)).round().long()  # over all classes
         rows += [row("logit_gradient", value, i) for i, value in enumerate(by_logit[spread].flatten().tolist())]
     return rows
+
+
+@measure("bjorck2018/predicted")
+def predicted(data: Dataset, seed: int, overrides: list[str], images: int) -> list[Row]:
+    """Row ``majority`` of `at_start` alone."""
+    network = trainer(data, load_config([*overrides, f"seed={seed}", "device=cpu"])).network.train()
+    with torch.no_grad():
+        return [of_most_frequent(network(data.normalize(data.train.images[:images])))]
+
+
+def of_most_frequent(logits: Tensor) -> Row:
+    """``majority``, the percentage of images whose largest logit is that of the most frequent class."""
+    return row("majority", 100 * float(logits.argmax(1).bincount().max()) / len(logits))
 
 
 def tails(gradient: Tensor) -> list[Row]:
