@@ -53,6 +53,20 @@ def one_sided(values: np.ndarray, bound: float, side: str) -> float:
     return float(stats.ttest_1samp(values, bound, alternative=side).pvalue)
 
 
+def is_share(effect: Row) -> bool:
+    """Whether each seed has it (100) or has not (0)."""
+    seeds = {*effect["seeds"].values()}
+    return (
+        effect["unit"] == "% of seeds" and effect["rule"] in ("greater", "less") and bool(seeds) and seeds <= {0, 100}
+    )
+
+
+def share_beyond(values: np.ndarray, bound: float, side: str) -> float:
+    """The exact binomial p value of a share that is at most (``greater``) or at least (``less``) ``bound`` percent."""
+    share = min(max(bound / 100, 0.0), 1.0)
+    return float(stats.binomtest(int((values == 100).sum()), len(values), share, alternative=side).pvalue)
+
+
 def p_values(effect: Row, factor: float = 1.0) -> tuple[float, float]:
     """Of what must be rejected for the effect to hold, and to fail, with margins times ``factor``."""
     values, name, bar, margin = values_of(effect), effect["rule"], effect["bar"], effect["margin"]
@@ -73,7 +87,8 @@ def p_values(effect: Row, factor: float = 1.0) -> tuple[float, float]:
         return inside, min(1.0, 2 * outside)
     opposite = {"greater": "less", "less": "greater"}[name]
     matters = bar if margin is None else max(bar, margin) if name == "greater" else min(bar, margin)
-    return min(1.0, 2 * one_sided(values, bar, name)), min(1.0, 2 * one_sided(values, matters, opposite))
+    beyond = share_beyond if is_share(effect) else one_sided
+    return min(1.0, 2 * beyond(values, bar, name)), min(1.0, 2 * beyond(values, matters, opposite))
 
 
 def rejected(p: list[float], is_random: list[bool], level: float) -> list[bool]:
@@ -182,6 +197,10 @@ def intervals(effect: Row, level: float | None) -> list[tuple[str, Any, Any]]:
         if len(values) > 1 and np.isfinite(values).all():
             half = float(stats.t.ppf((1 + confidence) / 2, len(values) - 1) * stats.sem(values))
         found = [mean, mean - half, mean + half]
+        if is_share(effect):
+            count = int((values == 100).sum())
+            exact = stats.binomtest(count, len(values)).proportion_ci(confidence, method="exact")
+            found = [mean, 100 * float(exact.low), 100 * float(exact.high)]
         if effect["ratio"]:
             found = [math.exp(min(each, 700)) if each == each else each for each in found]
         found = [each if math.isfinite(each) else None for each in found]

@@ -13,7 +13,9 @@ equal      its 90% interval lies inside ±margin (TOST, 5%)   its 95% interval l
 exact      it is true, or an error is within the bar         it is not
 =========  ================================================  =====================================================
 
-An effect that does both is real and too small to matter: slight. `judge` turns all of them into one verdict:
+An effect that does both is real and too small to matter: slight. One in ``% of seeds``, which each seed has (100) or
+has not (0), is a share: its interval and tests are the exact ones of a binomial distribution, not Student's. `judge`
+turns all of them into one verdict:
 
 - **reproduced**: every effect holds (each at its own 5%: an intersection-union test), and none is slight;
 - **partly**: otherwise, if some hold or are slight;
@@ -36,7 +38,17 @@ from enum import StrEnum
 from typing import Any, Literal, SupportsFloat
 
 from bnrepro.claims.results import MisuseError
-from bnrepro.stats import Interval, Values, equivalence, holm, log, p_value, t_interval
+from bnrepro.stats import (
+    Interval,
+    Values,
+    equivalence,
+    holm,
+    log,
+    p_value,
+    share_interval,
+    share_p_value,
+    t_interval,
+)
 
 __all__ = [
     "Effect",
@@ -56,6 +68,8 @@ __all__ = [
 ]
 
 ALPHA = 0.05
+SHARE = "% of seeds"
+"""The unit of an effect that each seed has, 100, or has not, 0."""
 
 
 class Verdict(StrEnum):
@@ -100,7 +114,7 @@ class Rule:
         """Of the interval that decides."""
         return 1 - 2 * self.level if self.name == "equal" else 1 - self.level
 
-    def p_values(self, values: list[float]) -> tuple[float, float]:
+    def p_values(self, values: list[float], unit: str = "") -> tuple[float, float]:
         """(p of what must be rejected for the effect to hold, ... to fail), each to be compared with the level."""
         if not values:
             return math.nan, math.nan
@@ -116,6 +130,12 @@ class Rule:
         assert bar is not None
         sign = 1 if self.name == "greater" else -1
         least = bar if margin is None else max(bar, margin, key=lambda b: sign * b)
+        if _is_share(values, unit):
+            count, shares = values.count(100), (bar / 100, least / 100)
+            if sign < 0:  # more of the seeds that have it not
+                count, shares = values.count(0), (1 - bar / 100, 1 - least / 100)
+            above = share_p_value(count, len(values), shares[0], "greater")
+            return _doubled(above), _doubled(share_p_value(count, len(values), shares[1], "less"))
         above = p_value([sign * (v - bar) for v in values], "greater")
         below = p_value([sign * (v - least) for v in values], "less")
         return _doubled(above), _doubled(below)
@@ -139,10 +159,18 @@ class Effect:
         values = list(self.seeds.values())
         if self.rule.name == "exact":
             values = [max(values, key=abs)] if values else []  # nothing is random: the worst
+        if _is_share(values, self.unit) and self.rule.name in ("greater", "less"):
+            share = share_interval(values.count(100), len(values), self.rule.confidence)
+            return Interval(100 * share.mean, 100 * share.low, 100 * share.high, share.n)
         if not self.rule.ratio:
             return t_interval(values, self.rule.confidence)
         logs = t_interval([log(v) for v in values], self.rule.confidence)
         return Interval(_exp(logs.mean), _exp(logs.low), _exp(logs.high), logs.n)
+
+    @property
+    def p_values(self) -> tuple[float, float]:
+        """Those of its rule."""
+        return self.rule.p_values(list(self.seeds.values()), self.unit)
 
 
 @dataclass(frozen=True)
@@ -378,7 +406,7 @@ def judge(evidence: Evidence) -> Judgement:
     effects = evidence.effects
     if not any(effect.seeds for effect in effects):
         return Judgement(Verdict.inconclusive)
-    p = [effect.rule.p_values(list(effect.seeds.values())) for effect in effects]
+    p = [effect.p_values for effect in effects]
     held, failed = (_holm({i: pair[side] for i, pair in enumerate(p)}, effects) for side in (0, 1))
     states = tuple(_state(held[i], failed[i]) for i in range(len(effects)))
     if all(pair[0] <= effect.rule.level for pair, effect in zip(p, effects, strict=True)):
@@ -427,6 +455,10 @@ def _state(holds: bool, fails: bool) -> State:
     if holds:
         return State.slight if fails else State.holds
     return State.fails if fails else State.open
+
+
+def _is_share(values: list[float], unit: str) -> bool:
+    return unit == SHARE and bool(values) and set(values) <= {0.0, 100.0}
 
 
 def _doubled(p: float) -> float:

@@ -86,12 +86,32 @@ def finding(evidence: Evidence, judgement: Judgement) -> str:
         return " ".join(filter(None, (f"{evidence.reason.rstrip('.')}.", measured, evidence.remark)))
     if not judgement.states:
         return " ".join(filter(None, ("Nothing was measured.", evidence.remark)))
-    parts = []
+    parts, states = [], {id(e): state for e, state in zip(evidence.effects, judgement.states, strict=True)}
     for rule, effects in _alike(evidence.effects):
-        each = "; ".join(": ".join(filter(None, (effect.condition, shown(effect)))) for effect in effects)
+        each = "; ".join(
+            ": ".join(filter(None, (e.condition, shown(e))))
+            + left_open(rule, e.interval.low, e.interval.high, states[id(e)])
+            for e in effects
+        )
         parts.append(f"{each} ({_about(effects)}; {asked(rule)})")
     text = f"{_capital(evidence.estimand)}: {'. '.join(parts)}."
     return " ".join(filter(None, (text, f"Beside it: {'; '.join(beside)}." if beside else "", evidence.remark)))
+
+
+def left_open(rule: Rule, low: float | None, high: float | None, state: str) -> str:
+    """What explains that an effect is open whose interval alone would decide: several conditions were tried."""
+    if state != State.open or low is None or high is None:
+        return ""
+    bar, margin = rule.bar, rule.margin
+    if rule.name == "equal":
+        decides = margin is not None and (1 / margin if rule.ratio and margin else -margin) < low <= high < margin
+    elif bar is None:
+        decides = False
+    elif rule.name == "greater":
+        decides = low > bar or high < max(bar, bar if margin is None else margin)
+    else:
+        decides = high < bar or low > min(bar, bar if margin is None else margin)
+    return " (open by Holm's correction)" if decides else ""
 
 
 def asked(rule: Rule) -> str:
@@ -103,7 +123,8 @@ def asked(rule: Rule) -> str:
         inside = f"between {1 / rule.margin:.3g} and {rule.margin:g}" if rule.ratio else f"inside ±{rule.margin:g}"
         return f"must be {inside}"
     side = "above" if rule.name == "greater" else "below"
-    matters = f", and matters from {rule.margin:g}" if rule.margin is not None else ""
+    nearer = "below" if rule.name == "greater" else "above"
+    matters = f", and not wholly {nearer} {rule.margin:g}" if rule.margin not in (None, rule.bar) else ""
     return f"must be {side} {rule.bar:g}{matters}"
 
 

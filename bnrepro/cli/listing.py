@@ -17,6 +17,7 @@ from bnrepro.claims.evidence import Verdict
 from bnrepro.config import to_yaml
 from bnrepro.report.compare import Comparison, table
 from bnrepro.report.explaining import facts, judged_at
+from bnrepro.report.questions import stale
 from bnrepro.report.sweeping import Cell, best
 from bnrepro.runs import record
 from bnrepro.runs.index import Stored
@@ -223,7 +224,9 @@ def describe_claim(claim: Row, width: int | None = None) -> str:
     about = [("Claim", claim["sentence"]), ("Source", source), ("In its words", claim["quote"])]
     about += [("Reported", claim["reported"]), ("Found", claim["found"]), *facts(claim)]
     about += [("Judged in", f"{file}, {place}"), ("Made by", claim["command"])]
-    lines = [f"{claim['id']}: {_verdict(claim)}", ""]
+    awaited = stale(claim)
+    earlier = f", under an earlier design: the one registered on {awaited} awaits its runs" if awaited else ""
+    lines = [f"{claim['id']}: {_verdict(claim)}{earlier}", ""]
     indent = " " * (2 + max(len(what) for what, _ in about))
     for what, text in about:
         lines += _hanging(printable(f"{what:<{len(indent)}}{text}"), indent, width) if text else []

@@ -164,7 +164,11 @@ def no_results(name: Path, out: Path) -> str | None:
             f"its folder, or by --out; `bnrepro reproduce {experiment} --preset=quick` makes some here."
         )
     near = get_close_matches(experiment, NAMES, 1, 0.8)
-    return f"There is no run and no experiment {experiment!r}. Did you mean {near[0]}?" if near else None
+    if near or rest:
+        every = f"The experiments are {', '.join(NAMES)}; `bnrepro runs` lists the runs."
+        known = f"Did you mean {near[0]}?" if near else every
+        return f"There is no run and no experiment {experiment!r}. {known}"
+    return None
 
 
 def diff(run: RunName, other: RunName, root: Root = RUNS, as_json: Json = False) -> None:

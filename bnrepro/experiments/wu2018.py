@@ -22,12 +22,13 @@ Differences from the paper
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import astuple, replace
 from functools import partial
 from itertools import pairwise, product
 from typing import Any
 
 import torch
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
@@ -40,7 +41,7 @@ from bnrepro.data.dataset import Dataset, Split, derive_seed, epoch_plan, train_
 from bnrepro.norm import NORMS, NormOptions
 from bnrepro.norm.statistics import batch_statistics
 from bnrepro.norm.variants import BatchRenorm
-from bnrepro.plots.panels import legend, lines, looks, panels, ticks
+from bnrepro.plots.panels import Look, legend, lines, looks, panels, ticks
 from bnrepro.training.model import MakeNorm, build, norm_of
 from bnrepro.training.optimizer import lr_factor
 from bnrepro.training.trainer import Trainer, loss_and_accuracy
@@ -75,6 +76,7 @@ NAMES = {
 PLAIN = {"none": "nobn", "lrn": "lrn"}
 FEW = {"bn": "bn", "renorm": "renorm", "group": "groupnorm"}  # trained on batches of few classes, or of few images
 WORKERS = 8
+ASIDE = {"bn": 0.89, "group": 1.12}  # where single marks stand, beside those of as many images
 POINTS = "percentage points of test accuracy"
 AIRBENCH = "airbench's network at a quarter of its width, 8 epochs of CIFAR-10"
 
@@ -555,6 +557,14 @@ def usual_batch(r: Results, s: Settings) -> list[Row]:
     return rows
 
 
+def one(axes: Axes, values: Values, at: float, look: Look, marker: str) -> None:
+    """A hollow mark with its interval, if there are ``values``."""
+    if values:
+        mean, low, high, _ = astuple(values.interval())
+        how: dict[str, Any] = {"color": look.color, "marker": marker, "markerfacecolor": "white", "capsize": 2}
+        axes.errorbar([at], [mean], [[mean - low], [high - mean]], linestyle="none", zorder=5, **how)
+
+
 @paper.figure
 def accuracy_by_images(r: Results, s: Settings) -> Figure | None:
     """Left: test accuracy by the number of images that each of eight workers has, all norms at one learning rate,
@@ -567,11 +577,8 @@ def accuracy_by_images(r: Results, s: Settings) -> Figure | None:
     figure, (left, right) = panels(2, height=2.8, width_ratios=(3, 2))
     lines(left, values, "images", "norm", look, bars=True)
     for norm in s.rates:
-        color, _, marker, _ = look[norm]
-        if tuned := at_best(r, norm):
-            left.plot(s.usual, tuned.interval().mean, color=color, marker=marker, markerfacecolor="white", zorder=5)
-        if own := alone(r, norm):
-            left.plot(s.alone, own.interval().mean, color=color, marker="x", zorder=5)
+        one(left, at_best(r, norm), s.usual * ASIDE[norm], look[norm], look[norm].marker)
+        one(left, alone(r, norm), s.alone * ASIDE[norm], look[norm], "x")
     lines(right, REPORTED, "images", "norm", look)
     left.set(xlabel="images a worker", ylabel="test accuracy, %", title="here (CIFAR-10)")
     right.set(xlabel="images per GPU", ylabel="top-1 accuracy, %", title="source (ImageNet)")

@@ -10,7 +10,7 @@ from pathlib import Path
 from urllib.parse import quote
 
 from bnrepro.claims.evidence import Rule, State, Verdict
-from bnrepro.claims.words import asked
+from bnrepro.claims.words import asked, left_open
 from bnrepro.report.forest import deciding
 from bnrepro.report.wording import NONE, Row, duration, history, listed, plural, up
 
@@ -29,12 +29,18 @@ def why(row: Row) -> str:
         return f"{up(row['found'].rstrip('.'))}."
     where = f" under “{effect['condition']}”" if effect["condition"] else ""
     what = " ".join(filter(None, (effect["shown"], effect["unit"])))
-    state = STATES.get(effect["state"], effect["state"])
+    state = f"{STATES.get(effect['state'], effect['state'])}{by_holm(effect)}"
     return f"An effect {_rule(effect)}. {_decided(row)}{where}: {what}, which {state}."
 
 
+def by_holm(effect: Row) -> str:
+    """Of an effect that is open although its interval alone would decide."""
+    rule = Rule(effect["rule"], effect["bar"], effect["margin"], effect["ratio"])
+    return left_open(rule, effect["low"], effect["high"], effect["state"])
+
+
 def _rule(effect: Row) -> str:
-    """What an effect must be to hold: "must be above 0, and matters from 2 percentage points (95% interval)"."""
+    """What an effect must be to hold: "must be above 0, and not wholly below 2 percentage points, by ..."."""
     rule = Rule(effect["rule"], effect["bar"], effect["margin"], effect["ratio"])
     if rule.name == "exact":
         return f"{asked(rule)}: nothing is random"
@@ -75,7 +81,7 @@ def changes(row: Row) -> str:
     if effect["rule"] == "exact":
         return "Nothing random enters: only other code, or another reading of the sentence."
     if row["needed"]:
-        parts.append(f"{plural(row['needed'], 'seed')} would decide it, if mean and spread are as they look")
+        parts.append(f"{plural(row['needed'], 'seed')} would decide what is open, if mean and spread are as they look")
     if row["flips_at"]:
         factors = {0.5: "half", 2.0: "double"}
         names = listed(f"{factors.get(each, f'{each:g} times')} the margin" for each in row["flips_at"])

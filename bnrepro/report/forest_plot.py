@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from itertools import groupby
+from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -17,7 +18,10 @@ LINE, GAP = 0.08, 0.6  # inches of a claim's line; lines between two papers
 COLORS = {Verdict.reproduced: style.BLUE, Verdict.partly: style.ORANGE, Verdict.not_reproduced: style.VERMILLION}
 OTHERS = "open, or not testable"
 FADED = 0.35  # opacity of what was measured under an earlier design
-SMALL = ("toy",)  # scales that are drawn hollow
+FILLED: dict[str, dict[str, Any]] = {  # by scale: half, or hollow; others are full
+    "reduced": {"fillstyle": "bottom", "markerfacecoloralt": "white"},
+    "toy": {"markerfacecolor": "white"},
+}
 
 
 def forest_plot(claims: Rows) -> Figure | None:
@@ -68,13 +72,13 @@ def forest_plot(claims: Rows) -> Figure | None:
 
 def _draw(axes: Axes, row: Row, strip: forest.Strip, y: float) -> None:
     color = COLORS.get(Verdict(row["verdict"]), style.GREY)
-    inside = "white" if row["scale"] in SMALL else color
+    filled = FILLED.get(row["scale"], {})
     low, mean, high = (float("nan") if end is None else end for end in (strip.low, strip.mean, strip.high))
     seen = FADED if row["withdrawn"] is not None or questions.stale(row) is not None else 1.0
     axes.plot([low, high], [y, y], color=color, lw=0.9, solid_capstyle="butt", zorder=2, alpha=seen)
     shape = "s" if _claims_no_difference(strip) else "o"
     marker = shape if not strip.over else ">" if strip.over > 0 else "<"
-    axes.plot([mean], [y], marker, color=color, mfc=inside, ms=3.2, mew=0.9, zorder=3, alpha=seen)
+    axes.plot([mean], [y], marker, color=color, ms=3.2, mew=0.9, zorder=3, alpha=seen, **filled)
 
 
 def _claims_no_difference(strip: forest.Strip) -> bool:
@@ -91,9 +95,9 @@ def _key() -> list[Line2D]:
     """Colours of verdicts, and what marks say."""
     colors = {**{verdict.value: color for verdict, color in COLORS.items()}, OTHERS: style.GREY}
     key = [Line2D([], [], color=color, marker="o", ms=3.2, lw=0.9, label=name) for name, color in colors.items()]
-    shapes = {"toy scale": ("o", "white"), "no difference (or loss) claimed": ("s", style.BLACK)}
     key += [
-        Line2D([], [], color=style.BLACK, marker=marker, mfc=inside, ms=3.2, lw=0, label=name)
-        for name, (marker, inside) in shapes.items()
+        Line2D([], [], color=style.BLACK, marker="o", ms=3.2, lw=0, label=f"{scale} scale", **filled)
+        for scale, filled in FILLED.items()
     ]
+    key.append(Line2D([], [], color=style.BLACK, marker="s", ms=3.2, lw=0, label="no difference (or loss) claimed"))
     return [*key, Line2D([], [], color=style.BLACK, marker="o", ms=3.2, lw=0.9, alpha=FADED, label="earlier design")]

@@ -91,8 +91,10 @@ class Report:
 def sensitive(claims: Rows) -> str:
     """How many verdicts hang on the margin."""
     tested = [row for row in claims if row["kind"] != "identity" and any(map(_has_margin, row["effects"]))]
-    flips = sum(bool(row["flips_at"]) for row in tested)
-    return f"At half or double the margin, {flips} of the {len(tested)} verdicts that rest on one would change."
+    half, double = (sum(factor in row["flips_at"] for row in tested) for factor in (0.5, 2.0))
+    either = sum(bool(row["flips_at"]) for row in tested)
+    rest = f"{half} would change at half of it and {double} at double it: {either} in all."
+    return f"Of the {len(tested)} verdicts that rest on a margin, {rest}"
 
 
 def _has_margin(effect: dict[str, Any]) -> bool:

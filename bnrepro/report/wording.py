@@ -30,8 +30,6 @@ MEANINGS = {
     Verdict.too_short: "what the networks were to reach before they are compared, they did not reach",
 }
 COLUMNS = ("claim", "what it says", "what the source reports", "what was found here", "kind", "q", "verdict")
-FULL_SIZE = ("exact", "paper")
-"""Scales at which a verdict is one on the source itself."""
 Q = (
     "q: the false discovery rate at which the claim, by its deciding effect, would be among the discoveries of all "
     "empirical claims together (Benjamini and Hochberg)"
@@ -80,10 +78,11 @@ def brief(row: Row) -> str:
 
 
 def counted(claims: Rows) -> str:
-    """How many have which verdict, at the source's scale and at others."""
+    """How many have which verdict: where nothing is random, at the source's scale and at others."""
     parts = []
-    for full, name in ((True, "exact or full scale"), (False, "reduced or toy")):
-        mine = [row for row in claims if (row["scale"] in FULL_SIZE) is full]
+    sizes_by_name = {"exact": ("exact",), "at the source's scale": ("paper",), "reduced or toy": ("reduced", "toy")}
+    for name, sizes in sizes_by_name.items():
+        mine = [row for row in claims if row["scale"] in sizes]
         counts = Counter(row["verdict"] for row in mine)
         if mine:
             parts.append(
@@ -102,7 +101,7 @@ def p_of(row: Row) -> float | None:
     effect = row["effects"][row["deciding"]]
     seeds = [math.nan if value is None else value for value in effect["seeds"].values()]
     rule = Rule(effect["rule"], effect["bar"], effect["margin"], effect["ratio"])
-    if rule.name == "exact" or math.isnan(p := rule.p_values(seeds)[0]):
+    if rule.name == "exact" or math.isnan(p := rule.p_values(seeds, effect["unit"])[0]):
         return None
     level = (1 - effect["confidence"]) / (2 if rule.name == "equal" else 1)
     return min(1.0, p * ALPHA / level)

@@ -10,6 +10,8 @@ from bnrepro.stats.intervals import (
     holm,
     p_value,
     paired,
+    share_interval,
+    share_p_value,
     t_interval,
     t_quantile,
 )
@@ -30,6 +32,8 @@ __all__ = [
     "p_value",
     "paired",
     "planned",
+    "share_interval",
+    "share_p_value",
     "t_interval",
     "t_quantile",
 ]

@@ -95,6 +95,31 @@ def p_value(differences: Sequence[float], alternative: Alternative = "two-sided"
     return _t_below(-t if alternative == "greater" else t, n - 1)
 
 
+def share_interval(count: int, n: int, confidence: float = 0.95) -> Interval:
+    """Clopper and Pearson's exact interval of a share, ``count`` of ``n``, both between 0 and 1."""
+    from scipy.special import betaincinv
+
+    if n == 0:
+        return Interval(math.nan, math.nan, math.nan, 0)
+    tail = (1 - confidence) / 2
+    low = float(betaincinv(count, n - count + 1, tail)) if count else 0.0
+    high = float(betaincinv(count + 1, n - count, 1 - tail)) if count < n else 1.0
+    return Interval(count / n, low, high, n)
+
+
+def share_p_value(count: int, n: int, share: float, alternative: Literal["greater", "less"]) -> float:
+    """The exact binomial test: how likely so many of ``n``, or more, would be if the share were ``share`` or less.
+
+    ``less``: so many or fewer, if it were ``share`` or more.
+    """
+    from scipy.special import betainc
+
+    share = min(max(share, 0.0), 1.0)
+    if alternative == "greater":
+        return float(betainc(count, n - count + 1, share)) if count else 1.0
+    return 1 - float(betainc(count + 1, n - count, share)) if count < n else 1.0
+
+
 def equivalence(differences: Sequence[float], margin: float, alpha: float = 0.05) -> Equivalence:
     """Schuirmann's two one-sided tests (TOST) of whether a mean difference lies inside ±``margin``.
 

@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.stats import binomtest
 
 from bnrepro.claims import Evidence, Values, equal, exact, greater, less, not_lower, not_testable
-from bnrepro.claims.evidence import Effect, Rule, State, Verdict, flips_at, judge
+from bnrepro.claims.evidence import SHARE, Effect, Rule, State, Verdict, flips_at, judge
 from bnrepro.claims.words import MOST_SEEDS, answer, finding, needed
 
 ORDER = [Verdict.not_reproduced, Verdict.inconclusive, Verdict.partly, Verdict.reproduced]
@@ -234,6 +235,23 @@ def test_a_ratios_effect_is_its_geometric_mean() -> None:
     (effect,) = greater(by_seed([1.0, 4.0]), "x", "times", ratio=True).effects
     assert effect.interval.mean == pytest.approx(2.0)
     assert effect.interval.low * effect.interval.high == pytest.approx(4.0)
+
+
+@pytest.mark.parametrize(("has", "seeds"), [(0, 5), (5, 5), (0, 6), (6, 6), (3, 6), (9, 10)])
+def test_a_share_of_seeds_is_tested_and_shown_as_binomial(has: int, seeds: int) -> None:
+    values = by_seed([100.0] * has + [0.0] * (seeds - has))
+    (effect,) = greater(values, "x", SHARE, bar=50.0).effects
+    tests = [binomtest(has, seeds, 0.5, alternative=side).pvalue for side in ("greater", "less")]
+    assert effect.p_values == pytest.approx([min(1, 2 * p) for p in tests])
+    assert less(values, "x", SHARE, bar=50.0).effects[0].p_values == pytest.approx(effect.p_values[::-1])
+    exact = binomtest(has, seeds).proportion_ci(0.95)
+    ends = (effect.interval.mean, effect.interval.low, effect.interval.high)
+    assert ends == pytest.approx((100 * has / seeds, 100 * exact.low, 100 * exact.high))
+    assert judge(greater(values, "x", SHARE, bar=50.0)).verdict is {
+        (0, 6): Verdict.not_reproduced,
+        (6, 6): Verdict.reproduced,
+        (9, 10): Verdict.reproduced,
+    }.get((has, seeds), Verdict.inconclusive)  # none or all of five are not yet enough
 
 
 def test_sensitivity_to_the_margin() -> None:

@@ -98,7 +98,8 @@ def test_so_do_those_on_equality(values: list[float], margin: float, verdict: Ve
 def test_found_says_mean_interval_unit_n_and_what_it_was_held_against() -> None:
     assert said(greater(by_seed(CLEAR), "accuracy, A minus B", "points", margin=0.5)) == (
         "Yes: accuracy, A minus B: 1.00 [0.75, 1.25] points (n=3, bar 0, margin 0.5).",
-        "Accuracy, A minus B: 1.00 [0.75, 1.25] (points, 95% interval, n=3; must be above 0, and matters from 0.5).",
+        "Accuracy, A minus B: 1.00 [0.75, 1.25] (points, 95% interval, n=3; "
+        "must be above 0, and not wholly below 0.5).",
     )
     assert said(equal(by_seed(CLEAR), "A minus B", "points", margin=2.0)) == (
         "Yes: A minus B: 1.00 [0.83, 1.17] points (n=3, 90%, margin 2).",
@@ -114,3 +115,13 @@ def test_found_says_mean_interval_unit_n_and_what_it_was_held_against() -> None:
         "Largest error: 1e-12 (exact; must be at most 1e-10).",
     )
     assert said(not_testable("no ImageNet here.")) == ("No ImageNet here.", "no ImageNet here.")
+
+
+def test_found_says_what_is_open_by_holms_correction_alone() -> None:
+    """Alone it would hold; among three conditions it does not."""
+    nearly, none = by_seed([0.0, 0.4, 0.8, 0.3, 0.7]), by_seed([-1.0, 1.0, -1.0, 1.0, 0.0])
+    alone, among = (greater(given, "x", "points") for given in (nearly, {"a": nearly, "b": none, "c": none}))
+    assert 0.05 / 3 < among.effects[0].p_values[0] < 0.05
+    assert [str(state) for state in judge(among).states] == ["open"] * 3
+    assert finding(among, judge(among)).count("(open by Holm's correction)") == 1
+    assert "Holm" not in finding(alone, judge(alone))

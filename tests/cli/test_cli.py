@@ -419,6 +419,7 @@ def test_show_tells_how_a_verdict_was_made(call: Call) -> None:
     )
     near = "Error: There is no run and no experiment 'zuh2025'. Did you mean zhu2025?\n"
     assert call("show", "zuh2025/Z2").err == near
+    assert "no experiment 'nosuch'. The experiments are conv_batchnorm, " in call("show", "nosuch/X1").err
     assert call("show", "convbn/seed0").err == "Error: convbn/seed0 does not exist. `bnrepro runs` lists the runs.\n"
 
 

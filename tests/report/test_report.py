@@ -237,7 +237,7 @@ def test_forest_plot_has_a_line_for_each_effect_that_is_random(results: Path) ->
 
 def test_page_says_what_was_found_and_how(page: str) -> None:
     text = Reader(page).text
-    counts = "exact or full scale: 1 reproduced; "
+    counts = "exact: 1 reproduced; "
     counts += "reduced or toy: 1 reproduced, 1 inconclusive, 2 not testable here"
     assert "5 claims about batch normalization from 1 source" in text
     assert f"E{counts[1:]}." in text
@@ -246,7 +246,7 @@ def test_page_says_what_was_found_and_how(page: str) -> None:
     assert "<code>code</code>" in page
     assert "Yes: test accuracy, BN minus none." in text
     assert "1.00 [0.75, 1.25] percentage points" in text
-    assert "(percentage points, 95% interval, n=3; must be above 0, and matters from 0.001)." in text
+    assert "(percentage points, 95% interval, n=3; must be above 0, and not wholly below 0.001)." in text
     assert "Open: the curve's first value" in text
     assert "No ImageNet here." in text
     assert {"made_up-Z1", "made_up-Z2", "made_up-Z3", "made_up"} <= set(Reader(page).ids)
@@ -286,7 +286,7 @@ def test_details_say_all_that_is_known_of_a_claim(page: str, results: Path) -> N
     assert first["Judged in"].startswith("made_up.py, ")
     assert first["Made again by"] == "bnrepro reproduce made_up --preset smoke"
     assert first["Why this verdict"].startswith(
-        "An effect must be above 0, and matters from 0.001 percentage points, by"
+        "An effect must be above 0, and not wholly below 0.001 percentage points, by"
     )
     assert first["Why this verdict"].endswith("decides: 1.00 [0.75, 1.25] percentage points, which holds.")
     assert first["What would change it"] == "Half or double the margin would not."
@@ -316,7 +316,7 @@ def test_verdicts_are_counted_by_kind_and_scale(results: Path, page: str) -> Non
     text = (results / "REPORT.md").read_text(encoding="utf-8")
     assert f"| kind | scale | {' | '.join(verdicts)} |" in text
     assert "| empirical | toy | 1 | 0 | 0 | 0 | 2 | 0 |" in text
-    sentence = "At half or double the margin, 1 of the 2 verdicts that rest on one would change."
+    sentence = "Of the 2 verdicts that rest on a margin, 0 would change at half of it and 1 at double it: 1 in all."
     assert found.sensitive() == sentence
     assert sentence in text
     assert sentence in Reader(page).text
@@ -342,7 +342,7 @@ def test_verdicts_that_rest_on_a_margin_are_counted_by_all_their_effects(tmp_pat
     conclude(paper, RECORDS, tmp_path)
     rows = {row["id"].split("/")[1]: row for row in report.gather(tmp_path).claims}
     assert {name for name, row in rows.items() if row["flips_at"]} == {"a bar that is a margin"}
-    sentence = "At half or double the margin, 1 of the 2 verdicts that rest on one would change."
+    sentence = "Of the 2 verdicts that rest on a margin, 1 would change at half of it and 0 at double it: 1 in all."
     assert report.gather(tmp_path).sensitive() == sentence
 
 

@@ -17,6 +17,8 @@ from bnrepro.stats import (
     holm,
     p_value,
     paired,
+    share_interval,
+    share_p_value,
     t_interval,
 )
 
@@ -128,3 +130,19 @@ def test_false_discovery_rates_are_benjamini_and_hochbergs() -> None:
     assert [name for name in named if q[name] <= 0.05] == ["0", "1", "2", "3"]
     assert [q[name] for name in named] == pytest.approx(list(scipy_stats.false_discovery_control(p)))
     assert false_discovery_rates({}) == {}
+
+
+@pytest.mark.parametrize(("count", "n"), [(0, 1), (0, 5), (5, 5), (3, 7), (39, 40)])
+def test_shares_are_clopper_and_pearsons(count: int, n: int) -> None:
+    theirs = scipy_stats.binomtest(count, n).proportion_ci(0.9)
+    found = share_interval(count, n, 0.9)
+    assert (found.mean, found.n) == (count / n, n)
+    assert (found.low, found.high) == pytest.approx((theirs.low, theirs.high))
+    for share in (0.0, 0.3, 0.5, 1.0):
+        more, fewer = (scipy_stats.binomtest(count, n, share, alternative=side).pvalue for side in ("greater", "less"))
+        assert share_p_value(count, n, share, "greater") == pytest.approx(more)
+        assert share_p_value(count, n, share, "less") == pytest.approx(fewer)
+
+
+def test_a_share_of_nothing_has_no_interval() -> None:
+    assert math.isnan(share_interval(0, 0).mean)

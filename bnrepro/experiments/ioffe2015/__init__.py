@@ -32,7 +32,7 @@ from pydantic import BaseModel
 
 from bnrepro.claims import Design, Evidence, Paper, Preset, Results, Values
 from bnrepro.claims.design import Factors, Probe
-from bnrepro.claims.evidence import exact, greater, less, not_lower, not_testable
+from bnrepro.claims.evidence import SHARE, exact, greater, less, not_lower, not_testable
 from bnrepro.claims.gates import Gate, reaches, stays_below
 from bnrepro.config import load_config
 from bnrepro.config.schema import Config
@@ -45,7 +45,6 @@ VGG = "8,000 steps of a quarter-width VGG on CIFAR-10, for Inception on ImageNet
 DIGITS = "a LeNet on 4,500 digits of MNIST, for Inception on ImageNet"
 TEST = "points of test accuracy"
 ABOVE = "points above chance"
-SEEDS = "% of seeds"
 RATE = "as learning rate"
 
 
@@ -414,13 +413,13 @@ def high_rates_need_it(r: Results, s: Settings) -> Evidence:
     """
     points, estimand = shown.race(r, "test_accuracy", CHANCE) - CHANCE, "networks at higher rates"
     infinite = shown.race(r, "diverged", 0.0).at(arm="no BN, x5").map(lambda step: 100.0 * (step > 0))
-    evidence = greater(infinite, estimand, SEEDS, bar=50.0, condition="infinite at x5 without BN")
+    evidence = greater(infinite, estimand, SHARE, bar=50.0, condition="infinite at x5 without BN")
     learned = {f"accuracy at {by} with BN": points.at(arm=f"BN-{by}") for by in ("x5", "x30")}
     evidence &= greater(learned, estimand, ABOVE, bar=s.chance_points)
     lost = points.map(lambda above: 100.0 * (above < s.chance_points))
     others = {f"infinite or at chance at {by} without BN": total(lost.at(arm=f"no BN, {by}")) for by in ("x5", "x30")}
     rates = {f"largest at which all train on digits, {label(v)}": shown.largest_rate(r, s, v) for v in s.rates.variants}
-    return evidence.showing(others, SEEDS).showing(rates, RATE)
+    return evidence.showing(others, SHARE).showing(rates, RATE)
 
 
 @higher_rates("I10.2", reported="at most 1/1000 without, 69.8% with batch normalization (ImageNet)")
