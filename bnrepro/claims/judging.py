@@ -13,6 +13,7 @@ from bnrepro.claims.gates import Gate
 from bnrepro.claims.paper import Claim, Paper, Preset, Shown
 from bnrepro.claims.records import Records
 from bnrepro.claims.results import OF_RUNS, Results, Row
+from bnrepro.config import user_files
 from bnrepro.errors import known_are
 from bnrepro.runs.tables import plain
 from bnrepro.stats import Interval, Look, planned
@@ -123,15 +124,15 @@ class Judged:
 
 def judged(paper: Paper[Any], results: Results, settings: Preset) -> list[Judged]:
     """Each of the paper's claims with its verdict."""
-    found = []
+    found, absent = [], _absent(paper, results, settings)
     for claim in paper.claims:
         with paper.told(f"claim {claim.id}"):
             with missed() as levels:
-                found.append(_judged(claim, results, settings))
+                found.append(_judged(claim, results, settings, _needed(paper, claim, settings, absent)))
             # The package's own are held to their records by tests.
             nothing = found[-1].unmeasured or found[-1].is_gate_unknown
             wrong = mistake(levels, results) if paper.file and nothing else None
-            if wrong and _is_whole(paper, results, settings):
+            if wrong and not absent:
                 raise ValueError(wrong)
     return found
 
@@ -152,20 +153,32 @@ def mistake(levels: list[tuple[str, Any]], results: Results) -> str | None:
     return None
 
 
-def _is_whole(paper: Paper[Any], results: Results, settings: Preset) -> bool:
-    """Whether there is something of every arm and measurement of the design, and not of a part that was asked for."""
+def _absent(paper: Paper[Any], results: Results, settings: Preset) -> list[Arm | Probe]:
+    """An arm or measurement of each condition of the design of which there is no record, of any seed."""
+    absent: list[Arm | Probe] = []
+    try:
+        design = paper.designed(settings)
+    except user_files.FAILS:  # records outlive what made them
+        return absent
+    for every, rows in ((design.arms, results.runs), (design.probes, results.measurements)):
+        conditions = {(each.part, *each.factors.items()): each for each in every}
+        for names in {tuple(each.factors) for each in every}:
+            there = {(row["part"], *((name, row.get(name)) for name in names)) for row in rows}
+            mine = ((place, each) for place, each in conditions.items() if tuple(each.factors) == names)
+            absent += [each for place, each in mine if place not in there]
+    return absent
 
-    def there(each: Arm | Probe, rows: list[Row]) -> bool:
-        wanted = {"part": each.part, **each.factors}
-        return any(all(row.get(key) == level for key, level in wanted.items()) for row in rows)
 
-    design = paper.designed(settings)
-    return all(there(arm, results.runs) for arm in design.arms) and all(
-        there(probe, results.measurements) for probe in design.probes
-    )
+def _needed(paper: Paper[Any], claim: Claim, settings: Preset, absent: list[Arm | Probe]) -> list[Arm | Probe]:
+    """Those of ``absent`` that ``claim`` reads."""
+    from bnrepro.claims.tracing import fits, questions
+
+    if not absent or (asked := questions(paper, claim, settings)) is None:
+        return absent
+    return [each for each in absent if fits(each, asked)]
 
 
-def _judged(claim: Claim, results: Results, settings: Preset) -> Judged:
+def _judged(claim: Claim, results: Results, settings: Preset, absent: list[Arm | Probe]) -> Judged:
     """The claim at the first look that leaves nothing open; otherwise at the last one that its seeds reach.
 
     Further seeds change nothing where a look has decided, so that it does not matter how many there are. Presets other
@@ -173,7 +186,11 @@ def _judged(claim: Claim, results: Results, settings: Preset) -> Judged:
     """
     if settings.scale and claim.scale != "exact":
         claim = replace(claim, scale=settings.scale, scale_note=settings.scale_note)
-    evidence = claim.rests_on(results, settings)
+
+    def of(part: Results) -> Evidence:
+        return _with_absent(claim.rests_on(part, settings), absent)
+
+    evidence = of(results)
     if claim.withdrawn:
         return Judged(claim, _aside(evidence, f"under revision: {claim.withdrawn}"), Judgement(Verdict.not_testable))
     if not (settings.looks and results.preset == "full" and evidence.random):
@@ -181,13 +198,23 @@ def _judged(claim: Claim, results: Results, settings: Preset) -> Judged:
     found = None
     for look in planned(settings.looks):
         part = results.first(look.seeds)
-        at = claim.rests_on(part, settings)
+        at = of(part)
         if any(len(effect.seeds) != look.seeds for effect in at.random):
             break
         found = _weighed(claim, at.tested_at(look.level), part, settings, look)
         if found.decided:
             break
     return found or _before(planned(settings.looks)[0], claim, evidence)
+
+
+def _with_absent(evidence: Evidence, absent: list[Arm | Probe]) -> Evidence:
+    """With what was not run as conditions of their own, which stay open: the others alone would not be the claim."""
+    if not any(effect.seeds for effect in evidence.effects):
+        return evidence
+    names = (", ".join([each.part, *(f"{key} {level}" for key, level in each.factors.items())]) for each in absent)
+    first = evidence.effects[0]
+    more = [replace(first, condition=name, seeds={}, label="") for name in names]
+    return replace(evidence, effects=(*evidence.effects, *more))
 
 
 def _weighed(claim: Claim, evidence: Evidence, results: Results, settings: Preset, look: Look | None = None) -> Judged:

@@ -56,7 +56,7 @@ class Target:
         """The seeds of the next look at ``claim``; None where there is none, or none that is worth it."""
         one = self.found.get(claim.id)
         if one is None:
-            return self.looks[0]
+            return self.looks[0] if self.looks[0] <= most else None
         if claim.id in self.stuck or one.decided or one.look is None:
             return None
         seen = one.look.seeds if one.look.number else 0

@@ -104,12 +104,14 @@ def read_by(design: Design, asked: list[Question] | None) -> Design:
     if asked is None:
         return design
     found = Design(design.seeds)
-    found.arms = [arm for arm in design.arms if _fits(arm, False, asked)]
-    found.probes = [probe for probe in design.probes if _fits(probe, True, asked)]
+    found.arms = [arm for arm in design.arms if fits(arm, asked)]
+    found.probes = [probe for probe in design.probes if fits(probe, asked)]
     return found
 
 
-def _fits(each: Arm | Probe, measured: bool, asked: list[Question]) -> bool:
+def fits(each: Arm | Probe, asked: list[Question]) -> bool:
+    """Whether one of the questions asks for its rows."""
+    measured = isinstance(each, Probe)
     return any(question.measured is measured and question.fits(each.part, each.factors) for question in asked)
 
 

@@ -88,7 +88,7 @@ def left_open(target: Target, most: int, jobs: int) -> list[str]:
     from bnrepro.claims.sequential import steps
 
     ahead = {claim.id: step for step in steps(target, most) for claim in step.claims}
-    return [_open(target, claim, ahead.get(claim.id), jobs) for claim in target.claims if _is_open(target, claim)]
+    return [_open(target, claim, ahead.get(claim.id), most, jobs) for claim in target.claims if _is_open(target, claim)]
 
 
 def _is_open(target: Target, claim: Claim) -> bool:
@@ -96,19 +96,21 @@ def _is_open(target: Target, claim: Claim) -> bool:
     return one is None or not one.decided
 
 
-def _open(target: Target, claim: Claim, step: Step | None, jobs: int) -> str:
+def _open(target: Target, claim: Claim, step: Step | None, most: int, jobs: int) -> str:
     from bnrepro.cli.planning import time_of
 
     one = target.found.get(claim.id)
     name = f"{target.paper.name}/{claim.id}"
+    later = target.next(claim, target.looks[-1]) if step is None else None
+    beyond = f"; its look at {later} seeds is beyond --max-seeds={most}" if later else ""
     if one is None:
-        return f"{name} was not looked at."
+        return f"{name} was not looked at{beyond}."
     seeds = one.look.seeds if one.look else target.settings.seeds
     text = f"{name} is open after {seeds} of {target.looks[-1]} seeds"
     text += f"; about {one.needed:,} would decide it" if one.needed else ""
     if claim.id in target.stuck:
         return f"{text}; its next look cannot be reached, since a run failed or gave no value."
-    return f"{text}; the look at {step.seeds} takes {time_of(step.estimate, jobs)}." if step else f"{text}."
+    return f"{text}; the look at {step.seeds} takes {time_of(step.estimate, jobs)}." if step else f"{text}{beyond}."
 
 
 @dataclass
@@ -248,6 +250,9 @@ class Work:
                     say(announced(step, jobs))
                     claims = [claim.id for claim in step.claims]
                     self.found.append({"paper": target.paper.name, "claims": claims, "seeds": step.seeds})
+                if not steps(target, most):
+                    for text in left_open(target, most, jobs):
+                        say(text)
         else:
 
             def make(step: Step) -> tuple[list[Judged], list[str]] | None:

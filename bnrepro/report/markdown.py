@@ -27,6 +27,7 @@ from bnrepro.report.wording import (
     number_of,
     q_of,
     size,
+    up,
 )
 
 
@@ -41,7 +42,8 @@ def markdown(report: Report, out: Path) -> str:
         for each in answers(report.claims):
             behind = [*(row["id"] for row in each.rows), *each.awaited]
             ids = ", ".join(escaped(id) + (" (claims the opposite)" if id in each.against else "") for id in behind)
-            lines.append(f"* **{escaped(each.question)}** {escaped(f'{each.short}: {each.text}')} ({ids})")
+            said = f"{each.short}: {each.text}" + "".join(f" {up(note)}." for note in each.notes)
+            lines.append(f"* **{escaped(each.question)}** {escaped(said)} ({ids})")
         lines.append("")
     lines += [f"* [{escaped(s.title)}](#{s.name}){escaped(_counts(s))}" for s in report.sections] + [""]
     if judged:

@@ -10,7 +10,19 @@ from typing import Any
 import numpy as np
 import pytest
 
-from bnrepro.claims import Evidence, Gate, Results, Values, equal, exact, greater, not_lower, reaches, stays_below
+from bnrepro.claims import (
+    Design,
+    Evidence,
+    Gate,
+    Results,
+    Values,
+    equal,
+    exact,
+    greater,
+    not_lower,
+    reaches,
+    stays_below,
+)
 from bnrepro.claims.evidence import State, Verdict
 from bnrepro.claims.judging import Judged, judged
 from bnrepro.stats import planned
@@ -36,7 +48,8 @@ def judged_by(make: Make, found: Results, settings: Settings = SETTINGS, **claim
     def evidence(r: Results, s: Settings) -> Evidence:
         return make(r.measured("x", part="main"))
 
-    (only,) = judged(varied(claims=[replace(made_up.paper.claims[0], evidence=evidence, **claim)]), found, settings)
+    claims = [replace(made_up.paper.claims[0], evidence=evidence, **claim)]
+    (only,) = judged(varied(lambda s: Design(s.seeds), claims), found, settings)
     return only
 
 
@@ -46,6 +59,27 @@ def above(values: Values) -> Evidence:
 
 def within(values: Values) -> Evidence:
     return equal(values, "x", "points", margin=1.0)
+
+
+def test_a_condition_of_which_there_is_no_record_stays_open() -> None:
+    """Without it the others would be taken for the whole claim."""
+
+    def of(*cells: int) -> Judged:
+        def design(s: Settings) -> Design:
+            made = Design(s.seeds)
+            for cell in cells:
+                made.measure("main", {"cell": cell}, made_up.curve, points=[1.0])
+            made.measure("not read", {"cell": 0}, made_up.curve, points=[1.0])
+            return made
+
+        claim = replace(made_up.paper.claims[0], evidence=lambda r, s: above(r.measured("x", part="main")), gate=None)
+        (only,) = judged(varied(design, [claim]), results([3.0, 3.1, 3.2], [3.2, 3.0, 3.1]), Settings())
+        return only
+
+    assert of(0, 1).verdict is Verdict.reproduced
+    without = of(0, 1, 2)
+    assert without.verdict is Verdict.partly
+    assert (without.unmeasured, without.judgement.states[-1]) == (["main, cell 2"], State.open)
 
 
 def test_levels_of_the_looks_add_up() -> None:

@@ -19,6 +19,7 @@ import pytest
 from matplotlib.figure import Figure
 
 from bnrepro.claims import (
+    Design,
     Evidence,
     Gate,
     Paper,
@@ -425,7 +426,7 @@ def test_report_shows_gates_and_looks(tmp_path: Path) -> None:
     records = replace(RECORDS, preset="full", settings=looks)
     claims = [replace(made_up.paper.claims[0], id=id, gate=of) for id, of in (("A", None), ("B", gate))]
     save(records, tmp_path / "made_up")
-    conclude(varied(claims=claims), records, tmp_path / "made_up")
+    conclude(varied(lambda s: Design(s.seeds), claims), records, tmp_path / "made_up")
     page = Reader(report.write(tmp_path)[2].read_text("utf-8")).text
     assert "Look" in page
     assert "look 1 of 2, with 3 seeds" in page

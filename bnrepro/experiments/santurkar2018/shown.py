@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import product
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -90,7 +91,7 @@ def training(r: Results, s: Settings) -> Figure | None:
 
 def noisy(r: Results, s: Settings) -> Figure | None:
     """As the paper's Figure 2: BN followed by noise whose distribution changes at each step, and the same noise without
-    BN, at learning rate {s.rate:g}. There is no noise at validation.
+    BN, at learning rate {s.rate:g}; thin lines are seeds. There is no noise at validation.
     """
     if not r.curves:
         return None
@@ -130,11 +131,12 @@ def distributions(r: Results, s: Settings) -> Figure | None:
 
 def covariate_shift(r: Results, s: Settings) -> Figure | None:
     """As the paper's Figure 3: a layer's gradient before and after all earlier layers have made their step, on the same
-    batch, at learning rates {s.rate:g} and {s.slow:g}. Above: the cosine of the two. Below: the norm of their
-    difference; means are geometric. Wide bands may leave the axes.
+    batch, in the VGG at learning rate {s.rate:g} and in deep linear networks at the rates named. Above: the cosine of
+    the two. Below: the norm of their difference; means are geometric. Wide bands may leave the axes.
     """
     cells = [("landscape", s.rate, layer, f"VGG, layer {layer}") for layer in s.landscape.layers]
-    cells += [("deep_linear", s.slow, layer, f"deep linear, layer {layer}") for layer in s.deep_linear.layers]
+    for (rate, _), layer in product(s.deep_linear_runs, s.deep_linear.layers):
+        cells.append(("deep_linear", rate, layer, f"deep linear,\n{rate:g}, layer {layer}"))
     figure, axes = panels(len(cells), 2, height=1.7, sharex="col")
     for (part, rate, layer, title), top, bottom in zip(cells, axes, axes[len(cells) :], strict=False):
         of = {"part": part, "rate": rate, "variant": BOTH}
@@ -143,10 +145,10 @@ def covariate_shift(r: Results, s: Settings) -> Figure | None:
             return None
         lines(top, cosine, "x", "variant", LOOKS, marks=False)
         top.set(ylim=(-1.05, 1.05), ylabel="cosine" if top is axes[0] else "")
-        top.set_title(title, fontsize=8)
+        top.set_title(title, fontsize=7)
         draw_log(bottom, r.measured(f"difference_{layer}", **of), *BOTH)
         bottom.set(xlabel="step", ylabel="norm of difference" if top is axes[0] else "")
-        bottom.xaxis.set_major_locator(MaxNLocator(3))
+        bottom.xaxis.set_major_locator(MaxNLocator(2))
     legend(figure, of=axes[0])
     return figure
 
@@ -214,8 +216,8 @@ def draw_accuracies(axes: Axes, r: Results, split: str, rate: float, *variants: 
     steps = [step for step in found.levels("step") if step <= until]
     if len(steps) > 2 and steps[-1] - steps[-2] < steps[1] - steps[0]:
         steps.pop()  # the end: training accuracy over the few batches since the point before
-    lines(axes, found.at(step=steps, variant=variants), "step", "variant", LOOKS, marks=False)
-    axes.set(xlabel="step", ylabel=f"{'training' if split == 'train' else 'validation'} accuracy, %", ylim=(0, 100))
+    lines(axes, found.at(step=steps, variant=variants), "step", "variant", LOOKS, marks=False, seeds=True)
+    axes.set(xlabel="step", ylabel=f"{'training' if split == 'train' else 'validation'} accuracy, %", ylim=(0, 102))
 
 
 def draw_ridges(axes: Axes, r: Results, variant: str, layer: int) -> None:
