@@ -2,12 +2,15 @@
 
     python scripts/check_evidence.py [RESULTS]
 
-For every claim: each effect's mean and interval from its seeds' values, the p values, Holm's correction, the state of
-each effect, the verdict, the deciding effect, the margins at which the verdict flips, and, where a design has looks,
-its levels and that no earlier look had decided. Then each effect's values are looked for in the experiment's CSV files:
-as a recorded quantity or its mean, or as a difference or ratio of two of the same part that agrees for every seed. What
-is neither (a part of a curve, a fit, a truth) rests on the values that are stored with the claim, and is counted.
---verbose says where each was found. Ends with 1 on any difference.
+For every claim: that its rules, bars, margins, scale and gate are those of its registered design; each effect's mean
+and interval from its seeds' values, the p values, Holm's correction, the state of each effect, the verdict, the
+deciding effect, the margins at which the verdict flips, and, where a design has looks, its levels and that no earlier
+look had decided. Then each effect's values are computed anew from the experiment's CSV files: by its recipe
+(recipes.py); or else they are looked for as a recorded quantity or its mean, or as a difference or ratio of two of the
+same part that agrees for every seed. RESULTS/origins.json holds where each was found, for a reader to judge: arms that
+change places, or values that are found no more, are a difference. What is in no file (a part of a curve, a fit, a
+truth) rests on the values that are stored with the claim, and is counted. --write writes origins.json; --verbose
+prints it. Ends with 1 on any difference.
 """
 
 from __future__ import annotations
@@ -21,9 +24,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import yaml
+from recipes import RECIPES, Experiment
 from scipy import stats
 
 ALPHA = 0.05
+REGISTERED = Path(__file__).parent.parent / "configs" / "registered"
 CLOSE = {"rel_tol": 1e-9, "abs_tol": 1e-12}
 RESULTS_OF_RUNS = ("test_accuracy", "test_loss", "val_accuracy", "val_loss", "train_accuracy", "train_loss")
 NO_FACTORS = {
@@ -153,6 +159,12 @@ def check(claim: Row, looks: list[int]) -> list[str]:
 
     effects, look, gate = claim["effects"], claim["look"], claim["gate"]
     level = ALPHA
+    if looks and not look and any(effect["rule"] != "exact" for effect in effects):
+        wrong.append(f"{claim['id']}: its design has looks, and it is judged without")
+    if gate and gate["value"] is not None:
+        side, _, bound = gate["needed"].rpartition(" ")
+        value, at = gate["value"], float(bound)
+        same("gate", gate["passed"], value >= at if side == "at least" else value <= at)
     if look:
         same("number of looks", look["of"], len(looks))
         level = levels(looks)[max(look["number"] - 1, 0)]
@@ -178,6 +190,8 @@ def check(claim: Row, looks: list[int]) -> list[str]:
     else:
         same("verdict", claim["verdict"], verdict)
         same("deciding effect", claim["deciding"], deciding(verdict, states, p))
+        for key in ("rule", "unit", "bar", "margin"):
+            same(key, claim[key], effects[claim["deciding"]][key])
         flips = [f for f in (0.5, 2.0) if judged(effects, level, f)[0] != verdict]
         same("flips_at", claim["flips_at"], flips if claim["kind"] != "identity" else [])
     same("states", [effect["state"] for effect in effects], states)
@@ -225,6 +239,32 @@ def at_looks(claim: Row, looks: list[int]) -> list[str]:
     if any(e["rule"] != "exact" and len(e["seeds"]) != seeds for e in claim["effects"]):
         wrong.append(f"{claim['id']}: an effect has not the {seeds} seeds of its look")
     return wrong
+
+
+def against_registration(claims: list[Row], file: Path) -> list[str]:
+    """What in the claims of a paper is not as its design was registered, if they are of that design."""
+    registered = yaml.safe_load(file.read_text(encoding="utf-8"))
+    known = {claim["id"]: claim for claim in registered["design"]["claims"]}
+    if {claim["design_hash"] for claim in claims} != {registered["hash"]}:
+        return []
+    mine = {claim["id"].rpartition("/")[2]: claim for claim in claims}
+    wrong = [f"{file.stem}/{id}: it is registered or judged, and not both" for id in known.keys() ^ mine.keys()]
+    for id, claim in mine.items():
+        design = known.get(id, claim)
+        for key in ("sentence", "kind", "scale", "scale_note"):
+            if claim[key] != design.get(key, ""):
+                wrong.append(f"{claim['id']}: its {key} is {claim[key]!r}, and was registered as {design.get(key)!r}")
+        rules, judged_by = ({_rule(effect) for effect in each.get("effects", ())} for each in (design, claim))
+        if rules and (other := {rule for rule in judged_by if rule != ("exact", None, None, False)} - rules):
+            wrong.append(f"{claim['id']}: a rule, bar or margin is not as registered: {sorted(map(str, other))}")
+        gate, gates = claim["gate"], design.get("gate") or ""
+        if (gate is None) != (not gates) or (gate and f"{gate['what']}: {gate['needed']}" not in gates):
+            wrong.append(f"{claim['id']}: its gate is not the registered one ({gates})")
+    return wrong
+
+
+def _rule(effect: Row) -> tuple[str, float | None, float | None, bool]:
+    return effect["rule"], effect.get("bar"), effect.get("margin"), effect.get("ratio", False)
 
 
 # --- the values themselves ----------------------------------------------------------------------------------------
@@ -283,7 +323,7 @@ def _origin(names: list[str], table: np.ndarray, values: np.ndarray, alone: bool
     for scale in (1.0, 100.0):
         for sign in (1.0, -1.0):
             if (hit := _row_like(table, sign * values / scale)) is not None:
-                return f"{names[hit]}"
+                return f"{'-' * (sign < 0)}{names[hit]}"
         if not alone and (pair := _difference(table, values / scale)):
             return f"{names[pair[0]]} minus {names[pair[1]]}"
     if alone:
@@ -294,7 +334,7 @@ def _origin(names: list[str], table: np.ndarray, values: np.ndarray, alone: bool
     for form in forms:
         for sign in (1.0, -1.0):
             if (hit := _row_like(logs, sign * form)) is not None:
-                return f"log of {names[hit]}"
+                return f"{'-' * (sign < 0)}log of {names[hit]}"
         if pair := _difference(logs, form):
             return f"{names[pair[0]]} over {names[pair[1]]}"
     return None
@@ -319,37 +359,76 @@ def _difference(table: np.ndarray, wanted: np.ndarray) -> tuple[int, int] | None
     return None
 
 
-def main(results: Path) -> int:
+def cooked(claim: Row, experiment: Experiment) -> list[str]:
+    """What the recipe of a claim finds otherwise."""
+    found, wrong = RECIPES[claim["id"]](experiment), []
+    conditions = {effect["condition"] for effect in claim["effects"]}
+    if conditions != found.keys() and claim["effects"]:
+        wrong.append(f"{claim['id']}: its conditions are {sorted(conditions)}, and its recipe has {sorted(found)}")
+    for effect in claim["effects"]:
+        values = found.get(effect["condition"], {})
+        for seed, value in effect["seeds"].items():
+            if value is None or not math.isclose(value, values.get(int(seed), math.nan), **CLOSE):
+                there = f"{value} of seed {seed}, and its recipe has {values.get(int(seed))}"
+                wrong.append(f"{claim['id']}: effect {effect['condition']!r} has {there}")
+                break
+    return wrong
+
+
+def main(results: Path, write: bool = False) -> int:
     """Check the claims in ``results``, and print what was found."""
     claims = json.loads((results / "claims.json").read_text(encoding="utf-8"))
     wrong: list[str] = []
+    origins: dict[str, str] = {}
     traced: Counter[str] = Counter()
     for paper in dict.fromkeys(claim["paper"] for claim in claims):
         mine = [claim for claim in claims if claim["paper"] == paper]
         folder = results / "experiments" / paper
         folder = folder if mine[0]["preset"] == "full" else folder / mine[0]["preset"]
         settings = json.loads((folder / "provenance.json").read_text(encoding="utf-8"))["settings"]
-        recorded = Recorded(folder)
+        recorded, experiment = Recorded(folder), Experiment(folder, settings)
+        registered = REGISTERED / f"{paper}.yaml"
+        if registered.is_file() and mine[0]["preset"] == "full":
+            wrong += against_registration(mine, registered)
         for claim in mine:
             wrong += check(claim, settings.get("looks") or [])
+            recipe = claim["id"] in RECIPES
+            wrong += cooked(claim, experiment) if recipe else []
             for effect in claim["effects"]:
                 kind = "exact" if effect["rule"] == "exact" else "random"
-                origin = recorded.origin(effect)
+                origin = "its recipe" if recipe else recorded.origin(effect)
                 traced[f"{kind}, {'CSV' if origin else 'stored'}"] += 1
-                if "--verbose" in sys.argv:
-                    print(f"{claim['id']} {effect['condition']}: {origin or 'from the stored values'}")
+                origins[f"{claim['id']} {effect['condition']}".strip()] = origin or "the stored values"
+    places = [each.name for each in (results / "experiments").iterdir() if (each / "claims.json").is_file()]
+    wrong += [f"{name}: it has results and no claim" for name in places if name not in {c["paper"] for c in claims}]
+    wrong += _kept(origins, results / "origins.json", write)
     for line in wrong:
         print(line, file=sys.stderr)
     random, exact = (traced[f"{kind}, CSV"] + traced[f"{kind}, stored"] for kind in ("random", "exact"))
     print(
-        f"{len(claims)} claims, {random + exact} effects: means, intervals, states, verdicts, deciding effects and "
-        f"flips recomputed, {len(wrong)} differences.\n"
+        f"{len(claims)} claims, {random + exact} effects: registered rules, means, intervals, states, verdicts, "
+        f"deciding effects and flips recomputed, {len(wrong)} differences.\n"
         f"Values of {traced['random, CSV']} of {random} effects over seeds, and of {traced['exact, CSV']} of {exact} "
-        "exact ones, were found in the CSV files; the others rest on the values stored with the claim."
+        "exact ones, were computed or found in the CSV files; the others rest on the values stored with the claim."
     )
     return 1 if wrong else 0
 
 
+def _kept(origins: dict[str, str], file: Path, write: bool) -> list[str]:
+    """Effects whose values come from elsewhere than ``file`` says, if it is there."""
+    if "--verbose" in sys.argv:
+        print("".join(f"{effect}: from {origin}\n" for effect, origin in origins.items()), end="")
+    if write:
+        file.write_text(json.dumps(origins, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    known = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else origins
+    return [
+        f"{effect}: its values come from {origins.get(effect)}, and {file.name} has {known.get(effect)}"
+        for effect in sorted(origins.keys() | known.keys())
+        if origins.get(effect) != known.get(effect)
+    ]
+
+
 if __name__ == "__main__":
     paths = [argument for argument in sys.argv[1:] if not argument.startswith("-")]
-    sys.exit(main(Path(paths[0]) if paths else Path(__file__).parent.parent / "results"))
+    home = Path(__file__).parent.parent / "results"
+    sys.exit(main(Path(paths[0]) if paths else home, write="--write" in sys.argv))

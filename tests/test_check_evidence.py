@@ -137,8 +137,16 @@ def later(row: Row) -> None:
     row["look"]["number"] = 2
 
 
+def without_looks(row: Row) -> None:
+    row["look"] = None
+
+
+def bar(row: Row) -> None:
+    row["bar"] = 1.0
+
+
 @pytest.mark.quick(3)
-@pytest.mark.parametrize("change", [verdict, interval, value, state, flips, margin, level, later])
+@pytest.mark.parametrize("change", [verdict, interval, value, state, flips, margin, level, later, without_looks, bar])
 def test_what_was_changed_is_found(change: Callable[[Row], None], script: Any, tmp_path: Path, capsys: Any) -> None:
     results = written(tmp_path, 12, looks=[3, 6, 12])
     rows = json.loads((results / "claims.json").read_text())
@@ -150,6 +158,75 @@ def test_what_was_changed_is_found(change: Callable[[Row], None], script: Any, t
     assert "0 differences" not in told.out
 
 
-def test_script_uses_none_of_the_packages_code() -> None:
-    text = (ROOT / "scripts" / "check_evidence.py").read_text(encoding="utf-8")
+def test_values_of_another_arm_are_found_though_all_numbers_agree(script: Any, tmp_path: Path, capsys: Any) -> None:
+    results = written(tmp_path, 12, looks=[3, 6, 12])
+    assert script.main(results, write=True) == 0
+    held = json.loads((results / "origins.json").read_text())
+    assert held["made_up/holds a"].startswith("a: ")
+    rows = json.loads((results / "claims.json").read_text())
+    by_id = {row["id"]: row for row in rows}
+    other = {**by_id["made_up/fails"], "id": "made_up/holds"}
+    other["effects"] = [effect | {"condition": "a"} for effect in other["effects"]]
+    (results / "claims.json").write_text(json.dumps([other if row["id"] == other["id"] else row for row in rows]))
+    assert script.main(results) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("made_up/holds a: its values come from c: ")
+
+
+def test_a_recipe_computes_the_values_anew(script: Any, tmp_path: Path, monkeypatch: Any, capsys: Any) -> None:
+    results = written(tmp_path, 5)
+
+    def right(e: Any) -> Any:
+        return {"a": e.values("x", part="a")}
+
+    monkeypatch.setattr(script, "RECIPES", {"made_up/holds": right})
+    assert script.main(results) == 0, capsys.readouterr().err
+    for wrong in (lambda e: {"a": e.values("x", part="b")}, lambda e: {}, lambda e: right(e) | {"b": {0: 1.0}}):
+        monkeypatch.setattr(script, "RECIPES", {"made_up/holds": wrong})
+        assert script.main(results) == 1
+        assert all(line.startswith("made_up/holds: ") for line in capsys.readouterr().err.splitlines())
+
+
+@pytest.mark.parametrize(
+    ("key", "changed", "told"),
+    [
+        ("effects", [{"rule": "greater", "bar": 0.0, "margin": 0.25}], "a rule, bar or margin is not as registered"),
+        ("scale", "paper", "its scale is 'toy', and was registered as 'paper'"),
+        ("gate", "x: at least 2", "its gate is not the registered one"),
+        ("id", "another", "it is registered or judged, and not both"),
+    ],
+)
+def test_claims_are_held_to_their_registration(
+    key: str, changed: Any, told: str, script: Any, tmp_path: Path, monkeypatch: Any, capsys: Any
+) -> None:
+    results = written(tmp_path, 5)
+    rows = json.loads((results / "claims.json").read_text())
+    claims = [
+        {k: row[k] for k in ("sentence", "kind", "scale", "scale_note", "effects")}
+        | {"id": row["id"].partition("/")[2]}
+        | ({"gate": f"{row['gate']['what']}: {row['gate']['needed']}"} if row["gate"] else {})
+        for row in rows
+    ]
+    monkeypatch.setattr(script, "REGISTERED", tmp_path)
+    registered = {"hash": rows[0]["design_hash"], "design": {"claims": claims}}
+    (tmp_path / "made_up.yaml").write_text(json.dumps(registered))
+    assert script.main(results) == 0, capsys.readouterr().err
+    claims[[row["id"] for row in rows].index("made_up/trained")][key] = changed
+    (tmp_path / "made_up.yaml").write_text(json.dumps(registered))
+    assert script.main(results) == 1
+    assert told in capsys.readouterr().err
+
+
+def test_a_gate_that_its_value_does_not_pass_is_found(script: Any, tmp_path: Path, capsys: Any) -> None:
+    results = written(tmp_path, 5)
+    rows = json.loads((results / "claims.json").read_text())
+    next(row for row in rows if row["id"] == "made_up/trained")["gate"]["value"] = 0.5
+    (results / "claims.json").write_text(json.dumps(rows))
+    assert script.main(results) == 1
+    assert "made_up/trained: gate is True, and comes out as False" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["check_evidence", "recipes"])
+def test_script_uses_none_of_the_packages_code(name: str) -> None:
+    text = (ROOT / "scripts" / f"{name}.py").read_text(encoding="utf-8")
     assert not re.search(r"^\s*(from|import) bnrepro", text, re.MULTILINE)

@@ -1,0 +1,367 @@
+"""What a claim's effects are computed from, written down anew for `check_evidence.py`: from CSV rows, in plain Python.
+
+A recipe returns, by condition, a number for each seed. It is there for claims of which an effect is more than a column
+of the records, a difference or a ratio: a mean over steps, a slope over layers, a first step at a level.
+"""
+
+from __future__ import annotations
+
+import csv
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+Row = dict[str, str]
+BySeed = dict[int, float]
+Path_ = dict[float, float]  # by step, layer or unit
+Effects = dict[str, BySeed]
+CHANCE = 10.0  # % of ten classes: what a network that diverged counts as
+
+
+class Experiment:
+    """The CSV files of an experiment, and its settings."""
+
+    def __init__(self, folder: Path, settings: dict[str, Any]) -> None:
+        self.settings = settings
+        self.files: dict[str, list[Row]] = {}
+        for name in ("runs", "curves", "measurements"):
+            with (folder / f"{name}.csv").open(newline="", encoding="utf-8") as stream:
+                self.files[name] = list(csv.DictReader(stream))
+
+    def rows(self, file: str, **factors: Any) -> list[Row]:
+        """The rows whose columns have these levels."""
+        return [row for row in self.files[file] if all(_is(row.get(key), level) for key, level in factors.items())]
+
+    def ends(self, column: str, **factors: Any) -> BySeed:
+        """A column of runs.csv in percent; that of chance where the run diverged."""
+        found = {}
+        for row in self.rows("runs", **factors):
+            if row["status"] in ("completed", "diverged"):
+                found[int(row["seed"])] = 100 * float(row[column]) if row["status"] == "completed" else CHANCE
+        return found
+
+    def paths(self, quantity: str, **factors: Any) -> dict[int, Path_]:
+        """A measured quantity by seed and x, which is nan where there is none."""
+        found: dict[int, Path_] = {}
+        for row in self.rows("measurements", quantity=quantity, **factors):
+            found.setdefault(int(row["seed"]), {})[float(row["x"] or math.nan)] = float(row["value"] or math.nan)
+        return found
+
+    def values(self, quantity: str, **factors: Any) -> BySeed:
+        """A measured quantity that has one value a seed."""
+        return {seed: next(iter(path.values())) for seed, path in self.paths(quantity, **factors).items()}
+
+    def curves(self, column: str, **factors: Any) -> dict[int, Path_]:
+        """A column of curves.csv in percent, by seed and step."""
+        found: dict[int, Path_] = {}
+        for row in self.rows("curves", **factors):
+            found.setdefault(int(row["seed"]), {})[float(row["step"])] = 100 * float(row[column])
+        return found
+
+
+def _is(there: str | None, level: Any) -> bool:
+    if isinstance(level, str) or not there:
+        return there == level
+    try:
+        return float(there) == level
+    except ValueError:
+        return False
+
+
+def minus(one: BySeed, other: BySeed) -> BySeed:
+    return {seed: value - other[seed] for seed, value in one.items() if seed in other}
+
+
+def log_ratio(one: float, other: float) -> float:
+    return math.log10(one / other) if one / other > 0 else math.nan
+
+
+# --- Ioffe & Szegedy ----------------------------------------------------------------------------------------------
+
+
+def steps_to_accuracies(e: Experiment) -> Effects:
+    """ioffe2015/I1.2: the first step at a test accuracy, without BN over with it."""
+    figure, found = e.settings["figure1"], {}
+    for level in figure["levels"]:
+        first: dict[str, BySeed] = {}
+        for variant in ("nobn", "bn"):
+            curves = e.paths("test_accuracy", part="figure1", variant=variant, rate=figure["rate"])
+            reached = {s: [step or 1.0 for step, accuracy in c.items() if accuracy >= level] for s, c in curves.items()}
+            first[variant] = {seed: min(steps, default=figure["steps"]) for seed, steps in reached.items()}
+        found[f"to {level:g}%"] = {seed: steps / first["bn"][seed] for seed, steps in first["nobn"].items()}
+    return found
+
+
+def drifts(e: Experiment) -> Effects:
+    """ioffe2015/I2: the mean over units of log2 of the drift of percentiles, without BN over with it."""
+    of: dict[str, Any] = {"part": "figure1", "rate": e.settings["figure1"]["rate"]}
+    found: Effects = {"absolute": {}, "relative to the width": {}}
+    drift, width = ({v: e.paths(q, **of, variant=v) for v in ("nobn", "bn")} for q in ("drift", "width"))
+    for seed, units in drift["nobn"].items():
+        for name in found:
+            logs = []
+            for unit in units:
+                each = [max(drift[v][seed][unit], 1e-12) for v in ("nobn", "bn")]
+                if name != "absolute":
+                    each = [d / max(width[v][seed][unit], 1e-12) for d, v in zip(each, ("nobn", "bn"), strict=True)]
+                logs.append(math.log2(each[0] / each[1]))
+            found[name][seed] = float(np.mean(logs))
+    return found
+
+
+def race(e: Experiment, arm: str) -> BySeed:
+    """Test accuracy of an arm of the race; chance where it has none."""
+    accuracy = e.values("test_accuracy", part="speed", arm=arm)
+    return {seed: accuracy.get(seed, CHANCE) for seed in e.values("rate", part="speed", arm=arm)}
+
+
+def higher_rates(e: Experiment) -> Effects:
+    """ioffe2015/I10: seeds that diverge at five times the rate, and accuracies above chance with BN."""
+    lost = e.values("diverged", part="speed", arm="no BN, x5")
+    asked = e.values("rate", part="speed", arm="no BN, x5")
+    found = {"infinite at x5 without BN": {seed: 100.0 * (lost.get(seed, 0.0) > 0) for seed in asked}}
+    for by in ("x5", "x30"):
+        found[f"accuracy at {by} with BN"] = {seed: a - CHANCE for seed, a in race(e, f"BN-{by}").items()}
+    return found
+
+
+def sigmoids(e: Experiment) -> Effects:
+    """ioffe2015/I10.2."""
+    without, with_bn = race(e, "no BN, sigmoid"), race(e, "BN-x5-Sigmoid")
+    above = {seed: accuracy - CHANCE for seed, accuracy in without.items()}
+    return {"without BN": above, "with BN at x5 minus without": minus(with_bn, without)}
+
+
+# --- Bjorck et al. ------------------------------------------------------------------------------------------------
+
+
+def largest_rates(e: Experiment) -> Effects:
+    """bjorck2018/B1.1: decades between the largest rates that train, with BN and without."""
+    found: Effects = {}
+    for network in e.settings["networks"]:
+        top: dict[str, BySeed] = {}
+        for variant in ("bn", "nobn"):
+            trained: dict[int, dict[float, bool]] = {}
+            for row in e.rows("runs", part="rates", network=network, variant=variant):
+                ok = row["status"] == "completed" and float(row["train_accuracy"]) >= e.settings["trains_accuracy"]
+                trained.setdefault(int(row["seed"]), {})[float(row["rate"])] = ok
+            top[variant] = {seed: _last_that_trains(by_rate) for seed, by_rate in trained.items()}
+        found[network] = {seed: math.log10(rate / top["nobn"][seed]) for seed, rate in top["bn"].items()}
+    return found
+
+
+def _last_that_trains(by_rate: dict[float, bool]) -> float:
+    rates = sorted(by_rate)
+    last = rates[0]
+    for place, rate in enumerate(rates):
+        if by_rate[rate]:
+            last = rate
+            if place + 1 == len(rates) or not by_rate[rates[place + 1]]:
+                break
+    return last
+
+
+def growths(networks: str, quantity: str, **of: str) -> Callable[[Experiment], Effects]:
+    """bjorck2018/B2.1 and B2.2: decades that the variance grows over the depth, without BN minus with it."""
+
+    def growth(path: Path_) -> float:
+        layers = [layer for layer, variance in path.items() if variance > 0]
+        logs = [math.log10(path[layer]) for layer in layers]
+        return float(np.polynomial.Polynomial.fit(layers, logs, 1).convert().coef[1]) * (max(layers) - min(layers))
+
+    def effects(e: Experiment) -> Effects:
+        found = {}
+        for network in e.settings[networks]:
+            both = []
+            for variant in ("nobn", "bn"):
+                where = dict(of, network=network) | ({"variant": variant} if "{" not in quantity else {})
+                paths = e.paths(quantity.format(variant), **where)
+                both.append({seed: growth(path) for seed, path in paths.items()})
+            found[network] = minus(*both)
+        return found
+
+    return effects
+
+
+# --- Santurkar et al. ---------------------------------------------------------------------------------------------
+
+
+def final_accuracies(e: Experiment) -> Effects:
+    """santurkar2018/S1."""
+    of = {rate: [e.ends("test_accuracy", part="curves", rate=rate, variant=v) for v in ("bn", "nobn")]
+          for rate in e.settings["rates"]}  # fmt: skip
+    return {f"rate {rate:g}": minus(*both) for rate, both in of.items()}
+
+
+def mean_accuracies(e: Experiment) -> Effects:
+    """santurkar2018/S1.2: training accuracy, averaged over the steps."""
+    found = {}
+    for rate in e.settings["rates"]:
+        both = []
+        for variant in ("bn", "nobn"):
+            curves = e.curves("train_accuracy", part="curves", rate=rate, variant=variant)
+            lost = {
+                int(r["seed"]) for r in e.rows("runs", part="curves", rate=rate, variant=variant, status="diverged")
+            }
+            means = {seed: float(np.mean(list(path.values()))) for seed, path in curves.items()}
+            both.append(means | dict.fromkeys(lost, CHANCE))
+        found[f"rate {rate:g}"] = minus(*both)
+    return found
+
+
+def noise_above_chance(e: Experiment) -> Effects:
+    """santurkar2018/S3.3."""
+    step, rate = e.settings["few_steps"], e.settings["rates"][0]
+    curves = e.curves("train_accuracy", part="curves", rate=rate, variant="noise")
+    return {"": {seed: path[step] - CHANCE for seed, path in curves.items() if step in path}}
+
+
+def late(e: Experiment, path: Path_) -> Path_:
+    return {x: value for x, value in path.items() if x >= e.settings["early_steps"] and math.isfinite(value)}
+
+
+def shifts(one: str) -> Callable[[Experiment], Effects]:
+    """santurkar2018/S2 and S3.4: log10 of how far distributions move, averaged late in training, over another's."""
+
+    def effects(e: Experiment) -> Effects:
+        means = []
+        for variant in (one, "nobn"):
+            paths = e.paths("shift", part="distributions", variant=variant)
+            means.append({seed: float(np.mean(list(late(e, path).values()))) for seed, path in paths.items()})
+        return {"": {seed: log_ratio(mean, means[1][seed]) for seed, mean in means[0].items() if seed in means[1]}}
+
+    return effects
+
+
+def log_ratios(e: Experiment, quantity: str, one: str, other: str, **of: Any) -> dict[int, Path_]:
+    """log10 of one variant's measure over another's, at each step at which it is finite."""
+    both = []
+    for variant in (one, other):
+        if quantity == "loss_range":
+            high, low = (e.paths(q, variant=variant, **of) for q in ("loss_high", "loss_low"))
+            both.append({s: {x: v - low[s][x] for x, v in path.items() if x in low[s]} for s, path in high.items()})
+        else:
+            both.append(e.paths(quantity, variant=variant, **of))
+    found: dict[int, Path_] = {}
+    for seed in both[0].keys() & both[1].keys():
+        first, second = both[0][seed], both[1][seed]
+        pairs = {x: (v, second[x]) for x, v in first.items() if x in second and v > 0 < second[x]}
+        logs = {x: math.log10(a / b) for x, (a, b) in pairs.items() if math.isfinite(a / b) and a / b > 0}
+        found[seed] = logs
+    return found
+
+
+def over_late_steps(quantity: str) -> Callable[[Experiment], Effects]:
+    """santurkar2018/S5, S6 and S7."""
+
+    def effects(e: Experiment) -> Effects:
+        paths = log_ratios(e, quantity, "nobn", "bn", part="landscape")
+        return {"": {seed: float(np.mean(list(late(e, path).values()))) for seed, path in paths.items()}}
+
+    return effects
+
+
+def largest_early(e: Experiment) -> Effects:
+    """santurkar2018/S6.2."""
+    paths, end = log_ratios(e, "change_high", "nobn", "bn", part="landscape"), e.settings["early_steps"]
+    return {"": {seed: max(value for x, value in path.items() if x < end) for seed, path in paths.items()}}
+
+
+def covariate_shift(e: Experiment) -> Effects:
+    """santurkar2018/S4."""
+    found = {}
+    for layer in e.settings["landscape"]["layers"]:
+        paths = log_ratios(e, f"difference_{layer}", "bn", "nobn", part="landscape")
+        found[f"layer {layer}"] = {seed: float(np.mean(list(late(e, path).values()))) for seed, path in paths.items()}
+    return found
+
+
+def cosines(e: Experiment) -> Effects:
+    """santurkar2018/S4.2."""
+    found = {}
+    for layer in e.settings["landscape"]["layers"]:
+        means = []
+        for variant in ("nobn", "bn"):
+            paths = e.paths(f"cosine_{layer}", part="landscape", variant=variant)
+            means.append({seed: float(np.mean(list(late(e, path).values()))) for seed, path in paths.items()})
+        found[f"layer {layer}"] = minus(*means)
+    return found
+
+
+def last_losses(e: Experiment) -> Effects:
+    """santurkar2018/S9: the loss at the last step, without BN over with it; the first where a network diverged."""
+    found = {}
+    for rate, _ in e.settings["deep_linear_runs"]:
+        losses = {v: e.paths("loss", part="deep_linear", rate=rate, variant=v) for v in ("nobn", "bn")}
+        last = min(max(x for path in by_seed.values() for x in path) for by_seed in losses.values())
+        ends: dict[str, BySeed] = {}
+        for variant, by_seed in losses.items():
+            lost = e.values("diverged", part="deep_linear", rate=rate, variant=variant)
+            ends[variant] = {s: path[0.0 if s in lost else last] for s, path in by_seed.items()}
+        found[f"rate {rate:g}"] = {s: log_ratio(loss, ends["bn"][s]) for s, loss in ends["nobn"].items()}
+    return found
+
+
+def smoother(e: Experiment) -> Effects:
+    """santurkar2018/S9.2."""
+    names = {"loss_range": "range of the loss", "change_high": "change of the gradient", "beta": "effective beta"}
+    found = {}
+    for quantity, name in names.items():
+        for rate, _ in e.settings["deep_linear_runs"]:
+            paths = log_ratios(e, quantity, "nobn", "bn", part="deep_linear", rate=rate)
+            means = {seed: float(np.mean(list(path.values()))) for seed, path in paths.items() if path}
+            found[f"{name}, rate {rate:g}"] = means
+    return found
+
+
+# --- Wu & He, and Ioffe 2017 --------------------------------------------------------------------------------------
+
+
+def renorm(images: Callable[[list[int]], int]) -> Callable[[Experiment], Effects]:
+    """wu2018/R1.1 and R1.2: renorm minus BN, with the fewest images a worker, or the most."""
+
+    def effects(e: Experiment) -> Effects:
+        of: dict[str, Any] = {"part": "workers", "images": images(e.settings["renorm_images"])}
+        return {"": minus(e.values("test_accuracy", norm="renorm", **of), e.ends("test_accuracy", norm="bn", **of))}
+
+    return effects
+
+
+def ghosts(e: Experiment) -> Effects:
+    """wu2018/T1: the parts with the best mean validation accuracy, minus the whole batch."""
+    sizes = {n: e.ends("val_accuracy", part="ghosts", images=n) for n in e.settings["ghosts"]}
+    seeds = set.intersection(*map(set, sizes.values())) & e.ends("test_accuracy", part="whole", norm="bn").keys()
+    look = max(n for n in e.settings["looks"] if n <= len(seeds))
+    best = max(sizes, key=lambda n: float(np.mean([v for seed, v in sizes[n].items() if seed < look])))
+    parts, whole = e.ends("test_accuracy", part="ghosts", images=best), e.ends("test_accuracy", part="whole", norm="bn")
+    return {f"ghost batches of {best}": minus(parts, whole)}
+
+
+RECIPES: dict[str, Callable[[Experiment], Effects]] = {
+    "ioffe2015/I1.2": steps_to_accuracies,
+    "ioffe2015/I2": drifts,
+    "ioffe2015/I10": higher_rates,
+    "ioffe2015/I10.2": sigmoids,
+    "bjorck2018/B1.1": largest_rates,
+    "bjorck2018/B2.1": growths("blocks", "variance", part="start"),
+    "bjorck2018/B2.2": growths("diverge", "{}/1/variance", part="diverging"),
+    "santurkar2018/S1": final_accuracies,
+    "santurkar2018/S1.2": mean_accuracies,
+    "santurkar2018/S2": shifts("bn"),
+    "santurkar2018/S3.3": noise_above_chance,
+    "santurkar2018/S3.4": shifts("noisybn"),
+    "santurkar2018/S4": covariate_shift,
+    "santurkar2018/S4.2": cosines,
+    "santurkar2018/S5": over_late_steps("loss_range"),
+    "santurkar2018/S6": over_late_steps("change_high"),
+    "santurkar2018/S6.2": largest_early,
+    "santurkar2018/S7": over_late_steps("beta"),
+    "santurkar2018/S9": last_losses,
+    "santurkar2018/S9.2": smoother,
+    "wu2018/R1.1": renorm(min),
+    "wu2018/R1.2": renorm(max),
+    "wu2018/T1": ghosts,
+}
