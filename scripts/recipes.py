@@ -16,7 +16,7 @@ import numpy as np
 
 Row = dict[str, str]
 BySeed = dict[int, float]
-Path_ = dict[float, float]  # by step, layer or unit
+Points = dict[Any, float]  # by step, epoch, layer or unit
 Effects = dict[str, BySeed]
 CHANCE = 10.0  # % of ten classes: what a network that diverged counts as
 
@@ -43,23 +43,31 @@ class Experiment:
                 found[int(row["seed"])] = 100 * float(row[column]) if row["status"] == "completed" else CHANCE
         return found
 
-    def paths(self, quantity: str, **factors: Any) -> dict[int, Path_]:
+    def paths(self, quantity: str, **factors: Any) -> dict[int, Points]:
         """A measured quantity by seed and x, which is nan where there is none."""
-        found: dict[int, Path_] = {}
+        found: dict[int, Points] = {}
         for row in self.rows("measurements", quantity=quantity, **factors):
-            found.setdefault(int(row["seed"]), {})[float(row["x"] or math.nan)] = float(row["value"] or math.nan)
+            found.setdefault(int(row["seed"]), {})[_number(row["x"])] = float(row["value"] or math.nan)
         return found
 
     def values(self, quantity: str, **factors: Any) -> BySeed:
         """A measured quantity that has one value a seed."""
         return {seed: next(iter(path.values())) for seed, path in self.paths(quantity, **factors).items()}
 
-    def curves(self, column: str, **factors: Any) -> dict[int, Path_]:
+    def curves(self, column: str, **factors: Any) -> dict[int, Points]:
         """A column of curves.csv in percent, by seed and step."""
-        found: dict[int, Path_] = {}
+        found: dict[int, Points] = {}
         for row in self.rows("curves", **factors):
             found.setdefault(int(row["seed"]), {})[float(row["step"])] = 100 * float(row[column])
         return found
+
+
+def _number(x: str) -> Any:
+    """A number, or a name."""
+    try:
+        return float(x)
+    except ValueError:
+        return x
 
 
 def _is(there: str | None, level: Any) -> bool:
@@ -167,7 +175,7 @@ def _last_that_trains(by_rate: dict[float, bool]) -> float:
 def growths(networks: str, quantity: str, **of: str) -> Callable[[Experiment], Effects]:
     """bjorck2018/B2.1 and B2.2: decades that the variance grows over the depth, without BN minus with it."""
 
-    def growth(path: Path_) -> float:
+    def growth(path: Points) -> float:
         layers = [layer for layer, variance in path.items() if variance > 0]
         logs = [math.log10(path[layer]) for layer in layers]
         return float(np.polynomial.Polynomial.fit(layers, logs, 1).convert().coef[1]) * (max(layers) - min(layers))
@@ -219,7 +227,7 @@ def noise_above_chance(e: Experiment) -> Effects:
     return {"": {seed: path[step] - CHANCE for seed, path in curves.items() if step in path}}
 
 
-def late(e: Experiment, path: Path_) -> Path_:
+def late(e: Experiment, path: Points) -> Points:
     return {x: value for x, value in path.items() if x >= e.settings["early_steps"] and math.isfinite(value)}
 
 
@@ -236,7 +244,7 @@ def shifts(one: str) -> Callable[[Experiment], Effects]:
     return effects
 
 
-def log_ratios(e: Experiment, quantity: str, one: str, other: str, **of: Any) -> dict[int, Path_]:
+def log_ratios(e: Experiment, quantity: str, one: str, other: str, **of: Any) -> dict[int, Points]:
     """log10 of one variant's measure over another's, at each step at which it is finite."""
     both = []
     for variant in (one, other):
@@ -245,7 +253,7 @@ def log_ratios(e: Experiment, quantity: str, one: str, other: str, **of: Any) ->
             both.append({s: {x: v - low[s][x] for x, v in path.items() if x in low[s]} for s, path in high.items()})
         else:
             both.append(e.paths(quantity, variant=variant, **of))
-    found: dict[int, Path_] = {}
+    found: dict[int, Points] = {}
     for seed in both[0].keys() & both[1].keys():
         first, second = both[0][seed], both[1][seed]
         pairs = {x: (v, second[x]) for x, v in first.items() if x in second and v > 0 < second[x]}
@@ -340,6 +348,199 @@ def ghosts(e: Experiment) -> Effects:
     return {f"ghost batches of {best}": minus(parts, whole)}
 
 
+# --- dksakkos/BatchNorm -------------------------------------------------------------------------------------------
+
+SOURCES = {"bn": "framework BN", "custombn_own": "custom BN, source's settings"}
+CURVES = {"train_accuracy": "training accuracy", "val_accuracy": "validation accuracy",
+          "train_loss": "training loss", "val_loss": "validation loss"}  # fmt: skip
+
+
+def keras(e: Experiment, quantity: str, arm: str) -> dict[int, Points]:
+    """A curve of an arm by seed and epoch; accuracies in percent."""
+    scale = 100 if quantity.endswith("accuracy") else 1
+    paths = e.paths(quantity, part="curves", arm=arm)
+    return {seed: {x: scale * value for x, value in path.items()} for seed, path in paths.items()}
+
+
+def mean_apart(one: dict[int, Points], other: dict[int, Points], start: float = 0, log: bool = False) -> BySeed:
+    """The mean difference over the points that both have, from beyond ``start``; of logarithms, as a factor."""
+    found = {}
+    for seed in one.keys() & other.keys():
+        pairs = [(v, other[seed][x]) for x, v in one[seed].items() if x in other[seed] and x > start]
+        mean = float(np.mean([math.log(a) - math.log(b) if log else a - b for a, b in pairs]))
+        found[seed] = math.exp(mean) if log else mean
+    return found
+
+
+def convergence(e: Experiment) -> Effects:
+    """keras_curves/K1."""
+    threshold, found = e.settings["train_loss_threshold"], {}
+
+    def epochs(arm: str) -> BySeed:
+        paths = {seed: sorted(path.items()) for seed, path in keras(e, "train_loss", arm).items()}
+        return {s: next((x for x, loss in path if loss <= threshold), path[-1][0]) for s, path in paths.items()}
+
+    for arm, label in SOURCES.items():
+        first = [{s: path[1.0] for s, path in keras(e, "train_accuracy", a).items()} for a in (arm, "nobn")]
+        found[f"{label}, training accuracy in the first epoch, minus no BN"] = minus(*first)
+        own, to = epochs(arm), f"{label}, no BN over it, epochs to a training loss of {threshold:g}"
+        found[to] = {seed: count / own[seed] for seed, count in epochs("nobn").items()}
+    return found
+
+
+def alike(e: Experiment) -> Effects:
+    """keras_curves/K3, but for what is exact."""
+    settled = e.settings["settled"]
+    validation, loss = ([keras(e, q, arm) for arm in ("custombn_own", "bn")] for q in ("val_accuracy", "train_loss"))
+    late = mean_apart(*validation, start=settled)
+    return {f"validation accuracy after epoch {settled}": late, "training loss": mean_apart(*loss, log=True)}
+
+
+def all_curves(e: Experiment) -> Effects:
+    """keras_curves/K5."""
+    found = {}
+    for quantity, name in CURVES.items():
+        for arm, label in SOURCES.items():
+            own, none = keras(e, quantity, arm), keras(e, quantity, "nobn")
+            if quantity.endswith("accuracy"):
+                found[f"{label}, {name}"] = mean_apart(own, none)
+            else:
+                found[f"{label}, {name}, no BN over it"] = mean_apart(none, own, log=True)
+    return found
+
+
+# --- NumPyNet -----------------------------------------------------------------------------------------------------
+
+
+def gradients(one: str, other: str, but: str = "") -> Callable[[Experiment], Effects]:
+    """numpynet/N4.10 to N4.12: test accuracy with one gradient minus that with another, of all networks but one."""
+
+    def effects(e: Experiment) -> Effects:
+        found = {}
+        for network in (each for each in e.settings["networks"] if each != but):
+            for lr in e.settings["learning_rates"]:
+                of: dict[str, Any] = {"part": "training", "network": network, "lr": lr}
+                difference = minus(*(e.values("test_accuracy", gradient=gradient, **of) for gradient in (one, other)))
+                if difference:
+                    found[f"{network}, lr {lr:g}"] = difference
+        return found
+
+    return effects
+
+
+def biases(e: Experiment) -> Effects:
+    """numpynet/N4.13: decades between norms of the biases: the code's over the exact gradient's, and over half-way."""
+    found: Effects = {}
+    for network in e.settings["networks"]:
+        for lr in e.settings["learning_rates"]:
+            of: dict[str, Any] = {"part": "training", "network": network, "lr": lr}
+            code, exact = (e.paths("bias_norm", gradient=gradient, **of) for gradient in ("code", "exact"))
+            for seed, path in code.items():
+                end, half = max(path), max(x for x in path if x <= e.settings["steps"] / 2)
+                last, place = math.log10(max(path[end], 1e-12)), f"{network}, lr {lr:g}"
+                before = math.log10(max(path[half], 1e-12))
+                if seed in exact:
+                    other = math.log10(max(exact[seed][max(exact[seed])], 1e-12))
+                    found.setdefault(f"over the exact gradient's, {place}", {})[seed] = last - other
+                found.setdefault(f"over half-way, {place}", {})[seed] = last - before
+    return found
+
+
+def changed_classes(e: Experiment) -> Effects:
+    """numpynet/N4.18."""
+    found = {}
+    for network in e.settings["networks"]:
+        for lr in e.settings["learning_rates"]:
+            values = e.values("changed_classes", part="training", gradient="exact", network=network, lr=lr)
+            found[f"{network}, lr {lr:g}"] = values
+    return {place: values for place, values in found.items() if values}
+
+
+# --- Cohen et al. -------------------------------------------------------------------------------------------------
+
+
+def over_shares(e: Experiment, quantity: str, norm: str, rate: float, first: float, last: float = 1.0) -> BySeed:
+    """The mean of a quantity over the points between two shares of a training."""
+    paths = {r: e.paths(quantity, part="descent", norm=norm, rate=r) for r in e.settings["rates"][norm]}
+    end = max(x for by_seed in paths.values() for path in by_seed.values() for x in path)
+    found = {}
+    for seed, path in paths[rate].items():
+        points = [value for x, value in path.items() if first * end <= x <= last * end]
+        if points:
+            found[seed] = float(np.mean(points))
+    return found
+
+
+def divided(one: BySeed, other: BySeed) -> BySeed:
+    return {seed: value / other[seed] for seed, value in one.items() if seed in other}
+
+
+def rise(e: Experiment) -> Effects:
+    """cohen2021/E2."""
+    return {f"rate {rate:g}": divided(over_shares(e, "sharpness", "none", rate, 2 / 3),
+                                      over_shares(e, "sharpness", "none", rate, 0.0, 0.0))
+            for rate in e.settings["rates"]["none"]}  # fmt: skip
+
+
+def at_the_edge(norm: str) -> Callable[[Experiment], Effects]:
+    """cohen2021/E3 and E4."""
+
+    def effects(e: Experiment) -> Effects:
+        found = {}
+        for rate in e.settings["rates"][norm]:
+            late_ = over_shares(e, "sharpness", norm, rate, 2 / 3)
+            found[f"rate {rate:g}"] = {seed: sharpness * rate / 2 for seed, sharpness in late_.items()}
+        return found
+
+    return effects
+
+
+def rises_and_falls(e: Experiment) -> Effects:
+    """cohen2021/E5."""
+    found = {}
+    for norm, name in (("none", "no BN"), ("bn", "BN")):
+        for rate in e.settings["rates"][norm]:
+            found[f"steps at which it rises, {name}, rate {rate:g}"] = over_shares(e, "rises", norm, rate, 2 / 3)
+            end, half = over_shares(e, "loss", norm, rate, 1.0), over_shares(e, "loss", norm, rate, 0.5, 0.5)
+            found[f"loss at the end over that half-way, {name}, rate {rate:g}"] = divided(end, half)
+    return found
+
+
+# --- Wan et al. ---------------------------------------------------------------------------------------------------
+
+
+def angles(e: Experiment) -> dict[str, dict[int, list[float]]]:
+    """Angles of the layers over the last fifth of a training, by cell with decay and seed."""
+    decayed = [name for name, cell in e.settings["cells"].items() if cell["weight_decay"]]
+    paths = {name: e.paths("settled", part="cells", cell=name) for name in decayed}
+    return {name: {seed: list(path.values()) for seed, path in by.items()} for name, by in paths.items()}
+
+
+def in_equilibrium(e: Experiment) -> Effects:
+    """wan2021/M2: over the model's angle, whose cosine is 1 - rate decay / (1 + momentum)."""
+    found = {}
+    for name, by_seed in angles(e).items():
+        cell = e.settings["cells"][name]
+        expected = math.acos(1 - cell["lr"] * cell["weight_decay"] / (1 + cell["momentum"]))
+        found[name] = {seed: math.exp(float(np.mean(np.log(each)))) / expected for seed, each in by_seed.items()}
+    return found
+
+
+def apart(e: Experiment) -> Effects:
+    """wan2021/M3."""
+    return {name: {s: max(each) / min(each) for s, each in by_seed.items()} for name, by_seed in angles(e).items()}
+
+
+def fall(e: Experiment) -> Effects:
+    """wan2021/M4."""
+    found = {}
+    for name, by_seed in angles(e).items():
+        before = {seed: math.exp(float(np.mean(np.log(each)))) for seed, each in by_seed.items()}
+        after = e.values("fallen", part="cells", cell=name)
+        found[name] = {seed: value / e.settings["fall"] for seed, value in divided(before, after).items()}
+    return found
+
+
 RECIPES: dict[str, Callable[[Experiment], Effects]] = {
     "ioffe2015/I1.2": steps_to_accuracies,
     "ioffe2015/I2": drifts,
@@ -364,4 +565,19 @@ RECIPES: dict[str, Callable[[Experiment], Effects]] = {
     "wu2018/R1.1": renorm(min),
     "wu2018/R1.2": renorm(max),
     "wu2018/T1": ghosts,
+    "keras_curves/K1": convergence,
+    "keras_curves/K3": alike,
+    "keras_curves/K5": all_curves,
+    "numpynet/N4.10": gradients("code", "exact"),
+    "numpynet/N4.11": gradients("text", "exact"),
+    "numpynet/N4.12": gradients("code", "detached", but="narrow"),  # which has not many locations for each image
+    "numpynet/N4.13": biases,
+    "numpynet/N4.18": changed_classes,
+    "cohen2021/E2": rise,
+    "cohen2021/E3": at_the_edge("none"),
+    "cohen2021/E4": at_the_edge("bn"),
+    "cohen2021/E5": rises_and_falls,
+    "wan2021/M2": in_equilibrium,
+    "wan2021/M3": apart,
+    "wan2021/M4": fall,
 }
