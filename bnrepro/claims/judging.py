@@ -128,7 +128,7 @@ def judged(paper: Paper[Any], results: Results, settings: Preset) -> list[Judged
     for claim in paper.claims:
         with paper.told(f"claim {claim.id}"):
             with missed() as levels:
-                found.append(_judged(claim, results, settings, _needed(paper, claim, settings, absent)))
+                found.append(_judged(paper, claim, results, settings, _needed(paper, claim, settings, absent)))
             # The package's own are held to their records by tests.
             nothing = found[-1].unmeasured or found[-1].is_gate_unknown
             wrong = mistake(levels, results) if paper.file and nothing else None
@@ -153,20 +153,27 @@ def mistake(levels: list[tuple[str, Any]], results: Results) -> str | None:
     return None
 
 
-def _absent(paper: Paper[Any], results: Results, settings: Preset) -> list[Arm | Probe]:
-    """An arm or measurement of each condition of the design of which there is no record, of any seed."""
+def _absent(paper: Paper[Any], results: Results, settings: Preset, each_seed: bool = False) -> list[Arm | Probe]:
+    """The arms and measurements of the design of which there is no record; one of any seed will do, or of each."""
     absent: list[Arm | Probe] = []
     try:
         design = paper.designed(settings)
     except user_files.FAILS:  # records outlive what made them
         return absent
     for every, rows in ((design.arms, results.runs), (design.probes, results.measurements)):
-        conditions = {(each.part, *each.factors.items()): each for each in every}
         for names in {tuple(each.factors) for each in every}:
-            there = {(row["part"], *((name, row.get(name)) for name in names)) for row in rows}
-            mine = ((place, each) for place, each in conditions.items() if tuple(each.factors) == names)
-            absent += [each for place, each in mine if place not in there]
+            there = {_place(row, {name: row.get(name) for name in names}, each_seed and row["seed"]) for row in rows}
+            mine = {}
+            for each in every:
+                if tuple(each.factors) == names:
+                    seed = each.config.seed if isinstance(each, Arm) else each.seed
+                    mine[_place({"part": each.part}, each.factors, each_seed and seed)] = each
+            absent += [each for place, each in mine.items() if place not in there]
     return absent
+
+
+def _place(row: Row, factors: Row, seed: int | bool) -> tuple[Any, ...]:
+    return row["part"], *factors.items(), seed
 
 
 def _needed(paper: Paper[Any], claim: Claim, settings: Preset, absent: list[Arm | Probe]) -> list[Arm | Probe]:
@@ -178,7 +185,7 @@ def _needed(paper: Paper[Any], claim: Claim, settings: Preset, absent: list[Arm 
     return [each for each in absent if fits(each, asked)]
 
 
-def _judged(claim: Claim, results: Results, settings: Preset, absent: list[Arm | Probe]) -> Judged:
+def _judged(paper: Paper[Any], claim: Claim, results: Results, settings: Preset, absent: list[Arm | Probe]) -> Judged:
     """The claim at the first look that leaves nothing open; otherwise at the last one that its seeds reach.
 
     Further seeds change nothing where a look has decided, so that it does not matter how many there are. Presets other
@@ -195,16 +202,26 @@ def _judged(claim: Claim, results: Results, settings: Preset, absent: list[Arm |
         return Judged(claim, _aside(evidence, f"under revision: {claim.withdrawn}"), Judgement(Verdict.not_testable))
     if not (settings.looks and results.preset == "full" and evidence.random):
         return _weighed(claim, evidence, results, settings)
-    found = None
+    found, before = None, 0
     for look in planned(settings.looks):
         part = results.first(look.seeds)
         at = of(part)
-        if any(len(effect.seeds) != look.seeds for effect in at.random):
+        fewest = min(len(effect.seeds) for effect in at.random)
+        if fewest < look.seeds and (fewest <= before or not _was_run(paper, claim, part, settings, look.seeds)):
             break
+        before = look.seeds
         found = _weighed(claim, at.tested_at(look.level), part, settings, look)
         if found.decided:
             break
     return found or _before(planned(settings.looks)[0], claim, evidence)
+
+
+def _was_run(paper: Paper[Any], claim: Claim, results: Results, settings: Preset, seeds: int) -> bool:
+    """Whether there is a record of all that ``claim`` reads, of so many seeds, though some have no value: a network
+    that diverged has none, and no further run would give it one.
+    """
+    absent = _absent(paper, results, settings.model_copy(update={"seeds": seeds}), each_seed=True)
+    return not _needed(paper, claim, settings, absent)
 
 
 def _with_absent(evidence: Evidence, absent: list[Arm | Probe]) -> Evidence:

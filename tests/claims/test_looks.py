@@ -48,8 +48,14 @@ def judged_by(make: Make, found: Results, settings: Settings = SETTINGS, **claim
     def evidence(r: Results, s: Settings) -> Evidence:
         return make(r.measured("x", part="main"))
 
+    def design(s: Settings) -> Design:
+        made = Design(s.seeds)
+        for cell in dict.fromkeys(row["cell"] for row in found.measurements):
+            made.measure("main", {"cell": cell}, made_up.curve, points=[1.0])
+        return made
+
     claims = [replace(made_up.paper.claims[0], evidence=evidence, **claim)]
-    (only,) = judged(varied(lambda s: Design(s.seeds), claims), found, settings)
+    (only,) = judged(varied(design, claims), found, settings)
     return only
 
 
@@ -80,6 +86,30 @@ def test_a_condition_of_which_there_is_no_record_stays_open() -> None:
     without = of(0, 1, 2)
     assert without.verdict is Verdict.partly
     assert (without.unmeasured, without.judgement.states[-1]) == (["main, cell 2"], State.open)
+
+
+@pytest.mark.parametrize(("lost", "look"), [((3,), 2), ((), 2), ((3, 5, 6, 7, 8, 9), 1), (None, 1)])
+def test_a_seed_without_a_value_does_not_keep_a_look_from_being_reached(
+    lost: tuple[int, ...] | None, look: int
+) -> None:
+    """What was run and diverged has no value, and none can be had; what was not run is waited for (None)."""
+
+    def design(s: Settings) -> Design:
+        made = Design(s.seeds)
+        made.measure("main", {"cell": 0}, made_up.curve, points=[1.0])
+        return made
+
+    values = [alternating(1, 0.5, 10)[seed] for seed in range(10)]
+    found = results(values)
+    for row in found.measurements:
+        if row["seed"] in (lost or ()):
+            row["quantity"] = "diverged"
+    if lost is None:
+        found = replace(found, measurements=[row for row in found.measurements if row["seed"] != 9])
+    claim = replace(made_up.paper.claims[0], evidence=lambda r, s: within(r.measured("x", part="main")), gate=None)
+    (only,) = judged(varied(design, [claim]), found, SETTINGS)
+    assert only.look is not None
+    assert only.look.number == look
 
 
 def test_levels_of_the_looks_add_up() -> None:
