@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from scipy import stats
 
 Row = dict[str, str]
 BySeed = dict[int, float]
@@ -541,6 +542,173 @@ def fall(e: Experiment) -> Effects:
     return found
 
 
+# --- the other papers ---------------------------------------------------------------------------------------------
+
+
+def slope_of_logs(points: Points, start: float = -math.inf) -> float:
+    """Of log y against log x, from ``start`` on."""
+    pairs = [(math.log(x), math.log(y)) for x, y in points.items() if x >= start]
+    return float(stats.linregress(*zip(*pairs, strict=True)).slope)
+
+
+def gradient_falls(e: Experiment) -> Effects:
+    """arora2019/A2."""
+    paths = e.paths("gradient", part="descent", norm="bn", rate=e.settings["rate"])
+    early = 0.1 * e.settings["steps"]
+    return {"": {seed: slope_of_logs(path, early) + 0.5 for seed, path in paths.items()}}
+
+
+def rates_that_succeed(e: Experiment) -> Effects:
+    """arora2019/A3: decades of rates around the best one at which descent succeeds."""
+    decades: dict[str, BySeed] = {}
+    for norm in ("bn", "nobn"):
+        by_rate = {rate: e.values("accuracy", part="descent", norm=norm, rate=rate) for rate in e.settings["rates"]}
+        decades[norm] = {}
+        for seed in by_rate[e.settings["rates"][0]]:
+            succeeds = [by_rate[rate][seed] >= e.settings["trained"] for rate in e.settings["rates"]]
+            best = max(range(len(succeeds)), key=lambda i: by_rate[e.settings["rates"][i]][seed])
+            low = high = best
+            while low > 0 and succeeds[low - 1]:
+                low -= 1
+            while high < len(succeeds) - 1 and succeeds[high + 1]:
+                high += 1
+            rates = e.settings["rates"]
+            decades[norm][seed] = math.log10(rates[high] / rates[low]) if succeeds[best] else 0.0
+    return {"": minus(decades["bn"], decades["nobn"])}
+
+
+def added_shift(e: Experiment, width: float) -> BySeed:
+    """Of the variance, by dropout in each block: the geometric mean over layers, over that without dropout."""
+    means = []
+    for position, amount in (("in_blocks", e.settings["much"]), ("none", 0.0)):
+        paths = e.paths("shift", part="dropout", position=position, amount=amount, width=width)
+        means.append({seed: math.exp(float(np.mean(np.log(list(path.values()))))) for seed, path in paths.items()})
+    return divided(*means)
+
+
+def shift(e: Experiment) -> Effects:
+    """li2019/D1.1."""
+    return {"": added_shift(e, 0.25)}
+
+
+def shift_by_width(e: Experiment) -> Effects:
+    """li2019/D1.6."""
+    return {"": divided(added_shift(e, e.settings["narrow"]), added_shift(e, 0.25))}
+
+
+def penalties(e: Experiment) -> Effects:
+    """luo2019/U1: the power of the batch size in the penalty, minus -1."""
+    found = {}
+    for network in dict.fromkeys(row["network"] for row in e.rows("measurements", part="noise")):
+        paths = e.paths("penalty", part="noise", network=network)
+        least = e.settings["noise"]["fitted"]
+        found[network] = {seed: slope_of_logs(path, least) + 1 for seed, path in paths.items()}
+    return found
+
+
+def growth_with_relu(e: Experiment) -> Effects:
+    """yang2019/Y2: over pi / (pi - 1)."""
+    most = max(e.settings["batches"])
+    found = e.values("growth", part="batches", norm="bn", batch=most, activation="relu", variance=2.0)
+    return {f"batch of {most}": {seed: value * (math.pi - 1) / math.pi for seed, value in found.items()}}
+
+
+def ranks(e: Experiment) -> Effects:
+    """daneshmand2020/R2."""
+    last, settled, found = max(e.settings["marks"]), e.settings["settled"], {}
+    for activation, name in (("linear", "linear"), ("relu", "ReLU")):
+        kept: dict[int, list[float]] = {}
+        for width in e.settings["widths"]:
+            of: dict[str, Any] = {"part": "random", "activation": activation, "width": width}
+            bn, none = (e.paths("rank", norm=norm, **of) for norm in ("bn", "nobn"))
+            over = f"BN over none, {name}, {width} units"
+            found[over] = {seed: path[last] / none[seed][last] for seed, path in bn.items()}
+            for seed, path in bn.items():
+                kept.setdefault(seed, []).append(path[last] / path[settled])
+        means = {seed: math.exp(float(np.mean(np.log(each)))) for seed, each in kept.items()}
+        found[f"over layer {settled}'s, {name}, BN"] = means
+    return found
+
+
+def rank_by_width(e: Experiment) -> Effects:
+    """daneshmand2020/R3."""
+    by_seed: dict[int, Points] = {}
+    for width in e.settings["widths"]:
+        for seed, path in e.paths("rank", part="random", norm="bn", activation="linear", width=width).items():
+            by_seed.setdefault(seed, {})[width] = path[max(e.settings["marks"])]
+    return {"": {seed: slope_of_logs(path) - 0.5 for seed, path in by_seed.items()}}
+
+
+def scales(e: Experiment, norm: str) -> dict[int, Points]:
+    """Scale of the last shortcut over its branch, by seed and number of blocks."""
+    by_seed: dict[int, Points] = {}
+    for blocks in e.settings["blocks"]:
+        for seed, path in e.paths("scale", part="start", norm=norm, blocks=blocks).items():
+            by_seed.setdefault(seed, {})[blocks] = path[3 * blocks]
+    return by_seed
+
+
+def scale_by_depth(e: Experiment) -> Effects:
+    """desmith2020/D1."""
+    return {"": {seed: slope_of_logs(path) - 0.5 for seed, path in scales(e, "bn").items()}}
+
+
+def scale_without_bn(e: Experiment) -> Effects:
+    """desmith2020/D2."""
+    bn, plain, deepest = scales(e, "bn"), scales(e, "nobn"), max(e.settings["blocks"])
+    over = {seed: path[deepest] / plain[seed][deepest] for seed, path in bn.items() if seed in plain}
+    exponents = {seed: slope_of_logs(path) for seed, path in plain.items()}
+    return {f"ResNet-{6 * deepest + 2}, BN over none": over, "exponent in the depth, no BN": exponents}
+
+
+def clients(e: Experiment, split: str, norm: str, skew: float) -> dict[float, BySeed]:
+    """Accuracy by rate; that of chance where the training diverged."""
+    found = {}
+    for rate in e.settings["rates"]:
+        of: dict[str, Any] = {"part": "clients", "norm": norm, "skew": skew, "rate": rate}
+        found[rate] = dict.fromkeys(e.values("diverged", **of), CHANCE) | e.values(split, **of)
+    return {rate: values for rate, values in found.items() if values}
+
+
+def half_recovered(e: Experiment) -> Effects:
+    """hsieh2020/N2: group norm, minus the middle between BN with clients that are skewed and that are alike."""
+    best = {}
+    for norm, skew in (("bn", 1.0), ("bn", 0.0), ("gn", 1.0)):
+        means = {rate: float(np.mean(list(each.values()))) for rate, each in clients(e, "val", norm, skew).items()}
+        best[norm, skew] = clients(e, "test", norm, skew)[max(means, key=lambda rate: means[rate])]
+    skewed, alike_ = best["bn", 1.0], best["bn", 0.0]
+    return {"": {seed: v - (skewed[seed] + alike_[seed]) / 2 for seed, v in best["gn", 1.0].items()}}
+
+
+def corrupted(e: Experiment) -> Effects:
+    """schneider2020/S2.1: averaged over all corruptions and severities."""
+    found = {}
+    for network in dict.fromkeys(row["network"] for row in e.rows("measurements", part="main")):
+        means = []
+        for quantity in ("batch", "trained"):
+            paths = e.paths(quantity, part="main", network=network)
+            means.append({s: float(np.mean([v for x, v in p.items() if x != "none"])) for s, p in paths.items()})
+        found[network] = minus(*means)
+    return found
+
+
+def early_in_training(e: Experiment) -> Effects:
+    """wu2021/W1.2: over the points in the first fifth of a training."""
+    paths = [e.paths(f"accuracy_{kind}", part="path", batch="large") for kind in ("population", "ema 0.1")]
+    found = {}
+    for seed, path in paths[0].items():
+        first = [x for x in path if x <= max(path) / 5 + 0.5]  # the points are whole steps
+        found[seed] = float(np.mean([path[x] - paths[1][seed][x] for x in first]))
+    return {"large batch": found}
+
+
+def correlations(e: Experiment) -> Effects:
+    """zhu2025/Z4."""
+    alpha, spread = (e.paths(q, part="transformer", norm="dyt") for q in ("alpha", "spread"))
+    pairs = {seed: [(a, 1 / spread[seed][x]) for x, a in path.items()] for seed, path in alpha.items()}
+    return {"": {seed: float(stats.pearsonr(*zip(*each, strict=True)).statistic) for seed, each in pairs.items()}}
+
+
 RECIPES: dict[str, Callable[[Experiment], Effects]] = {
     "ioffe2015/I1.2": steps_to_accuracies,
     "ioffe2015/I2": drifts,
@@ -580,4 +748,18 @@ RECIPES: dict[str, Callable[[Experiment], Effects]] = {
     "wan2021/M2": in_equilibrium,
     "wan2021/M3": apart,
     "wan2021/M4": fall,
+    "arora2019/A2": gradient_falls,
+    "arora2019/A3": rates_that_succeed,
+    "li2019/D1.1": shift,
+    "li2019/D1.6": shift_by_width,
+    "luo2019/U1": penalties,
+    "yang2019/Y2": growth_with_relu,
+    "daneshmand2020/R2": ranks,
+    "daneshmand2020/R3": rank_by_width,
+    "desmith2020/D1": scale_by_depth,
+    "desmith2020/D2": scale_without_bn,
+    "hsieh2020/N2": half_recovered,
+    "schneider2020/S2.1": corrupted,
+    "wu2021/W1.2": early_in_training,
+    "zhu2025/Z4": correlations,
 }
