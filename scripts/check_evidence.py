@@ -192,8 +192,13 @@ def check(claim: Row, looks: list[int]) -> list[str]:
         same("deciding effect", claim["deciding"], deciding(verdict, states, p))
         for key in ("rule", "unit", "bar", "margin"):
             same(key, claim[key], effects[claim["deciding"]][key])
-        flips = [f for f in (0.5, 2.0) if judged(effects, level, f)[0] != verdict]
-        same("flips_at", claim["flips_at"], flips if claim["kind"] != "identity" else [])
+        if claim["kind"] == "identity":
+            same("flips_at", claim["flips_at"], [])
+        else:
+            others = {f: judged(effects, level, f)[0] for f in (0.5, 2.0)}
+            same("flips_at", claim["flips_at"], [f for f, other in others.items() if other != verdict])
+            if "at_margins" in claim:  # not in those of earlier designs
+                same("at_margins", claim["at_margins"], {f"{f:g}": other for f, other in others.items()})
     same("states", [effect["state"] for effect in effects], states)
     return wrong + (at_looks(claim, looks) if look and look["number"] else [])
 

@@ -6,7 +6,7 @@ import json
 import math
 import re
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
@@ -135,6 +135,8 @@ class ClaimRow:
     seconds: float
     machine: str
     command: str
+    at_margins: dict[str, Verdict] = field(default_factory=dict)
+    """The verdict at half (0.5) and double (2) the margin."""
     registration: Registered | None = None
     first_run: str | None = None
     """The day on which the first run of its design began."""

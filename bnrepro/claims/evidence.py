@@ -65,6 +65,7 @@ __all__ = [
     "less",
     "not_lower",
     "not_testable",
+    "verdicts_at",
 ]
 
 ALPHA = 0.05
@@ -428,9 +429,17 @@ def judge(evidence: Evidence) -> Judgement:
     return Judgement(verdict, states, deciding)
 
 
-def flips_at(evidence: Evidence, factors: tuple[float, ...] = (0.5, 2.0)) -> list[float]:
-    """The ``factors`` on all margins at which the verdict would change. That of `not_lower` is its bar."""
+FACTORS = (0.5, 2.0)
+
+
+def flips_at(evidence: Evidence, factors: tuple[float, ...] = FACTORS) -> list[float]:
+    """The ``factors`` on all margins at which the verdict would change."""
     verdict = judge(evidence).verdict
+    return [factor for factor, other in verdicts_at(evidence, factors).items() if other is not verdict]
+
+
+def verdicts_at(evidence: Evidence, factors: tuple[float, ...] = FACTORS) -> dict[float, Verdict]:
+    """The verdict with all margins times each of ``factors``. That of `not_lower` is its bar."""
 
     def scaled(rule: Rule, factor: float) -> Rule:
         if rule.margin is not None:
@@ -442,7 +451,7 @@ def flips_at(evidence: Evidence, factors: tuple[float, ...] = (0.5, 2.0)) -> lis
     def at(factor: float) -> Evidence:
         return replace(evidence, effects=tuple(replace(e, rule=scaled(e.rule, factor)) for e in evidence.effects))
 
-    return [factor for factor in factors if judge(at(factor)).verdict is not verdict]
+    return {factor: judge(at(factor)).verdict for factor in factors}
 
 
 def _holm(p: dict[int, float], effects: tuple[Effect, ...]) -> dict[int, bool]:

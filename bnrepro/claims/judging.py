@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from bnrepro.claims import words
 from bnrepro.claims.design import Arm, Probe
-from bnrepro.claims.evidence import Effect, Evidence, Judgement, State, Verdict, flips_at, judge
+from bnrepro.claims.evidence import Effect, Evidence, Judgement, State, Verdict, flips_at, judge, verdicts_at
 from bnrepro.claims.gates import Gate
 from bnrepro.claims.paper import Claim, Paper, Preset, Shown
 from bnrepro.claims.records import Records
@@ -118,6 +118,9 @@ class Judged:
             "look": {"number": look.number, "of": look.of, "seeds": look.seeds} if look else None,
             "needed": self.needed,
             "flips_at": flips_at(self.evidence) if claim.kind != "identity" else [],
+            "at_margins": {f"{f:g}": v.value for f, v in verdicts_at(self.evidence).items()}
+            if claim.kind != "identity" and effect
+            else {},
             "judged_in": claim.judged_in,
         }
 

@@ -12,7 +12,7 @@ from urllib.parse import quote
 from bnrepro.claims.evidence import Rule, State, Verdict
 from bnrepro.claims.words import asked, left_open
 from bnrepro.report.forest import deciding
-from bnrepro.report.wording import NONE, Row, duration, history, listed, plural, up
+from bnrepro.report.wording import NONE, Row, duration, has_margin, history, listed, plural, up
 
 HOME = Path(__file__).parents[2]
 """Where the package lies: of a clone, its root."""
@@ -84,9 +84,10 @@ def changes(row: Row) -> str:
         parts.append(f"{plural(row['needed'], 'seed')} would decide what is open, if mean and spread are as they look")
     if row["flips_at"]:
         factors = {0.5: "half", 2.0: "double"}
-        names = listed(f"{factors.get(each, f'{each:g} times')} the margin" for each in row["flips_at"])
-        parts.append(f"at {names} the verdict is another")
-    elif row["kind"] != "identity" and (effect["margin"] is not None or effect["bar"]):
+        others = row.get("at_margins", {})
+        names = {each: f"at {factors.get(each, f'{each:g} times')} the margin" for each in row["flips_at"]}
+        parts.append(listed(f"{name} it would be {others.get(f'{f:g}', 'another')}" for f, name in names.items()))
+    elif row["kind"] != "identity" and has_margin(effect):
         parts.append("half or double the margin would not")
     return f"{up('; '.join(parts))}." if parts else "More seeds, if anything: no margin was set that could be moved."
 

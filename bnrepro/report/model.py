@@ -10,7 +10,7 @@ from typing import Any
 
 from bnrepro.claims.conclusion import KINDS, SCALES
 from bnrepro.claims.evidence import Verdict
-from bnrepro.report.wording import Rows, counted, p_of, up
+from bnrepro.report.wording import Rows, counted, has_margin, p_of, up
 from bnrepro.stats import false_discovery_rates
 
 
@@ -90,14 +90,8 @@ class Report:
 
 def sensitive(claims: Rows) -> str:
     """How many verdicts hang on the margin."""
-    tested = [row for row in claims if row["kind"] != "identity" and any(map(_has_margin, row["effects"]))]
+    tested = [row for row in claims if row["kind"] != "identity" and any(map(has_margin, row["effects"]))]
     half, double = (sum(factor in row["flips_at"] for row in tested) for factor in (0.5, 2.0))
     either = sum(bool(row["flips_at"]) for row in tested)
     rest = f"{half} would change at half of it and {double} at double it: {either} in all."
     return f"Of the {len(tested)} verdicts that rest on a margin, {rest}"
-
-
-def _has_margin(effect: dict[str, Any]) -> bool:
-    """Whether `flips_at` has something to halve and double: a margin, or the bar of `not_lower`, which is one."""
-    lower = effect["rule"] == "greater" and not effect["ratio"] and (effect["bar"] or 0) < 0
-    return effect["margin"] is not None or lower

@@ -107,6 +107,12 @@ def p_of(row: Row) -> float | None:
     return min(1.0, p * ALPHA / level)
 
 
+def has_margin(effect: Row) -> bool:
+    """Whether there is something to halve and double: a margin, or the bar of `not_lower`, which is one."""
+    lower = effect["rule"] == "greater" and not effect["ratio"] and (effect["bar"] or 0) < 0
+    return effect["margin"] is not None or lower
+
+
 def history(row: Row) -> list[tuple[str, str]]:
     """How far a verdict can be trusted to have been asked for beforehand: gate, look, design, first run."""
     facts = []

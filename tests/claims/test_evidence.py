@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from scipy.stats import binomtest
 
 from bnrepro.claims import Evidence, Values, equal, exact, greater, less, not_lower, not_testable
-from bnrepro.claims.evidence import SHARE, Effect, Rule, State, Verdict, flips_at, judge
+from bnrepro.claims.evidence import SHARE, Effect, Rule, State, Verdict, flips_at, judge, verdicts_at
 from bnrepro.claims.words import MOST_SEEDS, answer, finding, needed
 
 ORDER = [Verdict.not_reproduced, Verdict.inconclusive, Verdict.partly, Verdict.reproduced]
@@ -259,6 +259,8 @@ def test_sensitivity_to_the_margin() -> None:
     assert flips_at(equal(by_seed(around(1.5)), "x", "", margin=1.0)) == [2.0]
     assert flips_at(not_lower(by_seed(around(-0.7)), "x", "", margin=1.0)) == [0.5]
     assert flips_at(greater(by_seed(around(5)), "x", "", margin=1.0)) == []
+    at = verdicts_at(greater(by_seed(around(0.7)), "x", "", margin=1.0))
+    assert at == {0.5: Verdict.reproduced, 2.0: Verdict.partly}
 
 
 def test_seeds_that_are_needed_decide() -> None:

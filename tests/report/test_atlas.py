@@ -334,7 +334,10 @@ def test_long_curves_are_thinned_and_keep_their_ends(points: int) -> None:
         ({"verdict": "not testable here", "withdrawn": "it is wrong"}, "until its new design has run: it is wrong"),
         ({"verdict": "not testable at this length"}, "Longer training"),
         ({"needed": 30}, "30 seeds would decide what is open"),
-        ({"flips_at": [0.5, 2.0]}, "At half the margin and double the margin the verdict is another"),
+        (
+            {"flips_at": [0.5, 2.0], "at_margins": {"0.5": "partly"}},
+            "At half the margin it would be partly and at double the margin it would be another.",
+        ),
         ({}, "Half or double the margin would not"),
     ],
 )  # fmt: skip

@@ -296,7 +296,7 @@ def test_details_say_all_that_is_known_of_a_claim(page: str, results: Path) -> N
     assert "nothing is random" in second["Why this verdict"]
     rows = json.loads((results / CLAIMS).read_text(encoding="utf-8"))
     assert third["Seeds"] == f"4; {rows[2]['needed']} would decide"
-    assert third["What would change it"].endswith("at double the margin the verdict is another.")
+    assert third["What would change it"].endswith("at double the margin it would be reproduced.")
     assert all(f"{value:.2f}" in shown for value in STARTS)  # by seed
     assert fourth["Why this verdict"] == "No ImageNet here."
     assert fifth["In words"].startswith("under revision: <script>")
