@@ -339,6 +339,12 @@ def renorm(images: Callable[[list[int]], int]) -> Callable[[Experiment], Effects
     return effects
 
 
+def small_batch(e: Experiment) -> Effects:
+    """wu2018/G1.4: BN at the usual batch minus at one of a worker's few images."""
+    usual = e.ends("test_accuracy", part="workers", norm="bn", images=max(e.settings["images"]))
+    return {"": minus(usual, e.ends("test_accuracy", part="alone", norm="bn"))}
+
+
 def ghosts(e: Experiment) -> Effects:
     """wu2018/T1: the parts with the best mean validation accuracy, minus the whole batch."""
     sizes = {n: e.ends("val_accuracy", part="ghosts", images=n) for n in e.settings["ghosts"]}
@@ -732,6 +738,7 @@ RECIPES: dict[str, Callable[[Experiment], Effects]] = {
     "santurkar2018/S9.2": smoother,
     "wu2018/R1.1": renorm(min),
     "wu2018/R1.2": renorm(max),
+    "wu2018/G1.4": small_batch,
     "wu2018/T1": ghosts,
     "keras_curves/K1": convergence,
     "keras_curves/K3": alike,
