@@ -54,7 +54,7 @@ def answer(evidence: Evidence, judgement: Judgement) -> str:
     if judgement.deciding is None:
         return "Open: nothing was measured."
     effect = evidence.effects[judgement.deciding]
-    said = " ".join(filter(None, (shown(effect), effect.unit)))
+    said = " ".join(filter(None, (shown(effect), effect.unit if effect.seeds else "")))
     start = ANSWERS[judgement.verdict]
     held = sum(state in (State.holds, State.slight) for state in judgement.states)
     if len(evidence.effects) == 1:

@@ -219,6 +219,7 @@ def test_claims_json_says_all_of_a_claim(go: Go, folder: Path) -> None:
         "look": None,
         "needed": None,  # of one seed nothing is known
         "flips_at": [],
+        "at_margins": {"0.5": "inconclusive", "2": "inconclusive"},
         "judged_in": "",
         "preset": "full",
         "design_hash": about["design"]["hash"],

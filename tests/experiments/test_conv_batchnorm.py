@@ -12,8 +12,7 @@ import torch
 from torch import nn
 
 from bnrepro.claims import Results
-from bnrepro.claims.evidence import Verdict
-from bnrepro.claims.judging import judged
+from bnrepro.claims.evidence import Verdict, judge
 from bnrepro.config import config_hash, load_config
 from bnrepro.config.schema import Config
 from bnrepro.data.dataset import Dataset, Split
@@ -33,7 +32,13 @@ def values(rows: list[Row]) -> dict[tuple[str, Any], float]:
 def verdict(id: str, part: str, rows: list[Row], **factors: Any) -> Verdict:
     """Of one claim, from measurements alone."""
     found = Results("full", [], [], [{"part": part, "seed": 0, **factors, **row} for row in rows])
-    return next(each.verdict for each in judged(paper, found, paper.settings("full")) if each.claim.id == id)
+    return verdict_of(id, found)
+
+
+def verdict_of(id: str, found: Results) -> Verdict:
+    """Of one claim, from records of a part of what it reads."""
+    claim = next(each for each in paper.claims if each.id == id)
+    return judge(claim.evidence(found, paper.settings("full"))).verdict
 
 
 # --- exact checks ---
@@ -118,8 +123,7 @@ def test_window_must_have_its_ends_and_lead_from_one_to_the_other(
     rows = [steps | checks.row("to local", d, k) for k, d in zip((1, 5, 999), local, strict=True)]
     rows += [steps | checks.row("to channel", 1 - d, k) for k, d in zip((1, 5, 999), local, strict=True)]
     ends = [{"part": "exact", "claim": "L8", "seed": 0} | checks.row("error", error, end) for end in ("convbn", "bn")]
-    found = judged(paper, Results("full", [], [], rows + ends), paper.settings("full"))
-    assert next(each.verdict for each in found if each.claim.id == "L8b") is expected
+    assert verdict_of("L8b", Results("full", [], [], rows + ends)) is expected
 
 
 def test_below_threshold_means_all_of_them() -> None:
@@ -131,8 +135,7 @@ def test_below_threshold_means_all_of_them() -> None:
             for light, share in (("plain", 0.5), ("static", left))
             for seed in range(5)
         ]
-        found = judged(paper, Results("full", [], [], rows), paper.settings("full"))
-        return next(each.verdict for each in found if each.claim.id == "L6a")
+        return verdict_of("L6a", Results("full", [], [], rows))
 
     assert [of(left) for left in (0.01, 0.3, 0.7)] == [Verdict.reproduced, Verdict.partly, Verdict.not_reproduced]
 
@@ -154,8 +157,7 @@ def test_predicted_gap_has_both_ends() -> None:
             for data in ("mnist", "cifar10")
             for seed in range(5)
         ]
-        found = judged(paper, Results("full", runs, [], rows), paper.settings("full"))
-        return tuple(each.verdict for each in found if each.claim.id in ("L-gap", "L-gap.1"))
+        return tuple(verdict_of(id, Results("full", runs, [], rows)) for id in ("L-gap", "L-gap.1"))
 
     assert of(9.5, 10.5, 11.5) == (Verdict.reproduced, Verdict.reproduced)
     assert of(9.4, 13.5, 16.1) == (Verdict.partly, Verdict.reproduced)
