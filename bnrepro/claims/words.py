@@ -149,7 +149,7 @@ def needed(effect: Effect) -> int | None:
         sign = 1 if rule.name == "greater" else -1
         least = bar if margin is None else max(bar, margin, key=lambda b: sign * b)
         distance = max(sign * (mean - bar), sign * (least - mean))
-    if not (math.isfinite(spread) and distance > 0):
+    if not (0 < spread < math.inf and distance > 0):  # values that are all the same say nothing of their spread
         return None
     for size in range(2, MOST_SEEDS + 1):
         quantile = t_quantile(1 - rule.level / 2, size - 1) + t_quantile(POWER, size - 1)

@@ -271,6 +271,7 @@ def test_seeds_that_are_needed_decide() -> None:
     assert needed(Effect("", {0: 1.0}, Rule("greater", 0.0))) is None
     assert needed(Effect("", dict(enumerate(around(0.0, 1.0))), Rule("greater", 0.0))) is None
     assert needed(Effect("", {0: 1.0}, Rule("exact", 0.0))) is None
+    assert needed(Effect("", dict.fromkeys(range(5), 0.0), Rule("greater", 50.0), SHARE)) is None
     assert wanted < MOST_SEEDS
 
 
