@@ -378,7 +378,7 @@ def rates(r: Results, s: Settings) -> Figure | None:
             if len(some) < s.seeds:
                 axes.plot([rate] * len(some), list(some), "x", color=look[variant].color, markersize=3.5)
         for variant in (each for each in NAMES if not values.at(variant=each)):
-            axes.text(0.05, 0.9, f"{NAMES[variant]} trains at no rate", transform=axes.transAxes, fontsize=7)
+            axes.text(0.05, 0.08, f"{NAMES[variant]} trains at no rate", transform=axes.transAxes, fontsize=7)
         axes.set(xscale="log", xlabel="learning rate", ylabel="test accuracy, %", title=network)
         axes.set(xlim=limits, ylim=(0, 103))
         axes.xaxis.set_major_locator(LogLocator(numticks=5))
