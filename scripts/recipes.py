@@ -9,6 +9,7 @@ from __future__ import annotations
 import csv
 import math
 from collections.abc import Callable
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -715,6 +716,26 @@ def correlations(e: Experiment) -> Effects:
     return {"": {seed: float(stats.pearsonr(*zip(*each, strict=True)).statistic) for seed, each in pairs.items()}}
 
 
+# --- placement -----------------------------------------------------------------------------------------------------
+
+
+def activations(e: Experiment) -> Effects:
+    """placement/P7: test accuracies with BN after each activation, and by how much less they spread than without BN."""
+    names = {"relu": "ReLU", "elu": "ELU", "prelu": "PReLU"}
+    network, rates = next(iter(e.settings["networks"])), e.settings["rates"]
+    rate = {"after": sorted(rates)[(len(rates) - 1) // 2], "none": e.settings["plain_rate"]}
+    of: dict[str, Any] = {"part": "order", "network": network, "affine": "on"}
+    found, spread = {}, {}
+    for order in rate:
+        own = {a: e.ends("test_accuracy", **of, activation=a, order=order, rate=rate[order]) for a in names}
+        if order == "after":
+            for a, b in combinations(names, 2):
+                found[f"{names[a]} minus {names[b]}"] = minus(own[a], own[b])
+        each = {seed: [own[a][seed] for a in names] for seed in set.intersection(*map(set, own.values()))}
+        spread[order] = {seed: max(values) - min(values) for seed, values in each.items()}
+    return {**found, "spread without BN minus with": minus(spread["none"], spread["after"])}
+
+
 RECIPES: dict[str, Callable[[Experiment], Effects]] = {
     "ioffe2015/I1.2": steps_to_accuracies,
     "ioffe2015/I2": drifts,
@@ -743,6 +764,7 @@ RECIPES: dict[str, Callable[[Experiment], Effects]] = {
     "keras_curves/K1": convergence,
     "keras_curves/K3": alike,
     "keras_curves/K5": all_curves,
+    "placement/P7": activations,
     "numpynet/N4.10": gradients("code", "exact"),
     "numpynet/N4.11": gradients("text", "exact"),
     "numpynet/N4.12": gradients("code", "detached", but="narrow"),  # which has not many locations for each image
