@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from bnrepro.claims import Results
 from bnrepro.claims.evidence import Verdict, judge
 from bnrepro.config import config_hash, load_config
 from bnrepro.config.schema import Config
-from bnrepro.data.dataset import Dataset, Split
+from bnrepro.data.dataset import Dataset, Split, derive_seed
 from bnrepro.experiments.conv_batchnorm import CELLS, checks, networks, paper, start
 from bnrepro.norm import NORMS
 from bnrepro.runs.record import Run
@@ -142,15 +143,13 @@ def test_below_threshold_means_all_of_them() -> None:
 
 def test_predicted_gap_has_both_ends() -> None:
     def of(*ratios: float) -> tuple[Verdict, ...]:
-        rows = [
-            {"part": "table", "dataset": "mnist", "variant": variant, "seed": seed}
-            | checks.row("gap", (1 + seed / 1000) * (ratio if variant == "convbn" else 1), size)
-            for size, ratio in zip((8, 32, 128), ratios, strict=True)
-            for variant in ("bn", "convbn")
-            for seed in range(5)
-        ]
-        for row in rows:
-            row["value"] *= 1 + row["seed"] / 1000 * (row["variant"] == "bn")
+        rows: list[Row] = []
+        for size, ratio in zip((8, 32, 128), ratios, strict=True):
+            for variant, seed in product(("bn", "convbn"), range(5)):
+                value = 1 + 2 * seed / 1000 if variant == "bn" else ratio * (1 + seed / 1000)
+                trained = {"part": "table", "dataset": "mnist", "variant": variant, "seed": seed}
+                rows.append(trained | checks.row("gap", value, size))
+                rows.append({"part": "gap", "seed": seed} | checks.row(f"gap {variant}", value, size))
         runs = [
             {"part": "table", "dataset": data, "variant": "bn", "seed": seed, "status": "completed"}
             | {"test_accuracy": 0.99}
@@ -290,12 +289,36 @@ def test_gap_is_as_computed_by_hand(trained: dict[str, Run]) -> None:
         by_hand = (torch.cat(parts) - in_eval).square().mean().sqrt()
         (row,) = networks.gap(it, [50])
     assert row["value"] == pytest.approx(float(by_hand), rel=1e-4)
-    largest = values(networks.extremes.function(trained["convbn"], 0, [8]))["largest", None]
-    assert largest == pytest.approx(float(in_eval.abs().max()), rel=1e-4)
+    found = values(networks.extremes.function(trained["convbn"], 0, [8], [1e-8, 1e-3, 1.0]))
+    assert found["largest", None] == pytest.approx(float(in_eval.abs().max()), rel=1e-4)
+    assert found["largest at", 1e-3] == found["largest", None]
+    assert found["largest at", 1e-8] > found["largest at", 1e-3] > found["largest at", 1.0]
+
+
+def test_gap_at_start_is_as_computed_by_hand(trained: dict[str, Run]) -> None:
+    dataset = networks.Opened(trained["bn"]).data
+    found = values(start.gap_at_start.function(dataset, 3, ["bn", "convbn"], [8, 40], 80))
+    generator = torch.Generator().manual_seed(derive_seed(3, "weights"))
+    filters = torch.randn((32, 1, 5, 5), generator=generator) / 5
+    images = dataset.train.images[torch.randperm(len(dataset.train.labels), generator=generator)[:80]]
+    u = torch.nn.functional.conv2d(dataset.normalize(images), filters)
+    for variant, axes in {"bn": (0, 2, 3), "convbn": (0,)}.items():
+        for size in (8, 40):
+            parts = u.split(size)
+            means = torch.stack([p.mean(axes, keepdim=True) for p in parts])
+            unbiased = torch.stack([p.var(axes, keepdim=True) for p in parts]).mean(0)
+            by_all = (u - means.mean(0)) / (unbiased + 1e-3).sqrt()
+            by_batch = [
+                (p - mean) / (p.var(axes, correction=0, keepdim=True) + 1e-3).sqrt()
+                for p, mean in zip(parts, means, strict=True)
+            ]
+            by_hand = (torch.cat(by_batch) - by_all).square().mean().sqrt()
+            assert found[f"gap {variant}", size] == pytest.approx(float(by_hand), rel=1e-4)
+    assert found["gap convbn", 8] > 3 * found["gap bn", 8] > found["gap bn", 40] > 0
 
 
 def test_positions_without_variance_are_the_black_ones(trained: dict[str, Run]) -> None:
-    found = values(networks.extremes.function(trained["bn"], 0, [200]))
+    found = values(networks.extremes.function(trained["bn"], 0, [200], []))
     images = networks.Opened(trained["bn"]).data.test.images
     black = (images.amax(0) == images.amin(0)).float().mean()
     assert found["constant pixels", 200] == pytest.approx(float(black))
@@ -307,7 +330,8 @@ def test_horizon_measures_each_light(trained: dict[str, Run]) -> None:
     own = found["accuracy", "own"]
     assert own == found["accuracy", 1.0] == trained["bn"].summary["test_accuracy"]
     assert own > found["accuracy", 0.1]
-    assert own != found["accuracy", "batch"] > 0.1
+    assert own != found["accuracy", "batch"] == found["accuracy by the batch", 1.0] > 0.1
+    assert found["accuracy by the batch", 0.1] != found["accuracy", 0.1]
     for side in ("above", "below"):
         assert found[f"silent {side}", None] + found[f"switching {side}", None] <= 1
         assert 0.1 < found[f"active {side}", None] < 0.9

@@ -117,17 +117,22 @@ def shift(it: Opened) -> list[Row]:
     return rows
 
 
-@measure("conv_batchnorm/extremes")
+@measure("conv_batchnorm/extremes", version=2)
 @torch.inference_mode()
-def extremes(run: Run, seed: int, batches: list[int]) -> list[Row]:
+def extremes(run: Run, seed: int, batches: list[int], eps: list[float]) -> list[Row]:
     """Largest xhat in eval after the first layer, and shares of positions that do not vary over a batch.
 
+    ``largest`` is at the eps of the training, and ``largest at`` of the same network at each of ``eps`` (x).
     ``constant`` is of what enters the first norm (channels and locations), ``constant pixels`` of the images.
     """
     it = Opened(run)
     x = it.images(IMAGES)
     u = it.entering(x)
     rows = [row("largest", it.norm(training=False)(u).abs().max())]
+    for each in eps:
+        norm: Any = it.norm(training=False)
+        norm.eps = each
+        rows.append(row("largest at", norm(u).abs().max(), each))
     for quantity, values in (("constant", u), ("constant pixels", x)):
         limit = CONSTANT * values.std()
         for size in batches:
@@ -160,13 +165,14 @@ def sides(units: Iterable[Any], height: int) -> list[tuple[nn.Module, Tensor, Te
     return found
 
 
-@measure("conv_batchnorm/horizon", version=2)
+@measure("conv_batchnorm/horizon", version=3)
 @torch.inference_mode()
 def horizon(run: Run, seed: int, layers: int, shades: list[float]) -> list[Row]:
     """Accuracy on the test set, and what the ReLUs of the first ``layers`` do above and below the horizon.
 
     ``accuracy`` by the shade of the test images: "own" is that which the run itself is tested with, and "batch" the
-    same where each batch (of the training's size) is normalised by its own statistics. In the own light, over the units
+    same where each batch (of the training's size) is normalised by its own statistics, as in ``accuracy by the batch``
+    at each of ``shades``. In the own light, over the units
     (channels at locations) of a layer and then over layers: the share of ``active`` values; of ``silent`` units, which
     almost no image activates; and of ``switching`` ones, which some images activate and some do not: in the others the
     ReLU is no more than a constant or the identity.
@@ -188,7 +194,11 @@ def horizon(run: Run, seed: int, layers: int, shades: list[float]) -> list[Row]:
         hook.remove()
     rows += [row("accuracy", it.accuracy(test, data=replace(it.cfg.data, shade_test=s)), s) for s in shades]
     with batch_statistics(it.network):
-        rows.append(row("accuracy", it.accuracy(it.some(test, len(test.labels)), it.cfg.batch_size), "batch"))
+        mixed, size = it.some(test, len(test.labels)), it.cfg.batch_size
+        rows.append(row("accuracy", it.accuracy(mixed, size), "batch"))
+        for shade in shades:
+            light = replace(it.cfg.data, shade_test=shade)
+            rows.append(row("accuracy by the batch", it.accuracy(mixed, size, light), shade))
     for side in (1, 2):
         shares = [each[:, of[side].to(each.device)] / len(test.labels) for each, of in zip(active, found, strict=True)]
         for what, share_of in WHAT.items():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from itertools import product
 from typing import Any
 
 import torch
@@ -13,7 +14,8 @@ from bnrepro.claims import Row, measure, row
 from bnrepro.config import load_config
 from bnrepro.config.schema import Config
 from bnrepro.data.dataset import Dataset, derive_seed, epoch_plan, shaded, train_batch
-from bnrepro.experiments.conv_batchnorm.networks import RARELY, sides
+from bnrepro.experiments.conv_batchnorm.checks import EPS
+from bnrepro.experiments.conv_batchnorm.networks import RARELY, sides, whole
 from bnrepro.norm import NORMS, NormOptions
 from bnrepro.training.model import build, norm_of
 
@@ -107,6 +109,28 @@ def at_start(data: Dataset, seed: int, overrides: list[str], shade: float, image
             if units == "all":
                 each = zip(answers.tolist(), active.mean((1, 2)).tolist(), strict=True)
                 rows += [row(f"filter {light}", share, answer) for answer, share in each]
+    return rows
+
+
+@measure("conv_batchnorm/gap_at_start")
+@torch.inference_mode()
+def gap_at_start(data: Dataset, seed: int, variants: list[str], batches: list[int], images: int) -> list[Row]:
+    """Root mean square of xhat by a batch's statistics minus xhat by those of all ``images``, after a random
+    convolution of 32 filters of 5 x 5: ``gap <variant>`` by batch size (x).
+    """
+    generator = torch.Generator().manual_seed(derive_seed(seed, "weights"))
+    filters = torch.randn((32, data.channels, 5, 5), generator=generator) / (data.channels * 25) ** 0.5
+    chosen = torch.randperm(len(data.train.labels), generator=generator)[:images]
+    u = nn.functional.conv2d(data.normalize(data.train.images[chosen]), filters)
+    rows = []
+    for variant, size in product(variants, batches):
+        norm: Any = NORMS[variant](u.shape[1], tuple(u.shape[2:]), options=NormOptions(eps=EPS, affine=False)).train()
+        norm.momentum = None  # running statistics are the average over all batches
+        parts = whole(u, size)
+        by_batch = [norm(part) for part in parts]
+        norm.eval()
+        squares = [(norm(part) - other).square().mean() for part, other in zip(parts, by_batch, strict=True)]
+        rows.append(row(f"gap {variant}", torch.stack(squares).mean().sqrt(), size))
     return rows
 
 

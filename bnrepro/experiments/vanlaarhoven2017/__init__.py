@@ -5,13 +5,16 @@ https://arxiv.org/abs/1706.05350
 
 Differences from the paper
 - The network of airbench at an eighth of its width, trained for 8 epochs of CIFAR-10; Hoffer et al. train a VGG11 on
-  CIFAR-10 for 80 epochs, with learning rate 0.1, momentum 0.9 and weight decay 5e-4.
+  CIFAR-10 for 80 epochs, with learning rate 0.1, momentum 0.9 and weight decay 5e-4. V2 and V2.2 have ten times their
+  decay in a tenth of their epochs: what decay does to a norm is exponential in the product of rate, decay and steps.
 - The rate falls linearly to 0 after a warm-up, in all trainings, so that they do not end in the noise of a large rate.
 - Weight decay applies to the weights that a norm follows and to no others, so that nothing but their scale is at stake.
 - The correction is per layer and step: a layer's rate is multiplied by its squared norm over that of the same layer in
   the run with weight decay, trained beside it on the same batches. The reverse (weight decay, at the effective rates of
   the run without) is a control of ours.
-- Rates and decays are chosen by the mean validation accuracy over the seeds; the claim is judged on the test set.
+- Rates and decays are chosen by the mean validation accuracy over the seeds; the claim is judged on the test set, and
+  only where the chosen rates lie inside the sweep. The largest decay may be the best, as its product with the rate
+  counts, which the rates span.
 """
 
 from __future__ import annotations
@@ -54,15 +57,15 @@ ARMS = {
 class Grid(BaseModel, extra="forbid", frozen=True):
     """V1.5: rate by decay."""
 
-    rates: list[float] = [0.03, 0.1, 0.3, 1.0]
-    decays: list[float] = [0.0, 0.0005, 0.005]  # 0 and at least one more: the source's, and ten times as much
+    rates: list[float] = [0.03, 0.1, 0.3, 1.0, 3.0]
+    decays: list[float] = [0.0, 0.0005, 0.002]  # 0 and at least one more: the source's, and four times as much
 
 
 class Arms(BaseModel, extra="forbid", frozen=True):
-    """V2: Hoffer et al.'s, side by side; their rate and decay."""
+    """V2: Hoffer et al.'s, side by side; their rate, and ten times their decay."""
 
     rate: float = 0.1
-    decay: float = 0.0005
+    decay: float = 0.005
 
 
 class Scaling(BaseModel, extra="forbid", frozen=True):
@@ -85,9 +88,8 @@ class Settings(Preset):
     exact: Scaling = Scaling()
     tolerance: float = 1e-9  # of an identity in float64
     trained: float = 70.0  # V1.5 to V2.2: % test accuracy with weight decay
-    acted: float = (
-        1.5  # V2, V2.2: |w|² without weight decay over that with it, at the end, from which on decay has acted
-    )
+    # V2, V2.2: |w|² without weight decay over that with it, at the end, from which on decay has acted: half the length
+    acted: float = 4.0
     margin_points: float = 0.5  # V1.5 to V2.2: test accuracies that count as alike
 
 
@@ -201,6 +203,14 @@ def decay_has_acted(r: Results, s: Settings) -> Gate:
     )
 
 
+def decay_has_gained(r: Results, s: Settings) -> Gate:
+    """And there is something to recover."""
+    gained = reaches(
+        gain(r, ON, OFF), s.margin_points, "test accuracy, weight decay minus none at the same rate, points"
+    )
+    return decay_has_acted(r, s) & gained
+
+
 @paper.claim(
     "V1.5",
     quote="L2 regularization has no regularizing effect when combined with normalization.",
@@ -217,7 +227,9 @@ def decay_adds_nothing(r: Results, s: Settings) -> Evidence:
         return equal(Values(), what, POINTS, margin=s.margin_points)
     with_it, none = (accuracy(r, "test").at(rate=rate, decay=decay) for rate, decay in (tuned, without))
     cells = f"rate {tuned[0]:g} and decay {tuned[1]:g} against rate {without[0]:g} and none"
-    return equal(with_it - none, what, POINTS, margin=s.margin_points, condition=cells)
+    evidence = equal(with_it - none, what, POINTS, margin=s.margin_points, condition=cells)
+    chosen = {"weight decay": (tuned[0], s.grid.rates), "no weight decay": (without[0], s.grid.rates)}
+    return evidence.unless_at_edge(chosen)
 
 
 def by_arm(r: Results, quantity: str) -> Values:
@@ -237,16 +249,16 @@ def decay_helps(r: Results, s: Settings) -> Evidence:
     return greater(gain(r, ON, OFF), estimand, POINTS, margin=s.margin_points)
 
 
-@paper.claim("V2.2", source=HOFFER, reported="no number read in the text", gate=decay_has_acted)
+@paper.claim("V2.2", source=HOFFER, reported="no number read in the text", gate=decay_has_gained)
 def corrected_rates_recover_it(r: Results, s: Settings) -> Evidence:
     """Without weight decay, the learning rate corrected by the norms of the run with weight decay recovers its
     accuracy.
     """
-    recovered = {"corrected rate minus decay": gain(r, CORRECTED, ON)}
-    evidence = equal(recovered, "test accuracy", POINTS, margin=s.margin_points)
-    # Where decay brings nothing there is nothing to recover.
-    evidence &= greater({"decay minus none": gain(r, ON, OFF)}, "", POINTS, margin=s.margin_points)
+    evidence = equal(
+        gain(r, CORRECTED, ON), "test accuracy, corrected rate minus decay", POINTS, margin=s.margin_points
+    )
     beside = {
+        "decay minus none": gain(r, ON, OFF),
         "corrected rate minus uncorrected": gain(r, CORRECTED, OFF),
         "the reverse, decay at the rates of none, minus none": gain(r, REVERSE, OFF),
     }
