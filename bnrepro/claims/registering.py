@@ -98,6 +98,19 @@ def registered_on(name: str, but: str) -> str | None:
     return known.registered if known.hash != but else None
 
 
+def sentence_registered(name: str, id: str, under: str) -> str | None:
+    """How claim ``id`` of the package's paper ``name`` was worded in its registration, if that has the hash ``under``.
+
+    Sentences do not count in the hash: one may come to say more exactly what is tested.
+    """
+    try:
+        known = _read(configs_dir() / "registered" / f"{name}.yaml")
+    except (OSError, ValueError):
+        return None
+    claims: list[Row] = known.design["claims"] if known.hash == under else []
+    return next((claim["sentence"] for claim in claims if claim["id"] == id), None)
+
+
 def _read(file: Path) -> Registration:
     """What a file says, parsed once as long as it is the same: a report asks of each claim.
 

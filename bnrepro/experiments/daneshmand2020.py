@@ -21,6 +21,7 @@ Differences from the paper
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from itertools import product
 from typing import Any
 
@@ -143,14 +144,20 @@ def named(values: Values) -> dict[str, Values]:
 
 @paper.claim("R1", quote=COLLAPSE, where=WHERE, reported="no number in the abstract; a review: to rank one")
 def it_collapses_without(r: Results, s: Settings) -> Evidence:
-    """Without normalization, the rank of the intermediate representations collapses quickly with depth."""
+    """Without normalization, the rank of the intermediate representations has collapsed in the last layer of a deep
+    network.
+    """
     found = rank(r, s.depth).at(norm="nobn")
-    return less(named(found), f"effective rank at layer {s.depth} without BN", "", bar=s.collapsed)
+    evidence = less(named(found), f"effective rank at layer {s.depth} without BN", "", bar=s.collapsed)
+    remark = "How quickly it collapses is not judged; the widest networks show it."
+    return replace(evidence.showing(on_the_way(r, s, "nobn")), remark=remark)
 
 
 @paper.claim("R2", quote=AVOIDS, where=WHERE, reported="no number in the abstract")
 def it_does_not_with_bn(r: Results, s: Settings) -> Evidence:
-    """Batch normalization avoids the rank's collapse, in linear and in ReLU networks."""
+    """Batch normalization keeps the rank from collapsing, in linear and in ReLU networks: in the last layer it is
+    larger than without, and it has stopped falling.
+    """
     last, settled = rank(r, s.depth), rank(r, s.settled)
     ratio, with_bn = last.at(norm="bn") / last.at(norm="nobn"), last.at(norm="bn") / settled.at(norm="bn")
     over = {f"BN over none, {name}": each for name, each in named(ratio).items()}
@@ -159,7 +166,15 @@ def it_does_not_with_bn(r: Results, s: Settings) -> Evidence:
         f"over layer {s.settled}'s, {NAMES[a]}, BN": geometric(each) for a, each in with_bn.by("activation").items()
     }
     evidence &= greater(kept, "", "", bar=s.falls, ratio=True)
-    return evidence.showing({f"BN, {name}": each for name, each in named(last.at(norm="bn")).items()}, "")
+    evidence = evidence.showing({f"BN, {name}": each for name, each in named(last.at(norm="bn")).items()}, "")
+    remark = f"How far it falls up to layer {s.settled} is not judged; the widest networks show it."
+    return replace(evidence.showing(on_the_way(r, s, "bn"), ""), remark=remark)
+
+
+def on_the_way(r: Results, s: Settings, norm: str) -> dict[str, Values]:
+    """Rank in the layers up to the settled one, of the widest networks."""
+    each = {mark: named(rank(r, mark).at(norm=norm, width=[s.widest])) for mark in s.marks if mark <= s.settled}
+    return {f"layer {mark}, {NORMS[norm]}, {name}": values for mark, of in each.items() for name, values in of.items()}
 
 
 def geometric(values: Values) -> Values:
@@ -213,8 +228,8 @@ def with_bn_it_trains(r: Results, s: Settings) -> Gate:
     gate=with_bn_it_trains,
 )
 def where_rank_stays_it_trains(r: Results, s: Settings) -> Evidence:
-    """Deep networks whose rank collapses at initialisation cannot be trained as well as those with batch normalization,
-    whose rank stays.
+    """Deep networks without normalization, whose rank collapses at initialisation, are less accurate after training
+    than those with batch normalization, whose rank stays, each at its best rate.
     """
     gain = at_best(r, s, "bn") - at_best(r, s, "nobn")
     estimand = f"test accuracy of {s.trained_depth} layers, BN minus none, each at its best rate"
@@ -224,7 +239,9 @@ def where_rank_stays_it_trains(r: Results, s: Settings) -> Evidence:
     condition = "effective rank of the last layer at the start, BN over none"
     evidence &= greater(ratio, "", "", margin=s.margin_ratio, ratio=True, condition=condition)
     evidence = evidence.showing({f"accuracy, {name}": at_best(r, s, norm) for norm, name in NORMS.items()}, "%")
-    return evidence.unless_at_edge({name: (best_rate(r, s, norm), s.rates) for norm, name in NORMS.items()})
+    evidence = evidence.unless_at_edge({name: (best_rate(r, s, norm), s.rates) for norm, name in NORMS.items()})
+    remark = "The rank is the premise, the accuracy the conclusion: a larger rank alone does not support the claim."
+    return replace(evidence, remark=remark)
 
 
 # --- tables and figures ---

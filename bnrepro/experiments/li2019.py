@@ -13,11 +13,13 @@ Differences from the paper
   against the moving variance. Channels, layers and seeds are averaged geometrically: a layer whose ratio is in the
   thousands would otherwise outweigh all others. eps, as BN has it, is added to both variances.
 - Statistics are re-estimated in one pass over the training images, without dropout and augmentation.
-- SGD at one rate, that of the recipe for this network without dropout, for all.
+- SGD at one rate, that of the recipe for this network without dropout, for all. All networks have BN: what dropout
+  costs without it is not measured.
 """
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 from statistics import geometric_mean
 from typing import Any
@@ -41,6 +43,11 @@ POINTS = "percentage points of test accuracy"
 UNREAD = "no number read in the text"
 AIRBENCH = "airbench's network at a quarter of its width, 8 epochs of CIFAR-10"
 DENSENET = "DenseNet on CIFAR-100: 77.42% without dropout, 68.55% with 0.5 in every bottleneck"
+REESTIMATED = "with re-estimated statistics"
+NO_OTHER = (
+    "No network without BN stands beside it; what is lost with re-estimated statistics is not due to a shift of the "
+    "variance."
+)
 PLACES = {
     "none": "no dropout",
     "in_blocks": "in each block",
@@ -198,15 +205,19 @@ def dropout_shifts_the_variance(r: Results, s: Settings) -> Evidence:
 @paper.claim("D1.2", where="Figure 1", reported=DENSENET, gate=trained)
 def dropout_harms(r: Results, s: Settings) -> Evidence:
     """Dropout of 0.5 in every block makes a network with BN less accurate."""
-    harm = -change(r, s, "in_blocks", s.much)
-    return greater(harm, "test accuracy, no dropout minus dropout in each block", POINTS, margin=s.margin_points)
+    harm, left = (-change(r, s, "in_blocks", s.much, quantity) for quantity in ("accuracy", "accuracy_mended"))
+    estimand = "test accuracy, no dropout minus dropout in each block"
+    evidence = greater(harm, estimand, POINTS, margin=s.margin_points)
+    return replace(evidence.showing({REESTIMATED: left}), remark=NO_OTHER)
 
 
 @paper.claim("D1.3", reported=UNREAD, gate=trained)
 def after_the_last_norm_is_harmless(r: Results, s: Settings) -> Evidence:
     """Dropout after the last BN alone does no harm."""
     estimand = "test accuracy, dropout after the last BN minus none"
-    return not_lower(change(r, s, "last", s.much), estimand, POINTS, margin=s.margin_points)
+    evidence = not_lower(change(r, s, "last", s.much), estimand, POINTS, margin=s.margin_points)
+    left = change(r, s, "last", s.much, "accuracy_mended")
+    return replace(evidence.showing({REESTIMATED: left}), remark=NO_OTHER)
 
 
 @paper.claim("D1.4", reported=UNREAD, gate=learned)
@@ -228,7 +239,9 @@ def reestimation_repairs(r: Results, s: Settings) -> Evidence:
 def a_little_is_safe(r: Results, s: Settings) -> Evidence:
     """A small amount, 0.1, is safe before BN."""
     estimand = "test accuracy, little dropout in each block minus none"
-    return not_lower(change(r, s, "in_blocks", s.little), estimand, POINTS, margin=s.margin_points)
+    evidence = not_lower(change(r, s, "in_blocks", s.little), estimand, POINTS, margin=s.margin_points)
+    left = change(r, s, "in_blocks", s.little, "accuracy_mended")
+    return replace(evidence.showing({REESTIMATED: left}), remark=NO_OTHER)
 
 
 @paper.claim(
@@ -247,7 +260,10 @@ def wide_networks_shift_less(r: Results, s: Settings) -> Evidence:
     evidence = greater(narrow / wide, estimand, "times", margin=s.margin_shift, ratio=True)
     evidence = evidence.showing({f"width {s.narrow:g}": narrow, f"width {s.width:g}": wide}, ratio=True)
     harm = accuracy(r, "none", 0.0, s.narrow) - accuracy(r, "in_blocks", s.much, s.narrow)
-    return evidence.showing({"harm in the narrow network": harm}, "points")
+    evidence = evidence.showing({"harm in the narrow network": harm}, "points")
+    small = evidence.effects[0].interval.mean < s.margin_shift
+    remark = f"On average it is below {s.margin_shift:g}, a ratio that the design counts as none." if small else ""
+    return replace(evidence, remark=remark)
 
 
 # --- tables and figures ---

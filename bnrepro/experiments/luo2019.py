@@ -257,7 +257,12 @@ def the_penalty_is_inverse(r: Results, s: Settings) -> Evidence:
     powers = penalty_by_size(r, s).along("x", slope)
     evidence = equal(powers + 1, "power of the batch size, minus -1", "in the power", margin=s.power_margin)
     of_all = r.measured("penalty", part=NOISE).along("x", slope)
-    return evidence.showing({"power": powers, f"power from batches of {min(s.noise.sizes)} on": of_all}, "")
+    remark = (
+        "To second order in the noise it follows for any smooth network, as the variance of the statistics is "
+        "proportional to 1 / M; training does not enter."
+    )
+    evidence = evidence.showing({"power": powers, f"power from batches of {min(s.noise.sizes)} on": of_all}, "")
+    return replace(evidence, remark=remark)
 
 
 @paper.claim(

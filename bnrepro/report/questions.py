@@ -124,12 +124,21 @@ def _question(found: dict[str, Any]) -> Question:
     return Question(found["question"], (*found["for"], *against), frozenset(against), texts)
 
 
+def _seeds(rows: Rows) -> str:
+    """On how many seeds verdicts rest: "; n=5 to 10", or nothing where none is random."""
+    counts = [effect["n"] for row in rows for effect in row["effects"] if effect["rule"] != "exact"]
+    if not counts:
+        return ""
+    least, most = min(counts), max(counts)
+    return f"; n={least}" if least == most else f"; n={least} to {most}"
+
+
 def _notes(rows: Rows, awaited: list[str]) -> list[str]:
     """What an answer's reader must know: how far it is from the sources' scale, and what may change it."""
     decided = [row for row in rows if row["verdict"] in SIDES]
     scales = Counter(row["scale"] for row in decided)
     each = listed(f"{n} {scale}" for scale, n in scales.items())
-    notes = [f"{plural(len(decided), 'verdict')} ({each})"] if decided else []
+    notes = [f"{plural(len(decided), 'verdict')} ({each}{_seeds(decided)})"] if decided else []
     if undecided := sum(row["verdict"] == Verdict.inconclusive for row in rows):
         notes.append(f"{plural(undecided, 'claim')} inconclusive")
     if revised := sum(row["withdrawn"] is not None for row in rows):

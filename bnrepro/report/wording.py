@@ -10,7 +10,7 @@ from statistics import median
 from typing import Any
 
 from bnrepro.claims.evidence import ALPHA, Rule, Verdict
-from bnrepro.claims.registering import registered_on
+from bnrepro.claims.registering import registered_on, sentence_registered
 from bnrepro.claims.words import numbers
 from bnrepro.stats import Interval
 
@@ -126,6 +126,10 @@ def history(row: Row) -> list[tuple[str, str]]:
         )
         facts.append(("Look", f"{first}, with {look['seeds']} seeds"))
     facts.append(("Design", _registered(row)))
+    worded = sentence_registered(row["paper"], row["id"].rpartition("/")[2], under=row["design_hash"] or "")
+    if worded not in (None, row["sentence"]):
+        quoted = f"\N{LEFT DOUBLE QUOTATION MARK}{worded}\N{RIGHT DOUBLE QUOTATION MARK}"
+        facts.append(("Registered as", f"{quoted}; the sentence was made more exact since, and nothing else was"))
     if row.get("first_run"):
         facts.append(("First run", str(row["first_run"])))
     return facts
