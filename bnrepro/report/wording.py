@@ -127,7 +127,7 @@ def history(row: Row) -> list[tuple[str, str]]:
         facts.append(("Look", f"{first}, with {look['seeds']} seeds"))
     facts.append(("Design", _registered(row)))
     worded = sentence_registered(row["paper"], row["id"].rpartition("/")[2], under=row["design_hash"] or "")
-    if worded not in (None, row["sentence"]):
+    if worded is not None and worded != row["sentence"]:
         quoted = f"\N{LEFT DOUBLE QUOTATION MARK}{worded}\N{RIGHT DOUBLE QUOTATION MARK}"
         facts.append(("Registered as", f"{quoted}; the sentence was made more exact since, and nothing else was"))
     if row.get("first_run"):

@@ -13,6 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from bnrepro.claims import registering
 from bnrepro.claims.evidence import Verdict
 from bnrepro.experiments import NAMES, experiment
 from bnrepro.report import curves, explaining, forest, questions, wording
@@ -209,6 +210,17 @@ def test_claims_under_revision_and_of_earlier_designs_say_so(monkeypatch: pytest
     assert "1 claim under revision" in notes
     assert any(note.startswith("1 verdict from an earlier design") for note in notes)
     assert questions.stale(claim("b/1", kind="identity")) is None  # algebra is of any design
+
+
+def test_the_registered_sentence_stands_beside_one_that_was_made_more_exact() -> None:
+    paper = experiment("li2019")
+    known = registering.registration(paper)
+    assert known
+    (registered,) = (claim["sentence"] for claim in known.design["claims"] if claim["id"] == "D1.2")
+    row = claim("li2019/D1.2", sentence=registered, design_hash=known.hash)
+    assert "Registered as" not in dict(wording.history(row))
+    assert registered in dict(wording.history(row | {"sentence": "Another."}))["Registered as"]
+    assert "Registered as" not in dict(wording.history(row | {"sentence": "Another.", "design_hash": "0" * 16}))
 
 
 def test_each_question_asks_for_claims_that_papers_have() -> None:
