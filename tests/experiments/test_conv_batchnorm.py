@@ -291,29 +291,29 @@ def test_gap_is_as_computed_by_hand(trained: dict[str, Run]) -> None:
     assert row["value"] == pytest.approx(float(by_hand), rel=1e-4)
     found = values(networks.extremes.function(trained["convbn"], 0, [8], [1e-8, 1e-3, 1.0]))
     assert found["largest", None] == pytest.approx(float(in_eval.abs().max()), rel=1e-4)
-    assert found["largest at", 1e-3] == found["largest", None]
-    assert found["largest at", 1e-8] > found["largest at", 1e-3] > found["largest at", 1.0]
+    assert found["largest at", 1e-8] > 10 * found["largest at", 1e-3] > found["largest at", 1.0] > 0
 
 
 def test_gap_at_start_is_as_computed_by_hand(trained: dict[str, Run]) -> None:
     dataset = networks.Opened(trained["bn"]).data
-    found = values(start.gap_at_start.function(dataset, 3, ["bn", "convbn"], [8, 40], 80))
+    found = values(start.gap_at_start.function(dataset, 3, ["bn", "convbn"], [8, 40], 80, 400))
     generator = torch.Generator().manual_seed(derive_seed(3, "weights"))
     filters = torch.randn((32, 1, 5, 5), generator=generator) / 5
-    images = dataset.train.images[torch.randperm(len(dataset.train.labels), generator=generator)[:80]]
-    u = torch.nn.functional.conv2d(dataset.normalize(images), filters)
+    chosen = torch.randperm(len(dataset.train.labels), generator=generator)[:480]
+    u, population = (
+        torch.nn.functional.conv2d(dataset.normalize(dataset.train.images[part]), filters)
+        for part in chosen.split([80, 400])
+    )
     for variant, axes in {"bn": (0, 2, 3), "convbn": (0,)}.items():
+        mean, var = population.mean(axes, keepdim=True), population.var(axes, keepdim=True)
+        by_all = (u - mean) / (var + 1e-3).sqrt()
         for size in (8, 40):
-            parts = u.split(size)
-            means = torch.stack([p.mean(axes, keepdim=True) for p in parts])
-            unbiased = torch.stack([p.var(axes, keepdim=True) for p in parts]).mean(0)
-            by_all = (u - means.mean(0)) / (unbiased + 1e-3).sqrt()
-            by_batch = [
-                (p - mean) / (p.var(axes, correction=0, keepdim=True) + 1e-3).sqrt()
-                for p, mean in zip(parts, means, strict=True)
-            ]
-            by_hand = (torch.cat(by_batch) - by_all).square().mean().sqrt()
-            assert found[f"gap {variant}", size] == pytest.approx(float(by_hand), rel=1e-4)
+            each = u.view(-1, size, *u.shape[1:])
+            over = tuple(axis + 1 for axis in axes)
+            own = each - each.mean(over, keepdim=True)
+            by_batch = own / (each.var(over, correction=0, keepdim=True) + 1e-3).sqrt()
+            by_hand = (by_batch.flatten(0, 1) - by_all).square().mean().sqrt()
+            assert found[f"gap {variant}", size] == pytest.approx(float(by_hand), rel=1e-3)
     assert found["gap convbn", 8] > 3 * found["gap bn", 8] > found["gap bn", 40] > 0
 
 

@@ -74,7 +74,8 @@ class Horizon(BaseModel, extra="forbid", frozen=True):
     layers: int = 3  # convolutions whose ReLUs are looked at after training
     start: list[str] = ["model=vgg_small", "norm.eps=1e-3", "batch_size=128"]  # of the layer as it is initialised
     images: int = 512  # that go through it
-    gap_images: int = 2048  # L-gap: from which all statistics are taken
+    population: int = 8192  # L-gap: images from which all statistics are taken, and others that are normalised
+    gap_images: int = 2048
     place: int = 2  # of the picture among CIFAR-10's cars in the test set
 
 
@@ -167,9 +168,8 @@ def runs(s: Settings) -> Design:
             lit = [f"data.{key}={str(value).lower()}" for key, value in start.lights(h.shade)[light].items()]
             asked = {"layers": h.layers, "shades": h.test_shades if light == "plain" else []}
             design.train("horizon", factors | {"light": light}, network(data, variant, *lit), (networks.horizon, asked))
-    design.measure(
-        "gap", {}, start.gap_at_start, s.data[s.swept], variants=["bn", "convbn"], **gap, images=h.gap_images
-    )
+    images = {"images": h.gap_images, "population": h.population}
+    design.measure("gap", {}, start.gap_at_start, s.data[s.swept], variants=["bn", "convbn"], **gap, **images)
     pictured = {"norms": list(h.variants), "shade": h.shade, "place": h.place, "batch": 128, "eps": checks.EPS}
     design.measure("scene", {"dataset": h.data[-1]}, start.scene, s.data[h.data[-1]], [0], **pictured)
     ends = [("bn", None), ("convbn", None)]  # with running statistics
@@ -551,9 +551,9 @@ def running_variance_is_unbiased(r: Results, s: Settings) -> Evidence:
 # --- claims: predictions ---
 
 
-def by_size(local: Values, channel: Values) -> dict[str, Values]:
+def by_size(local: Values, channel: Values, s: Settings) -> dict[str, Values]:
     """How much further apart training and eval are with local than with channel statistics, by the batch size."""
-    return {f"batches of {size}": values for size, values in (local / channel).by("x").items()}
+    return {f"batches of {size}": local.at(x=size) / channel.at(x=size) for size in s.batches}
 
 
 apart = "rms of training minus eval, local over channel statistics"
@@ -563,14 +563,14 @@ gap_predicted = partial(
 )
 
 
-@gap_predicted("L-gap", scale_note="a random convolution on 2,048 digits, as in the prediction")
+@gap_predicted("L-gap", scale_note="a random convolution on MNIST, as in the prediction")
 def local_statistics_differ_nine_to_twelve_times(r: Results, s: Settings) -> Evidence:
     """After a random convolution, statistics of a batch and those of all images normalise 9 to 12 times further apart
     when they are local, at batch sizes from 8 to 128.
     """
     low, high = PREDICTED_GAP
     local, channel = (r.measured(f"gap {variant}", part="gap") for variant in ("convbn", "bn"))
-    middle, ratios = math.sqrt(low * high), by_size(local, channel)
+    middle, ratios = math.sqrt(low * high), by_size(local, channel, s)
     found = {name: values / middle for name, values in ratios.items()}
     estimand = f"{apart}, over {middle:.3g}"
     evidence = equal(found, estimand, "times", margin=math.sqrt(high / low), ratio=True)
@@ -583,7 +583,7 @@ def local_statistics_differ_more_in_eval(r: Results, s: Settings) -> Evidence:
     """In trained networks they normalise several times further apart when they are local."""
     data = next(iter(s.data))
     local, channel = (r.measured("gap", part="table", dataset=data, variant=each) for each in ("convbn", "bn"))
-    return greater(by_size(local, channel), apart, "times", bar=s.margins.gap_ratio, ratio=True)
+    return greater(by_size(local, channel, s), apart, "times", bar=s.margins.gap_ratio, ratio=True)
 
 
 @predicted(

@@ -48,9 +48,9 @@ class Opened:
         chosen = torch.randperm(len(split.labels), generator=generator)[:count].to(split.labels.device)
         return Split(split.images[chosen], split.labels[chosen])
 
-    def images(self, count: int) -> Tensor:
-        """`some` test images as one normalised batch, shaded as in the run's own evaluation."""
-        split = self.some(self.data.test, count)
+    def images(self, count: int, of: Split | None = None) -> Tensor:
+        """`some` images of a split (the test set) as one normalised batch, shaded as in the run's own evaluation."""
+        split = self.some(of or self.data.test, count)
         return next(eval_batches(self.data, split, len(split.labels), self.cfg.data))[0]
 
     def entering(self, x: Tensor) -> Tensor:
@@ -122,7 +122,9 @@ def shift(it: Opened) -> list[Row]:
 def extremes(run: Run, seed: int, batches: list[int], eps: list[float]) -> list[Row]:
     """Largest xhat in eval after the first layer, and shares of positions that do not vary over a batch.
 
-    ``largest`` is at the eps of the training, and ``largest at`` of the same network at each of ``eps`` (x).
+    ``largest`` is with running statistics at the eps of the training; ``largest at`` of the same network at each of
+    ``eps`` (x), with those of as many training images: of running ones, which begin at 1, something is left where a
+    location never varies.
     ``constant`` is of what enters the first norm (channels and locations), ``constant pixels`` of the images.
     """
     it = Opened(run)
@@ -130,9 +132,10 @@ def extremes(run: Run, seed: int, batches: list[int], eps: list[float]) -> list[
     u = it.entering(x)
     rows = [row("largest", it.norm(training=False)(u).abs().max())]
     for each in eps:
-        norm: Any = it.norm(training=False)
-        norm.eps = each
-        rows.append(row("largest at", norm(u).abs().max(), each))
+        norm: Any = it.norm(training=True)
+        norm.eps, norm.momentum, norm.num_batches_tracked = each, None, torch.zeros_like(norm.num_batches_tracked)
+        norm(it.entering(it.images(IMAGES, it.data.train)))
+        rows.append(row("largest at", norm.eval()(u).abs().max(), each))
     for quantity, values in (("constant", u), ("constant pixels", x)):
         limit = CONSTANT * values.std()
         for size in batches:

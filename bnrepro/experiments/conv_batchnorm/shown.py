@@ -168,9 +168,15 @@ def horizon(r: Results, s: Settings) -> list[Row]:
 
 
 def other_light(r: Results, s: Settings) -> list[Row]:
-    """Trained on plain images, tested with the lower half at another light: test accuracy in percent by the factor."""
-    found = 100 * measured(r, "horizon", "accuracy", light="plain", x=s.horizon.test_shades)
+    """Trained on plain images, tested with the lower half at another light: test accuracy in percent by the factor,
+    with running statistics (of those that have them) and with each test batch's own.
+    """
+    found, by_batch = (
+        100 * measured(r, "horizon", quantity, light="plain", x=s.horizon.test_shades)
+        for quantity in ("accuracy", "accuracy by the batch")
+    )
     columns = {f"{shade:g}": found.at(x=shade) for shade in s.horizon.test_shades}
+    columns |= {f"{shade:g}, by the batch": by_batch.at(x=shade) for shade in s.horizon.test_shades}
     return arms(r, "horizon", ("dataset", "variant"), columns)
 
 
@@ -341,7 +347,7 @@ def sunrise(r: Results, s: Settings) -> Figure | None:
     {s.horizon.shade:g} of its light (static), and with a factor of its own for each batch (frames), in training and
     test alike; at the end, on frames with each test batch's own statistics. Middle: share of units of the first
     {s.horizon.layers} convolutions, below the horizon, that almost no image activates. Right: networks trained on plain
-    images, by the light of the lower half at test.
+    images, with running statistics, by the light of the lower half at test.
     """
     measures = 100 * measured(r, "horizon", "accuracy")
     silent = 100 * measured(r, "horizon", "silent below")

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from dataclasses import replace
-from itertools import product
 from typing import Any
 
 import torch
@@ -114,23 +114,31 @@ def at_start(data: Dataset, seed: int, overrides: list[str], shade: float, image
 
 @measure("conv_batchnorm/gap_at_start")
 @torch.inference_mode()
-def gap_at_start(data: Dataset, seed: int, variants: list[str], batches: list[int], images: int) -> list[Row]:
-    """Root mean square of xhat by a batch's statistics minus xhat by those of all ``images``, after a random
-    convolution of 32 filters of 5 x 5: ``gap <variant>`` by batch size (x).
+def gap_at_start(
+    data: Dataset, seed: int, variants: list[str], batches: list[int], images: int, population: int
+) -> list[Row]:
+    """Root mean square over ``images`` of xhat by their batch's statistics minus xhat by those of a ``population`` of
+    others, after a random convolution of 32 filters of 5 x 5: ``gap <variant>`` by batch size (x).
     """
     generator = torch.Generator().manual_seed(derive_seed(seed, "weights"))
     filters = torch.randn((32, data.channels, 5, 5), generator=generator) / (data.channels * 25) ** 0.5
-    chosen = torch.randperm(len(data.train.labels), generator=generator)[:images]
-    u = nn.functional.conv2d(data.normalize(data.train.images[chosen]), filters)
-    rows = []
-    for variant, size in product(variants, batches):
+    order = torch.randperm(len(data.train.labels), generator=generator)
+
+    def entering(chosen: Tensor) -> Tensor:
+        return nn.functional.conv2d(data.normalize(data.train.images[chosen]), filters)
+
+    u, rows = entering(order[:images]), []
+    for variant in variants:
         norm: Any = NORMS[variant](u.shape[1], tuple(u.shape[2:]), options=NormOptions(eps=EPS, affine=False)).train()
-        norm.momentum = None  # running statistics are the average over all batches
-        parts = whole(u, size)
-        by_batch = [norm(part) for part in parts]
-        norm.eval()
-        squares = [(norm(part) - other).square().mean() for part, other in zip(parts, by_batch, strict=True)]
-        rows.append(row(f"gap {variant}", torch.stack(squares).mean().sqrt(), size))
+        norm.momentum = None  # running statistics are the average over all parts
+        for part in order[images : images + population].split(512):
+            norm(entering(part))
+        for size in batches:
+            parts = whole(u, size)
+            # In training a norm also updates its running statistics: a copy does.
+            by_batch = torch.cat([copy.deepcopy(norm)(part) for part in parts])
+            by_all = copy.deepcopy(norm).eval()(torch.cat(parts))
+            rows.append(row(f"gap {variant}", (by_batch - by_all).square().mean().sqrt(), size))
     return rows
 
 
