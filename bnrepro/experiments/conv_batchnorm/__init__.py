@@ -36,7 +36,7 @@ from operator import and_
 
 from pydantic import BaseModel
 
-from bnrepro.claims import Design, Evidence, Gate, Paper, Preset, Results, Values, equal, exact, greater, less
+from bnrepro.claims import Design, Evidence, Gate, Paper, Preset, Results, Row, Values, equal, exact, greater, less
 from bnrepro.claims.gates import reaches
 from bnrepro.experiments.conv_batchnorm import checks, networks, shown, start
 from bnrepro.experiments.conv_batchnorm.shown import CELLS, DATA, NAMES, accuracy, checked, measured
@@ -168,7 +168,7 @@ def runs(s: Settings) -> Design:
             lit = [f"data.{key}={str(value).lower()}" for key, value in start.lights(h.shade)[light].items()]
             asked = {"layers": h.layers, "shades": h.test_shades if light == "plain" else []}
             design.train("horizon", factors | {"light": light}, network(data, variant, *lit), (networks.horizon, asked))
-    images = {"images": h.gap_images, "population": h.population}
+    images: Row = {"images": h.gap_images, "population": h.population}
     design.measure("gap", {}, start.gap_at_start, s.data[s.swept], variants=["bn", "convbn"], **gap, **images)
     pictured = {"norms": list(h.variants), "shade": h.shade, "place": h.place, "batch": 128, "eps": checks.EPS}
     design.measure("scene", {"dataset": h.data[-1]}, start.scene, s.data[h.data[-1]], [0], **pictured)
