@@ -247,8 +247,11 @@ def at_looks(claim: Row, looks: list[int]) -> list[str]:
     return wrong
 
 
-def against_registration(claims: list[Row], file: Path) -> list[str]:
-    """What in the claims of a paper is not as its design was registered, if they are of that design."""
+def against_registration(claims: list[Row], file: Path, report: str) -> list[str]:
+    """What in the claims of a paper is not as its design was registered, if they are of that design.
+
+    A sentence may be made more exact, if the report shows the registered one beside it.
+    """
     registered = yaml.safe_load(file.read_text(encoding="utf-8"))
     known = {claim["id"]: claim for claim in registered["design"]["claims"]}
     if {claim["design_hash"] for claim in claims} != {registered["hash"]}:
@@ -257,7 +260,10 @@ def against_registration(claims: list[Row], file: Path) -> list[str]:
     wrong = [f"{file.stem}/{id}: it is registered or judged, and not both" for id in known.keys() ^ mine.keys()]
     for id, claim in mine.items():
         design = known.get(id, claim)
-        for key in ("kind", "scale", "scale_note"):  # a sentence may be made more exact: the report shows both
+        sentence = design.get("sentence", "")
+        if claim["sentence"] != sentence and f"\N{LEFT DOUBLE QUOTATION MARK}{sentence}" not in report:
+            wrong.append(f"{claim['id']}: its sentence is not the registered one, which the report does not show")
+        for key in ("kind", "scale", "scale_note"):
             if claim[key] != design.get(key, ""):
                 wrong.append(f"{claim['id']}: its {key} is {claim[key]!r}, and was registered as {design.get(key)!r}")
         rules, judged_by = ({_rule(effect) for effect in each.get("effects", ())} for each in (design, claim))
@@ -383,6 +389,7 @@ def cooked(claim: Row, experiment: Experiment) -> list[str]:
 def main(results: Path, write: bool = False) -> int:
     """Check the claims in ``results``, and print what was found."""
     claims = json.loads((results / "claims.json").read_text(encoding="utf-8"))
+    report = (results / "REPORT.md").read_text(encoding="utf-8") if (results / "REPORT.md").is_file() else ""
     wrong: list[str] = []
     origins: dict[str, str] = {}
     traced: Counter[str] = Counter()
@@ -394,7 +401,7 @@ def main(results: Path, write: bool = False) -> int:
         recorded, experiment = Recorded(folder), Experiment(folder, settings)
         registered = REGISTERED / f"{paper}.yaml"
         if registered.is_file() and mine[0]["preset"] == "full":
-            wrong += against_registration(mine, registered)
+            wrong += against_registration(mine, registered, report)
         for claim in mine:
             wrong += check(claim, settings.get("looks") or [])
             recipe = claim["id"] in RECIPES

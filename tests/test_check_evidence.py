@@ -192,6 +192,7 @@ def test_a_recipe_computes_the_values_anew(script: Any, tmp_path: Path, monkeypa
     [
         ("effects", [{"rule": "greater", "bar": 0.0, "margin": 0.25}], "a rule, bar or margin is not as registered"),
         ("scale", "paper", "its scale is 'toy', and was registered as 'paper'"),
+        ("sentence", "Another.", "its sentence is not the registered one, which the report does not show"),
         ("gate", "x: at least 2", "its gate is not the registered one"),
         ("id", "another", "it is registered or judged, and not both"),
     ],

@@ -13,7 +13,7 @@ Differences from the paper
   alone would disable is shown beside F1.3. Where random weights are trained there is none: it would move those that are
   frozen.
 - With a rate that falls at the end every loss stands still there. Whether training is long enough is asked of the
-  smallest network with gamma and beta trained: what twice the epochs (and half the decay) gain.
+  smallest network, in both arms that F1 compares: what twice the epochs (and half the decay) gain.
 - The equal number of other parameters is two weights per channel, drawn at random, for its gamma and beta; the
   classifier head is not among them.
 - A feature counts as disabled where the size of its gamma is below the preset's threshold, which is ours.

@@ -177,7 +177,7 @@ def have_trained(*variants: str, of: str = "networks") -> Callable[[Results, Set
     """A gate: each network that setting ``of`` names has, with each of ``variants``, at its best rate."""
 
     def gate(r: Results, s: Settings) -> Gate:
-        names = list(getattr(s, of)) or list(s.networks)
+        names = list(getattr(s, of)) or list(s.networks)  # where there are none, nothing is judged either
         accuracy = r.accuracy(part="networks", network=names)
         found = {(name, v): values for v in variants for name, values in at_best(accuracy, r, s, v, names).items()}
         gates = [
