@@ -736,21 +736,6 @@ def activations(e: Experiment) -> Effects:
     return {**found, "spread without BN minus with": minus(spread["none"], spread["after"])}
 
 
-# --- Frankle et al. ------------------------------------------------------------------------------------------------
-
-
-def disabled(e: Experiment) -> Effects:
-    """frankle2021/F1.3: gammas near 0 where only norms are trained; decay alone takes a gamma of g to g / e^(10 x)."""
-    share = {trained: e.values("disabled", part="decayed", trained=trained) for trained in ("norm", "all")}
-    rates = 391 * (80 * 0.1 + 40 * 0.01 + 40 * 0.001)
-    alone = 100 * e.settings["threshold"] * math.exp(10 * rates * 1e-4)
-    return {
-        "minus that with everything trained": minus(share["norm"], share["all"]),
-        "minus what decay disables alone": {seed: each - alone for seed, each in share["norm"].items()},
-        "minus a third": {seed: each - 100 / 3 for seed, each in share["norm"].items()},
-    }
-
-
 RECIPES: dict[str, Callable[[Experiment], Effects]] = {
     "ioffe2015/I1.2": steps_to_accuracies,
     "ioffe2015/I2": drifts,
@@ -803,7 +788,6 @@ RECIPES: dict[str, Callable[[Experiment], Effects]] = {
     "desmith2020/D1": scale_by_depth,
     "desmith2020/D2": scale_without_bn,
     "hsieh2020/N2": half_recovered,
-    "frankle2021/F1.3": disabled,
     "schneider2020/S2.1": corrupted,
     "wu2021/W1.2": early_in_training,
     "zhu2025/Z4": correlations,
