@@ -4,7 +4,7 @@ https://arxiv.org/abs/2003.00152
 
 Differences from the paper
 - Residual networks of 8 and 26 layers at half the width, 8 epochs of 45,000 images of CIFAR-10; the source trains
-  networks of 14 to 866 layers for 160 epochs (preset paper: 14 and 110 layers, at full width).
+  networks of 14 to 866 layers for 160 epochs (preset paper: 14 and 56 layers, at full width).
 - As in the authors' code (facebookresearch/open_lth, models/cifar_resnet.py): gamma is drawn between 0 and 1, He's
   initial weights, SGD at rate 0.1 with momentum 0.9 and decay 1e-4, batches of 128, cropped and flipped images. All
   arms have one rate. Where random weights are trained there is no decay: it would move those that are frozen. Shortcuts
