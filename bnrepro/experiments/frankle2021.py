@@ -293,7 +293,7 @@ def the_deepest_networks(r: Results, s: Settings) -> Evidence:
 @paper.table
 def accuracies(r: Results, s: Settings) -> list[Row]:
     """Residual networks by what is trained, the rest as drawn. A gamma is near 0 below {s.threshold:g} in size. Part
-    longer has twice the epochs, and part reference the decay at which everything trains best.
+    longer has twice the epochs, and part reference more decay.
     """
     rows = []
     for (part, depth, trained), diverged in r.diverged().by("part", "depth", "trained").items():
