@@ -19,7 +19,7 @@ Differences from the paper
 - Earlier designs had 22 to 23.5 times the decay everywhere: a gamma that no gradient holds then shrinks as far as in
   the source. With it, gamma and beta of the pilot gained 3.9 points by twice the epochs, and 1.3 with 1e-4; and 35% of
   its gammas were near 0 after 8 epochs, but 3.3% with 1e-4 and 7.5% after twice as many. So F1.3 is asked whether its
-  share has settled, which is hardly to be expected in 8 epochs.
+  share has settled.
 - The equal number of other parameters is two weights per channel, drawn at random, for its gamma and beta; the
   classifier head is not among them.
 - A feature counts as disabled where the size of its gamma is below the preset's threshold; the source's was not looked

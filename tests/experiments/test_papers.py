@@ -112,10 +112,15 @@ def test_no_records_judge_nothing_and_are_no_error(name: str) -> None:
 @pytest.mark.quick(3)
 @run_as_designed
 def test_its_answers_can_be_read(name: str) -> None:
+    settings = PAPERS[name].settings("full")
+    arms, runs = (PAPERS[name].designed(settings).arms, read(COMMITTED / name).runs)
+    # Of an experiment that was run in part, by `reproduce NAME/CLAIM`, the other claims have nothing to read.
+    whole = sum(run["seed"] == 0 for run in runs) >= sum(arm.config.seed == 0 for arm in arms)
     for each in judged(PAPERS[name], *committed(name)):
         row = each.as_row(name)
         assert len(row["answer"].split()) <= 25, row["answer"]
-        assert not each.unmeasured, f"{each.claim.id} reads nothing for {each.unmeasured}"
+        if whole or len(each.unmeasured) < len(each.evidence.effects):
+            assert not each.unmeasured, f"{each.claim.id} reads nothing for {each.unmeasured}"
         assert "{" not in each.found, each.found
         assert "nan" not in each.found, each.found
         if each.claim.kind == "empirical" and each.evidence.effects:
