@@ -270,10 +270,9 @@ def against_registration(claims: list[Row], file: Path, report: str) -> list[str
         if rules and (other := {rule for rule in judged_by if rule != ("exact", None, None, False)} - rules):
             wrong.append(f"{claim['id']}: a rule, bar or margin is not as registered: {sorted(map(str, other))}")
         gate, gates = claim["gate"], design.get("gate") or ""
-        unmeasured = gate is None and not claim["effects"]  # a part that was not run, of a paper that was run in part
-        if (not unmeasured and (gate is None) != (not gates)) or (
-            gate and f"{gate['what']}: {gate['needed']}" not in gates
-        ):
+        # Where an experiment was run in part, a claim of which nothing was measured has no gate yet.
+        missing = gate is None and gates and claim["effects"]
+        if missing or (gate and f"{gate['what']}: {gate['needed']}" not in gates):
             wrong.append(f"{claim['id']}: its gate is not the registered one ({gates})")
     return wrong
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 
-from bnrepro.config import load_config
-from bnrepro.config.schema import TrainOnly
+from bnrepro.config import config_hash, load_config
+from bnrepro.config.schema import Config, TrainOnly
 from bnrepro.experiments.frankle2021 import SOURCE_RATES, by_decay_alone, gammas_of, paper
 from bnrepro.norm import NORMS
 from bnrepro.runs.record import Run
@@ -35,6 +36,23 @@ def test_arms_are_as_in_the_sources_code() -> None:
         assert cfg.data.flip
         # Frozen weights must not decay.
         assert cfg.optimizer.weight_decay == (0.0 if arm.factors["trained"] == "random" else 1e-4)
+
+
+def test_network_of_the_gate_has_its_own_decay_where_training_is_short() -> None:
+    def of(preset: str) -> dict[str, Config]:
+        arms = paper.designed(paper.settings(preset)).arms
+        deep = {arm.part: arm.config for arm in arms if arm.factors["trained"] == "all" and arm.config.seed == 0}
+        assert set(deep) == {"depth", "reference"}
+        return deep
+
+    full, source = of("full"), of("paper")
+    decay = full["reference"].optimizer.weight_decay
+    assert decay == FULL.reference_decay > FULL.decay
+    own = replace(full["depth"], optimizer=replace(full["depth"].optimizer, weight_decay=decay))
+    assert config_hash(own) == config_hash(full["reference"])
+    # The sum of rate times decay over 351 steps an epoch is that of the source's training.
+    assert 0.1 * 8 * 351 / 2 * decay == pytest.approx(SOURCE_RATES * 1e-4, rel=0.01)
+    assert config_hash(source["depth"]) == config_hash(source["reference"])
 
 
 def test_decay_alone_shrinks_gammas_as_its_formula_says() -> None:
