@@ -218,7 +218,7 @@ def make_plan(
         # Curves of hundreds of runs are looked at in the report; `bnrepro train` writes events for one.
         return resolve(check(replace(places.apply(cfg), root=str(root), tensorboard=False)))
 
-    there = set() if keys is None or alone else _seeds_there(root)
+    there = set() if not asked or alone else _seeds_there(root) | {probe.seed for probe in asked.probes}
     arms = [each for each in design.arms if keys is None or each.config.seed in there or key_of(each) in keys]
     arms = [replace(arm, config=put(arm.config), factors=_factors(arm.factors)) for arm in arms]
     arms = list({(arm.part, str(arm.factors), run_dir(arm.config)): arm for arm in arms}.values())  # each once
@@ -238,7 +238,9 @@ def make_plan(
     plan = Plan(paper, preset, found.model_dump(mode="json"), arms, probes, root, command, keys)
     if keys is None:
         return plan
-    arms = [arm for arm in arms if key_of(arm) in keys or run_of(arm.config).finished]
+    # A run that is made to be measured is recorded as one that was there before.
+    made = {run_dir(probe.config) for probe in plan.measured if probe.config} if not alone else set()
+    arms = [a for a in arms if key_of(a) in keys or run_dir(a.config) in made or run_of(a.config).finished]
     probes = [each for each in probes if key_of(each) in keys or stored(each, plan.measurements) is not None]
     return replace(plan, arms=arms, probes=probes)
 
