@@ -21,9 +21,10 @@ from bnrepro.claims.evidence import Verdict
 from bnrepro.claims.judging import Judged
 from bnrepro.claims.paper import Shown
 from bnrepro.claims.records import cost, find, read, there
-from bnrepro.config import digits_of
+from bnrepro.config import digits_of, run_dir
 from bnrepro.config.schema import Config
 from bnrepro.errors import UserError, known_are
+from bnrepro.experiments import frankle2021
 from bnrepro.runs import record
 from bnrepro.runs.record import Run
 from bnrepro.runs.tables import from_cell, read_rows, to_cell, write_rows
@@ -758,3 +759,14 @@ def test_archive_that_only_a_measure_uses_is_taken(listed: Listed, call: Call, d
     assert told.code == 0, told.err
     (data,) = read(Path("results/experiments/made_up/smoke")).provenance["data"]
     assert digits.name in data["data"]
+
+
+@pytest.mark.parametrize("alone", [False, True])
+def test_run_that_is_made_to_be_measured_is_recorded(tmp_path: Path, alone: bool) -> None:
+    whole = frankle2021.paper.designed(frankle2021.paper.settings("full"))
+    asked = Design(5)
+    asked.probes = [probe for probe in whole.probes if (probe.part, probe.factors["depth"]) == ("longer", 1)]
+    plan = make_plan(frankle2021.paper, "full", tmp_path, asked=asked, alone=alone)
+    assert len(plan.configs) == len(plan.measured) == len(asked.probes) > 0
+    recorded = {run_dir(arm.config) for arm in plan.arms}
+    assert recorded == (set() if alone else {run_dir(cfg) for cfg in plan.configs})
