@@ -736,6 +736,103 @@ def activations(e: Experiment) -> Effects:
     return {**found, "spread without BN minus with": minus(spread["none"], spread["after"])}
 
 
+# --- conv_batchnorm ------------------------------------------------------------------------------------------------
+
+DATASETS = {"mnist": "MNIST", "cifar10": "CIFAR-10"}
+
+
+def below(e: Experiment, part: str, what: str, light: str, kind: str = "all", **factors: Any) -> BySeed:
+    """Percent of units or values below the horizon: of a layer as it is initialised, or of trained networks."""
+    if part == "start":
+        return {s: 100 * path[light] for s, path in e.paths(f"{what} below {kind}", part=part, **factors).items()}
+    return {s: 100 * value for s, value in e.values(f"{what} below", part=part, light=light, **factors).items()}
+
+
+def left(plain: BySeed, dark: BySeed) -> BySeed:
+    return {seed: 100 * dark[seed] / value for seed, value in plain.items() if seed in dark}
+
+
+def below_threshold(part: str) -> Callable[[Experiment], Effects]:
+    """conv_batchnorm/L6a, L6a.2: BN's active values below the horizon, by how much the dark lowers them, and to what
+    share.
+    """
+
+    def found(e: Experiment) -> Effects:
+        effects = {}
+        for data in e.settings["horizon"]["data"]:
+            plain, dark = (below(e, part, "active", light, dataset=data, variant="bn") for light in ("plain", "static"))
+            effects[f"fall, {DATASETS[data]}"] = minus(plain, dark)
+            effects[f"left, {DATASETS[data]}"] = left(plain, dark)
+        return effects
+
+    return found
+
+
+def left_of_light(e: Experiment) -> Effects:
+    """conv_batchnorm/L6a.1: the same share of pixels, and of filters that light raises."""
+    effects = {}
+    for kind, name in (("pixels", "pixels"), ("light", "filters that light raises")):
+        for data in e.settings["horizon"]["data"]:
+            each = (below(e, "start", "active", x, kind, dataset=data, variant="bn") for x in ("plain", "static"))
+            effects[f"{name}, {DATASETS[data]}"] = left(*each)
+    return effects
+
+
+def silenced(e: Experiment, part: str, data: str, variant: str) -> BySeed:
+    """Units that almost no image activates, in the dark minus on plain images."""
+    return minus(*(below(e, part, "silent", x, dataset=data, variant=variant) for x in ("static", "plain")))
+
+
+def silenced_beside(part: str, one: str, other: str, name: str = "") -> Callable[[Experiment], Effects]:
+    """By how much more with one norm than with another."""
+
+    def found(e: Experiment) -> Effects:
+        return {
+            ", ".join(filter(None, (name, DATASETS[data]))): minus(*(silenced(e, part, data, v) for v in (one, other)))
+            for data in e.settings["horizon"]["data"]
+        }
+
+    return found
+
+
+def silenced_by_pools(e: Experiment) -> Effects:
+    """conv_batchnorm/L6g."""
+    pools = {"ghostbn": "ghost batches", "groupnorm": "group norm"}
+    each = (silenced_beside("start", variant, "convbn", name)(e) for variant, name in pools.items())
+    return {condition: values for effects in each for condition, values in effects.items()}
+
+
+def generalisation(e: Experiment) -> Effects:
+    """conv_batchnorm/L1b: training minus test accuracy, gamma and beta per location minus per channel."""
+    effects = {}
+    for data in e.settings["data"]:
+        gap = {}
+        for variant in ("peractivationbn", "convbn"):
+            paths = e.paths("accuracy", part="table", dataset=data, variant=variant)
+            gap[variant] = {s: 100 * (path["training images"] - path["running"]) for s, path in paths.items()}
+        effects[DATASETS[data]] = minus(gap["peractivationbn"], gap["convbn"])
+    return effects
+
+
+def predicted_gap(e: Experiment) -> Effects:
+    """conv_batchnorm/L-gap: how much further apart batch and population are, over the middle of 9 and 12."""
+    local, channel = (e.paths(f"gap {variant}", part="gap") for variant in ("convbn", "bn"))
+    return {
+        f"batches of {size}": {s: path[float(size)] / channel[s][float(size)] / 108**0.5 for s, path in local.items()}
+        for size in e.settings["batches"]
+    }
+
+
+def lost_in_small_batches(e: Experiment) -> Effects:
+    """conv_batchnorm/L-batch."""
+    sizes = [int(size) for size in e.settings["batches"]]
+    loss = {
+        size: minus(*(e.ends("test_accuracy", part="batch", variant=v, batch_size=size) for v in ("bn", "convbn")))
+        for size in (min(sizes), max(sizes))
+    }
+    return {"": minus(loss[min(sizes)], loss[max(sizes)])}
+
+
 RECIPES: dict[str, Callable[[Experiment], Effects]] = {
     "ioffe2015/I1.2": steps_to_accuracies,
     "ioffe2015/I2": drifts,
@@ -765,6 +862,15 @@ RECIPES: dict[str, Callable[[Experiment], Effects]] = {
     "keras_curves/K3": alike,
     "keras_curves/K5": all_curves,
     "placement/P7": activations,
+    "conv_batchnorm/L1b": generalisation,
+    "conv_batchnorm/L6a": below_threshold("start"),
+    "conv_batchnorm/L6a.1": left_of_light,
+    "conv_batchnorm/L6a.2": below_threshold("horizon"),
+    "conv_batchnorm/L6b": silenced_beside("start", "bn", "convbn"),
+    "conv_batchnorm/L6b.1": silenced_beside("horizon", "bn", "convbn"),
+    "conv_batchnorm/L6g": silenced_by_pools,
+    "conv_batchnorm/L-gap": predicted_gap,
+    "conv_batchnorm/L-batch": lost_in_small_batches,
     "numpynet/N4.10": gradients("code", "exact"),
     "numpynet/N4.11": gradients("text", "exact"),
     "numpynet/N4.12": gradients("code", "detached", but="narrow"),  # which has not many locations for each image
