@@ -222,11 +222,9 @@ def test_a_claim_that_was_not_run_has_no_gate_yet(script: Any, tmp_path: Path) -
     row = next(row for row in json.loads((written(tmp_path, 5) / "claims.json").read_text()) if row["gate"])
     gate = f"{row['gate']['what']}: {row['gate']['needed']}"
     design = {key: row[key] for key in ("sentence", "kind", "scale", "scale_note", "effects")}
-    file = tmp_path / "made_up.yaml"
-    claims = [design | {"id": row["id"].partition("/")[2], "gate": gate}]
-    file.write_text(json.dumps({"hash": row["design_hash"], "design": {"claims": claims}}))
-    assert not script.against_registration([row | {"gate": None, "effects": []}], file, "")
-    (told,) = script.against_registration([row | {"gate": None}], file, "")
+    registered = {"claims": [design | {"id": row["id"].partition("/")[2], "gate": gate}]}
+    assert not script.against_registration([row | {"gate": None, "effects": []}], registered, "")
+    (told,) = script.against_registration([row | {"gate": None}], registered, "")
     assert "its gate is not the registered one" in told
 
 
