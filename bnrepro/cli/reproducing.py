@@ -294,7 +294,7 @@ class Work:
 
         ids = {claim.id for claim in claims or paper.claims}
         judged = [each for each in judged if each.claim.id in ids]
-        tell_unmeasured(judged)
+        tell_unmeasured(paper, judged)
         rows = [{"preset": preset, **each.as_row(paper.name)} for each in judged]
         self.found += rows
         if preset == "smoke":
@@ -324,14 +324,20 @@ class Work:
             )
 
 
-def tell_unmeasured(judged: list[Judged]) -> None:
-    """Name the claims that found nothing."""
+def tell_unmeasured(paper: Paper[Any], judged: list[Judged]) -> None:
+    """Name the claims that found nothing: what they read was not run, or is not called so."""
+    from bnrepro.claims.registering import called
+
     for one in judged:
+        run = f"bnrepro reproduce {called(paper)}/{one.claim.id}"
         if one.is_gate_unknown:
-            tell(f"Claim {one.claim.id}: its gate found no measured values. Check the spelling of what it reads.")
+            tell(
+                f"Claim {one.claim.id}: its gate found no measured values. If `{run}` has run, check the spelling of "
+                "what it reads."
+            )
         if one.unmeasured:
             which = f" for {', '.join(filter(None, one.unmeasured))}" if any(one.unmeasured) else ""
             tell(
-                f"Claim {one.claim.id} found no measured values{which}. Check the spelling of its parts, factor "
-                "levels and quantities."
+                f"Claim {one.claim.id} found no measured values{which}. If `{run}` has run, check the spelling of its "
+                "parts, factor levels and quantities."
             )

@@ -494,7 +494,7 @@ def _conclude(folder: Path, own: Mapping[Path, Paper[Any]]) -> None:
                     f"their own settings. {again} takes the file's."
                 )
     try:
-        tell_unmeasured(conclude(found, records, folder))
+        tell_unmeasured(found, conclude(found, records, folder))
     except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
         # Files can hold any numbers, factors and settings, and only the analysis knows which it needs.
         raise UserError(

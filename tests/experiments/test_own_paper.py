@@ -39,7 +39,7 @@ MISTAKES = [
     (
         ('r.test_accuracy(part="main")', 'r.measured("shift")'),
         0,
-        "Claim 1 found no measured values. Check the spelling",
+        "Claim 1 found no measured values. If `bnrepro reproduce my_paper.py/1` has run, check the spelling",
     ),
 ]
 """In a claim, told by `bnrepro figures`."""
