@@ -419,7 +419,10 @@ def in_the_same_light(r: Results, s: Settings, light: str, what: str, x: str = "
     """Whether local statistics classify better than channel statistics, trained and tested in one light."""
     own = gain(r, "convbn", light, x)
     evidence = matters(own, f"test accuracy, {what}, local-gain BN minus BN", s, s.horizon.data)
-    return evidence.showing({"minus the same on plain images": own - gain(r, "convbn", "plain", x)}, "points")
+    beside = {"minus the same on plain images": own - gain(r, "convbn", "plain", x)}
+    if x != "batch":  # what is lost by running statistics is not lost by training
+        beside["both by each test batch's own statistics"] = gain(r, "convbn", light, "batch")
+    return evidence.showing(beside, "points")
 
 
 @video(
