@@ -326,7 +326,9 @@ class ConvBatchNorm2d(_HandDerived):
 
     Train and eval as in `BatchNorm1d`; the running statistics have the statistics' shape, so with local
     statistics the buffers are 2CHW numbers and fix the input's size. A location that is constant over the
-    batch (the border of a digit) has variance 0 and divides by sqrt(eps): hence the larger default ``eps``.
+    batch (the border of a digit) has variance 0 and divides by sqrt(eps): hence the larger default ``eps``. In eval an
+    unusual value there is multiplied by up to 1 / sqrt(eps), and again by each norm that follows, so that deep networks
+    can fail on such images; statistics that are re-estimated (`reestimate_statistics`) are less affected.
 
     Args:
         num_features: C of the input.
