@@ -258,21 +258,23 @@ def _within_percent(axes: Axes) -> None:
 
 
 def two_by_two(r: Results, s: Settings) -> Figure | None:
-    """The 2 x 2 table. Left: test accuracy minus that of BN with the same seed. Middle: root mean square of the
+    """The 2 x 2 table. Left: test accuracy minus that of BN with the same seed. Then: root mean square of the
     normalised value in training minus that in eval after the first layer, by the batch size it is measured at; gamma
     and beta per location change nothing here, so their points lie on the line of the same statistics. Right: relative
     error of the first norm's output when images move by a pixel, with running statistics (eval) and with those of the
-    moved batch (training). Middle and right: {s.first[table]}.
+    moved batch (training). These two: {s.first[table]}.
     """
     found = accuracy(r, "table")
     gap, error = (measured(r, "table", what).at(dataset=s.first["table"]) for what in ("gap", "shift error"))
     if not found or not gap or not error:
         return None
-    figure, (left, middle, right) = panels(3, height=2.9)
-    zero(left)
-    dots(left, found - found.at(variant="bn"), "dataset", "variant", LOOK)
-    left.set_xticks(left.get_xticks(), [n.replace("-", "-\n") if len(n) > 9 else n for n in found.levels("dataset")])
-    left.set_ylabel("test accuracy minus BN's, points")
+    datasets = found.levels("dataset")
+    figure, (*left, middle, right) = panels(len(datasets) + 2, height=2.9)
+    for axes, dataset in zip(left, datasets, strict=True):  # each on its own scale
+        zero(axes)
+        dots(axes, found.at(dataset=[dataset]) - found.at(dataset=[dataset], variant="bn"), "dataset", "variant", LOOK)
+        axes.set_xticks(axes.get_xticks(), [dataset.replace("-", "-\n") if len(dataset) > 9 else dataset])
+    left[0].set_ylabel("test accuracy minus BN's, points")
     look = {variant: LOOK[variant] for variant in CELLS}
     look |= {variant: LOOK[variant]._replace(dashes="none") for variant in ("peractivationbn", "locationaffinebn")}
     lines(middle, gap, "x", "variant", look, bars=True, log=True)
@@ -281,7 +283,7 @@ def two_by_two(r: Results, s: Settings) -> Figure | None:
     middle.set(xlabel="batch size", ylabel="training minus eval, rms")
     dots(right, error, "x", "variant", LOOK)
     right.set(ylim=(0, None), ylabel="relative error when shifted")
-    legend(figure, 5, of=left)
+    legend(figure, 5, of=left[0])
     return figure
 
 
