@@ -738,7 +738,7 @@ def activations(e: Experiment) -> Effects:
 
 # --- conv_batchnorm ------------------------------------------------------------------------------------------------
 
-DATASETS = {"mnist": "MNIST", "fashion_mnist": "Fashion-MNIST", "cifar10": "CIFAR-10"}
+DATASETS = {"mnist": "MNIST", "cifar10": "CIFAR-10"}
 
 
 def below(e: Experiment, part: str, what: str, light: str, kind: str = "all", **factors: Any) -> BySeed:
