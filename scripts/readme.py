@@ -113,9 +113,11 @@ def verdicts_table() -> str:
     claims = stored_claims()
     others = {claim["paper"] for claim in claims} - SHOWN.keys()
     old = sum(is_old(claim) for claim in claims)
+    measured = [any(effect["seeds"] for effect in claim["effects"]) for claim in claims]
+    unrun = sum(claim["verdict"] == "inconclusive" and not found for claim, found in zip(claims, measured, strict=True))
     lines = [
         f"{old} of {len(claims)} verdicts are provisional: the runs of the registered design are still to be made "
-        "(rows with a star hold some).",
+        f"(rows with a star hold some). Of {unrun} open ones nothing was measured yet.",
         "",
         f"| source | {' | '.join(SHORT)} |",
         f"| --- |{' --: |' * len(SHORT)}",
