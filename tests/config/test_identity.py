@@ -29,7 +29,7 @@ from bnrepro.runs.record import Run
 from bnrepro.system import reading as stored
 from bnrepro.training import train
 from bnrepro.training.trainer import Progress
-from tests.experiments.test_papers import is_awaited
+from tests.experiments.test_papers import is_awaited, was_run_whole
 
 Tiny = Callable[..., Config]
 RESULTS = Path(__file__).parents[2] / "results" / "experiments"
@@ -75,6 +75,8 @@ def test_published_runs_keep_their_earlier_names(name: str) -> None:
     for arm in (arm for arm in arms if arm.config.data.name != "cifar10"):
         who = {"part": arm.part, "seed": arm.config.seed, **arm.factors}
         published = {row["config_hash"] for row in rows if all(row.get(key) == value for key, value in who.items())}
+        if not published and not was_run_whole(name):
+            continue  # an arm that none of the claims reads that were asked for
         assert published & {earlier_hash(arm.config), config_hash(arm.config)}, who
 
 
