@@ -69,9 +69,9 @@ def answer(evidence: Evidence, judgement: Judgement) -> str:
     held_to = "".join(f", {name} {value:g}" for name, value in limits.items() if value is not None)
     other = effect.rule.name == "equal" or effect.rule.level != ALPHA  # than 95%
     n, level = f"n={effect.interval.n}", f", {100 * effect.rule.confidence:.3g}%" * other
-    every = [f"{text} ({about})." for about in (f"{n}{level}{held_to}", f"{n}{level}", n)]
+    every = [f"{text} ({n}{level}{more})." for more in (held_to, "")]
     if len(evidence.effects) > 1:
-        every.append(f"{count}{decided} ({n}).")
+        every.append(f"{count}{decided} ({n}{level}).")
     return next((said for said in every if len(said.split()) <= LONGEST), every[-1])
 
 

@@ -284,7 +284,13 @@ def gamma_decay_is_what_bn_adds(r: Results, s: Settings) -> Evidence:
     alone = "no gamma decay, size"
     evidence &= greater(loss.at(decay=0.0), "", "times", margin=margin, ratio=True, condition=alone)
     accuracies = {f"accuracy, {decayed}": accuracy.at(decay=c), f"accuracy, {alone}": accuracy.at(decay=0.0)}
-    return evidence.showing(accuracies, "percentage points")
+    evidence = evidence.showing(accuracies, "percentage points")
+    squared = r.measured("gamma_squared", part=TRAINING)
+    kinds = {f"population normalization, {decayed}": squared.at(kind=PN, decay=c), "BN, size": squared.at(kind=BN)}
+    remark = "Gammas that decay to other sizes than BN's speak against the decomposition, and decide nothing here."
+    if c == min(each for each in s.training.decays if each > 0):
+        remark += " The best c is the smallest that was tried."
+    return replace(evidence.showing(kinds, "mean squared gamma"), remark=remark)
 
 
 @paper.claim("U1.3", reported=UNREAD)

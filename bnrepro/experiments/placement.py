@@ -24,6 +24,7 @@ Differences from the paper
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from functools import partial, reduce
 from itertools import combinations, product
 from operator import and_
@@ -347,7 +348,8 @@ def dropout_after_bn_harms_unless_low(r: Results, s: Settings) -> Evidence:
         "directly before each BN": change(r, "before_norm", s.dropout_amounts),  # Li et al. (2019) warn of it
         "before the last layer only": change(r, "last", s.dropout_amounts),
     }
-    return evidence.showing(beside)
+    remark = "Training accuracies are in the table: where they are low, too, dropout keeps the network from training."
+    return replace(evidence.showing(beside), remark=remark)
 
 
 @notes(
@@ -478,9 +480,11 @@ def beside_the_source(r: Results, s: Settings) -> list[Row]:
 
 @paper.table
 def dropout_accuracies(r: Results, s: Settings) -> list[Row]:
-    """Test accuracy by place and amount of dropout."""
+    """Test accuracy by place and amount of dropout, and training accuracy afterwards, without it."""
+    fitted = 100 * r.measured("train_accuracy", part="dropout")
     return [
         {"position": position, "dropout": amount, ACCURACY: values.interval()}
+        | {"training accuracy, %": fitted.at(position=position, amount=amount).interval()}
         | {"minus no dropout, points": change(r, position, amount).interval() if amount else None}
         for (position, amount), values in r.accuracy(part="dropout").by("position", "amount").items()
     ]

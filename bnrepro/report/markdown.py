@@ -105,7 +105,7 @@ def _told(row: dict[str, Any], section: Section) -> str:
     """A claim in full, for its section."""
     quote = f" “{row['quote']}”" if row["quote"] else ""
     where = f" ({row['where']})" if row["where"] else ""
-    more = f" {row['needed']:,} seeds would decide." if row["needed"] else ""
+    more = f" {row['needed']:,} seeds would decide what is open." if row["needed"] else ""
     more += "".join(f" {what}: {text}." for what, text in history(row))
     source = f" Source: {row['source']}" if row["source"] != section.source else ""
     return f"{row['verdict']}{size(row)}: {row['sentence']}{quote}{where} {row['found']}{more}{source}"

@@ -95,7 +95,7 @@ def lead(report: Report) -> list[str]:
         f"{wording.up(counted(claims))}.",
         "A verdict comes from one rule on intervals over seeds; reduced and toy say that it was tried at a smaller "
         "scale than the source's.",
-        f"Next runs are awaited by {waits}." if waits else "No claim awaits other runs.",
+        f"Runs of the registered design are still to be made for {waits}." if waits else "No claim awaits other runs.",
     ]
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -34,6 +34,10 @@ class Question:
     against: frozenset[str]
     """Those of them that say no where they are reproduced."""
     answers: dict[Outcome, str]
+    verdicts: Mapping[str, str]
+    """Those for which there is an answer that says more, by id."""
+    written: str = ""
+    """That answer."""
 
 
 @dataclass(frozen=True)
@@ -87,7 +91,9 @@ def answer(question: Question, rows: dict[str, dict[str, Any]]) -> Answer:
     """``question`` answered from claims by their ids."""
     there = [rows[id] for id in question.claims if id in rows]
     found = outcome([side(row, row["id"] in question.against) for row in there])
-    short, _, text = (question.answers.get(found) or NOTHING[found]).partition(": ")
+    as_written = question.written and all(rows.get(id, {}).get("verdict") == v for id, v in question.verdicts.items())
+    said = question.written if as_written else question.answers.get(found) or NOTHING[found]
+    short, _, text = said.partition(": ")
     awaited = [id for id in question.claims if id not in rows]
     return Answer(question.text, found, short, text, _notes(there, awaited), there, awaited, question.against)
 
@@ -121,7 +127,9 @@ def stale(row: dict[str, Any]) -> str | None:
 def _question(found: dict[str, Any]) -> Question:
     against = found.get("against", [])
     texts: dict[Outcome, str] = {"yes": found["if_yes"], "mixed": found["if_mixed"], "no": found["if_no"]}
-    return Question(found["question"], (*found["for"], *against), frozenset(against), texts)
+    written = found.get("written", {"verdicts": {}, "answer": ""})
+    claims = (*found["for"], *against)
+    return Question(found["question"], claims, frozenset(against), texts, written["verdicts"], written["answer"])
 
 
 def _seeds(rows: Rows) -> str:
@@ -139,11 +147,14 @@ def _notes(rows: Rows, awaited: list[str]) -> list[str]:
     scales = Counter(row["scale"] for row in decided)
     each = listed(f"{n} {scale}" for scale, n in scales.items())
     notes = [f"{plural(len(decided), 'verdict')} ({each}{_seeds(decided)})"] if decided else []
-    if undecided := sum(row["verdict"] == Verdict.inconclusive for row in rows):
-        notes.append(f"{plural(undecided, 'claim')} inconclusive")
+    undecided = [row for row in rows if row["verdict"] == Verdict.inconclusive]
+    if unrun := sum(row["deciding"] is None for row in undecided):
+        notes.append(f"{plural(unrun, 'claim')} not run yet")
+    if measured := len(undecided) - unrun:
+        notes.append(f"{plural(measured, 'claim')} inconclusive")
     if revised := sum(row["withdrawn"] is not None for row in rows):
         notes.append(f"{plural(revised, 'claim')} under revision")
-    if rest := len(rows) - len(decided) - undecided - revised:
+    if rest := len(rows) - len(decided) - len(undecided) - revised:
         notes.append(f"{plural(rest, 'claim')} not testable")
     if old := sum(stale(row) is not None for row in decided):
         notes.append(f"{plural(old, 'verdict')} from an earlier design: the registered one awaits its runs")

@@ -99,7 +99,7 @@ axes.legend(frameon=False)
 
 # %% [markdown]
 # In a trained network gamma and beta can move the threshold. Whether the effect survives training is
-# {claim}`conv_batchnorm/L6a`, and whether local statistics help is {claim}`conv_batchnorm/L6c`.
+# {claim}`conv_batchnorm/L6a.2`, and whether local statistics help is {claim}`conv_batchnorm/L6c`.
 #
 # ## 3. A batch of one
 #

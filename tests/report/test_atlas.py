@@ -183,7 +183,14 @@ def test_an_answer_is_yes_or_no_where_all_decided_claims_say_so(sides: list[Any]
 
 UNTRIED = "1 claim not testable"
 LATER = "1 claim awaited: no results yet"
-QUESTION = Question("Q?", ("a/1", "a/2", "b/1"), frozenset({"a/2"}), {"yes": "Y: y.", "mixed": "M: m.", "no": "N: n."})
+QUESTION = Question(
+    "Q?",
+    ("a/1", "a/2", "b/1"),
+    frozenset({"a/2"}),
+    {"yes": "Y: y.", "mixed": "M: m.", "no": "N: n."},
+    {"a/1": "partly", "b/1": "not reproduced"},
+    "W: w.",
+)
 
 
 @pytest.mark.parametrize(
@@ -193,15 +200,23 @@ QUESTION = Question("Q?", ("a/1", "a/2", "b/1"), frozenset({"a/2"}), {"yes": "Y:
         (("not reproduced", "reproduced", None), "N", ["2 verdicts (2 toy)", LATER]),
         (("reproduced", "reproduced", "reproduced"), "M", ["3 verdicts (3 toy)"]),
         (("partly", None, None), "M", ["1 verdict (1 toy)", "2 claims awaited: no results yet"]),
+        (("partly", "reproduced", "not reproduced"), "W", ["3 verdicts (3 toy)"]),
+        (("partly", "reproduced", "reproduced"), "M", ["3 verdicts (3 toy)"]),
         (("inconclusive", None, "not testable here"), "Undecided", ["1 claim inconclusive", UNTRIED, LATER]),
         (("not testable here", None, Verdict.too_short.value), "Not answered yet", ["2 claims not testable", LATER]),
     ],
 )  # fmt: skip
 def test_questions_are_answered_from_verdicts(verdicts: tuple[str | None, ...], short: str, notes: list[str]) -> None:
-    rows = {id: claim(id, verdict) for id, verdict in zip(QUESTION.claims, verdicts, strict=True) if verdict}
+    each = zip(QUESTION.claims, verdicts, strict=True)
+    rows = {id: claim(id, verdict, deciding=0) for id, verdict in each if verdict}
     found = answer(QUESTION, rows)
     assert (found.short, found.notes) == (short, notes)
     assert found.awaited == [id for id in QUESTION.claims if id not in rows]
+
+
+def test_claims_that_nothing_was_measured_of_are_not_called_inconclusive() -> None:
+    rows = {"a/1": claim("a/1", "inconclusive", deciding=0), "a/2": claim("a/2", "inconclusive", deciding=None)}
+    assert answer(QUESTION, rows).notes[:2] == ["1 claim not run yet", "1 claim inconclusive"]
 
 
 def test_claims_under_revision_and_of_earlier_designs_say_so(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -233,7 +248,9 @@ def test_each_question_asks_for_claims_that_papers_have() -> None:
     assert ids <= known
     for question in asked:
         assert set(question.answers) == {"yes", "mixed", "no"}
-        for text in question.answers.values():
+        assert set(question.verdicts) <= set(question.claims)
+        assert bool(question.verdicts) == bool(question.written)
+        for text in filter(None, (*question.answers.values(), question.written)):
             assert ": " in text
             assert text.endswith(".")
             assert not re.search(r"\d", text)  # a number would go out of date

@@ -12,6 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from bnrepro.claims import Results, Row, Values
+from bnrepro.experiments.conv_batchnorm import checks
 from bnrepro.plots import style as figures
 from bnrepro.plots.panels import curve, dots, legend, lines, looks, panels, ticks, zero
 from bnrepro.stats import holm, p_value
@@ -68,6 +69,11 @@ def measured(r: Results, part: str, quantity: str, **at: Any) -> Values:
     return named(r.measured(quantity, part=part, **at))
 
 
+def minus_bn(values: Values) -> Values:
+    """Values of variants minus BN's of the same seed."""
+    return values - values.at(variant="bn")
+
+
 def checked(r: Results, claim: str, quantity: str) -> Values:
     """What the exact check of ``claim`` found."""
     return r.measured(quantity, part="exact", claim=claim)
@@ -99,7 +105,7 @@ def cells(r: Results, s: Settings) -> list[Row]:
     shares = 100 * measured(r, "table", "accuracy")
     columns = {
         "test accuracy": found,
-        "minus bn": found - found.at(variant="bn"),
+        "minus bn": minus_bn(found),
         "training minus test": shares.at(x="training images") - shares.at(x="running"),
         "batch minus running": shares.at(x="batch") - shares.at(x="running"),
         "shift error, eval": error.at(x="eval"),
@@ -156,12 +162,14 @@ def threshold(r: Results, s: Settings) -> list[Row]:
 def horizon(r: Results, s: Settings) -> list[Row]:
     """The horizon after training: lower half of each image at {s.horizon.shade:g} of its light in training and test
     (static), at a factor between {s.horizon.shade:g} and 1 that differs from batch to batch (frames), or as it is
-    (plain). Test accuracy in percent with running statistics and with each test batch's own; shares in percent of
+    (plain). Test accuracy in percent as the norm is used (with running statistics, if it has them) and with each test
+    batch's own, and in points their differences from BN, paired by seed; shares in percent of
     active ReLUs above and below the horizon, and below it of units that almost no image switches on, and that some
     images switch on and others off, in the first {s.horizon.layers} convolutions.
     """
-    columns = {"test accuracy": accuracy(r, "horizon")}
-    columns["by the batch"] = 100 * measured(r, "horizon", "accuracy", x="batch")
+    found = {"test accuracy": accuracy(r, "horizon")}
+    found["by the batch"] = 100 * measured(r, "horizon", "accuracy", x="batch")
+    columns = {name: v for of, each in found.items() for name, v in ((of, each), (f"{of}, minus bn", minus_bn(each)))}
     for what in ("active above", "active below", "silent below", "switching below"):
         columns[what] = 100 * measured(r, "horizon", what)
     return arms(r, "horizon", ("dataset", "light", "variant"), columns)
@@ -316,7 +324,7 @@ def scene(r: Results, s: Settings) -> Figure | None:
 
 
 def below_threshold(r: Results, s: Settings) -> Figure | None:
-    """Where it is right, in a first layer as it is initialised, the lower half of all images being dark. Left and
+    """Where the source is right: a first layer as it is initialised, the lower half of all images being dark. Left and
     middle: how often each filter (one dot; of all seeds) is active below the horizon, by how light changes its answer:
     -1 for one that answers to darkness alone, 1 for one that adds up the light. Right: by how many points the dark
     raises the share of units below the horizon that almost no image activates.
@@ -325,7 +333,7 @@ def below_threshold(r: Results, s: Settings) -> Figure | None:
     silenced = silent.at(x="static") - silent.at(x="plain")
     if not silenced:
         return None
-    datasets = silenced.levels("dataset")[::-1][:2]
+    datasets = silenced.levels("dataset")
     figure, (*left, right) = panels(len(datasets) + 1, height=2.5)
     for axes, dataset in zip(left, datasets, strict=True):
         for variant in ("convbn", "bn"):
@@ -347,39 +355,48 @@ def below_threshold(r: Results, s: Settings) -> Figure | None:
 def sunrise(r: Results, s: Settings) -> Figure | None:
     """The horizon after training. Left: test accuracy on plain images, with the lower half always at
     {s.horizon.shade:g} of its light (static), and with a factor of its own for each batch (frames), in training and
-    test alike; at the end, on frames with each test batch's own statistics. Middle: share of units of the first
+    test alike; at the end, on frames with each test batch's own statistics. Second: share of units of the first
     {s.horizon.layers} convolutions, below the horizon, that almost no image activates. Right: networks trained on plain
-    images, with running statistics, by the light of the lower half at test.
+    images, by the light of the lower half at test: as they are used, with the running statistics of those that have
+    them, and all with each test batch's own.
     """
     measures = 100 * measured(r, "horizon", "accuracy")
     silent = 100 * measured(r, "horizon", "silent below")
     if not measures or not silent:
         return None
     own, batch = measures.at(x="own"), measures.at(x="batch", light="frames")
-    by_light = {light: own.at(light=light) for light in own.levels("light")} | {"frames,\nby batch": batch}
-    lit, other = Values.stacked("light", by_light), measures.at(light="plain", x=s.horizon.test_shades)
+    by_light = {light: own.at(light=light) for light in own.levels("light")} | {"by batch": batch}
+    lit, shades = Values.stacked("light", by_light), {"light": "plain", "x": s.horizon.test_shades}
+    other = {"as used": measures.at(**shades)}
+    other["by the test batch"] = 100 * measured(r, "horizon", "accuracy by the batch").at(**shades)
     datasets, look = own.levels("dataset"), {variant: LOOK[variant] for variant in s.horizon.variants}
-    figure, axes = panels(3, len(datasets), height=2.3)
+    figure, axes = panels(4, len(datasets), height=2.3)
     for row, dataset in enumerate(datasets):
-        left, middle, right = axes[3 * row : 3 * row + 3]
+        left, middle, *right = axes[4 * row : 4 * row + 4]
         dots(left, lit.at(dataset=dataset), "light", "variant", look)
         dots(middle, silent.at(dataset=dataset), "light", "variant", look)
-        lines(right, other.at(dataset=dataset), "x", "variant", look, bars=True, apart=0.012)
-        ticks(right, s.horizon.test_shades)
-        for each in (left, middle, right):
+        for each, (name, accuracies) in zip(right, other.items(), strict=True):
+            lines(each, accuracies.at(dataset=dataset), "x", "variant", look, bars=True)
+            _log(each, s.horizon.test_shades)
+            each.set(xlabel="light of the lower half", ylabel="test accuracy, %")
+            each.set_title(name, fontsize=7)
+        for each in (left, middle, *right):
             _within_percent(each)
+        low, high = zip(*(each.get_ylim() for each in right), strict=True)
+        for each in right:
+            each.set_ylim(min(low), max(high))
         left.set_ylabel(f"{dataset}: test accuracy, %")
-        left.tick_params(axis="x", labelsize=6.5)
+        for each in (left, middle):
+            each.tick_params(axis="x", labelsize=6, labelrotation=25)
         middle.set_ylabel("silent units below, %")
-        right.set(xlabel="light of the lower half at test", ylabel="test accuracy, %")
     legend(figure, 3, of=axes[0])
     return figure
 
 
 def window_sweep(r: Results, s: Settings) -> Figure | None:
-    """The adaptive norm's window ({s.first[swept]}). Left: test accuracy, beside BN and local-gain BN with their
-    running statistics (bands). Right: distance of its output after the first layer from that of local and of channel
-    statistics.
+    """The adaptive norm's window ({s.first[swept]}). Left: test accuracy, beside BN with its running statistics (band);
+    that of local-gain BN with them, far below in some seeds, is in the table. Right: distance of its output after the
+    first layer from that of local and of channel statistics.
     """
     adaptive = accuracy(r, "window", variant="adaptive")
     if not adaptive:
@@ -393,10 +410,9 @@ def window_sweep(r: Results, s: Settings) -> Figure | None:
         curve(axes, at, LOOK[variant]._replace(label=label), bars=True)
 
     figure, (left, right) = panels(2, height=2.6)
-    for variant in ("convbn", "bn"):
-        look, interval = LOOK[variant], accuracy(r, "window", variant=variant, kernel=None).interval()
-        left.axhline(interval.mean, color=look.color, linestyle=look.dashes, label=f"{look.label}, running")
-        left.axhspan(interval.low, interval.high, color=look.color, alpha=0.12, linewidth=0)
+    look, interval = LOOK["bn"], accuracy(r, "window", variant="bn", kernel=None).interval()
+    left.axhline(interval.mean, color=look.color, linestyle=look.dashes, label=f"{look.label}, running")
+    left.axhspan(interval.low, interval.high, color=look.color, alpha=0.12, linewidth=0)
     draw(left, adaptive, "kernel", "adaptive", "adaptive, of the present batch")
     _within_percent(left)
     low, high = left.get_ylim()
@@ -431,11 +447,13 @@ def _sweep(panel: dict[str, Values], factor: str, levels: Sequence[float]) -> Fi
 
 
 def eps_sweep(r: Results, s: Settings) -> Figure | None:
-    """eps with channel and with local statistics ({s.first[swept]}): test accuracy, and the largest normalised value on
-    test images after the first layer.
+    """eps with channel and with local statistics ({s.first[swept]}). Left: test accuracy of networks trained with it.
+    Right: the largest normalised value on test images after the first layer of one network, trained with the source's
+    eps, at others.
     """
-    panel = {"test accuracy, %": accuracy(r, "eps"), "largest normalised value": measured(r, "eps", "largest")}
-    return _sweep(panel, "eps", s.eps)
+    largest = measured(r, "eps", "largest at", eps=checks.EPS)
+    in_one = Values.stacked("eps", {eps: largest.at(x=eps) for eps in largest.levels("x")})
+    return _sweep({"test accuracy, %": accuracy(r, "eps"), "largest normalised value": in_one}, "eps", s.eps)
 
 
 def batch_sweep(r: Results, s: Settings) -> Figure | None:
