@@ -78,7 +78,7 @@ class Settings(Preset):
         "6,000 digits": Part(overrides=[*FEW], epochs=10, trained=96.0),
         "CIFAR-10": Part(
             overrides=["data=cifar10", *VGG],
-            epochs=5,
+            epochs=6,
             rates=[2.5e-4, 1.25e-3, 6e-3, 3e-2],
             margin=0.5,
             trained=65.0,
