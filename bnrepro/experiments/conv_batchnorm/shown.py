@@ -204,12 +204,12 @@ def window(r: Results, s: Settings) -> list[Row]:
 
 
 def eps(r: Results, s: Settings) -> list[Row]:
-    """eps as a hyperparameter: test accuracy in percent, largest normalised value on test images after the first layer,
-    and share in percent of positions that do not vary over a batch there.
+    """eps as a hyperparameter: test accuracy in percent, log10 of the largest normalised value on test images after the
+    first layer, and share in percent of positions that do not vary over a batch there.
     """
     names = {size: f"constant, batch of {size}" for size in list(s.batches)}
     constant, pixels = 100 * measured(r, "eps", "constant"), measured(r, "eps", "constant pixels", variant="bn")
-    columns = {"test accuracy": accuracy(r, "eps"), "largest value": measured(r, "eps", "largest")}
+    columns = {"test accuracy": accuracy(r, "eps"), "log10 of largest value": measured(r, "eps", "largest").log10()}
     columns |= {name: constant.at(x=size) for size, name in names.items()}
     rows = sorted(arms(r, "eps", ("variant", "eps"), columns), key=lambda row: (row["variant"], row["eps"]))
     if rows:  # the images are the same in all runs: any will do
