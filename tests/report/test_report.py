@@ -242,7 +242,7 @@ def test_page_says_what_was_found_and_how(page: str) -> None:
     counts += "reduced or toy: 1 reproduced, 1 inconclusive, 2 not testable here"
     assert "5 claims about batch normalization from 1 source" in text
     assert f"E{counts[1:]}." in text
-    assert "Next runs are awaited by 1 claim under revision." in text
+    assert "Runs of the registered design are still to be made for 1 claim under revision." in text
     assert f"Preset smoke. E{counts[1:]}." in text
     assert "<code>code</code>" in page
     assert "Yes: test accuracy, BN minus none." in text
@@ -377,7 +377,7 @@ def test_markdown_says_the_same(results: Path) -> None:
     assert third.startswith(
         "* [Z3](#made_up-Z3) inconclusive (toy: one epoch): The curve begins at nothing. The curve's first value: "
     )
-    assert re.search(r"\d+ seeds would decide\. Design: preset smoke, which is no evidence", third)
+    assert re.search(r"\d+ seeds would decide what is open\. Design: preset smoke, which is no evidence", third)
     assert "Never tried. “BN wins.” (page 1) no ImageNet here. Design: " in fourth
     assert fourth.endswith(" Source: Somebody else.")
     assert "not testable here (toy: one epoch): BN &lt;script" in fifth
