@@ -395,7 +395,8 @@ def it_regularizes(r: Results, s: Settings) -> Evidence:
     """It has regularization effects too: where the training images are learned, with BN and without, training and test
     accuracy are closer to each other with BN, and the test accuracy is not lower.
     """
-    fitted, test = 100 * r.measured("train_accuracy", part="networks"), r.accuracy(part="networks")
+    at: Row = {"part": "networks", "network": s.regularized}
+    fitted, test = 100 * r.measured("train_accuracy", **at), r.accuracy(**at)
     evidence, estimand = [], "training minus test accuracy, no BN minus BN"
     for name in s.regularized:
         (plain, normed), (gap, nearer) = (
