@@ -115,9 +115,13 @@ def verdicts_table() -> str:
     old = sum(is_old(claim) for claim in claims)
     measured = [any(effect["seeds"] for effect in claim["effects"]) for claim in claims]
     unrun = sum(claim["verdict"] == "inconclusive" and not found for claim, found in zip(claims, measured, strict=True))
-    lines = [
+    provisional = (
         f"{old} of {len(claims)} verdicts are provisional: the runs of the registered design are still to be made "
-        f"(rows with a star hold some). Of {unrun} open ones nothing was measured yet.",
+        "(rows with a star hold some)."
+    )
+    nothing = f"Of {unrun} of the {len(claims)} claims nothing was measured yet; they count as open."
+    lines = [
+        " ".join([provisional] * (old > 0) + [nothing] * (unrun > 0)),
         "",
         f"| source | {' | '.join(SHORT)} |",
         f"| --- |{' --: |' * len(SHORT)}",

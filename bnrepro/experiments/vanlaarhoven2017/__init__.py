@@ -275,6 +275,7 @@ def grid(r: Results, s: Settings) -> list[Row]:
         | {name: values.at(rate=rate, decay=decay).interval() for name, values in columns.items()}
         | {"diverged": len(diverged.at(rate=rate, decay=decay))}
         for decay, rate in product(s.grid.decays, s.grid.rates)
+        if diverged.at(rate=rate, decay=decay) or accuracy(r, "val").at(rate=rate, decay=decay)
     ]
 
 
