@@ -112,8 +112,9 @@ def test_no_records_judge_nothing_and_are_no_error(name: str) -> None:
 def was_run_whole(name: str) -> bool:
     """False of one that was run in part, by `reproduce NAME/CLAIM`: other claims and figures have nothing to read."""
     settings = PAPERS[name].settings("full")
-    arms, runs = (PAPERS[name].designed(settings).arms, read(COMMITTED / name).runs)
-    return sum(run["seed"] == 0 for run in runs) >= sum(arm.config.seed == 0 for arm in arms)
+    design, found = PAPERS[name].designed(settings), read(COMMITTED / name)
+    trained = sum(run["seed"] == 0 for run in found.runs) >= sum(arm.config.seed == 0 for arm in design.arms)
+    return trained and {probe.part for probe in design.probes} <= {row["part"] for row in found.measurements}
 
 
 @pytest.mark.quick(3)
