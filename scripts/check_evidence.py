@@ -268,9 +268,8 @@ def against_registration(claims: list[Row], design: Row, report: str) -> list[st
         if rules and (other := {rule for rule in judged_by if rule != ("exact", None, None, False)} - rules):
             wrong.append(f"{claim['id']}: a rule, bar or margin is not as registered: {sorted(map(str, other))}")
         gate, gates = claim["gate"], design.get("gate") or ""
-        # Where an experiment was run in part, an open claim of which not all was measured has no gate yet.
-        awaits = claim["verdict"] == "inconclusive" and not all(effect["seeds"] for effect in claim["effects"])
-        missing = gate is None and gates and claim["effects"] and not awaits
+        # Where an experiment was run in part, a claim of which nothing was measured has no gate yet.
+        missing = gate is None and gates and claim["effects"]
         if missing or (gate and f"{gate['what']}: {gate['needed']}" not in gates):
             wrong.append(f"{claim['id']}: its gate is not the registered one ({gates})")
     return wrong

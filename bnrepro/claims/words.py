@@ -50,7 +50,8 @@ def shown(effect: Effect) -> str:
 def answer(evidence: Evidence, judgement: Judgement) -> str:
     """The plain answer, in at most 25 words: verdict, deciding effect, n."""
     if evidence.reason:
-        return f"{_capital(evidence.reason.rstrip('.'))}."
+        reason = evidence.reason.rstrip(".")
+        return f"Open: {reason}." if judgement.verdict is Verdict.inconclusive else f"{_capital(reason)}."
     if judgement.deciding is None:
         return "Open: nothing was measured."
     effect = evidence.effects[judgement.deciding]
