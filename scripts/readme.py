@@ -119,7 +119,7 @@ def verdicts_table() -> str:
         f"{old} of {len(claims)} verdicts are provisional: the runs of the registered design are still to be made "
         "(rows with a star hold some)."
     )
-    nothing = f"Of {unrun} of the {len(claims)} claims nothing was measured yet; they count as open."
+    nothing = f"{unrun} of the {len(claims)} claims await their runs, and count as open."
     lines = [
         " ".join([provisional] * (old > 0) + [nothing] * (unrun > 0)),
         "",

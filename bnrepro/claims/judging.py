@@ -216,10 +216,10 @@ def _judged(paper: Paper[Any], claim: Claim, results: Results, settings: Preset,
         found = _weighed(claim, at.tested_at(look.level), part, settings, look)
         if found.decided:
             break
-    if (
-        found is None and (gate := claim.gated(results, settings)) is not None and gate.passed is None
-    ):  # it awaits other runs
-        return Judged(claim, _aside(evidence, gate.words), Judgement(Verdict.inconclusive), gate)
+    gate = claim.gated(results, settings) if found is None else None
+    if gate is not None and gate.passed is None:  # it awaits other runs; what there is stands beside
+        there = claim.rests_on(results, settings)
+        return Judged(claim, _aside(there, gate.words), Judgement(Verdict.inconclusive), gate)
     return found or _before(planned(settings.looks)[0], claim, evidence)
 
 
