@@ -12,7 +12,7 @@ from typing import Any
 
 from bnrepro.claims.conclusion import KINDS, SCALES
 from bnrepro.claims.evidence import Verdict
-from bnrepro.report.questions import stale
+from bnrepro.report.questions import stale, unrun
 
 ROOT = Path(__file__).parent.parent
 RESULTS = [
@@ -113,15 +113,14 @@ def verdicts_table() -> str:
     claims = stored_claims()
     others = {claim["paper"] for claim in claims} - SHOWN.keys()
     old = sum(is_old(claim) for claim in claims)
-    measured = [any(effect["seeds"] for effect in claim["effects"]) for claim in claims]
-    unrun = sum(claim["verdict"] == "inconclusive" and not found for claim, found in zip(claims, measured, strict=True))
+    missing = sum(map(unrun, claims))
     provisional = (
         f"{old} of {len(claims)} verdicts are provisional: the runs of the registered design are still to be made "
         "(rows with a star hold some)."
     )
-    nothing = f"{unrun} of the {len(claims)} claims await their runs, and count as open."
+    nothing = f"{missing} of the {len(claims)} claims await their runs, and count as open."
     lines = [
-        " ".join([provisional] * (old > 0) + [nothing] * (unrun > 0)),
+        " ".join([provisional] * (old > 0) + [nothing] * (missing > 0)),
         "",
         f"| source | {' | '.join(SHORT)} |",
         f"| --- |{' --: |' * len(SHORT)}",

@@ -12,7 +12,7 @@ from bnrepro.claims.evidence import Effect, Evidence, Judgement, State, Verdict,
 from bnrepro.claims.gates import Gate
 from bnrepro.claims.paper import Claim, Paper, Preset, Shown
 from bnrepro.claims.records import Records
-from bnrepro.claims.results import OF_RUNS, Results, Row
+from bnrepro.claims.results import OF_RUNS, Read, Results, Row
 from bnrepro.config import user_files
 from bnrepro.errors import known_are
 from bnrepro.runs.tables import plain
@@ -271,10 +271,11 @@ def tables(paper: Paper[Any], results: Results, settings: Preset) -> Iterator[tu
     """(name, title, rows) of each of the paper's tables."""
     for table in paper.tables:
         with paper.told(f"table {table.name}"):
-            rows = table.make(*paper.given(results, settings))
+            read = Read(**vars(results))
+            rows = table.make(*paper.given(read, settings))
             if not (isinstance(rows, list | tuple) and all(isinstance(row, dict) for row in rows)):
                 raise TypeError(f"it must return a list of rows, each a dict, and returns {rows!r}"[:300])
-            made = table.name, caption(table, results, settings), list(map(_checked, rows))
+            made = table.name, caption(table, read, settings), list(map(_checked, rows))
         yield made
 
 
@@ -304,38 +305,42 @@ def figures(
     """
     for shown in (each for each in paper.figures if only is None or each.name in only):
         with only_shown(f"Figure {shown.name}"), paper.told(f"figure {shown.name}"):
-            figure = shown.make(*paper.given(results, settings))
+            read = Read(**vars(results))
+            figure = shown.make(*paper.given(read, settings))
             if not (figure is None or hasattr(figure, "savefig")):
                 raise TypeError(f"it must return a matplotlib figure, or None, and returns {type(figure).__name__}")
-            made = shown.name, caption(shown, results, settings), figure
+            made = shown.name, caption(shown, read, settings), figure
             yield made
 
 
-def caption(shown: Shown, results: Results, settings: Preset) -> str:
+def caption(shown: Shown, read: Read, settings: Preset) -> str:
     """The caption with the settings filled in, and with what every caption says.
+
+    Args:
+        shown: the table or figure.
+        read: the records, after it was made of them.
+        settings: the preset's.
 
     Raises:
         ValueError: what stands in its braces is no setting.
     """
     try:
-        text = " ".join(shown.caption.format(s=settings, r=results).split())
+        text = " ".join(shown.caption.format(s=settings, r=read).split())
     except (LookupError, ValueError, AttributeError, TypeError) as error:
         raise ValueError(
             "in a docstring, braces stand for a setting, as in {s.margin}; write those that are to be shown twice: "
             f"{{{{ and }}}} ({type(error).__name__}: {error})"
         ) from error
-    seeds = _seeds(results) if settings.looks else f"n = {settings.seeds} seeds" if settings.seeds > 1 else "one seed"
-    over = f"Means and 95% intervals over {seeds}; preset" if shown.over_seeds else "Preset"
-    return f"{text} {over} {results.preset}."
+    over = f"Means and 95% intervals over {_seeds(read, settings)}; preset" if shown.over_seeds else "Preset"
+    return f"{text} {over} {read.preset}."
 
 
-def _seeds(results: Results) -> str:
-    """How many seeds there are, where claims that are decided have fewer."""
-    seeds: dict[str, set[int]] = {}
-    for row in (*results.runs, *results.measurements):
-        seeds.setdefault(row["part"], set()).add(row["seed"])
-    counts = sorted({len(each) for each in seeds.values()})
-    return f"n = {counts[0]} to {counts[-1]} seeds" if len(counts) > 1 else f"n = {', '.join(map(str, counts))} seeds"
+def _seeds(read: Read, settings: Preset) -> str:
+    """On how many seeds the intervals rest: those of an open claim may have more, and one alone has none."""
+    counts = sorted(read.seeds - {1}) or [settings.seeds]
+    if counts == [1]:
+        return "one seed"
+    return f"n = {counts[0]} seeds" if len(counts) == 1 else f"n = {counts[0]} to {counts[-1]} seeds"
 
 
 def _gate(gate: Gate) -> Row:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from bnrepro.errors import known_are
@@ -20,6 +20,7 @@ RUN_COLUMNS = (
 OF_RUNS = frozenset(RUN_COLUMNS) - {"variant", "seed"}
 """Columns of a run that are results, and so no factors."""
 OF_CURVES = frozenset(COLUMNS)
+NO_FACTORS = OF_RUNS | OF_CURVES | {"seed", "x", "value"}
 PERCENT = 100.0
 CHANCE = 10.0  # %: ten classes
 
@@ -121,6 +122,23 @@ class Results:
         if rows and not found:
             note_missed({k: v for k, v in alone.items() if all(row.get(k) != v for row in rows)})
         return [{key: value for key, value in row.items() if key not in alone} for row in found]
+
+
+@dataclass(frozen=True)
+class Read(Results):
+    """Results that note on how many seeds rests what is read of them, for a caption."""
+
+    seeds: set[int] = field(default_factory=set)
+    """Numbers of seeds, by what was asked for and the factors left."""
+
+    def _selected(self, rows: Sequence[Row], factors: Row) -> list[Row]:  # type: ignore[override]
+        found = Results._selected(rows, factors)
+        cells: dict[tuple[tuple[str, str], ...], set[int]] = {}
+        for row in found:
+            cell = tuple((key, str(level)) for key, level in row.items() if key not in NO_FACTORS)
+            cells.setdefault(cell, set()).add(row["seed"])
+        self.seeds.update(map(len, cells.values()))
+        return found
 
 
 def _check_column(what: str, column: str, known: Sequence[str]) -> None:

@@ -79,7 +79,8 @@ def lines(
     marks: bool = True,
     seeds: bool = False,
 ) -> None:
-    """Means over seeds against ``x``, with 95% intervals as bands or ``bars``; a line for each level of ``by``.
+    """Means over seeds against ``x``, with 95% intervals as bands, or ``bars`` and a point for each seed; a line for
+    each level of ``by``.
 
     Args:
         axes: where to draw.
@@ -87,7 +88,7 @@ def lines(
         x: the factor on the horizontal axis.
         by: the factor that tells the lines apart; None: there is one line.
         look: of the levels, from `looks`; levels that it lacks are not drawn. Of a single line, its `Look`.
-        bars: error bars in place of a band.
+        bars: error bars and seeds in place of a band.
         apart: how far levels are moved apart along x, so that bars do not hide one another.
         log: mean and interval are those of the logarithm.
         marks: whether points have markers.
@@ -106,6 +107,8 @@ def lines(
         if seeds:
             found = {at: Interval(each.mean, math.nan, math.nan, each.n) for at, each in found.items()}
             _thin(axes, groups[level], list(found), look[level], shift)
+        elif bars:
+            _points(axes, groups[level], {at: at + shift if shift else at for at in found}, look[level])
         curve(axes, found, look[level], bars=bars, shift=shift, log=log, marks=marks)
 
 
@@ -115,6 +118,13 @@ def _thin(axes: Axes, values: Values, at: list[Any], look: Look, shift: float) -
         path = {x: values.data[(x,), seed] for x in at if ((x,), seed) in values.data}
         how: dict[str, Any] = {"color": look.color, "linewidth": 0.5, "alpha": 0.45, "zorder": 1.5}
         axes.plot([x + shift for x in path] if shift else list(path), list(path.values()), **how)
+
+
+def _points(axes: Axes, values: Values, places: Mapping[Any, float], look: Look) -> None:
+    """A small point for each seed of values with one factor: an interval of few may reach where none of them is."""
+    found = [(places[level], value) for ((level,), _), value in values.data.items() if level in places]
+    xs, ys = [at for at, _ in found], [value for _, value in found]
+    axes.plot(xs, ys, ".", color=look.color, markersize=2, alpha=0.5, zorder=1.5)
 
 
 def curve(
@@ -145,8 +155,8 @@ def curve(
 def dots(
     axes: Axes, values: Values, x: str, by: str, look: Mapping[Any, Look], *, width: float = 0.6, shift: float = 0.0
 ) -> None:
-    """Means over seeds as points with bars of their 95% intervals: levels of ``x`` are categories, those of ``by``
-    stand side by side in each.
+    """Means over seeds with bars of their 95% intervals, and a small point for each seed: levels of ``x`` are
+    categories, those of ``by`` stand side by side in each.
 
     Args:
         axes: where to draw.
@@ -162,8 +172,9 @@ def dots(
     drawn = [level for level in look if level in groups]
     for i, level in enumerate(drawn):
         found = {places[at]: interval for at, interval in groups[level].intervals(x).items()}
-        offset = width * (i / (len(drawn) - 1) - 0.5) if len(drawn) > 1 else 0.0
-        curve(axes, found, look[level]._replace(dashes="none"), bars=True, shift=shift + offset)
+        offset = shift + (width * (i / (len(drawn) - 1) - 0.5) if len(drawn) > 1 else 0.0)
+        _points(axes, groups[level], {at: place + offset for at, place in places.items()}, look[level])
+        curve(axes, found, look[level]._replace(dashes="none"), bars=True, shift=offset)
     axes.set_xticks(range(len(places)), [_name(level) for level in places])
     axes.set_xlim(-0.6, len(places) - 0.4)
     axes.grid(axis="x", visible=False)

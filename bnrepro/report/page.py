@@ -87,7 +87,11 @@ def lead(report: Report) -> list[str]:
     judged = sum(bool(section.claims) for section in report.sections)
     revised = sum(row["withdrawn"] is not None for row in claims)
     old = sum(questions.stale(row) is not None for row in claims)
-    told = ((revised, "claim", "under revision"), (old, "verdict", "from an earlier design"))
+    told = (
+        (revised, "claim", "under revision"),
+        (old, "verdict", "from an earlier design"),
+        (sum(map(questions.unrun, claims)), "claim", "without a verdict yet"),
+    )
     waits = wording.listed(f"{plural(count, what)} {why}" for count, what, why in told if count)
     return [
         f"{plural(len(claims), 'claim')} about batch normalization from {plural(judged, 'source')}, each put to the "

@@ -124,6 +124,11 @@ def stale(row: dict[str, Any]) -> str | None:
     return registered_on(row["paper"], but=row["design_hash"])
 
 
+def unrun(row: dict[str, Any]) -> bool:
+    """Whether a claim is open because nothing was run yet that decides it."""
+    return row["verdict"] == Verdict.inconclusive and row["deciding"] is None
+
+
 def _question(found: dict[str, Any]) -> Question:
     against = found.get("against", [])
     texts: dict[Outcome, str] = {"yes": found["if_yes"], "mixed": found["if_mixed"], "no": found["if_no"]}
@@ -148,9 +153,9 @@ def _notes(rows: Rows, awaited: list[str]) -> list[str]:
     each = listed(f"{n} {scale}" for scale, n in scales.items())
     notes = [f"{plural(len(decided), 'verdict')} ({each}{_seeds(decided)})"] if decided else []
     undecided = [row for row in rows if row["verdict"] == Verdict.inconclusive]
-    if unrun := sum(row["deciding"] is None for row in undecided):
-        notes.append(f"{plural(unrun, 'claim')} not run yet")
-    if measured := len(undecided) - unrun:
+    if missing := sum(map(unrun, rows)):
+        notes.append(f"{plural(missing, 'claim')} not run yet")
+    if measured := len(undecided) - missing:
         notes.append(f"{plural(measured, 'claim')} inconclusive")
     if revised := sum(row["withdrawn"] is not None for row in rows):
         notes.append(f"{plural(revised, 'claim')} under revision")

@@ -129,7 +129,7 @@ def history(row: Row) -> list[tuple[str, str]]:
     worded = sentence_registered(row["paper"], row["id"].rpartition("/")[2], under=row["design_hash"] or "")
     if worded is not None and worded != row["sentence"]:
         quoted = f"\N{LEFT DOUBLE QUOTATION MARK}{worded}\N{RIGHT DOUBLE QUOTATION MARK}"
-        facts.append(("Registered as", f"{quoted}; the sentence was made more exact since, and nothing else was"))
+        facts.append(("Registered as", f"{quoted}; the sentence was reworded since to what was tested, and nothing else was changed"))
     if row.get("first_run"):
         facts.append(("First run", str(row["first_run"])))
     return facts

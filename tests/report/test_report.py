@@ -40,7 +40,8 @@ from bnrepro.errors import UserError, sentence
 from bnrepro.report import forest, report, wording
 from bnrepro.report.drawing import inline
 from bnrepro.report.forest_plot import forest_plot
-from bnrepro.report.page import ATLAS, CHARTS, SCRIPTS, STYLES
+from bnrepro.report.gathering import gather
+from bnrepro.report.page import ATLAS, CHARTS, SCRIPTS, STYLES, lead
 from bnrepro.stats import Interval
 from bnrepro.system.reading import printable
 from bnrepro.system.writing import write_whole
@@ -218,6 +219,13 @@ def test_texts_are_shown_as_they_are_and_never_run(page: str) -> None:
     # Sentence, words, place, source and scale of Z1, deviation, table, cell, captions, reason of Z5 and its row.
     assert text.count(EVIL.replace("`", "")) >= 11
     assert "A made-up & tiny paper" in text
+
+
+def test_page_says_that_claims_await_their_runs(results: Path) -> None:
+    gathered = gather(results)
+    row = gathered.claims[0] | {"verdict": Verdict.inconclusive, "deciding": None, "withdrawn": None}
+    last = lead(replace(gathered, claims=[row, row]))[-1]
+    assert last == "Runs of the registered design are still to be made for 2 claims without a verdict yet."
 
 
 def test_the_answer_in_a_row_has_at_most_twelve_words() -> None:

@@ -622,7 +622,9 @@ def local_statistics_differ_more_in_eval(r: Results, s: Settings) -> Evidence:
     "6.0 for channel statistics",
 )
 def eps_decides_with_local_statistics(r: Results, s: Settings) -> Evidence:
-    """With local statistics eps decides how large values become at inference, and with channel statistics not."""
+    """At inference with the statistics of training images, eps decides how large values become where these are local,
+    and not where they are per channel.
+    """
     smallest, usual = min(s.eps), checks.EPS
     largest = r.measured("largest at", part="eps", eps=usual)
     growth = largest.at(x=smallest) / largest.at(x=usual)
@@ -634,7 +636,9 @@ def eps_decides_with_local_statistics(r: Results, s: Settings) -> Evidence:
     evidence = evidence.showing({"test accuracy": r.test_accuracy(part="eps", eps=[smallest, usual])}, "%")
     remark = (
         "The largest value is where a location does not vary. There it is proportional to 1 / sqrt(eps) by arithmetic, "
-        f"{math.sqrt(usual / smallest):.4g} times as much: that there are such locations is what was found."
+        f"{math.sqrt(usual / smallest):.4g} times as much: that there are such locations is what was found. Of "
+        "running variances something of the 1 that they begin with is left there, which limits it: the table has the "
+        "largest values with those, of networks trained at each eps."
     )
     return replace(evidence, remark=remark)
 

@@ -205,7 +205,7 @@ def window(r: Results, s: Settings) -> list[Row]:
 
 def eps(r: Results, s: Settings) -> list[Row]:
     """eps as a hyperparameter: test accuracy in percent, log10 of the largest normalised value on test images after the
-    first layer, and share in percent of positions that do not vary over a batch there.
+    first layer, with running statistics, and share in percent of positions that do not vary over a batch there.
     """
     names = {size: f"constant, batch of {size}" for size in list(s.batches)}
     constant, pixels = 100 * measured(r, "eps", "constant"), measured(r, "eps", "constant pixels", variant="bn")
@@ -358,7 +358,7 @@ def sunrise(r: Results, s: Settings) -> Figure | None:
     test alike; at the end, on frames with each test batch's own statistics. Second: share of units of the first
     {s.horizon.layers} convolutions, below the horizon, that almost no image activates. Right: networks trained on plain
     images, by the light of the lower half at test: as they are used, with the running statistics of those that have
-    them, and all with each test batch's own.
+    them, and all with each test batch's own. Small points are seeds.
     """
     measures = 100 * measured(r, "horizon", "accuracy")
     silent = 100 * measured(r, "horizon", "silent below")
@@ -449,7 +449,7 @@ def _sweep(panel: dict[str, Values], factor: str, levels: Sequence[float]) -> Fi
 def eps_sweep(r: Results, s: Settings) -> Figure | None:
     """eps with channel and with local statistics ({s.first[swept]}). Left: test accuracy of networks trained with it.
     Right: the largest normalised value on test images after the first layer of one network, trained with the source's
-    eps, at others.
+    eps, at others, with the statistics of training images. Small points are seeds.
     """
     largest = measured(r, "eps", "largest at", eps=checks.EPS)
     in_one = Values.stacked("eps", {eps: largest.at(x=eps) for eps in largest.levels("x")})
@@ -459,7 +459,7 @@ def eps_sweep(r: Results, s: Settings) -> Figure | None:
 def batch_sweep(r: Results, s: Settings) -> Figure | None:
     """Batch size with channel and with local statistics ({s.first[swept]}): test accuracy with running statistics; the
     same minus accuracy with the batch's own; and the root mean square of the normalised value in training minus that in
-    eval after the first layer.
+    eval after the first layer. Small points are seeds.
     """
     shares = 100 * measured(r, "batch", "accuracy")
     panel = {

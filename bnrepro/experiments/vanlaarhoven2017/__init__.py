@@ -44,6 +44,7 @@ LAARHOVEN = (
 HOFFER = "Hoffer et al., Norm Matters (2018), https://arxiv.org/abs/1803.01814"
 POINTS = "percentage points of test accuracy"
 AIRBENCH = "airbench's network at an eighth of its width, 8 epochs of CIFAR-10"
+DECAYED = f"{AIRBENCH}, ten times the source's weight decay in a tenth of its epochs"
 EXACT_SEEDS = 5  # of identities: nothing about them is random but the numbers that they are checked with
 SGD = ["optimizer=sgd", "schedule=linear", "schedule.warmup_epochs=1", "eval_every=1000000", "epochs=1"]
 ARMS = {
@@ -234,14 +235,14 @@ def gain(r: Results, arm: str, over: str) -> Values:
     return r.measured(f"{arm}: test", part="arms") - r.measured(f"{over}: test", part="arms")
 
 
-@paper.claim("V2", source=HOFFER, gate=decay_has_acted)
+@paper.claim("V2", source=HOFFER, scale_note=DECAYED, gate=decay_has_acted)
 def decay_helps(r: Results, s: Settings) -> Evidence:
-    """At one learning rate, the source's, accuracy is better with weight decay than without."""
+    """At one learning rate, accuracy is better with weight decay than without."""
     estimand = "test accuracy, weight decay minus none at the same rate"
     return greater(gain(r, ON, OFF), estimand, POINTS, margin=s.margin_points)
 
 
-@paper.claim("V2.2", source=HOFFER, reported="no number read in the text", gate=decay_has_acted)
+@paper.claim("V2.2", source=HOFFER, reported="no number read in the text", scale_note=DECAYED, gate=decay_has_acted)
 def corrected_rates_recover_it(r: Results, s: Settings) -> Evidence:
     """Without weight decay, the learning rate corrected by the norms of the run with weight decay recovers its
     accuracy.
@@ -281,13 +282,16 @@ def grid(r: Results, s: Settings) -> list[Row]:
 
 @paper.table
 def arms(r: Results, s: Settings) -> list[Row]:
-    """Weight decay on and off, and at each other's effective rates, at the end."""
-    last = max(by_arm(r, "rate").levels("x"), default=None)
+    """Weight decay on and off, and at each other's effective rates. |w|² is the geometric mean over layers at the end,
+    lr / |w|² that halfway: it falls to 0 with the rate.
+    """
+    steps = sorted(by_arm(r, "rate").levels("x"))
+    last, halfway = (steps[-1], steps[len(steps) // 2]) if steps else (None, None)
     columns = {
         "test accuracy, %": by_arm(r, "test"),
         "training loss": by_arm(r, "train"),
-        "|w|²": by_arm(r, "square").at(x=last),
-        "effective rate": by_arm(r, "rate").at(x=last),
+        "log10 of |w|²": by_arm(r, "square").at(x=last).log10(),
+        "log10 of lr / |w|²": by_arm(r, "rate").at(x=halfway).log10(),
     }
     return [{"arm": arm} | {name: values.at(arm=arm).interval() for name, values in columns.items()} for arm in ARMS]
 
