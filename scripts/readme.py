@@ -12,7 +12,8 @@ from typing import Any
 
 from bnrepro.claims.conclusion import KINDS, SCALES
 from bnrepro.claims.evidence import Verdict
-from bnrepro.report.questions import stale, unrun
+from bnrepro.report.questions import stale
+from bnrepro.report.wording import unrun
 
 ROOT = Path(__file__).parent.parent
 RESULTS = [

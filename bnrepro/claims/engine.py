@@ -136,6 +136,14 @@ class Plan:
         runs = [cfg for cfg in self.configs if not run_of(cfg).finished]
         return runs, missing(self.measured, self.measurements)
 
+    def needed(self, force: bool = False, runs: bool = True) -> list[Data]:
+        """The datasets that are read for what is still to be made, each once; without ``runs``, for measurements."""
+        to_run, to_measure = self.missing(force)
+        found = [cfg.data for cfg in to_run if runs]
+        found += [data for probe in to_measure if (data := probe.data or (probe.config and probe.config.data))]
+        found = [Data(name=data.name, source=data.source, root=data.root, path=data.path) for data in found]
+        return [data for place, data in enumerate(found) if data not in found[:place]]
+
     def standing(self, out: Path, unregistered: bool = False) -> dict[str, Any]:
         """See `registering.standing`; nothing of presets other than full, which are never registered."""
         if self.preset != FULL:

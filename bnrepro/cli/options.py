@@ -154,8 +154,15 @@ def names_in(option: str, text: str, example: str = "bn,convbn") -> list[str]:
 def check_separate(command: str, words: Sequence[str], things: str) -> None:
     """Raise UserError if ``words``, of which each is a name, were separated by commas."""
     if any("," in word for word in words):
-        names = [name for word in words for name in word.split(",") if name]
+        names = [name for word in words for name in _parts(word)]
         raise UserError(f"{' '.join(words)}: separate {things} by spaces: bnrepro {command} {' '.join(names)}")
+
+
+def _parts(word: str) -> list[str]:
+    """labml/A5 and labml/A6, of labml/A5,A6."""
+    first, *rest = [name for name in word.split(",") if name]
+    paper = f"{first.rpartition('/')[0]}/" if "/" in first else ""
+    return [first, *(name if "/" in name else f"{paper}{name}" for name in rest)]
 
 
 def _times(number: int) -> str:

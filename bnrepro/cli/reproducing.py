@@ -12,6 +12,8 @@ from bnrepro.cli.saying import say
 from bnrepro.system.output import tell
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from bnrepro.claims import Design
     from bnrepro.claims.engine import DatasetLocations, Plan
     from bnrepro.claims.judging import Judged
@@ -163,6 +165,34 @@ class Work:
             make_room(self.out)
         return plans
 
+    def read_data(self, plans: list[Plan]) -> None:
+        """Read each dataset that something still to be made needs: one that is missing is told at once, and not by each
+        run. A cluster's login node need not have those of its jobs.
+
+        Raises:
+            UserError: one cannot be had, or is not what its name says.
+        """
+        from bnrepro.data.sources import lookup, read
+        from bnrepro.errors import UserError
+
+        here = not self.making.options
+        needed = [(plan.paper.name, data) for plan in plans for data in plan.needed(self.force, runs=here)]
+        each = [data for _, data in needed]
+        for name, data in (one for place, one in enumerate(needed) if one[1] not in each[:place]):
+            archive = self.places.archives.get(data.name)
+            try:
+                (images, _), _ = read(data)
+            except UserError as error:
+                if archive:
+                    raise UserError(f"--archive={data.name}: {str(error).removeprefix('data.path: ')}") from error
+                elsewhere = f"If it is elsewhere: --data-root=FOLDER, or --archive={data.name}=FILE."
+                raise UserError(f"{name} needs {data.name}: {error} {elsewhere}") from error
+            if archive and images.shape[1:] != (right := lookup(data.name).shape):
+                raise UserError(
+                    f"--archive={data.name}: images of {data.name} are {_by(right)}, and those in {shown(archive)} are "
+                    f"{_by(images.shape[1:])}. Name the dataset that these are of."
+                )
+
     def make(self, plan: Plan) -> tuple[list[Judged], list[str]] | None:
         """Run, measure and conclude; None where that failed, which does not cost the other papers."""
         from bnrepro.claims.engine import execute
@@ -214,7 +244,10 @@ class Work:
                 if claims is not None:
                     asked = read_by(design, asked_by(paper, claims, settings))
             plans.append(self.plan(paper, name, seeds=seeds, asked=asked))
-        for plan, (_, claims) in zip(self.check(plans), chosen, strict=True):
+        plans = self.check(plans)
+        if not self.dry:
+            self.read_data(plans)
+        for plan, (_, claims) in zip(plans, chosen, strict=True):
             self.fixed(plan, claims)
 
     def fixed(self, plan: Plan, claims: list[Claim] | None) -> None:
@@ -254,6 +287,7 @@ class Work:
                     for text in left_open(target, most, jobs):
                         say(text)
         else:
+            self.read_data([step.plan for target in targets for step in steps(target, most)])
 
             def make(step: Step) -> tuple[list[Judged], list[str]] | None:
                 say(announced(step, jobs))
@@ -322,6 +356,10 @@ class Work:
             raise UserError(
                 f"{self.failures} of the runs and measurements failed and were left out; the reasons are above."
             )
+
+
+def _by(shape: Sequence[int]) -> str:
+    return " x ".join(map(str, shape))
 
 
 def tell_unmeasured(paper: Paper[Any], judged: list[Judged]) -> None:

@@ -129,7 +129,11 @@ def reproduce(
     from bnrepro.errors import UserError
     from bnrepro.launch.parallel import kept_workers
 
-    places = DatasetLocations(data_root, dict(map(_archive, archive or [])))
+    archives = [_archive(text) for text in archive or []]
+    for name, _ in archives:
+        if sum(name == other for other, _ in archives) > 1:
+            raise UserError(f"--archive={name} is there more than once. Leave all but one out.")
+    places = DatasetLocations(data_root, dict(archives))
     making, names = take_launcher(launcher, names, jobs)
     check_separate("reproduce", names, "experiments")
     for name in names:

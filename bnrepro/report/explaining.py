@@ -12,7 +12,7 @@ from urllib.parse import quote
 from bnrepro.claims.evidence import Rule, State, Verdict
 from bnrepro.claims.words import asked, left_open
 from bnrepro.report.forest import deciding
-from bnrepro.report.wording import NONE, Row, duration, has_margin, history, listed, plural, up
+from bnrepro.report.wording import NONE, Row, duration, has_margin, history, listed, plural, unrun, up
 
 HOME = Path(__file__).parents[2]
 """Where the package lies: of a clone, its root."""
@@ -76,6 +76,8 @@ def changes(row: Row) -> str:
         return "The runs of its new design."
     if row["verdict"] == Verdict.too_short:
         return "Longer training: its gate failed."
+    if unrun(row):
+        return f"Its runs, which are still to be made: bnrepro reproduce {row['id']} --preset=full."
     if effect is None:
         return "Something that tests it."
     if effect["rule"] == "exact":

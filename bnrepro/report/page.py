@@ -90,7 +90,7 @@ def lead(report: Report) -> list[str]:
     told = (
         (revised, "claim", "under revision"),
         (old, "verdict", "from an earlier design"),
-        (sum(map(questions.unrun, claims)), "claim", "without a verdict yet"),
+        (sum(map(wording.unrun, claims)), "claim", "without a verdict yet"),
     )
     waits = wording.listed(f"{plural(count, what)} {why}" for count, what, why in told if count)
     return [

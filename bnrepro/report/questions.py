@@ -13,7 +13,7 @@ import yaml
 
 from bnrepro.claims.evidence import Verdict
 from bnrepro.claims.registering import registered_on
-from bnrepro.report.wording import Rows, listed, plural
+from bnrepro.report.wording import Rows, listed, plural, unrun
 
 Outcome = Literal["yes", "mixed", "no", "open", "none"]
 SIDES: dict[str, Outcome] = {Verdict.reproduced: "yes", Verdict.partly: "mixed", Verdict.not_reproduced: "no"}
@@ -122,11 +122,6 @@ def stale(row: dict[str, Any]) -> str | None:
     if row["kind"] == "identity" or row["withdrawn"] is not None:
         return None
     return registered_on(row["paper"], but=row["design_hash"])
-
-
-def unrun(row: dict[str, Any]) -> bool:
-    """Whether a claim is open because nothing was run yet that decides it."""
-    return row["verdict"] == Verdict.inconclusive and row["deciding"] is None
 
 
 def _question(found: dict[str, Any]) -> Question:

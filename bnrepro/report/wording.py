@@ -113,6 +113,11 @@ def has_margin(effect: Row) -> bool:
     return effect["margin"] is not None or lower
 
 
+def unrun(row: Row) -> bool:
+    """Whether a claim is open because nothing was run yet that decides it."""
+    return row["verdict"] == Verdict.inconclusive and row["deciding"] is None
+
+
 def history(row: Row) -> list[tuple[str, str]]:
     """How far a verdict can be trusted to have been asked for beforehand: gate, look, design, first run."""
     facts = []
@@ -129,7 +134,7 @@ def history(row: Row) -> list[tuple[str, str]]:
     worded = sentence_registered(row["paper"], row["id"].rpartition("/")[2], under=row["design_hash"] or "")
     if worded is not None and worded != row["sentence"]:
         quoted = f"\N{LEFT DOUBLE QUOTATION MARK}{worded}\N{RIGHT DOUBLE QUOTATION MARK}"
-        facts.append(("Registered as", f"{quoted}; the sentence was reworded since to what was tested, and nothing else was changed"))
+        facts.append(("Registered as", f"{quoted}; since then the sentence, and nothing else, was fitted to the test"))
     if row.get("first_run"):
         facts.append(("First run", str(row["first_run"])))
     return facts
