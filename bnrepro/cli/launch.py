@@ -10,7 +10,7 @@ from bnrepro.cli.options import make_room
 from bnrepro.cli.progress import SweepBar
 from bnrepro.cli.saying import note
 from bnrepro.config import run_dir
-from bnrepro.config.schema import Config, Source
+from bnrepro.config.schema import Config, Data, Source
 from bnrepro.data import sources
 from bnrepro.errors import UserError, known_are
 from bnrepro.launch import slurm, sweep
@@ -59,21 +59,21 @@ class Launcher:
         return sweep.run_all(configs, self.processes(configs), force=force, report=report, ended=ended, threads=threads)
 
     def check(
-        self, configs: Sequence[Config], force: bool, there: Callable[[Config], bool] = lambda _: True
+        self, configs: Sequence[Config], force: bool, there: Callable[[Data], bool] = lambda _: True
     ) -> list[Config]:
         """Those of ``configs`` that are still to be run.
 
         Args:
             configs: the runs.
             force: whether what is finished is run again.
-            there: whether the data of a run may be read; without them its network is not tried.
+            there: whether data may be read; without them its network is not tried.
 
         Raises:
             UserError: one of them cannot be trained.
         """
         missing = [cfg for cfg in configs if force or not run_of(cfg).finished]
         if not self.options:  # a cluster's login node may have no data
-            train.rehearse(filter(there, missing))
+            train.rehearse(cfg for cfg in missing if there(cfg.data))
         return missing
 
     def show_all(self, configs: list[Config], force: bool) -> list[sweep.Outcome]:
@@ -99,9 +99,9 @@ class Launcher:
         return outcomes
 
 
-def data_there(cfg: Config) -> bool:
-    """Whether the data of ``cfg`` can be read without a download."""
-    return cfg.data.source is Source.npz or sources.lookup(cfg.data.name).there(Path(cfg.data.root))
+def data_there(data: Data) -> bool:
+    """Whether ``data`` can be read without a download."""
+    return data.source is Source.npz or sources.lookup(data.name).there(Path(data.root))
 
 
 def take_launcher(name: str, arguments: Sequence[str] | None, jobs: int | None) -> tuple[Launcher, list[str]]:

@@ -254,13 +254,18 @@ class Work:
         """A plan as it is; the verdicts of ``claims`` are shown."""
         say(f"{plan.paper.name} (preset {plan.preset}): {said(plan, self.force)}")
         if self.dry:
-            runs, measurements = plan.missing(self.force)
-            left = {"runs": len(plan.configs), "to_run": len(runs), "to_measure": len(measurements)}
-            self.found.append({"paper": plan.paper.name, "preset": plan.preset, **left})
             from bnrepro.claims.estimating import Costs
             from bnrepro.claims.records import there
+            from bnrepro.cli.launch import data_there
             from bnrepro.cli.planning import time_of
 
+            runs, measurements = plan.missing(self.force)
+            data = {each.name: data_there(each) for each in plan.needed(self.force)}
+            if data:
+                named = (name if found else f"{name} (missing: it would be downloaded)" for name, found in data.items())
+                say(f"{plan.paper.name} reads {', '.join(named)}.")
+            left = {"runs": len(plan.configs), "to_run": len(runs), "to_measure": len(measurements), "datasets": data}
+            self.found.append({"paper": plan.paper.name, "preset": plan.preset, **left})
             estimate = Costs.of(plan, there(plan.folder(self.out))).estimate_plan(plan, self.force)
             if estimate.seconds or estimate.unknown or estimate.operations:
                 say(f"{plan.paper.name}: {time_of(estimate, self.making.processes(plan.configs))}.")
