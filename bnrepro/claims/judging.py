@@ -271,7 +271,7 @@ def tables(paper: Paper[Any], results: Results, settings: Preset) -> Iterator[tu
     """(name, title, rows) of each of the paper's tables."""
     for table in paper.tables:
         with paper.told(f"table {table.name}"):
-            read = Read(**vars(results))
+            read = Read.of(results)
             rows = table.make(*paper.given(read, settings))
             if not (isinstance(rows, list | tuple) and all(isinstance(row, dict) for row in rows)):
                 raise TypeError(f"it must return a list of rows, each a dict, and returns {rows!r}"[:300])
@@ -305,7 +305,7 @@ def figures(
     """
     for shown in (each for each in paper.figures if only is None or each.name in only):
         with only_shown(f"Figure {shown.name}"), paper.told(f"figure {shown.name}"):
-            read = Read(**vars(results))
+            read = Read.of(results)
             figure = shown.make(*paper.given(read, settings))
             if not (figure is None or hasattr(figure, "savefig")):
                 raise TypeError(f"it must return a matplotlib figure, or None, and returns {type(figure).__name__}")

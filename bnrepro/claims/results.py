@@ -131,6 +131,11 @@ class Read(Results):
     seeds: set[int] = field(default_factory=set)
     """Numbers of seeds, by what was asked for and the factors left."""
 
+    @classmethod
+    def of(cls, results: Results) -> Read:
+        """``results``, of which nothing is read yet."""
+        return cls(results.preset, results.runs, results.curves, results.measurements)
+
     def _selected(self, rows: Sequence[Row], factors: Row) -> list[Row]:  # type: ignore[override]
         found = Results._selected(rows, factors)
         cells: dict[tuple[tuple[str, str], ...], set[int]] = {}

@@ -11,7 +11,9 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from torchvision import datasets
 
 from bnrepro import experiments
 from bnrepro.claims import Design, Evidence, Measure, Paper, Results, Row, measure, row
@@ -746,6 +748,8 @@ def test_archive_that_no_experiment_uses_is_refused(listed: Listed, call: Call, 
     listed(varied(toys))
     told = call("reproduce", "--preset=smoke", f"--archive=cifar10={digits}")
     assert (told.code, "none of these experiments uses the dataset cifar10" in told.err) == (2, True)
+    told = call("reproduce", "--preset=smoke", *[f"--archive=cifar10={digits}"] * 2)
+    assert (told.code, "--archive=cifar10 is there more than once." in told.err) == (2, True)
 
 
 def test_archive_that_only_a_measure_uses_is_taken(listed: Listed, call: Call, digits: Path) -> None:
@@ -759,6 +763,40 @@ def test_archive_that_only_a_measure_uses_is_taken(listed: Listed, call: Call, d
     assert told.code == 0, told.err
     (data,) = read(Path("results/experiments/made_up/smoke")).provenance["data"]
     assert digits.name in data["data"]
+
+
+def mixed(s: Settings) -> Design:
+    """Digits to train on, and MNIST to measure on."""
+    new = made_up.runs(s)
+    new.measure("data", {}, images, data=["data=mnist"])
+    return new
+
+
+def test_missing_dataset_is_told_once_and_before_the_first_run(
+    listed: Listed, call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(datasets.MNIST, "mirrors", [])
+    listed(varied(mixed))
+    told = call("reproduce", "--preset=smoke", "--jobs=1", "--data-root=elsewhere")
+    assert (told.code, told.err.count("could not be downloaded")) == (2, 1), told.err
+    assert "Error: made_up needs mnist: train-images" in told.err
+    assert "--archive=mnist=FILE" in told.err
+    assert list(tmp_path.glob("runs/*")) == list(tmp_path.glob("results/*/*")) == []
+    dry = call("reproduce", "--preset=smoke", "--dry-run", "--data-root=elsewhere")
+    assert (dry.code, "made_up reads mnist5k, mnist (missing: it would be downloaded)." in dry.out) == (0, True)
+
+
+def test_archive_of_other_images_is_refused(listed: Listed, call: Call, digits: Path, tmp_path: Path) -> None:
+    found = dict(np.load(digits))
+    colours = {key: np.stack([each] * 3, -1) if key.startswith("x") else each for key, each in found.items()}
+    np.savez(tmp_path / "colours.npz", **colours)
+    (tmp_path / "junk.npz").write_bytes(b"PK")
+    listed(varied())
+    told = call("reproduce", "--preset=smoke", "--jobs=1", f"--archive=mnist5k={tmp_path / 'colours.npz'}")
+    assert (told.code, "images of mnist5k are 1 x 28 x 28, and those in" in told.err) == (2, True), told.err
+    told = call("reproduce", "--preset=smoke", "--jobs=1", f"--archive=mnist5k={tmp_path / 'junk.npz'}")
+    assert (told.code, "Error: --archive=mnist5k: " in told.err, "data.path" in told.err) == (2, True, False)
+    assert list(tmp_path.glob("runs/*")) == []
 
 
 @pytest.mark.parametrize("alone", [False, True])
