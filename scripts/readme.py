@@ -119,7 +119,8 @@ def verdicts_table() -> str:
         f"{old} of {len(claims)} verdicts are provisional: the runs of the registered design are still to be made "
         "(rows with a star hold some)."
     )
-    nothing = f"{missing} of the {len(claims)} claims await their runs, and count as open."
+    awaits = "awaits its runs, and counts" if missing == 1 else "await their runs, and count"
+    nothing = f"{missing} of the {len(claims)} claims {awaits} as open."
     lines = [
         " ".join([provisional] * (old > 0) + [nothing] * (missing > 0)),
         "",

@@ -108,7 +108,7 @@ def lines(
             found = {at: Interval(each.mean, math.nan, math.nan, each.n) for at, each in found.items()}
             _thin(axes, groups[level], list(found), look[level], shift)
         elif bars:
-            _points(axes, groups[level], {at: at + shift if shift else at for at in found}, look[level])
+            _points(axes, groups[level].by(x), {at: at + shift if shift else at for at in found}, look[level])
         curve(axes, found, look[level], bars=bars, shift=shift, log=log, marks=marks)
 
 
@@ -120,9 +120,9 @@ def _thin(axes: Axes, values: Values, at: list[Any], look: Look, shift: float) -
         axes.plot([x + shift for x in path] if shift else list(path), list(path.values()), **how)
 
 
-def _points(axes: Axes, values: Values, places: Mapping[Any, float], look: Look) -> None:
-    """A small point for each seed of values with one factor: an interval of few may reach where none of them is."""
-    found = [(places[level], value) for ((level,), _), value in values.data.items() if level in places]
+def _points(axes: Axes, groups: Mapping[Any, Values], places: Mapping[Any, float], look: Look) -> None:
+    """A small point for each seed: an interval of few may reach where none of them is."""
+    found = [(place, value) for level, place in places.items() for value in groups[level]]
     xs, ys = [at for at, _ in found], [value for _, value in found]
     axes.plot(xs, ys, ".", color=look.color, markersize=2, alpha=0.5, zorder=1.5)
 
@@ -173,7 +173,8 @@ def dots(
     for i, level in enumerate(drawn):
         found = {places[at]: interval for at, interval in groups[level].intervals(x).items()}
         offset = shift + (width * (i / (len(drawn) - 1) - 0.5) if len(drawn) > 1 else 0.0)
-        _points(axes, groups[level], {at: place + offset for at, place in places.items()}, look[level])
+        seeds = groups[level].by(x)
+        _points(axes, seeds, {at: places[at] + offset for at in seeds}, look[level])
         curve(axes, found, look[level]._replace(dashes="none"), bars=True, shift=offset)
     axes.set_xticks(range(len(places)), [_name(level) for level in places])
     axes.set_xlim(-0.6, len(places) - 0.4)
