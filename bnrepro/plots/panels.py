@@ -15,6 +15,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
+from matplotlib.transforms import ScaledTranslation
 
 from bnrepro.plots import style as figures
 from bnrepro.plots.style import BLACK, GREY
@@ -121,10 +122,12 @@ def _thin(axes: Axes, values: Values, at: list[Any], look: Look, shift: float) -
 
 
 def _points(axes: Axes, groups: Mapping[Any, Values], places: Mapping[Any, float], look: Look) -> None:
-    """A small point for each seed: an interval of few may reach where none of them is."""
+    """A small point for each seed, right of the bar: an interval of few may reach where none of them is."""
     found = [(place, value) for level, place in places.items() for value in groups[level]]
     xs, ys = [at for at, _ in found], [value for _, value in found]
-    axes.plot(xs, ys, ".", color=look.color, markersize=2, alpha=0.5, zorder=1.5)
+    beside = axes.transData + ScaledTranslation(4 / 72, 0, axes.figure.dpi_scale_trans)
+    axes.plot(xs, ys, ".", color=look.color, markersize=3, markeredgewidth=0, alpha=0.6, transform=beside)
+    axes.update_datalim([(0, y) for y in ys if math.isfinite(y)], updatex=False)  # which moved points do not
 
 
 def curve(

@@ -407,10 +407,6 @@ def regularisers(r: Results, s: Settings) -> Figure | None:
     figure, (axes,) = panels(height=2.4)
     zero(axes)
     dots(axes, values, "gain", "variant", LOOKS, width=0.24)
-    for shift, (variant, look) in zip((-0.12, 0.12), LOOKS.items(), strict=True):
-        about: Row = {"color": look.color, "alpha": 0.35, "markersize": 2.5}
-        for place, seeds in enumerate(values.at(variant=variant).by("gain").values()):
-            axes.plot([place + shift + 0.08] * len(seeds), list(seeds), look.marker, **about)
     axes.set_ylabel("test accuracy, points")
     legend(figure)
     return figure
