@@ -655,6 +655,7 @@ def test_reproduce_judges_figures_redraws_and_report_tells(
     planned = call(*arguments, "--dry-run")
     assert planned.out == (
         "made_up (preset full): 2 runs, 2 still to run; 3 measurements, 3 still to make.\n"
+        "made_up reads mnist5k.\n"
         "made_up: 8.6e+09 operations in runs unlike any stored one, about 1 s on a GPU at 10 TFLOP/s, "
         "excluding 3 of unknown duration.\n"
     )

@@ -23,14 +23,15 @@ GENERATOR = torch.Generator()
 
 def test_arms_are_as_in_the_sources_code() -> None:
     arms = [arm for arm in paper.designed(FULL).arms if arm.config.seed == 0 and arm.part == "depth"]
-    assert [(a.factors["trained"], a.factors["depth"]) for a in arms] == [
-        ("norm", 1), ("norm", 4), ("random", 1), ("random", 4), ("all", 4)
-    ]  # fmt: skip
+    compared = [("norm", 1), ("norm", 4), ("random", 1), ("random", 4)]
+    at = {rate: [a for a in arms if a.factors["rate"] == rate] for rate in (0.1, *FULL.tuned.values())}
+    named = {rate: [(arm.factors["trained"], arm.factors["depth"]) for arm in found] for rate, found in at.items()}
+    assert named == {0.1: [*compared, ("all", 4)], 1.0: compared[:2], 3.0: compared[2:]}
     for arm in arms:
         cfg = arm.config
         assert cfg.optimizer.train_only == arm.factors["trained"]
         assert cfg.norm.gamma == "uniform"
-        assert (cfg.optimizer.name, cfg.optimizer.lr, cfg.optimizer.momentum) == ("sgd", 0.1, 0.9)
+        assert (cfg.optimizer.name, cfg.optimizer.lr, cfg.optimizer.momentum) == ("sgd", arm.factors["rate"], 0.9)
         assert (cfg.batch_size, cfg.schedule.name, cfg.data.crop) == (128, "linear", 4)
         assert cfg.model.depth == arm.factors["depth"]
         assert cfg.data.flip

@@ -224,7 +224,8 @@ def test_texts_are_shown_as_they_are_and_never_run(page: str) -> None:
 def test_page_says_that_claims_await_their_runs(results: Path) -> None:
     gathered = gather(results)
     row = gathered.claims[0] | {"verdict": Verdict.inconclusive, "deciding": None, "withdrawn": None}
-    last = lead(replace(gathered, claims=[row, row]))[-1]
+    section = replace(gathered.sections[0], claims=[row, row])
+    last = lead(replace(gathered, sections=[section]))[-1]
     assert last == "Runs of the registered design are still to be made for 2 claims without a verdict yet."
 
 
