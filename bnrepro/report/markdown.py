@@ -9,7 +9,7 @@ from typing import Any
 from urllib.parse import quote
 
 from bnrepro.report.model import Report, Section
-from bnrepro.report.questions import answers
+from bnrepro.report.questions import answers, awaiting
 from bnrepro.report.wording import (
     COLUMNS,
     LONG,
@@ -33,7 +33,7 @@ from bnrepro.report.wording import (
 
 def markdown(report: Report, out: Path) -> str:
     """The report as Markdown, with links to the figures' files."""
-    lines = [f"# {TITLE}", "", report.summary(), ""]
+    lines = [f"# {TITLE}", "", f"{report.summary()} {awaiting(report.claims)}".rstrip(), ""]
     judged = [section for section in report.sections if section.claims]
     if judged:
         kinds = report.by_kind()

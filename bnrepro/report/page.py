@@ -85,21 +85,13 @@ def lead(report: Report) -> list[str]:
             "It loads nothing.",
         ]
     judged = sum(bool(section.claims) for section in report.sections)
-    revised = sum(row["withdrawn"] is not None for row in claims)
-    old = sum(questions.stale(row) is not None for row in claims)
-    told = (
-        (revised, "claim", "under revision"),
-        (old, "verdict", "from an earlier design"),
-        (sum(map(wording.unrun, claims)), "claim", "without a verdict yet"),
-    )
-    waits = wording.listed(f"{plural(count, what)} {why}" for count, what, why in told if count)
     return [
         f"{plural(len(claims), 'claim')} about batch normalization from {plural(judged, 'source')}, each put to the "
         "test by code that anyone can run again.",
         f"{wording.up(counted(claims))}.",
         "A verdict comes from one rule on intervals over seeds; reduced and toy say that it was tried at a smaller "
         "scale than the source's.",
-        f"Runs of the registered design are still to be made for {waits}." if waits else "No claim awaits other runs.",
+        questions.awaiting(claims) or "No claim awaits other runs.",
     ]
 
 

@@ -124,6 +124,17 @@ def stale(row: dict[str, Any]) -> str | None:
     return registered_on(row["paper"], but=row["design_hash"])
 
 
+def awaiting(claims: Rows) -> str:
+    """Of what runs are still to be made, in a sentence; of nothing, no sentence."""
+    told = (
+        (sum(row["withdrawn"] is not None for row in claims), "claim", "under revision"),
+        (sum(stale(row) is not None for row in claims), "verdict", "from an earlier design"),
+        (sum(map(unrun, claims)), "claim", "without a verdict yet"),
+    )
+    waits = listed(f"{plural(count, what)} {why}" for count, what, why in told if count)
+    return f"Runs of the registered design are still to be made for {waits}." if waits else ""
+
+
 def _question(found: dict[str, Any]) -> Question:
     against = found.get("against", [])
     texts: dict[Outcome, str] = {"yes": found["if_yes"], "mixed": found["if_mixed"], "no": found["if_no"]}
