@@ -109,8 +109,7 @@ class Results:
             f"quantity {quantity}",
         )
 
-    @staticmethod
-    def _selected(rows: Sequence[Row], factors: Row) -> list[Row]:
+    def _selected(self, rows: Sequence[Row], factors: Row) -> list[Row]:
         """Rows with these factors, which are then left out; a list of levels keeps its factor."""
         found, alone = rows, {}
         for key, value in factors.items():
@@ -136,8 +135,8 @@ class Read(Results):
         """``results``, of which nothing is read yet."""
         return cls(results.preset, results.runs, results.curves, results.measurements)
 
-    def _selected(self, rows: Sequence[Row], factors: Row) -> list[Row]:  # type: ignore[override]
-        found = Results._selected(rows, factors)
+    def _selected(self, rows: Sequence[Row], factors: Row) -> list[Row]:
+        found = super()._selected(rows, factors)
         cells: dict[tuple[tuple[str, str], ...], set[int]] = {}
         for row in found:
             cell = tuple((key, str(level)) for key, level in row.items() if key not in NO_FACTORS)

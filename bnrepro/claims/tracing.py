@@ -41,11 +41,11 @@ class Noting(Results):
 
     questions: list[Question] = field(default_factory=list)
 
-    def _selected(self, rows: Sequence[Row], factors: Row) -> list[Row]:  # type: ignore[override]
+    def _selected(self, rows: Sequence[Row], factors: Row) -> list[Row]:
         measured = rows is self.measurements
         asked = {key: level for key, level in factors.items() if key not in ("quantity", "x", "seed")}
         self.questions.append(Question(measured, asked))
-        return Results._selected(rows, factors)
+        return super()._selected(rows, factors)
 
 
 def questions(paper: Paper[Any], claim: Claim, settings: Preset) -> list[Question] | None:

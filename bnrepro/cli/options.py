@@ -160,9 +160,9 @@ def check_separate(command: str, words: Sequence[str], things: str) -> None:
 
 def _parts(word: str) -> list[str]:
     """labml/A5 and labml/A6, of labml/A5,A6."""
-    first, *rest = [name for name in word.split(",") if name]
-    paper = f"{first.rpartition('/')[0]}/" if "/" in first else ""
-    return [first, *(name if "/" in name else f"{paper}{name}" for name in rest)]
+    names = [name for name in word.split(",") if name]
+    paper, slash, _ = "".join(names[:1]).rpartition("/")
+    return [name if "/" in name else f"{paper}{slash}{name}" for name in names]
 
 
 def _times(number: int) -> str:

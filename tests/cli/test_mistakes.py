@@ -150,6 +150,7 @@ USAGE = [
     ("config a.b.c.d=1", "There is no key a.b.c.d. `bnrepro config` prints every key"),
     ("reproduce labml,placement", "separate experiments by spaces: bnrepro reproduce labml placement"),
     ("reproduce labml/A6,A5", "separate experiments by spaces: bnrepro reproduce labml/A6 labml/A5"),
+    ("reproduce ,", "separate experiments by spaces"),
     ("bench layers,memory", "separate parts by spaces: bnrepro bench layers memory"),
     ("reproduce --archive=mnist=/dev/null", "--archive=mnist: /dev/null is not a plain file but"),
     ("sweep variant=instancenorm,bn model=lenet --dry-run", "instancenorm needs maps of more than one location"),
