@@ -25,6 +25,8 @@ def why(row: Row) -> str:
     effect = deciding(row)
     if row["withdrawn"]:
         return f"Its verdict is withdrawn until its new design has run: {row['withdrawn']}."
+    if unrun(row):
+        return "What would decide it was not run yet."
     if effect is None:
         return f"{up(row['found'].rstrip('.'))}."
     where = f" under “{effect['condition']}”" if effect["condition"] else ""
