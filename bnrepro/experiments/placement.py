@@ -440,7 +440,12 @@ def activations_are_alike(r: Results, s: Settings) -> Evidence:
     nearer = spreads.at(order="none") - spreads.at(order="after")
     evidence = equal(pairs, "test accuracy with BN after", POINTS, margin=margin)
     evidence &= greater(nearer, "", POINTS, margin=margin, condition="spread without BN minus with")
-    return evidence.showing({f"spread, {ORDERS[order]}": spreads.at(order=order) for order in ("after", "none")})
+    remark = (
+        "Without BN all activations have one rate and as few epochs: how much of their spread is how fast they learn "
+        "was not asked."
+    )
+    beside = {f"spread, {ORDERS[order]}": spreads.at(order=order) for order in ("after", "none")}
+    return replace(evidence.showing(beside), remark=remark)
 
 
 # --- tables and figures ---

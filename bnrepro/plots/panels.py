@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
+from matplotlib.figure import Figure, SubFigure
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 from matplotlib.transforms import ScaledTranslation
 
@@ -261,7 +261,7 @@ def heat_map(
     return image
 
 
-def legend(figure: Figure, columns: int = 4, of: Axes | None = None) -> None:
+def legend(figure: Figure | SubFigure, columns: int = 4, of: Axes | None = None) -> None:
     """A legend above the panels, of ``of`` or of all of them, each label once."""
     found: dict[str, Any] = {}
     for axes in [of] if of else figure.axes:

@@ -296,31 +296,65 @@ def two_by_two(r: Results, s: Settings) -> Figure | None:
 
 
 def scene(r: Results, s: Settings) -> Figure | None:
-    """What the seed means, in one picture. A photograph from {s.first[scene]} as it is, and with its lower half at
-    {s.horizon.shade:g} of its light; then the dark one's pixels normalised, and set to 0 below threshold (black). Where
-    statistics are taken over the whole picture, nothing is left below the horizon (dashed); where each location has its
-    own, the lower half stays. A car of the test set, chosen by eye from ten. Batches of 128 in training, without gamma
-    and beta; colours averaged.
+    """What the seed means, and how far it goes ({s.first[scene]}). Above: a photograph as it is, and with its lower
+    half at {s.horizon.shade:g} of its light; then the dark one's pixels normalised in training, and set to 0 below
+    threshold (black). Where statistics are taken over the whole picture, nothing is left below the horizon (dashed);
+    where each location has its own, the lower half stays. A car of the test set, chosen by eye from ten; batches of
+    128, without gamma and beta, colours averaged. Below, in the lower half of all images: how many pixels are above
+    threshold in daylight, in the dark, and in the dark by running statistics of daylight, with which a layer is used;
+    how many answers of a first layer's filters, as initialised, are above it in the dark; and the test accuracy in the
+    dark of networks trained in daylight.
     """
+    names: dict[str, str] = {"plain": "the scene", "dark": "at sunrise"}
+    names |= {v: NAMES[v].replace(" (", "\n(") for v in s.horizon.variants}
     width = r.measured("width", part="scene").max().only()
-    names = {
-        "plain": "the scene",
-        "dark": "at sunrise",
-        **{v: NAMES[v].replace(" (", "\n(") for v in s.horizon.variants},
-    }
     pictures = {what: r.measured(f"scene {what}", part="scene") for what in names}
-    if not width or not all(pictures.values()):
+    left = _left_in_the_dark(r, s)
+    if not width or not all(pictures.values()) or not all(left.values()):
         return None
+    figure = Figure(figsize=(2 * figures.COLUMN, 3.9), layout="constrained")
+    halves: Any = figure.subfigures(2, height_ratios=[1, 1.9])
+    above, below = halves
     brightest = max(max(pictures[variant]) for variant in s.horizon.variants)
-    figure, axes = panels(len(names), height=1.4)
-    for each, (what, name) in zip(axes, names.items(), strict=True):
-        places = np.reshape(list(pictures[what]), (-1, int(width)))
-        each.imshow(places, cmap="gray", vmin=0, vmax=1 if what in ("plain", "dark") else brightest)
-        each.axhline(len(places) / 2 - 0.5, color=figures.ORANGE, linewidth=0.8, linestyle=(0, (4, 3)))
+    for each, (what, name) in zip(above.subplots(1, len(names)), names.items(), strict=True):
+        pixels = np.reshape(list(pictures[what]), (-1, int(width)))
+        each.imshow(pixels, cmap="gray", vmin=0, vmax=1 if what in ("plain", "dark") else brightest)
+        each.axhline(len(pixels) / 2 - 0.5, color=figures.ORANGE, linewidth=0.8, linestyle=(0, (4, 3)))
         each.set(xticks=[], yticks=[])
         each.set_title(name, fontsize=7)
         each.grid(visible=False)
+    look = {variant: LOOK[variant] for variant in s.horizon.variants}
+    for each, (label, values) in zip(below.subplots(1, len(left)), left.items(), strict=True):
+        dots(each, values, "x", "variant", look)
+        each.tick_params(axis="x", labelsize=6.5)
+        each.set(ylim=(-4, 104), ylabel=label)
+    legend(below, 3)
     return figure
+
+
+def _left_in_the_dark(r: Results, s: Settings) -> dict[str, Values]:
+    """Percent of the scene's data by the norm (variant) and by what is looked at (x)."""
+    at: dict[str, Any] = {"dataset": s.first["scene"], "variant": list(s.horizon.variants)}
+
+    def stacked(found: Mapping[str, Values]) -> Values:
+        return Values.stacked("x", found) if all(found.values()) else Values(("x",), {})
+
+    def active(kind: str, light: str) -> Values:
+        return 100 * measured(r, "start", f"active below {kind}").at(x=light, **at)
+
+    lights = {"light": "plain", "dark": "static", "dark,\nas used": "changed"}
+    kinds = {"raised\nby light": "light", "lowered\nby light": "dark", "all": "all"}
+    accuracies = {"by the\ntest batch": "accuracy by the batch", "as used": "accuracy"}
+    return {
+        "active pixels, %": stacked({name: active("pixels", light) for name, light in lights.items()}),
+        "active filters in the dark, %": stacked({name: active(kind, "static") for name, kind in kinds.items()}),
+        "test accuracy in the dark, %": stacked(
+            {
+                name: 100 * measured(r, "horizon", quantity, light="plain", x=s.horizon.shade).at(**at)
+                for name, quantity in accuracies.items()
+            }
+        ),
+    }
 
 
 def below_threshold(r: Results, s: Settings) -> Figure | None:
@@ -353,39 +387,43 @@ def below_threshold(r: Results, s: Settings) -> Figure | None:
 
 
 def sunrise(r: Results, s: Settings) -> Figure | None:
-    """The horizon after training. Left: test accuracy on plain images, with the lower half always at
+    """The horizon after training. Left: test error on plain images, with the lower half always at
     {s.horizon.shade:g} of its light (static), and with a factor of its own for each batch (frames), in training and
     test alike; at the end, on frames with each test batch's own statistics. Second: share of units of the first
     {s.horizon.layers} convolutions, below the horizon, that almost no image activates. Right: networks trained on plain
     images, by the light of the lower half at test: as they are used, with the running statistics of those that have
-    them, and all with each test batch's own. Small points are seeds.
+    them, and all with each test batch's own. Small points are seeds; of an interval that
+    reaches below the axis, the lower end is not drawn.
     """
     measures = 100 * measured(r, "horizon", "accuracy")
     silent = 100 * measured(r, "horizon", "silent below")
     if not measures or not silent:
         return None
-    own, batch = measures.at(x="own"), measures.at(x="batch", light="frames")
+    error = 100 - measures
+    own, batch = error.at(x="own"), error.at(x="batch", light="frames")
     by_light = {light: own.at(light=light) for light in own.levels("light")} | {"by batch": batch}
     lit, shades = Values.stacked("light", by_light), {"light": "plain", "x": s.horizon.test_shades}
-    other = {"as used": measures.at(**shades)}
-    other["by the test batch"] = 100 * measured(r, "horizon", "accuracy by the batch").at(**shades)
+    other = {"as used": error.at(**shades)}
+    other["by the test batch"] = 100 - 100 * measured(r, "horizon", "accuracy by the batch").at(**shades)
     datasets, look = own.levels("dataset"), {variant: LOOK[variant] for variant in s.horizon.variants}
     figure, axes = panels(4, len(datasets), height=2.3)
     for row, dataset in enumerate(datasets):
         left, middle, *right = axes[4 * row : 4 * row + 4]
         dots(left, lit.at(dataset=dataset), "light", "variant", look)
         dots(middle, silent.at(dataset=dataset), "light", "variant", look)
-        for each, (name, accuracies) in zip(right, other.items(), strict=True):
-            lines(each, accuracies.at(dataset=dataset), "x", "variant", look, bars=True)
+        for each, (name, errors) in zip(right, other.items(), strict=True):
+            lines(each, errors.at(dataset=dataset), "x", "variant", look, bars=True)
+            each.margins(x=0.12)
             _log(each, s.horizon.test_shades)
-            each.set(xlabel="light of the lower half", ylabel="test accuracy, %")
+            each.set(xlabel="light of the lower half", ylabel="test error, %")
             each.set_title(name, fontsize=7)
-        for each in (left, middle, *right):
-            _within_percent(each)
-        low, high = zip(*(each.get_ylim() for each in right), strict=True)
-        for each in right:
-            each.set_ylim(min(low), max(high))
-        left.set_ylabel(f"{dataset}: test accuracy, %")
+        _within_percent(middle)
+        least = min(lit.at(dataset=dataset)) / 1.3
+        for each in (left, *right):
+            each.set_yscale("log", nonpositive="clip")
+            each.set_ylim(least, 100 if each in right else min(each.get_ylim()[1], 100))
+            figures.log_ticks(each)
+        left.set_ylabel(f"{dataset}: test error, %")
         for each in (left, middle):
             each.tick_params(axis="x", labelsize=6, labelrotation=25)
         middle.set_ylabel("silent units below, %")
