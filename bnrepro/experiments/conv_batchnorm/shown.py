@@ -296,14 +296,17 @@ def two_by_two(r: Results, s: Settings) -> Figure | None:
 
 
 def scene(r: Results, s: Settings) -> Figure | None:
-    """What the seed means, and how far it goes ({s.first[scene]}). Above: a photograph as it is, and with its lower
-    half at {s.horizon.shade:g} of its light; then the dark one's pixels normalised in training, and set to 0 below
-    threshold (black). Where statistics are taken over the whole picture, nothing is left below the horizon (dashed);
-    where each location has its own, the lower half stays. A car of the test set, chosen by eye from ten; batches of
-    128, without gamma and beta, colours averaged. Below, in the lower half of all images: how many pixels are above
-    threshold in daylight, in the dark, and in the dark by running statistics of daylight, with which a layer is used;
-    how many answers of a first layer's filters, as initialised, are above it in the dark; and the test accuracy in the
-    dark of networks trained in daylight.
+    """The source's idea, and where it holds ({s.first[scene]}). Above: a photograph as it is, and with its lower half
+    at {s.horizon.shade:g} of its light; then the pixels of the dark one as each norm leaves them in training, where
+    those below threshold are black. Of statistics over the whole map nothing is left below the horizon (dashed): BN's
+    are of the batch, ghost batches' of a quarter of it, group norm's of one image. Of statistics per location the lower
+    half stays; the adaptive norm's are of a window of 5 x 5, which at the horizon has both. A car of the test set,
+    chosen by eye from ten; batches of 128, without gamma and beta, colours averaged. Below, the lower half of all
+    images. Left, where the idea holds: pixels above threshold in daylight, in the dark with the batch's own statistics,
+    and in the dark as the layer is used after training, with running statistics, here of daylight. Middle, where it
+    does not, all filters together: outputs above threshold in the dark of a first layer as it is initialised, of the
+    batch's own statistics. Right: test accuracy in the dark of networks trained in daylight, with each test batch's
+    statistics and as used.
     """
     names: dict[str, str] = {"plain": "the scene", "dark": "at sunrise"}
     names |= {v: NAMES[v].replace(" (", "\n(") for v in s.horizon.variants}
@@ -358,10 +361,10 @@ def _left_in_the_dark(r: Results, s: Settings) -> dict[str, Values]:
 
 
 def below_threshold(r: Results, s: Settings) -> Figure | None:
-    """Where the source is right: a first layer as it is initialised, the lower half of all images being dark. Left and
-    middle: how often each filter (one dot; of all seeds) is active below the horizon, by how light changes its answer:
-    -1 for one that answers to darkness alone, 1 for one that adds up the light. Right: by how many points the dark
-    raises the share of units below the horizon that almost no image activates.
+    """Before training: a first layer as it is initialised, the lower half of all images being dark. Left and middle:
+    how often each filter (one dot; of all seeds) of BN and of local-gain BN is active below the horizon, by how light
+    changes its answer: -1 for one that answers to darkness alone, 1 for one that adds up the light. Right, of all
+    norms: by how many points the dark raises the share of units below the horizon that almost no image activates.
     """
     silent = 100 * measured(r, "start", "silent below all")
     silenced = silent.at(x="static") - silent.at(x="plain")
@@ -387,13 +390,13 @@ def below_threshold(r: Results, s: Settings) -> Figure | None:
 
 
 def sunrise(r: Results, s: Settings) -> Figure | None:
-    """The horizon after training. Left: test error on plain images, with the lower half always at
-    {s.horizon.shade:g} of its light (static), and with a factor of its own for each batch (frames), in training and
-    test alike; at the end, on frames with each test batch's own statistics. Second: share of units of the first
-    {s.horizon.layers} convolutions, below the horizon, that almost no image activates. Right: networks trained on plain
-    images, by the light of the lower half at test: as they are used, with the running statistics of those that have
-    them, and all with each test batch's own. Small points are seeds; of an interval that
-    reaches below the axis, the lower end is not drawn.
+    """The horizon after training, a row for each dataset. Left: test error on plain images, with the lower half always
+    at {s.horizon.shade:g} of its light (static), and with a factor of its own for each batch (frames), in training and
+    test alike; at the end, on frames with each test batch's own statistics (by batch). Ghost batches and group norm
+    were not trained on static. Second: share of units of the first {s.horizon.layers} convolutions, below the horizon,
+    that almost no image activates. Right: networks trained on plain images, by the light of the lower half at test: as
+    they are used, with the running statistics of those that have them, and all with each test batch's own. Small points
+    are seeds; of an interval that reaches below the axis, the lower end is not drawn.
     """
     measures = 100 * measured(r, "horizon", "accuracy")
     silent = 100 * measured(r, "horizon", "silent below")
