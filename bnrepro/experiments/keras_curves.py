@@ -5,7 +5,7 @@ https://github.com/dksakkos/BatchNorm
 Differences from the paper
 - Each arm trains until the source's own rule stops it: after ten epochs without a lower validation loss, its learning
   rate halved after three, at most 100 epochs. Arms therefore differ in length and rate; curves are compared over the
-  epochs   that both have, and ends at each arm's own.
+  epochs that both have, and ends at each arm's own.
 - Several seeds, and all arms of a seed share initial weights and batches; the source has one seed.
 - Accuracy at the end is that of the test set, which its code computes and its text does not report.
 - The custom layer is this package's, in PyTorch, with the source's eps and momentum; K6 holds it against the source's
