@@ -12,7 +12,7 @@ from urllib.parse import quote
 from bnrepro.claims.evidence import Rule, State, Verdict
 from bnrepro.claims.words import asked, left_open
 from bnrepro.report.forest import deciding
-from bnrepro.report.wording import NONE, Row, duration, has_margin, history, listed, plural, unrun, up
+from bnrepro.report.wording import NONE, Row, amendments, duration, has_margin, history, listed, plural, unrun, up
 
 HOME = Path(__file__).parents[2]
 """Where the package lies: of a clone, its root."""
@@ -98,7 +98,7 @@ def changes(row: Row) -> str:
 
 def facts(row: Row) -> list[tuple[str, str]]:
     """(what, text) that stands below a claim's forest plot."""
-    found = [("Why this verdict", why(row)), ("What would change it", changes(row)), *history(row)]
+    found = [("Why this verdict", why(row)), ("What would change it", changes(row)), *history(row), *amendments(row)]
     seconds = row["seconds"]
     cost = f"{duration(seconds)} of one process, for all claims of {row['paper']} together" if seconds else ""
     seeds = sorted({effect["n"] for effect in row["effects"] if effect["rule"] != "exact"})

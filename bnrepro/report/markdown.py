@@ -17,6 +17,7 @@ from bnrepro.report.wording import (
     NONE,
     TITLE,
     Q,
+    amendments,
     anchor,
     column,
     counted,
@@ -75,7 +76,8 @@ def _section(section: Section, out: Path) -> list[str]:
     if section.source:
         lines += [f"Source: {escaped(section.source)}", ""]
     facts = [f"* {what}: {code(text) if what == 'Made by' else escaped(text)}" for what, text in section.facts]
-    lines += [*facts, ""]
+    amended = dict.fromkeys(f"* {what}: {escaped(text)}" for row in section.claims for what, text in amendments(row))
+    lines += [*facts, *amended, ""]
     if section.deviations:
         lines += ["What is done otherwise than in the source:", ""]
         lines += [*(f"* {escaped(sentence)}" for sentence in section.deviations), ""]

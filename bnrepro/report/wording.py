@@ -156,9 +156,16 @@ def _registered(row: Row) -> str:
         text += "; it is not judged as registered"
     if first and first < day:
         text += "; its first run is older"
-    return text + "".join(
-        f"; amended {each['on']}: {each['reason']} (before: {each['hash']})" for each in known["amended"]
-    )
+    days = dict.fromkeys(each["on"] for each in known["amended"])
+    return text + (f"; amended {listed(list(days))}" if days else "")
+
+
+def amendments(row: Row) -> list[tuple[str, str]]:
+    """Why a claim's design was amended: the same for all claims of an experiment."""
+    known = row.get("registration") or {}
+    return [
+        ("Amended", f"{each['on']}: {each['reason']} (before: {each['hash']})") for each in known.get("amended", [])
+    ]
 
 
 def q_of(q: float | None) -> str:

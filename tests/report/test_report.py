@@ -410,7 +410,7 @@ REGISTERED = {
         (
             REGISTERED
             | {"amended": [{"hash": "beef", "registered": "2026-11-01", "reason": "a typo", "on": "2026-11-20"}]},
-            *("2026-11-22", "; amended 2026-11-20: a typo (before: beef)"),
+            *("2026-11-22", "2026-11-20: a typo (before: beef)"),
         ),
     ],
 )
@@ -422,6 +422,9 @@ def test_report_says_when_a_design_was_registered(
     save(records, tmp_path / "made_up")
     conclude(varied(), records, tmp_path / "made_up")
     _, markdown, page = report.write(tmp_path)
+    if "(before: " in words:  # once for all claims
+        assert markdown.read_text("utf-8").count(words) == 1
+        assert "; amended 2026-11-20." in markdown.read_text("utf-8")
     for text in (markdown.read_text("utf-8"), Reader(page.read_text("utf-8")).text):
         assert words in text
         assert (first_run is None) or (f"First run: {first_run}" in text or f"First run{first_run}" in text)
