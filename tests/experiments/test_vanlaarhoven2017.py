@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from bnrepro.claims import Results
 from bnrepro.config import load_config
-from bnrepro.experiments.vanlaarhoven2017 import SGD, best, paper
+from bnrepro.experiments.vanlaarhoven2017 import SGD, best, measurements, paper
 from bnrepro.experiments.vanlaarhoven2017.measurements import (
     CORRECTED,
     OFF,
@@ -28,6 +28,7 @@ from bnrepro.experiments.vanlaarhoven2017.measurements import (
 )
 from bnrepro.norm import NORMS
 from bnrepro.training.train import trainer_of
+from bnrepro.training.trainer import Batch, Trainer
 
 SETTINGS, SMOKE = paper.settings("full"), paper.settings("smoke")
 
@@ -124,6 +125,18 @@ def test_norms_and_effective_rates_of_a_training() -> None:
     without, decayed = tuned_at(), tuned_at(decay=0.05)
     assert decayed["growth"] < without["growth"]
     assert decayed["effective_rate"] > without["effective_rate"]
+
+
+def test_of_weights_that_decay_to_nothing_there_is_no_effective_rate(monkeypatch: pytest.MonkeyPatch) -> None:
+    def vanish(trainer: Trainer, batch: Batch) -> float:
+        with torch.no_grad():
+            normed_weights(trainer.network)[0].zero_()
+        return math.log(10)
+
+    monkeypatch.setattr(measurements, "update", vanish)
+    found = tuned_at()
+    assert found.keys() == {"growth", "val", "test"}
+    assert found["growth"] == 0
 
 
 def test_a_training_of_the_grid_without_decay_is_that_of_the_trainer() -> None:

@@ -44,6 +44,12 @@ def squares(network: nn.Module) -> list[float]:
     return [float(w.detach().square().sum()) for w in normed_weights(network)]
 
 
+def mean_square(network: nn.Module) -> float:
+    """Geometric mean of the |w|²; 0 where weights have decayed to nothing."""
+    found = squares(network)
+    return geometric_mean(found) if min(found) > 0 else 0.0
+
+
 # --- networks ---
 
 
@@ -52,18 +58,21 @@ def tuned(run: Run, seed: int, epochs: int, decay: float) -> list[Row]:
     """A training with weight decay on the weights that a norm follows, and on no others.
 
     Rows, at the end: ``val`` and ``test`` (accuracy, %), ``growth`` (mean of |w|² over that at the start) and
-    ``effective_rate``, lr / |w|², averaged over the layers and over the steps after the warm-up. Of a training whose
-    loss is no number, ``diverged`` (the step) alone. Means of squares and rates are geometric.
+    ``effective_rate``, lr / |w|², averaged over the layers and over the steps after the warm-up, and left out where
+    weights have decayed to 0. Of a training whose loss is no number, ``diverged`` (the step) alone. Means of squares
+    and rates are geometric.
     """
     trainer = trainer_again(replace(run.config, epochs=epochs))
     trainer.optimizer = layerwise(trainer, decay)
-    start, rates = geometric_mean(squares(trainer.network)), []
+    start, steps = mean_square(trainer.network), []
     for batch in trainer.batches():
         if batch.step >= trainer.steps_per_epoch * run.config.schedule.warmup_epochs:
-            rates.append(batch.lr / geometric_mean(squares(trainer.network)))
+            steps.append((batch.lr, mean_square(trainer.network)))
         if not math.isfinite(update(trainer, batch)):
             return [row("diverged", batch.step)]
-    found = {"growth": geometric_mean(squares(trainer.network)) / start, "effective_rate": geometric_mean(rates)}
+    found = {"growth": mean_square(trainer.network) / start}
+    if all(square > 0 for _, square in steps):
+        found["effective_rate"] = geometric_mean(lr / square for lr, square in steps)
     found |= {"val": 100 * trainer.measure(trainer.data.val)[1], "test": 100 * trainer.measure(trainer.data.test)[1]}
     return [row(name, value) for name, value in found.items()]
 
