@@ -121,9 +121,9 @@ def verdicts_table() -> str:
     )
     awaits = "awaits its runs, and counts" if missing == 1 else "await their runs, and count"
     nothing = f"{missing} of the {len(claims)} claims {awaits} as open."
+    said = " ".join([provisional] * (old > 0) + [nothing] * (missing > 0))
     lines = [
-        " ".join([provisional] * (old > 0) + [nothing] * (missing > 0)),
-        "",
+        *([said, ""] if said else []),
         f"| source | {' | '.join(SHORT)} |",
         f"| --- |{' --: |' * len(SHORT)}",
     ]

@@ -328,7 +328,7 @@ def heat_maps(r: Results, s: Settings) -> Figure | None:
     """
     effective = r.measured("effective_rate", part="grid").log10().where(math.isfinite)
     learned = (r.measured("test", part="grid") - 2 * CHANCE).where(lambda more: more > 0)
-    spanned = list(learned * 0 + effective)
+    spanned = list(learned * 0 + effective)  # of networks that learn alone: those of others are decades away
     span = Normalize(min(spanned, default=0), max(spanned, default=1), clip=True)
     shown = {
         "test accuracy, %": (r.measured("test", part="grid"), "viridis", None, "{:.1f}"),
